@@ -1,0 +1,35 @@
+"""optimum-ffp: makes causal LMs physically smaller without retraining, by FastForward Pruning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+
+if TYPE_CHECKING:
+    from .config import FFPConfig
+    from .errors import FFPError
+    from .modeling import FFPModelForCausalLM
+    from .policy import PruningPolicy
+    from .pruner import FFPPruner
+
+# Resolved when first used: `optimum-cli` imports this package at every start and must not wait for torch.
+_PUBLIC = {
+    "FFPConfig": ".config",
+    "FFPError": ".errors",
+    "FFPModelForCausalLM": ".modeling",
+    "FFPPruner": ".pruner",
+    "PruningPolicy": ".policy",
+}
+
+__all__ = ["FFPConfig", "FFPError", "FFPModelForCausalLM", "FFPPruner", "PruningPolicy", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,61 @@
+"""Ridge regression that makes the items kept stand in for those removed (Eq. 6 and 7 of the paper)."""
+
+import torch
+
+
+def _damped(gram: torch.Tensor, ridge_lambda: float, relative: bool) -> torch.Tensor:
+    gram = gram.double()
+    scale = gram.diagonal().mean() if relative else gram.new_ones(())
+    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (ridge_lambda * scale)
+
+
+def ridge_direct(
+    weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01, relative: bool = True
+) -> torch.Tensor:
+    """Compensated weight of one prefix by solving Eq. 6 as it stands.
+
+    `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
+
+    Args:
+        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
+        kept: Columns that stay.
+        ridge_lambda: λ (the paper: 0.01).
+        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+
+    Returns:
+        `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
+    """
+    damped = _damped(gram, ridge_lambda, relative)
+    retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
+    coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
+    return (retained + removed @ coefficients.T).to(weight.dtype)
+
+
+class PrefixRidge:
+    """Compensated weights of every prefix of a unit from one Cholesky factor.
+
+    Prefixes are nested, so with `H + λI = L Lᵀ` in the sorted order the solution of Eq. 6-7 for the first `k` columns
+    is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorisation.
+
+    Args:
+        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`. Kept as a
+            reference, not copied.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
+        ridge_lambda: λ (the paper: 0.01).
+        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+    """
+
+    def __init__(self, weight: torch.Tensor, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True):
+        self.weight = weight
+        damped = _damped(gram.to(weight.device), ridge_lambda, relative)
+        # Factored in float64, kept in float32: as large as the Gram matrix, and exact enough for a solve.
+        self.factor = torch.linalg.cholesky(damped).float()
+
+    def compensated(self, kept: int) -> torch.Tensor:
+        """`W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
+        if kept == self.weight.shape[1]:
+            return self.weight
+        removed = self.weight[:, kept:].float() @ self.factor[kept:, :kept]
+        correction = torch.linalg.solve_triangular(self.factor[:kept, :kept], removed, upper=False, left=False)
+        return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)

@@ -1,0 +1,77 @@
+"""What candidate policies are worth: their loss on the search windows, paired with the dense model's."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+
+from .evaluation import window_losses
+from .nested import NestedModel
+from .policy import PruningPolicy
+
+
+class CandidateEvaluator:
+    """Evaluates policies on views of one nested model.
+
+    All candidates of a call see the same windows, and the dense model's losses on them are cached, so that what is
+    compared are paired differences.
+
+    Args:
+        nested: The model with its items sorted.
+        windows: Search windows, token ids of shape `[windows, window length]`.
+        compensated: Whether candidates are evaluated after ridge regression.
+        batch_size: Windows a forward pass.
+        dtype: Type to compute in (`torch.bfloat16` runs under autocast); `None` for the model's own.
+
+    Attributes:
+        evaluations: Candidate evaluations so far.
+        tokens: Tokens that those evaluations read.
+        non_finite: How many of them had a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        nested: NestedModel,
+        windows: torch.Tensor,
+        compensated: bool = False,
+        batch_size: int = 1,
+        dtype: torch.dtype | None = None,
+    ):
+        self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
+        self.dtype = None if dtype == nested.model.dtype else dtype
+        self.evaluations = self.tokens = self.non_finite = 0
+        self._dense: np.ndarray | None = None
+
+    @property
+    def dense_losses(self) -> np.ndarray:
+        """Losses of the dense model, nats a token, shape `[windows]`. Measured once, when first asked for."""
+        if self._dense is None:
+            self._dense = self._losses(PruningPolicy.dense(self.nested.units), self.windows)
+        return self._dense
+
+    def __call__(self, policies: Sequence[PruningPolicy], samples: int | None = None) -> np.ndarray:
+        """Losses of the policies on the first `samples` windows (all, if `None`), shape `[policies, samples]`."""
+        windows = self.windows[:samples]
+        losses = np.stack([self._losses(policy, windows) for policy in policies])
+        self.evaluations += len(policies)
+        self.tokens += len(policies) * windows.numel()
+        self.non_finite += int((~np.isfinite(losses)).any(1).sum())
+        return losses
+
+    def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
+        device = self.nested.model.device.type
+        precision = torch.autocast(device, self.dtype) if self.dtype else nullcontext()
+        with self.nested.applied(policy, self.compensated) as model, precision:
+            return window_losses(model, windows, self.batch_size).numpy()
+
+
+def fast_dtype(model_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else the model's own type."""
+    if model_dtype != torch.float32:
+        return model_dtype
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if native else model_dtype

@@ -1,0 +1,143 @@
+"""`optimum-cli ffp prune`."""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from .arguments import add_load_options, add_option
+
+
+if TYPE_CHECKING:
+    from ..config import FFPConfig
+
+LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "revision", "token", "cache_dir")
+EXAMPLES = """examples:
+  optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
+  optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
+  optimum-cli ffp prune -m model.gguf out --dataset self --preset paper --search-steps 64
+"""
+
+
+def parse_args_ffp_prune(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    required = parser.add_argument_group("Required arguments")
+    add_option(required, "model", "-m", required=True, help="Hub id, folder, or .gguf file of the dense model.")
+
+    output = parser.add_argument_group("Output")
+    output.add_argument("output", nargs="?", help="Folder to write. Default: MODEL-ffp-PERCENT.")
+    add_option(output, "overwrite", action="store_true", help="Replace the folder if it exists.")
+    add_option(output, "push-to-hub", action="store_true", help="Upload the result.")
+    add_option(output, "hub-model-id", help="Repository to upload to. Default: the folder's name.")
+    add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
+
+    prune = parser.add_argument_group("Pruning")
+    add_option(
+        prune,
+        "sparsity",
+        type=float,
+        nargs="+",
+        help="Fraction of the decoder blocks' projections to remove. Of several, each search starts from the last.",
+    )
+    add_option(prune, "config", metavar="FILE", help="JSON file of FFPConfig's knobs; options given here win.")
+    add_option(prune, "preset", help="default, or paper for the paper's numbers.")
+    add_option(prune, "method", help="How the policy is found: ffp or uniform.")
+    add_option(prune, "criterion", help="Importance of heads and channels: wanda.")
+    add_option(prune, "mapping", help="From scores to a policy: greedy or water-filling.")
+    add_option(prune, "reward", help="Reward candidates as searched, or calibrated.")
+    add_option(prune, "calibration", help="ridge or none.")
+    add_option(prune, "ridge-lambda", type=float, help="Ridge coefficient, relative to the mean diagonal.")
+    add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
+    add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
+    add_option(prune, "ffn-multiple", type=int, help="FFN widths are multiples of this.")
+
+    search = parser.add_argument_group("Search")
+    add_option(search, "search-steps", type=int, help="Candidate evaluations.")
+    add_option(search, "search-samples", type=int, help="Search windows at full fidelity.")
+    add_option(search, "candidates", type=int, help="Candidates of one update of the agent.")
+    add_option(search, "warm-start", help="Pruned checkpoint (folder or Hub id) whose agent to go on from.")
+    add_option(search, "seed", type=int, help="Of everything random.")
+
+    data = parser.add_argument_group("Data")
+    add_option(
+        data,
+        "dataset",
+        help="wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and test files, "
+        "or self (text sampled from the model).",
+    )
+    add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
+    add_option(data, "num-samples", type=int, help="Calibration windows.")
+    add_option(data, "seq-len", type=int, help="Tokens a window.")
+    add_option(data, "eval-samples", type=int, help="Test windows. Default: all.")
+    add_option(data, "batch-size", type=int, help="Windows a forward pass.")
+
+    add_load_options(parser.add_argument_group("Loading"))
+
+
+class FFPPruneCommand(BaseOptimumCLICommand):
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        return parse_args_ffp_prune(parser)
+
+    def run(self) -> None:
+        from ..errors import FFPError
+
+        try:
+            prune(self.args)
+        except FFPError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def read_config(args: Namespace) -> "FFPConfig":
+    """The config of the file, if one is named, with the options that were given."""
+    from ..config import FFPConfig
+
+    given = {name: getattr(args, name, None) for name in FFPConfig.knob_names() if name != "sparsity"}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.sparsity:
+        given["sparsity"] = args.sparsity[0]
+    return FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
+
+
+def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
+    """One folder a sparsity: the one that was named, or one with the percentage in its name."""
+    from pathlib import Path
+
+    name = args.output or Path(args.model.rstrip("/")).name.removesuffix(".gguf")
+    if args.output and len(sparsities) == 1:
+        return [args.output]
+    return [f"{name}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+
+
+def prune(args: Namespace) -> None:
+    """Prunes at every sparsity that was asked for, each search warm-started by the one before."""
+    config = read_config(args)
+    sparsities = args.sparsity or [config.sparsity]
+    folders = output_folders(args, sparsities)
+
+    from ..checkpoint import check_output, load_agent, push_folder
+    from ..pruner import FFPPruner
+    from .report import summary
+
+    for folder in folders:
+        check_output(folder, args.overwrite)
+    options = {name: getattr(args, name) for name in LOAD_OPTIONS}
+    agent = load_agent(args.warm_start, args.token) if args.warm_start else None
+    pruner = FFPPruner.from_pretrained(args.model, config, **options)
+    for sparsity in sparsities:
+        pruner.budget(sparsity)
+    for sparsity, folder in zip(sparsities, folders):
+        result = pruner.prune(sparsity, warm_start=agent)
+        pruner.save_pretrained(folder, overwrite=args.overwrite)
+        print(summary(result, folder))
+        if args.push_to_hub:
+            from pathlib import Path
+
+            repo_id = args.hub_model_id or Path(folder).name
+            if args.hub_model_id and len(sparsities) > 1:
+                repo_id = f"{args.hub_model_id}-{100 * sparsity:g}"
+            print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
+        agent = result.agent

@@ -1,0 +1,201 @@
+"""FFPConfig: every knob, with its unit and the paper's value."""
+
+import json
+import os
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from optimum.configuration_utils import BaseConfig
+
+from .errors import FFPError
+from .version import __version__
+
+
+CHOICES = {
+    "method": ("ffp", "uniform"),
+    "preset": ("default", "paper"),
+    "criterion": ("wanda",),
+    "mapping": ("greedy", "water-filling"),
+    "reward": ("searched", "calibrated"),
+    "calibration": ("ridge", "none"),
+    "search_dtype": ("auto", "model"),
+}
+
+# What the paper states; everything else it leaves open has one value for both presets.
+PAPER = {
+    "criterion": "wanda",
+    "mapping": "greedy",
+    "reward": "searched",
+    "calibration": "ridge",
+    "search_steps": 1000,
+    "rate_precision": 0.01,
+    "learning_rate": 1e-4,
+    "clip_range": 0.2,
+    "hidden_sizes": (256, 128),
+    "ridge_lambda": 0.01,
+    "num_samples": 32,
+    "seq_len": 2048,
+}
+
+
+class FFPConfig(BaseConfig):
+    """How to prune. Saved as `ffp_config.json`.
+
+    Values that are not given come from the preset: `FFPConfig(preset="paper")` sets exactly the paper's numbers.
+
+    Args:
+        sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
+        method: How the policy is found: `"ffp"` (the agent) or `"uniform"` (no search).
+        preset: `"default"` or `"paper"`.
+        criterion: Importance of items: `"wanda"` (the paper's).
+        mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1) or `"water-filling"`.
+        reward: Whether candidates are rewarded as `"searched"` (the paper's) or after ridge regression,
+            `"calibrated"`.
+        calibration: `"ridge"` (Eq. 6-7) or `"none"`.
+        ridge_lambda: λ of the ridge regression (the paper: 0.01).
+        ridge_lambda_relative: λ in multiples of the mean diagonal of the Gram matrix; otherwise absolute.
+        dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
+        eval_dataset: Text to report on; that of `dataset` if `None`.
+        num_samples: Calibration windows (the paper: 32).
+        seq_len: Tokens a window (the paper: 2048).
+        search_samples: Search windows at full fidelity, `N_max`.
+        eval_samples: Test windows; all there are if `None`.
+        batch_size: Windows a forward pass.
+        search_steps: Candidate evaluations of the search (the paper: 1000).
+        candidates: Candidates of one update of the agent.
+        alpha_start: Fraction of target sparsity and fidelity that the progressive schedule starts with.
+        learning_rate: Of PPO (the paper: 1e-4).
+        clip_range: Of PPO (the paper: 0.2).
+        hidden_sizes: Layers of the agent's MLP (the paper: 256 and 128, ReLU).
+        search_dtype: `"auto"` computes candidates in bfloat16 where the hardware multiplies it natively, `"model"` in
+            the model's own type.
+        min_retention: Smallest fraction of its items that a unit keeps, `a_min`.
+        max_retention: Largest fraction of its items that a unit keeps, `a_max`.
+        rate_precision: Grid that retentions are rounded to (the paper: 0.01); `None` for none.
+        ffn_multiple: FFN widths are multiples of this many channels.
+        seed: Of everything random.
+
+    Raises:
+        FFPError: If a value is not allowed, or a name is not known.
+    """
+
+    CONFIG_NAME: ClassVar[str] = "ffp_config.json"
+    FULL_CONFIGURATION_FILE: ClassVar[str] = "ffp_config.json"
+
+    sparsity: float = 0.2
+    method: str = "ffp"
+    preset: str = "default"
+    criterion: str = "wanda"
+    mapping: str = "water-filling"
+    reward: str = "calibrated"
+    calibration: str = "ridge"
+    ridge_lambda: float = 0.01
+    ridge_lambda_relative: bool = True
+    dataset: str = "wikitext2"
+    eval_dataset: str | None = None
+    num_samples: int = 32
+    seq_len: int = 2048
+    search_samples: int = 4
+    eval_samples: int | None = None
+    batch_size: int = 1
+    search_steps: int = 256
+    candidates: int = 8
+    alpha_start: float = 0.3
+    learning_rate: float = 1e-4
+    clip_range: float = 0.2
+    hidden_sizes: tuple[int, ...] = (256, 128)
+    search_dtype: str = "auto"
+    min_retention: float = 0.2
+    max_retention: float = 1.0
+    rate_precision: float | None = None
+    ffn_multiple: int = 1
+    seed: int = 0
+
+    def __init__(self, **knobs: Any):
+        known = self.knob_names()
+        # What optimum and transformers write beside the knobs, and the results that a checkpoint keeps with them.
+        for name in ("policy", "search", "provenance", "transformers_version", "optimum_version", "ffp_version"):
+            knobs.pop(name, None)
+        unknown = sorted(set(knobs) - set(known))
+        if unknown:
+            raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
+        super().__init__()
+        preset = knobs.get("preset", "default")
+        defaults = PAPER if preset == "paper" else {}
+        for name in known:
+            setattr(self, name, knobs.get(name, defaults.get(name, getattr(type(self), name))))
+        self._validate()
+
+    @classmethod
+    def knob_names(cls) -> list[str]:
+        """Names of all knobs, in the order of the documentation."""
+        return [field.name for field in fields(cls) if field.name in cls.__dict__]
+
+    def _validate(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
+        self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
+        self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range")
+        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
+        self._check_numbers(
+            int, 1, None, "num_samples", "search_samples", "batch_size", "search_steps", "candidates", "ffn_multiple"
+        )
+        self._check_numbers(int, 2, None, "seq_len")
+        self._check_numbers(int, 0, 2**32 - 1, "seed")
+        for name in ("rate_precision", "eval_samples"):
+            if getattr(self, name) is not None:
+                kind, low, high = (float, 0, 1) if name == "rate_precision" else (int, 1, None)
+                self._check_numbers(kind, low, high, name)
+        for name in ("dataset", *(["eval_dataset"] if self.eval_dataset is not None else [])):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise FFPError(f"{name} must be a name or a path, found {getattr(self, name)!r}")
+        if not isinstance(self.ridge_lambda_relative, bool):
+            raise FFPError(f"ridge_lambda_relative must be true or false, found {self.ridge_lambda_relative!r}")
+        if self.min_retention > self.max_retention:
+            raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
+        sizes = self.hidden_sizes
+        if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size > 0 for size in sizes):
+            raise FFPError(f"hidden_sizes must be a list of positive integers, found {sizes!r}")
+        self.hidden_sizes = tuple(sizes)
+
+    def _check_numbers(self, kind: type, low: float, high: float | None, *names: str, exclusive: bool = False) -> None:
+        for name in names:
+            value = getattr(self, name)
+            right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+            inside = right_type and (low < value if exclusive else low <= value)
+            if inside and high is not None:
+                inside = value < high if exclusive else value <= high
+            if not inside:
+                allowed = "an integer" if kind is int else "a number"
+                between = f"of at least {low}" if high is None else f"between {low} and {high}"
+                raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All knobs, with the version that wrote them."""
+        knobs = {name: getattr(self, name) for name in self.knob_names()}
+        return knobs | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        # A checkpoint records every knob: a default may change, what was done may not.
+        return self.to_dict()
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
+        """Reads a JSON file of knobs.
+
+        Args:
+            path: The file.
+            overrides: Knobs that replace those of the file.
+
+        Raises:
+            FFPError: If the file can't be read or isn't an object of known knobs.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                knobs = json.load(file)
+        except (OSError, ValueError) as error:
+            raise FFPError(f"{path} can't be read as a config: {error}") from None
+        if not isinstance(knobs, dict):
+            raise FFPError(f"{path} must hold a JSON object of knobs, found {type(knobs).__name__}")
+        return cls(**(knobs | overrides))

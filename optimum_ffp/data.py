@@ -1,0 +1,312 @@
+"""Text from wherever it is, as windows of tokens: what to calibrate on, what to search on, what to report on."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from .errors import FFPError
+from .progress import progress_bar
+
+
+NAMED = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "c4": ("allenai/c4", "en"),
+}
+SPLITS = {"calibration": "train", "search": "validation", "test": "test"}
+SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Where one text has to serve all three roles, these parts of its windows, in this order.
+SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
+# A stream is read only as far as its windows need, at this many characters a token (English text has 4 to 5).
+CHARACTERS_PER_TOKEN = 8
+ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, a folder with train, validation and test, or 'self'"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Non-overlapping windows of consecutive tokens, and where they come from.
+
+    Attributes:
+        tokens: Token ids, shape `[windows, window length]`.
+        dataset: What the user named.
+        split: Which part of it.
+    """
+
+    tokens: torch.Tensor
+    dataset: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def describe(self) -> dict[str, str | int]:
+        """What has to stand beside every figure measured on these windows."""
+        return {"dataset": self.dataset, "split": self.split, "windows": len(self), "window_length": self.length}
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Disjoint windows for the three roles."""
+
+    calibration: Windows
+    search: Windows
+    test: Windows
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """How many windows of what length each role wants; `test=None` takes all there are.
+
+    Attributes:
+        length: Tokens a window.
+        calibration, search, test: Number of windows.
+        seed: Picks the calibration and search windows. Test windows are the first.
+    """
+
+    length: int
+    calibration: int
+    search: int
+    test: int | None
+    seed: int
+
+    def self_counts(self) -> dict[str, int]:
+        """Windows of each role when the model has to write them."""
+        return {"calibration": self.calibration, "search": self.search, "test": self.test or self.search}
+
+
+def load_windows(
+    dataset: str,
+    eval_dataset: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    request: DataRequest,
+) -> DataSplits:
+    """Windows for all roles.
+
+    A dataset with splits calibrates on train, searches on validation and reports on test. One file, or a dataset
+    with one split, is cut into disjoint parts. `self` samples the text from the model.
+
+    Args:
+        dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`.
+        eval_dataset: The same for the test windows, if they should come from elsewhere.
+        tokenizer: The model's tokenizer.
+        model: The model, for `self`.
+        request: How much of it.
+
+    Raises:
+        FFPError: If the data can't be found or read, or is too short.
+    """
+    roles = _load_roles(dataset, tokenizer, model, request)
+    if eval_dataset and eval_dataset != dataset:
+        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
+    return DataSplits(**roles)
+
+
+def _load_roles(
+    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+) -> dict[str, Windows]:
+    wanted = {"calibration": request.calibration, "search": request.search, "test": request.test}
+    if dataset == "self":
+        parts = _divide(sample_from_model(model, tokenizer, request), request.self_counts())
+        labels = {role: f"{role} part of text sampled from the model" for role in SPLITS}
+    else:
+        splits = {
+            split: _cut(_tokenize(text, tokenizer), request.length, f"{dataset} ({split})")
+            for split, text in read_splits(dataset, request).items()
+        }
+        if len(splits) > 1:
+            parts, labels = {role: splits[split] for role, split in SPLITS.items()}, SPLITS
+        else:
+            (split, windows), *_ = splits.items()
+            parts = _divide(windows, _share_out(len(windows), f"{dataset} with seq_len {request.length}"))
+            labels = {role: f"{role} part of {split}" for role in SPLITS}
+    generator = torch.Generator().manual_seed(request.seed)
+    result = {}
+    for role, windows in parts.items():
+        if role != "test":
+            windows = windows[torch.randperm(len(windows), generator=generator)]
+        result[role] = Windows(windows[: wanted[role]], dataset, labels[role])
+    return result
+
+
+def _share_out(count: int, label: str) -> dict[str, int]:
+    if count < len(SHARES):
+        raise FFPError(
+            f"{label} gives {count} window(s); calibration, search and test need one each: use more text or a "
+            "smaller seq_len"
+        )
+    shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
+    return shares | {"calibration": count - shares["search"] - shares["test"]}
+
+
+def _divide(windows: torch.Tensor, counts: dict[str, int]) -> dict[str, torch.Tensor]:
+    return dict(zip(counts, windows.split(list(counts.values()))))
+
+
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
+
+
+def _cut(tokens: torch.Tensor, length: int, label: str) -> torch.Tensor:
+    if len(tokens) < length:
+        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
+    count = len(tokens) // length
+    return tokens[: count * length].view(count, length)
+
+
+def read_splits(dataset: str, request: DataRequest) -> dict[str, str]:
+    """The text of every split of a dataset: rows joined by blank lines. One split alone if there is no more.
+
+    Raises:
+        FFPError: If the data can't be found or read.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return {split: join_rows(_read_rows(_split_file(path, split))) for split in SPLITS.values()}
+    if path.is_file():
+        return {path.name: join_rows(_read_rows(path))}
+    if path.suffix in SUFFIXES or dataset.startswith((".", "/", "~")):
+        raise FFPError(f"there is no file or folder {dataset}; {ALTERNATIVES}")
+    return _read_from_hub(dataset, request)
+
+
+def join_rows(rows: Iterable[str]) -> str:
+    """Rows joined by blank lines, as perplexity on WikiText-2 is measured."""
+    return "\n\n".join(rows)
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    for suffix in SUFFIXES:
+        if (folder / f"{split}{suffix}").is_file():
+            return folder / f"{split}{suffix}"
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+    raise FFPError(
+        f"{folder} has no {split} file ({', '.join(split + suffix for suffix in SUFFIXES)}); it holds {found}. "
+        "Give one file instead of the folder to have it split"
+    )
+
+
+def _read_rows(path: Path) -> list[str]:
+    """Rows of a local file. A line of a .txt is a row, with its line end unless it is blank, as in WikiText-2."""
+    if path.suffix not in SUFFIXES:
+        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+    try:
+        if path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [line + "\n" if line.strip() else "" for line in lines]
+            if rows and not rows[-1]:
+                rows.pop()
+        else:
+            from datasets import load_dataset
+
+            table = load_dataset(SUFFIXES[path.suffix], data_files=str(path), split="train")
+            rows = table[_text_column(table.column_names, table.features, str(path))]
+    except FFPError:
+        raise
+    except Exception as error:  # Each reader has exceptions of its own; the user needs the file and the reason.
+        raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
+    rows = [row for row in rows if row is not None]
+    if not any(row.strip() for row in rows):
+        raise FFPError(f"{path} holds no text")
+    return list(rows)
+
+
+def _text_column(names: list[str], features: dict, label: str) -> str:
+    strings = [name for name in names if getattr(features[name], "dtype", None) in ("string", "large_string")]
+    if "text" in strings:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    raise FFPError(f"{label} has the columns {', '.join(names)}; one of them must be called 'text' and hold strings")
+
+
+def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, str]:
+    from datasets import get_dataset_split_names, load_dataset
+
+    name, _, config = dataset.partition(":")
+    repository, config = NAMED.get(name, (name, config or None))
+    try:
+        available = get_dataset_split_names(repository, config)
+        splits = [split for split in SPLITS.values() if split in available]
+        if len(splits) < len(SPLITS):
+            splits = ["train"] if "train" in available else available[:1]
+        texts = {}
+        for split in splits:
+            stream = load_dataset(repository, config, split=split, streaming=True)
+            head = next(iter(stream))
+            column = _text_column(list(head), stream.features or {}, dataset) if "text" not in head else "text"
+            texts[split] = join_rows(_take(stream, column, request))
+        return texts
+    except FFPError:
+        raise
+    except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
+        reason = "offline mode is on" if os.environ.get("HF_HUB_OFFLINE") == "1" else _first_line(error)
+        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None
+
+
+def _take(stream: Iterable[dict], column: str, request: DataRequest) -> Iterable[str]:
+    windows = 4 * sum(count or 100 for count in (request.calibration, request.search, request.test))
+    budget = windows * request.length * CHARACTERS_PER_TOKEN
+    for row in stream:
+        yield row[column]
+        budget -= len(row[column])
+        if budget < 0:
+            return
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def sample_from_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: DataRequest
+) -> torch.Tensor:
+    """Text that the model itself writes from its start token at temperature 1: data for when there is no data.
+
+    Returns:
+        Token ids, shape `[windows, window length]`, as many windows as all roles want together.
+
+    Raises:
+        FFPError: If the tokenizer has no start or end token to begin with.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise FFPError("the tokenizer has neither a start nor an end token to sample from; name a dataset instead")
+    count = sum(request.self_counts().values())
+    prompt = torch.full((count, 1), start, device=model.device)
+    # Without an end token the model goes on with its next document, as in the packed text that it was trained on.
+    plain_sampling = GenerationConfig(
+        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=request.length, eos_token_id=None, pad_token_id=start
+    )
+    with progress_bar(request.length, "Sampling text", "token") as bar, torch.random.fork_rng():
+        torch.manual_seed(request.seed)
+        tokens = model.generate(
+            prompt, generation_config=plain_sampling, stopping_criteria=StoppingCriteriaList([_Ticks(bar)])
+        )
+    return tokens[:, 1:].cpu()
+
+
+class _Ticks(StoppingCriteria):
+    # generate has no progress callback; a criterion is asked after every token.
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.bar.update()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,157 @@
+"""What a family record says, and how it finds the units of a loaded model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..policy import Unit
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of the modules and config attributes of one model type. Module names are relative to a decoder layer.
+
+    Attributes:
+        model_type: `config.model_type` of the family's models.
+        layers: Where the decoder layers are, relative to the `AutoModel` class.
+        query, key, value: Projections whose rows belong to heads.
+        attention_output: Projection whose columns belong to query heads.
+        ffn_inputs: Projections whose rows are FFN channels (gate and up, or `fc1`).
+        ffn_output: Projection whose columns are FFN channels.
+        heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. A family without grouped
+            queries has `None` for KV heads.
+        head_counters: Attributes of modules that hold the number of query heads and must follow it, as
+            `"module.attribute"`.
+    """
+
+    model_type: str
+    layers: str = "layers"
+    query: str = "self_attn.q_proj"
+    key: str = "self_attn.k_proj"
+    value: str = "self_attn.v_proj"
+    attention_output: str = "self_attn.o_proj"
+    ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    ffn_output: str = "mlp.down_proj"
+    heads_attribute: str = "num_attention_heads"
+    kv_heads_attribute: str | None = "num_key_value_heads"
+    width_attribute: str = "intermediate_size"
+    head_counters: tuple[str, ...] = ()
+
+    @property
+    def modeling_module(self) -> str:
+        """Name of the module that a checkpoint of this family carries."""
+        return f"modeling_ffp_{self.model_type}"
+
+    def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
+        """Query heads, KV heads and head dimension of the dense model."""
+        heads = getattr(config, self.heads_attribute)
+        kv_heads = heads
+        if self.kv_heads_attribute is not None:
+            kv_heads = getattr(config, self.kv_heads_attribute) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return heads, kv_heads, head_dim
+
+    def layer_overrides(self, config: PretrainedConfig, sizes: dict[str, int]) -> dict[str, int]:
+        """A layer's entry of `per_layer_config`: config attributes for `{"attention": KV groups, "ffn": channels}`."""
+        heads, kv_heads, _ = self.heads(config)
+        overrides = {
+            self.heads_attribute: sizes["attention"] * heads // kv_heads,
+            self.width_attribute: sizes["ffn"],
+        }
+        if self.kv_heads_attribute is not None:
+            overrides[self.kv_heads_attribute] = sizes["attention"]
+        return {name: value for name, value in overrides.items() if value != getattr(config, name)}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a projection that belongs to the items of a unit.
+
+    Attributes:
+        module: The projection, weight shape `[out_features, in_features]`.
+        dim: 0 if items own rows (outputs), 1 if they own columns (inputs).
+        block: Rows or columns of one item.
+    """
+
+    module: nn.Linear
+    dim: int
+    block: int
+
+    def tensors(self) -> Iterator[str]:
+        """Names of the module's parameters that items own a part of."""
+        yield "weight"
+        if self.dim == 0 and self.module.bias is not None:
+            yield "bias"
+
+
+@dataclass(frozen=True)
+class ModelUnit:
+    """A unit in a loaded model: its arithmetic, and the projections that it is made of.
+
+    Attributes:
+        unit: What the budget sees.
+        slices: All projections that lose rows or columns; the output projection is the last.
+        counters: Modules and attributes that hold the number of query heads.
+        heads_per_item: Query heads of one item (0 for an FFN).
+    """
+
+    unit: Unit
+    slices: tuple[Slice, ...]
+    counters: tuple[tuple[nn.Module, str], ...] = ()
+    heads_per_item: int = 0
+
+    @property
+    def output(self) -> Slice:
+        """The projection whose inputs are observed, scored and compensated."""
+        return self.slices[-1]
+
+
+def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int = 1) -> list[ModelUnit]:
+    """The units of a dense model, attention then FFN, layer by layer.
+
+    Args:
+        model: A causal LM of the family.
+        family: Its record.
+        ffn_multiple: FFN widths are multiples of this many channels.
+    """
+    heads, kv_heads, head_dim = family.heads(model.config)
+    group = heads // kv_heads
+    width = getattr(model.config, family.width_attribute)
+    units: list[ModelUnit] = []
+    for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
+        attention = (
+            Slice(layer.get_submodule(family.query), 0, group * head_dim),
+            Slice(layer.get_submodule(family.key), 0, head_dim),
+            Slice(layer.get_submodule(family.value), 0, head_dim),
+            Slice(layer.get_submodule(family.attention_output), 1, group * head_dim),
+        )
+        ffn = (
+            *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
+            Slice(layer.get_submodule(family.ffn_output), 1, 1),
+        )
+        counters = tuple(
+            (layer.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in family.head_counters
+        )
+        attention_unit = Unit(index, "attention", kv_heads, *_count_parameters(attention))
+        units.append(ModelUnit(attention_unit, attention, counters, group))
+        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn), ffn_multiple), ffn))
+    return units
+
+
+def _count_parameters(slices: tuple[Slice, ...]) -> tuple[int, int]:
+    owned = sum(
+        part.block * (getattr(part.module, name)[0].numel() if part.dim == 0 else part.module.weight.shape[0])
+        for part in slices
+        for name in part.tensors()
+    )
+    output_bias = slices[-1].module.bias
+    return owned, 0 if output_bias is None else output_bias.numel()
+
+
+def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:
+    """Reorders blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[items]`."""
+    index = (order[:, None] * block + torch.arange(block, device=order.device)).flatten()
+    return tensor.index_select(dim, index.to(tensor.device))

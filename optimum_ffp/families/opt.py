@@ -1,0 +1,16 @@
+"""OPT: every head its own KV head, a plain two-layer FFN, biases everywhere, learned positions."""
+
+from .base import Family
+
+
+OPT = Family(
+    model_type="opt",
+    layers="decoder.layers",
+    attention_output="self_attn.out_proj",
+    ffn_inputs=("fc1",),
+    ffn_output="fc2",
+    kv_heads_attribute=None,
+    width_attribute="ffn_dim",
+    # OPT's attention reshapes by this count; other families infer it from the width of the projection.
+    head_counters=("self_attn.num_heads",),
+)

@@ -1,0 +1,132 @@
+"""The dense model and its tokenizer, from a Hub id, a folder or a GGUF file, or one clear reason why not."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import FFPError
+from .families import get_family
+from .modeling.auto import is_pruned
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load the dense model; names as in transformers.
+
+    Attributes:
+        device: Where to put the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator if there is one.
+        dtype: `"auto"` for the checkpoint's, or a name of a torch type.
+        device_map: For accelerate; excludes `device`.
+        trust_remote_code: Whether code of the tokenizer's repository may run.
+        revision, token, cache_dir: Of the Hub.
+    """
+
+    device: str | None = None
+    dtype: str = "auto"
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: str | None = None
+
+    def hub(self) -> dict[str, Any]:
+        options = {"revision": self.revision, "token": self.token, "cache_dir": self.cache_dir}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a dense causal LM of a supported family, ready to evaluate.
+
+    Args:
+        model_id: Hub id, folder, or a `.gguf` file, which is dequantised.
+        options: Device, type and Hub options.
+
+    Raises:
+        FFPError: If there is no such model, or it can't be pruned: an unsupported family, a checkpoint that is
+            already pruned or quantised, or one that needs modelling code of its own.
+    """
+    dtype = resolve_dtype(options.dtype)
+    source, extra = _locate(model_id)
+    common = options.hub() | extra
+    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
+    _check_prunable(model_id, config)
+    weights = dict(common)
+    if extra:
+        from transformers import GgufConfig
+
+        weights["quantization_config"] = GgufConfig(dequantize=True)
+        dtype = torch.float32 if dtype == "auto" else dtype
+    placement = {"device_map": options.device_map} if options.device_map else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **common)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **placement, **weights)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
+    if not options.device_map:
+        model = model.to(resolve_device(options.device))
+    # A GGUF file's own name for the model is no place to load it from.
+    model.config._name_or_path = model_id
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device of that name, or the accelerator if there is one, or the CPU."""
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise FFPError(f"device {device!r} can't be used here: {_one_line(error)}") from None
+    return resolved
+
+
+def resolve_dtype(dtype: str) -> torch.dtype | str:
+    """The torch type of that name, or `"auto"`."""
+    resolved = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if resolved != "auto" and not (isinstance(resolved, torch.dtype) and resolved.is_floating_point):
+        raise FFPError(f"dtype {dtype!r} is not known; choose from auto, float32, bfloat16, float16")
+    return resolved
+
+
+def _locate(model_id: str) -> tuple[str, dict[str, str]]:
+    path = Path(model_id).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FFPError(f"there is no file {model_id}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FFPError(f"{model_id} is a folder without config.json; give one that save_pretrained has written")
+        return str(path), {}
+    if model_id.startswith((".", "/", "~", "\\")) or model_id.count("/") > 1 or not model_id.strip():
+        raise FFPError(f"there is no folder {model_id!r}; give a Hub id, a folder with config.json, or a .gguf file")
+    return model_id, {}
+
+
+def _check_prunable(model_id: str, config: Any) -> None:
+    if is_pruned(config):
+        raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
+    get_family(config.model_type)
+    if getattr(config, "auto_map", None):
+        raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
+    # A GGUF file has a quantisation too, but one that is undone while loading.
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
+
+
+def _one_line(error: BaseException) -> str:
+    if os.environ.get("HF_HUB_OFFLINE") == "1" and "offline" in str(error).lower():
+        return "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

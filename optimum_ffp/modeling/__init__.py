@@ -1,0 +1,6 @@
+"""The code that checkpoints carry, one small file a family, and the class that loads them without remote code."""
+
+from .auto import FFPModelForCausalLM, pruned_config, pruned_model_class
+
+
+__all__ = ["FFPModelForCausalLM", "pruned_config", "pruned_model_class"]

@@ -1,0 +1,41 @@
+"""Llama whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+
+The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+those of Llama.
+"""
+
+import copy
+
+from transformers import PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+
+
+def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
+    """The config of one layer: the global one with that layer's overrides."""
+    overrides = config.per_layer_config
+    if not isinstance(overrides, dict):
+        return overrides[layer_idx]
+    # Before 5.15 transformers keeps the JSON as it was read.
+    layer_config = copy.copy(config)
+    for index, values in overrides.items():
+        if int(index) == layer_idx:
+            layer_config.__dict__.update(values)
+    return layer_config
+
+
+class FFPLlamaModel(LlamaModel):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        for layer_idx in range(config.num_hidden_layers):
+            layer = LlamaDecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            # The layer's config is a copy, which would not follow a later set_attn_implementation.
+            layer.self_attn.config = config
+            self.layers[layer_idx] = layer
+        self.post_init()
+
+
+class FFPLlamaForCausalLM(LlamaForCausalLM):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.model = FFPLlamaModel(config)
+        self.post_init()

@@ -1,0 +1,73 @@
+"""The pictures of a model card."""
+
+import os
+from pathlib import Path
+
+from .result import PruningResult
+
+
+COLORS = {"attention": "#2f6fb3", "ffn": "#e08a1e", "target": "#7a7a7a", "best": "#2b8a3e"}
+
+
+def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, str]:
+    """Draws the policy and, if there was one, the search.
+
+    Returns:
+        File name of every picture that was drawn, by what it shows.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = {"policy": "policy.png"}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    _draw_policy(figure.add_subplot(), result)
+    figure.savefig(Path(folder) / drawn["policy"], dpi=150)
+    if len(result.log) > 1:
+        drawn["search"] = "search.png"
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        _draw_search(figure.add_subplot(), result)
+        figure.savefig(Path(folder) / drawn["search"], dpi=150)
+    return drawn
+
+
+def _draw_policy(axes, result: PruningResult) -> None:
+    policy = result.policy
+    for offset, kind in ((-0.2, "attention"), (0.2, "ffn")):
+        rows = [(unit.layer, 100 * rate) for unit, rate in zip(policy.units, policy.retentions) if unit.kind == kind]
+        label = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}[kind]
+        layers = [layer + offset for layer, _ in rows]
+        axes.bar(layers, [rate for _, rate in rows], width=0.4, color=COLORS[kind], label=label)
+    axes.axhline(100 * (1 - policy.sparsity), color=COLORS["target"], linestyle="--", linewidth=1, label="mean")
+    axes.set(xlabel="layer", ylabel="kept [%]", ylim=(0, 105), title=f"Kept at {policy.sparsity:.1%} sparsity")
+    axes.margins(x=0.01)
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
+
+
+def _draw_search(axes, result: PruningResult) -> None:
+    seen = [entry for entry in result.log if entry["perplexity"] is not None]
+    for final, label, marker in ((False, "candidate", "o"), (True, "finalist", "D")):
+        rows = [entry for entry in seen if entry["final"] == final]
+        if rows:
+            axes.scatter(
+                [entry["evaluation"] for entry in rows],
+                [entry["perplexity"] for entry in rows],
+                s=14,
+                marker=marker,
+                color=COLORS["best"] if final else COLORS["attention"],
+                alpha=0.7,
+                label=label,
+            )
+    dense = result.search["perplexity"]["dense"]
+    axes.axhline(dense, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
+    axes.set(xlabel="candidate evaluation", ylabel="search perplexity", title="Search")
+    if seen and max(entry["perplexity"] for entry in seen) > 10 * dense:
+        axes.set_yscale("log")
+    curriculum = axes.twinx()
+    curriculum.plot(
+        [entry["evaluation"] for entry in result.log],
+        [100 * entry["target_sparsity"] for entry in result.log],
+        color=COLORS["ffn"],
+        linewidth=1.5,
+        label="target sparsity",
+    )
+    curriculum.set(ylabel="target sparsity [%]", ylim=(0, None))
+    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)

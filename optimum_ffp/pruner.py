@@ -1,0 +1,258 @@
+"""FFPPruner: the story of a prune, one stage after another."""
+
+import copy
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .calibration import PrefixRidge
+from .candidates import CandidateEvaluator, fast_dtype
+from .checkpoint import load_agent, push_checkpoint, save_checkpoint
+from .config import FFPConfig
+from .criteria import order_items
+from .data import DataRequest, DataSplits, load_windows
+from .errors import FFPError
+from .evaluation import Perplexity
+from .families import find_units, get_family
+from .loading import LoadOptions, load_dense
+from .mapping import MAPPINGS, Budget, uniform
+from .nested import NestedModel
+from .policy import PruningPolicy
+from .progress import progress_bar
+from .result import PruningResult, StageClock
+from .search import SearchResult, SearchTask, search
+from .statistics import collect_statistics
+
+
+class FFPPruner:
+    """Prunes one model, at one sparsity or several.
+
+    Data, statistics and the sorted model are made once, when first needed, and serve every call of `prune`.
+
+    Args:
+        model: The dense model, of a supported family. The pruner owns it: its heads and channels are reordered.
+        tokenizer: Its tokenizer.
+        config: All knobs.
+        model_id: Where the model comes from, for the record.
+
+    Example:
+        >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
+        >>> pruner.prune()
+        >>> pruner.save_pretrained("Llama-2-7b-hf-ffp-20")
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: FFPConfig,
+        model_id: str | None = None,
+    ):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model_id = model_id or model.config._name_or_path or "the model"
+        self.family = get_family(model.config.model_type)
+        self.model_units = find_units(model, self.family, config.ffn_multiple)
+        self.units = tuple(unit.unit for unit in self.model_units)
+        self.clock = StageClock()
+        self.result: PruningResult | None = None
+        self._dense_parameters = model.num_parameters()
+        self.budget(config.sparsity)
+
+    @classmethod
+    def from_pretrained(
+        cls, model_id: str | os.PathLike, config: FFPConfig | None = None, **options: Any
+    ) -> "FFPPruner":
+        """Loads a dense model to prune.
+
+        Args:
+            model_id: Hub id, folder, or `.gguf` file.
+            config: All knobs; the default ones if `None`.
+            options: See `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
+        """
+        model, tokenizer = load_dense(os.fspath(model_id), LoadOptions(**options))
+        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id))
+
+    def budget(self, sparsity: float) -> Budget:
+        """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
+        config = self.config
+        return Budget(self.units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+
+    def prune(
+        self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+    ) -> PruningResult:
+        """Search, calibrate, slice, evaluate.
+
+        Args:
+            sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
+            warm_start: An agent to go on from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
+
+        Returns:
+            The pruned model with its figures; also kept as `self.result`.
+
+        Raises:
+            FFPError: If the sparsity can't be met, or the data or the agent can't be used.
+        """
+        config = copy.deepcopy(self.config)
+        config.sparsity = self.config.sparsity if sparsity is None else sparsity
+        self.budget(config.sparsity)
+        if isinstance(warm_start, (str, os.PathLike)):
+            warm_start = load_agent(warm_start)
+        data, nested = self.data, self.nested
+        dense_perplexity = self.dense_perplexity
+        shared = dict(self.clock.seconds)
+        clock = StageClock(shared)
+
+        with clock.stage("search"):
+            found, evaluator = self._search(config, warm_start)
+        compensated = config.calibration == "ridge"
+        with clock.stage("evaluation"), nested.applied(found.policy) as model:
+            perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
+        with clock.stage("calibration"):
+            pruned = nested.materialise(found.policy, compensated)
+        if compensated:
+            with clock.stage("evaluation"):
+                perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
+        self.result = PruningResult(
+            model=pruned,
+            tokenizer=self.tokenizer,
+            config=config,
+            policy=found.policy,
+            base_model=self.model_id,
+            dense_parameters=self._dense_parameters,
+            perplexities=perplexities,
+            test=data.test,
+            search=self._describe_search(config, found, evaluator),
+            log=found.log,
+            agent=found.agent,
+            seconds=clock.seconds,
+        )
+        return self.result
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """Calibration, search and test windows."""
+        config = self.config
+        request = DataRequest(
+            config.seq_len, config.num_samples, config.search_samples, config.eval_samples, config.seed
+        )
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and config.seq_len > limit:
+            raise FFPError(f"seq_len {config.seq_len} is more than the {limit} positions that the model knows")
+        with self.clock.stage("data"):
+            return load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.model, request)
+
+    @cached_property
+    def dense_perplexity(self) -> float:
+        """Perplexity of the dense model on the test windows."""
+        with self.clock.stage("evaluation"), self.nested.applied(PruningPolicy.dense(self.units)) as model:
+            return self._perplexity(model, "dense")
+
+    @cached_property
+    def nested(self) -> NestedModel:
+        """The model with its items sorted by importance, ready for ridge regression."""
+        config, windows = self.config, self.data.calibration.tokens
+        with self.clock.stage("statistics"):
+            statistics = collect_statistics(self.model, self.model_units, windows, config.batch_size)
+        with self.clock.stage("importance"):
+            orders = [
+                order_items(config.criterion, unit.output.module.weight, found, unit.output.block)
+                for unit, found in zip(self.model_units, statistics)
+            ]
+            nested = NestedModel(self.model, self.model_units, orders, self.family)
+        if "ridge" in config.calibration or config.reward == "calibrated":
+            with self.clock.stage("factorisation"):
+                nested.ridges = [
+                    PrefixRidge(
+                        unit.output.module.weight.data,
+                        found.permuted(order, unit.output.block).gram,
+                        config.ridge_lambda,
+                        config.ridge_lambda_relative,
+                    )
+                    for unit, found, order in zip(self.model_units, statistics, orders)
+                ]
+        return nested
+
+    def _search(
+        self, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None
+    ) -> tuple[SearchResult, CandidateEvaluator]:
+        dtype = fast_dtype(self.model.dtype, self.model.device) if config.search_dtype == "auto" else None
+        evaluator = CandidateEvaluator(
+            self.nested, self.data.search.tokens, config.reward == "calibrated", config.batch_size, dtype
+        )
+        mapping = uniform if config.method == "uniform" else MAPPINGS[config.mapping]
+        # The curriculum begins with less than the bounds may allow.
+        least = self.budget(config.sparsity).least_sparsity
+        steps = 1 if config.method == "uniform" else config.search_steps
+        with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
+
+            def show(count: int, best: float) -> None:
+                bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
+                bar.update(count)
+
+            task = SearchTask(
+                actions=len(self.units),
+                map_scores=lambda scores, sparsity: mapping(scores, self.budget(max(sparsity, least))),
+                evaluate=evaluator,
+                sparsity=config.sparsity,
+                steps=steps,
+                max_samples=len(self.data.search),
+                seed=config.seed,
+                on_evaluated=show,
+            )
+            return search(task, config, warm_start), evaluator
+
+    def _describe_search(
+        self, config: FFPConfig, found: SearchResult, evaluator: CandidateEvaluator
+    ) -> dict[str, Any]:
+        dense = float(np.exp(evaluator.dense_losses.mean()))
+        return {
+            "method": config.method,
+            "seed": config.seed,
+            "candidate_evaluations": evaluator.evaluations,
+            "tokens_evaluated": evaluator.tokens,
+            "non_finite": evaluator.non_finite,
+            "perplexity": {"dense": dense, "best": found.perplexity} | self.data.search.describe(),
+        }
+
+    def _perplexity(self, model: PreTrainedModel, name: str) -> float:
+        windows = self.data.test.tokens
+        with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
+            figures = Perplexity().compute(
+                predictions=windows.tolist(), model=model, batch_size=self.config.batch_size, on_batch=bar.update
+            )
+        return figures["perplexity"]
+
+    def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
+        """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
+
+        Args:
+            directory: The folder to write. It appears whole or not at all.
+            overwrite: Whether to replace a folder that exists.
+
+        Raises:
+            FFPError: If nothing is pruned yet, or the folder exists.
+        """
+        save_checkpoint(self._finished(), directory, overwrite)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Puts the last result on the Hub in one commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            FFPError: If nothing is pruned yet, or the Hub refuses.
+        """
+        return push_checkpoint(self._finished(), repo_id, private, token)
+
+    def _finished(self) -> PruningResult:
+        if self.result is None:
+            raise FFPError("there is nothing to save yet; call prune() first")
+        return self.result

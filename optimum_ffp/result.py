@@ -1,0 +1,98 @@
+"""What a prune has produced: the model, and everything that a report needs to say."""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import FFPConfig
+from .data import Windows
+from .policy import PruningPolicy
+
+
+@dataclass
+class StageClock:
+    """Seconds that every stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class PruningResult:
+    """A pruned model and how it came about.
+
+    Attributes:
+        model: The pruned model, a real `PreTrainedModel`.
+        tokenizer: The dense model's.
+        config: All knobs; `config.sparsity` is what was asked for.
+        policy: What every unit keeps.
+        base_model: Hub id, folder or file of the dense model.
+        dense_parameters: Parameters of the whole dense model.
+        perplexities: `dense`, `searched` (before ridge regression) and `calibrated`, on the test windows.
+        test: The test windows.
+        search: Counts and figures of the search.
+        log: One record a candidate evaluation.
+        agent: Weights of the agent for policy transfer.
+        seconds: Time of every stage.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: FFPConfig
+    policy: PruningPolicy
+    base_model: str
+    dense_parameters: int
+    perplexities: dict[str, float]
+    test: Windows
+    search: dict[str, Any]
+    log: list[dict[str, Any]]
+    agent: dict[str, np.ndarray] | None
+    seconds: dict[str, float]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole pruned model; tied ones count once."""
+        return self.model.num_parameters()
+
+    @property
+    def model_sparsity(self) -> float:
+        """Fraction of the whole model's parameters that is removed."""
+        return 1 - self.parameters / self.dense_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `ffp_config.json` keeps beside the knobs."""
+        provenance = {
+            "base_model": self.base_model,
+            "versions": package_versions(),
+            "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
+            "model_sparsity": self.model_sparsity,
+            "perplexity": self.perplexities | self.test.describe(),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+        search = self.search | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
+        return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    versions = {"python": platform.python_version()}
+    for package in ("optimum-ffp", "transformers", "optimum", "torch", "stable-baselines3"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
