@@ -40,9 +40,11 @@ def window_losses(
         total = torch.zeros(len(batch), dtype=torch.float64)
         for start in range(0, batch.shape[1] - 1, POSITIONS):
             stop = min(start + POSITIONS, batch.shape[1] - 1)
-            targets = batch[:, start + 1 : stop + 1].to(logits.device)
-            chunk = logits[:, start:stop].float().transpose(1, 2)
-            total += cross_entropy(chunk, targets, reduction="none").double().sum(1).cpu()
+            targets = batch[:, start + 1 : stop + 1].to(logits.device).flatten()
+            # The vocabulary stays the last dimension: over a strided one the softmax loses four digits in float32.
+            chunk = logits[:, start:stop].float().flatten(0, 1)
+            losses_of_tokens = cross_entropy(chunk, targets, reduction="none")
+            total += losses_of_tokens.view(len(batch), -1).double().sum(1).cpu()
         losses.append(total / (batch.shape[1] - 1))
         if on_batch:
             on_batch(len(batch))
