@@ -95,8 +95,8 @@ class Budget:
         """DiscretizeAndCorrect of Algorithm 1: rates to sizes that meet the budget.
 
         Rates are rounded to the grid and to whole steps, then units are corrected in the order of preference until
-        the budget is met. Where only coarse units have room left, one of them grows and the least preferred fine
-        units give back the difference.
+        the budget is met: fine units before coarse ones, whose steps are worth more than the whole correction. Where
+        only coarse units have room left, one of them grows and the least preferred fine units give back the difference.
 
         Args:
             rates: Retention of every unit, shape `[units]`.
@@ -106,12 +106,14 @@ class Budget:
             rates = np.round(rates / self.precision) * self.precision
         sizes = np.round(rates * self.items / self.multiples).astype(np.int64) * self.multiples
         sizes = np.clip(sizes, self.smallest, self.largest)
+        fine = self.quanta[preference] == self.quanta.min()
+        order = np.concatenate([preference[fine], preference[~fine]])
         remaining = self.allowed - self.parameters(sizes)
         if remaining < 0:
-            remaining = self._shrink(sizes, preference, remaining)
-        remaining = self._grow(sizes, preference, remaining)
+            remaining = self._shrink(sizes, order, remaining)
+        remaining = self._grow(sizes, order, remaining)
         if remaining >= self.quanta.min():
-            self._exchange(sizes, preference, remaining)
+            self._exchange(sizes, preference[~fine], preference[fine], remaining)
         return self.policy(sizes)
 
     def _shrink(self, sizes: np.ndarray, order: np.ndarray, remaining: int) -> int:
@@ -132,14 +134,13 @@ class Budget:
             remaining -= steps * quantum
         return remaining
 
-    def _exchange(self, sizes: np.ndarray, preference: np.ndarray, remaining: int) -> None:
-        fine = self.quanta == self.quanta.min()
-        spare = self.parameters((sizes - self.smallest) * fine)
-        for unit in preference:
+    def _exchange(self, sizes: np.ndarray, coarse: np.ndarray, fine: np.ndarray, remaining: int) -> None:
+        spare = int((sizes - self.smallest)[fine] @ self.item_parameters[fine])
+        for unit in coarse:
             missing = int(self.quanta[unit]) - remaining
-            if sizes[unit] < self.largest[unit] and not fine[unit] and missing <= spare:
+            if sizes[unit] < self.largest[unit] and missing <= spare:
                 sizes[unit] += self.multiples[unit]
-                self._shrink(sizes, preference[::-1][fine[preference[::-1]]], -missing)
+                self._shrink(sizes, fine[::-1], -missing)
                 return
 
 

@@ -1,0 +1,71 @@
+"""Loss curves: what every size of every unit costs, and the policy that spends the budget best. Numpy alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .mapping import Budget
+from .policy import PruningPolicy
+
+
+# Scores beyond change nothing any more, since units are then at their bounds.
+SCORE_LIMIT = 20.0
+
+
+class CurveMapping:
+    """Spends the budget where the curves fall fastest; scores say how far to trust each curve.
+
+    Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
+    segments is optimal, and it is the same for every budget, so one set of scores serves all sparsities. Scores of
+    zero give the prior: the policy that the curves alone ask for.
+
+    Args:
+        curves: Estimated loss in nats of every unit for every number of items kept, one array of shape `[items + 1]` a
+            unit. Not increasing.
+    """
+
+    def __init__(self, curves: Sequence[np.ndarray]):
+        self.curves = [np.asarray(curve, dtype=np.float64) for curve in curves]
+        self._hulls: dict[tuple, tuple[np.ndarray, ...]] = {}
+
+    def __call__(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
+        """The policy for these scores, shape `[units]`."""
+        unit, steps, cost, slope = self._segments(budget)
+        weighted = slope * np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))[unit]
+        order = np.argsort(-weighted, kind="stable")
+        spent = np.cumsum(cost[order])
+        affordable = int(np.searchsorted(spent, budget.allowed - budget.parameters(budget.smallest), side="right"))
+        taken = order[:affordable]
+        sizes = budget.smallest + np.bincount(unit[taken], steps[taken], len(budget.units)).astype(np.int64)
+        # What the next whole segment would overspend goes to the units in the order of the segments that are left.
+        units, first = np.unique(unit[order[affordable:]], return_index=True)
+        waiting = units[np.argsort(first)]
+        settled = np.setdiff1d(np.arange(len(budget.units)), waiting)
+        return budget.discretize_and_correct(sizes / budget.items, np.concatenate([waiting, settled]))
+
+    def _segments(self, budget: Budget) -> tuple[np.ndarray, ...]:
+        key = (budget.smallest.tobytes(), budget.largest.tobytes(), budget.multiples.tobytes())
+        if key not in self._hulls:
+            pieces = []
+            for index, curve in enumerate(self.curves):
+                sizes = np.arange(budget.smallest[index], budget.largest[index] + 1, budget.multiples[index])
+                corners = lower_hull(sizes, curve[sizes])
+                steps = np.diff(sizes[corners])
+                cost = steps * budget.item_parameters[index]
+                pieces.append((np.full(len(steps), index), steps, cost, -np.diff(curve[sizes[corners]]) / cost))
+            self._hulls[key] = tuple(np.concatenate(column) for column in zip(*pieces))
+        return self._hulls[key]
+
+
+def lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the corners of the lower convex hull of points sorted by `x`."""
+    corners: list[int] = []
+    for index in range(len(x)):
+        while len(corners) > 1:
+            first, second = corners[-2:]
+            turn = (x[second] - x[first]) * (y[index] - y[first]) - (y[second] - y[first]) * (x[index] - x[first])
+            if turn > 0:
+                break
+            corners.pop()
+        corners.append(index)
+    return np.array(corners)

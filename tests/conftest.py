@@ -1,0 +1,98 @@
+"""Picomodels of every family, built from configs: no network, a second to build."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+VOCABULARY = 128
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+GATED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 4}
+CONFIGS = {
+    "llama": ("llama", GATED),
+    "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", GATED | {"sliding_window": None}),
+    "opt": ("opt", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "qwen2": ("qwen2", GATED | {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", GATED | {"head_dim": 6}),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_progress() -> None:
+    logging.disable_progress_bar()
+
+
+def make_picomodel(name: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """A random model whose biases and norms are random too, so that a mistake in any of them shows."""
+    model_type, sizes = CONFIGS[name]
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.normal_(1.0, 0.3)
+        else:
+            parameter.data.mul_(6)
+    return model.eval().requires_grad_(False)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: `w0` ... `w127`."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="w0", eos_token="w1", pad_token="w1", unk_token="w2"
+    )
+
+
+def make_text(words: int, seed: int = 0) -> str:
+    numbers = torch.randint(3, VOCABULARY, (words,), generator=torch.Generator().manual_seed(seed))
+    return "\n".join(" ".join(f"w{n}" for n in row.tolist()) for row in numbers.split(20)) + "\n"
+
+
+@pytest.fixture(params=CONFIGS)
+def picomodel(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_picomodel(request.param)
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for seed, split in enumerate(("train", "validation", "test")):
+        (folder / f"{split}.txt").write_text(make_text(1500, seed))
+    return folder
+
+
+@pytest.fixture
+def save_picomodel(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a picomodel and its tokenizer as a folder that the command line can be given."""
+
+    def save(name: str = "llama") -> Path:
+        folder = tmp_path / f"pico-{name}"
+        make_picomodel(name).save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save

@@ -1,0 +1,59 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_ffp.curves import CurveMapping, lower_hull
+from optimum_ffp.mapping import Budget
+from optimum_ffp.policy import Unit, block_parameters
+
+
+def falling_curve(items: int, seed: int, decay: float) -> np.ndarray:
+    steps = np.random.default_rng(seed).uniform(0.5, 1.5, items) * decay ** np.arange(items)
+    return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.4]))
+def test_prior_is_optimal_on_convex_curves(seed, sparsity):
+    units = [Unit(layer, "ffn", 6, 10) for layer in range(4)]
+    # Convex: every further item that goes costs more than the one before.
+    steps = np.sort(np.random.default_rng(seed).uniform(0, 1, (4, 6)))
+    curves = [np.append(np.cumsum(row)[::-1], 0.0) for row in steps]
+    budget = Budget(units, sparsity)
+    policy = CurveMapping(curves)(np.zeros(4), budget)
+
+    def loss(sizes):
+        return sum(curve[size] for curve, size in zip(curves, sizes))
+
+    affordable = [sizes for sizes in itertools.product(range(1, 7), repeat=4) if 10 * sum(sizes) <= budget.allowed]
+    assert loss(policy.sizes) == pytest.approx(min(map(loss, affordable)))
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=8, max_size=8),
+    st.floats(0.05, 0.7),
+    st.integers(0, 100),
+)
+def test_budget_holds(scores, sparsity, seed):
+    units = [
+        Unit(i // 2, "attention" if i % 2 == 0 else "ffn", 4 if i % 2 == 0 else 400, 700 if i % 2 == 0 else 9)
+        for i in range(8)
+    ]
+    curves = [falling_curve(unit.items, seed + i, 0.9) for i, unit in enumerate(units)]
+    policy = CurveMapping(curves)(np.array(scores), Budget(units, sparsity, 0.2))
+    gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
+    assert 0 <= gap < 9 + 1
+
+
+def test_a_trusted_curve_gets_more():
+    units = [Unit(layer, "ffn", 100, 10) for layer in range(3)]
+    mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
+    sizes = [mapping(np.array([score, 0.0, 0.0]), Budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_hull_drops_what_is_above_it():
+    x = np.arange(5)
+    assert lower_hull(x, np.array([4.0, 3.5, 1.0, 0.9, 0.0])).tolist() == [0, 2, 4]
