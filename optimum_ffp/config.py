@@ -1,6 +1,7 @@
 """FFPConfig: every knob, with its unit and the paper's value."""
 
 import json
+import math
 import os
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -163,7 +164,7 @@ class FFPConfig(BaseConfig):
         for name in names:
             value = getattr(self, name)
             right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-            inside = right_type and (low < value if exclusive else low <= value)
+            inside = right_type and math.isfinite(value) and (low < value if exclusive else low <= value)
             if inside and high is not None:
                 inside = value < high if exclusive else value <= high
             if not inside:

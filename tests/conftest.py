@@ -53,11 +53,13 @@ def make_picomodel(name: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: `w0` ... `w127`."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w2"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    """One token a word: `w3` ... `w127`, after three special ones."""
+    special = {"<s>": 0, "</s>": 1, "<unk>": 2}
+    words = {f"w{index}": index for index in range(len(special), VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="w0", eos_token="w1", pad_token="w1", unk_token="w2"
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
     )
 
 

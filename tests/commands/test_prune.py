@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from optimum.commands.optimum_cli import main
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.commands.prune import LOAD_OPTIONS
+from optimum_ffp.loading import LoadOptions
+
+
+FAST = "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --search-steps 10 --device cpu".split()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `optimum-cli ffp prune` and returns its exit code, output and error output."""
+
+    def call(*arguments):
+        words = ["optimum-cli", "ffp", "prune", *FAST, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tmp_path, windows):
+    out = tmp_path / "out"
+    code, output, _ = run("-m", save_picomodel(), out, "--sparsity", 0.3, "--dataset", data_folder, "--seed", 0)
+    assert code == 0
+    for text in ("parameters", "perplexity, dense", "perplexity, searched", "perplexity, calibrated", "time, search"):
+        assert text in output
+    assert "3 windows of 24 tokens" in output and f'from_pretrained("{out}", trust_remote_code=True)' in output
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert torch.isfinite(model(windows).logits).all()
+
+
+def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_picomodel, data_folder, tmp_path):
+    out = tmp_path / "out"
+    code, _, _ = run("-m", save_picomodel(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
+    assert code == 0
+    sparsities = [
+        json.loads((tmp_path / f"out-ffp-{percent}" / "ffp_config.json").read_text())["policy"]["sparsity"]
+        for percent in (20, 30)
+    ]
+    assert sparsities == [pytest.approx(0.2, abs=0.01), pytest.approx(0.3, abs=0.01)]
+
+
+def test_warm_start_from_a_folder(run, save_picomodel, data_folder, tmp_path):
+    model = save_picomodel()
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("-m", model, first, "--sparsity", 0.2, "--dataset", data_folder)[0] == 0
+    assert run("-m", model, second, "--sparsity", 0.3, "--dataset", data_folder, "--warm-start", first)[0] == 0
+    code, _, errors = run("-m", model, tmp_path / "third", "--dataset", data_folder, "--warm-start", tmp_path)
+    assert code == 2 and "holds no agent.safetensors" in errors
+
+
+def test_default_folder_and_text_from_the_model_itself(run, save_picomodel, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = run("-m", save_picomodel(), "--sparsity", 0.25, "--dataset", "self", "--method", "uniform")
+    assert code == 0 and (tmp_path / "pico-llama-ffp-25" / "model.safetensors").is_file()
+
+
+def test_config_file_with_options_that_win(run, save_picomodel, data_folder, tmp_path):
+    knobs = tmp_path / "knobs.json"
+    knobs.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "method": "uniform"}))
+    out = tmp_path / "out"
+    assert run("-m", save_picomodel(), out, "--config", knobs, "--seed", 9)[0] == 0
+    config = FFPConfig.from_pretrained(out)
+    assert (config.sparsity, config.seed, config.method) == (0.4, 9, "uniform")
+
+
+def test_underscores_work_as_dashes_do(run, save_picomodel, data_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--method", "uniform", "--ffn_multiple", 4, "--min_retention", 0.3, "--trust_remote_code"]
+    assert run("-m", save_picomodel(), out, "--dataset", data_folder, *arguments)[0] == 0
+    assert FFPConfig.from_pretrained(out).ffn_multiple == 4
+
+
+def corrupt(path, text="{"):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("unsupported family", "model type 'bert' is not supported; supported are llama, mistral, opt, qwen2, qwen3"),
+        ("missing folder", "there is no folder"),
+        ("folder without config", "is a folder without config.json"),
+        ("no such hub id", "can't be loaded as a causal LM"),
+        ("truncated weights", "can't be loaded as a causal LM"),
+        ("missing gguf", "there is no file"),
+        ("empty data", "holds no text"),
+        ("missing data", "there is no file or folder"),
+        ("unreadable data", "can't be read"),
+        ("short text", "less than one window of 24"),
+        ("sparsity out of reach", "sparsity 0.95 can't be met: with min_retention 0.2 at most 0."),
+        ("sparsity of 2", "sparsity must be a number between 0 and 1"),
+        ("output exists", "exists; name another folder, or give --overwrite"),
+        ("already pruned", "is already pruned; prune the dense model"),
+        ("corrupt config", "can't be read as a config"),
+        ("unknown knob", "FFPConfig has no speed"),
+        ("bad dtype", "dtype 'float7' is not known"),
+        ("bad device", "device 'warp' can't be used here"),
+        ("quantised", "is quantised; prune the model in full precision"),
+        ("own code", "brings modelling code of its own"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_picomodel, data_folder, tmp_path, case, message):
+    model, out, data, more = save_picomodel(), tmp_path / "out", data_folder, []
+    config = json.loads((model / "config.json").read_text())
+    match case:
+        case "unsupported family":
+            BertConfig().save_pretrained(model)
+        case "missing folder":
+            model = tmp_path / "nowhere"
+        case "folder without config":
+            model = tmp_path
+        case "no such hub id":
+            model = "nobody/nothing"
+        case "truncated weights":
+            (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
+        case "missing gguf":
+            model = tmp_path / "model.gguf"
+        case "empty data":
+            data = corrupt(tmp_path / "empty.txt", "")
+        case "missing data":
+            data = tmp_path / "nowhere.txt"
+        case "unreadable data":
+            data = corrupt(tmp_path / "broken.jsonl")
+        case "short text":
+            data = corrupt(tmp_path / "short.txt", "w5 w6")
+        case "sparsity out of reach":
+            more = ["--sparsity", 0.95]
+        case "sparsity of 2":
+            more = ["--sparsity", 2]
+        case "output exists":
+            out.mkdir()
+        case "already pruned":
+            assert run("-m", model, tmp_path / "pruned", "--dataset", data, "--method", "uniform")[0] == 0
+            model = tmp_path / "pruned"
+        case "corrupt config":
+            more = ["--config", corrupt(tmp_path / "ffp_config.json")]
+        case "unknown knob":
+            more = ["--config", corrupt(tmp_path / "ffp_config.json", '{"speed": 9}')]
+        case "bad dtype":
+            more = ["--dtype", "float7"]
+        case "bad device":
+            more = ["--device", "warp"]
+        case "quantised":
+            corrupt(model / "config.json", json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+        case "own code":
+            entry = {"AutoModelForCausalLM": "modeling_other.Other"}
+            corrupt(model / "config.json", json.dumps(config | {"auto_map": entry}))
+    before = sorted(tmp_path.iterdir())
+    code, output, errors = run("-m", model, out, "--dataset", data, *more)
+    assert code == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in errors + output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_model_is_required(run):
+    code, _, errors = run()
+    assert code == 2 and "-m/--model" in errors
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ffp", "--help"], ["ffp", "prune", "--help"]])
+def test_help_does_not_import_torch(arguments):
+    program = (
+        "import sys; from optimum.commands.optimum_cli import main; sys.argv = ['optimum-cli', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert 'optimum_ffp' in sys.modules and 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "prune" in done.stdout or "ffp" in done.stdout
+
+
+def test_load_options_are_those_of_the_command_line():
+    assert set(LOAD_OPTIONS) == set(LoadOptions.__dataclass_fields__)
+
+
+def test_gguf_file_is_dequantised(run, data_folder, tmp_path):
+    """A GGUF file written by the `gguf` package itself; the real SmolLM2 is in tests/test_smollm2.py."""
+    pytest.importorskip("gguf")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 64)
+    code, _, errors = run("-m", broken, tmp_path / "out", "--dataset", data_folder)
+    assert code == 2 and "can't be loaded as a causal LM" in errors
+
+
+def test_pruned_config_keeps_the_base_model_type(run, save_picomodel, data_folder, tmp_path):
+    out = tmp_path / "out"
+    assert run("-m", save_picomodel("opt"), out, "--dataset", data_folder, "--sparsity", 0.3)[0] == 0
+    config = AutoConfig.from_pretrained(out)
+    assert config.model_type == "opt" and config.is_heterogeneous and config.head_dim == 4

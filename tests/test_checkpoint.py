@@ -1,0 +1,201 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
+from optimum_ffp.checkpoint import check_output, load_agent, push_folder, whole_folder
+
+
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
+FILES = {
+    "README.md",
+    "agent.safetensors",
+    "config.json",
+    "ffp_config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_ffp_llama.py",
+    "policy.png",
+    "search.png",
+    "search_log.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
+    from tests.conftest import make_picomodel, make_text, make_tokenizer
+
+    base = tmp_path_factory.mktemp("base")
+    make_picomodel().save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    data = tmp_path_factory.mktemp("data")
+    for seed, split in enumerate(("train", "validation", "test")):
+        (data / f"{split}.txt").write_text(make_text(1500, seed))
+    pruner = FFPPruner.from_pretrained(base, FFPConfig(dataset=str(data), sparsity=0.3, **SETTINGS), device="cpu")
+    pruner.prune()
+    folder = tmp_path_factory.mktemp("out") / "pruned"
+    pruner.save_pretrained(folder)
+    return pruner, folder
+
+
+def test_folder_holds_what_it_should_and_nothing_pickled(pruned):
+    _, folder = pruned
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
+
+
+@pytest.mark.parametrize("loader", ["remote", "package"])
+def test_reload_gives_the_same_logits(pruned, windows, loader):
+    pruner, folder = pruned
+    if loader == "remote":
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    else:
+        model = FFPModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model(windows).logits, pruner.result.model(windows).logits)
+    prompt = windows[:2, :5]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    cached = model.generate(prompt, **options)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
+
+
+def test_saving_a_loaded_model_again_takes_the_code_along(pruned, windows, tmp_path):
+    _, folder = pruned
+    model = FFPModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again(windows).logits, model(windows).logits)
+
+
+def test_auto_model_builds_the_pruned_base_model(pruned, windows):
+    pruner, folder = pruned
+    expected = pruner.result.model.base_model(windows).last_hidden_state
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(base(windows).last_hidden_state, expected)
+    config = AutoConfig.from_pretrained(folder)
+    built = AutoModel.from_config(config, trust_remote_code=True)
+    assert {name: tuple(p.shape) for name, p in built.named_parameters()} == {
+        name: tuple(p.shape) for name, p in base.named_parameters()
+    }
+
+
+def test_pipeline_generates(pruned):
+    _, folder = pruned
+    generator = pipeline("text-generation", model=str(folder), trust_remote_code=True, device="cpu")
+    (answer,) = generator("w5 w6 w7", max_new_tokens=4, do_sample=False)
+    assert len(answer["generated_text"]) > len("w5 w6 w7")
+
+
+def test_forgetting_trust_remote_code_is_an_error(pruned):
+    _, folder = pruned
+    with pytest.raises((RuntimeError, ValueError)):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+
+
+def test_record_repeats_the_policy_and_the_figures(pruned):
+    pruner, folder = pruned
+    record = json.loads((folder / "ffp_config.json").read_text())
+    assert PruningPolicy.from_dict(record["policy"], pruner.units) == pruner.result.policy
+    search = record["search"]
+    assert search["candidate_evaluations"] == len((folder / "search_log.jsonl").read_text().splitlines())
+    assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0
+    assert search["sizes"] == list(pruner.result.policy.sizes)
+    assert {"dataset", "split", "windows", "window_length", "best"} <= set(search["perplexity"])
+    assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexities["calibrated"]
+    assert FFPConfig.from_pretrained(folder).to_dict() == pruner.result.config.to_dict()
+
+
+def test_card_is_one_that_the_hub_can_read(pruned):
+    _, folder = pruned
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert card.data.eval_results[0].metric_type == "perplexity"
+    for text in ("policy.png", "search.png", "trust_remote_code=True", "optimum-cli ffp prune", "disjoint"):
+        assert text in card.content
+    assert str(folder.parent.parent) not in card.content
+
+
+def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
+    pruner, folder = pruned
+    agent = load_agent(folder)
+    assert set(agent) == set(pruner.result.agent)
+    pruner.prune(0.4, warm_start=folder)
+    assert pruner.result.policy.sparsity == pytest.approx(0.4, abs=0.01)
+    with pytest.raises(FFPError, match="holds no agent.safetensors"):
+        load_agent(tmp_path)
+    (tmp_path / "agent.safetensors").write_bytes(b"broken")
+    with pytest.raises(FFPError, match="no valid safetensors"):
+        load_agent(tmp_path)
+    with pytest.raises(FFPError, match="no folder nobody/nothing and the Hub has no agent"):
+        load_agent("nobody/nothing")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt), whole_folder(target) as staging:
+        (staging / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert list(target.parent.iterdir()) == []
+    with whole_folder(target) as staging:
+        (staging / "first").write_text("1")
+    with pytest.raises(OSError), whole_folder(target) as staging:
+        raise OSError("disk full")
+    assert [path.name for path in target.iterdir()] == ["first"]
+    with whole_folder(target) as staging:
+        (staging / "second").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_output_is_checked_before_the_work(tmp_path):
+    with pytest.raises(FFPError, match=r"exists; name another folder, or give --overwrite"):
+        check_output(tmp_path)
+    assert check_output(tmp_path, overwrite=True) == tmp_path
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FFPError, match="is a file"):
+        check_output(tmp_path / "file")
+    with pytest.raises(FFPError, match="can't be written"):
+        check_output(tmp_path / "file" / "below")
+
+
+def test_failed_upload_says_how_to_go_on(pruned, monkeypatch):
+    _, folder = pruned
+
+    def refuse(*args, **kwargs):
+        raise OSError("connection cut\nTraceback")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(FFPError, match=r"upload to me/it failed: connection cut; go on with: hf upload me/it FOLDER"):
+        push_folder(folder, "me/it")
+
+
+def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):
+    with pytest.raises(FFPError, match="was not pruned by optimum-ffp; load it with AutoModelForCausalLM"):
+        FFPModelForCausalLM.from_pretrained(save_picomodel())
+
+
+def test_tokenizer_comes_along(pruned):
+    _, folder = pruned
+    assert AutoTokenizer.from_pretrained(folder)("w9 w10").input_ids[-2:] == [9, 10]
+
+
+def test_saving_before_pruning_is_an_error(save_picomodel, tmp_path):
+    pruner = FFPPruner.from_pretrained(save_picomodel(), device="cpu")
+    with pytest.raises(FFPError, match="call prune"):
+        pruner.save_pretrained(tmp_path / "out")
+
+
+def test_overwrite_replaces(pruned, tmp_path):
+    pruner, folder = pruned
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
+    with pytest.raises(FFPError, match="exists"):
+        pruner.save_pretrained(target)
+    pruner.save_pretrained(target, overwrite=True)
+    assert (target / "model.safetensors").is_file()

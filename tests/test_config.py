@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from optimum_ffp import FFPConfig, FFPError
+
+
+def test_paper_preset_is_the_papers_numbers():
+    config = FFPConfig(preset="paper")
+    assert (config.criterion, config.mapping, config.reward, config.calibration) == (
+        "wanda",
+        "greedy",
+        "searched",
+        "ridge",
+    )
+    assert (config.learning_rate, config.clip_range, config.hidden_sizes) == (1e-4, 0.2, (256, 128))
+    assert (config.search_steps, config.ridge_lambda, config.rate_precision) == (1000, 0.01, 0.01)
+    assert (config.num_samples, config.seq_len) == (32, 2048)
+
+
+def test_what_is_given_wins_over_the_preset():
+    config = FFPConfig(preset="paper", search_steps=64, mapping="water-filling")
+    assert (config.search_steps, config.mapping, config.criterion) == (64, "water-filling", "wanda")
+
+
+def test_round_trip(tmp_path):
+    config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", ffn_multiple=32)
+    config.save_pretrained(tmp_path)
+    assert FFPConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert set(FFPConfig.knob_names()) <= set(json.loads((tmp_path / "ffp_config.json").read_text()))
+
+
+def test_file_with_overrides(tmp_path):
+    path = tmp_path / "knobs.json"
+    path.write_text('{"sparsity": 0.4, "seed": 3}')
+    config = FFPConfig.from_file(path, seed=5)
+    assert (config.sparsity, config.seed) == (0.4, 5)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_knob": 1}', '{"sparsity": "much"}', "\x00"])
+def test_broken_files_are_refused(tmp_path, content):
+    path = tmp_path / "knobs.json"
+    path.write_text(content)
+    with pytest.raises(FFPError):
+        FFPConfig.from_file(path)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"sparsity": 0.0},
+        {"sparsity": 1.0},
+        {"sparsity": float("nan")},
+        {"sparsity": True},
+        {"min_retention": 0.9, "max_retention": 0.5},
+        {"min_retention": -0.1},
+        {"ridge_lambda": -1.0},
+        {"ridge_lambda": float("inf")},
+        {"num_samples": 0},
+        {"num_samples": 2.5},
+        {"seq_len": 1},
+        {"seed": -1},
+        {"hidden_sizes": [64, 0]},
+        {"hidden_sizes": 64},
+        {"method": "magic"},
+        {"preset": "other"},
+        {"dataset": ""},
+        {"dataset": None},
+        {"eval_samples": 0},
+        {"rate_precision": 2.0},
+        {"ridge_lambda_relative": 1},
+    ],
+)
+def test_values_that_are_not_allowed(knobs):
+    with pytest.raises(FFPError, match=next(iter(knobs))):
+        FFPConfig(**knobs)
+
+
+def test_every_knob_is_documented():
+    for name in FFPConfig.knob_names():
+        assert f"{name}: " in FFPConfig.__doc__

@@ -1,0 +1,136 @@
+import json
+
+import datasets
+import pytest
+import torch
+
+from optimum_ffp.data import DataRequest, join_rows, load_windows, read_splits
+from optimum_ffp.errors import FFPError
+from tests.conftest import make_picomodel, make_text, make_tokenizer
+
+
+REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
+
+
+def load(dataset, eval_dataset=None, request=REQUEST):
+    return load_windows(str(dataset), eval_dataset and str(eval_dataset), make_tokenizer(), make_picomodel(), request)
+
+
+def rows_of(*windows):
+    return [tuple(row) for part in windows for row in part.tokens.tolist()]
+
+
+def test_folder_calibrates_on_train_searches_on_validation_reports_on_test(data_folder):
+    data = load(data_folder)
+    assert [len(part) for part in (data.calibration, data.search, data.test)] == [8, 3, 4]
+    assert [part.split for part in (data.calibration, data.search, data.test)] == ["train", "validation", "test"]
+    first = make_tokenizer()(make_text(1500, 2), add_special_tokens=False).input_ids
+    assert data.test.tokens.flatten().tolist() == first[:64]
+    assert data.test.describe() == {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16}
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+def test_one_file_is_cut_into_disjoint_parts(tmp_path, suffix):
+    path = tmp_path / f"text.{suffix}"
+    lines = make_text(900).splitlines()
+    if suffix == "txt":
+        path.write_text("\n".join(lines))
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    else:
+        datasets.Dataset.from_dict({"text": lines}).to_parquet(path)
+    data = load(path)
+    windows = rows_of(data.calibration, data.search, data.test)
+    assert len(windows) == len(set(windows)) == 15
+    assert "calibration part" in data.calibration.split and "test part" in data.test.split
+
+
+def test_rows_are_those_of_wikitext(tmp_path):
+    (tmp_path / "text.txt").write_text(" \n = Title = \n \n Some words . \n")
+    rows = read_splits(str(tmp_path / "text.txt"), REQUEST)["text.txt"]
+    assert rows == join_rows(["", " = Title = \n", "", " Some words . \n"])
+
+
+def test_seed_picks_calibration_windows_and_leaves_test_windows(data_folder):
+    first, again = load(data_folder), load(data_folder)
+    other = load(data_folder, request=DataRequest(16, 8, 3, 4, seed=1))
+    assert torch.equal(first.calibration.tokens, again.calibration.tokens)
+    assert not torch.equal(first.calibration.tokens, other.calibration.tokens)
+    assert torch.equal(first.test.tokens, other.test.tokens)
+
+
+def test_all_test_windows_if_no_number_is_given(data_folder):
+    assert len(load(data_folder, request=DataRequest(16, 8, 3, None, 0)).test) == 1500 // 16
+
+
+def test_eval_dataset_replaces_the_test_windows(data_folder, tmp_path):
+    path = tmp_path / "other.txt"
+    path.write_text(make_text(900, 9))
+    data = load(data_folder, path)
+    assert data.test.dataset == str(path) and data.calibration.dataset == str(data_folder)
+
+
+def test_text_sampled_from_the_model_is_seeded_and_disjoint():
+    data, again = load("self"), load("self")
+    windows = rows_of(data.calibration, data.search, data.test)
+    assert len(set(windows)) == 15 and windows == rows_of(again.calibration, again.search, again.test)
+    assert "sampled from the model" in data.test.split
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"", "empty.txt", "holds no text"),
+        (b"\n\n  \n", "blank.txt", "holds no text"),
+        (b"\xff\xfe\x00\x01" * 40, "binary.txt", "can't be read: UnicodeDecodeError"),
+        (b"w3 w4 w5", "short.txt", "less than one window of 16; lower seq_len"),
+        (b"w3 " * 20, "two.txt", "gives 1 window"),
+        (b"not json\n", "broken.jsonl", "can't be read"),
+        (b'{"a": "x", "b": "y"}\n', "columns.jsonl", "has the columns a, b; one of them must be called 'text'"),
+        (b"PAR1 nonsense", "broken.parquet", "can't be read"),
+        (b"text", "data.csv", "convert it"),
+    ],
+)
+def test_broken_files_end_in_one_line(tmp_path, content, name, message):
+    with pytest.raises(FFPError, match=message) as caught:
+        load(write(tmp_path / name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_splits(tmp_path, data_folder):
+    with pytest.raises(FFPError, match="there is no file or folder .*nowhere.txt; name a local"):
+        load(tmp_path / "nowhere.txt")
+    (data_folder / "validation.txt").unlink()
+    with pytest.raises(FFPError, match="has no validation file .* it holds test.txt, train.txt"):
+        load(data_folder)
+
+
+def test_no_hub_within_reach_names_the_alternatives(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(FFPError, match="'wikitext2' can't be read from the Hub .*no route.*; name a local .*'self'"):
+        load("wikitext2")
+
+
+@pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
+def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
+    asked = []
+
+    def load_dataset(repository, config, split, streaming):
+        asked.append((repository, config, split))
+        lines = make_text(900, splits.index(split)).splitlines()
+        return datasets.Dataset.from_dict({"text": lines}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: splits)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load("someone/corpus:small")
+    assert asked == [("someone/corpus", "small", split) for split in splits]
+    assert len(data.test) == 4 and data.test.split == ("test" if len(splits) == 3 else "test part of train")

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp.evaluation import window_losses
+from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+
+
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
+
+
+def make_pruner(folder, data, **knobs):
+    return FFPPruner.from_pretrained(folder, FFPConfig(dataset=str(data), **SETTINGS | knobs), device="cpu")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
+    config = FFPConfig(dataset=str(data_folder), preset=preset, sparsity=0.3, **SETTINGS)
+    pruner = FFPPruner(make_picomodel(name), make_tokenizer(), config)
+    result = pruner.prune()
+    quantum = min(unit.quantum for unit in pruner.units)
+    total = sum(unit.parameters for unit in pruner.units)
+    assert 0 <= result.policy.sparsity - 0.3 < quantum / total + 1e-12
+    assert result.dense_parameters - result.parameters == total - result.policy.kept_parameters
+    measured = window_losses(result.model, pruner.data.test.tokens).mean().exp()
+    assert float(measured) == pytest.approx(result.perplexities["calibrated"], rel=1e-6)
+
+
+def test_same_seed_same_policy_and_weights(save_picomodel, data_folder):
+    folder = save_picomodel()
+    first, second = (make_pruner(folder, data_folder).prune() for _ in range(2))
+    assert first.policy == second.policy and first.perplexities == second.perplexities
+    weights = second.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.model.state_dict().items())
+    assert make_pruner(folder, data_folder, seed=1).prune().log != first.log
+
+
+def test_one_pruner_serves_several_sparsities(save_picomodel, data_folder):
+    folder = save_picomodel()
+    pruner = make_pruner(folder, data_folder, method="uniform")
+    first, second = pruner.prune(0.2), pruner.prune(0.4)
+    alone = make_pruner(folder, data_folder, method="uniform").prune(0.4)
+    assert second.policy == alone.policy and second.perplexities == alone.perplexities
+    assert first.parameters > second.parameters
+
+
+def test_roles_do_not_share_windows(save_picomodel, data_folder):
+    data = make_pruner(save_picomodel(), data_folder / "train.txt").data
+    parts = [set(map(tuple, part.tokens.tolist())) for part in (data.calibration, data.search, data.test)]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
+def test_bounds_and_multiples_are_kept(save_picomodel, data_folder):
+    knobs = {"min_retention": 0.5, "max_retention": 0.75, "ffn_multiple": 4, "sparsity": 0.4}
+    result = make_pruner(save_picomodel(), data_folder, **knobs).prune()
+    for unit, size in zip(result.policy.units, result.policy.sizes):
+        assert 0.5 <= size / unit.items <= 0.75 and (unit.kind == "attention" or size % 4 == 0)
+
+
+def test_calibration_can_be_left_out(save_picomodel, data_folder):
+    result = make_pruner(save_picomodel(), data_folder, calibration="none", reward="searched").prune()
+    assert list(result.perplexities) == ["dense", "searched"]
+
+
+def test_windows_longer_than_the_model_knows(save_picomodel, data_folder):
+    with pytest.raises(FFPError, match="seq_len 65 is more than the 64 positions"):
+        make_pruner(save_picomodel(), data_folder, seq_len=65).prune()
+
+
+def test_infeasible_sparsity_is_refused_at_once(save_picomodel, data_folder):
+    with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
+        make_pruner(save_picomodel(), data_folder, sparsity=0.9)
