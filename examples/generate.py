@@ -1,6 +1,6 @@
 """Loads a pruned checkpoint with transformers alone and lets it speak.
 
-    python examples/generate.py FOLDER_OR_HUB_ID ["prompt"]
+python examples/generate.py FOLDER_OR_HUB_ID ["prompt"]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Prunes a model at two sparsities from Python, the second search warm-started by the first.
 
-    python examples/prune_from_python.py MODEL DATASET OUTPUT
+python examples/prune_from_python.py MODEL DATASET OUTPUT
 """
 
 import sys

@@ -50,12 +50,12 @@ class CandidateEvaluator:
             self._dense = self._losses(PruningPolicy.dense(self.nested.units), self.windows)
         return self._dense
 
-    def __call__(self, policies: Sequence[PruningPolicy], samples: int | None = None) -> np.ndarray:
-        """Losses of the policies on the first `samples` windows (all, if `None`), shape `[policies, samples]`."""
-        windows = self.windows[:samples]
-        losses = np.stack([self._losses(policy, windows) for policy in policies])
+    def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
+        """Losses of the policies on the windows with these indices, nats a token, shape `[policies, windows]`."""
+        chosen = self.windows[torch.from_numpy(windows)]
+        losses = np.stack([self._losses(policy, chosen) for policy in policies])
         self.evaluations += len(policies)
-        self.tokens += len(policies) * windows.numel()
+        self.tokens += len(policies) * chosen.numel()
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 

@@ -13,10 +13,11 @@ from .version import __version__
 
 
 CHOICES = {
-    "method": ("ffp", "uniform"),
+    "method": ("ffp", "prior", "random", "evolutionary", "uniform"),
+    "agent": ("bandit", "ppo"),
     "preset": ("default", "paper"),
-    "criterion": ("wanda",),
-    "mapping": ("greedy", "water-filling"),
+    "criterion": ("wanda", "flap", "obs", "fisher-obs"),
+    "mapping": ("greedy", "water-filling", "curves"),
     "reward": ("searched", "calibrated"),
     "calibration": ("ridge", "none"),
     "search_dtype": ("auto", "model"),
@@ -24,11 +25,13 @@ CHOICES = {
 
 # What the paper states; everything else it leaves open has one value for both presets.
 PAPER = {
+    "agent": "ppo",
     "criterion": "wanda",
     "mapping": "greedy",
     "reward": "searched",
     "calibration": "ridge",
     "search_steps": 1000,
+    "search_samples": 4,
     "rate_precision": 0.01,
     "learning_rate": 1e-4,
     "clip_range": 0.2,
@@ -46,10 +49,14 @@ class FFPConfig(BaseConfig):
 
     Args:
         sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
-        method: How the policy is found: `"ffp"` (the agent) or `"uniform"` (no search).
+        method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"prior"` (what
+            the mapping makes of equal scores, no search), `"random"`, `"evolutionary"` and `"uniform"`.
+        agent: Of method `"ffp"`: `"bandit"` (Thompson sampling over loss curves) or `"ppo"` (the paper's).
         preset: `"default"` or `"paper"`.
-        criterion: Importance of items: `"wanda"` (the paper's).
-        mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1) or `"water-filling"`.
+        criterion: Importance of items: `"wanda"` (the paper's), `"flap"`, `"obs"` (backward elimination), or
+            `"fisher-obs"` (the same, weighted by what the loss feels).
+        mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1), `"water-filling"`, or `"curves"` (where
+            the loss curves fall fastest).
         reward: Whether candidates are rewarded as `"searched"` (the paper's) or after ridge regression,
             `"calibrated"`.
         calibration: `"ridge"` (Eq. 6-7) or `"none"`.
@@ -60,6 +67,8 @@ class FFPConfig(BaseConfig):
         num_samples: Calibration windows (the paper: 32).
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
+        update_samples: Search windows that an update of the bandit sees, others every time.
+        fisher_samples: Calibration windows of the backward pass.
         eval_samples: Test windows; all there are if `None`.
         batch_size: Windows a forward pass.
         search_steps: Candidate evaluations of the search (the paper: 1000).
@@ -86,8 +95,9 @@ class FFPConfig(BaseConfig):
     sparsity: float = 0.2
     method: str = "ffp"
     preset: str = "default"
-    criterion: str = "wanda"
-    mapping: str = "water-filling"
+    agent: str = "bandit"
+    criterion: str = "fisher-obs"
+    mapping: str = "curves"
     reward: str = "calibrated"
     calibration: str = "ridge"
     ridge_lambda: float = 0.01
@@ -96,10 +106,12 @@ class FFPConfig(BaseConfig):
     eval_dataset: str | None = None
     num_samples: int = 32
     seq_len: int = 2048
-    search_samples: int = 4
+    search_samples: int = 16
+    update_samples: int = 4
+    fisher_samples: int = 4
     eval_samples: int | None = None
     batch_size: int = 1
-    search_steps: int = 256
+    search_steps: int = 96
     candidates: int = 8
     alpha_start: float = 0.3
     learning_rate: float = 1e-4
@@ -140,7 +152,11 @@ class FFPConfig(BaseConfig):
         self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range")
         self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
         self._check_numbers(
-            int, 1, None, "num_samples", "search_samples", "batch_size", "search_steps", "candidates", "ffn_multiple"
+            int,
+            1,
+            None,
+            *("num_samples", "search_samples", "update_samples", "fisher_samples", "batch_size"),
+            *("search_steps", "candidates", "ffn_multiple"),
         )
         self._check_numbers(int, 2, None, "seq_len")
         self._check_numbers(int, 0, 2**32 - 1, "seed")
@@ -153,6 +169,8 @@ class FFPConfig(BaseConfig):
                 raise FFPError(f"{name} must be a name or a path, found {getattr(self, name)!r}")
         if not isinstance(self.ridge_lambda_relative, bool):
             raise FFPError(f"ridge_lambda_relative must be true or false, found {self.ridge_lambda_relative!r}")
+        if self.method == "ffp" and self.agent == "bandit" and self.mapping != "curves":
+            raise FFPError(f"agent 'bandit' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
         sizes = self.hidden_sizes

@@ -43,6 +43,10 @@ class CurveMapping:
         settled = np.setdiff1d(np.arange(len(budget.units)), waiting)
         return budget.discretize_and_correct(sizes / budget.items, np.concatenate([waiting, settled]))
 
+    def predict(self, policy: PruningPolicy) -> np.ndarray:
+        """What the curves say that every unit of a policy costs, nats, shape `[units]`."""
+        return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
+
     def _segments(self, budget: Budget) -> tuple[np.ndarray, ...]:
         key = (budget.smallest.tobytes(), budget.largest.tobytes(), budget.multiples.tobytes())
         if key not in self._hulls:

@@ -1,5 +1,6 @@
 """Text from wherever it is, as windows of tokens: what to calibrate on, what to search on, what to report on."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -213,9 +214,11 @@ def _read_rows(path: Path) -> list[str]:
             if rows and not rows[-1]:
                 rows.pop()
         else:
-            from datasets import load_dataset
+            import datasets
 
-            table = load_dataset(SUFFIXES[path.suffix], data_files=str(path), split="train")
+            # It logs a traceback of its own for a file that it can't parse.
+            datasets.utils.logging.set_verbosity(logging.CRITICAL)
+            table = datasets.load_dataset(SUFFIXES[path.suffix], data_files=str(path), split="train")
             rows = table[_text_column(table.column_names, table.features, str(path))]
     except FFPError:
         raise

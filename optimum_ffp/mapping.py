@@ -96,7 +96,7 @@ class Budget:
 
         Rates are rounded to the grid and to whole steps, then units are corrected in the order of preference until
         the budget is met: fine units before coarse ones, whose steps are worth more than the whole correction. Where
-        only coarse units have room left, one of them grows and the least preferred fine units give back the difference.
+        only coarse units have room left, one grows and the least preferred fine units give back the difference.
 
         Args:
             rates: Retention of every unit, shape `[units]`.

@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration import PrefixRidge
 from .candidates import CandidateEvaluator, fast_dtype
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
-from .criteria import order_items
 from .data import DataRequest, DataSplits, load_windows
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_units, get_family
 from .loading import LoadOptions, load_dense
 from .mapping import MAPPINGS, Budget, uniform
-from .nested import NestedModel
 from .policy import PruningPolicy
+from .preparation import Prepared, prepare
 from .progress import progress_bar
 from .result import PruningResult, StageClock
-from .search import SearchResult, SearchTask, search
-from .statistics import collect_statistics
+from .search import NO_SEARCH, SearchResult, SearchTask, search
 
 
 class FFPPruner:
@@ -104,7 +101,7 @@ class FFPPruner:
         self.budget(config.sparsity)
         if isinstance(warm_start, (str, os.PathLike)):
             warm_start = load_agent(warm_start)
-        data, nested = self.data, self.nested
+        data, nested = self.data, self.prepared.nested
         dense_perplexity = self.dense_perplexity
         shared = dict(self.clock.seconds)
         clock = StageClock(shared)
@@ -151,45 +148,27 @@ class FFPPruner:
     @cached_property
     def dense_perplexity(self) -> float:
         """Perplexity of the dense model on the test windows."""
-        with self.clock.stage("evaluation"), self.nested.applied(PruningPolicy.dense(self.units)) as model:
+        with self.clock.stage("evaluation"), self.prepared.nested.applied(PruningPolicy.dense(self.units)) as model:
             return self._perplexity(model, "dense")
 
     @cached_property
-    def nested(self) -> NestedModel:
-        """The model with its items sorted by importance, ready for ridge regression."""
-        config, windows = self.config, self.data.calibration.tokens
-        with self.clock.stage("statistics"):
-            statistics = collect_statistics(self.model, self.model_units, windows, config.batch_size)
-        with self.clock.stage("importance"):
-            orders = [
-                order_items(config.criterion, unit.output.module.weight, found, unit.output.block)
-                for unit, found in zip(self.model_units, statistics)
-            ]
-            nested = NestedModel(self.model, self.model_units, orders, self.family)
-        if "ridge" in config.calibration or config.reward == "calibrated":
-            with self.clock.stage("factorisation"):
-                nested.ridges = [
-                    PrefixRidge(
-                        unit.output.module.weight.data,
-                        found.permuted(order, unit.output.block).gram,
-                        config.ridge_lambda,
-                        config.ridge_lambda_relative,
-                    )
-                    for unit, found, order in zip(self.model_units, statistics, orders)
-                ]
-        return nested
+    def prepared(self) -> Prepared:
+        """Statistics, sorted model, ridge factors and loss curves."""
+        windows = self.data.calibration.tokens
+        return prepare(self.model, self.model_units, self.family, self.config, windows, self.clock)
 
     def _search(
         self, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None
     ) -> tuple[SearchResult, CandidateEvaluator]:
         dtype = fast_dtype(self.model.dtype, self.model.device) if config.search_dtype == "auto" else None
         evaluator = CandidateEvaluator(
-            self.nested, self.data.search.tokens, config.reward == "calibrated", config.batch_size, dtype
+            self.prepared.nested, self.data.search.tokens, config.reward == "calibrated", config.batch_size, dtype
         )
-        mapping = uniform if config.method == "uniform" else MAPPINGS[config.mapping]
+        curves = self.prepared.curves
+        mapping = uniform if config.method == "uniform" else curves or MAPPINGS[config.mapping]
         # The curriculum begins with less than the bounds may allow.
         least = self.budget(config.sparsity).least_sparsity
-        steps = 1 if config.method == "uniform" else config.search_steps
+        steps = 1 if config.method in NO_SEARCH else config.search_steps
         with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(count: int, best: float) -> None:
@@ -203,7 +182,7 @@ class FFPPruner:
                 sparsity=config.sparsity,
                 steps=steps,
                 max_samples=len(self.data.search),
-                seed=config.seed,
+                predict=curves.predict if curves else None,
                 on_evaluated=show,
             )
             return search(task, config, warm_start), evaluator

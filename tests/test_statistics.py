@@ -14,9 +14,7 @@ def test_statistics_equal_those_of_the_recorded_inputs(picomodel, windows):
 
         return hook
 
-    hooks = [
-        unit.output.module.register_forward_pre_hook(record(index)) for index, unit in enumerate(units)
-    ]
+    hooks = [unit.output.module.register_forward_pre_hook(record(index)) for index, unit in enumerate(units)]
     picomodel(windows)
     for hook in hooks:
         hook.remove()

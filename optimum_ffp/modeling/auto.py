@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 import os
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..families import Family, get_family
 from ..policy import PruningPolicy
 
 
+# It warns whoever reads a global size of a heterogeneous config; our models ask to be allowed to.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
 

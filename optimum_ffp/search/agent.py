@@ -56,13 +56,10 @@ def search_with_ppo(
     ranked = sorted(recent, key=lambda entry: -entry[1])
     answer, _ = agent.predict(np.array([task.sparsity], dtype=np.float32), deterministic=True)
     last = [answer] + [action for action, _ in ranked]
-    task.rewards(np.stack(last[: task.steps - updates * candidates]), task.sparsity, task.max_samples)
-    if task.best is None:
-        raise FFPError(
-            f"no candidate at sparsity {task.sparsity:g} has a finite perplexity; lower sparsity or raise search_steps"
-        )
+    policies = [task.map_scores(action, task.sparsity) for action in last[: task.steps - updates * candidates]]
+    task.rewards(policies, task.sparsity, task.windows(task.max_samples))
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return SearchResult(task.best[1], task.best[0], task.log, weights)
+    return task.conclude(weights)
 
 
 def load_agent(agent: PPO, weights: Mapping[str, np.ndarray]) -> None:

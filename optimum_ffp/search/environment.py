@@ -46,7 +46,8 @@ class PruningEnvironment(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
-        rewards = self.task.rewards(self._actions, sparsity, samples)
+        policies = [self.task.map_scores(action, sparsity) for action in self._actions]
+        rewards = self.task.rewards(policies, sparsity, self.task.windows(samples))
         # Rewards of different sparsities don't compare; how a candidate did among those of its update does.
         advantages = rewards - rewards.mean()
         self.history += [(action.copy(), float(gain)) for action, gain in zip(self._actions, advantages)]

@@ -6,15 +6,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import FFPError
 from ..policy import PruningPolicy
 
 
 class Evaluate(Protocol):
-    """Losses of policies on the first `samples` windows, shape `[policies, samples]`, and the dense model's."""
+    """Losses of policies on some of the search windows, shape `[policies, windows]`, and the dense model's on all."""
 
     dense_losses: np.ndarray
 
-    def __call__(self, policies: Sequence[PruningPolicy], samples: int | None = None) -> np.ndarray: ...
+    def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -28,9 +29,10 @@ class SearchTask:
         sparsity: The target.
         steps: Candidate evaluations that may be spent.
         max_samples: Windows at full fidelity.
-        seed: Of everything random.
+        predict: What the loss curves predict for every unit of a policy, nats, shape `[units]`; if there are curves.
         on_evaluated: Called with the number of candidates of every batch and the best perplexity so far.
         log: One record a candidate evaluation.
+        best: Perplexity and policy of the best candidate at the target and full fidelity.
     """
 
     actions: int
@@ -39,49 +41,67 @@ class SearchTask:
     sparsity: float
     steps: int
     max_samples: int
-    seed: int
+    predict: Callable[[PruningPolicy], np.ndarray] | None = None
     on_evaluated: Callable[[int, float], Any] = lambda count, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
 
-    def rewards(self, scores: np.ndarray, sparsity: float, samples: int) -> np.ndarray:
-        """Rewards of a batch of candidates, `R = PPL_dense / PPL(policy)` (Eq. 2), 0 where PPL is not finite.
+    def windows(self, samples: int, offset: int = 0) -> np.ndarray:
+        """Indices of `samples` windows from `offset` on, around the end."""
+        return (offset + np.arange(samples)) % self.max_samples
 
-        A candidate at the final sparsity and full fidelity may become the best of the search; no other may.
+    def rewards(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
+        """Rewards `R = PPL_dense / PPL(policy)` of a batch of candidates (Eq. 2), 0 where PPL is not finite.
 
         Args:
-            scores: Raw actions, shape `[candidates, actions]`.
-            sparsity: The sparsity that they are mapped to.
-            samples: Windows that they are evaluated on.
+            policies: The candidates.
+            sparsity: The sparsity that they were made for.
+            windows: Indices of the windows that they are evaluated on.
         """
-        policies = [self.map_scores(row, sparsity) for row in scores]
-        return self.policy_rewards(policies, sparsity, samples)
+        with np.errstate(over="ignore"):
+            return np.exp(-self.excess_losses(policies, sparsity, windows))
 
-    def policy_rewards(self, policies: Sequence[PruningPolicy], sparsity: float, samples: int) -> np.ndarray:
-        """As `rewards`, for policies that need no mapping."""
-        losses = self.evaluate(policies, samples).mean(1)
+    def excess_losses(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
+        """Losses above that of the dense model on the same windows, infinite where perplexity is not finite.
+
+        A candidate at the final sparsity and full fidelity may become the best of the search; no other may.
+        """
+        losses = self.evaluate(policies, windows).mean(1)
         with np.errstate(over="ignore", invalid="ignore"):
             perplexities = np.exp(losses)
-            ratios = np.exp(self.evaluate.dense_losses[:samples].mean() - losses)
-        rewards = np.where(np.isfinite(perplexities), ratios, 0.0)
-        final = sparsity == self.sparsity and samples == self.max_samples
-        for policy, reward, perplexity in zip(policies, rewards, perplexities):
-            if final and reward > 0 and (self.best is None or perplexity < self.best[0]):
+        excess = np.where(np.isfinite(perplexities), losses - self.evaluate.dense_losses[windows].mean(), np.inf)
+        final = sparsity == self.sparsity and len(windows) == self.max_samples
+        for policy, loss, perplexity in zip(policies, excess, perplexities):
+            finite = bool(np.isfinite(loss))
+            if final and finite and (self.best is None or perplexity < self.best[0]):
                 self.best = float(perplexity), policy
             self.log.append(
                 {
                     "evaluation": len(self.log) + 1,
                     "target_sparsity": float(sparsity),
                     "sparsity": policy.sparsity,
-                    "samples": samples,
-                    "perplexity": float(perplexity) if np.isfinite(perplexity) else None,
-                    "reward": float(reward),
+                    "samples": len(windows),
+                    "perplexity": float(perplexity) if finite else None,
+                    "reward": float(np.exp(-loss)),
                     "final": final,
                     "best_perplexity": self.best[0] if self.best else None,
                 }
             )
         self.on_evaluated(len(policies), self.best[0] if self.best else float(np.min(perplexities)))
-        return rewards
+        return excess
+
+    def conclude(self, agent: dict[str, np.ndarray] | None = None) -> "SearchResult":
+        """The result, once finalists have been evaluated.
+
+        Raises:
+            FFPError: If none of them has a finite perplexity.
+        """
+        if self.best is None:
+            raise FFPError(
+                f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity or raise "
+                "search_steps"
+            )
+        return SearchResult(self.best[1], self.best[0], self.log, agent)
 
 
 @dataclass
@@ -90,12 +110,12 @@ class SearchResult:
 
     Attributes:
         policy: The policy.
-        perplexity: Its perplexity on all search windows; `None` if nothing was evaluated.
+        perplexity: Its perplexity on all search windows.
         log: One record a candidate evaluation.
         agent: Weights of the trained agent by name, if the method has one.
     """
 
     policy: PruningPolicy
-    perplexity: float | None
+    perplexity: float
     log: list[dict[str, Any]]
     agent: dict[str, np.ndarray] | None = None

@@ -12,7 +12,8 @@ from optimum_ffp.commands.prune import LOAD_OPTIONS
 from optimum_ffp.loading import LoadOptions
 
 
-FAST = "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --search-steps 10 --device cpu".split()
+SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3, "search-steps": 10}
+FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (f"--{name}", str(value)))]
 
 
 @pytest.fixture

@@ -1,53 +1,57 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.config import FFPConfig
+from optimum_ffp.config import CHOICES, FFPConfig
+from optimum_ffp.curves import CurveMapping
 from optimum_ffp.errors import FFPError
 from optimum_ffp.mapping import Budget, water_filling
 from optimum_ffp.policy import PruningPolicy, Unit
-from optimum_ffp.search import METHODS, SearchTask, search
+from optimum_ffp.search import METHODS, NO_SEARCH, SearchTask, search
+from optimum_ffp.search.bandit import TrustPosterior
 from optimum_ffp.search.schedule import ProgressiveSchedule
 
 
 UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
-# What a removed channel costs in every unit: the best policy keeps the first units and prunes the last.
-COSTS = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.1])
+REMOVED = np.linspace(1, 0, 201)
+# What the curves say, and how wrong they are: the truth is `TRUST` times as much.
+CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
+TRUST = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
+KINDS = [("ffp", "bandit"), ("ffp", "ppo"), ("random", "bandit"), ("evolutionary", "bandit"), ("prior", "bandit")]
 
 
 class KnownLandscape:
-    """A stand-in for the language model whose best policy is known."""
+    """A stand-in for the language model whose loss is known, with noise that windows share."""
 
-    dense_losses = np.full(4, 3.0)
+    def __init__(self, broken: bool = False, interaction: float = 0.0):
+        self.dense_losses = 3.0 + 0.3 * np.random.default_rng(9).standard_normal(8)
+        self.calls: list[PruningPolicy] = []
+        self.broken, self.interaction = broken, interaction
 
-    def __init__(self, broken: bool = False):
-        self.calls: list[tuple[PruningPolicy, int]] = []
-        self.broken = broken
+    def loss(self, policy: PruningPolicy) -> float:
+        total = sum(t * curve[size] for t, curve, size in zip(TRUST, CURVES, policy.sizes))
+        return total + self.interaction * total**2
 
-    def __call__(self, policies, samples=None):
-        samples = samples or 4
-        self.calls += [(policy, samples) for policy in policies]
-        removed = 1 - np.array([policy.retentions for policy in policies])
-        losses = 3.0 + removed @ COSTS if not self.broken else np.full(len(policies), np.nan)
-        return np.repeat(losses[:, None], samples, axis=1)
+    def __call__(self, policies, windows):
+        self.calls += policies
+        losses = np.array([np.nan if self.broken else self.loss(policy) for policy in policies])
+        return self.dense_losses[windows] + losses[:, None]
 
 
-def make_task(landscape: KnownLandscape, steps: int = 64, sparsity: float = 0.3, seed: int = 0) -> SearchTask:
-    return SearchTask(
+def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **knobs):
+    landscape = landscape or KnownLandscape()
+    mapping = CurveMapping(CURVES)
+    used = mapping if agent == "bandit" else water_filling
+    config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **knobs)
+    task = SearchTask(
         actions=len(UNITS),
-        map_scores=lambda scores, target: water_filling(scores, Budget(UNITS, target, 0.1)),
+        map_scores=lambda scores, target: used(scores, Budget(UNITS, target, 0.1)),
         evaluate=landscape,
         sparsity=sparsity,
         steps=steps,
-        max_samples=4,
-        seed=seed,
+        max_samples=8,
+        predict=mapping.predict,
     )
-
-
-def run(method: str = "ffp", steps: int = 64, seed: int = 0, warm_start=None, **knobs):
-    landscape = KnownLandscape()
-    config = FFPConfig(method=method, search_steps=steps, seed=seed, **knobs)
-    task = make_task(landscape, steps if method == "ffp" else 1, seed=seed)
-    return search(task, config, warm_start), landscape
+    return search(task, config, warm_start), landscape, task
 
 
 def test_schedule_rises_from_easy_to_the_target():
@@ -62,60 +66,90 @@ def test_schedule_rises_from_easy_to_the_target():
     assert ProgressiveSchedule(10, 0.3, 1).samples(0) == 1
 
 
+@pytest.mark.parametrize(("method", "agent"), KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
-def test_no_more_evaluations_than_asked(steps):
-    result, landscape = run(steps=steps)
-    assert len(landscape.calls) == len(result.log) <= steps
-    assert steps - len(landscape.calls) < 8
+def test_no_more_evaluations_than_asked(method, agent, steps):
+    result, landscape, _ = run(method, agent, steps)
+    assert 1 <= len(landscape.calls) == len(result.log) <= steps
+    assert method in NO_SEARCH or steps - len(landscape.calls) < 8
 
 
-def test_same_seed_same_policy():
-    assert run(seed=3)[0].policy == run(seed=3)[0].policy
-    assert run(seed=3)[0].log == run(seed=3)[0].log
-    assert run(seed=3)[0].log != run(seed=4)[0].log
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_same_seed_same_policy(method, agent):
+    first, again, other = (run(method, agent, seed=seed)[0] for seed in (3, 3, 4))
+    assert first.policy == again.policy and first.log == again.log
+    assert method in NO_SEARCH or first.log != other.log
 
 
-def test_what_is_kept_is_the_best_seen_at_the_target_and_full_fidelity():
-    result, landscape = run()
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_what_is_kept_is_the_best_seen_at_the_target_and_full_fidelity(method, agent):
+    result, landscape, _ = run(method, agent)
     finals = [entry for entry in result.log if entry["final"]]
-    assert finals and all(entry["samples"] == 4 and entry["target_sparsity"] == 0.3 for entry in finals)
+    assert finals and all(entry["samples"] == 8 and entry["target_sparsity"] == 0.3 for entry in finals)
     assert result.perplexity == min(entry["perplexity"] for entry in finals)
-    again = KnownLandscape()
-    assert np.exp(again([result.policy]).mean()) == pytest.approx(result.perplexity)
+    assert np.exp(landscape([result.policy], np.arange(8)).mean()) == pytest.approx(result.perplexity)
     assert result.policy.sparsity == pytest.approx(0.3, abs=1 / 1200)
-    # Candidates of the curriculum are better than any at the target, and must not be kept.
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_perplexity_that_is_not_finite_has_reward_zero(method, agent):
+    landscape = KnownLandscape(broken=True)
+    with pytest.raises(FFPError, match="no candidate at sparsity 0.3 has a finite perplexity"):
+        run(method, agent, landscape=landscape)
+
+
+def test_candidates_of_the_curriculum_are_not_kept():
+    result, _, _ = run("ffp", "ppo")
     assert min(entry["perplexity"] for entry in result.log) < result.perplexity
 
 
-def test_agent_learns_where_it_hurts():
-    result, _ = run(steps=1200, learning_rate=3e-3, alpha_start=1.0)
-    searched = [entry["reward"] for entry in result.log]
-    assert np.mean(searched[-200:]) > 1.5 * np.mean(searched[:200])
-    uniform, _ = run("uniform")
-    assert result.perplexity < 0.8 * uniform.perplexity
+def test_ppo_learns_where_it_hurts():
+    result, _, _ = run("ffp", "ppo", steps=1200, learning_rate=3e-3, alpha_start=1.0)
+    losses = [-np.log(entry["reward"]) for entry in result.log]
+    assert np.mean(losses[-200:]) < 0.8 * np.mean(losses[:200])
 
 
-def test_policy_transfer_goes_on_where_the_first_search_stopped():
-    first, _ = run(steps=800, learning_rate=3e-3, alpha_start=1.0)
-    fresh, _ = run(steps=16)
-    warm, _ = run(steps=16, warm_start=first.agent)
+@pytest.mark.parametrize("interaction", [0.0, 0.5])
+def test_bandit_learns_which_curves_to_trust(interaction):
+    landscape = KnownLandscape(interaction=interaction)
+    found, _, _ = run(landscape=landscape)
+    perfect = CurveMapping([t * curve for t, curve in zip(TRUST, CURVES)])(np.zeros(6), Budget(UNITS, 0.3, 0.1))
+    prior, _, _ = run("prior", landscape=landscape)
+    loss, best, start = (landscape.loss(policy) for policy in (found.policy, perfect, prior.policy))
+    assert loss - best < 0.1 * (start - best)
+    for method in ("random", "evolutionary"):
+        assert loss < landscape.loss(run(method, landscape=landscape)[0].policy)
+
+
+def test_posterior_finds_the_trusts_and_knows_what_it_does_not_know():
+    posterior = TrustPosterior(6)
+    generator = np.random.default_rng(0)
+    features = generator.uniform(0, 1, (60, 6))
+    features[:, 5] = 0
+    posterior.observe(features, features @ TRUST)
+    assert np.allclose(posterior.mean[:5], TRUST[:5], atol=0.1)
+    spread = np.sqrt(np.diag(posterior.covariance))
+    assert spread[5] > 0.4 > 10 * spread[:5].max() / 10
+
+
+@pytest.mark.parametrize(("agent", "steps"), [("bandit", 48), ("ppo", 800)])
+def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
+    knobs = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
+    first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **knobs)
+    fresh, _, _ = run(agent=agent, steps=8)
+    warm, _, _ = run(agent=agent, steps=8, warm_start=first.agent)
     assert warm.perplexity < fresh.perplexity
 
 
-def test_agent_of_another_shape_is_refused():
-    first, _ = run(steps=16)
+@pytest.mark.parametrize("agent", CHOICES["agent"])
+def test_agent_of_another_shape_is_refused(agent):
+    alien = {"features": np.zeros((3, 5)), "losses": np.zeros(3)}
     with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
-        run(steps=16, warm_start=first.agent, hidden_sizes=(32, 32))
-
-
-def test_perplexity_that_is_not_finite_has_reward_zero():
-    task = make_task(KnownLandscape(broken=True), steps=16)
-    with pytest.raises(FFPError, match="no candidate at sparsity 0.3 has a finite perplexity"):
-        search(task, FFPConfig(search_steps=16))
-    assert {entry["reward"] for entry in task.log} == {0.0}
-    assert {entry["perplexity"] for entry in task.log} == {None}
+        run(agent=agent, warm_start=alien)
+    other, _, _ = run("ffp", "ppo", steps=8, hidden_sizes=(32, 32))
+    with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
+        run(agent=agent, warm_start=other.agent)
 
 
 def test_every_method_has_a_name_in_the_config():
-    for method in METHODS:
-        assert FFPConfig(method=method).method == method
+    assert set(METHODS) == set(CHOICES["method"])

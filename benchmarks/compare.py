@@ -1,0 +1,105 @@
+"""Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
+
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--eval-samples 10] [--output compare.json]
+
+Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
+peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
+importance, curves and evaluator, so that only the search differs. Records are written as they come.
+"""
+
+import argparse
+import json
+import resource
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.result import PruningResult
+
+
+METHODS = ("paper", "uniform", "prior", "random", "evolutionary", "ffp")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("dataset")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--search-steps", type=int, help="Candidate evaluations, of the default preset's methods.")
+    parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the paper's preset.")
+    parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=Path("compare.json"))
+    args = parser.parse_args()
+
+    records = []
+    for seed in args.seeds:
+        for preset in ("default", "paper"):
+            methods = [method for method in args.methods if (method == "paper") == (preset == "paper")]
+            if methods:
+                for record in run(args, preset, methods, seed):
+                    records.append(record)
+                    args.output.write_text(json.dumps(records, indent=2) + "\n")
+    print(table(records))
+
+
+def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
+    """One pruner a seed and preset: what is measured once serves all of its methods."""
+    steps = args.paper_steps if preset == "paper" else args.search_steps
+    knobs = {"search_steps": steps} if steps else {}
+    config = FFPConfig(preset=preset, dataset=args.dataset, eval_samples=args.eval_samples, seed=seed, **knobs)
+    pruner = FFPPruner.from_pretrained(args.model, config)
+    for method in methods:
+        for sparsity in args.sparsities:
+            pruner.config.method = "ffp" if preset == "paper" else method
+            result = pruner.prune(sparsity)
+            yield {"method": method, "asked": sparsity} | describe(result)
+
+
+def describe(result: PruningResult) -> dict:
+    """The record of one prune."""
+    return {
+        "seed": result.config.seed,
+        "sparsity": result.policy.sparsity,
+        "model_sparsity": result.model_sparsity,
+        "perplexities": result.perplexities,
+        "test": result.test.describe(),
+        "search": result.search,
+        "sizes": result.policy.sizes,
+        "seconds": result.seconds,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def table(records: list[dict]) -> str:
+    """Median (and range) of the perplexity over seeds, by method and sparsity."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["method"], record["asked"]].append(record)
+    lines = [
+        "| method | sparsity | perplexity, median (range) | before ridge | search perplexity | candidates | tokens |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (method, asked), group in groups.items():
+        final = sorted(record["perplexities"]["calibrated"] for record in group)
+        spread = f" ({final[0]:.2f}-{final[-1]:.2f})" if len(final) > 1 else ""
+        searched = median(record["perplexities"]["searched"] for record in group)
+        best = median(record["search"]["perplexity"]["best"] for record in group)
+        search = group[0]["search"]
+        lines.append(
+            f"| {method} | {asked:.0%} | {median(final):.2f}{spread} | {searched:.2f} | {best:.2f} | "
+            f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |"
+        )
+    test, dense = records[0]["test"], records[0]["perplexities"]["dense"]
+    lines.append(
+        f"\nDense: {dense:.2f}. {Path(test['dataset']).name}, {test['split']}, first {test['windows']} windows of "
+        f"{test['window_length']} tokens."
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

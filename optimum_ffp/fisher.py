@@ -1,0 +1,84 @@
+"""What a unit's output means to the loss: Fisher matrices, and the loss curves that they give."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from .calibration import PrefixRidge
+from .families import ModelUnit
+from .progress import progress_bar
+
+
+def collect_fisher(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    windows: torch.Tensor,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> list[torch.Tensor]:
+    """Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at every output projection's output.
+
+    Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
+    backward pass a window gives the matrices of all units.
+
+    Args:
+        model: The dense model.
+        units: Its units.
+        windows: Token ids, shape `[windows, window length]`.
+        seed: Of the labels.
+        dtype: Type to compute in under autocast; `None` for the model's own.
+
+    Returns:
+        One float32 matrix a unit, shape `[out_features, out_features]`, in nats a token.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
+    precision = torch.autocast(model.device.type, dtype) if dtype not in (None, model.dtype) else nullcontext()
+
+    def watch(index: int):
+        def accumulate(gradient: torch.Tensor) -> None:
+            flat = gradient.flatten(0, -2).float()
+            with torch.autocast(flat.device.type, enabled=False):
+                totals[index] += (flat.T @ flat).to(totals[index].device)
+
+        return lambda module, inputs, output: output.register_hook(accumulate) and None
+
+    with ExitStack() as hooks, progress_bar(len(windows), "Fisher matrices", "window") as bar:
+        # Weights are frozen; gradients flow because the embeddings ask for them.
+        embeddings = model.get_input_embeddings()
+        hooks.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
+        for index, unit in enumerate(units):
+            hooks.callback(unit.output.module.register_forward_hook(watch(index)).remove)
+        for window in windows.split(1):
+            with torch.enable_grad(), precision:
+                logits = model(window.to(model.device), use_cache=False).logits[0].float()
+                with torch.no_grad():
+                    labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+                loss = cross_entropy(logits, labels.to(logits.device), reduction="sum")
+            loss.backward()
+            bar.update()
+    return [total / windows.numel() for total in totals]
+
+
+def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor, block: int) -> np.ndarray:
+    """What the loss grows by when a unit keeps its first `k` items, after ridge regression, for every `k`.
+
+    With `H + λI = L Lᵀ` in the sorted order and `V = W L`, calibration leaves exactly `Σ_{j≥k} ‖V_j‖²` of output error
+    in the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
+
+    Args:
+        ridge: The unit's factor and weight.
+        fisher: `G`, shape `[out_features, out_features]`.
+        block: Columns of one item.
+
+    Returns:
+        Nats a token, float64, shape `[items + 1]`, falling to 0.
+    """
+    rotated = ridge.weight.float() @ ridge.factor
+    losses = (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
+    per_item = losses.view(-1, block).sum(1).double().cpu().numpy()
+    return np.append(np.cumsum(per_item[::-1])[::-1], 0.0)

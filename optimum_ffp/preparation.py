@@ -1,0 +1,83 @@
+"""Everything that is measured once, before any search: statistics, importance, factors, loss curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from .calibration import PrefixRidge
+from .candidates import fast_dtype
+from .config import FFPConfig
+from .criteria import FISHER_CRITERIA, order_items
+from .curves import CurveMapping
+from .families import Family, ModelUnit
+from .fisher import collect_fisher, loss_curve
+from .nested import NestedModel
+from .result import StageClock
+from .statistics import collect_statistics
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What searches share.
+
+    Attributes:
+        nested: The model with its items sorted, with the factors of its ridge regressions.
+        curves: Loss curves of all units, if the config's mapping needs them.
+    """
+
+    nested: NestedModel
+    curves: CurveMapping | None
+
+
+def prepare(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    family: Family,
+    config: FFPConfig,
+    windows: torch.Tensor,
+    clock: StageClock,
+) -> Prepared:
+    """Runs the calibration windows through the dense model, sorts its items and factors what they will need.
+
+    Args:
+        model: The dense model. Its heads and channels are reordered in place.
+        units: Its units.
+        family: The record of its family.
+        config: Criterion, mapping, calibration.
+        windows: Calibration windows, token ids of shape `[windows, window length]`.
+        clock: Takes the time of every stage.
+    """
+    with clock.stage("statistics"):
+        statistics = collect_statistics(model, units, windows, config.batch_size)
+    fishers: list[torch.Tensor | None] = [None] * len(units)
+    if config.mapping == "curves" or config.criterion in FISHER_CRITERIA:
+        with clock.stage("fisher"):
+            dtype = fast_dtype(model.dtype, model.device) if config.search_dtype == "auto" else None
+            fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
+    with clock.stage("importance"):
+        orders = [
+            order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
+            for unit, found, fisher in zip(units, statistics, fishers)
+        ]
+    nested = NestedModel(model, units, orders, family)
+    if config.calibration == "none" and config.reward == "searched" and config.mapping != "curves":
+        return Prepared(nested, None)
+
+    with clock.stage("factorisation"):
+        nested.ridges = [
+            PrefixRidge(
+                unit.output.module.weight.data,
+                found.permuted(order, unit.output.block).gram,
+                config.ridge_lambda,
+                config.ridge_lambda_relative,
+            )
+            for unit, found, order in zip(units, statistics, orders)
+        ]
+        if config.mapping != "curves":
+            return Prepared(nested, None)
+        curves = [
+            loss_curve(ridge, fisher, unit.output.block) for ridge, fisher, unit in zip(nested.ridges, fishers, units)
+        ]
+    return Prepared(nested, CurveMapping(curves))

@@ -1,0 +1,128 @@
+"""The default agent: Thompson sampling over how far each loss curve can be trusted."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..config import FFPConfig
+from ..errors import FFPError
+from .task import SearchResult, SearchTask
+
+
+# Trust in a curve can't be negative, and beyond these factors a unit is at its bounds anyway.
+TRUST_RANGE = (0.05, 20.0)
+# Prior standard deviations of a unit's trust on its own, and of what all units have in common.
+OWN_SPREAD, COMMON_SPREAD = 0.5, 0.5
+# Noise of a measured loss, relative to its size: the evidence picks one of these.
+NOISE_LEVELS = np.geomspace(0.003, 0.3, 13)
+
+
+class TrustPosterior:
+    """Bayesian linear regression of measured losses on what the curves predict.
+
+    The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, own² I + common² 11ᵀ)`: a unit whose curve
+    is right has `θ_i = 1`. Every candidate at any sparsity is one equation, so nothing that was measured is lost.
+
+    Args:
+        units: Number of units.
+    """
+
+    def __init__(self, units: int):
+        self.features = np.zeros((0, units))
+        self.losses = np.zeros(0)
+        self.mean = np.ones(units)
+        self.covariance = OWN_SPREAD**2 * np.eye(units) + COMMON_SPREAD**2
+        self._prior = self.mean.copy(), self.covariance.copy()
+
+    def observe(self, features: np.ndarray, losses: np.ndarray) -> None:
+        """Adds candidates.
+
+        Args:
+            features: What the curves predict for every unit, nats, shape `[candidates, units]`.
+            losses: Measured loss above that of the dense model on the same windows, nats, shape `[candidates]`.
+        """
+        self.features = np.concatenate([self.features, features])
+        self.losses = np.concatenate([self.losses, losses])
+        if not len(self.losses):
+            return
+        mean, covariance = self._prior
+        cross = covariance @ self.features.T
+        signal = self.features @ cross
+        surprise = self.losses - self.features @ mean
+        noise = min(NOISE_LEVELS, key=lambda level: self._negative_evidence(level, signal, surprise))
+        gain = np.linalg.solve(signal + self._noise_matrix(noise), cross.T).T
+        self.mean = mean + gain @ surprise
+        self.covariance = covariance - gain @ cross.T
+
+    def _noise_matrix(self, level: float) -> np.ndarray:
+        return np.diag((level * np.abs(self.losses)) ** 2 + 1e-10)
+
+    def _negative_evidence(self, level: float, signal: np.ndarray, surprise: np.ndarray) -> float:
+        total = signal + self._noise_matrix(level)
+        return float(np.linalg.slogdet(total)[1] + surprise @ np.linalg.solve(total, surprise))
+
+    def sample(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Scores (log trust) drawn from the posterior, shape `[count, units]`."""
+        values, vectors = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        noise = generator.standard_normal((count, len(self.mean)))
+        return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
+
+
+def to_scores(trust: np.ndarray) -> np.ndarray:
+    """Raw scores of a curve mapping: the logarithm of the trust."""
+    return np.log(np.clip(trust, *TRUST_RANGE))
+
+
+def search_with_bandit(
+    task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None = None
+) -> SearchResult:
+    """Thompson sampling: draw trusts from the posterior, evaluate what they ask for, update, repeat.
+
+    A contextual linear bandit, the single-step problem with a model of the reward in place of a network: context is
+    the sparsity, the action is the trust in every curve, and the reward is linear in the unknown trusts. Each update
+    sees other windows of the pool, always paired with the dense model. The evaluations that are left for finalists
+    compare the posterior's mean, the prior and the best candidates on all windows of the pool.
+
+    Args:
+        task: What to search for. Its actions are trusts of the curves behind `task.predict`.
+        config: Candidates of an update.
+        warm_start: Posterior of a search at other sparsities: its equations are taken over.
+
+    Raises:
+        FFPError: If `warm_start` is no posterior for this number of units.
+    """
+    generator = np.random.default_rng(config.seed)
+    posterior = TrustPosterior(task.actions)
+    if warm_start is not None:
+        posterior.observe(*_read_posterior(warm_start, task.actions))
+    finalists = max(2, task.steps // 16) if task.steps > 2 else task.steps
+    seen: list[tuple[float, np.ndarray]] = []
+    spent = offset = 0
+    while spent < task.steps - finalists:
+        scores = posterior.sample(min(config.candidates, task.steps - finalists - spent), generator)
+        policies = [task.map_scores(row, task.sparsity) for row in scores]
+        losses = task.excess_losses(policies, task.sparsity, task.windows(config.update_samples, offset))
+        finite = np.isfinite(losses)
+        features = np.array([task.predict(policy) for policy in policies])
+        posterior.observe(features[finite], losses[finite])
+        seen += list(zip(losses, scores))
+        spent, offset = spent + len(scores), offset + config.update_samples
+
+    answers = [to_scores(posterior.mean), np.zeros(task.actions)]
+    predicted = [
+        (float(task.predict(task.map_scores(scores, task.sparsity)) @ posterior.mean), scores) for _, scores in seen
+    ]
+    answers += [scores for _, scores in sorted(predicted, key=lambda entry: entry[0])]
+    policies = [task.map_scores(scores, task.sparsity) for scores in answers[:finalists]]
+    task.rewards(policies, task.sparsity, task.windows(task.max_samples))
+    return task.conclude({"features": posterior.features, "losses": posterior.losses})
+
+
+def _read_posterior(weights: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, np.ndarray]:
+    features, losses = weights.get("features"), weights.get("losses")
+    if features is None or losses is None or features.ndim != 2 or features.shape != (len(losses), units):
+        raise FFPError(
+            f"the warm-start agent is no posterior over {units} units; warm-start from a checkpoint of the same model "
+            "that the same kind of agent has searched"
+        )
+    return features, losses

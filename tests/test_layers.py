@@ -1,0 +1,85 @@
+"""Imports only go down the layers, and checkpoints carry code that needs torch and transformers alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import optimum_ffp
+
+
+ROOT = Path(optimum_ffp.__file__).parent
+# From the bottom up; names of one line don't import each other.
+LAYERS = [
+    {"errors", "version", "progress"},
+    {"policy", "config"},
+    {"mapping", "families"},
+    {"curves", "data", "evaluation", "modeling"},
+    {"statistics", "result", "loading", "calibration"},
+    {"criteria", "fisher", "nested"},
+    {"candidates", "search"},
+    {"preparation", "card", "plots"},
+    {"checkpoint"},
+    {"pruner"},
+    {"commands"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    """First-level modules of this package that a file imports."""
+    inside = path.relative_to(ROOT).parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*inside[: len(inside) - node.level], *(node.module or "").split(".")]
+            names = [base[0]] if base[0] else [alias.name for alias in node.names]
+            found.update(names)
+    return found - {""}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path) - {own}:
+        assert RANK[name] < RANK[own], f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+CODE_FILES = sorted((ROOT / "modeling").glob("modeling_ffp_*.py"))
+
+
+@pytest.mark.parametrize("path", CODE_FILES, ids=lambda path: path.name)
+def test_checkpoint_code_needs_torch_and_transformers_alone(path):
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level
+            roots.add(node.module.split(".")[0])
+    assert roots <= {"torch", "transformers", "copy"}
+
+
+def test_checkpoint_code_agrees_on_what_it_shares():
+    """A checkpoint carries one file, so each has its own copy of `get_layer_config`; the copies must not drift."""
+    copies = set()
+    for path in CODE_FILES:
+        (function,) = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name == "get_layer_config"
+        ]
+        copies.add(ast.dump(function))
+    assert len(copies) == 1
+
+
+def test_nothing_is_ever_pickled():
+    for path in FILES:
+        text = path.read_text()
+        assert "pickle" not in text and "torch.load" not in text and "torch.save" not in text
