@@ -105,12 +105,17 @@ def short_name(source: str) -> str:
 def command_line(result: PruningResult) -> str:
     """The command that repeats this prune, all settings that differ from the preset's included."""
     config = result.config
-    defaults = type(config)(preset=config.preset)
+    defaults = type(config)(preset=config.preset).to_dict() | {"preset": type(config)().preset, "seed": None}
     words = ["optimum-cli ffp prune", f"--model {short_name(result.base_model)}", f"--sparsity {config.sparsity:g}"]
     for name in config.knob_names():
         value = getattr(config, name)
-        if name == "sparsity" or (value == getattr(defaults, name) and name != "seed"):
+        if name == "sparsity" or value is None or config.to_dict()[name] == defaults[name]:
             continue
-        value = short_name(value) if name in ("dataset", "eval_dataset") else value
-        words.append(f"--{name.replace('_', '-')} {value}")
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            words.append(f"--{option} {' '.join(map(str, value))}")
+        else:
+            words.append(f"--{option} {short_name(value) if name in ('dataset', 'eval_dataset') else value}")
     return " ".join(words)

@@ -108,7 +108,7 @@ class FFPConfig(BaseConfig):
     seq_len: int = 2048
     search_samples: int = 16
     update_samples: int = 4
-    fisher_samples: int = 4
+    fisher_samples: int = 16
     eval_samples: int | None = None
     batch_size: int = 1
     search_steps: int = 96

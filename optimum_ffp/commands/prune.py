@@ -1,7 +1,7 @@
 """`optimum-cli ffp prune`."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -43,19 +43,35 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_option(prune, "config", metavar="FILE", help="JSON file of FFPConfig's knobs; options given here win.")
     add_option(prune, "preset", help="default, or paper for the paper's numbers.")
-    add_option(prune, "method", help="How the policy is found: ffp or uniform.")
-    add_option(prune, "criterion", help="Importance of heads and channels: wanda.")
-    add_option(prune, "mapping", help="From scores to a policy: greedy or water-filling.")
+    add_option(
+        prune, "method", help="How the policy is found: ffp, or a baseline: prior, random, evolutionary, uniform."
+    )
+    add_option(prune, "agent", help="Of method ffp: bandit, or ppo as in the paper.")
+    add_option(prune, "criterion", help="Importance of heads and channels: fisher-obs, obs, flap or wanda.")
+    add_option(prune, "mapping", help="From scores to a policy: curves, water-filling or greedy.")
     add_option(prune, "reward", help="Reward candidates as searched, or calibrated.")
     add_option(prune, "calibration", help="ridge or none.")
-    add_option(prune, "ridge-lambda", type=float, help="Ridge coefficient, relative to the mean diagonal.")
+    add_option(prune, "ridge-lambda", type=float, help="Ridge coefficient.")
+    add_option(
+        prune,
+        "ridge-lambda-relative",
+        action=BooleanOptionalAction,
+        help="Whether it is relative to the mean diagonal of the Gram matrix.",
+    )
     add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
     add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
+    add_option(prune, "rate-precision", type=float, help="Grid that retentions are rounded to.")
     add_option(prune, "ffn-multiple", type=int, help="FFN widths are multiples of this.")
 
     search = parser.add_argument_group("Search")
     add_option(search, "search-steps", type=int, help="Candidate evaluations.")
     add_option(search, "search-samples", type=int, help="Search windows at full fidelity.")
+    add_option(search, "update-samples", type=int, help="Search windows of one update of the bandit.")
+    add_option(search, "search-dtype", help="auto (bfloat16 where it is native) or model.")
+    add_option(search, "alpha-start", type=float, help="Fraction of sparsity and windows that PPO starts with.")
+    add_option(search, "learning-rate", type=float, help="Of PPO.")
+    add_option(search, "clip-range", type=float, help="Of PPO.")
+    add_option(search, "hidden-sizes", type=int, nargs="+", help="Layers of PPO's MLP.")
     add_option(search, "candidates", type=int, help="Candidates of one update of the agent.")
     add_option(search, "warm-start", help="Pruned checkpoint (folder or Hub id) whose agent to go on from.")
     add_option(search, "seed", type=int, help="Of everything random.")
@@ -69,6 +85,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
     add_option(data, "num-samples", type=int, help="Calibration windows.")
+    add_option(data, "fisher-samples", type=int, help="Calibration windows of the backward pass.")
     add_option(data, "seq-len", type=int, help="Tokens a window.")
     add_option(data, "eval-samples", type=int, help="Test windows. Default: all.")
     add_option(data, "batch-size", type=int, help="Windows a forward pass.")
