@@ -283,7 +283,8 @@ def sample_from_model(
     """Text that the model itself writes from its start token at temperature 1: data for when there is no data.
 
     Returns:
-        Token ids, shape `[windows, window length]`, as many windows as all roles want together.
+        Token ids, shape `[windows, window length]`, as many windows as all roles want together. Each begins with the
+        start token that its text was sampled from.
 
     Raises:
         FFPError: If the tokenizer has no start or end token to begin with.
@@ -295,14 +296,18 @@ def sample_from_model(
     prompt = torch.full((count, 1), start, device=model.device)
     # Without an end token the model goes on with its next document, as in the packed text that it was trained on.
     plain_sampling = GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=request.length, eos_token_id=None, pad_token_id=start
+        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=request.length - 1, eos_token_id=None, pad_token_id=start
     )
-    with progress_bar(request.length, "Sampling text", "token") as bar, torch.random.fork_rng():
+    with progress_bar(request.length - 1, "Sampling text", "token") as bar, torch.random.fork_rng():
         torch.manual_seed(request.seed)
         tokens = model.generate(
-            prompt, generation_config=plain_sampling, stopping_criteria=StoppingCriteriaList([_Ticks(bar)])
+            prompt,
+            # The start token may be the padding token too, and must not be masked for it.
+            attention_mask=torch.ones_like(prompt),
+            generation_config=plain_sampling,
+            stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
         )
-    return tokens[:, 1:].cpu()
+    return tokens.cpu()
 
 
 class _Ticks(StoppingCriteria):
