@@ -62,7 +62,8 @@ class CandidateEvaluator:
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
         device = self.nested.model.device.type
         precision = torch.autocast(device, self.dtype) if self.dtype else nullcontext()
-        with self.nested.applied(policy, self.compensated) as model, precision:
+        outputs = self.nested.compensated(policy) if self.compensated else None
+        with self.nested.applied(policy, outputs) as model, precision:
             return window_losses(model, windows, self.batch_size).numpy()
 
 

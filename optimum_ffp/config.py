@@ -19,7 +19,7 @@ CHOICES = {
     "criterion": ("wanda", "flap", "obs", "fisher-obs"),
     "mapping": ("greedy", "water-filling", "curves"),
     "reward": ("searched", "calibrated"),
-    "calibration": ("ridge", "none"),
+    "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
 }
 
@@ -59,9 +59,12 @@ class FFPConfig(BaseConfig):
             the loss curves fall fastest).
         reward: Whether candidates are rewarded as `"searched"` (the paper's) or after ridge regression,
             `"calibrated"`.
-        calibration: `"ridge"` (Eq. 6-7) or `"none"`.
+        calibration: `"ridge"` (Eq. 6-7), `"sequential"` (starts from there and fits layer by layer to what the pruned
+            layers before produce), or `"none"`.
         ridge_lambda: λ of the ridge regression (the paper: 0.01).
         ridge_lambda_relative: λ in multiples of the mean diagonal of the Gram matrix; otherwise absolute.
+        dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
+        sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
         num_samples: Calibration windows (the paper: 32).
@@ -99,9 +102,11 @@ class FFPConfig(BaseConfig):
     criterion: str = "fisher-obs"
     mapping: str = "curves"
     reward: str = "calibrated"
-    calibration: str = "ridge"
+    calibration: str = "sequential"
     ridge_lambda: float = 0.01
     ridge_lambda_relative: bool = True
+    dense_target: float = 0.5
+    sequential_lambda: float = 0.03
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
     num_samples: int = 32
@@ -149,8 +154,8 @@ class FFPConfig(BaseConfig):
             if getattr(self, name) not in choices:
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
         self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
-        self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range")
-        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
+        self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
+        self._check_numbers(float, 0, None, "ridge_lambda", "sequential_lambda", "learning_rate")
         self._check_numbers(
             int,
             1,

@@ -1,6 +1,6 @@
 """A model with its items sorted by importance, so that every policy is a prefix of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,38 +40,51 @@ class NestedModel:
                     parameter.data = permute_blocks(parameter.data, part.dim, part.block, order)
                 self._full[-1].append({name: getattr(part.module, name).data for name in part.tensors()})
 
+    def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
+        """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""
+        return {
+            index: ridge.compensated(size * unit.output.block)
+            for index, (ridge, unit, size) in enumerate(zip(self.ridges, self.model_units, policy.sizes))
+        }
+
     @contextmanager
-    def applied(self, policy: PruningPolicy, compensated: bool = False) -> Iterator[PreTrainedModel]:
+    def applied(
+        self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None
+    ) -> Iterator[PreTrainedModel]:
         """The model as this policy leaves it, for the time of the context.
 
         Args:
             policy: What to keep.
-            compensated: Whether output projections are those of the ridge regression; needs `ridges`.
+            outputs: Weights of output projections that take the place of the views, by unit index.
         """
         try:
-            self._set(policy, compensated)
+            self._set(policy, outputs or {})
             yield self.model
         finally:
-            self._set(PruningPolicy.dense(self.units), False)
+            self._set(PruningPolicy.dense(self.units), {})
 
-    def _set(self, policy: PruningPolicy, compensated: bool) -> None:
+    def _set(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor]) -> None:
         for index, (unit, size) in enumerate(zip(self.model_units, policy.sizes)):
             for part, full in zip(unit.slices, self._full[index]):
                 for name, tensor in full.items():
                     getattr(part.module, name).data = tensor.narrow(part.dim, 0, size * part.block)
-            if compensated:
-                unit.output.module.weight.data = self.ridges[index].compensated(size * unit.output.block)
+            if index in outputs:
+                unit.output.module.weight.data = outputs[index]
             for module, attribute in unit.counters:
                 setattr(module, attribute, size * unit.heads_per_item)
 
-    def materialise(self, policy: PruningPolicy, compensated: bool = False) -> PreTrainedModel:
+    def dense_output(self, index: int) -> torch.Tensor:
+        """The sorted weight of a unit's output projection, shape `[out_features, features]`."""
+        return self._full[index][-1]["weight"]
+
+    def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
         """A physically smaller model of its own, in the class that its checkpoint carries.
 
         Args:
             policy: What to keep.
-            compensated: Whether output projections are those of the ridge regression; needs `ridges`.
+            outputs: Weights of output projections that take the place of the views, by unit index.
         """
-        with self.applied(policy, compensated) as model:
+        with self.applied(policy, outputs) as model:
             # Views share storage with the dense weights; a checkpoint must own what it keeps and no more.
             state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         config = pruned_config(self.model.config, self.family, policy)

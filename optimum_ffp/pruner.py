@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .candidates import CandidateEvaluator, fast_dtype
@@ -23,6 +24,7 @@ from .preparation import Prepared, prepare
 from .progress import progress_bar
 from .result import PruningResult, StageClock
 from .search import NO_SEARCH, SearchResult, SearchTask, search
+from .sequential import calibrate_sequentially
 
 
 class FFPPruner:
@@ -108,12 +110,11 @@ class FFPPruner:
 
         with clock.stage("search"):
             found, evaluator = self._search(config, warm_start)
-        compensated = config.calibration == "ridge"
         with clock.stage("evaluation"), nested.applied(found.policy) as model:
             perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
         with clock.stage("calibration"):
-            pruned = nested.materialise(found.policy, compensated)
-        if compensated:
+            pruned = nested.materialise(found.policy, self._calibrated_outputs(config, found.policy))
+        if config.calibration != "none":
             with clock.stage("evaluation"):
                 perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
         self.result = PruningResult(
@@ -160,9 +161,12 @@ class FFPPruner:
     def _search(
         self, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None
     ) -> tuple[SearchResult, CandidateEvaluator]:
-        dtype = fast_dtype(self.model.dtype, self.model.device) if config.search_dtype == "auto" else None
         evaluator = CandidateEvaluator(
-            self.prepared.nested, self.data.search.tokens, config.reward == "calibrated", config.batch_size, dtype
+            self.prepared.nested,
+            self.data.search.tokens,
+            config.reward == "calibrated",
+            config.batch_size,
+            self._fast_dtype(),
         )
         curves = self.prepared.curves
         mapping = uniform if config.method == "uniform" else curves or MAPPINGS[config.mapping]
@@ -186,6 +190,24 @@ class FFPPruner:
                 on_evaluated=show,
             )
             return search(task, config, warm_start), evaluator
+
+    def _calibrated_outputs(self, config: FFPConfig, policy: PruningPolicy) -> dict[int, torch.Tensor] | None:
+        nested = self.prepared.nested
+        if config.calibration == "none":
+            return None
+        if config.calibration == "ridge":
+            return nested.compensated(policy)
+        return calibrate_sequentially(
+            nested,
+            policy,
+            self.data.calibration.tokens,
+            config.dense_target,
+            config.sequential_lambda,
+            self._fast_dtype(),
+        )
+
+    def _fast_dtype(self) -> torch.dtype | None:
+        return fast_dtype(self.model.dtype, self.model.device) if self.config.search_dtype == "auto" else None
 
     def _describe_search(
         self, config: FFPConfig, found: SearchResult, evaluator: CandidateEvaluator

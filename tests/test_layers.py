@@ -18,7 +18,7 @@ LAYERS = [
     {"statistics", "result", "loading", "calibration"},
     {"criteria", "fisher", "nested"},
     {"candidates", "search"},
-    {"preparation", "card", "plots"},
+    {"preparation", "sequential", "card", "plots"},
     {"checkpoint"},
     {"pruner"},
     {"commands"},

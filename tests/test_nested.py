@@ -83,14 +83,15 @@ def test_full_retention_is_the_identity(picomodel, windows):
     before = picomodel(windows).logits
     nested, _ = make_nested(picomodel, windows)
     dense = PruningPolicy.dense(nested.units)
-    for compensated in (False, True):
-        assert (nested.materialise(dense, compensated)(windows).logits - before).abs().max() < 1e-4
+    for outputs in (None, nested.compensated(dense)):
+        assert (nested.materialise(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
 def test_a_context_leaves_the_dense_model_behind(picomodel, windows):
     nested, _ = make_nested(picomodel, windows)
     before = nested.model(windows).logits
-    with pytest.raises(RuntimeError), nested.applied(random_policy(nested, 0), compensated=True):
+    policy = random_policy(nested, 0)
+    with pytest.raises(RuntimeError), nested.applied(policy, nested.compensated(policy)):
         raise RuntimeError
     assert torch.equal(nested.model(windows).logits, before)
 
@@ -112,8 +113,9 @@ def test_compensation_brings_outputs_closer(picomodel, windows):
         # Only this unit is pruned, so that its input is that of the dense model.
         sizes = [other.unit.items for other in nested.model_units]
         sizes[1] = min(policy.sizes[1], 20)
-        for compensated in (False, True):
-            with nested.applied(PruningPolicy(nested.units, tuple(sizes)), compensated) as model:
+        one_pruned = PruningPolicy(nested.units, tuple(sizes))
+        for outputs in (None, nested.compensated(one_pruned)):
+            with nested.applied(one_pruned, outputs) as model:
                 model(windows)
     plain, repaired = (seen[1] - seen[0]).norm(), (seen[2] - seen[0]).norm()
     assert repaired < 0.95 * plain

@@ -50,7 +50,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(prune, "criterion", help="Importance of heads and channels: fisher-obs, obs, flap or wanda.")
     add_option(prune, "mapping", help="From scores to a policy: curves, water-filling or greedy.")
     add_option(prune, "reward", help="Reward candidates as searched, or calibrated.")
-    add_option(prune, "calibration", help="ridge or none.")
+    add_option(prune, "calibration", help="sequential, ridge or none.")
     add_option(prune, "ridge-lambda", type=float, help="Ridge coefficient.")
     add_option(
         prune,
@@ -58,6 +58,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         action=BooleanOptionalAction,
         help="Whether it is relative to the mean diagonal of the Gram matrix.",
     )
+    add_option(prune, "dense-target", type=float, help="Share of the dense model in the sequential target.")
+    add_option(prune, "sequential-lambda", type=float, help="Pull of sequential calibration towards ridge.")
     add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
     add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
     add_option(prune, "rate-precision", type=float, help="Grid that retentions are rounded to.")
