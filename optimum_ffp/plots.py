@@ -43,23 +43,23 @@ def _draw_policy(axes, result: PruningResult) -> None:
 
 
 def _draw_search(axes, result: PruningResult) -> None:
-    seen = [entry for entry in result.log if entry["perplexity"] is not None]
+    # Candidates may have seen different windows, so each is shown beside the dense model on the same ones.
+    seen = [entry for entry in result.log if entry["reward"] > 0]
     for final, label, marker in ((False, "candidate", "o"), (True, "finalist", "D")):
         rows = [entry for entry in seen if entry["final"] == final]
         if rows:
             axes.scatter(
                 [entry["evaluation"] for entry in rows],
-                [entry["perplexity"] for entry in rows],
+                [1 / entry["reward"] for entry in rows],
                 s=14,
                 marker=marker,
                 color=COLORS["best"] if final else COLORS["attention"],
                 alpha=0.7,
                 label=label,
             )
-    dense = result.search["perplexity"]["dense"]
-    axes.axhline(dense, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
-    axes.set(xlabel="candidate evaluation", ylabel="search perplexity", title="Search")
-    if seen and max(entry["perplexity"] for entry in seen) > 10 * dense:
+    axes.axhline(1, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
+    axes.set(xlabel="candidate evaluation", ylabel="perplexity / dense perplexity", title="Search")
+    if seen and min(entry["reward"] for entry in seen) < 0.1:
         axes.set_yscale("log")
     curriculum = axes.twinx()
     curriculum.plot(
