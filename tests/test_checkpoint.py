@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,8 +126,9 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
     pruner, folder = pruned
     agent = load_agent(folder)
     assert set(agent) == set(pruner.result.agent)
-    pruner.prune(0.4, warm_start=folder)
-    assert pruner.result.policy.sparsity == pytest.approx(0.4, abs=0.01)
+    saved = pruner.result
+    assert pruner.prune(0.4, warm_start=folder).policy.sparsity == pytest.approx(0.4, abs=0.01)
+    pruner.result = saved
     with pytest.raises(FFPError, match="holds no agent.safetensors"):
         load_agent(tmp_path)
     (tmp_path / "agent.safetensors").write_bytes(b"broken")
@@ -173,6 +175,20 @@ def test_failed_upload_says_how_to_go_on(pruned, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
     with pytest.raises(FFPError, match=r"upload to me/it failed: connection cut; go on with: hf upload me/it FOLDER"):
         push_folder(folder, "me/it")
+
+
+def test_upload_is_one_commit_of_the_whole_folder(pruned, monkeypatch):
+    pruner, _ = pruned
+    uploads = []
+
+    def upload(self, folder_path, repo_id, commit_message):
+        uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **more: SimpleNamespace(repo_id="me/it"))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    assert pruner.push_to_hub("it", private=True) == "https://hub/commit/1"
+    assert uploads == [("me/it", FILES)]
 
 
 def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):
