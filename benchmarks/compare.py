@@ -1,7 +1,7 @@
 """Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--eval-samples 10] [--output compare.json]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--eval-samples 10] [--seq-len 2048] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations, of the default preset's methods.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the paper's preset.")
     parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
 
@@ -49,7 +50,7 @@ def main() -> None:
 def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     """One pruner a seed and preset: what is measured once serves all of its methods."""
     steps = args.paper_steps if preset == "paper" else args.search_steps
-    knobs = {"search_steps": steps} if steps else {}
+    knobs = {"seq_len": args.seq_len} | ({"search_steps": steps} if steps else {})
     config = FFPConfig(preset=preset, dataset=args.dataset, eval_samples=args.eval_samples, seed=seed, **knobs)
     pruner = FFPPruner.from_pretrained(args.model, config)
     for method in methods:
