@@ -1,7 +1,8 @@
 """Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--eval-samples 10] [--seq-len 2048] [--output compare.json]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--paper-steps 64] [--eval-samples 10]
+        [--seq-len 2048] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
@@ -81,7 +82,7 @@ def table(records: list[dict]) -> str:
     for record in records:
         groups[record["method"], record["asked"]].append(record)
     lines = [
-        "| method | sparsity | perplexity, median (range) | before ridge | search perplexity | candidates | tokens |",
+        "| method | sparsity | perplexity, median (range) | before calibration | search perplexity | candidates | tokens |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (method, asked), group in groups.items():
