@@ -82,7 +82,7 @@ def table(records: list[dict]) -> str:
     for record in records:
         groups[record["method"], record["asked"]].append(record)
     lines = [
-        "| method | sparsity | perplexity, median (range) | before calibration | search perplexity | candidates | tokens |",
+        "| method | sparsity | perplexity, median (range) | before calibration | on search | candidates | tokens |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (method, asked), group in groups.items():
