@@ -56,10 +56,8 @@ def search_with_ppo(
     ranked = sorted(recent, key=lambda entry: -entry[1])
     answer, _ = agent.predict(np.array([task.sparsity], dtype=np.float32), deterministic=True)
     last = [answer] + [action for action, _ in ranked]
-    policies = [task.map_scores(action, task.sparsity) for action in last[: task.steps - updates * candidates]]
-    task.rewards(policies, task.sparsity, task.windows(task.max_samples))
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return task.conclude(weights)
+    return task.conclude(last[: task.steps - updates * candidates], weights)
 
 
 def load_agent(agent: PPO, weights: Mapping[str, np.ndarray]) -> None:

@@ -95,27 +95,22 @@ def search_with_bandit(
     posterior = TrustPosterior(task.actions)
     if warm_start is not None:
         posterior.observe(*_read_posterior(warm_start, task.actions))
-    finalists = max(2, task.steps // 16) if task.steps > 2 else task.steps
-    seen: list[tuple[float, np.ndarray]] = []
+    budget = task.steps - task.finalists
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
     spent = offset = 0
-    while spent < task.steps - finalists:
-        scores = posterior.sample(min(config.candidates, task.steps - finalists - spent), generator)
+    while spent < budget:
+        scores = posterior.sample(min(config.candidates, budget - spent), generator)
         policies = [task.map_scores(row, task.sparsity) for row in scores]
         losses = task.excess_losses(policies, task.sparsity, task.windows(config.update_samples, offset))
         finite = np.isfinite(losses)
         features = np.array([task.predict(policy) for policy in policies])
         posterior.observe(features[finite], losses[finite])
-        seen += list(zip(losses, scores))
+        seen += list(zip(features, scores))
         spent, offset = spent + len(scores), offset + config.update_samples
 
     answers = [to_scores(posterior.mean), np.zeros(task.actions)]
-    predicted = [
-        (float(task.predict(task.map_scores(scores, task.sparsity)) @ posterior.mean), scores) for _, scores in seen
-    ]
-    answers += [scores for _, scores in sorted(predicted, key=lambda entry: entry[0])]
-    policies = [task.map_scores(scores, task.sparsity) for scores in answers[:finalists]]
-    task.rewards(policies, task.sparsity, task.windows(task.max_samples))
-    return task.conclude({"features": posterior.features, "losses": posterior.losses})
+    answers += [scores for _, scores in sorted(seen, key=lambda entry: float(entry[0] @ posterior.mean))]
+    return task.conclude(answers[: task.finalists], {"features": posterior.features, "losses": posterior.losses})
 
 
 def _read_posterior(weights: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,21 +17,18 @@ MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 
 def evaluate_once(task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None) -> SearchResult:
     """No search: the policy that equal scores are mapped to."""
-    policy = task.map_scores(np.zeros(task.actions), task.sparsity)
-    task.rewards([policy], task.sparsity, task.windows(task.max_samples))
-    return task.conclude()
+    return task.conclude([np.zeros(task.actions)])
 
 
 def search_at_random(task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None) -> SearchResult:
     """Candidates drawn around equal scores, the first of them equal scores themselves; the best ones are finalists."""
     generator = np.random.default_rng(config.seed)
-    finalists = _finalists(task)
-    if task.steps <= finalists:
+    if task.steps <= task.finalists:
         return evaluate_once(task, config, warm_start)
-    scores = SPREAD * generator.standard_normal((task.steps - finalists, task.actions))
+    scores = SPREAD * generator.standard_normal((task.steps - task.finalists, task.actions))
     scores[0] = 0
     losses = _evaluate(task, config, scores)
-    return _compare_finalists(task, scores[np.argsort(losses)][:finalists])
+    return task.conclude(scores[np.argsort(losses)][: task.finalists])
 
 
 def search_by_evolution(
@@ -42,8 +39,7 @@ def search_by_evolution(
     It begins with the same population as the random search and then evolves it over up to ten generations.
     """
     generator = np.random.default_rng(config.seed)
-    finalists = _finalists(task)
-    budget = task.steps - finalists
+    budget = task.steps - task.finalists
     if budget < 1:
         return evaluate_once(task, config, warm_start)
     generation = max(2, budget // 10)
@@ -65,11 +61,7 @@ def search_by_evolution(
         scores = np.concatenate([scores, children])
         losses = np.concatenate([losses, _evaluate(task, config, np.array(children))])
         spent += len(children)
-    return _compare_finalists(task, scores[np.argsort(losses)][:finalists])
-
-
-def _finalists(task: SearchTask) -> int:
-    return min(max(2, task.steps // 16), task.steps)
+    return task.conclude(scores[np.argsort(losses)][: task.finalists])
 
 
 def _evaluate(task: SearchTask, config: FFPConfig, scores: np.ndarray) -> np.ndarray:
@@ -80,9 +72,3 @@ def _evaluate(task: SearchTask, config: FFPConfig, scores: np.ndarray) -> np.nda
         policies = [task.map_scores(row, task.sparsity) for row in scores[start : start + config.candidates]]
         losses.append(task.excess_losses(policies, task.sparsity, windows))
     return np.concatenate(losses)
-
-
-def _compare_finalists(task: SearchTask, scores: np.ndarray) -> SearchResult:
-    policies = [task.map_scores(row, task.sparsity) for row in scores]
-    task.rewards(policies, task.sparsity, task.windows(task.max_samples))
-    return task.conclude()

@@ -46,6 +46,11 @@ class SearchTask:
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
 
+    @property
+    def finalists(self) -> int:
+        """Evaluations that a search on few windows keeps for comparing its best candidates on all of them."""
+        return min(max(2, self.steps // 16), self.steps)
+
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
         """Indices of `samples` windows from `offset` on, around the end."""
         return (offset + np.arange(samples)) % self.max_samples
@@ -90,12 +95,18 @@ class SearchTask:
         self.on_evaluated(len(policies), self.best[0] if self.best else float(np.min(perplexities)))
         return excess
 
-    def conclude(self, agent: dict[str, np.ndarray] | None = None) -> "SearchResult":
-        """The result, once finalists have been evaluated.
+    def conclude(self, finalists: Sequence[np.ndarray], agent: dict[str, np.ndarray] | None = None) -> "SearchResult":
+        """Compares finalists at the target on all windows; the best of them is the result.
+
+        Args:
+            finalists: Raw actions, each of shape `[actions]`.
+            agent: Weights of the agent, for policy transfer.
 
         Raises:
             FFPError: If none of them has a finite perplexity.
         """
+        policies = [self.map_scores(scores, self.sparsity) for scores in finalists]
+        self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
         if self.best is None:
             raise FFPError(
                 f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity or raise "
