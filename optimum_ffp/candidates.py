@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from .evaluation import window_losses
 from .nested import NestedModel
@@ -39,7 +40,7 @@ class CandidateEvaluator:
         dtype: torch.dtype | None = None,
     ):
         self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
-        self.dtype = None if dtype == nested.model.dtype else dtype
+        self.dtype = dtype
         self.evaluations = self.tokens = self.non_finite = 0
         self._dense: np.ndarray | None = None
 
@@ -67,12 +68,16 @@ class CandidateEvaluator:
             return window_losses(model, windows, self.batch_size).numpy()
 
 
-def fast_dtype(model_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else the model's own type."""
-    if model_dtype != torch.float32:
-        return model_dtype
-    if device.type == "cuda":
+def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
+    """What to compute in for a `search_dtype`: bfloat16 if it is `"auto"` and the hardware multiplies that natively.
+
+    Returns:
+        The type for autocast, or `None` for the model's own.
+    """
+    if choice != "auto" or model.dtype != torch.float32:
+        return None
+    if model.device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return torch.bfloat16 if native else model_dtype
+        native = model.device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if native else None

@@ -37,7 +37,7 @@ def collect_fisher(
     """
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
-    precision = torch.autocast(model.device.type, dtype) if dtype not in (None, model.dtype) else nullcontext()
+    precision = torch.autocast(model.device.type, dtype) if dtype else nullcontext()
 
     def watch(index: int):
         def accumulate(gradient: torch.Tensor) -> None:

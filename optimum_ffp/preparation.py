@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .calibration import PrefixRidge
-from .candidates import fast_dtype
+from .candidates import autocast_dtype
 from .config import FFPConfig
 from .criteria import FISHER_CRITERIA, order_items
 from .curves import CurveMapping
@@ -54,7 +54,7 @@ def prepare(
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.mapping == "curves" or config.criterion in FISHER_CRITERIA:
         with clock.stage("fisher"):
-            dtype = fast_dtype(model.dtype, model.device) if config.search_dtype == "auto" else None
+            dtype = autocast_dtype(model, config.search_dtype)
             fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
     with clock.stage("importance"):
         orders = [

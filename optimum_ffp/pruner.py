@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .candidates import CandidateEvaluator, fast_dtype
+from .candidates import CandidateEvaluator, autocast_dtype
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
@@ -166,7 +166,7 @@ class FFPPruner:
             self.data.search.tokens,
             config.reward == "calibrated",
             config.batch_size,
-            self._fast_dtype(),
+            autocast_dtype(self.model, config.search_dtype),
         )
         curves = self.prepared.curves
         mapping = uniform if config.method == "uniform" else curves or MAPPINGS[config.mapping]
@@ -203,11 +203,8 @@ class FFPPruner:
             self.data.calibration.tokens,
             config.dense_target,
             config.sequential_lambda,
-            self._fast_dtype(),
+            autocast_dtype(self.model, config.search_dtype),
         )
-
-    def _fast_dtype(self) -> torch.dtype | None:
-        return fast_dtype(self.model.dtype, self.model.device) if self.config.search_dtype == "auto" else None
 
     def _describe_search(
         self, config: FFPConfig, found: SearchResult, evaluator: CandidateEvaluator

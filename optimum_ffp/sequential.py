@@ -47,7 +47,7 @@ def calibrate_sequentially(
     sizes = [unit.items for unit in nested.units]
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
-            runner = _LayerRunner(layer, arguments[index], dtype if dtype != nested.model.dtype else None)
+            runner = _LayerRunner(layer, arguments[index], dtype)
             fitted: dict[int, torch.Tensor] = {}
             for member in (i for i, unit in enumerate(nested.units) if unit.layer == index):
                 now = PruningPolicy(nested.units, tuple(sizes))
