@@ -64,7 +64,9 @@ class FFPConfig(BaseConfig):
         ridge_lambda: λ of the ridge regression (the paper: 0.01).
         ridge_lambda_relative: λ in multiples of the mean diagonal of the Gram matrix; otherwise absolute.
         dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
-        sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge.
+        sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge. `None`
+            chooses it for every unit on held-out windows.
+        held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
         num_samples: Calibration windows (the paper: 32).
@@ -106,7 +108,8 @@ class FFPConfig(BaseConfig):
     ridge_lambda: float = 0.01
     ridge_lambda_relative: bool = True
     dense_target: float = 0.5
-    sequential_lambda: float = 0.03
+    sequential_lambda: float | None = None
+    held_out_samples: int = 4
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
     num_samples: int = 32
@@ -155,19 +158,23 @@ class FFPConfig(BaseConfig):
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
         self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
         self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
-        self._check_numbers(float, 0, None, "ridge_lambda", "sequential_lambda", "learning_rate")
+        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
         self._check_numbers(
             int,
             1,
             None,
-            *("num_samples", "search_samples", "update_samples", "fisher_samples", "batch_size"),
+            *("num_samples", "search_samples", "update_samples", "fisher_samples", "held_out_samples", "batch_size"),
             *("search_steps", "candidates", "ffn_multiple"),
         )
         self._check_numbers(int, 2, None, "seq_len")
         self._check_numbers(int, 0, 2**32 - 1, "seed")
-        for name in ("rate_precision", "eval_samples"):
+        optional = {
+            "rate_precision": (float, 0, 1),
+            "sequential_lambda": (float, 0, None),
+            "eval_samples": (int, 1, None),
+        }
+        for name, (kind, low, high) in optional.items():
             if getattr(self, name) is not None:
-                kind, low, high = (float, 0, 1) if name == "rate_precision" else (int, 1, None)
                 self._check_numbers(kind, low, high, name)
         for name in ("dataset", *(["eval_dataset"] if self.eval_dataset is not None else [])):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):

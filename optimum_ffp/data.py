@@ -59,6 +59,10 @@ class Windows:
     def length(self) -> int:
         return self.tokens.shape[1]
 
+    def first(self, count: int) -> "Windows":
+        """The first windows, or all if there are fewer."""
+        return Windows(self.tokens[:count], self.dataset, self.split)
+
 
 @dataclass(frozen=True)
 class DataSplits:

@@ -5,12 +5,12 @@ from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from .calibration import PrefixRidge
 from .families import ModelUnit
 from .progress import progress_bar
+from .statistics import add_gram
 
 
 def collect_fisher(
@@ -37,31 +37,36 @@ def collect_fisher(
     """
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
-    precision = torch.autocast(model.device.type, dtype) if dtype else nullcontext()
 
-    def watch(index: int):
+    def watch(total: torch.Tensor):
         def accumulate(gradient: torch.Tensor) -> None:
-            flat = gradient.flatten(0, -2).float()
-            with torch.autocast(flat.device.type, enabled=False):
-                totals[index] += (flat.T @ flat).to(totals[index].device)
+            add_gram(total, gradient)
 
         return lambda module, inputs, output: output.register_hook(accumulate) and None
 
-    with ExitStack() as hooks, progress_bar(len(windows), "Fisher matrices", "window") as bar:
+    with ExitStack() as stack, progress_bar(len(windows), "Fisher matrices", "window") as bar:
         # Weights are frozen; gradients flow because the embeddings ask for them.
         embeddings = model.get_input_embeddings()
-        hooks.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
-        for index, unit in enumerate(units):
-            hooks.callback(unit.output.module.register_forward_hook(watch(index)).remove)
+        stack.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
+        for unit, total in zip(units, totals):
+            stack.callback(unit.output.module.register_forward_hook(watch(total)).remove)
         for window in windows.split(1):
-            with torch.enable_grad(), precision:
-                logits = model(window.to(model.device), use_cache=False).logits[0].float()
-                with torch.no_grad():
-                    labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
-                loss = cross_entropy(logits, labels.to(logits.device), reduction="sum")
-            loss.backward()
+            with torch.enable_grad(), torch.autocast(model.device.type, dtype) if dtype else nullcontext():
+                logits = model(window.to(model.device), use_cache=False).logits[0]
+            # The gradient of the summed loss of the sampled labels: probabilities, less one at the label.
+            gradient = logits.detach().float().softmax(-1)
+            labels = _sample(gradient, generator)
+            gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
+            logits.backward(gradient.to(logits.dtype))
             bar.update()
     return [total / windows.numel() for total in totals]
+
+
+def _sample(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    # By the inverse of the distribution function: one random number a token, where multinomial draws one a word.
+    cumulative = probabilities.cumsum(-1)
+    chosen = torch.rand(len(probabilities), 1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, chosen, right=True).clamp_max(probabilities.shape[-1] - 1)[:, 0]
 
 
 def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor, block: int) -> np.ndarray:

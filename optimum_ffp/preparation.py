@@ -50,11 +50,11 @@ def prepare(
         clock: Takes the time of every stage.
     """
     with clock.stage("statistics"):
-        statistics = collect_statistics(model, units, windows, config.batch_size)
+        dtype = autocast_dtype(model, config.search_dtype)
+        statistics = collect_statistics(model, units, windows, config.batch_size, dtype=dtype)
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.mapping == "curves" or config.criterion in FISHER_CRITERIA:
         with clock.stage("fisher"):
-            dtype = autocast_dtype(model, config.search_dtype)
             fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
     with clock.stage("importance"):
         orders = [

@@ -113,7 +113,8 @@ class FFPPruner:
         with clock.stage("evaluation"), nested.applied(found.policy) as model:
             perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
         with clock.stage("calibration"):
-            pruned = nested.materialise(found.policy, self._calibrated_outputs(config, found.policy))
+            outputs, calibration = self._calibrate(config, found.policy)
+            pruned = nested.materialise(found.policy, outputs)
         if config.calibration != "none":
             with clock.stage("evaluation"):
                 perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
@@ -127,6 +128,7 @@ class FFPPruner:
             perplexities=perplexities,
             test=data.test,
             search=self._describe_search(config, found, evaluator),
+            calibration=calibration,
             log=found.log,
             agent=found.agent,
             seconds=clock.seconds,
@@ -191,20 +193,30 @@ class FFPPruner:
             )
             return search(task, config, warm_start), evaluator
 
-    def _calibrated_outputs(self, config: FFPConfig, policy: PruningPolicy) -> dict[int, torch.Tensor] | None:
+    def _calibrate(
+        self, config: FFPConfig, policy: PruningPolicy
+    ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
+        """Weights of output projections by unit index, and what is known of how well they fit."""
         nested = self.prepared.nested
         if config.calibration == "none":
-            return None
+            return None, {}
         if config.calibration == "ridge":
-            return nested.compensated(policy)
-        return calibrate_sequentially(
+            return nested.compensated(policy), {}
+        held_out = self.data.search.first(config.held_out_samples)
+        fits = calibrate_sequentially(
             nested,
             policy,
             self.data.calibration.tokens,
+            held_out.tokens,
             config.dense_target,
             config.sequential_lambda,
             autocast_dtype(self.model, config.search_dtype),
         )
+        rows = [
+            {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
+            for unit, fit in ((self.units[index], fit) for index, fit in sorted(fits.items()))
+        ]
+        return {index: fit.weight for index, fit in fits.items()}, {"units": rows} | held_out.describe()
 
     def _describe_search(
         self, config: FFPConfig, found: SearchResult, evaluator: CandidateEvaluator

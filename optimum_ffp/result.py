@@ -45,6 +45,7 @@ class PruningResult:
         perplexities: `dense`, `searched` (before ridge regression) and `calibrated`, on the test windows.
         test: The test windows.
         search: Counts and figures of the search.
+        calibration: Of sequential calibration: λ and relative error on held-out windows of every unit.
         log: One record a candidate evaluation.
         agent: Weights of the agent for policy transfer.
         seconds: Time of every stage.
@@ -59,6 +60,7 @@ class PruningResult:
     perplexities: dict[str, float]
     test: Windows
     search: dict[str, Any]
+    calibration: dict[str, Any]
     log: list[dict[str, Any]]
     agent: dict[str, np.ndarray] | None
     seconds: dict[str, float]
@@ -81,6 +83,7 @@ class PruningResult:
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": self.perplexities | self.test.describe(),
+            "held_out": self.calibration,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
         search = self.search | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}

@@ -38,6 +38,21 @@ class Statistics:
         return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
 
 
+def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Adds `rowsᵀ rows` to `total` in float32, whatever autocast says.
+
+    Args:
+        total: Float32, shape `[features, features]`; it may live on another device than the rows.
+        rows: Shape `[..., features]`.
+    """
+    flat = rows.detach().flatten(0, -2).float()
+    with torch.autocast(flat.device.type, enabled=False):
+        if flat.device == total.device:
+            total.addmm_(flat.T, flat)
+        else:
+            total += (flat.T @ flat).to(total.device)
+
+
 class _Accumulator:
     # Streams: memory is one matrix a unit, however many windows are read.
     def __init__(self, features: int, device: torch.device):
@@ -46,13 +61,10 @@ class _Accumulator:
         self.tokens = 0
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        flat = inputs[0].detach().flatten(0, -2).float()
-        if flat.device == self.gram.device:
-            self.gram.addmm_(flat.T, flat)
-        else:
-            self.gram += (flat.T @ flat).to(self.gram.device)
-        self.total += flat.sum(0).to(self.total.device)
-        self.tokens += flat.shape[0]
+        flat = inputs[0].detach().flatten(0, -2)
+        add_gram(self.gram, flat)
+        self.total += flat.sum(0, dtype=torch.float32).to(self.total.device)
+        self.tokens += len(flat)
 
     def finish(self) -> Statistics:
         return Statistics(self.gram.div_(self.tokens), self.total.div_(self.tokens), self.tokens)
@@ -65,6 +77,7 @@ def collect_statistics(
     windows: torch.Tensor,
     batch_size: int = 1,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> list[Statistics]:
     """Runs the dense model over the calibration windows and gathers the statistics of all units in one pass.
 
@@ -74,14 +87,17 @@ def collect_statistics(
         windows: Token ids, shape `[windows, window length]`.
         batch_size: Windows a forward pass.
         device: Where the matrices live. Off the accelerator they cost it no memory but one unit's at a time.
+        dtype: Type to run the model in under autocast; `None` for its own. Sums are float32 either way.
 
     Returns:
         One `Statistics` a unit, in the order of `units`.
     """
     accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device)) for unit in units]
-    with ExitStack() as hooks:
+    with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
-            hooks.callback(unit.output.module.register_forward_pre_hook(accumulator).remove)
+            stack.callback(unit.output.module.register_forward_pre_hook(accumulator).remove)
+        if dtype:
+            stack.enter_context(torch.autocast(model.device.type, dtype))
         with progress_bar(len(windows), "Statistics", "window") as bar:
             for batch in windows.split(batch_size):
                 model.base_model(batch.to(model.device), use_cache=False)

@@ -1,24 +1,26 @@
+import pytest
 import torch
 
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.sequential import calibrate_sequentially
+from optimum_ffp.policy import PruningPolicy
+from optimum_ffp.sequential import LAMBDAS, calibrate_sequentially
 from tests.conftest import make_picomodel
 from tests.test_nested import make_nested, random_policy
 
 
 def test_nothing_pruned_changes_nothing(picomodel, windows):
     nested, _ = make_nested(picomodel, windows)
-    dense = type(random_policy(nested, 0)).dense(nested.units)
+    dense = PruningPolicy.dense(nested.units)
     for dense_target in (0.0, 1.0):
-        outputs = calibrate_sequentially(nested, dense, windows, dense_target)
-        for index, weight in outputs.items():
-            assert torch.allclose(weight, nested.dense_output(index), atol=1e-3)
+        outputs = calibrate_sequentially(nested, dense, windows, windows, dense_target)
+        for index, fit in outputs.items():
+            assert torch.allclose(fit.weight, nested.dense_output(index), atol=1e-3)
 
 
 def test_first_unit_with_its_own_target_is_the_solution_on_recorded_inputs(picomodel, windows):
     nested, _ = make_nested(picomodel, windows)
     policy = random_policy(nested, 2)
-    outputs = calibrate_sequentially(nested, policy, windows, dense_target=0.0, ridge_lambda=0.1)
+    outputs = calibrate_sequentially(nested, policy, windows, windows, dense_target=0.0, ridge_lambda=0.1)
     unit, seen = nested.model_units[0], []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
         nested.model(windows)
@@ -30,15 +32,15 @@ def test_first_unit_with_its_own_target_is_the_solution_on_recorded_inputs(picom
     start = nested.compensated(policy)[0].double()
     targets = torch.cat([inputs @ weight.T, damping.sqrt() * start.T])
     expected = torch.linalg.lstsq(rows, targets).solution.T
-    assert torch.allclose(outputs[0].double(), expected, atol=1e-3)
+    assert torch.allclose(outputs[0].weight.double(), expected, atol=1e-3)
 
 
 def test_an_endless_pull_gives_the_ridge_solution(windows):
     nested, _ = make_nested(make_picomodel(), windows)
     policy = random_policy(nested, 2)
-    outputs = calibrate_sequentially(nested, policy, windows, ridge_lambda=1e9)
+    outputs = calibrate_sequentially(nested, policy, windows, windows, ridge_lambda=1e9)
     for index, weight in nested.compensated(policy).items():
-        assert torch.allclose(outputs[index], weight, atol=1e-4)
+        assert torch.allclose(outputs[index].weight, weight, atol=1e-4)
 
 
 def test_it_brings_the_loss_on_the_calibration_text_closer():
@@ -55,11 +57,31 @@ def test_it_brings_the_loss_on_the_calibration_text_closer():
             return float((dense.exp() * (dense - pruned(windows).logits.log_softmax(-1))).sum(-1).mean())
 
     plain, ridge = distance(None), distance(nested.compensated(policy))
-    assert distance(calibrate_sequentially(nested, policy, windows, dense_target=1.0)) < min(plain, ridge)
+    fits = calibrate_sequentially(nested, policy, windows, windows[:4], dense_target=1.0, ridge_lambda=0.03)
+    assert distance({index: fit.weight for index, fit in fits.items()}) < min(plain, ridge)
     assert torch.isfinite(window_losses(model, windows)).all()
+
+
+def test_lambda_is_the_one_that_errs_least_on_windows_that_were_held_out(windows):
+    nested, _ = make_nested(make_picomodel(), windows)
+    policy = PruningPolicy(nested.units, tuple(unit.items // 2 for unit in nested.units))
+    held_out = torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
+    chosen = calibrate_sequentially(nested, policy, windows, held_out, dense_target=0.0)
+    fixed = [calibrate_sequentially(nested, policy, windows, held_out, 0.0, value) for value in LAMBDAS]
+    # Later units see what earlier ones were fitted to; only the first sees the same input in all runs.
+    errors = [fits[0].held_out_error for fits in fixed]
+    assert chosen[0].held_out_error == min(errors) and chosen[0].ridge_lambda == LAMBDAS[errors.index(min(errors))]
+
+    unit, seen = nested.model_units[0], []
+    with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
+        nested.model(held_out)
+    target = seen[0] @ nested.dense_output(0).T
+    left = target - seen[0][:, : chosen[0].weight.shape[1]] @ chosen[0].weight.T
+    expected = float(left.square().sum() / target.square().sum())
+    assert expected > 1e-3 and chosen[0].held_out_error == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_hook_is_left_behind(windows):
     nested, _ = make_nested(make_picomodel(), windows)
-    calibrate_sequentially(nested, random_policy(nested, 0), windows)
+    calibrate_sequentially(nested, random_policy(nested, 0), windows, windows)
     assert not any(module._forward_pre_hooks for module in nested.model.modules())

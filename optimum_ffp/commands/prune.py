@@ -59,7 +59,13 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         help="Whether it is relative to the mean diagonal of the Gram matrix.",
     )
     add_option(prune, "dense-target", type=float, help="Share of the dense model in the sequential target.")
-    add_option(prune, "sequential-lambda", type=float, help="Pull of sequential calibration towards ridge.")
+    add_option(
+        prune,
+        "sequential-lambda",
+        type=float,
+        help="Pull of sequential calibration towards ridge. Default: chosen for every unit on held-out windows.",
+    )
+    add_option(prune, "held-out-samples", type=int, help="Search windows that sequential calibration is measured on.")
     add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
     add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
     add_option(prune, "rate-precision", type=float, help="Grid that retentions are rounded to.")
