@@ -41,7 +41,8 @@ class PrefixRidge:
     Args:
         weight: Output projection with its columns sorted by importance, shape `[out_features, features]`. Kept as a
             reference, not copied.
-        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`. The factor stays on its device: factors of
+            all units are more than half as large as a model, so an accelerator is lent one at a time.
         ridge_lambda: λ (the paper: 0.01).
         relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
     """
@@ -50,12 +51,15 @@ class PrefixRidge:
         self.weight = weight
         damped = _damped(gram.to(weight.device), ridge_lambda, relative)
         # Factored in float64, kept in float32: as large as the Gram matrix, and exact enough for a solve.
-        self.factor = torch.linalg.cholesky(damped).float()
+        self.factor = torch.linalg.cholesky(damped).float().to(gram.device)
+        if weight.is_cuda and not self.factor.is_cuda:
+            self.factor = self.factor.pin_memory()
 
     def compensated(self, kept: int) -> torch.Tensor:
         """`W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
         if kept == self.weight.shape[1]:
             return self.weight
-        removed = self.weight[:, kept:].float() @ self.factor[kept:, :kept]
-        correction = torch.linalg.solve_triangular(self.factor[:kept, :kept], removed, upper=False, left=False)
+        factor = self.factor[:, :kept].to(self.weight.device)
+        removed = self.weight[:, kept:].float() @ factor[kept:]
+        correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)
         return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)

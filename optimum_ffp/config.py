@@ -73,7 +73,10 @@ class FFPConfig(BaseConfig):
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
         update_samples: Search windows that an update of the bandit sees, others every time.
+        grad: Whether a backward pass through the dense model may be run. Without one the order of items is that of
+            `"obs"`, and the loss curves get their scale from pruning one unit at a time.
         fisher_samples: Calibration windows of the backward pass.
+        slope_samples: Calibration windows of every one-unit probe, where there is no backward pass.
         eval_samples: Test windows; all there are if `None`.
         batch_size: Windows a forward pass.
         search_steps: Candidate evaluations of the search (the paper: 1000).
@@ -116,7 +119,9 @@ class FFPConfig(BaseConfig):
     seq_len: int = 2048
     search_samples: int = 16
     update_samples: int = 4
+    grad: bool = True
     fisher_samples: int = 16
+    slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
     search_steps: int = 96
@@ -143,6 +148,8 @@ class FFPConfig(BaseConfig):
         super().__init__()
         preset = knobs.get("preset", "default")
         defaults = PAPER if preset == "paper" else {}
+        if knobs.get("grad") is False and "criterion" not in defaults:
+            defaults = defaults | {"criterion": "obs"}
         for name in known:
             setattr(self, name, knobs.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()
@@ -163,7 +170,15 @@ class FFPConfig(BaseConfig):
             int,
             1,
             None,
-            *("num_samples", "search_samples", "update_samples", "fisher_samples", "held_out_samples", "batch_size"),
+            *(
+                "num_samples",
+                "search_samples",
+                "update_samples",
+                "fisher_samples",
+                "slope_samples",
+                "held_out_samples",
+                "batch_size",
+            ),
             *("search_steps", "candidates", "ffn_multiple"),
         )
         self._check_numbers(int, 2, None, "seq_len")
@@ -179,8 +194,11 @@ class FFPConfig(BaseConfig):
         for name in ("dataset", *(["eval_dataset"] if self.eval_dataset is not None else [])):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise FFPError(f"{name} must be a name or a path, found {getattr(self, name)!r}")
-        if not isinstance(self.ridge_lambda_relative, bool):
-            raise FFPError(f"ridge_lambda_relative must be true or false, found {self.ridge_lambda_relative!r}")
+        for name in ("ridge_lambda_relative", "grad"):
+            if not isinstance(getattr(self, name), bool):
+                raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
+        if self.criterion == "fisher-obs" and not self.grad:
+            raise FFPError("criterion 'fisher-obs' needs a backward pass; choose obs, flap or wanda, or leave grad on")
         if self.method == "ffp" and self.agent == "bandit" and self.mapping != "curves":
             raise FFPError(f"agent 'bandit' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.min_retention > self.max_retention:

@@ -1,12 +1,15 @@
 """The pictures of a model card."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .result import PruningResult
 
 
 COLORS = {"attention": "#2f6fb3", "ffn": "#e08a1e", "target": "#7a7a7a", "best": "#2b8a3e"}
+FRONT = {"uniform": ("#7a7a7a", "s"), "prior": ("#e08a1e", "^"), "searched": ("#2b8a3e", "o")}
 
 
 def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, str]:
@@ -27,6 +30,37 @@ def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, s
         _draw_search(figure.add_subplot(), result)
         figure.savefig(Path(folder) / drawn["search"], dpi=150)
     return drawn
+
+
+def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str, path: str | os.PathLike) -> None:
+    """Draws perplexity against parameters: the Pareto front of a sweep, with its baselines.
+
+    Args:
+        dense: `parameters` and `search_perplexity` of the dense model.
+        rows: `parameters` and `search_perplexity` (by name in `FRONT`) of every sparsity.
+        windows: What the perplexities were measured on.
+        path: The picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (color, marker) in FRONT.items():
+        points = [(dense["parameters"], dense["search_perplexity"])]
+        points += [(row["parameters"], row["search_perplexity"][name]) for row in rows]
+        x, y = zip(*sorted(points))
+        axes.plot([value / 1e6 for value in x], y, color=color, marker=marker, markersize=5, label=name)
+    axes.annotate(
+        "dense",
+        (dense["parameters"] / 1e6, dense["search_perplexity"]),
+        (-6, 8),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.set(xlabel="parameters of the model [million]", ylabel=f"perplexity ({windows})", title="Size and perplexity")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def _draw_policy(axes, result: PruningResult) -> None:

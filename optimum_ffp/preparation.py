@@ -15,6 +15,7 @@ from .families import Family, ModelUnit
 from .fisher import collect_fisher, loss_curve
 from .nested import NestedModel
 from .result import StageClock
+from .slopes import measure_slopes
 from .statistics import collect_statistics
 
 
@@ -53,7 +54,7 @@ def prepare(
         dtype = autocast_dtype(model, config.search_dtype)
         statistics = collect_statistics(model, units, windows, config.batch_size, dtype=dtype)
     fishers: list[torch.Tensor | None] = [None] * len(units)
-    if config.mapping == "curves" or config.criterion in FISHER_CRITERIA:
+    if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
         with clock.stage("fisher"):
             fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
     with clock.stage("importance"):
@@ -80,4 +81,8 @@ def prepare(
         curves = [
             loss_curve(ridge, fisher, unit.output.block) for ridge, fisher, unit in zip(nested.ridges, fishers, units)
         ]
+    if not config.grad:
+        with clock.stage("slopes"):
+            slopes = measure_slopes(nested, windows[: config.slope_samples], curves, dtype)
+            curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(nested, CurveMapping(curves))

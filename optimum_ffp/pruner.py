@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
 from .errors import FFPError
-from .evaluation import Perplexity
+from .evaluation import Perplexity, to_perplexity
 from .families import find_units, get_family
 from .loading import LoadOptions, load_dense
 from .mapping import MAPPINGS, Budget, uniform
@@ -100,6 +100,46 @@ class FFPPruner:
         """
         config = copy.deepcopy(self.config)
         config.sparsity = self.config.sparsity if sparsity is None else sparsity
+        return self._prune(config, warm_start)
+
+    def sweep(
+        self, sparsities: Iterable[float], warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+    ) -> Iterator[PruningResult]:
+        """Prunes at several sparsities with one agent.
+
+        The agent's state is the target sparsity, so what it learns at one serves all: the first search may spend all
+        of `config.search_steps`, those after it go on from its agent with a quarter. Beside every result's policy
+        those of the baselines `uniform` and `prior` are evaluated on the search windows, for a Pareto plot.
+
+        Args:
+            sparsities: Fractions of the block parameters to remove.
+            warm_start: An agent that the first search goes on from.
+
+        Yields:
+            One result a sparsity, as it is done.
+
+        Raises:
+            FFPError: As `prune`; sparsities that can't be met are found before anything expensive.
+        """
+        configs = []
+        for sparsity in sparsities:
+            self.budget(sparsity)
+            config = copy.deepcopy(self.config)
+            config.sparsity = sparsity
+            if configs:
+                config.search_steps = max(1, config.search_steps // 4)
+            configs.append(config)
+        for config in configs:
+            result = self._prune(config, warm_start, with_baselines=True)
+            warm_start = result.agent
+            yield result
+
+    def _prune(
+        self,
+        config: FFPConfig,
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
+        with_baselines: bool = False,
+    ) -> PruningResult:
         self.budget(config.sparsity)
         if isinstance(warm_start, (str, os.PathLike)):
             warm_start = load_agent(warm_start)
@@ -110,6 +150,9 @@ class FFPPruner:
 
         with clock.stage("search"):
             found, evaluator = self._search(config, warm_start)
+            record = self._describe_search(config, found, evaluator)
+            if with_baselines:
+                record["baselines"] = self._baselines(config, evaluator)
         with clock.stage("evaluation"), nested.applied(found.policy) as model:
             perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
         with clock.stage("calibration"):
@@ -127,7 +170,7 @@ class FFPPruner:
             dense_parameters=self._dense_parameters,
             perplexities=perplexities,
             test=data.test,
-            search=self._describe_search(config, found, evaluator),
+            search=record,
             calibration=calibration,
             log=found.log,
             agent=found.agent,
@@ -170,8 +213,7 @@ class FFPPruner:
             config.batch_size,
             autocast_dtype(self.model, config.search_dtype),
         )
-        curves = self.prepared.curves
-        mapping = uniform if config.method == "uniform" else curves or MAPPINGS[config.mapping]
+        curves, mapping = self.prepared.curves, self._mapping(config)
         # The curriculum begins with less than the bounds may allow.
         least = self.budget(config.sparsity).least_sparsity
         steps = 1 if config.method in NO_SEARCH else config.search_steps
@@ -192,6 +234,16 @@ class FFPPruner:
                 on_evaluated=show,
             )
             return search(task, config, warm_start), evaluator
+
+    def _mapping(self, config: FFPConfig) -> Callable[[np.ndarray, Budget], PruningPolicy]:
+        return uniform if config.method == "uniform" else self.prepared.curves or MAPPINGS[config.mapping]
+
+    def _baselines(self, config: FFPConfig, evaluator: CandidateEvaluator) -> dict[str, float]:
+        """Perplexity on all search windows of what costs no search."""
+        scores, budget = np.zeros(len(self.units)), self.budget(config.sparsity)
+        policies = [mapping(scores, budget) for mapping in (uniform, self._mapping(config))]
+        losses = evaluator(policies, np.arange(len(self.data.search))).mean(1)
+        return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "prior"), losses)}
 
     def _calibrate(
         self, config: FFPConfig, policy: PruningPolicy

@@ -17,9 +17,9 @@ LAYERS = [
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
     {"criteria", "fisher", "nested"},
-    {"candidates", "search"},
+    {"candidates", "search", "slopes"},
     {"preparation", "sequential", "card", "plots"},
-    {"checkpoint"},
+    {"checkpoint", "pareto"},
     {"pruner"},
     {"commands"},
 ]

@@ -45,6 +45,32 @@ def test_one_pruner_serves_several_sparsities(save_picomodel, data_folder):
     assert first.parameters > second.parameters
 
 
+def test_without_a_backward_pass(save_picomodel, data_folder, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *args: pytest.fail("a backward pass was run"))
+    pruner = make_pruner(save_picomodel(), data_folder, grad=False)
+    assert pruner.config.criterion == "obs"
+    assert pruner.prune().policy.sparsity == pytest.approx(0.2, abs=0.01)
+    assert "slopes" in pruner.clock.seconds and "fisher" not in pruner.clock.seconds
+    with pytest.raises(FFPError, match="criterion 'fisher-obs' needs a backward pass"):
+        FFPConfig(grad=False, criterion="fisher-obs")
+
+
+def test_held_out_error_of_every_unit_is_on_record(save_picomodel, data_folder):
+    pruner = make_pruner(save_picomodel(), data_folder, held_out_samples=1, sparsity=0.4)
+    record = pruner.prune().to_dict()["provenance"]["held_out"]
+    assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
+    assert [(row["layer"], row["unit"]) for row in record["units"]] == [(u.layer, u.kind) for u in pruner.units]
+    assert max(row["error"] for row in record["units"]) > 0
+    assert make_pruner(save_picomodel(), data_folder, calibration="ridge").prune().calibration == {}
+
+
+def test_sweep_finds_what_cannot_be_met_before_it_starts(save_picomodel, data_folder):
+    pruner = make_pruner(save_picomodel(), data_folder)
+    with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
+        next(pruner.sweep([0.2, 0.9]))
+    assert not pruner.clock.seconds
+
+
 def test_roles_do_not_share_windows(save_picomodel, data_folder):
     data = make_pruner(save_picomodel(), data_folder / "train.txt").data
     parts = [set(map(tuple, part.tokens.tolist())) for part in (data.calibration, data.search, data.test)]

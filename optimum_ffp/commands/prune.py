@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -39,7 +40,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "sparsity",
         type=float,
         nargs="+",
-        help="Fraction of the decoder blocks' projections to remove. Of several, each search starts from the last.",
+        help="Fraction of the decoder blocks' projections to remove. Several share one agent and give a Pareto front.",
     )
     add_option(prune, "config", metavar="FILE", help="JSON file of FFPConfig's knobs; options given here win.")
     add_option(prune, "preset", help="default, or paper for the paper's numbers.")
@@ -48,6 +49,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_option(prune, "agent", help="Of method ffp: bandit, or ppo as in the paper.")
     add_option(prune, "criterion", help="Importance of heads and channels: fisher-obs, obs, flap or wanda.")
+    add_option(
+        prune,
+        "grad",
+        action=BooleanOptionalAction,
+        help="Whether a backward pass may be run. Without one, pruning single units scales the loss curves.",
+    )
     add_option(prune, "mapping", help="From scores to a policy: curves, water-filling or greedy.")
     add_option(prune, "reward", help="Reward candidates as searched, or calibrated.")
     add_option(prune, "calibration", help="sequential, ridge or none.")
@@ -94,6 +101,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
     add_option(data, "num-samples", type=int, help="Calibration windows.")
     add_option(data, "fisher-samples", type=int, help="Calibration windows of the backward pass.")
+    add_option(data, "slope-samples", type=int, help="Calibration windows of every probe, with --no-grad.")
     add_option(data, "seq-len", type=int, help="Tokens a window.")
     add_option(data, "eval-samples", type=int, help="Test windows. Default: all.")
     add_option(data, "batch-size", type=int, help="Windows a forward pass.")
@@ -129,21 +137,24 @@ def read_config(args: Namespace) -> "FFPConfig":
 
 def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     """One folder a sparsity: the one that was named, or one with the percentage in its name."""
-    from pathlib import Path
-
-    name = args.output or Path(args.model.rstrip("/")).name.removesuffix(".gguf")
     if args.output and len(sparsities) == 1:
         return [args.output]
-    return [f"{name}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+    return [f"{output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+
+
+def output_name(args: Namespace) -> str:
+    """What folders and the Pareto front are named after."""
+    return args.output or Path(args.model.rstrip("/")).name.removesuffix(".gguf")
 
 
 def prune(args: Namespace) -> None:
-    """Prunes at every sparsity that was asked for, each search warm-started by the one before."""
+    """Prunes at every sparsity that was asked for; several share one agent."""
     config = read_config(args)
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
     from ..checkpoint import check_output, load_agent, push_folder
+    from ..pareto import ParetoFront
     from ..pruner import FFPPruner
     from .report import summary
 
@@ -152,17 +163,19 @@ def prune(args: Namespace) -> None:
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     agent = load_agent(args.warm_start, args.token) if args.warm_start else None
     pruner = FFPPruner.from_pretrained(args.model, config, **options)
-    for sparsity in sparsities:
-        pruner.budget(sparsity)
-    for sparsity, folder in zip(sparsities, folders):
-        result = pruner.prune(sparsity, warm_start=agent)
+    several = len(sparsities) > 1
+    front = ParetoFront()
+    for result, folder in zip(
+        pruner.sweep(sparsities, agent) if several else [pruner.prune(warm_start=agent)], folders
+    ):
         pruner.save_pretrained(folder, overwrite=args.overwrite)
         print(summary(result, folder))
         if args.push_to_hub:
-            from pathlib import Path
-
             repo_id = args.hub_model_id or Path(folder).name
-            if args.hub_model_id and len(sparsities) > 1:
-                repo_id = f"{args.hub_model_id}-{100 * sparsity:g}"
+            if args.hub_model_id and several:
+                repo_id = f"{args.hub_model_id}-{100 * result.config.sparsity:g}"
             print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
-        agent = result.agent
+        if several:
+            front.add(result)
+    if several:
+        print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")

@@ -1,6 +1,6 @@
 """How good and how large a model is."""
 
-from .perplexity import Perplexity, window_losses
+from .perplexity import Perplexity, to_perplexity, window_losses
 
 
-__all__ = ["Perplexity", "window_losses"]
+__all__ = ["Perplexity", "to_perplexity", "window_losses"]

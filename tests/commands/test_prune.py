@@ -49,8 +49,9 @@ def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tm
 
 def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_picomodel, data_folder, tmp_path):
     out = tmp_path / "out"
-    code, _, _ = run("-m", save_picomodel(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
+    code, output, _ = run("-m", save_picomodel(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
     assert code == 0
+    assert f"Pareto front: {out}-ffp-pareto.json, {out}-ffp-pareto.png" in output
     sparsities = [
         json.loads((tmp_path / f"out-ffp-{percent}" / "ffp_config.json").read_text())["policy"]["sparsity"]
         for percent in (20, 30)

@@ -1,0 +1,62 @@
+"""The Pareto front of a sweep over sparsities, as JSON and as a picture."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .card import short_name
+from .plots import write_front
+from .result import PruningResult
+
+
+class ParetoFront:
+    """Size and perplexity at every sparsity of a sweep, beside the dense model and the baselines.
+
+    `search_perplexity` compares policies alike: all before the final calibration, on the search windows.
+    `perplexity` is that of the finished model on the test windows.
+    """
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+        self._title = ""
+
+    def add(self, result: PruningResult) -> None:
+        """Adds one result of `FFPPruner.sweep`."""
+        search, seen = result.search, dict(result.search["perplexity"])
+        dense = {
+            "parameters": result.dense_parameters,
+            "search_perplexity": seen.pop("dense"),
+            "perplexity": result.perplexities["dense"],
+        }
+        row = {
+            "sparsity": result.policy.sparsity,
+            "parameters": result.parameters,
+            "search_perplexity": search["baselines"] | {"searched": seen.pop("best")},
+            "perplexity": list(result.perplexities.values())[-1],
+            "candidate_evaluations": search["candidate_evaluations"],
+            "tokens_evaluated": search["tokens_evaluated"],
+        }
+        pruned = [*self.record.get("pruned", []), row]
+        self.record = {
+            "dense": dense,
+            "pruned": pruned,
+            "search_windows": seen,
+            "test_windows": result.test.describe(),
+        }
+        dataset = short_name(seen["dataset"])
+        self._title = f"{dataset}, {seen['split']}, {seen['windows']} x {seen['window_length']} tokens"
+
+    def write(self, stem: str | os.PathLike) -> list[Path]:
+        """Writes `STEM.json` and `STEM.png`.
+
+        Args:
+            stem: Path without a suffix.
+
+        Returns:
+            The two files.
+        """
+        files = [Path(f"{stem}.json"), Path(f"{stem}.png")]
+        files[0].write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+        write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
+        return files
