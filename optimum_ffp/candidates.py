@@ -5,7 +5,6 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from .evaluation import window_losses
 from .nested import NestedModel
@@ -66,18 +65,3 @@ class CandidateEvaluator:
         outputs = self.nested.compensated(policy) if self.compensated else None
         with self.nested.applied(policy, outputs) as model, precision:
             return window_losses(model, windows, self.batch_size).numpy()
-
-
-def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
-    """What to compute in for a `search_dtype`: bfloat16 if it is `"auto"` and the hardware multiplies that natively.
-
-    Returns:
-        The type for autocast, or `None` for the model's own.
-    """
-    if choice != "auto" or model.dtype != torch.float32:
-        return None
-    if model.device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = model.device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return torch.bfloat16 if native else None

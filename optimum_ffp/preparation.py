@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from .calibration import PrefixRidge
-from .candidates import autocast_dtype
 from .config import FFPConfig
 from .criteria import FISHER_CRITERIA, order_items
 from .curves import CurveMapping
 from .families import Family, ModelUnit
 from .fisher import collect_fisher, loss_curve
 from .nested import NestedModel
+from .precision import autocast_dtype
 from .result import StageClock
 from .slopes import measure_slopes
 from .statistics import collect_statistics

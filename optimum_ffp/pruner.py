@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .candidates import CandidateEvaluator, autocast_dtype
+from .candidates import CandidateEvaluator
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
@@ -20,6 +20,7 @@ from .families import find_units, get_family
 from .loading import LoadOptions, load_dense
 from .mapping import MAPPINGS, Budget, uniform
 from .policy import PruningPolicy
+from .precision import autocast_dtype
 from .preparation import Prepared, prepare
 from .progress import progress_bar
 from .result import PruningResult, StageClock

@@ -1,16 +1,14 @@
 """Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 
+from .layerwise import LayerRunner, enter
 from .nested import NestedModel
 from .policy import PruningPolicy
+from .precision import float32_products
 from .progress import progress_bar
 
 
@@ -65,7 +63,7 @@ def calibrate_sequentially(
     """
     starts = nested.compensated(policy)
     layers = nested.model.base_model.get_submodule(nested.family.layers)
-    dense, arguments = _enter(nested.model, layers, torch.cat([windows, held_out]))
+    dense, arguments = enter(nested.model, layers, torch.cat([windows, held_out]))
     pruned = list(dense)
     sizes = [unit.items for unit in nested.units]
     fits: dict[int, UnitFit] = {}
@@ -73,18 +71,19 @@ def calibrate_sequentially(
         for index, layer in enumerate(layers):
             members = [i for i, unit in enumerate(nested.units) if unit.layer == index]
             modules = [nested.model_units[member].output.module for member in members]
-            runner = _LayerRunner(layer, arguments[index], dtype)
+            runner = LayerRunner(layer, arguments[index], dtype)
             dense, targets = zip(*(runner.watch(hidden, modules) for hidden in dense))
             fitted: dict[int, torch.Tensor] = {}
             for position, member in enumerate(members):
                 weight = nested.dense_output(member)
-                moments = [_Moments(weight, starts[member].shape[1], dense_target) for _ in range(2)]
+                kept = starts[member].shape[1]
+                seen, unseen = _Moments(weight, kept, dense_target), _HeldOut(weight, kept, dense_target)
                 with nested.applied(PruningPolicy(nested.units, tuple(sizes)), fitted):
                     for number, hidden in enumerate(pruned):
                         reaching = runner.input_of(modules[position], hidden)
-                        moments[number >= len(windows)].add(reaching, targets[number][position])
+                        (seen if number < len(windows) else unseen).add(reaching, targets[number][position])
                 lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
-                fits[member] = _fit(*moments, starts[member], lambdas)
+                fits[member] = _fit(seen, unseen, starts[member], lambdas)
                 fitted[member] = fits[member].weight
                 sizes[member] = policy.sizes[member]
             with nested.applied(PruningPolicy(nested.units, tuple(sizes)), fitted):
@@ -94,29 +93,48 @@ def calibrate_sequentially(
 
 
 class _Moments:
-    """Sums over tokens: `X̃_Rᵀ X̃_R`, `X̃_Rᵀ Y` and `‖Y‖²`."""
+    """Sums over tokens of products with the kept inputs: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`."""
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
-        self.weight, self.kept, self.dense_target = weight.float(), kept, dense_target
-        self.gram = weight.new_zeros(kept, kept, dtype=torch.float32)
-        self.cross = weight.new_zeros(kept, len(weight), dtype=torch.float32)
-        self.energy = 0.0
+        self.weight, self.kept, self.dense_target = weight.double(), kept, dense_target
+        self.own = weight.new_zeros(kept, weight.shape[1], dtype=torch.float32)
+        self.dense = torch.zeros_like(self.own)
 
     def add(self, reaching: torch.Tensor, dense: torch.Tensor) -> None:
-        retained = reaching[:, : self.kept]
-        target = torch.lerp(reaching, dense.float(), self.dense_target) @ self.weight.T
-        self.gram.addmm_(retained.T, retained)
-        self.cross.addmm_(retained.T, target)
+        with float32_products(reaching, dense) as (reaching, dense):
+            retained = reaching[:, : self.kept]
+            self.own.addmm_(retained.T, reaching)
+            self.dense.addmm_(retained.T, dense)
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """`X̃_Rᵀ X̃_R`, float64."""
+        return self.own[:, : self.kept].double()
+
+    @property
+    def cross(self) -> torch.Tensor:
+        """`X̃_Rᵀ Y`, float64."""
+        return torch.lerp(self.own, self.dense, self.dense_target).double() @ self.weight.T
+
+
+class _HeldOut(_Moments):
+    """The same on windows that no fit has seen, with `‖Y‖²`, which tells the error of any fit."""
+
+    energy = 0.0
+
+    def add(self, reaching: torch.Tensor, dense: torch.Tensor) -> None:
+        super().add(reaching, dense)
+        target = torch.lerp(reaching.float(), dense.float(), self.dense_target) @ self.weight.T.float()
         self.energy += float(target.square().sum(dtype=torch.float64))
 
     def error(self, fit: torch.Tensor) -> float:
         """`‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
-        left = (fit * (self.gram.double() @ fit - 2 * self.cross.double())).sum()
-        return max(0.0, 1 + float(left) / max(self.energy, 1e-30))
+        explained = float((fit * (2 * self.cross - self.gram @ fit)).sum())
+        return max(0.0, self.energy - explained) / max(self.energy, torch.finfo(torch.float32).tiny)
 
 
-def _fit(fitted: _Moments, held_out: _Moments, start: torch.Tensor, lambdas: Iterable[float]) -> UnitFit:
-    gram, cross, begin = fitted.gram.double(), fitted.cross.double(), start.T.double()
+def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, lambdas: Iterable[float]) -> UnitFit:
+    gram, cross, begin = fitted.gram, fitted.cross, start.T.double()
     candidates = []
     for ridge_lambda in lambdas:
         damping = ridge_lambda * gram.diagonal().mean()
@@ -125,81 +143,3 @@ def _fit(fitted: _Moments, held_out: _Moments, start: torch.Tensor, lambdas: Ite
         candidates.append((held_out.error(solution), ridge_lambda, solution))
     error, ridge_lambda, solution = min(candidates, key=lambda candidate: candidate[0])
     return UnitFit(solution.T.to(start.dtype).contiguous(), ridge_lambda, error)
-
-
-class _LayerRunner:
-    """Runs one decoder layer on hidden states of one window."""
-
-    def __init__(self, layer: nn.Module, arguments: dict[str, Any], dtype: torch.dtype | None):
-        self.layer, self.arguments, self.dtype = layer, arguments, dtype
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(hidden.device.type, self.dtype) if self.dtype else nullcontext():
-            output = self.layer(hidden, **self.arguments)
-        output = output[0] if isinstance(output, tuple) else output
-        return output.to(hidden.dtype)
-
-    def watch(self, hidden: torch.Tensor, modules: Sequence[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The layer's output, and what each of the modules reads on the way, shape `[tokens, features]`."""
-        seen: dict[nn.Module, torch.Tensor] = {}
-
-        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen[module] = inputs[0].flatten(0, -2)
-
-        with ExitStack() as hooks:
-            for module in modules:
-                hooks.callback(module.register_forward_pre_hook(keep).remove)
-            output = self(hidden)
-        return output, [seen[module] for module in modules]
-
-    def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """What the module reads when the layer runs, float32, shape `[tokens, features]`. Runs no further than it."""
-        seen: list[torch.Tensor] = []
-
-        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen.append(inputs[0].flatten(0, -2).float())
-            raise _Reached
-
-        hook = module.register_forward_pre_hook(keep)
-        try:
-            self(hidden)
-        except _Reached:
-            return seen[0]
-        finally:
-            hook.remove()
-        raise AssertionError("a unit's output projection runs whenever its layer does")
-
-
-def _enter(
-    model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor
-) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """Hidden states before the first layer of every window, and the other arguments that each layer is called with."""
-    hidden: list[torch.Tensor] = []
-    arguments: dict[int, dict[str, Any]] = {}
-
-    def watch(index: int):
-        def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
-            arguments[index] = keywords
-            if index == 0:
-                hidden.append(inputs[0])
-                # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
-                if len(hidden) > 1:
-                    raise _Reached
-
-        return record
-
-    hooks = [layer.register_forward_pre_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    try:
-        for window in windows.split(1):
-            try:
-                model.base_model(window.to(model.device), use_cache=False)
-            except _Reached:
-                continue
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return hidden, [arguments[index] for index in range(len(layers))]
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the module that was waited for."""

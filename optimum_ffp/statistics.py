@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .families import ModelUnit
 from .families.base import permute_blocks
+from .precision import float32_products
 from .progress import progress_bar
 
 
@@ -45,8 +46,7 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
         total: Float32, shape `[features, features]`; it may live on another device than the rows.
         rows: Shape `[..., features]`.
     """
-    flat = rows.detach().flatten(0, -2).float()
-    with torch.autocast(flat.device.type, enabled=False):
+    with float32_products(rows.detach().flatten(0, -2)) as (flat,):
         if flat.device == total.device:
             total.addmm_(flat.T, flat)
         else:

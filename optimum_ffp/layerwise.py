@@ -1,0 +1,87 @@
+"""Running a model one decoder layer at a time."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class LayerRunner:
+    """Runs one decoder layer on hidden states of one window."""
+
+    def __init__(self, layer: nn.Module, arguments: dict[str, Any], dtype: torch.dtype | None):
+        self.layer, self.arguments, self.dtype = layer, arguments, dtype
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, self.dtype) if self.dtype else nullcontext():
+            output = self.layer(hidden, **self.arguments)
+        output = output[0] if isinstance(output, tuple) else output
+        return output.to(hidden.dtype)
+
+    def watch(self, hidden: torch.Tensor, modules: Sequence[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The layer's output, and what each of the modules reads on the way, shape `[tokens, features]`."""
+        seen: dict[nn.Module, torch.Tensor] = {}
+
+        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen[module] = inputs[0].flatten(0, -2)
+
+        with ExitStack() as hooks:
+            for module in modules:
+                hooks.callback(module.register_forward_pre_hook(keep).remove)
+            output = self(hidden)
+        return output, [seen[module] for module in modules]
+
+    def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """What the module reads when the layer runs, shape `[tokens, features]`. Runs no further than it."""
+        seen: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen.append(inputs[0].flatten(0, -2))
+            raise _Reached
+
+        hook = module.register_forward_pre_hook(keep)
+        try:
+            self(hidden)
+        except _Reached:
+            return seen[0]
+        finally:
+            hook.remove()
+        raise AssertionError("a unit's output projection runs whenever its layer does")
+
+
+def enter(
+    model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """Hidden states before the first layer of every window, and the other arguments that each layer is called with."""
+    hidden: list[torch.Tensor] = []
+    arguments: dict[int, dict[str, Any]] = {}
+
+    def watch(index: int):
+        def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+            arguments[index] = keywords
+            if index == 0:
+                hidden.append(inputs[0])
+                # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
+                if len(hidden) > 1:
+                    raise _Reached
+
+        return record
+
+    hooks = [layer.register_forward_pre_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        for window in windows.split(1):
+            try:
+                model.base_model(window.to(model.device), use_cache=False)
+            except _Reached:
+                continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return hidden, [arguments[index] for index in range(len(layers))]
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the module that was waited for."""

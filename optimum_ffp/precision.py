@@ -1,0 +1,39 @@
+"""What to compute in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+
+def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
+    """What to compute in for a `search_dtype`: bfloat16 if it is `"auto"` and the hardware multiplies that natively.
+
+    Returns:
+        The type for autocast, or `None` for the model's own.
+    """
+    if choice != "auto" or model.dtype != torch.float32:
+        return None
+    if model.device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = model.device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if native else None
+
+
+@contextmanager
+def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The factors of matrix products in float32, whatever autocast says.
+
+    Where all of them are bfloat16 to begin with, the hardware may multiply them as such: it sums in float32 all the
+    same, so nothing is lost, and a product costs a third.
+    """
+    before = torch.get_float32_matmul_precision()
+    exact_as_bfloat16 = all(factor.dtype == torch.bfloat16 for factor in factors)
+    try:
+        torch.set_float32_matmul_precision("medium" if exact_as_bfloat16 else "highest")
+        with torch.autocast(factors[0].device.type, enabled=False):
+            yield tuple(factor.float() for factor in factors)
+    finally:
+        torch.set_float32_matmul_precision(before)
