@@ -11,7 +11,6 @@ importance, curves and evaluator, so that only the search differs. Records are w
 
 import argparse
 import json
-import resource
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -71,8 +70,8 @@ def describe(result: PruningResult) -> dict:
         "test": result.test.describe(),
         "search": result.search,
         "sizes": result.policy.sizes,
-        "seconds": result.seconds,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "seconds": result.cost.seconds,
+        "peak_gib": {name: value / 2**30 for name, value in result.cost.peak_bytes.items()},
     }
 
 

@@ -14,8 +14,8 @@ from .families import Family, ModelUnit
 from .fisher import collect_fisher, loss_curve
 from .nested import NestedModel
 from .precision import autocast_dtype
-from .result import StageClock
 from .slopes import measure_slopes
+from .stages import StageMeter
 from .statistics import collect_statistics
 
 
@@ -38,7 +38,7 @@ def prepare(
     family: Family,
     config: FFPConfig,
     windows: torch.Tensor,
-    clock: StageClock,
+    meter: StageMeter,
 ) -> Prepared:
     """Runs the calibration windows through the dense model, sorts its items and factors what they will need.
 
@@ -48,16 +48,16 @@ def prepare(
         family: The record of its family.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
-        clock: Takes the time of every stage.
+        meter: Measures every stage.
     """
-    with clock.stage("statistics"):
+    with meter.stage("statistics"):
         dtype = autocast_dtype(model, config.search_dtype)
         statistics = collect_statistics(model, units, windows, config.batch_size, dtype=dtype)
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
-        with clock.stage("fisher"):
+        with meter.stage("fisher"):
             fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
-    with clock.stage("importance"):
+    with meter.stage("importance"):
         orders = [
             order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
             for unit, found, fisher in zip(units, statistics, fishers)
@@ -66,7 +66,7 @@ def prepare(
     if config.calibration == "none" and config.reward == "searched" and config.mapping != "curves":
         return Prepared(nested, None)
 
-    with clock.stage("factorisation"):
+    with meter.stage("factorisation"):
         nested.ridges = [
             PrefixRidge(
                 unit.output.module.weight.data,
@@ -82,7 +82,7 @@ def prepare(
             loss_curve(ridge, fisher, unit.output.block) for ridge, fisher, unit in zip(nested.ridges, fishers, units)
         ]
     if not config.grad:
-        with clock.stage("slopes"):
+        with meter.stage("slopes"):
             slopes = measure_slopes(nested, windows[: config.slope_samples], curves, dtype)
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(nested, CurveMapping(curves))

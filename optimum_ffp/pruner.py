@@ -23,9 +23,10 @@ from .policy import PruningPolicy
 from .precision import autocast_dtype
 from .preparation import Prepared, prepare
 from .progress import progress_bar
-from .result import PruningResult, StageClock
+from .result import PruningResult
 from .search import NO_SEARCH, SearchResult, SearchTask, search
 from .sequential import calibrate_sequentially
+from .stages import StageMeter
 
 
 class FFPPruner:
@@ -57,7 +58,7 @@ class FFPPruner:
         self.family = get_family(model.config.model_type)
         self.model_units = find_units(model, self.family, config.ffn_multiple)
         self.units = tuple(unit.unit for unit in self.model_units)
-        self.clock = StageClock()
+        self.meter = StageMeter()
         self.result: PruningResult | None = None
         self._dense_parameters = model.num_parameters()
         self.budget(config.sparsity)
@@ -146,21 +147,20 @@ class FFPPruner:
             warm_start = load_agent(warm_start)
         data, nested = self.data, self.prepared.nested
         dense_perplexity = self.dense_perplexity
-        shared = dict(self.clock.seconds)
-        clock = StageClock(shared)
+        meter = StageMeter(self.meter)
 
-        with clock.stage("search"):
+        with meter.stage("search"):
             found, evaluator = self._search(config, warm_start)
             record = self._describe_search(config, found, evaluator)
             if with_baselines:
                 record["baselines"] = self._baselines(config, evaluator)
-        with clock.stage("evaluation"), nested.applied(found.policy) as model:
+        with meter.stage("evaluation"), nested.applied(found.policy) as model:
             perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
-        with clock.stage("calibration"):
+        with meter.stage("calibration"):
             outputs, calibration = self._calibrate(config, found.policy)
             pruned = nested.materialise(found.policy, outputs)
         if config.calibration != "none":
-            with clock.stage("evaluation"):
+            with meter.stage("evaluation"):
                 perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
         self.result = PruningResult(
             model=pruned,
@@ -175,7 +175,7 @@ class FFPPruner:
             calibration=calibration,
             log=found.log,
             agent=found.agent,
-            seconds=clock.seconds,
+            cost=meter,
         )
         return self.result
 
@@ -189,20 +189,20 @@ class FFPPruner:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit and config.seq_len > limit:
             raise FFPError(f"seq_len {config.seq_len} is more than the {limit} positions that the model knows")
-        with self.clock.stage("data"):
+        with self.meter.stage("data"):
             return load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.model, request)
 
     @cached_property
     def dense_perplexity(self) -> float:
         """Perplexity of the dense model on the test windows."""
-        with self.clock.stage("evaluation"), self.prepared.nested.applied(PruningPolicy.dense(self.units)) as model:
+        with self.meter.stage("evaluation"), self.prepared.nested.applied(PruningPolicy.dense(self.units)) as model:
             return self._perplexity(model, "dense")
 
     @cached_property
     def prepared(self) -> Prepared:
         """Statistics, sorted model, ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.model, self.model_units, self.family, self.config, windows, self.clock)
+        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter)
 
     def _search(
         self, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None

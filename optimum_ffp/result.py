@@ -1,10 +1,7 @@
 """What a prune has produced: the model, and everything that a report needs to say."""
 
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,21 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import FFPConfig
 from .data import Windows
 from .policy import PruningPolicy
-
-
-@dataclass
-class StageClock:
-    """Seconds that every stage took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+from .stages import StageMeter
 
 
 @dataclass
@@ -48,7 +31,7 @@ class PruningResult:
         calibration: Of sequential calibration: λ and relative error on held-out windows of every unit.
         log: One record a candidate evaluation.
         agent: Weights of the agent for policy transfer.
-        seconds: Time of every stage.
+        cost: Time and peak memory of every stage.
     """
 
     model: PreTrainedModel
@@ -63,7 +46,7 @@ class PruningResult:
     calibration: dict[str, Any]
     log: list[dict[str, Any]]
     agent: dict[str, np.ndarray] | None
-    seconds: dict[str, float]
+    cost: StageMeter
 
     @property
     def parameters(self) -> int:
@@ -84,7 +67,8 @@ class PruningResult:
             "model_sparsity": self.model_sparsity,
             "perplexity": self.perplexities | self.test.describe(),
             "held_out": self.calibration,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
+            "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }
         search = self.search | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
         return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}

@@ -11,7 +11,7 @@ import optimum_ffp
 ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
-    {"errors", "layerwise", "precision", "progress", "version"},
+    {"errors", "layerwise", "precision", "progress", "stages", "version"},
     {"policy", "config"},
     {"mapping", "families"},
     {"curves", "data", "evaluation", "modeling"},

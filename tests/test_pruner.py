@@ -50,7 +50,7 @@ def test_without_a_backward_pass(save_picomodel, data_folder, monkeypatch):
     pruner = make_pruner(save_picomodel(), data_folder, grad=False)
     assert pruner.config.criterion == "obs"
     assert pruner.prune().policy.sparsity == pytest.approx(0.2, abs=0.01)
-    assert "slopes" in pruner.clock.seconds and "fisher" not in pruner.clock.seconds
+    assert "slopes" in pruner.meter.seconds and "fisher" not in pruner.meter.seconds
     with pytest.raises(FFPError, match="criterion 'fisher-obs' needs a backward pass"):
         FFPConfig(grad=False, criterion="fisher-obs")
 
@@ -68,7 +68,7 @@ def test_sweep_finds_what_cannot_be_met_before_it_starts(save_picomodel, data_fo
     pruner = make_pruner(save_picomodel(), data_folder)
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
         next(pruner.sweep([0.2, 0.9]))
-    assert not pruner.clock.seconds
+    assert not pruner.meter.seconds
 
 
 def test_roles_do_not_share_windows(save_picomodel, data_folder):

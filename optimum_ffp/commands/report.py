@@ -6,7 +6,8 @@ from ..result import PruningResult
 def summary(result: PruningResult, folder: str) -> str:
     """Parameters, sparsity, perplexities, time of every stage, and the lines that load the model."""
     policy, test, search = result.policy, result.test, result.search
-    total = sum(result.seconds.values())
+    seconds, peaks = result.cost.seconds, result.cost.peak_bytes
+    total = sum(seconds.values())
     rows = [
         ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
         ("sparsity of the blocks", f"{policy.sparsity:.4%} (asked: {result.config.sparsity:.4%})"),
@@ -14,7 +15,8 @@ def summary(result: PruningResult, folder: str) -> str:
         *((f"perplexity, {name}", f"{value:.4f}") for name, value in result.perplexities.items()),
         ("measured on", f"{test.dataset}, {test.split}, {len(test)} windows of {test.length} tokens"),
         ("search", f"{search['candidate_evaluations']} candidates, {search['tokens_evaluated']:,} tokens"),
-        *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in result.seconds.items()),
+        *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in seconds.items()),
+        ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
     width = max(len(name) for name, _ in rows)
