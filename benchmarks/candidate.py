@@ -1,0 +1,71 @@
+"""What a candidate evaluation costs beside a dense forward pass on the same tokens, interleaved in one run.
+
+    python benchmarks/candidate.py MODEL DATASET [--sparsities 0.2 0.3] [--repeats 7] [--device cpu]
+        [--output candidate.json]
+
+A candidate is what the search evaluates: the prior policy at that sparsity, ridge-compensated, on the windows of one
+update. Prints medians: the candidate in multiples of the dense pass, and the share of it that is not a forward pass.
+"""
+
+import argparse
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
+from optimum_ffp.evaluation import window_losses
+from optimum_ffp.precision import autocast_dtype
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("dataset")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device")
+    parser.add_argument("--output", type=Path, default=Path("candidate.json"))
+    args = parser.parse_args()
+
+    config = FFPConfig(dataset=args.dataset, eval_samples=1)
+    pruner = FFPPruner.from_pretrained(args.model, config, device=args.device)
+    nested, curves = pruner.prepared.nested, pruner.prepared.curves
+    windows = pruner.data.search.tokens[: config.update_samples]
+    dtype = autocast_dtype(pruner.model, config.search_dtype)
+    dense = PruningPolicy.dense(pruner.units)
+
+    def seconds(policy: PruningPolicy, compensate: bool) -> tuple[float, float]:
+        start = clock(args.device)
+        outputs = nested.compensated(policy) if compensate else None
+        middle = clock(args.device)
+        precision = torch.autocast(pruner.model.device.type, dtype) if dtype else nullcontext()
+        with nested.applied(policy, outputs) as model, precision:
+            window_losses(model, windows)
+        return middle - start, clock(args.device) - middle
+
+    record = {}
+    print("| sparsity | candidate / dense | not a forward pass |\n|---|---:|---:|")
+    for sparsity in args.sparsities:
+        policy = curves(np.zeros(len(pruner.units)), pruner.budget(sparsity))
+        rows = [(seconds(dense, False)[1], *seconds(policy, True)) for _ in range(args.repeats + 1)][1:]
+        ratio = median((solve + forward) / whole for whole, solve, forward in rows)
+        share = median(solve / (solve + forward) for _, solve, forward in rows)
+        record[sparsity] = {"candidate_over_dense": ratio, "share_not_forward": share}
+        print(f"| {sparsity:.0%} | {ratio:.2f} | {share:.0%} |", flush=True)
+    args.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def clock(device: str | None) -> float:
+    """Seconds, once everything that was asked of the device is done."""
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a prune of a model of any shape costs: time and peak memory of every stage, without its weights.
+
+    python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--knobs search_steps=96 ...]
+        [--eval-samples 10] [--output cost.json]
+
+CONFIG is a `config.json` or a folder with one. Models with random weights and that many layers are built, and
+pruned on random tokens: neither changes what an operation costs. Where the whole model fits, name its number of layers
+alone. Of two smaller numbers the rest is extrapolated: every stage's time and memory is a constant plus a part
+proportional to the layers, and the table says so. `--knobs` sets any knob of `FFPConfig`.
+"""
+
+import argparse
+import gc
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.data import DataSplits, Windows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--layers", nargs="+", type=int, help="One number, or two to extrapolate from. Default: all.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=Path("cost.json"))
+    args = parser.parse_args()
+
+    shape = AutoConfig.from_pretrained(args.config)
+    layers = args.layers or [shape.num_hidden_layers]
+    knobs = {name: json.loads(value) for name, _, value in (knob.partition("=") for knob in args.knobs)}
+    config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **knobs)
+    runs = {count: measure(shape, count, config, args) for count in sorted(layers)}
+    record = {
+        "shape": shape.to_dict(),
+        "knobs": config.to_dict(),
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
+        "dtype": args.dtype,
+        "measured": runs,
+        "stages": extrapolate(runs, shape.num_hidden_layers),
+    }
+    args.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(table(record, shape.num_hidden_layers))
+
+
+def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argparse.Namespace) -> dict:
+    """One prune of a random model with this many layers: seconds and bytes by stage."""
+    smaller = type(shape)(**shape.to_dict() | {"num_hidden_layers": layers})
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        model = (
+            AutoModelForCausalLM.from_config(smaller, dtype=getattr(torch, args.dtype)).eval().requires_grad_(False)
+        )
+    pruner = FFPPruner(model, None, config, "random weights")
+    pruner.data = random_windows(config, shape.vocab_size)
+    cost = pruner.prune().cost
+    result = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}
+    del model, pruner, cost
+    gc.collect()
+    if args.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return result
+
+
+def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
+    """As many windows of random tokens as the config asks for."""
+    generator = torch.Generator().manual_seed(0)
+    counts = {"calibration": config.num_samples, "search": config.search_samples, "test": config.eval_samples}
+    return DataSplits(
+        **{
+            split: Windows(torch.randint(vocabulary, (count, config.seq_len), generator=generator), "random", split)
+            for split, count in counts.items()
+        }
+    )
+
+
+def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float]]:
+    """Seconds and bytes of every stage at the full number of layers, by the line through the first and last run."""
+    first, last = min(runs), max(runs)
+    stages = {}
+    for stage in runs[last]["seconds"]:
+        stages[stage] = {}
+        for figure in ("seconds", "peak_bytes"):
+            low, high = runs[first][figure][stage], runs[last][figure][stage]
+            slope = (high - low) / (last - first) if last > first else 0.0
+            stages[stage][figure] = high + max(0.0, slope) * (layers - last)
+    return stages
+
+
+def table(record: dict, layers: int) -> str:
+    lines = ["| stage | minutes | peak memory [GiB] |", "|---|---:|---:|"]
+    for stage, figures in record["stages"].items():
+        lines.append(f"| {stage} | {figures['seconds'] / 60:.2f} | {figures['peak_bytes'] / 2**30:.2f} |")
+    total = sum(figures["seconds"] for figures in record["stages"].values()) / 60
+    peak = max(figures["peak_bytes"] for figures in record["stages"].values()) / 2**30
+    lines.append(f"| all | {total:.2f} | {peak:.2f} |")
+    counts = sorted(record["measured"])
+    how = (
+        "measured whole"
+        if counts == [layers]
+        else f"extrapolated from runs with {' and '.join(map(str, counts))} layers"
+    )
+    lines.append(f"\n{layers} layers, {how}; {record['device']}, {record['dtype']}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
