@@ -2,11 +2,13 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--paper-steps 64] [--eval-samples 10]
-        [--seq-len 2048] [--output compare.json]
+        [--sequential prior ffp] [--seq-len 2048] [--save FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
-importance, curves and evaluator, so that only the search differs. Records are written as they come.
+importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is what
+the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are written
+as they come.
 """
 
 import argparse
@@ -32,6 +34,8 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations, of the default preset's methods.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the paper's preset.")
     parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--sequential", nargs="*", default=("prior", "ffp"), choices=METHODS)
+    parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
@@ -56,8 +60,14 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     for method in methods:
         for sparsity in args.sparsities:
             pruner.config.method = "ffp" if preset == "paper" else method
-            result = pruner.prune(sparsity)
-            yield {"method": method, "asked": sparsity} | describe(result)
+            found = pruner.search(sparsity)
+            calibrations = ["ridge", "sequential"] if preset == "default" and method in args.sequential else ["ridge"]
+            for calibration in calibrations:
+                found.config.calibration = calibration
+                result = pruner.finish(found)
+                yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
+                if calibration == calibrations[-1] and args.save:
+                    pruner.save_pretrained(args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
 
 
 def describe(result: PruningResult) -> dict:
@@ -79,19 +89,19 @@ def table(records: list[dict]) -> str:
     """Median (and range) of the perplexity over seeds, by method and sparsity."""
     groups = defaultdict(list)
     for record in records:
-        groups[record["method"], record["asked"]].append(record)
+        groups[record["method"], record["calibration"], record["asked"]].append(record)
     lines = [
-        "| method | sparsity | perplexity, median (range) | before calibration | on search | candidates | tokens |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | calibration | sparsity | perplexity, median (range) | uncalibrated | on search | candidates | tokens |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for (method, asked), group in groups.items():
+    for (method, calibration, asked), group in groups.items():
         final = sorted(record["perplexities"]["calibrated"] for record in group)
         spread = f" ({final[0]:.2f}-{final[-1]:.2f})" if len(final) > 1 else ""
         searched = median(record["perplexities"]["searched"] for record in group)
         best = median(record["search"]["perplexity"]["best"] for record in group)
         search = group[0]["search"]
         lines.append(
-            f"| {method} | {asked:.0%} | {median(final):.2f}{spread} | {searched:.2f} | {best:.2f} | "
+            f"| {method} | {calibration} | {asked:.0%} | {median(final):.2f}{spread} | {searched:.2f} | {best:.2f} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |"
         )
     test, dense = records[0]["test"], records[0]["perplexities"]["dense"]

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,21 +10,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .candidates import CandidateEvaluator
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
 from .errors import FFPError
-from .evaluation import Perplexity, to_perplexity
+from .evaluation import Perplexity
 from .families import find_units, get_family
 from .loading import LoadOptions, load_dense
-from .mapping import MAPPINGS, Budget, uniform
+from .mapping import Budget
 from .policy import PruningPolicy
+from .policy_search import FoundPolicy, PolicySearch
 from .precision import autocast_dtype
 from .preparation import Prepared, prepare
 from .progress import progress_bar
 from .result import PruningResult
-from .search import NO_SEARCH, SearchResult, SearchTask, search
 from .sequential import calibrate_sequentially
 from .stages import StageMeter
 
@@ -100,9 +99,7 @@ class FFPPruner:
         Raises:
             FFPError: If the sparsity can't be met, or the data or the agent can't be used.
         """
-        config = copy.deepcopy(self.config)
-        config.sparsity = self.config.sparsity if sparsity is None else sparsity
-        return self._prune(config, warm_start)
+        return self.finish(self.search(sparsity, warm_start))
 
     def sweep(
         self, sparsities: Iterable[float], warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
@@ -123,42 +120,40 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`; sparsities that can't be met are found before anything expensive.
         """
-        configs = []
+        sparsities = list(sparsities)
         for sparsity in sparsities:
             self.budget(sparsity)
-            config = copy.deepcopy(self.config)
-            config.sparsity = sparsity
-            if configs:
+        for number, sparsity in enumerate(sparsities):
+            config = self._config_at(sparsity)
+            if number:
                 config.search_steps = max(1, config.search_steps // 4)
-            configs.append(config)
-        for config in configs:
-            result = self._prune(config, warm_start, with_baselines=True)
-            warm_start = result.agent
-            yield result
+            found = self._find(config, warm_start, with_baselines=True)
+            warm_start = found.agent
+            yield self.finish(found)
 
-    def _prune(
-        self,
-        config: FFPConfig,
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
-        with_baselines: bool = False,
-    ) -> PruningResult:
-        self.budget(config.sparsity)
-        if isinstance(warm_start, (str, os.PathLike)):
-            warm_start = load_agent(warm_start)
-        data, nested = self.data, self.prepared.nested
-        dense_perplexity = self.dense_perplexity
+    def search(
+        self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+    ) -> FoundPolicy:
+        """The first half of `prune`: finds the policy. Arguments and errors are the same."""
+        return self._find(self._config_at(sparsity), warm_start)
+
+    def finish(self, found: FoundPolicy) -> PruningResult:
+        """The second half of `prune`: calibrates, slices and evaluates a policy.
+
+        Args:
+            found: What `search` returned; with another `config` the same policy is calibrated another way.
+
+        Returns:
+            The pruned model with its figures; also kept as `self.result`.
+        """
+        data, nested, config, policy = self.data, self.prepared.nested, found.config, found.policy
+        perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
-
-        with meter.stage("search"):
-            found, evaluator = self._search(config, warm_start)
-            record = self._describe_search(config, found, evaluator)
-            if with_baselines:
-                record["baselines"] = self._baselines(config, evaluator)
-        with meter.stage("evaluation"), nested.applied(found.policy) as model:
-            perplexities = {"dense": dense_perplexity, "searched": self._perplexity(model, "searched")}
+        with meter.stage("evaluation"), nested.applied(policy) as model:
+            perplexities["searched"] = self._perplexity(model, "searched")
         with meter.stage("calibration"):
-            outputs, calibration = self._calibrate(config, found.policy)
-            pruned = nested.materialise(found.policy, outputs)
+            outputs, calibration = self._calibrate(config, policy)
+            pruned = nested.materialise(policy, outputs)
         if config.calibration != "none":
             with meter.stage("evaluation"):
                 perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
@@ -166,18 +161,42 @@ class FFPPruner:
             model=pruned,
             tokenizer=self.tokenizer,
             config=config,
-            policy=found.policy,
+            policy=policy,
             base_model=self.model_id,
             dense_parameters=self._dense_parameters,
             perplexities=perplexities,
             test=data.test,
-            search=record,
+            search=found.record,
             calibration=calibration,
             log=found.log,
             agent=found.agent,
             cost=meter,
         )
         return self.result
+
+    def _config_at(self, sparsity: float | None) -> FFPConfig:
+        config = copy.deepcopy(self.config)
+        config.sparsity = self.config.sparsity if sparsity is None else sparsity
+        return config
+
+    def _find(
+        self,
+        config: FFPConfig,
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
+        with_baselines: bool = False,
+    ) -> FoundPolicy:
+        self.budget(config.sparsity)
+        if isinstance(warm_start, (str, os.PathLike)):
+            warm_start = load_agent(warm_start)
+        data, prepared = self.data, self.prepared
+        self.meter.seconds.pop("search", None)
+        with self.meter.stage("search"):
+            dtype = autocast_dtype(self.model, config.search_dtype)
+            policy_search = PolicySearch(prepared, data.search, self.budget, config, dtype)
+            found = policy_search.run(warm_start)
+            if with_baselines:
+                found.record["baselines"] = policy_search.baselines()
+        return found
 
     @cached_property
     def data(self) -> DataSplits:
@@ -204,48 +223,6 @@ class FFPPruner:
         windows = self.data.calibration.tokens
         return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter)
 
-    def _search(
-        self, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None
-    ) -> tuple[SearchResult, CandidateEvaluator]:
-        evaluator = CandidateEvaluator(
-            self.prepared.nested,
-            self.data.search.tokens,
-            config.reward == "calibrated",
-            config.batch_size,
-            autocast_dtype(self.model, config.search_dtype),
-        )
-        curves, mapping = self.prepared.curves, self._mapping(config)
-        # The curriculum begins with less than the bounds may allow.
-        least = self.budget(config.sparsity).least_sparsity
-        steps = 1 if config.method in NO_SEARCH else config.search_steps
-        with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
-
-            def show(count: int, best: float) -> None:
-                bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
-                bar.update(count)
-
-            task = SearchTask(
-                actions=len(self.units),
-                map_scores=lambda scores, sparsity: mapping(scores, self.budget(max(sparsity, least))),
-                evaluate=evaluator,
-                sparsity=config.sparsity,
-                steps=steps,
-                max_samples=len(self.data.search),
-                predict=curves.predict if curves else None,
-                on_evaluated=show,
-            )
-            return search(task, config, warm_start), evaluator
-
-    def _mapping(self, config: FFPConfig) -> Callable[[np.ndarray, Budget], PruningPolicy]:
-        return uniform if config.method == "uniform" else self.prepared.curves or MAPPINGS[config.mapping]
-
-    def _baselines(self, config: FFPConfig, evaluator: CandidateEvaluator) -> dict[str, float]:
-        """Perplexity on all search windows of what costs no search."""
-        scores, budget = np.zeros(len(self.units)), self.budget(config.sparsity)
-        policies = [mapping(scores, budget) for mapping in (uniform, self._mapping(config))]
-        losses = evaluator(policies, np.arange(len(self.data.search))).mean(1)
-        return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "prior"), losses)}
-
     def _calibrate(
         self, config: FFPConfig, policy: PruningPolicy
     ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
@@ -270,19 +247,6 @@ class FFPPruner:
             for unit, fit in ((self.units[index], fit) for index, fit in sorted(fits.items()))
         ]
         return {index: fit.weight for index, fit in fits.items()}, {"units": rows} | held_out.describe()
-
-    def _describe_search(
-        self, config: FFPConfig, found: SearchResult, evaluator: CandidateEvaluator
-    ) -> dict[str, Any]:
-        dense = float(np.exp(evaluator.dense_losses.mean()))
-        return {
-            "method": config.method,
-            "seed": config.seed,
-            "candidate_evaluations": evaluator.evaluations,
-            "tokens_evaluated": evaluator.tokens,
-            "non_finite": evaluator.non_finite,
-            "perplexity": {"dense": dense, "best": found.perplexity} | self.data.search.describe(),
-        }
 
     def _perplexity(self, model: PreTrainedModel, name: str) -> float:
         windows = self.data.test.tokens

@@ -13,7 +13,7 @@ from .progress import progress_bar
 
 
 # λ is chosen from these, relative to the mean diagonal of the kept inputs' Gram matrix.
-LAMBDAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LAMBDAS = (0.003, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ LAYERS = [
     {"criteria", "fisher", "nested"},
     {"candidates", "search", "slopes"},
     {"preparation", "sequential", "card", "plots"},
-    {"checkpoint", "pareto"},
+    {"checkpoint", "pareto", "policy_search"},
     {"pruner"},
     {"commands"},
 ]

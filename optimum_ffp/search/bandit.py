@@ -13,8 +13,9 @@ from .task import SearchResult, SearchTask
 TRUST_RANGE = (0.05, 20.0)
 # Prior standard deviations of a unit's trust on its own, and of what all units have in common.
 OWN_SPREAD, COMMON_SPREAD = 0.5, 0.5
-# Noise of a measured loss, relative to its size: the evidence picks one of these.
-NOISE_LEVELS = np.geomspace(0.003, 0.3, 13)
+# Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because
+# they see the same windows. The evidence picks a pair of these.
+NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared in (0.0, 0.03, 0.1, 0.3)]
 
 
 class TrustPosterior:
@@ -22,6 +23,7 @@ class TrustPosterior:
 
     The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, own² I + common² 11ᵀ)`: a unit whose curve
     is right has `θ_i = 1`. Every candidate at any sparsity is one equation, so nothing that was measured is lost.
+    Noise is correlated within an update: its windows are harder or easier to all candidates.
 
     Args:
         units: Number of units.
@@ -30,17 +32,22 @@ class TrustPosterior:
     def __init__(self, units: int):
         self.features = np.zeros((0, units))
         self.losses = np.zeros(0)
+        self.updates = np.zeros(0)
         self.mean = np.ones(units)
         self.covariance = OWN_SPREAD**2 * np.eye(units) + COMMON_SPREAD**2
         self._prior = self.mean.copy(), self.covariance.copy()
 
-    def observe(self, features: np.ndarray, losses: np.ndarray) -> None:
+    def observe(self, features: np.ndarray, losses: np.ndarray, updates: np.ndarray | None = None) -> None:
         """Adds candidates.
 
         Args:
             features: What the curves predict for every unit, nats, shape `[candidates, units]`.
             losses: Measured loss above that of the dense model on the same windows, nats, shape `[candidates]`.
+            updates: Number of the update that each was seen in, shape `[candidates]`; a new one for all if `None`.
         """
+        if updates is None:
+            updates = np.full(len(losses), self.updates.max(initial=-1) + 1)
+        self.updates = np.concatenate([self.updates, updates])
         self.features = np.concatenate([self.features, features])
         self.losses = np.concatenate([self.losses, losses])
         if not len(self.losses):
@@ -54,10 +61,12 @@ class TrustPosterior:
         self.mean = mean + gain @ surprise
         self.covariance = covariance - gain @ cross.T
 
-    def _noise_matrix(self, level: float) -> np.ndarray:
-        return np.diag((level * np.abs(self.losses)) ** 2 + 1e-10)
+    def _noise_matrix(self, level: tuple[float, float]) -> np.ndarray:
+        own, shared = level
+        together = (self.updates[:, None] == self.updates) * np.outer(self.losses, self.losses)
+        return np.diag((own * self.losses) ** 2 + 1e-10) + shared**2 * together
 
-    def _negative_evidence(self, level: float, signal: np.ndarray, surprise: np.ndarray) -> float:
+    def _negative_evidence(self, level: tuple[float, float], signal: np.ndarray, surprise: np.ndarray) -> float:
         total = signal + self._noise_matrix(level)
         return float(np.linalg.slogdet(total)[1] + surprise @ np.linalg.solve(total, surprise))
 
@@ -110,14 +119,17 @@ def search_with_bandit(
 
     answers = [to_scores(posterior.mean), np.zeros(task.actions)]
     answers += [scores for _, scores in sorted(seen, key=lambda entry: float(entry[0] @ posterior.mean))]
-    return task.conclude(answers[: task.finalists], {"features": posterior.features, "losses": posterior.losses})
+    equations = {name: getattr(posterior, name) for name in ("features", "losses", "updates")}
+    return task.conclude(answers[: task.finalists], equations)
 
 
-def _read_posterior(weights: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, np.ndarray]:
-    features, losses = weights.get("features"), weights.get("losses")
-    if features is None or losses is None or features.ndim != 2 or features.shape != (len(losses), units):
+def _read_posterior(weights: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, ...]:
+    features, losses, updates = (weights.get(name) for name in ("features", "losses", "updates"))
+    shapes = [None if column is None else column.shape for column in (features, losses, updates)]
+    count = len(losses) if losses is not None and losses.ndim == 1 else -1
+    if shapes != [(count, units), (count,), (count,)]:
         raise FFPError(
             f"the warm-start agent is no posterior over {units} units; warm-start from a checkpoint of the same model "
             "that the same kind of agent has searched"
         )
-    return features, losses
+    return features, losses, updates
