@@ -3,8 +3,8 @@
     python benchmarks/ablation.py MODEL DATASET [--variants default wanda ...] [--sparsity 0.2] [--seed 0]
         [--search-steps 96] [--eval-samples 10] [--output ablation.json]
 
-Prints a table: perplexity before and after ridge regression, candidates and tokens evaluated. Variants named `prior-*`
-evaluate one candidate, so that they show the idea without the search.
+Prints a table: perplexity before (where that was searched for) and after calibration, candidates and tokens evaluated.
+Variants named `prior-*` evaluate one candidate, so that they show the idea without the search.
 """
 
 import argparse
@@ -46,14 +46,15 @@ def main() -> None:
 
     shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "search_steps", "eval_samples")}
     records = []
-    print("| variant | before ridge | after ridge | candidates | tokens |\n|---|---:|---:|---:|---:|")
+    print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
     for name in args.variants:
         result = FFPPruner.from_pretrained(args.model, FFPConfig(**shared | VARIANTS[name])).prune()
         records.append({"variant": name} | describe(result))
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         search, figures = result.search, result.perplexities
+        before = f"{figures['searched']:.2f}" if "searched" in figures else ""
         print(
-            f"| {name} | {figures['searched']:.2f} | {figures['calibrated']:.2f} | "
+            f"| {name} | {before} | {figures['calibrated']:.2f} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |",
             flush=True,
         )

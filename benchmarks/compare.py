@@ -6,9 +6,9 @@
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
-importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is what
-the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are written
-as they come.
+importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
+what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
+written as they come.
 """
 
 import argparse
@@ -91,17 +91,16 @@ def table(records: list[dict]) -> str:
     for record in records:
         groups[record["method"], record["calibration"], record["asked"]].append(record)
     lines = [
-        "| method | calibration | sparsity | perplexity, median (range) | uncalibrated | on search | candidates | tokens |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| method | calibration | sparsity | perplexity, median (range) | on search | candidates | tokens |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for (method, calibration, asked), group in groups.items():
         final = sorted(record["perplexities"]["calibrated"] for record in group)
         spread = f" ({final[0]:.2f}-{final[-1]:.2f})" if len(final) > 1 else ""
-        searched = median(record["perplexities"]["searched"] for record in group)
         best = median(record["search"]["perplexity"]["best"] for record in group)
         search = group[0]["search"]
         lines.append(
-            f"| {method} | {calibration} | {asked:.0%} | {median(final):.2f}{spread} | {searched:.2f} | {best:.2f} | "
+            f"| {method} | {calibration} | {asked:.0%} | {median(final):.2f}{spread} | {best:.2f} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |"
         )
     test, dense = records[0]["test"], records[0]["perplexities"]["dense"]

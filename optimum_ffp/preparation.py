@@ -16,7 +16,7 @@ from .nested import NestedModel
 from .precision import autocast_dtype
 from .slopes import measure_slopes
 from .stages import StageMeter
-from .statistics import collect_statistics
+from .statistics import collect_statistics, matrix_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def prepare(
     """
     with meter.stage("statistics"):
         dtype = autocast_dtype(model, config.search_dtype)
-        statistics = collect_statistics(model, units, windows, config.batch_size, dtype=dtype)
+        device = matrix_device(model, units)
+        statistics = collect_statistics(model, units, windows, config.batch_size, device, dtype)
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
         with meter.stage("fisher"):
@@ -67,15 +68,12 @@ def prepare(
         return Prepared(nested, None)
 
     with meter.stage("factorisation"):
-        nested.ridges = [
-            PrefixRidge(
-                unit.output.module.weight.data,
-                found.permuted(order, unit.output.block).gram,
-                config.ridge_lambda,
-                config.ridge_lambda_relative,
-            )
-            for unit, found, order in zip(units, statistics, orders)
-        ]
+        nested.ridges = []
+        for unit, order in zip(units, orders):
+            # A factor takes the place of its Gram matrix: there is never a second set of matrices.
+            gram = statistics.pop(0).permuted(order, unit.output.block).gram
+            weight = unit.output.module.weight.data
+            nested.ridges.append(PrefixRidge(weight, gram, config.ridge_lambda, config.ridge_lambda_relative))
         if config.mapping != "curves":
             return Prepared(nested, None)
         curves = [

@@ -149,8 +149,10 @@ class FFPPruner:
         data, nested, config, policy = self.data, self.prepared.nested, found.config, found.policy
         perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
-        with meter.stage("evaluation"), nested.applied(policy) as model:
-            perplexities["searched"] = self._perplexity(model, "searched")
+        # A policy that was chosen for what calibration leaves says nothing before it.
+        if config.reward == "searched" or config.calibration == "none":
+            with meter.stage("evaluation"), nested.applied(policy) as model:
+                perplexities["searched"] = self._perplexity(model, "searched")
         with meter.stage("calibration"):
             outputs, calibration = self._calibrate(config, policy)
             pruned = nested.materialise(policy, outputs)

@@ -25,7 +25,8 @@ class PruningResult:
         policy: What every unit keeps.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
-        perplexities: `dense`, `searched` (before ridge regression) and `calibrated`, on the test windows.
+        perplexities: `dense`, `searched` (before calibration, if that is what was searched for) and `calibrated`, on
+            the test windows.
         test: The test windows.
         search: Counts and figures of the search.
         calibration: Of sequential calibration: λ and relative error on held-out windows of every unit.

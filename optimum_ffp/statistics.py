@@ -70,6 +70,15 @@ class _Accumulator:
         return Statistics(self.gram.div_(self.tokens), self.total.div_(self.tokens), self.tokens)
 
 
+def matrix_device(model: PreTrainedModel, units: Sequence[ModelUnit]) -> torch.device:
+    """Where the Gram matrices live: beside the model where two sets of them fit, otherwise in host memory."""
+    if model.device.type != "cuda":
+        return torch.device("cpu")
+    needed = sum(4 * unit.output.module.in_features**2 for unit in units)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return model.device if free > 2 * needed else torch.device("cpu")
+
+
 @torch.no_grad()
 def collect_statistics(
     model: PreTrainedModel,

@@ -20,10 +20,12 @@ KINDS = [("ffp", "bandit"), ("ffp", "ppo"), ("random", "bandit"), ("evolutionary
 
 
 class KnownLandscape:
-    """A stand-in for the language model whose loss is known, with noise that windows share."""
+    """A stand-in for the language model whose loss is known; some windows are harder to all policies than others."""
 
     def __init__(self, broken: bool = False, interaction: float = 0.0):
-        self.dense_losses = 3.0 + 0.3 * np.random.default_rng(9).standard_normal(8)
+        generator = np.random.default_rng(9)
+        self.dense_losses = 3.0 + 0.3 * generator.standard_normal(8)
+        self.difficulty = np.exp(0.2 * generator.standard_normal(8))
         self.calls: list[PruningPolicy] = []
         self.broken, self.interaction = broken, interaction
 
@@ -34,7 +36,7 @@ class KnownLandscape:
     def __call__(self, policies, windows):
         self.calls += policies
         losses = np.array([np.nan if self.broken else self.loss(policy) for policy in policies])
-        return self.dense_losses[windows] + losses[:, None]
+        return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
 
 
 def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **knobs):
@@ -116,7 +118,7 @@ def test_bandit_learns_which_curves_to_trust(interaction):
     perfect = CurveMapping([t * curve for t, curve in zip(TRUST, CURVES)])(np.zeros(6), Budget(UNITS, 0.3, 0.1))
     prior, _, _ = run("prior", landscape=landscape)
     loss, best, start = (landscape.loss(policy) for policy in (found.policy, perfect, prior.policy))
-    assert loss - best < 0.1 * (start - best)
+    assert loss - best < 0.15 * (start - best)
     for method in ("random", "evolutionary"):
         assert loss < landscape.loss(run(method, landscape=landscape)[0].policy)
 
@@ -126,8 +128,11 @@ def test_posterior_finds_the_trusts_and_knows_what_it_does_not_know():
     generator = np.random.default_rng(0)
     features = generator.uniform(0, 1, (60, 6))
     features[:, 5] = 0
-    posterior.observe(features, features @ TRUST)
-    assert np.allclose(posterior.mean[:5], TRUST[:5], atol=0.1)
+    for start in range(0, 60, 6):
+        # All candidates of an update are off by the same factor, as they are on easy or hard windows.
+        seen = features[start : start + 6]
+        posterior.observe(seen, seen @ TRUST * np.exp(0.1 * generator.standard_normal()))
+    assert np.allclose(posterior.mean[:5], TRUST[:5], rtol=0.15)
     spread = np.sqrt(np.diag(posterior.covariance))
     assert spread[5] > 0.4 > 10 * spread[:5].max() / 10
 
