@@ -75,7 +75,7 @@ class PolicySearch:
                 bar.update(count)
 
             task = SearchTask(
-                actions=len(self.units),
+                units=self.units,
                 map_scores=lambda scores, sparsity: self.mapping(scores, self.budget(max(sparsity, least))),
                 evaluate=self.evaluator,
                 sparsity=config.sparsity,

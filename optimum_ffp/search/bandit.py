@@ -1,18 +1,21 @@
 """The default agent: Thompson sampling over how far each loss curve can be trusted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..config import FFPConfig
 from ..errors import FFPError
+from ..policy import Unit
 from .task import SearchResult, SearchTask
 
 
 # Trust in a curve can't be negative, and beyond these factors a unit is at its bounds anyway.
 TRUST_RANGE = (0.05, 20.0)
-# Prior standard deviations of a unit's trust on its own, and of what all units have in common.
-OWN_SPREAD, COMMON_SPREAD = 0.5, 0.5
+# Prior standard deviations of trust: of what all units have in common, of what varies smoothly with depth (over this
+# part of the model's depth, for attention and FFN apart), and of a unit on its own.
+COMMON_SPREAD, DEPTH_SPREAD, OWN_SPREAD = 0.5, 0.4, 0.2
+DEPTH_SCALE = 0.25
 # Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because
 # they see the same windows. The evidence picks a pair of these.
 NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared in (0.0, 0.03, 0.1, 0.3)]
@@ -21,20 +24,21 @@ NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared
 class TrustPosterior:
     """Bayesian linear regression of measured losses on what the curves predict.
 
-    The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, own² I + common² 11ᵀ)`: a unit whose curve
-    is right has `θ_i = 1`. Every candidate at any sparsity is one equation, so nothing that was measured is lost.
-    Noise is correlated within an update: its windows are harder or easier to all candidates.
+    The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, K)`: a unit whose curve is right has
+    `θ_i = 1`, and units of one kind err alike if they are close in depth. Every candidate at any sparsity is one
+    equation, so nothing that was measured is lost. Noise is correlated within an update: its windows are harder or
+    easier to all candidates.
 
     Args:
-        units: Number of units.
+        units: The model's units.
     """
 
-    def __init__(self, units: int):
-        self.features = np.zeros((0, units))
+    def __init__(self, units: Sequence[Unit]):
+        self.features = np.zeros((0, len(units)))
         self.losses = np.zeros(0)
         self.updates = np.zeros(0)
-        self.mean = np.ones(units)
-        self.covariance = OWN_SPREAD**2 * np.eye(units) + COMMON_SPREAD**2
+        self.mean = np.ones(len(units))
+        self.covariance = trust_covariance(units)
         self._prior = self.mean.copy(), self.covariance.copy()
 
     def observe(self, features: np.ndarray, losses: np.ndarray, updates: np.ndarray | None = None) -> None:
@@ -77,6 +81,14 @@ class TrustPosterior:
         return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
 
 
+def trust_covariance(units: Sequence[Unit]) -> np.ndarray:
+    """Prior covariance `K` of the trust in the curves of these units, shape `[units, units]`."""
+    depth = np.array([unit.layer for unit in units]) / (1 + max(unit.layer for unit in units))
+    kind = np.array([unit.kind for unit in units])
+    near = np.exp(-0.5 * ((depth[:, None] - depth) / DEPTH_SCALE) ** 2) * (kind[:, None] == kind)
+    return COMMON_SPREAD**2 + DEPTH_SPREAD**2 * near + OWN_SPREAD**2 * np.eye(len(units))
+
+
 def to_scores(trust: np.ndarray) -> np.ndarray:
     """Raw scores of a curve mapping: the logarithm of the trust."""
     return np.log(np.clip(trust, *TRUST_RANGE))
@@ -90,7 +102,8 @@ def search_with_bandit(
     A contextual linear bandit, the single-step problem with a model of the reward in place of a network: context is
     the sparsity, the action is the trust in every curve, and the reward is linear in the unknown trusts. Each update
     sees other windows of the pool, always paired with the dense model. The evaluations that are left for finalists
-    compare the posterior's mean, the prior and the best candidates on all windows of the pool.
+    compare the posterior's mean, the prior, the policy half-way between them (what was learned from few windows is
+    half noise) and the best candidates on all windows of the pool.
 
     Args:
         task: What to search for. Its actions are trusts of the curves behind `task.predict`.
@@ -101,7 +114,7 @@ def search_with_bandit(
         FFPError: If `warm_start` is no posterior for this number of units.
     """
     generator = np.random.default_rng(config.seed)
-    posterior = TrustPosterior(task.actions)
+    posterior = TrustPosterior(task.units)
     if warm_start is not None:
         posterior.observe(*_read_posterior(warm_start, task.actions))
     budget = task.steps - task.finalists
@@ -117,7 +130,8 @@ def search_with_bandit(
         seen += list(zip(features, scores))
         spent, offset = spent + len(scores), offset + config.update_samples
 
-    answers = [to_scores(posterior.mean), np.zeros(task.actions)]
+    learned = to_scores(posterior.mean)
+    answers = [learned, np.zeros(task.actions), learned / 2]
     answers += [scores for _, scores in sorted(seen, key=lambda entry: float(entry[0] @ posterior.mean))]
     equations = {name: getattr(posterior, name) for name in ("features", "losses", "updates")}
     return task.conclude(answers[: task.finalists], equations)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import FFPError
-from ..policy import PruningPolicy
+from ..policy import PruningPolicy, Unit
 
 
 class Evaluate(Protocol):
@@ -23,7 +23,7 @@ class SearchTask:
     """One search: from scores to policies, from policies to losses, and how much may be spent.
 
     Attributes:
-        actions: Number of scores that a policy is made from.
+        units: What a policy gives sizes to; it is made from one score a unit.
         map_scores: Raw scores and a sparsity to a policy that meets it.
         evaluate: Losses of policies.
         sparsity: The target.
@@ -35,7 +35,7 @@ class SearchTask:
         best: Perplexity and policy of the best candidate at the target and full fidelity.
     """
 
-    actions: int
+    units: Sequence[Unit]
     map_scores: Callable[[np.ndarray, float], PruningPolicy]
     evaluate: Evaluate
     sparsity: float
@@ -45,6 +45,11 @@ class SearchTask:
     on_evaluated: Callable[[int, float], Any] = lambda count, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
+
+    @property
+    def actions(self) -> int:
+        """Number of scores that a policy is made from."""
+        return len(self.units)
 
     @property
     def finalists(self) -> int:
