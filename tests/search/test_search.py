@@ -135,7 +135,7 @@ def test_posterior_finds_the_trusts_and_knows_what_it_does_not_know():
     # A factor that all trusts share changes no policy.
     assert np.allclose(posterior.mean[:5] / posterior.mean[2], TRUST[:5] / TRUST[2], rtol=0.05)
     spread = np.sqrt(np.diag(posterior.covariance))
-    assert spread[5] > 2 * spread[:5].max()
+    assert spread[5] > spread[:5].max()
 
 
 @pytest.mark.parametrize(("agent", "steps"), [("bandit", 48), ("ppo", 800)])
