@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .errors import FFPError
 from .families import get_family
-from .modeling.auto import is_pruned
+from .modeling.auto import FFPModelForCausalLM, is_pruned
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,29 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     # A GGUF file's own name for the model is no place to load it from.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer
+
+
+def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal LM of any family, dense or pruned by us, ready to evaluate. No code of its repository runs.
+
+    Args:
+        model_id: Hub id or folder.
+        options: Device, type and Hub options.
+
+    Raises:
+        FFPError: If there is no such model.
+    """
+    source, extra = _locate(model_id)
+    if extra:
+        raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
+        kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=resolve_dtype(options.dtype), **options.hub())
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options.hub())
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
+    return model.to(resolve_device(options.device)).eval().requires_grad_(False), tokenizer
 
 
 def resolve_device(device: str | None) -> torch.device:

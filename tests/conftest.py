@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,11 @@ def quiet_progress() -> None:
     logging.disable_progress_bar()
 
 
-def make_picomodel(name: str = "llama", seed: int = 0) -> PreTrainedModel:
+def make_picomodel(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model whose biases and norms are random too, so that a mistake in any of them shows."""
     model_type, sizes = CONFIGS[name]
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | changes))
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data.normal_(1.0, 0.3)

@@ -16,7 +16,7 @@ LAYERS = [
     {"mapping", "families"},
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
-    {"criteria", "fisher", "nested"},
+    {"criteria", "export", "fisher", "nested"},
     {"candidates", "search", "slopes"},
     {"preparation", "sequential", "card", "plots"},
     {"checkpoint", "pareto", "policy_search"},

@@ -2,6 +2,7 @@
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .export import FFPExportCommand
 from .prune import FFPPruneCommand
 
 
@@ -12,5 +13,10 @@ class FFPCommand(BaseOptimumCLICommand):
             name="prune",
             help="Prune a causal LM: search, calibrate, slice, save.",
             subcommand_class=FFPPruneCommand,
+        ),
+        CommandInfo(
+            name="export",
+            help="Write a model, dense or pruned, as a GGUF file for llama.cpp.",
+            subcommand_class=FFPExportCommand,
         ),
     )

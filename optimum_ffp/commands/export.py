@@ -1,0 +1,68 @@
+"""`optimum-cli ffp export`."""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from .arguments import add_option
+
+
+EXAMPLES = """examples:
+  optimum-cli ffp export -m SmolLM2-135M-ffp-20 SmolLM2-135M-ffp-20.gguf --outtype q8_0
+  optimum-cli ffp export -m my-org/Qwen3-8B-ffp-20 model.gguf --pad-uniform
+"""
+
+
+def parse_args_ffp_export(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    required = parser.add_argument_group("Required arguments")
+    add_option(required, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned by us.")
+    required.add_argument("output", help="GGUF file to write.")
+
+    optional = parser.add_argument_group("Optional arguments")
+    add_option(optional, "outtype", default="f16", help="Type of the matrices: f32, f16 (default), bf16, q8_0, q4_0.")
+    add_option(
+        optional,
+        "pad-uniform",
+        action="store_true",
+        help="Pad every layer with zeros to the widest: larger, but runs wherever the dense model does.",
+    )
+    add_option(optional, "overwrite", action="store_true", help="Replace the file if it exists.")
+    add_option(optional, "revision", help="Branch, tag or commit of the model on the Hub.")
+    add_option(optional, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
+    add_option(optional, "cache-dir", help="Where downloads are kept.")
+
+
+class FFPExportCommand(BaseOptimumCLICommand):
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        return parse_args_ffp_export(parser)
+
+    def run(self) -> None:
+        from ..errors import FFPError
+
+        try:
+            export(self.args)
+        except FFPError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def export(args: Namespace) -> None:
+    """Loads a model and writes it as a GGUF file."""
+    from ..errors import FFPError
+    from ..export import OUTPUT_TYPES, export_gguf
+    from ..loading import LoadOptions, load_any
+
+    if args.outtype not in OUTPUT_TYPES:
+        raise FFPError(f"outtype {args.outtype!r} is not known; choose from {', '.join(OUTPUT_TYPES)}")
+    output = Path(args.output)
+    if output.exists() and not args.overwrite:
+        raise FFPError(f"{output} exists; name another file, or give --overwrite to replace it")
+    options = LoadOptions(device="cpu", revision=args.revision, token=args.token, cache_dir=args.cache_dir)
+    model, tokenizer = load_any(args.model, options)
+    architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
+    print(f"{output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")

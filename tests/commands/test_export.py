@@ -1,0 +1,74 @@
+import json
+
+import pytest
+import torch
+from optimum.commands.optimum_cli import main
+
+from tests.conftest import make_picomodel
+from tests.export.conftest import make_byte_level_tokenizer
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["optimum-cli", "ffp", "export", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    make_picomodel(vocab_size=320).save_pretrained(folder)
+    make_byte_level_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_file_of_the_asked_type(run, model, tmp_path):
+    import gguf
+
+    out = tmp_path / "deep" / "model.gguf"
+    code, output, _ = run("-m", model, out, "--outtype", "f32")
+    assert code == 0 and "f32, architecture llama" in output
+    reader = gguf.GGUFReader(out)
+    (embedding,) = [tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"]
+    assert torch.equal(
+        torch.from_numpy(embedding.data.copy()), make_picomodel(vocab_size=320).model.embed_tokens.weight
+    )
+    assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--outtype", "q2_k"], "outtype 'q2_k' is not known; choose from f32, f16, bf16, q8_0, q4_0"),
+        (["-m", "there/is/none"], "there is no folder 'there/is/none'"),
+        (["-m", "file.gguf"], "there is no file file.gguf"),
+    ],
+)
+def test_wrong_input_is_one_line(run, model, tmp_path, arguments, message):
+    code, _, errors = run("-m", model, tmp_path / "out.gguf", *arguments)
+    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_file_is_replaced_only_if_that_is_said(run, model, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_text("mine")
+    code, _, errors = run("-m", model, out)
+    assert code == 2 and "give --overwrite" in errors and out.read_text() == "mine"
+    assert run("-m", model, out, "--overwrite")[0] == 0 and out.read_bytes().startswith(b"GGUF")
+
+
+def test_what_cannot_be_exported_leaves_nothing(run, model, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    code, _, errors = run("-m", model, tmp_path / "out.gguf")
+    assert code == 2 and "has a SiLU in its FFN" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
