@@ -36,11 +36,9 @@ def test_a_file_of_the_asked_type(run, model, tmp_path):
     out = tmp_path / "deep" / "model.gguf"
     code, output, _ = run("-m", model, out, "--outtype", "f32")
     assert code == 0 and "f32, architecture llama" in output
-    reader = gguf.GGUFReader(out)
-    (embedding,) = [tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"]
-    assert torch.equal(
-        torch.from_numpy(embedding.data.copy()), make_picomodel(vocab_size=320).model.embed_tokens.weight
-    )
+    (found,) = [tensor for tensor in gguf.GGUFReader(out).tensors if tensor.name == "token_embd.weight"]
+    expected = make_picomodel(vocab_size=320).model.embed_tokens.weight
+    assert torch.equal(torch.from_numpy(found.data.copy()), expected)
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
 
 
