@@ -1,10 +1,12 @@
 """What a unit's output means to the loss: Fisher matrices, and the loss curves that they give."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .calibration import PrefixRidge
@@ -13,9 +15,14 @@ from .progress import progress_bar
 from .statistics import add_gram
 
 
+# Positions whose probabilities are float32 at once: at a vocabulary of 128k this is 0.25 GB.
+POSITIONS = 512
+
+
 def collect_fisher(
     model: PreTrainedModel,
     units: Sequence[ModelUnit],
+    layers: Iterable[nn.Module],
     windows: torch.Tensor,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -28,6 +35,7 @@ def collect_fisher(
     Args:
         model: The dense model.
         units: Its units.
+        layers: Its decoder layers. Each keeps its input alone and runs again in the backward pass.
         windows: Token ids, shape `[windows, window length]`.
         seed: Of the labels.
         dtype: Type to compute in under autocast; `None` for the model's own.
@@ -50,16 +58,34 @@ def collect_fisher(
         stack.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
         for unit, total in zip(units, totals):
             stack.callback(unit.output.module.register_forward_hook(watch(total)).remove)
+        for layer in layers:
+            stack.callback(_recomputed(layer))
         for window in windows.split(1):
             with torch.enable_grad(), torch.autocast(model.device.type, dtype) if dtype else nullcontext():
                 logits = model(window.to(model.device), use_cache=False).logits[0]
-            # The gradient of the summed loss of the sampled labels: probabilities, less one at the label.
-            gradient = logits.detach().float().softmax(-1)
-            labels = _sample(gradient, generator)
-            gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
-            logits.backward(gradient.to(logits.dtype))
+            logits.backward(_sampled_gradient(logits.detach(), generator))
             bar.update()
     return [total / windows.numel() for total in totals]
+
+
+def _recomputed(layer: nn.Module) -> Callable[[], None]:
+    """Lets a layer keep its input alone and run again in the backward pass; returns what undoes that."""
+    forward = layer.forward
+    layer.forward = lambda *inputs, **options: checkpoint(
+        forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options
+    )
+    return lambda: delattr(layer, "forward")
+
+
+def _sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The gradient of the summed loss of labels drawn from the model: probabilities, less one at the label."""
+    gradient = torch.empty_like(logits)
+    for rows, out in zip(logits.split(POSITIONS), gradient.split(POSITIONS)):
+        probabilities = rows.float().softmax(-1)
+        labels = _sample(probabilities, generator)
+        probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1
+        out.copy_(probabilities)
+    return gradient
 
 
 def _sample(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -57,7 +57,8 @@ def prepare(
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
         with meter.stage("fisher"):
-            fishers = collect_fisher(model, units, windows[: config.fisher_samples], config.seed, dtype)
+            layers = model.base_model.get_submodule(family.layers)
+            fishers = collect_fisher(model, units, layers, windows[: config.fisher_samples], config.seed, dtype)
     with meter.stage("importance"):
         orders = [
             order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)

@@ -72,7 +72,10 @@ def calibrate_sequentially(
             members = [i for i, unit in enumerate(nested.units) if unit.layer == index]
             modules = [nested.model_units[member].output.module for member in members]
             runner = LayerRunner(layer, arguments[index], dtype)
-            dense, targets = zip(*(runner.watch(hidden, modules) for hidden in dense))
+            targets: list[list[torch.Tensor]] = []
+            for number, hidden in enumerate(dense):
+                dense[number], inputs = runner.watch(hidden, modules)
+                targets.append(inputs)
             fitted: dict[int, torch.Tensor] = {}
             for position, member in enumerate(members):
                 weight = nested.dense_output(member)
@@ -87,7 +90,8 @@ def calibrate_sequentially(
                 fitted[member] = fits[member].weight
                 sizes[member] = policy.sizes[member]
             with nested.applied(PruningPolicy(nested.units, tuple(sizes)), fitted):
-                pruned = [runner(hidden) for hidden in pruned]
+                for number, hidden in enumerate(pruned):
+                    pruned[number] = runner(hidden)
             bar.update()
     return fits
 

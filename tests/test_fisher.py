@@ -8,6 +8,10 @@ from optimum_ffp.families import find_units, get_family
 from optimum_ffp.fisher import collect_fisher, loss_curve
 
 
+def layers_of(model):
+    return model.base_model.get_submodule(get_family(model.config.model_type).layers)
+
+
 def test_curve_without_weights_is_the_error_that_calibration_leaves():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(500, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
@@ -26,7 +30,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 def test_fisher_matrices_predict_small_changes_of_the_loss(picomodel, windows):
     units = find_units(picomodel, get_family(picomodel.config.model_type))
     before = copy.deepcopy(picomodel.state_dict())
-    fishers = collect_fisher(picomodel, units, windows.repeat(20, 1))
+    fishers = collect_fisher(picomodel, units, layers_of(picomodel), windows.repeat(20, 1))
     assert not any(unit.output.module._forward_hooks for unit in units)
     assert all(torch.equal(tensor, before[name]) for name, tensor in picomodel.state_dict().items())
     logits = picomodel(windows).logits.log_softmax(-1)
@@ -43,7 +47,15 @@ def test_fisher_matrices_predict_small_changes_of_the_loss(picomodel, windows):
     assert 0.5 < predicted / measured < 2.0
 
 
+def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    recomputed = collect_fisher(picomodel, units, layers_of(picomodel), windows)
+    kept = collect_fisher(picomodel, units, [], windows)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-9) for one, other in zip(recomputed, kept))
+    assert not any("forward" in vars(layer) for layer in layers_of(picomodel))
+
+
 def test_same_seed_same_matrices(picomodel, windows):
     units = find_units(picomodel, get_family(picomodel.config.model_type))
-    first, again, other = (collect_fisher(picomodel, units, windows, seed) for seed in (0, 0, 1))
+    first, again, other = (collect_fisher(picomodel, units, layers_of(picomodel), windows, seed) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
