@@ -18,7 +18,8 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     if model.device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = model.device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        native = model.device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in instructions)
     return torch.bfloat16 if native else None
 
 
