@@ -2,15 +2,57 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .calibration import PrefixRidge
-from .families import Family, ModelUnit
+from .families import Family, ModelUnit, TransposedLinear
 from .families.base import permute_blocks
 from .modeling import pruned_config, pruned_model_class
 from .policy import PruningPolicy
+
+
+@dataclass(frozen=True)
+class SortedTensor:
+    """A parameter of a projection, its items sorted.
+
+    Attributes:
+        module, name: Where it is.
+        full: All of it.
+        dim: The dimension whose entries belong to items.
+        blocks: Entries of one item, once for each of the projections that are fused in it.
+    """
+
+    module: nn.Module
+    name: str
+    full: torch.Tensor
+    dim: int
+    blocks: tuple[int, ...]
+
+    def prefix(self, size: int) -> torch.Tensor:
+        """The first `size` items: a view, or a copy where projections are fused, since their prefixes lie apart."""
+        items = self.full.shape[self.dim] // sum(self.blocks)
+        if size == items:
+            return self.full
+        parts = self.full.split([items * block for block in self.blocks], self.dim)
+        views = [part.narrow(self.dim, 0, size * block) for part, block in zip(parts, self.blocks)]
+        return views[0] if len(views) == 1 else torch.cat(views, self.dim)
+
+
+def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
+    found: list[SortedTensor] = []
+    for module in dict.fromkeys(part.module for part in unit.slices):
+        parts = [part for part in unit.slices if part.module is module]
+        dim, blocks = parts[0].dim, tuple(part.block for part in parts)
+        for name in parts[0].tensors():
+            parameter = getattr(module, name)
+            fused = zip(parameter.data.split([unit.unit.items * block for block in blocks], dim), blocks)
+            parameter.data = torch.cat([permute_blocks(rows, dim, block, order) for rows, block in fused], dim)
+            found.append(SortedTensor(module, name, parameter.data, dim, blocks))
+    return found
 
 
 class NestedModel:
@@ -31,14 +73,7 @@ class NestedModel:
         self.model, self.model_units, self.family = model, list(units), family
         self.units = tuple(unit.unit for unit in units)
         self.ridges: list[PrefixRidge] | None = None
-        self._full: list[list[dict[str, torch.Tensor]]] = []
-        for unit, order in zip(units, orders):
-            self._full.append([])
-            for part in unit.slices:
-                for name in part.tensors():
-                    parameter = getattr(part.module, name)
-                    parameter.data = permute_blocks(parameter.data, part.dim, part.block, order)
-                self._full[-1].append({name: getattr(part.module, name).data for name in part.tensors()})
+        self._sorted = [_sort(unit, order) for unit, order in zip(units, orders)]
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
         """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""
@@ -65,17 +100,16 @@ class NestedModel:
 
     def _set(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor]) -> None:
         for index, (unit, size) in enumerate(zip(self.model_units, policy.sizes)):
-            for part, full in zip(unit.slices, self._full[index]):
-                for name, tensor in full.items():
-                    getattr(part.module, name).data = tensor.narrow(part.dim, 0, size * part.block)
+            for tensor in self._sorted[index]:
+                getattr(tensor.module, tensor.name).data = tensor.prefix(size)
             if index in outputs:
                 unit.output.module.weight.data = outputs[index]
-            for module, attribute in unit.counters:
-                setattr(module, attribute, size * unit.heads_per_item)
+            for owner, attribute, count in unit.counters:
+                setattr(owner, attribute, size * count)
 
     def dense_output(self, index: int) -> torch.Tensor:
         """The sorted weight of a unit's output projection, shape `[out_features, features]`."""
-        return self._full[index][-1]["weight"]
+        return self._sorted[index][-1].full
 
     def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
         """A physically smaller model of its own, in the class that its checkpoint carries.
@@ -87,6 +121,9 @@ class NestedModel:
         with self.applied(policy, outputs) as model:
             # Views share storage with the dense weights; a checkpoint must own what it keeps and no more.
             state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for name, module in self.model.named_modules():
+            if isinstance(module, TransposedLinear):
+                state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         config = pruned_config(self.model.config, self.family, policy)
         pruned = pruned_model_class(self.family).from_pretrained(
             None, config=config, state_dict=state, dtype=self.model.dtype

@@ -15,7 +15,7 @@ from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
 from .errors import FFPError
 from .evaluation import Perplexity
-from .families import find_units, get_family
+from .families import find_family, find_units
 from .loading import LoadOptions, load_dense
 from .mapping import Budget
 from .policy import PruningPolicy
@@ -54,7 +54,7 @@ class FFPPruner:
     ):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.model_id = model_id or model.config._name_or_path or "the model"
-        self.family = get_family(model.config.model_type)
+        self.family = find_family(model.config)
         self.model_units = find_units(model, self.family, config.ffn_multiple)
         self.units = tuple(unit.unit for unit in self.model_units)
         self.meter = StageMeter()

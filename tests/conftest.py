@@ -25,6 +25,12 @@ SIZES = {
     "pad_token_id": 1,
 }
 GATED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 4}
+GEMMA3 = {
+    "head_dim": 6,
+    "query_pre_attn_scalar": 96,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 CONFIGS = {
     "llama": ("llama", GATED),
     "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
@@ -32,6 +38,14 @@ CONFIGS = {
     "opt": ("opt", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "qwen2": ("qwen2", GATED | {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", GATED | {"head_dim": 6}),
+    "gemma2": ("gemma2", GATED | {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8}),
+    "gemma3": ("gemma3_text", GATED | GEMMA3),
+    "granite": ("granite", GATED | {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "smollm3": ("smollm3", GATED | {"no_rope_layers": [1, 0, 1]}),
+    "phi3": ("phi3", GATED | {"partial_rotary_factor": 0.5}),
+    "gpt-neox": ("gpt_neox", SIZES | {"intermediate_size": 48}),
+    "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
+    "gpt2": ("gpt2", SIZES),
 }
 
 

@@ -44,6 +44,11 @@ def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPo
     return model
 
 
+def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are the same but for float32's rounding, of which large logits have more."""
+    return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
+
+
 def random_policy(nested: NestedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(nested.units))
     return greedy(scores, Budget(nested.units, 0.4, 0.1))
@@ -64,9 +69,9 @@ def test_sliced_equals_masked_before_and_after_save(picomodel, windows, tmp_path
     expected = masked(dense, orders, policy)(windows).logits
 
     with nested.applied(policy) as model:
-        assert torch.allclose(model(windows).logits, expected, rtol=0, atol=1e-5)
+        assert agree(model(windows).logits, expected)
     sliced = nested.materialise(policy)
-    assert torch.allclose(sliced(windows).logits, expected, rtol=0, atol=1e-5)
+    assert agree(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
     blocks = sum(unit.parameters for unit in nested.units)
     assert removed == blocks - policy.kept_parameters
@@ -106,13 +111,13 @@ def test_candidates_run_on_views(picomodel, windows):
 
 def test_compensation_brings_outputs_closer(picomodel, windows):
     nested, _ = make_nested(picomodel, windows)
-    policy, unit = random_policy(nested, 3), nested.model_units[1]
+    unit = nested.model_units[1]
     seen = []
     with unit.output.module.register_forward_hook(lambda module, inputs, output: seen.append(output)):
         nested.model(windows)
         # Only this unit is pruned, so that its input is that of the dense model.
         sizes = [other.unit.items for other in nested.model_units]
-        sizes[1] = min(policy.sizes[1], 20)
+        sizes[1] = 20
         one_pruned = PruningPolicy(nested.units, tuple(sizes))
         for outputs in (None, nested.compensated(one_pruned)):
             with nested.applied(one_pruned, outputs) as model:

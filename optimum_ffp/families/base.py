@@ -1,7 +1,9 @@
 """What a family record says, and how it finds the units of a loaded model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +16,24 @@ from ..policy import Unit
 class Family:
     """Names of the modules and config attributes of one model type. Module names are relative to a decoder layer.
 
+    Projections of one name are fused in one module, their rows one after another (`qkv_proj`, `gate_up_proj`).
+
     Attributes:
         model_type: `config.model_type` of the family's models.
         layers: Where the decoder layers are, relative to the `AutoModel` class.
         query, key, value: Projections whose rows belong to heads.
+        fused_by_head: Whether the fused rows go head by head (query, key and value of the first head, then of the
+            next), not projection by projection.
         attention_output: Projection whose columns belong to query heads.
         ffn_inputs: Projections whose rows are FFN channels (gate and up, or `fc1`).
         ffn_output: Projection whose columns are FFN channels.
         heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. A family without grouped
             queries has `None` for KV heads.
-        head_counters: Attributes of modules that hold the number of query heads and must follow it, as
-            `"module.attribute"`.
+        default_width: FFN channels as a multiple of the hidden size where the config's width is `None`.
+        head_counters: What else in a layer must follow the number of heads: the attribute's path, and what it counts
+            (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
+        prepare: What a loaded dense model needs done before its units are found, if anything.
+        modeling: Full name of the module that checkpoints carry, for a family from outside of this package.
     """
 
     model_type: str
@@ -32,18 +41,22 @@ class Family:
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
+    fused_by_head: bool = False
     attention_output: str = "self_attn.o_proj"
     ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     ffn_output: str = "mlp.down_proj"
     heads_attribute: str = "num_attention_heads"
     kv_heads_attribute: str | None = "num_key_value_heads"
     width_attribute: str = "intermediate_size"
-    head_counters: tuple[str, ...] = ()
+    default_width: int | None = None
+    head_counters: tuple[tuple[str, str], ...] = ()
+    prepare: Callable[[PreTrainedModel], None] | None = None
+    modeling: str | None = None
 
     @property
     def modeling_module(self) -> str:
         """Name of the module that a checkpoint of this family carries."""
-        return f"modeling_ffp_{self.model_type}"
+        return (self.modeling or f"modeling_ffp_{self.model_type}").rpartition(".")[2]
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
         """Query heads, KV heads and head dimension of the dense model."""
@@ -54,6 +67,11 @@ class Family:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return heads, kv_heads, head_dim
 
+    def width(self, config: PretrainedConfig) -> int:
+        """FFN channels of the dense model."""
+        width = getattr(config, self.width_attribute)
+        return self.default_width * config.hidden_size if width is None else width
+
     def layer_overrides(self, config: PretrainedConfig, sizes: dict[str, int]) -> dict[str, int]:
         """A layer's entry of `per_layer_config`: config attributes for `{"attention": KV groups, "ffn": channels}`."""
         heads, kv_heads, _ = self.heads(config)
@@ -63,12 +81,15 @@ class Family:
         }
         if self.kv_heads_attribute is not None:
             overrides[self.kv_heads_attribute] = sizes["attention"]
-        return {name: value for name, value in overrides.items() if value != getattr(config, name)}
+        dense = {self.width_attribute: self.width(config)}
+        return {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
 
 
 @dataclass(frozen=True)
 class Slice:
     """The part of a projection that belongs to the items of a unit.
+
+    Several slices of one module follow one another in its rows.
 
     Attributes:
         module: The projection, weight shape `[out_features, in_features]`.
@@ -94,14 +115,12 @@ class ModelUnit:
     Attributes:
         unit: What the budget sees.
         slices: All projections that lose rows or columns; the output projection is the last.
-        counters: Modules and attributes that hold the number of query heads.
-        heads_per_item: Query heads of one item (0 for an FFN).
+        counters: What must follow the unit's size: object, attribute, and how many one item counts.
     """
 
     unit: Unit
     slices: tuple[Slice, ...]
-    counters: tuple[tuple[nn.Module, str], ...] = ()
-    heads_per_item: int = 0
+    counters: tuple[tuple[Any, str, int], ...] = ()
 
     @property
     def output(self) -> Slice:
@@ -113,32 +132,43 @@ def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int = 1) ->
     """The units of a dense model, attention then FFN, layer by layer.
 
     Args:
-        model: A causal LM of the family.
+        model: A causal LM of the family; its record may change how it holds its weights, not what it computes.
         family: Its record.
         ffn_multiple: FFN widths are multiples of this many channels.
     """
+    if family.prepare:
+        family.prepare(model)
     heads, kv_heads, head_dim = family.heads(model.config)
-    group = heads // kv_heads
-    width = getattr(model.config, family.width_attribute)
+    group, width = heads // kv_heads, family.width(model.config)
+    counted = {"heads": group, "kv_heads": 1, "features": group * head_dim}
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
         attention = (
-            Slice(layer.get_submodule(family.query), 0, group * head_dim),
-            Slice(layer.get_submodule(family.key), 0, head_dim),
-            Slice(layer.get_submodule(family.value), 0, head_dim),
+            *_input_slices(layer, family, group * head_dim, head_dim),
             Slice(layer.get_submodule(family.attention_output), 1, group * head_dim),
         )
         ffn = (
             *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
             Slice(layer.get_submodule(family.ffn_output), 1, 1),
         )
-        counters = tuple(
-            (layer.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in family.head_counters
-        )
-        attention_unit = Unit(index, "attention", kv_heads, *_count_parameters(attention))
-        units.append(ModelUnit(attention_unit, attention, counters, group))
+        counters = tuple((*_resolve(layer, path), counted[what]) for path, what in family.head_counters)
+        units.append(ModelUnit(Unit(index, "attention", kv_heads, *_count_parameters(attention)), attention, counters))
         units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn), ffn_multiple), ffn))
     return units
+
+
+def _input_slices(layer: nn.Module, family: Family, query_rows: int, head_dim: int) -> Iterator[Slice]:
+    if family.fused_by_head:
+        yield Slice(layer.get_submodule(family.query), 0, query_rows + 2 * head_dim)
+    else:
+        yield Slice(layer.get_submodule(family.query), 0, query_rows)
+        yield Slice(layer.get_submodule(family.key), 0, head_dim)
+        yield Slice(layer.get_submodule(family.value), 0, head_dim)
+
+
+def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
+    owner, _, attribute = path.rpartition(".")
+    return reduce(getattr, owner.split("."), layer), attribute
 
 
 def _count_parameters(slices: tuple[Slice, ...]) -> tuple[int, int]:

@@ -12,5 +12,5 @@ OPT = Family(
     kv_heads_attribute=None,
     width_attribute="ffn_dim",
     # OPT's attention reshapes by this count; other families infer it from the width of the projection.
-    head_counters=("self_attn.num_heads",),
+    head_counters=(("self_attn.num_heads", "heads"),),
 )

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from transformers import AutoConfig
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.families import FAMILIES, find_units, get_family
+from optimum_ffp.families import FAMILIES, find_family, find_units, get_family
 from optimum_ffp.modeling import pruned_model_class
 from tests.conftest import CONFIGS
 
@@ -12,7 +14,9 @@ def test_units_cover_all_projections_of_the_blocks(picomodel):
     units = find_units(picomodel, family)
     layers = picomodel.base_model.get_submodule(family.layers)
     expected = sum(
-        parameter.numel() for name, parameter in layers.named_parameters() if "norm" not in name.split(".")[-2]
+        parameter.numel()
+        for name, parameter in layers.named_parameters()
+        if not re.match(r".*norm|ln_\d", name.split(".")[-2])
     )
     assert sum(unit.unit.parameters for unit in units) == expected
     assert [unit.unit.kind for unit in units] == ["attention", "ffn"] * 3
@@ -35,5 +39,16 @@ def test_layer_overrides_name_only_what_differs():
 
 
 def test_unsupported_family_lists_the_supported():
-    with pytest.raises(FFPError, match="'bert' is not supported; supported are llama, mistral, opt, qwen2, qwen3"):
+    with pytest.raises(FFPError, match="'bert' is not supported; supported are gemma2, gemma3_text, gpt2, .* qwen3"):
         get_family("bert")
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "granitemoe"])
+def test_mixtures_of_experts_are_refused_with_the_reason(model_type):
+    with pytest.raises(FFPError, match=r"is a mixture of \d+ experts, which can't be pruned: a router sends"):
+        find_family(AutoConfig.for_model(model_type))
+
+
+def test_norms_across_heads_are_refused_with_the_reason():
+    with pytest.raises(FFPError, match="'olmo2' can't be pruned: its query and key norms run across all heads"):
+        find_family(AutoConfig.for_model("olmo2"))

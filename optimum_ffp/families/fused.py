@@ -1,0 +1,67 @@
+"""Families whose projections are fused in one module, or stored transposed."""
+
+import copy
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .base import Family
+
+
+class TransposedLinear(nn.Linear):
+    """A projection whose checkpoint holds the weight as `[in_features, out_features]`."""
+
+
+def _give_layers_their_own_config(model: PreTrainedModel) -> None:
+    # Phi-3's attention splits what `qkv_proj` gives by the number of heads in its config.
+    for layer in model.base_model.layers:
+        layer.self_attn.config = copy.copy(layer.self_attn.config)
+
+
+def _transpose_projections(model: PreTrainedModel) -> None:
+    for name, module in list(model.base_model.named_modules()):
+        if isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+            linear = TransposedLinear(inputs, outputs, device="meta")
+            linear.weight = nn.Parameter(module.weight.data.t().contiguous(), requires_grad=False)
+            linear.bias = module.bias
+            model.base_model.set_submodule(name, linear)
+
+
+PHI3 = Family(
+    model_type="phi3",
+    query="self_attn.qkv_proj",
+    key="self_attn.qkv_proj",
+    value="self_attn.qkv_proj",
+    ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"),
+    head_counters=(("self_attn.config.num_attention_heads", "heads"), ("self_attn.num_key_value_heads", "kv_heads")),
+    prepare=_give_layers_their_own_config,
+)
+
+GPT_NEOX = Family(
+    model_type="gpt_neox",
+    query="attention.query_key_value",
+    fused_by_head=True,
+    attention_output="attention.dense",
+    ffn_inputs=("mlp.dense_h_to_4h",),
+    ffn_output="mlp.dense_4h_to_h",
+    kv_heads_attribute=None,
+)
+"""Attention and FFN may read the same input (parallel residual); nothing here depends on it."""
+
+GPT2 = Family(
+    model_type="gpt2",
+    layers="h",
+    query="attn.c_attn",
+    key="attn.c_attn",
+    value="attn.c_attn",
+    attention_output="attn.c_proj",
+    ffn_inputs=("mlp.c_fc",),
+    ffn_output="mlp.c_proj",
+    kv_heads_attribute=None,
+    width_attribute="n_inner",
+    default_width=4,
+    head_counters=(("attn.num_heads", "heads"), ("attn.split_size", "features")),
+    prepare=_transpose_projections,
+)

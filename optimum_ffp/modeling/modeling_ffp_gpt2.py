@@ -1,0 +1,54 @@
+"""GPT-2 whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+
+The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+those of GPT-2.
+"""
+
+import copy
+
+from transformers import PretrainedConfig
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2LMHeadModel, GPT2Model
+from transformers.pytorch_utils import Conv1D
+
+
+def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
+    """The config of one layer: the global one with that layer's overrides."""
+    overrides = config.per_layer_config
+    if not isinstance(overrides, dict):
+        return overrides[layer_idx]
+    # Before 5.15 transformers keeps the JSON as it was read.
+    layer_config = copy.copy(config)
+    for index, values in overrides.items():
+        if int(index) == layer_idx:
+            layer_config.__dict__.update(values)
+    return layer_config
+
+
+def shrink_layer(layer: GPT2Block, config: PretrainedConfig, heads: int, width: int) -> None:
+    """Gives a dense layer fewer heads and FFN channels.
+
+    GPT-2 derives its head dimension from the number of heads and would refuse to build the layer directly.
+    """
+    attention, hidden = layer.attn, config.hidden_size
+    features = heads * attention.head_dim
+    attention.num_heads, attention.split_size = heads, features
+    attention.c_attn = Conv1D(3 * features, hidden)
+    attention.c_proj = Conv1D(hidden, features)
+    layer.mlp.c_fc = Conv1D(width, hidden)
+    layer.mlp.c_proj = Conv1D(hidden, width)
+
+
+class FFPGPT2Model(GPT2Model):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        for layer_idx, layer in enumerate(self.h):
+            layer_config = get_layer_config(config, layer_idx)
+            shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.n_inner)
+        self.post_init()
+
+
+class FFPGPT2ForCausalLM(GPT2LMHeadModel):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.transformer = FFPGPT2Model(config)
+        self.post_init()

@@ -1,0 +1,67 @@
+"""GPT-NeoX whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+
+The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+those of GPT-NeoX.
+"""
+
+import copy
+
+from torch import nn
+from transformers import PretrainedConfig, __version__
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
+
+
+def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+    parameters = getattr(config, "rope_parameters", None)
+    if int(__version__.split(".")[0]) >= 5 or not parameters:
+        return config
+    rope = dict(parameters.get("full_attention", parameters))
+    config.rope_theta = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+    if "sliding_attention" in parameters:
+        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
+    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+    return config
+
+
+def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
+    """The config of one layer: the global one with that layer's overrides."""
+    overrides = config.per_layer_config
+    if not isinstance(overrides, dict):
+        return overrides[layer_idx]
+    # Before 5.15 transformers keeps the JSON as it was read.
+    layer_config = copy.copy(config)
+    for index, values in overrides.items():
+        if int(index) == layer_idx:
+            layer_config.__dict__.update(values)
+    return layer_config
+
+
+def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, width: int) -> None:
+    """Gives a dense layer fewer heads and FFN channels.
+
+    GPT-NeoX derives its head dimension from the number of heads and would refuse to build the layer directly.
+    """
+    attention, hidden, bias = layer.attention, config.hidden_size, config.attention_bias
+    attention.query_key_value = nn.Linear(hidden, 3 * heads * attention.head_size, bias=bias)
+    attention.dense = nn.Linear(heads * attention.head_size, hidden, bias=bias)
+    layer.mlp.dense_h_to_4h = nn.Linear(hidden, width)
+    layer.mlp.dense_4h_to_h = nn.Linear(width, hidden)
+
+
+class FFPGPTNeoXModel(GPTNeoXModel):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(adapt_config(config))
+        for layer_idx, layer in enumerate(self.layers):
+            layer_config = get_layer_config(config, layer_idx)
+            shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.intermediate_size)
+        self.post_init()
+
+
+class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.gpt_neox = FFPGPTNeoXModel(config)
+        self.post_init()
