@@ -25,6 +25,16 @@ SIZES = {
     "pad_token_id": 1,
 }
 GATED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 4}
+# Other than the default, so that a release which reads them elsewhere gets them wrong.
+ROPE = {"rope_type": "default", "rope_theta": 300.0}
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 GEMMA3 = {
     "head_dim": 6,
     "query_pre_attn_scalar": 96,
@@ -34,13 +44,22 @@ GEMMA3 = {
 CONFIGS = {
     "llama": ("llama", GATED),
     "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
-    "mistral": ("mistral", GATED | {"sliding_window": None}),
+    "mistral": ("mistral", GATED | {"sliding_window": None, "rope_parameters": ROPE}),
     "opt": ("opt", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "qwen2": ("qwen2", GATED | {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", GATED | {"head_dim": 6}),
     "gemma2": ("gemma2", GATED | {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8}),
     "gemma3": ("gemma3_text", GATED | GEMMA3),
-    "granite": ("granite", GATED | {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "granite": (
+        "granite",
+        GATED
+        | {
+            "rope_parameters": SCALED_ROPE,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
     "smollm3": ("smollm3", GATED | {"no_rope_layers": [1, 0, 1]}),
     "phi3": ("phi3", GATED | {"partial_rotary_factor": 0.5}),
     "gpt-neox": ("gpt_neox", SIZES | {"intermediate_size": 48}),
@@ -55,10 +74,14 @@ def quiet_progress() -> None:
 
 
 def make_picomodel(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A random model whose biases and norms are random too, so that a mistake in any of them shows."""
+    """A random model of a family."""
     model_type, sizes = CONFIGS[name]
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | changes))
+    return fill_with_noise(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | changes)))
+
+
+def fill_with_noise(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes biases and norms random too, so that a mistake in any of them shows, and weights large."""
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data.normal_(1.0, 0.3)

@@ -33,12 +33,15 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
     for index, values in overrides.items():
-        if int(index) == layer_idx:
-            layer_config.__dict__.update(values)
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
     return layer_config
 
 
 class FFPGemma3Model(Gemma3TextModel):
+    # Before 5 it is that of the model that also sees pictures.
+    base_model_prefix = "model"
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(adapt_config(config))
         for layer_idx in range(config.num_hidden_layers):
@@ -50,7 +53,14 @@ class FFPGemma3Model(Gemma3TextModel):
 
 
 class FFPGemma3ForCausalLM(Gemma3ForCausalLM):
+    # Before 5 it is that of the model that also sees pictures.
+    base_model_prefix = "model"
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.model = FFPGemma3Model(config)
         self.post_init()
+
+
+FFPGemma3Model.register_for_auto_class("AutoModel")
+FFPGemma3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")

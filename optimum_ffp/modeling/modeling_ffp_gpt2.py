@@ -19,8 +19,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
     for index, values in overrides.items():
-        if int(index) == layer_idx:
-            layer_config.__dict__.update(values)
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
     return layer_config
 
 
@@ -52,3 +52,7 @@ class FFPGPT2ForCausalLM(GPT2LMHeadModel):
         super().__init__(config)
         self.transformer = FFPGPT2Model(config)
         self.post_init()
+
+
+FFPGPT2Model.register_for_auto_class("AutoModel")
+FFPGPT2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")

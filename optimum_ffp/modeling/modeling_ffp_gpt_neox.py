@@ -34,8 +34,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
     for index, values in overrides.items():
-        if int(index) == layer_idx:
-            layer_config.__dict__.update(values)
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
     return layer_config
 
 
@@ -65,3 +65,14 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
         super().__init__(config)
         self.gpt_neox = FFPGPTNeoXModel(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        if int(__version__.split(".")[0]) < 5:
+            # The head had another name.
+            kwargs.setdefault("key_mapping", {r"^lm_head\.": "embed_out."})
+        return super().from_pretrained(*args, **kwargs)
+
+
+FFPGPTNeoXModel.register_for_auto_class("AutoModel")
+FFPGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")

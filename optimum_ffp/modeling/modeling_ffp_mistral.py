@@ -33,8 +33,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
     for index, values in overrides.items():
-        if int(index) == layer_idx:
-            layer_config.__dict__.update(values)
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
     return layer_config
 
 
@@ -54,3 +54,7 @@ class FFPMistralForCausalLM(MistralForCausalLM):
         super().__init__(config)
         self.model = FFPMistralModel(config)
         self.post_init()
+
+
+FFPMistralModel.register_for_auto_class("AutoModel")
+FFPMistralForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -33,8 +33,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
     for index, values in overrides.items():
-        if int(index) == layer_idx:
-            layer_config.__dict__.update(values)
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
     return layer_config
 
 
@@ -54,3 +54,7 @@ class FFPSmolLM3ForCausalLM(SmolLM3ForCausalLM):
         super().__init__(config)
         self.model = FFPSmolLM3Model(config)
         self.post_init()
+
+
+FFPSmolLM3Model.register_for_auto_class("AutoModel")
+FFPSmolLM3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,45 @@
+"""StarCoder2 whose layers differ in heads and FFN width: a family from outside of the package, added by its user."""
+
+import copy
+
+from transformers import PretrainedConfig
+from transformers.models.starcoder2.modeling_starcoder2 import (
+    Starcoder2DecoderLayer,
+    Starcoder2ForCausalLM,
+    Starcoder2Model,
+)
+
+
+def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
+    """The config of one layer: the global one with that layer's overrides."""
+    overrides = config.per_layer_config
+    if not isinstance(overrides, dict):
+        return overrides[layer_idx]
+    # Before 5.15 transformers keeps the JSON as it was read.
+    layer_config = copy.copy(config)
+    for index, values in overrides.items():
+        for name, value in values.items() if int(index) == layer_idx else ():
+            setattr(layer_config, name, value)
+    return layer_config
+
+
+class FFPStarcoder2Model(Starcoder2Model):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        for layer_idx in range(config.num_hidden_layers):
+            layer = Starcoder2DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            # The layer's config is a copy, which would not follow a later set_attn_implementation.
+            layer.self_attn.config = config
+            self.layers[layer_idx] = layer
+        self.post_init()
+
+
+class FFPStarcoder2ForCausalLM(Starcoder2ForCausalLM):
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.model = FFPStarcoder2Model(config)
+        self.post_init()
+
+
+FFPStarcoder2Model.register_for_auto_class("AutoModel")
+FFPStarcoder2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,154 @@
+"""What somebody does who has never heard of optimum-ffp: loads saved folders with plain transformers, and checks them.
+
+    python tests/stranger.py FOLDER...
+
+Each folder holds a checkpoint and `expected.safetensors`: token ids and the logits that they must give. Prints one
+JSON object: by folder, the checks that failed and why.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+
+sys.modules["optimum_ffp"] = None
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+TRUST = {"trust_remote_code": True}
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raises unless logits are the same but for float32's rounding."""
+    error = float((found - expected).abs().max().detach())
+    assert error < 2e-5 * max(1.0, float(expected.abs().max())), f"logits are off by {error:.2g}"
+
+
+class Stranger:
+    """The checks, one method each, on one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        expected = load_file(folder / "expected.safetensors")
+        self.windows, self.logits, self.hidden = expected["windows"], expected["logits"], expected["hidden"]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return self.load()
+
+    def load(self, folder: Path | None = None, auto: type = AutoModelForCausalLM, **options) -> PreTrainedModel:
+        if self.folder.name == "gemma2":
+            # Some releases choose SDPA for it, which leaves its soft-capping out: for the dense model too.
+            options |= {"attn_implementation": "eager"}
+        return auto.from_pretrained(folder or self.folder, **TRUST, **options).eval()
+
+    def check_logits(self) -> None:
+        agree(self.model(self.windows).logits, self.logits)
+
+    def check_eager_attention(self) -> None:
+        agree(self.load(attn_implementation="eager")(self.windows).logits, self.logits)
+
+    def check_attention_changed_after_loading(self) -> None:
+        model = self.load()
+        model.set_attn_implementation("eager")
+        attentions = model(self.windows, output_attentions=True).attentions
+        agree(model(self.windows).logits, self.logits)
+        assert len({one.shape[1] for one in attentions}) > 1, "every layer has the same number of heads"
+
+    def check_padded_batch(self) -> None:
+        ids = torch.nn.functional.pad(self.windows, (4, 0), value=1)
+        mask = (torch.arange(ids.shape[1]) >= 4).long().expand_as(ids)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        options = {} if self.model.config.model_type == "opt" else {"position_ids": positions}
+        agree(self.model(ids, attention_mask=mask, **options).logits[:, 4:], self.logits)
+
+    def check_generation(self) -> None:
+        prompt = self.windows[:2, :6]
+        expected = self.model.generate(prompt, use_cache=False, **GREEDY)
+        for options in ({}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}):
+            rows = prompt[:1] if "prompt_lookup_num_tokens" in options else prompt
+            assert torch.equal(self.model.generate(rows, **options, **GREEDY), expected[: len(rows)]), (
+                f"{options} differs"
+            )
+
+    def check_prefill_in_chunks_and_assisted_generation(self) -> None:
+        prompt = self.windows[:1, :12]
+        expected = self.model.generate(prompt, use_cache=False, **GREEDY)
+        assert torch.equal(self.model.generate(prompt, prefill_chunk_size=4, **GREEDY), expected), "chunks differ"
+        assert torch.equal(self.model.generate(prompt, assistant_model=self.load(), **GREEDY), expected), "aid differs"
+
+    def check_offload(self) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            room = int(0.8 * sum(one.numel() for one in self.model.parameters()) * 4)
+            model = self.load(device_map="auto", max_memory={"cpu": room}, offload_folder=scratch)
+            assert "disk" in model.hf_device_map.values(), f"nothing was offloaded: {model.hf_device_map}"
+            agree(model(self.windows).logits, self.logits)
+
+    def check_base_model(self) -> None:
+        agree(self.load(auto=AutoModel)(self.windows).last_hidden_state, self.hidden)
+
+    def check_from_config(self) -> None:
+        config = AutoConfig.from_pretrained(self.folder, **TRUST)
+        for auto, loaded in ((AutoModel, self.model.base_model), (AutoModelForCausalLM, self.model)):
+            built = auto.from_config(config, **TRUST)
+            shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (built, loaded)]
+            assert shapes[0] == shapes[1], f"{auto.__name__} builds other shapes"
+
+    def check_saved_and_loaded_twice(self) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            self.model.save_pretrained(Path(scratch, "one"))
+            once = self.load(Path(scratch, "one"))
+            once.save_pretrained(Path(scratch, "two"))
+            agree(self.load(Path(scratch, "two"))(self.windows).logits, self.logits)
+
+    def check_backward(self) -> None:
+        gradients = []
+        for checkpointing in (False, True):
+            model = self.load().train()
+            torch.manual_seed(0)
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(self.windows, labels=self.windows).loss.backward()
+            assert all(one.grad is not None for one in model.parameters() if one.requires_grad), (
+                "a gradient is missing"
+            )
+            gradients.append([one.grad for one in model.parameters()])
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*gradients)), "gradients differ"
+
+    def check_tokenizer(self) -> None:
+        if not (self.folder / "tokenizer.json").is_file():
+            return
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        ids = tokenizer("w9 w10")["input_ids"]
+        assert ids[-2:] == [9, 10], f"{type(tokenizer).__name__} gives {ids}"
+
+    def check_forgotten_trust(self) -> None:
+        try:
+            AutoModelForCausalLM.from_pretrained(self.folder, trust_remote_code=False)
+        except (RuntimeError, ValueError):
+            return
+        raise AssertionError("it loads without trust_remote_code")
+
+    def failures(self) -> dict[str, str]:
+        found = {}
+        for name in dir(type(self)):
+            if name.startswith("check_"):
+                check: Callable[[], None] = getattr(self, name)
+                try:
+                    check()
+                except Exception as error:
+                    found[name.removeprefix("check_")] = f"{type(error).__name__}: {error}"
+        return found
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(json.dumps({folder: Stranger(Path(folder)).failures() for folder in sys.argv[1:]}))

@@ -1,0 +1,28 @@
+"""When transformers builds layers from their own config (its pull request 45332), folders load without our code."""
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import CONFIGS, make_picomodel
+from tests.test_nested import make_nested, random_policy
+
+
+# OPT, GPT-NeoX and GPT-2 take their head dimension from the number of heads, which that alone doesn't change.
+NATIVE = [name for name in CONFIGS if not name.startswith(("opt", "gpt"))]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_same_folder_loads_as_the_base_class(name, windows, tmp_path, monkeypatch):
+    nested, _ = make_nested(make_picomodel(name), windows)
+    pruned = nested.materialise(random_policy(nested, 1))
+    pruned.save_pretrained(tmp_path)
+    layer_class = type(pruned.base_model.layers[0])
+    build = layer_class.__init__
+
+    def build_from_its_own_config(self, config, layer_idx):
+        build(self, config.per_layer_config[layer_idx], layer_idx)
+
+    monkeypatch.setattr(layer_class, "__init__", build_from_its_own_config)
+    native = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+    assert type(native) is type(pruned).__mro__[1]
+    assert native(windows).logits.equal(pruned(windows).logits)

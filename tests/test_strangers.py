@@ -1,0 +1,67 @@
+"""Saved folders in processes that can't see our package: on the newest transformers, on 5.15, and on 4.57."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimum_ffp.checkpoint import save_tokenizer
+from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.test_nested import make_nested, random_policy
+
+
+# Older releases lie over the installed packages, in a folder of their own that comes first on the path.
+VERSIONS = {
+    "installed": [],
+    "5.15": ["transformers==5.15.0", "tokenizers<=0.23.0", "huggingface_hub<2", "httpx", "httpcore", "h11", "anyio"],
+    "4.57": ["transformers==4.57.6", "huggingface_hub<1", "tokenizers<0.23"],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A pruned picomodel of every family, with what it must give."""
+    windows = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name in CONFIGS:
+        nested, _ = make_nested(make_picomodel(name), windows)
+        pruned = nested.materialise(random_policy(nested, 1))
+        found[name] = tmp_path_factory.mktemp("pruned") / name
+        pruned.save_pretrained(found[name])
+        # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.
+        if not name.startswith("qwen"):
+            save_tokenizer(make_tokenizer(), found[name])
+        expected = {
+            "windows": windows,
+            "logits": pruned(windows).logits,
+            "hidden": pruned.base_model(windows).last_hidden_state,
+        }
+        save_file(expected, found[name] / "expected.safetensors")
+    return found
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def overlay(request: pytest.FixtureRequest) -> Path | None:
+    """A folder with that release of transformers, kept between runs."""
+    if not VERSIONS[request.param]:
+        return None
+    folder = request.config.cache.mkdir(f"transformers-{request.param}")
+    if not (folder / "transformers").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
+        subprocess.run([*command, *VERSIONS[request.param]], check=True)
+    return folder
+
+
+def test_a_stranger_finds_nothing_wrong(folders, overlay):
+    environment = os.environ | ({"PYTHONPATH": str(overlay)} if overlay else {})
+    script = Path(__file__).with_name("stranger.py")
+    command = [sys.executable, script, *folders.values()]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    failures = json.loads(done.stdout.strip().splitlines()[-1])
+    assert {Path(folder).name: found for folder, found in failures.items() if found} == {}
