@@ -35,6 +35,7 @@ PAPER = {
     "rate_precision": 0.01,
     "learning_rate": 1e-4,
     "clip_range": 0.2,
+    "ffn_multiple": 1,
     "hidden_sizes": (256, 128),
     "ridge_lambda": 0.01,
     "num_samples": 32,
@@ -90,7 +91,8 @@ class FFPConfig(BaseConfig):
         min_retention: Smallest fraction of its items that a unit keeps, `a_min`.
         max_retention: Largest fraction of its items that a unit keeps, `a_max`.
         rate_precision: Grid that retentions are rounded to (the paper: 0.01); `None` for none.
-        ffn_multiple: FFN widths are multiples of this many channels.
+        ffn_multiple: FFN widths are multiples of this many channels. By default 256, the block of llama.cpp's
+            K-quants, or 32, that of its simpler ones, where that leaves at least 32 steps, otherwise 1 (the paper: 1).
         seed: Of everything random.
 
     Raises:
@@ -124,7 +126,7 @@ class FFPConfig(BaseConfig):
     slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
-    search_steps: int = 96
+    search_steps: int = 64
     candidates: int = 8
     alpha_start: float = 0.3
     learning_rate: float = 1e-4
@@ -134,7 +136,7 @@ class FFPConfig(BaseConfig):
     min_retention: float = 0.2
     max_retention: float = 1.0
     rate_precision: float | None = None
-    ffn_multiple: int = 1
+    ffn_multiple: int | None = None
     seed: int = 0
 
     def __init__(self, **knobs: Any):
@@ -179,7 +181,7 @@ class FFPConfig(BaseConfig):
                 "held_out_samples",
                 "batch_size",
             ),
-            *("search_steps", "candidates", "ffn_multiple"),
+            *("search_steps", "candidates"),
         )
         self._check_numbers(int, 2, None, "seq_len")
         self._check_numbers(int, 0, 2**32 - 1, "seed")
@@ -187,6 +189,7 @@ class FFPConfig(BaseConfig):
             "rate_precision": (float, 0, 1),
             "sequential_lambda": (float, 0, None),
             "eval_samples": (int, 1, None),
+            "ffn_multiple": (int, 1, None),
         }
         for name, (kind, low, high) in optional.items():
             if getattr(self, name) is not None:

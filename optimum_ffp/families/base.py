@@ -12,6 +12,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..policy import Unit
 
 
+# Weights a block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantisations (Q8_0, Q4_0).
+QUANTISATION_BLOCKS = (256, 32)
+
+
 @dataclass(frozen=True)
 class Family:
     """Names of the modules and config attributes of one model type. Module names are relative to a decoder layer.
@@ -128,18 +132,24 @@ class ModelUnit:
         return self.slices[-1]
 
 
-def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int = 1) -> list[ModelUnit]:
+def quantisable_multiple(width: int) -> int:
+    """What FFN widths should be multiples of: the widest quantisation block that leaves at least 32 steps."""
+    return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
+
+
+def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int | None = 1) -> list[ModelUnit]:
     """The units of a dense model, attention then FFN, layer by layer.
 
     Args:
         model: A causal LM of the family; its record may change how it holds its weights, not what it computes.
         family: Its record.
-        ffn_multiple: FFN widths are multiples of this many channels.
+        ffn_multiple: FFN widths are multiples of this many channels; `None` for `quantisable_multiple`.
     """
     if family.prepare:
         family.prepare(model)
     heads, kv_heads, head_dim = family.heads(model.config)
     group, width = heads // kv_heads, family.width(model.config)
+    multiple = quantisable_multiple(width) if ffn_multiple is None else ffn_multiple
     counted = {"heads": group, "kv_heads": 1, "features": group * head_dim}
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
@@ -153,7 +163,7 @@ def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int = 1) ->
         )
         counters = tuple((*_resolve(layer, path), counted[what]) for path, what in family.head_counters)
         units.append(ModelUnit(Unit(index, "attention", kv_heads, *_count_parameters(attention)), attention, counters))
-        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn), ffn_multiple), ffn))
+        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn), multiple), ffn))
     return units
 
 

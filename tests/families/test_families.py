@@ -5,6 +5,7 @@ from transformers import AutoConfig
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.families import FAMILIES, find_family, find_units, get_family
+from optimum_ffp.families.base import quantisable_multiple
 from optimum_ffp.modeling import pruned_model_class
 from tests.conftest import CONFIGS
 
@@ -52,3 +53,8 @@ def test_mixtures_of_experts_are_refused_with_the_reason(model_type):
 def test_norms_across_heads_are_refused_with_the_reason():
     with pytest.raises(FFPError, match="'olmo2' can't be pruned: its query and key norms run across all heads"):
         find_family(AutoConfig.for_model("olmo2"))
+
+
+@pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
+def test_widths_stay_quantisable_where_the_model_is_wide_enough(width, multiple):
+    assert quantisable_multiple(width) == multiple
