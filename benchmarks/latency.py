@@ -8,14 +8,11 @@ Random tokens, no text: speed does not depend on them. Prints the median tokens 
 
 import argparse
 import json
-import time
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
-from optimum_ffp import FFPModelForCausalLM
+from optimum_ffp.evaluation import measure_speed
+from optimum_ffp.loading import LoadOptions, load_any
 
 
 def main() -> None:
@@ -31,53 +28,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("latency.json"))
     args = parser.parse_args()
 
-    options = {"dtype": getattr(torch, args.dtype)}
-    models = {
-        "dense": AutoModelForCausalLM.from_pretrained(args.dense, **options).to(args.device).eval(),
-        "pruned": FFPModelForCausalLM.from_pretrained(args.pruned, **options).to(args.device).eval(),
-    }
-    generator = torch.Generator().manual_seed(0)
-    shape = (args.batch, args.prompt)
-    prompt = torch.randint(10, models["dense"].config.vocab_size, shape, generator=generator).to(args.device)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for repeat in range(args.repeats + 1):
-        for name, model in models.items():
-            measured = measure(model, prompt, args.new)
-            if repeat:  # The first round warms up.
-                times[name].append(measured)
-
+    options = LoadOptions(device=args.device, dtype=args.dtype)
+    models = {name: load_any(getattr(args, name), options)[0] for name in ("dense", "pruned")}
+    speeds = measure_speed(models, args.prompt, args.new, args.batch, args.repeats)
     record = {"settings": {name: str(value) for name, value in vars(args).items()}}
-    for name, rows in times.items():
-        prefill, decode = (median(column) for column in zip(*rows))
-        record[name] = {
-            "parameters": models[name].num_parameters(),
-            "prefill_tokens_per_second": args.batch * args.prompt / prefill,
-            "decode_tokens_per_second": args.batch * args.new / decode,
-        }
+    for name, speed in speeds.items():
+        record[name] = {"parameters": models[name].num_parameters()} | asdict(speed)
     print("| | dense | pruned | ratio |\n|---|---:|---:|---:|")
-    for key in record["dense"]:
+    for key, label in (
+        ("parameters", "parameters"),
+        ("prefill", "prefill, tokens a second"),
+        ("decode", "decode, tokens a second"),
+    ):
         dense, pruned = record["dense"][key], record["pruned"][key]
-        print(f"| {key.replace('_', ' ')} | {dense:,.1f} | {pruned:,.1f} | {pruned / dense:.2f} |")
+        print(f"| {label} | {dense:,.1f} | {pruned:,.1f} | {pruned / dense:.2f} |")
     args.output.write_text(json.dumps(record, indent=2) + "\n")
-
-
-@torch.no_grad()
-def measure(model: PreTrainedModel, prompt: torch.Tensor, new: int) -> tuple[float, float]:
-    """Seconds of the prompt's forward pass, and of decoding `new` tokens after it."""
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    marks = []
-    for count in (1, 1 + new):
-        start = clock(model)
-        model.generate(prompt, max_new_tokens=count, min_new_tokens=count, **options)
-        marks.append(clock(model) - start)
-    return marks[0], marks[1] - marks[0]
-
-
-def clock(model: PreTrainedModel) -> float:
-    """Seconds, once everything that was asked of the device is done."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from .batches import with_halving_batches
 from .evaluation import window_losses
+from .journal import Journal
 from .nested import NestedModel
 from .policy import PruningPolicy
 
@@ -23,6 +25,7 @@ class CandidateEvaluator:
         compensated: Whether candidates are evaluated after ridge regression.
         batch_size: Windows a forward pass.
         dtype: Type to compute in (`torch.bfloat16` runs under autocast); `None` for the model's own.
+        journal: Keeps the losses.
 
     Attributes:
         evaluations: Candidate evaluations so far.
@@ -37,9 +40,10 @@ class CandidateEvaluator:
         compensated: bool = False,
         batch_size: int = 1,
         dtype: torch.dtype | None = None,
+        journal: Journal | None = None,
     ):
         self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
-        self.dtype = dtype
+        self.dtype, self.journal = dtype, journal or Journal()
         self.evaluations = self.tokens = self.non_finite = 0
         self._dense: np.ndarray | None = None
 
@@ -47,13 +51,17 @@ class CandidateEvaluator:
     def dense_losses(self) -> np.ndarray:
         """Losses of the dense model, nats a token, shape `[windows]`. Measured once, when first asked for."""
         if self._dense is None:
-            self._dense = self._losses(PruningPolicy.dense(self.nested.units), self.windows)
+            dense = PruningPolicy.dense(self.nested.units)
+            self._dense = np.array(self.journal.value("dense", lambda: self._losses(dense, self.windows).tolist()))
         return self._dense
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token, shape `[policies, windows]`."""
         chosen = self.windows[torch.from_numpy(windows)]
-        losses = np.stack([self._losses(policy, chosen) for policy in policies])
+        kept = self.journal.value(
+            f"candidates-{self.evaluations}", lambda: [self._losses(policy, chosen).tolist() for policy in policies]
+        )
+        losses = np.array(kept)
         self.evaluations += len(policies)
         self.tokens += len(policies) * chosen.numel()
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
@@ -64,4 +72,4 @@ class CandidateEvaluator:
         precision = torch.autocast(device, self.dtype) if self.dtype else nullcontext()
         outputs = self.nested.compensated(policy) if self.compensated else None
         with self.nested.applied(policy, outputs) as model, precision:
-            return window_losses(model, windows, self.batch_size).numpy()
+            return with_halving_batches(lambda size: window_losses(model, windows, size), self.batch_size).numpy()

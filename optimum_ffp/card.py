@@ -1,19 +1,27 @@
 """The model card, from `model_card_template.md`."""
 
+import math
 import os
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .data import NAMED
-from .modeling.auto import AUTO_CLASSES
+from .errors import FFPError
+from .export.architectures import check_exportable, choose_architecture, padded_size
+from .export.tensors import layer_sizes
+from .hub import PLACEHOLDER
 from .result import PruningResult, package_versions
 
 
 TEMPLATE = "model_card_template.md"
+# `other` stands for a licence that the two others name and link to.
+LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def template_path() -> Path:
@@ -36,65 +44,108 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
 
 def is_hub_id(model_id: str) -> bool:
     """Whether a model's name can be one of the Hub's, and not that of something local."""
-    return model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")) and not Path(model_id).exists()
-
-
-def _base_license(base_model: str) -> str | None:
     try:
-        if is_hub_id(base_model):
-            return ModelCard.load(base_model).data.license
-        readme = Path(base_model).expanduser() / "README.md"
-        return ModelCard.load(readme).data.license if readme.is_file() else None
-    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-        # A card is a courtesy: a base model without a readable one is pruned all the same.
-        return None
+        validate_repo_id(model_id)
+    except HFValidationError:
+        return False
+    return not model_id.endswith(".gguf") and not Path(model_id).exists()
+
+
+def _base_metadata(base_model: str) -> dict[str, Any]:
+    """The licence of the base model, as its own card states it."""
+    try:
+        readme = base_model if is_hub_id(base_model) else Path(base_model).expanduser() / "README.md"
+        data = ModelCard.load(readme, ignore_metadata_errors=True).data
+    # A card is a courtesy: a base model without a readable one is pruned all the same.
+    except Exception:
+        return {}
+    return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
+
+
+def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
+    """Id and configuration of a dataset, if the Hub has it."""
+    if dataset in NAMED:
+        return NAMED[dataset]
+    dataset_id, _, name = dataset.partition(":")
+    return (dataset_id, name or None) if "/" in dataset_id and is_hub_id(dataset_id) else None
 
 
 def _metadata(result: PruningResult) -> ModelCardData:
-    base = result.base_model
-    dataset = result.config.dataset
-    hub_dataset = NAMED[dataset][0] if dataset in NAMED else None
-    final = list(result.perplexities)[-1]
-    test = result.test
+    base, config = result.base_model, result.config
+    found = [_hub_dataset(name) for name in (config.dataset, config.eval_dataset) if name]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
-        license=_base_license(base),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "optimum-ffp", "structured-pruning"],
-        datasets=[hub_dataset] if hub_dataset else None,
+        datasets=list(dict.fromkeys(dataset[0] for dataset in found if dataset)) or None,
         model_name=f"{short_name(base)}, {result.policy.sparsity:.0%} pruned",
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=NAMED.get(test.dataset, (short_name(test.dataset),))[0],
-                dataset_name=f"{short_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
-                dataset_split=test.split,
-                metric_type="perplexity",
-                metric_value=round(result.perplexities[final], 4),
-            )
-        ],
+        eval_results=_evaluations(result),
+        **_base_metadata(base),
     )
 
 
+def _evaluations(result: PruningResult) -> list[EvalResult]:
+    test, perplexity = result.test, list(result.perplexities.values())[-1]
+    # JSON, which the Hub reads this into, has no infinity.
+    if not math.isfinite(perplexity):
+        return []
+    dataset_id, name = _hub_dataset(test.dataset) or (short_name(test.dataset), None)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=dataset_id,
+            dataset_name=f"{_dataset_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
+            dataset_config=name,
+            dataset_split=test.split,
+            metric_type="perplexity",
+            metric_name="Perplexity",
+            metric_value=round(perplexity, 4),
+        )
+    ]
+
+
 def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
-    family_class = type(result.model).__name__.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
+    base, config = result.base_model, result.config
     return {
-        "name": short_name(result.base_model),
-        "base": result.base_model if is_hub_id(result.base_model) else short_name(result.base_model),
+        "name": short_name(base).rpartition("/")[2].removesuffix(".gguf"),
+        "base": f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else short_name(base),
         "result": result,
-        "config": result.config,
+        "config": config,
         "policy": result.policy,
         "search": result.search,
         "test": result.test,
-        "test_dataset": short_name(result.test.dataset),
-        "dataset": short_name(result.config.dataset),
+        "data": {"calibration": _dataset_name(config.dataset), "test": _dataset_name(result.test.dataset)},
         "plots": plots,
         "versions": package_versions(),
-        "code_file": f"modeling_ffp_{result.model.config.model_type}.py",
-        "model_class": family_class,
+        "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
+        "chat": bool(getattr(result.tokenizer, "chat_template", None)),
+        "gguf": _gguf_option(result),
+        "repository": PLACEHOLDER,
         "command": command_line(result),
     }
+
+
+def _dataset_name(dataset: str) -> str:
+    return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
+
+
+def _gguf_option(result: PruningResult) -> str | None:
+    """What `ffp export` needs for this model beside its names, or `None` if llama.cpp can't run it."""
+    config = result.model.config
+    try:
+        check_exportable(config)
+    except FFPError:
+        return None
+    sizes = layer_sizes(result.model)
+    for option, written in (("", sizes), (" --pad-uniform", [padded_size(config, sizes)])):
+        try:
+            choose_architecture(config, written)
+            return option
+        except FFPError:
+            continue
+    return None
 
 
 def short_name(source: str) -> str:
@@ -106,7 +157,11 @@ def command_line(result: PruningResult) -> str:
     """The command that repeats this prune, all settings that differ from the preset's included."""
     config = result.config
     defaults = type(config)(preset=config.preset).to_dict() | {"preset": type(config)().preset, "seed": None}
-    words = ["optimum-cli ffp prune", f"--model {short_name(result.base_model)}", f"--sparsity {config.sparsity:g}"]
+    words = [
+        "optimum-cli ffp prune",
+        f"--model {shlex.quote(short_name(result.base_model))}",
+        f"--sparsity {config.sparsity:g}",
+    ]
     for name in config.knob_names():
         value = getattr(config, name)
         if name == "sparsity" or value is None or config.to_dict()[name] == defaults[name]:
@@ -117,5 +172,6 @@ def command_line(result: PruningResult) -> str:
         elif isinstance(value, tuple):
             words.append(f"--{option} {' '.join(map(str, value))}")
         else:
-            words.append(f"--{option} {short_name(value) if name in ('dataset', 'eval_dataset') else value}")
+            shown = shlex.quote(short_name(value)) if name in ("dataset", "eval_dataset") else value
+            words.append(f"--{option} {shown}")
     return " ".join(words)

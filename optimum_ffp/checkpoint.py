@@ -1,7 +1,8 @@
-"""A pruned model as a folder, whole or not at all, and as a repository on the Hub."""
+"""A pruned model as a folder, whole or not at all."""
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+import psutil
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
 from .card import write_card
 from .errors import FFPError
+from .hub import check_push, explain, push_folder
 from .plots import write_plots
+from .report import write_report
 from .result import PruningResult
 
 
@@ -47,7 +51,8 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the context ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    _remove_remains(path)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".partial", dir=path.parent))
     try:
         yield staging
         staging.chmod(0o755)
@@ -60,6 +65,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
             staging.rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_remains(path: Path) -> None:
+    """Removes what processes have left beside `path` that were killed while they wrote it."""
+    for rest in path.parent.glob(f".{path.name}.*"):
+        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\..*\.(partial|replaced)", rest.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def save_checkpoint(result: PruningResult, directory: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -84,7 +97,7 @@ def save_checkpoint(result: PruningResult, directory: str | os.PathLike, overwri
 
 def _write(result: PruningResult, folder: Path) -> None:
     result.model.save_pretrained(folder)
-    result.tokenizer.save_pretrained(folder)
+    save_tokenizer(result.tokenizer, folder)
     record = result.config.to_dict() | result.to_dict()
     (folder / result.config.CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
@@ -93,14 +106,32 @@ def _write(result: PruningResult, folder: Path) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
     plots = write_plots(result, folder)
     write_card(result, folder, plots)
+    write_report(result, folder, plots)
 
 
-def load_agent(source: str | os.PathLike, token: str | None = None) -> dict[str, np.ndarray]:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer so that transformers 4 reads it too.
+
+    Since 5 a tokenizer that comes from `tokenizer.json` alone is of class `TokenizersBackend`, which 4 doesn't know;
+    the name that both know is `PreTrainedTokenizerFast`, and there 4 must be told not to make `token_type_ids`.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_agent(
+    source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None
+) -> dict[str, np.ndarray]:
     """Weights of the agent that searched a checkpoint.
 
     Args:
-        source: A checkpoint's folder or Hub id.
+        source: A checkpoint's folder, or its Hub id; `id@revision` names a branch, tag or commit.
         token: Of the Hub.
+        cache_dir: Where downloads are kept.
 
     Raises:
         FFPError: If there is none, or the file is broken.
@@ -109,11 +140,15 @@ def load_agent(source: str | os.PathLike, token: str | None = None) -> dict[str,
     if not path.is_file():
         if path.parent.is_dir():
             raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
+        repo_id, _, revision = os.fspath(source).partition("@")
         try:
-            path = Path(hf_hub_download(os.fspath(source), AGENT_FILE, token=token))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise FFPError(f"there is no folder {source} and the Hub has no agent of that name: {reason}") from None
+            path = Path(
+                hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token, cache_dir=cache_dir)
+            )
+        # The HTTP library's own exceptions too.
+        except Exception as error:
+            reason = explain(error, token)
+            raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -131,25 +166,14 @@ def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = 
 
     Returns:
         The address of the commit.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        _write(result, Path(folder))
-        return push_folder(folder, repo_id, private, token)
-
-
-def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a saved checkpoint in one commit.
 
     Raises:
         FFPError: If the Hub can't be reached or refuses; the message says how to go on.
     """
-    api = HfApi(token=token)
-    try:
-        repository = api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            folder_path=folder, repo_id=repository.repo_id, commit_message="Upload a model pruned by optimum-ffp"
-        )
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FFPError(f"the upload to {repo_id} failed: {reason}; go on with: hf upload {repo_id} FOLDER .") from None
-    return str(commit.commit_url)
+    check_push(repo_id, token)
+    parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
+    folder = save_checkpoint(result, parent / repo_id.rpartition("/")[2])
+    # A folder that could not be uploaded stays: the error names it, and it may be all that is left of a long search.
+    address = push_folder(folder, repo_id, private, token)
+    shutil.rmtree(parent)
+    return address

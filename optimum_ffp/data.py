@@ -72,6 +72,15 @@ class DataSplits:
     search: Windows
     test: Windows
 
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """All windows as JSON has them."""
+        return {role: vars(windows) | {"tokens": windows.tokens.tolist()} for role, windows in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, dict[str, Any]]) -> "DataSplits":
+        """What `to_dict` returned."""
+        return cls(**{role: Windows(**one | {"tokens": torch.tensor(one["tokens"])}) for role, one in data.items()})
+
 
 @dataclass(frozen=True)
 class DataRequest:

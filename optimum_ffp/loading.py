@@ -2,17 +2,27 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import FFPError
-from .families import get_family
+from .families import find_family
+from .hub import one_line
 from .modeling.auto import FFPModelForCausalLM, is_pruned
+from .trust import check_checkpoint
+
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+# A pickle can run code, so weights that are pickled are not read.
+SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -55,23 +65,21 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     source, extra = _locate(model_id)
     common = options.hub() | extra
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    try:
+    with _explained(model_id, options.token):
+        if not extra:
+            check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
     _check_prunable(model_id, config)
-    weights = dict(common)
+    weights = common | ({} if extra else SAFELY)
     if extra:
         from transformers import GgufConfig
 
         weights["quantization_config"] = GgufConfig(dequantize=True)
         dtype = torch.float32 if dtype == "auto" else dtype
     placement = {"device_map": options.device_map} if options.device_map else {}
-    try:
+    with _explained(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **common)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **placement, **weights)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
     if not options.device_map:
         model = model.to(resolve_device(options.device))
     # A GGUF file's own name for the model is no place to load it from.
@@ -79,27 +87,70 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     return model.eval().requires_grad_(False), tokenizer
 
 
-def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(
+    model_id: str, options: LoadOptions, gguf: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal LM of any family, dense or pruned by us, ready to evaluate. No code of its repository runs.
 
     Args:
         model_id: Hub id or folder.
         options: Device, type and Hub options.
+        gguf: Whether it may be a `.gguf` file of a dense architecture, which is dequantised.
 
     Raises:
-        FFPError: If there is no such model.
+        FFPError: If there is no such model, or transformers doesn't read all that a GGUF file says.
     """
     source, extra = _locate(model_id)
-    if extra:
+    dtype, common = resolve_dtype(options.dtype), options.hub() | extra
+    if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
+    reader = _open_gguf(model_id) if extra else None
+    with _explained(model_id, options.token):
+        weights = SAFELY
+        if extra:
+            from transformers import GgufConfig
+
+            weights = {"quantization_config": GgufConfig(dequantize=True)}
+            dtype = torch.float32 if dtype == "auto" else dtype
+        else:
+            check_checkpoint(source, **options.hub())
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
         kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=resolve_dtype(options.dtype), **options.hub())
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options.hub())
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise FFPError(f"{model_id} can't be loaded as a causal LM: {_one_line(error)}") from None
+        model = kind.from_pretrained(source, dtype=dtype, **weights, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **common)
+    if reader:
+        _check_read_whole(model_id, reader, model)
     return model.to(resolve_device(options.device)).eval().requires_grad_(False), tokenizer
+
+
+def _open_gguf(model_id: str) -> "GGUFReader":
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise FFPError("GGUF files need the gguf package; pip install 'optimum-ffp[gguf]'") from None
+    try:
+        reader = GGUFReader(Path(model_id).expanduser())
+        architecture = reader.fields["general.architecture"].contents()
+    except Exception as error:  # Whatever its parser runs into in a file that is broken or something else.
+        raise FFPError(f"{model_id} is no GGUF file that can be read: {one_line(error)}") from None
+    if architecture in ("deci", "openelm"):
+        raise FFPError(
+            f"{model_id} has llama.cpp's architecture {architecture}, whose layers differ in size and which "
+            "transformers doesn't read; give the folder that it was exported from"
+        )
+    return reader
+
+
+def _check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedModel) -> None:
+    """Transformers skips tensors that it has no name for (biases, factors of a rotary embedding) without a word."""
+    held, read = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
+    scaled = [name for name in reader.fields if name.endswith("rope.scaling.type")]
+    if held != read or any(reader.fields[name].contents() != "none" for name in scaled):
+        found = f"{held:,} weights for a model of {read:,}" if held != read else "a scaled rotary embedding"
+        raise FFPError(
+            f"{model_id} has {found}: transformers doesn't read this GGUF file whole and would run another model; "
+            "give the folder or Hub id that it was made from"
+        )
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -110,7 +161,7 @@ def resolve_device(device: str | None) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise FFPError(f"device {device!r} can't be used here: {_one_line(error)}") from None
+        raise FFPError(f"device {device!r} can't be used here: {one_line(error)}") from None
     return resolved
 
 
@@ -140,7 +191,7 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
 def _check_prunable(model_id: str, config: Any) -> None:
     if is_pruned(config):
         raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
-    get_family(config.model_type)
+    find_family(config)
     if getattr(config, "auto_map", None):
         raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
     # A GGUF file has a quantisation too, but one that is undone while loading.
@@ -149,8 +200,20 @@ def _check_prunable(model_id: str, config: Any) -> None:
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
 
 
-def _one_line(error: BaseException) -> str:
-    if os.environ.get("HF_HUB_OFFLINE") == "1" and "offline" in str(error).lower():
-        return "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+@contextmanager
+def _explained(model_id: str, token: str | None) -> Iterator[None]:
+    try:
+        yield
+    except FFPError:
+        raise
+    # A broken config makes transformers fail in as many ways as there are ways to read it.
+    except Exception as error:
+        reason = one_line(error, token)
+        if os.environ.get("HF_HUB_OFFLINE") == "1" and "offline" in str(error).lower():
+            reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
+        if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
+            reason = (
+                "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "
+                "load it with transformers and call save_pretrained"
+            )
+        raise FFPError(f"{model_id} can't be loaded as a causal LM: {reason}") from None

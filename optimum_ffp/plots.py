@@ -1,34 +1,47 @@
-"""The pictures of a model card."""
+"""The pictures of a model card and of a report."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .result import PruningResult
 
 
-COLORS = {"attention": "#2f6fb3", "ffn": "#e08a1e", "target": "#7a7a7a", "best": "#2b8a3e"}
-FRONT = {"uniform": ("#7a7a7a", "s"), "prior": ("#e08a1e", "^"), "searched": ("#2b8a3e", "o")}
+COLORS = {
+    "attention": "#2f6fb3",
+    "ffn": "#e08a1e",
+    "target": "#7a7a7a",
+    "best": "#2b8a3e",
+    "windows": "#7b4fa3",
+    "failed": "#c0392b",
+}
+KINDS = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}
+# The prior often is the policy kept, so its marker is large enough to be seen behind.
+FRONT = {"uniform": ("#7a7a7a", "s", 5), "prior": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
+# Inches. Wide enough for eighty layers, and text of 10 points stays legible where the picture is shown at half size.
+WIDTH, DPI = 9, 150
 
 
 def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, str]:
-    """Draws the policy and, if there was one, the search.
+    """Draws what a run has: always the policy, and the search, the held-out error and the front where there are any.
 
     Returns:
-        File name of every picture that was drawn, by what it shows.
+        File name of every picture that was drawn, by what it shows: `policy`, `search`, `calibration`, `pareto`.
     """
-    from matplotlib.figure import Figure
-
-    drawn = {"policy": "policy.png"}
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    _draw_policy(figure.add_subplot(), result)
-    figure.savefig(Path(folder) / drawn["policy"], dpi=150)
-    if len(result.log) > 1:
-        drawn["search"] = "search.png"
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        _draw_search(figure.add_subplot(), result)
-        figure.savefig(Path(folder) / drawn["search"], dpi=150)
+    drawn = {}
+    wanted: dict[str, tuple[Callable, float, Any]] = {
+        "policy": (_draw_policy, 4.4, True),
+        "search": (_draw_search, 6.4, len(result.log) > 1),
+        "calibration": (_draw_calibration, 4.8, result.calibration.get("units")),
+        "pareto": (_draw_sweep, 4.6, result.search.get("front")),
+    }
+    for name, (draw, height, needed) in wanted.items():
+        if needed:
+            figure = _new_figure(height)
+            draw(figure, result)
+            drawn[name] = f"{name}.png"
+            figure.savefig(Path(folder) / drawn[name], dpi=DPI)
     return drawn
 
 
@@ -41,67 +54,131 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
         windows: What the perplexities were measured on.
         path: The picture to write.
     """
+    figure = _new_figure(4.6)
+    _draw_front(figure, dense, rows, windows)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def _new_figure(height: float):
+    # Takes a while to import, and most of the package draws nothing.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for name, (color, marker) in FRONT.items():
-        points = [(dense["parameters"], dense["search_perplexity"])]
-        points += [(row["parameters"], row["search_perplexity"][name]) for row in rows]
-        x, y = zip(*sorted(points))
-        axes.plot([value / 1e6 for value in x], y, color=color, marker=marker, markersize=5, label=name)
-    axes.annotate(
-        "dense",
-        (dense["parameters"] / 1e6, dense["search_perplexity"]),
-        (-6, 8),
-        textcoords="offset points",
-        ha="right",
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _draw_policy(figure, result: PruningResult) -> None:
+    policy = result.policy
+    panels = figure.subplots(2, sharex=True)
+    for axes, (kind, label) in zip(panels, KINDS.items()):
+        rows = [(unit.layer, 100 * rate) for unit, rate in zip(policy.units, policy.retentions) if unit.kind == kind]
+        layers, rates = zip(*rows)
+        axes.bar(layers, rates, width=0.75, color=COLORS[kind])
+        axes.axhline(100 * (1 - policy.sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
+        axes.set(ylabel="kept [%]", ylim=(0, 105), yticks=range(0, 101, 25))
+        axes.set_title(label, loc="left", fontsize=10)
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    _number_layers(panels[-1])
+    figure.suptitle(
+        f"Kept in every layer at {policy.sparsity:.1%} sparsity (dashed: all parameters together)", fontsize=11
     )
+
+
+def _draw_search(figure, result: PruningResult) -> None:
+    log = result.log
+    perplexity, reward, curriculum = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
+    finite = [entry for entry in log if entry["perplexity"] is not None]
+    for final, label, marker, color in ((False, "candidate", "o", "attention"), (True, "finalist", "D", "best")):
+        rows = [entry for entry in finite if entry["final"] == final]
+        style = {"s": 16, "marker": marker, "color": COLORS[color], "alpha": 0.75, "linewidths": 0}
+        for axes, name in ((perplexity, "perplexity"), (reward, "reward")):
+            points = _column(rows, "evaluation"), _column(rows, name)
+            axes.scatter(*points, label=label if rows and axes is perplexity else None, **style)
+    failed = _column([entry for entry in log if entry["perplexity"] is None], "evaluation")
+    if failed:
+        reward.scatter(failed, [0] * len(failed), s=20, marker="x", color=COLORS["failed"], label="not finite")
+    perplexity.axhline(
+        result.search["perplexity"]["dense"], color=COLORS["target"], linestyle="--", linewidth=1, label="dense"
+    )
+    _compress(perplexity, _column(finite, "perplexity"))
+    perplexity.set(ylabel="perplexity")
+    reward.set(ylabel="reward\n(dense / perplexity)")
+
+    evaluations, targets = _column(log, "evaluation"), [100 * entry["target_sparsity"] for entry in log]
+    seen = _column(log, "samples")
+    curriculum.step(evaluations, targets, where="mid", color=COLORS["ffn"], label="target sparsity")
+    curriculum.set(xlabel="candidate evaluation", ylabel="target\nsparsity [%]", ylim=(0, 1.15 * max(targets)))
+    samples = curriculum.twinx()
+    samples.step(evaluations, seen, where="mid", color=COLORS["windows"], linestyle="--", label="windows")
+    samples.set(ylabel="windows", ylim=(0, 1.3 * max(seen)))
+    _only_whole_numbers(curriculum.xaxis)
+    _only_whole_numbers(samples.yaxis, 4)
+    for axes in (perplexity, reward, curriculum):
+        axes.grid(alpha=0.25)
+        axes.margins(x=0.02)
+    figure.suptitle("Search", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+
+
+def _draw_calibration(figure, result: PruningResult) -> None:
+    error, strength = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    # λ comes from a short list that may hold 0, so each has a line of its own.
+    lambdas = sorted(set(_column(result.calibration["units"], "ridge_lambda")))
+    for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items()):
+        rows = [row for row in result.calibration["units"] if row["unit"] == kind]
+        layers = [row["layer"] + offset for row in rows]
+        error.bar(layers, [100 * row["error"] for row in rows], width=0.4, color=COLORS[kind], label=label)
+        strength.scatter(layers, [lambdas.index(row["ridge_lambda"]) for row in rows], s=18, color=COLORS[kind])
+    error.set(ylabel="error [%]", ylim=(0, None))
+    strength.set(ylabel="λ", ylim=(-0.6, len(lambdas) - 0.4))
+    strength.set_yticks(range(len(lambdas)), [f"{value:g}" for value in lambdas])
+    for axes in (error, strength):
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    _number_layers(strength)
+    figure.suptitle("Error of every calibrated unit's output on held-out windows, and its λ", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
+def _draw_sweep(figure, result: PruningResult) -> None:
+    front = result.search["front"]
+    axes = _draw_front(figure, front["dense"], front["pruned"], "search windows")
+    point = result.parameters / 1e6, result.search["perplexity"]["best"]
+    axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+
+
+def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str):
+    axes = figure.add_subplot()
+    origin = dense["parameters"] / 1e6, dense["search_perplexity"]
+    for name, (color, marker, size) in FRONT.items():
+        points = [(row["parameters"] / 1e6, row["search_perplexity"][name]) for row in rows]
+        axes.plot(*zip(*sorted([*points, origin])), color=color, marker=marker, markersize=size, label=name)
+    axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
+    _compress(axes, [origin[1], *(value for row in rows for value in row["search_perplexity"].values())])
     axes.set(xlabel="parameters of the model [million]", ylabel=f"perplexity ({windows})", title="Size and perplexity")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    return axes
 
 
-def _draw_policy(axes, result: PruningResult) -> None:
-    policy = result.policy
-    for offset, kind in ((-0.2, "attention"), (0.2, "ffn")):
-        rows = [(unit.layer, 100 * rate) for unit, rate in zip(policy.units, policy.retentions) if unit.kind == kind]
-        label = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}[kind]
-        layers = [layer + offset for layer, _ in rows]
-        axes.bar(layers, [rate for _, rate in rows], width=0.4, color=COLORS[kind], label=label)
-    axes.axhline(100 * (1 - policy.sparsity), color=COLORS["target"], linestyle="--", linewidth=1, label="mean")
-    axes.set(xlabel="layer", ylabel="kept [%]", ylim=(0, 105), title=f"Kept at {policy.sparsity:.1%} sparsity")
-    axes.margins(x=0.01)
-    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
-
-
-def _draw_search(axes, result: PruningResult) -> None:
-    # Candidates may have seen different windows, so each is shown beside the dense model on the same ones.
-    seen = [entry for entry in result.log if entry["reward"] > 0]
-    for final, label, marker in ((False, "candidate", "o"), (True, "finalist", "D")):
-        rows = [entry for entry in seen if entry["final"] == final]
-        if rows:
-            axes.scatter(
-                [entry["evaluation"] for entry in rows],
-                [1 / entry["reward"] for entry in rows],
-                s=14,
-                marker=marker,
-                color=COLORS["best"] if final else COLORS["attention"],
-                alpha=0.7,
-                label=label,
-            )
-    axes.axhline(1, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
-    axes.set(xlabel="candidate evaluation", ylabel="perplexity / dense perplexity", title="Search")
-    if seen and min(entry["reward"] for entry in seen) < 0.1:
+def _compress(axes, perplexities: Sequence[float]) -> None:
+    """A logarithmic axis where a few bad policies would press all others to its floor."""
+    if perplexities and max(perplexities) > 10 * min(perplexities):
         axes.set_yscale("log")
-    curriculum = axes.twinx()
-    curriculum.plot(
-        [entry["evaluation"] for entry in result.log],
-        [100 * entry["target_sparsity"] for entry in result.log],
-        color=COLORS["ffn"],
-        linewidth=1.5,
-        label="target sparsity",
-    )
-    curriculum.set(ylabel="target sparsity [%]", ylim=(0, None))
-    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows]
+
+
+def _number_layers(axes) -> None:
+    axes.set(xlabel="layer")
+    axes.margins(x=0.01)
+    _only_whole_numbers(axes.xaxis)
+
+
+def _only_whole_numbers(axis, most: int = 16) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))

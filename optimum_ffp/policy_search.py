@@ -11,6 +11,7 @@ from .candidates import CandidateEvaluator
 from .config import FFPConfig
 from .data import Windows
 from .evaluation import to_perplexity
+from .journal import Journal
 from .mapping import MAPPINGS, Budget, uniform
 from .policy import PruningPolicy
 from .preparation import Prepared
@@ -46,6 +47,7 @@ class PolicySearch:
         budget: Bounds and parameters to spend at a sparsity.
         config: All knobs.
         dtype: Type to compute candidates in under autocast; `None` for the model's own.
+        journal: Keeps what candidates were worth.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class PolicySearch:
         budget: Callable[[float], Budget],
         config: FFPConfig,
         dtype: torch.dtype | None,
+        journal: Journal,
     ):
         self.curves, self.windows, self.budget, self.config = prepared.curves, windows, budget, config
         self.units = prepared.nested.units
         compensated = config.reward == "calibrated"
-        self.evaluator = CandidateEvaluator(prepared.nested, windows.tokens, compensated, config.batch_size, dtype)
+        self.evaluator = CandidateEvaluator(
+            prepared.nested, windows.tokens, compensated, config.batch_size, dtype, journal
+        )
         self.mapping = uniform if config.method == "uniform" else self.curves or MAPPINGS[config.mapping]
 
     def run(self, warm_start: Mapping[str, np.ndarray] | None = None) -> FoundPolicy:

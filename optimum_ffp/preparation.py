@@ -1,22 +1,24 @@
 """Everything that is measured once, before any search: statistics, importance, factors, loss curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
+from .batches import with_halving_batches
 from .calibration import PrefixRidge
 from .config import FFPConfig
 from .criteria import FISHER_CRITERIA, order_items
 from .curves import CurveMapping
 from .families import Family, ModelUnit
 from .fisher import collect_fisher, loss_curve
+from .journal import Journal
 from .nested import NestedModel
 from .precision import autocast_dtype
 from .slopes import measure_slopes
 from .stages import StageMeter
-from .statistics import collect_statistics, matrix_device
+from .statistics import collect_statistics, matrix_device, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def prepare(
     config: FFPConfig,
     windows: torch.Tensor,
     meter: StageMeter,
+    journal: Journal,
 ) -> Prepared:
     """Runs the calibration windows through the dense model, sorts its items and factors what they will need.
 
@@ -49,21 +52,36 @@ def prepare(
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
         meter: Measures every stage.
+        journal: Keeps what is measured.
     """
     with meter.stage("statistics"):
         dtype = autocast_dtype(model, config.search_dtype)
         device = matrix_device(model, units)
-        statistics = collect_statistics(model, units, windows, config.batch_size, device, dtype)
+
+        def collect(batch_size: int) -> dict[str, torch.Tensor]:
+            return pack(collect_statistics(model, units, windows, batch_size, device, dtype))
+
+        kept = journal.tensors("statistics", lambda: with_halving_batches(collect, config.batch_size))
+        statistics = unpack(kept, device)
+        del kept
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
         with meter.stage("fisher"):
             layers = model.base_model.get_submodule(family.layers)
-            fishers = collect_fisher(model, units, layers, windows[: config.fisher_samples], config.seed, dtype)
+            fishers = _by_unit(
+                journal,
+                "fisher",
+                lambda: collect_fisher(model, units, layers, windows[: config.fisher_samples], config.seed, dtype),
+            )
     with meter.stage("importance"):
-        orders = [
-            order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
-            for unit, found, fisher in zip(units, statistics, fishers)
-        ]
+        orders = _by_unit(
+            journal,
+            "importance",
+            lambda: [
+                order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
+                for unit, found, fisher in zip(units, statistics, fishers)
+            ],
+        )
     nested = NestedModel(model, units, orders, family)
     if config.calibration == "none" and config.reward == "searched" and config.mapping != "curves":
         return Prepared(nested, None)
@@ -82,6 +100,12 @@ def prepare(
         ]
     if not config.grad:
         with meter.stage("slopes"):
-            slopes = measure_slopes(nested, windows[: config.slope_samples], curves, dtype)
+            probed = windows[: config.slope_samples]
+            slopes = journal.value("slopes", lambda: measure_slopes(nested, probed, curves, dtype))
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(nested, CurveMapping(curves))
+
+
+def _by_unit(journal: Journal, name: str, measure: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+    kept = journal.tensors(name, lambda: {str(index): tensor for index, tensor in enumerate(measure())})
+    return [kept[str(index)] for index in range(len(kept))]

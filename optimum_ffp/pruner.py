@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .batches import with_halving_batches
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, load_windows
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
+from .journal import Journal, fingerprint
 from .loading import LoadOptions, load_dense
 from .mapping import Budget
 from .policy import PruningPolicy
@@ -23,7 +25,7 @@ from .policy_search import FoundPolicy, PolicySearch
 from .precision import autocast_dtype
 from .preparation import Prepared, prepare
 from .progress import progress_bar
-from .result import PruningResult
+from .result import PruningResult, package_versions
 from .sequential import calibrate_sequentially
 from .stages import StageMeter
 
@@ -38,6 +40,8 @@ class FFPPruner:
         tokenizer: Its tokenizer.
         config: All knobs.
         model_id: Where the model comes from, for the record.
+        work_folder: Where to keep what is finished, so that `prune(resume=True)` of another process can go on from
+            there. It holds Gram and Fisher matrices too. `None` keeps nothing.
 
     Example:
         >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
@@ -51,6 +55,7 @@ class FFPPruner:
         tokenizer: PreTrainedTokenizerBase,
         config: FFPConfig,
         model_id: str | None = None,
+        work_folder: str | os.PathLike | None = None,
     ):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.model_id = model_id or model.config._name_or_path or "the model"
@@ -58,26 +63,36 @@ class FFPPruner:
         self.model_units = find_units(model, self.family, config.ffn_multiple)
         self.units = tuple(unit.unit for unit in self.model_units)
         self.meter = StageMeter()
+        self.journal = Journal()
+        self.work_folder = work_folder
+        self._sweeping = False
         self.result: PruningResult | None = None
+        # Before its heads and channels are reordered.
+        self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
         self.budget(config.sparsity)
 
     @classmethod
     def from_pretrained(
-        cls, model_id: str | os.PathLike, config: FFPConfig | None = None, **options: Any
+        cls,
+        model_id: str | os.PathLike,
+        config: FFPConfig | None = None,
+        work_folder: str | os.PathLike | None = None,
+        **options: Any,
     ) -> "FFPPruner":
         """Loads a dense model to prune.
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
             config: All knobs; the default ones if `None`.
+            work_folder: Where to keep what is finished, for `prune(resume=True)`.
             options: See `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
 
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
         """
         model, tokenizer = load_dense(os.fspath(model_id), LoadOptions(**options))
-        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id))
+        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder)
 
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
@@ -85,24 +100,34 @@ class FFPPruner:
         return Budget(self.units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
 
     def prune(
-        self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+        self,
+        sparsity: float | None = None,
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
+        resume: bool = False,
     ) -> PruningResult:
         """Search, calibrate, slice, evaluate.
 
         Args:
             sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
             warm_start: An agent to go on from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
+            resume: Whether to go on from what a process that was killed has left in the work folder. The result is
+                the same, bit for bit, as if it had not been killed. `save_pretrained` removes that folder.
 
         Returns:
             The pruned model with its figures; also kept as `self.result`.
 
         Raises:
-            FFPError: If the sparsity can't be met, or the data or the agent can't be used.
+            FFPError: If the sparsity can't be met, the data or the agent can't be used, or the work folder holds the
+                state of another prune.
         """
+        self._open_journal([self.config.sparsity if sparsity is None else sparsity], resume)
         return self.finish(self.search(sparsity, warm_start))
 
     def sweep(
-        self, sparsities: Iterable[float], warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+        self,
+        sparsities: Iterable[float],
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
+        resume: bool = False,
     ) -> Iterator[PruningResult]:
         """Prunes at several sparsities with one agent.
 
@@ -113,6 +138,7 @@ class FFPPruner:
         Args:
             sparsities: Fractions of the block parameters to remove.
             warm_start: An agent that the first search goes on from.
+            resume: As in `prune`. The work folder is removed when the last result has been taken.
 
         Yields:
             One result a sparsity, as it is done.
@@ -123,6 +149,8 @@ class FFPPruner:
         sparsities = list(sparsities)
         for sparsity in sparsities:
             self.budget(sparsity)
+        self._open_journal(sparsities, resume)
+        self._sweeping = True
         for number, sparsity in enumerate(sparsities):
             config = self._config_at(sparsity)
             if number:
@@ -130,6 +158,8 @@ class FFPPruner:
             found = self._find(config, warm_start, with_baselines=True)
             warm_start = found.agent
             yield self.finish(found)
+        self._sweeping = False
+        self.journal.remove()
 
     def search(
         self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
@@ -147,18 +177,19 @@ class FFPPruner:
             The pruned model with its figures; also kept as `self.result`.
         """
         data, nested, config, policy = self.data, self.prepared.nested, found.config, found.policy
+        journal = self._journal_of(config, policy.sizes)
         perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
         # A policy that was chosen for what calibration leaves says nothing before it.
         if config.reward == "searched" or config.calibration == "none":
             with meter.stage("evaluation"), nested.applied(policy) as model:
-                perplexities["searched"] = self._perplexity(model, "searched")
+                perplexities["searched"] = self._perplexity(model, "searched", journal)
         with meter.stage("calibration"):
-            outputs, calibration = self._calibrate(config, policy)
+            outputs, calibration = self._calibrate(config, policy, journal)
             pruned = nested.materialise(policy, outputs)
         if config.calibration != "none":
             with meter.stage("evaluation"):
-                perplexities["calibrated"] = self._perplexity(pruned, "calibrated")
+                perplexities["calibrated"] = self._perplexity(pruned, "calibrated", journal)
         self.result = PruningResult(
             model=pruned,
             tokenizer=self.tokenizer,
@@ -194,7 +225,8 @@ class FFPPruner:
         self.meter.seconds.pop("search", None)
         with self.meter.stage("search"):
             dtype = autocast_dtype(self.model, config.search_dtype)
-            policy_search = PolicySearch(prepared, data.search, self.budget, config, dtype)
+            journal = self._journal_of(config)
+            policy_search = PolicySearch(prepared, data.search, self.budget, config, dtype, journal)
             found = policy_search.run(warm_start)
             if with_baselines:
                 found.record["baselines"] = policy_search.baselines()
@@ -211,22 +243,45 @@ class FFPPruner:
         if limit and config.seq_len > limit:
             raise FFPError(f"seq_len {config.seq_len} is more than the {limit} positions that the model knows")
         with self.meter.stage("data"):
-            return load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.model, request)
+            kept = self.journal.value(
+                "data",
+                lambda: load_windows(
+                    config.dataset, config.eval_dataset, self.tokenizer, self.model, request
+                ).to_dict(),
+            )
+            return DataSplits.from_dict(kept)
 
     @cached_property
     def dense_perplexity(self) -> float:
         """Perplexity of the dense model on the test windows."""
         with self.meter.stage("evaluation"), self.prepared.nested.applied(PruningPolicy.dense(self.units)) as model:
-            return self._perplexity(model, "dense")
+            return self._perplexity(model, "dense", self.journal)
 
     @cached_property
     def prepared(self) -> Prepared:
         """Statistics, sorted model, ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter)
+        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter, self.journal)
+
+    def _open_journal(self, sparsities: list[float], resume: bool) -> None:
+        if self.work_folder is None:
+            if resume:
+                raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
+            return
+        identity = {
+            "model": self._fingerprint,
+            "config": self.config.to_dict() | {"sparsity": sparsities},
+            "versions": package_versions(),
+            "threads": torch.get_num_threads(),
+            "device": str(self.model.device),
+        }
+        self.journal = Journal.open(self.work_folder, identity, resume)
+
+    def _journal_of(self, config: FFPConfig, *more: Any) -> Journal:
+        return self.journal.part(config.to_dict(), *more)
 
     def _calibrate(
-        self, config: FFPConfig, policy: PruningPolicy
+        self, config: FFPConfig, policy: PruningPolicy, journal: Journal
     ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
         """Weights of output projections by unit index, and what is known of how well they fit."""
         nested = self.prepared.nested
@@ -243,6 +298,7 @@ class FFPPruner:
             config.dense_target,
             config.sequential_lambda,
             autocast_dtype(self.model, config.search_dtype),
+            journal,
         )
         rows = [
             {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
@@ -250,13 +306,17 @@ class FFPPruner:
         ]
         return {index: fit.weight for index, fit in fits.items()}, {"units": rows} | held_out.describe()
 
-    def _perplexity(self, model: PreTrainedModel, name: str) -> float:
+    def _perplexity(self, model: PreTrainedModel, name: str, journal: Journal) -> float:
         windows = self.data.test.tokens
-        with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
-            figures = Perplexity().compute(
-                predictions=windows.tolist(), model=model, batch_size=self.config.batch_size, on_batch=bar.update
-            )
-        return figures["perplexity"]
+
+        def measure(batch_size: int) -> float:
+            with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
+                figures = Perplexity().compute(
+                    predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=bar.update
+                )
+            return figures["perplexity"]
+
+        return journal.value(f"perplexity-{name}", lambda: with_halving_batches(measure, self.config.batch_size))
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
@@ -269,6 +329,8 @@ class FFPPruner:
             FFPError: If nothing is pruned yet, or the folder exists.
         """
         save_checkpoint(self._finished(), directory, overwrite)
+        if not self._sweeping:
+            self.journal.remove()
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Puts the last result on the Hub in one commit.

@@ -1,10 +1,15 @@
 """Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from .journal import Journal
 from .layerwise import LayerRunner, enter
 from .nested import NestedModel
 from .policy import PruningPolicy
@@ -30,6 +35,16 @@ class UnitFit:
     ridge_lambda: float
     held_out_error: float
 
+    def pack(self) -> dict[str, torch.Tensor]:
+        """All of it as tensors by name."""
+        figures = torch.tensor([self.ridge_lambda, self.held_out_error], dtype=torch.float64)
+        return {"weight": self.weight, "figures": figures}
+
+    @classmethod
+    def unpack(cls, tensors: dict[str, torch.Tensor], device: torch.device) -> "UnitFit":
+        """What `pack` made tensors of."""
+        return cls(tensors["weight"].to(device), *tensors["figures"].tolist())
+
 
 @torch.no_grad()
 def calibrate_sequentially(
@@ -40,6 +55,7 @@ def calibrate_sequentially(
     dense_target: float = 0.5,
     ridge_lambda: float | None = None,
     dtype: torch.dtype | None = None,
+    journal: Journal | None = None,
 ) -> dict[int, UnitFit]:
     """Fits output projections layer by layer, from the input that the pruned layers before them produce.
 
@@ -57,16 +73,17 @@ def calibrate_sequentially(
         ridge_lambda: λ, relative to the mean diagonal of `X̃_Rᵀ X̃_R`; if `None`, of `LAMBDAS` the one with the smallest
             error on the held-out windows, for every unit.
         dtype: Type to compute the layers in under autocast; `None` for the model's own.
+        journal: Keeps the fits.
 
     Returns:
         The fit of every unit, by its index.
     """
-    starts = nested.compensated(policy)
+    journal = journal or Journal()
     layers = nested.model.base_model.get_submodule(nested.family.layers)
     dense, arguments = enter(nested.model, layers, torch.cat([windows, held_out]))
     pruned = list(dense)
-    sizes = [unit.items for unit in nested.units]
-    fits: dict[int, UnitFit] = {}
+    lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
+    calibration = _Calibration(nested, policy, len(windows), dense_target, lambdas)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
             members = [i for i, unit in enumerate(nested.units) if unit.layer == index]
@@ -76,24 +93,53 @@ def calibrate_sequentially(
             for number, hidden in enumerate(dense):
                 dense[number], inputs = runner.watch(hidden, modules)
                 targets.append(inputs)
-            fitted: dict[int, torch.Tensor] = {}
-            for position, member in enumerate(members):
-                weight = nested.dense_output(member)
-                kept = starts[member].shape[1]
-                seen, unseen = _Moments(weight, kept, dense_target), _HeldOut(weight, kept, dense_target)
-                with nested.applied(PruningPolicy(nested.units, tuple(sizes)), fitted):
-                    for number, hidden in enumerate(pruned):
-                        reaching = runner.input_of(modules[position], hidden)
-                        (seen if number < len(windows) else unseen).add(reaching, targets[number][position])
-                lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
-                fits[member] = _fit(seen, unseen, starts[member], lambdas)
-                fitted[member] = fits[member].weight
-                sizes[member] = policy.sizes[member]
-            with nested.applied(PruningPolicy(nested.units, tuple(sizes)), fitted):
+            for member, module, target in zip(members, modules, zip(*targets)):
+                fit = partial(calibration.fit, member, runner, module, pruned, target)
+                calibration.keep(member, journal.tensors(f"unit-{member}", fit))
+            with calibration.applied(index):
                 for number, hidden in enumerate(pruned):
                     pruned[number] = runner(hidden)
             bar.update()
-    return fits
+    return calibration.fits
+
+
+class _Calibration:
+    """How far the calibration has come: units before this point are pruned and fitted, those after it are dense."""
+
+    def __init__(
+        self, nested: NestedModel, policy: PruningPolicy, windows: int, dense_target: float, lambdas: Iterable[float]
+    ):
+        self.nested, self.policy, self.windows = nested, policy, windows
+        self.dense_target, self.lambdas = dense_target, lambdas
+        self.starts = nested.compensated(policy)
+        self.sizes = [unit.items for unit in nested.units]
+        self.fits: dict[int, UnitFit] = {}
+
+    def applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
+        """The model as it is now, with what was fitted in this layer."""
+        outputs = {member: fit.weight for member, fit in self.fits.items() if self.nested.units[member].layer == layer}
+        return self.nested.applied(PruningPolicy(self.nested.units, tuple(self.sizes)), outputs)
+
+    def fit(
+        self,
+        member: int,
+        runner: LayerRunner,
+        module: nn.Module,
+        hidden: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out."""
+        weight, start = self.nested.dense_output(member), self.starts[member]
+        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
+        with self.applied(self.nested.units[member].layer):
+            for number, (state, target) in enumerate(zip(hidden, targets)):
+                (seen if number < self.windows else unseen).add(runner.input_of(module, state), target)
+        return _fit(seen, unseen, start, self.lambdas).pack()
+
+    def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
+        """Prunes the unit and gives it the weights of its fit."""
+        self.fits[member] = UnitFit.unpack(fit, self.starts[member].device)
+        self.sizes[member] = self.policy.sizes[member]
 
 
 class _Moments:

@@ -39,6 +39,20 @@ class Statistics:
         return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
 
 
+def pack(statistics: Sequence[Statistics]) -> dict[str, torch.Tensor]:
+    """Statistics of all units as tensors by name."""
+    packed = {f"{i}.{name}": getattr(one, name) for i, one in enumerate(statistics) for name in ("gram", "mean")}
+    return packed | {"tokens": torch.tensor([one.tokens for one in statistics])}
+
+
+def unpack(tensors: dict[str, torch.Tensor], device: torch.device) -> list[Statistics]:
+    """The statistics that `pack` made tensors of, on this device."""
+    return [
+        Statistics(tensors[f"{i}.gram"].to(device), tensors[f"{i}.mean"].to(device), tokens)
+        for i, tokens in enumerate(tensors["tokens"].tolist())
+    ]
+
+
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Adds `rowsᵀ rows` to `total` in float32, whatever autocast says.
 

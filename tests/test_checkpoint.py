@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,19 +8,21 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
-from optimum_ffp.checkpoint import check_output, load_agent, push_folder, whole_folder
+from optimum_ffp.checkpoint import check_output, load_agent, whole_folder
 
 
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 FILES = {
     "README.md",
     "agent.safetensors",
+    "calibration.png",
     "config.json",
     "ffp_config.json",
     "generation_config.json",
     "model.safetensors",
     "modeling_ffp_llama.py",
     "policy.png",
+    "report.html",
     "search.png",
     "search_log.jsonl",
     "tokenizer.json",
@@ -134,7 +135,7 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
     (tmp_path / "agent.safetensors").write_bytes(b"broken")
     with pytest.raises(FFPError, match="no valid safetensors"):
         load_agent(tmp_path)
-    with pytest.raises(FFPError, match="no folder nobody/nothing and the Hub has no agent"):
+    with pytest.raises(FFPError, match="no folder nobody/nothing, and the Hub gives no agent"):
         load_agent("nobody/nothing")
 
 
@@ -164,31 +165,6 @@ def test_output_is_checked_before_the_work(tmp_path):
         check_output(tmp_path / "file")
     with pytest.raises(FFPError, match="can't be written"):
         check_output(tmp_path / "file" / "below")
-
-
-def test_failed_upload_says_how_to_go_on(pruned, monkeypatch):
-    _, folder = pruned
-
-    def refuse(*args, **kwargs):
-        raise OSError("connection cut\nTraceback")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
-    with pytest.raises(FFPError, match=r"upload to me/it failed: connection cut; go on with: hf upload me/it FOLDER"):
-        push_folder(folder, "me/it")
-
-
-def test_upload_is_one_commit_of_the_whole_folder(pruned, monkeypatch):
-    pruner, _ = pruned
-    uploads = []
-
-    def upload(self, folder_path, repo_id, commit_message):
-        uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
-        return SimpleNamespace(commit_url="https://hub/commit/1")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **more: SimpleNamespace(repo_id="me/it"))
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    assert pruner.push_to_hub("it", private=True) == "https://hub/commit/1"
-    assert uploads == [("me/it", FILES)]
 
 
 def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):

@@ -9,8 +9,9 @@ from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 
 
-def make_pruner(folder, data, **knobs):
-    return FFPPruner.from_pretrained(folder, FFPConfig(dataset=str(data), **SETTINGS | knobs), device="cpu")
+def make_pruner(folder, data, work_folder=None, **knobs):
+    config = FFPConfig(dataset=str(data), **SETTINGS | knobs)
+    return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

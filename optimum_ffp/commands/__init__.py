@@ -2,6 +2,7 @@
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .evaluate import FFPEvaluateCommand
 from .export import FFPExportCommand
 from .prune import FFPPruneCommand
 
@@ -13,6 +14,11 @@ class FFPCommand(BaseOptimumCLICommand):
             name="prune",
             help="Prune a causal LM: search, calibrate, slice, save.",
             subcommand_class=FFPPruneCommand,
+        ),
+        CommandInfo(
+            name="evaluate",
+            help="Measure a model, dense or pruned: perplexity, tasks, size and speed, beside a baseline.",
+            subcommand_class=FFPEvaluateCommand,
         ),
         CommandInfo(
             name="export",

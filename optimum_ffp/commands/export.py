@@ -1,12 +1,12 @@
 """`optimum-cli ffp export`."""
 
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_option
+from .ending import one_line_endings
 
 
 EXAMPLES = """examples:
@@ -42,13 +42,8 @@ class FFPExportCommand(BaseOptimumCLICommand):
         return parse_args_ffp_export(parser)
 
     def run(self) -> None:
-        from ..errors import FFPError
-
-        try:
+        with one_line_endings():
             export(self.args)
-        except FFPError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
 
 
 def export(args: Namespace) -> None:

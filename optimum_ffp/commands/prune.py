@@ -1,6 +1,5 @@
 """`optimum-cli ffp prune`."""
 
-import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_load_options, add_option
+from .ending import one_line_endings
 
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     output = parser.add_argument_group("Output")
     output.add_argument("output", nargs="?", help="Folder to write. Default: MODEL-ffp-PERCENT.")
     add_option(output, "overwrite", action="store_true", help="Replace the folder if it exists.")
+    add_option(
+        output,
+        "resume",
+        action="store_true",
+        help="Go on from where this command was killed. The result is the same as if it had not been.",
+    )
     add_option(output, "push-to-hub", action="store_true", help="Upload the result.")
     add_option(output, "hub-model-id", help="Repository to upload to. Default: the folder's name.")
     add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
@@ -76,7 +82,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
     add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
     add_option(prune, "rate-precision", type=float, help="Grid that retentions are rounded to.")
-    add_option(prune, "ffn-multiple", type=int, help="FFN widths are multiples of this.")
+    add_option(
+        prune,
+        "ffn-multiple",
+        type=int,
+        help="FFN widths are multiples of this (256 or 32 where the model is wide enough).",
+    )
 
     search = parser.add_argument_group("Search")
     add_option(search, "search-steps", type=int, help="Candidate evaluations.")
@@ -88,7 +99,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(search, "clip-range", type=float, help="Of PPO.")
     add_option(search, "hidden-sizes", type=int, nargs="+", help="Layers of PPO's MLP.")
     add_option(search, "candidates", type=int, help="Candidates of one update of the agent.")
-    add_option(search, "warm-start", help="Pruned checkpoint (folder or Hub id) whose agent to go on from.")
+    add_option(search, "warm-start", help="Pruned checkpoint whose agent to go on from: folder, id or ID@REVISION.")
     add_option(search, "seed", type=int, help="Of everything random.")
 
     data = parser.add_argument_group("Data")
@@ -115,13 +126,8 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         return parse_args_ffp_prune(parser)
 
     def run(self) -> None:
-        from ..errors import FFPError
-
-        try:
+        with one_line_endings("interrupted; give the same command with --resume to go on from here"):
             prune(self.args)
-        except FFPError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
 
 
 def read_config(args: Namespace) -> "FFPConfig":
@@ -147,35 +153,61 @@ def output_name(args: Namespace) -> str:
     return args.output or Path(args.model.rstrip("/")).name.removesuffix(".gguf")
 
 
+def repository_names(args: Namespace, folders: list[str], sparsities: list[float]) -> list[str | None]:
+    """The repository that each folder is uploaded to, or `None`."""
+    from ..errors import FFPError
+
+    if not args.push_to_hub:
+        if args.hub_model_id or args.private:
+            raise FFPError("--hub-model-id and --private say how to upload; add --push-to-hub, or leave them out")
+        return [None] * len(folders)
+    if args.hub_model_id and len(folders) > 1:
+        return [f"{args.hub_model_id}-{100 * sparsity:g}" for sparsity in sparsities]
+    return [args.hub_model_id or Path(folder).name for folder in folders]
+
+
 def prune(args: Namespace) -> None:
     """Prunes at every sparsity that was asked for; several share one agent."""
     config = read_config(args)
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
-    from ..checkpoint import check_output, load_agent, push_folder
+    from ..checkpoint import check_output, load_agent
+    from ..errors import FFPError
+    from ..hub import check_push, push_folder
+    from ..journal import check_work_folder
     from ..pareto import ParetoFront
     from ..pruner import FFPPruner
     from .report import summary
 
+    # Beside the output, so that it is on the same disk and found again by the same command.
+    work = check_work_folder(f"{folders[0]}.work", args.resume, args.overwrite)
+    # What a prune that was killed has saved already is its own to replace.
+    overwrite = args.overwrite or work.exists()
     for folder in folders:
-        check_output(folder, args.overwrite)
+        check_output(folder, overwrite)
+    repositories = repository_names(args, folders, sparsities)
+    for repo_id in filter(None, repositories):
+        check_push(repo_id, args.token)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
-    agent = load_agent(args.warm_start, args.token) if args.warm_start else None
-    pruner = FFPPruner.from_pretrained(args.model, config, **options)
+    agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
+    pruner = FFPPruner.from_pretrained(args.model, config, work, **options)
     several = len(sparsities) > 1
     front = ParetoFront()
-    for result, folder in zip(
-        pruner.sweep(sparsities, agent) if several else [pruner.prune(warm_start=agent)], folders
-    ):
-        pruner.save_pretrained(folder, overwrite=args.overwrite)
+    failed = []
+    results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
+    for result, folder, repo_id in zip(results, folders, repositories):
+        pruner.save_pretrained(folder, overwrite=overwrite)
         print(summary(result, folder))
-        if args.push_to_hub:
-            repo_id = args.hub_model_id or Path(folder).name
-            if args.hub_model_id and several:
-                repo_id = f"{args.hub_model_id}-{100 * result.config.sparsity:g}"
-            print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
+        # An upload that fails must not cost the sparsities that are still to come.
+        try:
+            if repo_id:
+                print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
+        except FFPError as error:
+            failed.append(str(error))
         if several:
             front.add(result)
     if several:
         print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
+    if failed:
+        raise FFPError("; ".join(failed))

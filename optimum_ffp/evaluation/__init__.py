@@ -1,6 +1,26 @@
-"""How good and how large a model is."""
+"""How good, how large and how fast a model is."""
 
+from .latency import Speed, measure_speed
 from .perplexity import Perplexity, to_perplexity, window_losses
+from .record import compare_records, perplexity_record, size_record
+from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
+from .table import comparison_table
+from .zero_shot import TaskSuite
 
 
-__all__ = ["Perplexity", "to_perplexity", "window_losses"]
+__all__ = [
+    "Perplexity",
+    "Speed",
+    "TaskSuite",
+    "compare_records",
+    "comparison_table",
+    "kv_cache_bytes",
+    "measure_speed",
+    "perplexity_record",
+    "projection_parameters",
+    "recorded_sparsity",
+    "size_record",
+    "to_perplexity",
+    "weight_bytes",
+    "window_losses",
+]

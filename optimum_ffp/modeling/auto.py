@@ -4,33 +4,33 @@ import copy
 import importlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..errors import FFPError
 from ..families import Family, get_family
+from ..hub import one_line
 from ..policy import PruningPolicy
+from ..trust import check_checkpoint
 
 
 # It warns whoever reads a global size of a heterogeneous config; our models ask to be allowed to.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
+HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
 
 def pruned_model_class(family: Family) -> type[PreTrainedModel]:
-    """The causal LM class of a family's pruned models.
-
-    It is registered for `AutoModelForCausalLM`, by which `save_pretrained` copies its source file along.
-    """
-    module = importlib.import_module(f".{family.modeling_module}", __package__)
-    model_class = next(
+    """The causal LM class of a family's pruned models."""
+    module = importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
+    return next(
         value
         for name, value in vars(module).items()
         if name.startswith("FFP") and name.endswith(AUTO_CLASSES["AutoModelForCausalLM"])
     )
-    model_class.register_for_auto_class("AutoModelForCausalLM")
-    return model_class
 
 
 def pruned_config(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> PretrainedConfig:
@@ -45,6 +45,7 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
         sizes.setdefault(unit.layer, {})[unit.kind] = size
     overrides = {layer: family.layer_overrides(dense_config, layer_sizes) for layer, layer_sizes in sizes.items()}
     config.head_dim = family.heads(dense_config)[2]
+    setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {layer: values for layer, values in overrides.items() if values}
     causal_lm = pruned_model_class(family).__name__
@@ -59,6 +60,17 @@ def is_pruned(config: PretrainedConfig) -> bool:
     return bool(getattr(config, "is_heterogeneous", False)) or any(
         "modeling_ffp_" in str(entry) for entry in (getattr(config, "auto_map", None) or {}).values()
     )
+
+
+@contextmanager
+def _explained(model_id: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except FFPError:
+        raise
+    # A broken config makes transformers fail in as many ways as there are ways to read it.
+    except Exception as error:
+        raise FFPError(f"{model_id} can't be loaded: {one_line(error)}") from None
 
 
 class FFPModelForCausalLM:
@@ -78,11 +90,43 @@ class FFPModelForCausalLM:
             kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
 
         Raises:
-            FFPError: If the checkpoint isn't a pruned one, or its family isn't supported.
+            FFPError: If the checkpoint isn't a pruned one, its family isn't supported, or it names files or code that
+                are not its own.
         """
-        kwargs.pop("trust_remote_code", None)
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, **hub)
+        # Whatever the caller allows: no code of a repository is needed, and a pickle can be code.
+        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        check_checkpoint(model_id, kwargs.get("variant"), **hub)
+        with _explained(model_id):
+            config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if not is_pruned(config):
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
-        return pruned_model_class(get_family(config.model_type)).from_pretrained(model_id, config=config, **kwargs)
+        model_class = pruned_model_class(get_family(config.model_type))
+        cls._check_code(model_id, config, model_class)
+        with_info = kwargs.pop("output_loading_info", False)
+        # What doesn't fit would be drawn at random.
+        kwargs["ignore_mismatched_sizes"] = False
+        with _explained(model_id):
+            model, info = model_class.from_pretrained(model_id, config=config, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if info.get(kind):
+                found = sorted(map(str, info[kind]))
+                raise FFPError(
+                    f"config.json and the weights of {model_id} don't agree: {kind.replace('_', ' ')} {found[0]}"
+                    f"{f' and {len(found) - 1} more' if len(found) > 1 else ''}; download the checkpoint anew"
+                )
+        return (model, info) if with_info else model
+
+    @staticmethod
+    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> None:
+        """An `auto_map` that names other code would not run here, but after the model is saved again."""
+        module = model_class.__module__.rpartition(".")[2]
+        stem = model_class.__name__.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
+        ours = {auto: f"{module}.{stem}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
+        for auto, entry in (getattr(config, "auto_map", None) or {}).items():
+            if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):
+                raise FFPError(
+                    f"config.json of {model_id} names code in auto_map that optimum-ffp doesn't write: {auto} "
+                    f"{entry!r}, allowed is {ours.get(auto)!r}; don't trust this checkpoint"
+                )
+        config.auto_map = ours

@@ -98,7 +98,7 @@ def corrupt(path, text="{"):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("unsupported family", "model type 'bert' is not supported; supported are llama, mistral, opt, qwen2, qwen3"),
+        ("unsupported family", "model type 'bert' is not supported; supported are gemma2, gemma3_text, gpt2,"),
         ("missing folder", "there is no folder"),
         ("folder without config", "is a folder without config.json"),
         ("no such hub id", "can't be loaded as a causal LM"),
@@ -238,3 +238,38 @@ def test_pruned_config_keeps_the_base_model_type(run, save_picomodel, data_folde
     assert run("-m", save_picomodel("opt"), out, "--dataset", data_folder, "--sparsity", 0.3)[0] == 0
     config = AutoConfig.from_pretrained(out)
     assert config.model_type == "opt" and config.is_heterogeneous and config.head_dim == 4
+
+
+def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, tmp_path, monkeypatch):
+    from optimum_ffp import candidates
+
+    command = ["-m", save_picomodel(), tmp_path / "out", "--sparsity", 0.3, "--dataset", data_folder]
+    measure, calls = candidates.window_losses, []
+
+    def press_ctrl_c(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(candidates, "window_losses", press_ctrl_c)
+    code, _, errors = run(*command)
+    assert code == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "interrupted; give the same command with --resume to go on from here"
+    assert {path.name for path in tmp_path.iterdir()} >= {"out.work"} and not (tmp_path / "out").exists()
+
+    code, _, errors = run(*command)
+    assert code == 2 and "holds the state of a prune that was interrupted; go on with --resume" in errors
+    code, _, errors = run(*command, "--resume", "--seed", 1)
+    assert code == 2 and "config.seed was 0 and is 1" in errors
+    code, _, _ = run(*command, "--resume")
+    assert code == 0 and (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out.work").exists()
+
+
+def test_overwrite_throws_away_what_was_interrupted(run, save_picomodel, data_folder, tmp_path):
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "identity.json").write_text("{}")
+    command = ["-m", save_picomodel(), tmp_path / "out", "--dataset", data_folder, "--method", "uniform"]
+    assert run(*command)[0] == 2
+    assert run(*command, "--overwrite")[0] == 0
+    assert not (tmp_path / "out.work").exists()

@@ -1,0 +1,51 @@
+"""Quantises the projections of a pruned model to int8 with torchao, saves it, loads it again and compares.
+
+pip install "optimum-ffp[torchao]"
+python examples/quantize.py PRUNED DATASET --output PRUNED-int8
+
+Every row of a weight gets a scale of its own, so that any number of heads and channels will do. What is written loads
+like the pruned model, wherever torchao is installed.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoTokenizer, PreTrainedModel, TorchAoConfig
+
+from optimum_ffp import FFPModelForCausalLM
+from optimum_ffp.data import DataRequest, Windows, load_windows
+from optimum_ffp.evaluation import Perplexity
+
+
+def report(label: str, model: PreTrainedModel, windows: Windows) -> None:
+    perplexity = Perplexity().compute(predictions=windows.tokens.tolist(), model=model)["perplexity"]
+    size = model.get_memory_footprint() / 2**20
+    print(f"{label}: {size:,.0f} MiB, perplexity {perplexity:.2f} on {len(windows)} windows of {windows.length}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or folder of a pruned model.")
+    parser.add_argument("dataset", help="As for `optimum-cli ffp prune --dataset`: compares on test.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+    parser.add_argument("--eval-samples", type=int, default=10, help="Windows to compare on.")
+    parser.add_argument("--seq-len", type=int, default=2048, help="Tokens a window.")
+    args = parser.parse_args()
+    output = Path(args.output)
+
+    load = partial(FFPModelForCausalLM.from_pretrained, device_map="auto")
+    model, tokenizer = load(args.model), AutoTokenizer.from_pretrained(args.model)
+    request = DataRequest(args.seq_len, 1, 1, args.eval_samples, seed=0)
+    windows = load_windows(args.dataset, None, tokenizer, model, request).test
+    report("pruned", model, windows)
+
+    quantized = load(args.model, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    quantized.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    report("int8, loaded again", load(output), windows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""`optimum-cli ffp evaluate`."""
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from .arguments import add_option
+from .ending import one_line_endings
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data import DataRequest, Windows
+    from ..evaluation import Speed
+
+# The least that makes sense of every number.
+LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
+SETTINGS = (*LEAST, "dataset", "split", "tasks", "tasks_path", "limit", "num_fewshot", "device", "dtype")
+EXAMPLES = """examples:
+  optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
+  optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
+  optimum-cli ffp evaluate -m out.gguf --dataset my_text.txt --tasks-path my_tasks --no-speed
+"""
+
+
+def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    required = parser.add_argument_group("Required arguments")
+    add_option(
+        required, "model", "-m", required=True, help="Hub id, folder or .gguf file of a model, dense or pruned."
+    )
+
+    output = parser.add_argument_group("Comparison and output")
+    add_option(output, "baseline", metavar="MODEL", help="Model to compare with: the dense one that it was made from.")
+    add_option(output, "json", metavar="FILE", help="Write all figures as JSON too.")
+
+    text = parser.add_argument_group("Perplexity")
+    add_option(
+        text,
+        "dataset",
+        default="wikitext2",
+        help="wikitext2 (default), c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with train, validation and "
+        "test files.",
+    )
+    add_option(
+        text,
+        "split",
+        help="train, validation or test (default). One file is used whole, unless test asks for the part of it that "
+        "a prune reports on.",
+    )
+    add_option(text, "eval-samples", type=int, help="Windows, the first ones. Default: all.")
+    add_option(text, "seq-len", type=int, default=2048, help="Tokens a window (2048).")
+    add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
+
+    tasks = parser.add_argument_group("Tasks (needs optimum-ffp[eval])")
+    add_option(
+        tasks,
+        "tasks",
+        nargs="+",
+        metavar="TASK",
+        help="Names of lm-eval, with * as a wildcard, or .yaml files. Default: none, or all of --tasks-path.",
+    )
+    add_option(
+        tasks,
+        "tasks-path",
+        metavar="DIR",
+        help="Folder of lm-eval's .yaml files, whose data may be local. Functions that they name are run.",
+    )
+    add_option(tasks, "limit", type=float, help="Samples of every task, or the fraction of them if below 1.")
+    add_option(tasks, "num-fewshot", type=int, help="Solved examples before a question. Default: what the task says.")
+
+    speed = parser.add_argument_group("Speed")
+    add_option(speed, "no-speed", action="store_true", help="Leave it out; a model is then held at a time, not both.")
+    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens of prompt (512).")
+    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to decode (32).")
+    add_option(speed, "repeats", type=int, default=5, help="Measurements of each model, in turn (5).")
+
+    load = parser.add_argument_group("Loading and running")
+    add_option(load, "batch-size", type=int, default=1, help="Windows, requests and prompts at once (1).")
+    add_option(load, "device", help="Where to run: cpu, cuda, cuda:0, mps. Default: the accelerator if there is one.")
+    add_option(load, "dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16.")
+    add_option(load, "revision", help="Branch, tag or commit of the model on the Hub.")
+    add_option(load, "baseline-revision", help="The same of the baseline.")
+    add_option(load, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
+    add_option(load, "cache-dir", help="Where downloads are kept.")
+
+
+class FFPEvaluateCommand(BaseOptimumCLICommand):
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        return parse_args_ffp_evaluate(parser)
+
+    def run(self) -> None:
+        with one_line_endings():
+            evaluate(self.args)
+
+
+def check_arguments(args: Namespace) -> None:
+    """Raises `FFPError` for what is wrong whatever the model is."""
+    from ..errors import FFPError
+
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise FFPError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+    if args.limit is not None and not args.limit > 0:
+        raise FFPError(f"--limit is a number of samples, or a fraction of them below 1; found {args.limit:g}")
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
+    if args.dataset == "self":
+        raise FFPError("text that a model has written says little about it; --dataset takes text from elsewhere")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
+        raise FFPError(f"--json {args.json} can't be written: name a file in a folder that exists")
+
+
+def evaluate(args: Namespace) -> None:
+    """Measures the model, and the baseline beside it, and prints a table."""
+    check_arguments(args)
+
+    from ..batches import with_halving_batches
+    from ..evaluation import TaskSuite, compare_records, comparison_table, size_record
+    from ..loading import LoadOptions, load_any
+
+    suite = None
+    if args.tasks or args.tasks_path:
+        names = [name for words in args.tasks or [] for name in words.split(",") if name]
+        suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
+    splits = {} if args.no_perplexity else read_text(args)
+    sources = {"model": (args.model, args.revision), "baseline": (args.baseline, args.baseline_revision)}
+    records, tokens, held = {}, {}, {}
+    for role, (model_id, revision) in sources.items():
+        if model_id is None:
+            continue
+        options = LoadOptions(args.device, args.dtype, revision=revision, token=args.token, cache_dir=args.cache_dir)
+        model, tokenizer = load_any(model_id, options, gguf=True)
+        records[role] = size_record(model, model_id, **options.hub())
+        if splits:
+            windows = cut_windows(args, splits, tokenizer, model)
+            tokens[role] = windows.tokens
+            records[role]["perplexity"] = measure_perplexity(args, windows, model, role)
+        if suite:
+            score = partial(suite.score, model, tokenizer, args.limit)
+            records[role]["tasks"] = with_halving_batches(score, args.batch_size)
+        if not args.no_speed:
+            held[role] = model
+    compare_records(records, tokens, time_models(args, held))
+    if args.json:
+        write_json(args, records)
+    print(comparison_table(records))
+
+
+def read_text(args: Namespace) -> dict[str, str]:
+    """The text of every split, or the one text that there is."""
+    from ..data import read_splits
+    from ..errors import FFPError
+
+    splits = read_splits(args.dataset, data_request(args))
+    if len(splits) > 1 and args.split not in (None, *splits):
+        raise FFPError(f"{args.dataset} has the splits {', '.join(splits)}, found --split {args.split}")
+    if len(splits) == 1 and args.split not in (None, "test"):
+        raise FFPError(
+            f"{args.dataset} is one text, found --split {args.split}; leave it out to use all of it, or give test for "
+            "the part that a prune reports on"
+        )
+    return splits
+
+
+def cut_windows(
+    args: Namespace, splits: dict[str, str], tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel"
+) -> "Windows":
+    """The first windows of the split that was asked for."""
+    from ..data import Windows, _cut, _tokenize, load_windows
+    from ..errors import FFPError
+
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and args.seq_len > limit:
+        raise FFPError(f"--seq-len {args.seq_len} is more than the {limit} positions that the model knows; lower it")
+    if len(splits) == 1 and args.split == "test":
+        return load_windows(args.dataset, None, tokenizer, model, data_request(args)).test
+    split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
+    tokens = _cut(_tokenize(splits[split], tokenizer), args.seq_len, f"{args.dataset} ({split})")
+    return Windows(tokens[: args.eval_samples], args.dataset, split)
+
+
+def measure_perplexity(args: Namespace, windows: "Windows", model: "PreTrainedModel", role: str) -> dict[str, Any]:
+    """Perplexity on the windows, with smaller batches where memory runs out."""
+    from ..batches import with_halving_batches
+    from ..evaluation import perplexity_record
+    from ..progress import progress_bar
+
+    def measure(batch_size: int) -> dict[str, Any]:
+        with progress_bar(len(windows), f"Perplexity, {role}", "window") as bar:
+            return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
+
+    return with_halving_batches(measure, args.batch_size)
+
+
+def data_request(args: Namespace) -> "DataRequest":
+    """Test windows alone."""
+    from ..data import DataRequest
+
+    return DataRequest(length=args.seq_len, calibration=0, search=0, test=args.eval_samples, seed=0)
+
+
+def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:
+    """Speed of the models in turn; of none if there are none."""
+    from torch import OutOfMemoryError
+
+    from ..errors import FFPError
+    from ..evaluation import measure_speed
+    from ..progress import progress_bar
+
+    if not models:
+        return {}
+    sizes = (args.prompt_tokens, args.new_tokens, args.batch_size, args.repeats)
+    with progress_bar((args.repeats + 1) * len(models), "Speed", "measurement") as bar:
+        try:
+            return measure_speed(models, *sizes, on_measured=bar.update)
+        # Smaller batches would have another speed.
+        except OutOfMemoryError:
+            raise FFPError(
+                "memory doesn't suffice to measure the speed; lower --batch-size, or give --no-speed"
+            ) from None
+
+
+def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
+    """Writes the records with the settings and versions that they depend on."""
+    from ..errors import FFPError
+    from ..result import package_versions
+
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    report = {"settings": settings, "versions": package_versions(), **records}
+    try:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FFPError(f"--json {args.json} can't be written: {error}") from None

@@ -1,0 +1,87 @@
+"""All that is measured of a model, as one JSON-ready record."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .latency import Speed
+from .perplexity import Perplexity
+from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
+
+
+def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
+    """Name, type and sizes of a loaded model, with the sparsity that its `ffp_config.json` tells of.
+
+    Args:
+        model: A causal LM.
+        model_id: Where it was loaded from: Hub id, folder or `.gguf` file.
+        hub: `revision`, `token`, `cache_dir`.
+    """
+    record = {
+        "name": os.fspath(model_id),
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "parameters": model.num_parameters(),
+        "projection_parameters": projection_parameters(model),
+        "weight_bytes": weight_bytes(model_id, **hub),
+        "kv_cache_bytes": kv_cache_bytes(model),
+    }
+    if sparsity := recorded_sparsity(model_id, **hub):
+        record |= sparsity | {"sparsity_source": "ffp_config.json"}
+    return record
+
+
+def perplexity_record(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    origin: Mapping[str, Any],
+    batch_size: int,
+    on_batch: Callable[[int], Any] | None = None,
+) -> dict[str, Any]:
+    """Perplexity with what has to stand beside it.
+
+    Args:
+        model: A causal LM.
+        windows: Token ids, shape `[windows, window length]`.
+        origin: Where they come from: `dataset` and `split`.
+        batch_size: Windows a forward pass.
+        on_batch: Called with the number of windows of every batch that is done.
+
+    Returns:
+        `dataset`, `split`, `windows`, `window_length`, and `perplexity` and `loss`, which are `None` if not finite.
+    """
+    figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
+    # JSON has no infinity.
+    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    return {**origin, **finite, "comparable": True}
+
+
+def compare_records(
+    records: dict[str, dict[str, Any]], tokens: Mapping[str, torch.Tensor], speeds: Mapping[str, Speed]
+) -> None:
+    """Adds to the records what the model and its baseline say of each other.
+
+    Args:
+        records: Of `model`, and of `baseline` if there is one.
+        tokens: The windows that each was scored on, shape `[windows, window length]`; none if none was.
+        speeds: What each was measured at; none if none was.
+    """
+    for role, speed in speeds.items():
+        records[role]["speed"] = asdict(speed)
+    if "baseline" not in records:
+        return
+    model, baseline = records["model"], records["baseline"]
+    if model["projection_parameters"] and baseline["projection_parameters"]:
+        model["sparsity"] = 1 - model["projection_parameters"] / baseline["projection_parameters"]
+        model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
+        model["sparsity_source"] = "the baseline"
+    if tokens and not torch.equal(tokens["model"], tokens["baseline"]):
+        model["perplexity"]["comparable"] = baseline["perplexity"]["comparable"] = False
+    if speeds:
+        model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}

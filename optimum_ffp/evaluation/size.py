@@ -1,0 +1,91 @@
+"""How large a model is: parameters, bytes of weights on disk, bytes of KV cache a token."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+from transformers.utils import cached_file
+
+from ..families import FAMILIES
+
+
+# The first of these that a folder has is what transformers reads.
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors")
+
+
+def projection_parameters(model: PreTrainedModel) -> int | None:
+    """Parameters of the projections of all decoder blocks, dense or pruned: what sparsity is a fraction of.
+
+    Args:
+        model: A causal LM.
+
+    Returns:
+        Their number, biases included, or `None` if the model's family has no record.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return None
+    names = {family.query, family.key, family.value, family.attention_output, *family.ffn_inputs, family.ffn_output}
+    projections = (
+        layer.get_submodule(name) for layer in model.base_model.get_submodule(family.layers) for name in names
+    )
+    return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
+
+
+@torch.no_grad()
+def kv_cache_bytes(model: PreTrainedModel) -> int:
+    """Bytes by which one more token of context makes the KV cache grow, until a sliding window is full.
+
+    That is 2 · KV heads · head dimension · bytes of the type, summed over the layers. It is taken from the cache that
+    the model fills, which is right for layers that differ and for every kind of attention.
+
+    Args:
+        model: A causal LM.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    # The name of the output's field depends on the release of transformers.
+    caches = [value for value in model(token, use_cache=True).values() if isinstance(value, Cache)]
+    layers = [layer for cache in caches for layer in cache.layers]
+    held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
+    """Bytes of the files that hold a model's weights.
+
+    Args:
+        model_id: A `.gguf` file, a folder, or the Hub id of a model that has been loaded, so that it is in the cache.
+        hub: `revision`, `token`, `cache_dir`.
+    """
+    path = Path(model_id).expanduser()
+    if path.suffix == ".gguf":
+        return path.stat().st_size
+    folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
+    files = next((found for pattern in WEIGHT_FILES if (found := list(folder.glob(pattern)))), [])
+    return sum(file.stat().st_size for file in files)
+
+
+def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, float]:
+    """What a pruned checkpoint says of its own sparsity in `ffp_config.json`.
+
+    Args:
+        model_id: As for `weight_bytes`.
+        hub: `revision`, `token`, `cache_dir`.
+
+    Returns:
+        `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model, or nothing.
+    """
+    path = Path(model_id).expanduser()
+    if path.suffix == ".gguf":
+        return {}
+    source = os.fspath(path if path.is_dir() else model_id)
+    file = cached_file(source, "ffp_config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        sparsity, model_sparsity = content["policy"]["sparsity"], content["provenance"]["model_sparsity"]
+        return {"sparsity": float(sparsity), "model_sparsity": float(model_sparsity)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

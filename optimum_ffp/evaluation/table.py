@@ -1,0 +1,84 @@
+"""The figures of a model, and of its baseline if there is one, as a table to read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+MIB = 2**20
+
+
+def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
+    """A table with one column a model, their ratio, and what every figure was measured on.
+
+    Args:
+        records: Of `model` and perhaps `baseline`: `name`, and the measurements that were made.
+    """
+    names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
+    heads = ["", *names, *(["ratio"] if len(records) > 1 else []), ""]
+    rows = [heads, *_rows(records)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    lines = []
+    for first, *figures, note in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(figures, widths[1:])), note]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
+    figures = [{label: rest for label, *rest in _figures(record)} for record in records.values()]
+    for label in dict.fromkeys(label for of_model in figures for label in of_model):
+        values, texts, notes = zip(*(of_model.get(label, (None, "-", "")) for of_model in figures))
+        comparable = None not in values and values[-1] and len(set(notes)) == 1
+        ratio = [f"{values[0] / values[-1]:.3f}" if comparable else "-"] if len(values) > 1 else []
+        yield [label, *texts, *ratio, " | ".join(dict.fromkeys(filter(None, notes)))]
+
+
+def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, str]]:
+    # Label, value if a ratio of it says something, text, and what it was measured on, of every figure.
+    yield "type", None, f"{record['dtype']}, {record['device']}", ""
+    yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
+    if record.get("projection_parameters"):
+        value = record["projection_parameters"]
+        yield "parameters of the blocks", value, f"{value:,}", "projections of attention and FFN"
+    for key, label in (("sparsity", "sparsity of the blocks"), ("model_sparsity", "sparsity of the model")):
+        if key in record:
+            yield label, None, f"{record[key]:.4%}", f"according to {record['sparsity_source']}"
+    yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"
+    yield "KV cache a token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
+    if "perplexity" in record:
+        measured = record["perplexity"]
+        value = measured["perplexity"] if measured["comparable"] else None
+        yield "perplexity", value, _number(measured["perplexity"], 4), _windows(measured)
+    for key in ("prefill", "decode"):
+        if "speed" in record:
+            speed = record["speed"]
+            yield f"{key}, tokens/s", speed[key], f"{speed[key]:,.1f}", _speed(key, speed)
+    for task in record.get("tasks", ()):
+        for name, value in task["metrics"].items():
+            error = task["stderr"].get(name)
+            text = _number(value, 4) + ("" if error is None else f" ± {error:.4f}")
+            yield f"{task['task']}, {name}", value, text, _samples(task)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:,.{digits}f}"
+
+
+def _windows(measured: dict[str, Any]) -> str:
+    count = f"{measured['windows']} windows of {measured['window_length']} tokens"
+    caution = "" if measured["comparable"] else "; the tokenizers differ, not to be compared"
+    return f"{measured['dataset']}, {measured['split']}, {count}{caution}"
+
+
+def _speed(key: str, speed: dict[str, Any]) -> str:
+    counted = f"{speed['prompt_tokens']} tokens of prompt" if key == "prefill" else f"{speed['new_tokens']} after it"
+    return f"{counted}, batch {speed['batch_size']}, median of {speed['repeats']}"
+
+
+def _samples(task: dict[str, Any]) -> str:
+    told = []
+    if task["samples"] is not None:
+        told.append(f"{task['samples']} samples")
+    if task["fewshot"]:
+        told.append(f"{task['fewshot']} shots")
+    return ", ".join(told)

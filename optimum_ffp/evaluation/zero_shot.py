@@ -1,0 +1,133 @@
+"""Accuracy on tasks of lm-eval, the extra `eval`."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import FFPError
+from ..hub import one_line
+
+
+class TaskSuite:
+    """Tasks that are known to exist and to have their data, so that a mistake shows before the expensive part.
+
+    Args:
+        names: Names of tasks, groups or tags of lm-eval, with `*` as a wildcard, or `.yaml` files; all tasks of
+            `folder` if there are none.
+        folder: Folder of `.yaml` files. Its tasks win over those that lm-eval brings.
+        num_fewshot: Solved examples before every question; what each task says if `None`.
+
+    Raises:
+        FFPError: If lm-eval is not installed, or a task is not known or can't be read.
+    """
+
+    def __init__(self, names: Sequence[str], folder: str | None = None, num_fewshot: int | None = None):
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise FFPError("tasks need the lm-eval package; pip install optimum-ffp[eval]") from None
+        # It warns of what is meant here: a model that is loaded already, a local task in place of its own.
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            raise FFPError(f"there is no folder {folder}; --tasks-path is a folder of lm-eval's .yaml files")
+        folder = folder and str(Path(folder).expanduser())
+        # Its own fifteen thousand take seconds to read.
+        self.manager = TaskManager(include_path=folder, include_defaults=folder is None)
+        names = list(names) or self.manager.all_subtasks
+        if not names:
+            raise FFPError(f"{folder} holds no task; a task is a .yaml file of lm-eval with 'task' and 'dataset_path'")
+        if folder is not None and not all(self._find(name) for name in names):
+            self.manager = TaskManager(include_path=folder)
+        for name in names:
+            if not self._find(name):
+                near = get_close_matches(name, self.manager.all_tasks)
+                advice = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists those there are"
+                raise FFPError(f"there is no task {name!r}, neither of lm-eval nor in --tasks-path; {advice}")
+        self.names = [found for name in names for found in self._find(name)]
+        self.num_fewshot = num_fewshot
+        with _explained(self.names):
+            self.manager.load(self.names)
+
+    def _find(self, name: str) -> list[str]:
+        return [name] if name.endswith(".yaml") and Path(name).is_file() else self.manager.match_tasks([name])
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        limit: float | None = None,
+        batch_size: int = 1,
+    ) -> list[dict[str, Any]]:
+        """What `lm_eval --model hf` prints for the model.
+
+        Args:
+            model: A causal LM, where it is to run.
+            tokenizer: Its tokenizer.
+            limit: Samples of every task, or the fraction of them if below 1; all if `None`.
+            batch_size: Requests a forward pass.
+
+        Returns:
+            One record a task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
+            errors as `stderr` (what isn't finite is `None`), and the version of `lm_eval`.
+
+        Raises:
+            FFPError: If a task can't be run.
+        """
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        with _explained(self.names):
+            results = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=self.names,
+                task_manager=self.manager,
+                num_fewshot=self.num_fewshot,
+                limit=int(limit) if limit is not None and limit >= 1 else limit,
+                log_samples=False,
+            )
+        return [
+            {
+                "task": name,
+                "samples": results["n-samples"].get(name, {}).get("effective"),
+                "fewshot": results["n-shot"].get(name),
+                "version": results["versions"].get(name),
+                "lm_eval": version("lm_eval"),
+            }
+            | _metrics(scores)
+            for name, scores in results["results"].items()
+        ]
+
+
+def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {"metrics": {}, "stderr": {}}
+    for key, value in scores.items():
+        # Its keys are `metric,filter`, and the filter of nearly all tasks is none; what else there is are names.
+        metric, comma, kind = key.partition(",")
+        if comma and isinstance(value, (int, float)):
+            name = metric.removesuffix("_stderr") + ("" if kind == "none" else f" ({kind})")
+            found["stderr" if metric.endswith("_stderr") else "metrics"][name] = (
+                float(value) if isfinite(value) else None
+            )
+    return found
+
+
+@contextmanager
+def _explained(names: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (FFPError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # Every task has readers, templates and metrics with exceptions of their own.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise FFPError(
+            f"{', '.join(names)} can't be evaluated: {reason}. Tasks whose data is on the Hub need a connection; "
+            "--tasks-path takes tasks with local data"
+        ) from None

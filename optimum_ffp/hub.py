@@ -1,0 +1,122 @@
+"""The Hub: a checkpoint goes up in one commit, and what goes wrong there is said in one line."""
+
+import os
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import FFPError
+
+
+PLACEHOLDER = "THIS_REPOSITORY"
+"""What a card calls its repository until a push gives it a name."""
+
+# What an earlier push may have left and a later one may not have: a shard, the agent of another method.
+OURS = (
+    *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
+    *("agent.safetensors", "search.png", "calibration.png"),
+)
+ADVICE = {
+    401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
+    403: "the token may not do that: use one with write access, or name a repository that is yours",
+    404: "there is no such place, or the token may not see it: check the owner's name",
+    409: "the repository was changed by somebody else meanwhile: try again",
+    429: "the Hub asks for a pause: try again later",
+}
+REFUSED = "the Hub doesn't take it"
+TROUBLE = "the Hub is in trouble: try again later"
+NO_ANSWER = "the connection to the Hub broke: check the connection and try again"
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Finds out before the work, and without asking the Hub, what would stop an upload after it.
+
+    Raises:
+        FFPError: If the Hub allows no such name, or there is no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise FFPError(f"{repo_id!r} can't be a repository's name: {one_line(error)}") from None
+    if not (token or get_token()):
+        raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or give --token (token=...)")
+
+
+def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Uploads a saved checkpoint in one commit, and writes the repository's name into its card.
+
+    Args:
+        folder: The checkpoint's folder.
+        repo_id: `name` or `owner/name`; created if it doesn't exist.
+        private: Whether a new repository is private.
+        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FFPError: If the Hub can't be reached or refuses; the message says how to go on.
+    """
+    check_push(repo_id, token)
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        _name_repository(Path(folder), repo_id)
+        # Not upload_folder, which may cut an upload into several commits.
+        commit = api.create_commit(
+            repo_id, _operations(api, Path(folder), repo_id), commit_message="Upload a model pruned by optimum-ffp"
+        )
+        return str(commit.commit_url)
+    # The HTTP library, the storage client and the thread pool below each raise exceptions of their own.
+    except Exception as error:
+        reason = explain(error, token)
+    command = shlex.join(["hf", "upload", repo_id, os.fspath(folder), ".", *(["--private"] if private else [])])
+    # Raised out here, where the upload's frames are gone: its progress bars would be drawn once more after the error.
+    raise FFPError(f"the upload to {repo_id} failed: {reason}. The model is whole in {folder}; go on with: {command}")
+
+
+def _name_repository(folder: Path, repo_id: str) -> None:
+    card = folder / "README.md"
+    if card.is_file() and PLACEHOLDER in (text := card.read_text(encoding="utf-8")):
+        card.write_text(text.replace(PLACEHOLDER, repo_id), encoding="utf-8")
+
+
+def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    stale = [
+        name
+        for name in api.list_repo_files(repo_id)
+        if name not in files and any(fnmatch(name, pattern) for pattern in OURS)
+    ]
+    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    return [*additions, *(CommitOperationDelete(name) for name in stale)]
+
+
+def explain(error: BaseException, token: str | None = None) -> str:
+    """What the Hub has answered, or how the connection ended, and what to do about it; one line without any token."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if status is not None:
+            said = one_line(getattr(link, "server_message", None) or link.response.reason_phrase, token)
+            advice = TROUBLE if status >= 500 else ADVICE.get(status, REFUSED)
+            return f"{status} {said}; {advice}"
+    found = one_line(error, token)
+    cause = one_line(chain[-1], token)
+    found = found if cause in found else f"{found} ({cause})"
+    return found if isinstance(error, ValueError) else f"{found}; {NO_ANSWER}"
+
+
+def one_line(error: BaseException | str, token: str | None = None) -> str:
+    """The first line of a message that says something, any token in it blotted out."""
+    text = str(error)
+    for secret in f"{token or ''} {get_token() or ''}".split():
+        text = text.replace(secret, "***")
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else (type(error).__name__ if isinstance(error, BaseException) else "")

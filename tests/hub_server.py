@@ -1,0 +1,332 @@
+"""A small Hugging Face Hub on loopback: what `huggingface_hub` asks to create, push to and pull from a model.
+
+Every commit is kept, large files go the way of git LFS (Xet has to be switched off: `HF_HUB_DISABLE_XET=1`), and any
+request can be made to fail.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import RepoCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+
+LFS_SUFFIXES = (".safetensors", ".png")
+
+
+@dataclass
+class Commit:
+    oid: str
+    message: str
+    files: dict[str, bytes]
+
+
+@dataclass
+class Repository:
+    private: bool
+    commits: list[Commit] = field(default_factory=list)
+
+    def commit(self, message: str, files: dict[str, bytes]) -> Commit:
+        digest = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode())
+        for content in files.values():
+            digest.update(hashlib.sha1(content).digest())
+        self.commits.append(Commit(digest.hexdigest(), message, files))
+        return self.commits[-1]
+
+    def at(self, revision: str) -> Commit | None:
+        if revision == "main":
+            return self.commits[-1]
+        return next((commit for commit in self.commits if commit.oid == revision), None)
+
+
+@dataclass
+class Fault:
+    """Answers what matches with an error, or, without a status, cuts the connection in the middle of the body."""
+
+    method: str
+    path: str
+    status: int | None
+    message: str
+
+
+@dataclass
+class Hub:
+    """State of the server.
+
+    Attributes:
+        url: Where it listens.
+        token: The one that it accepts, of user `me`.
+        repositories: By id.
+        objects: LFS objects by SHA-256.
+        faults: What goes wrong.
+        requests: Method, path and status of everything that was asked.
+    """
+
+    url: str
+    token: str
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def fail(self, method: str, path: str, status: int | None, message: str = "") -> None:
+        self.faults.append(Fault(method, path, status, message))
+
+
+@contextmanager
+def run_hub(token: str) -> Iterator[Hub]:
+    """Serves a Hub as long as the context lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.hub = Hub(f"http://127.0.0.1:{server.server_port}", token)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class HubError(Exception):
+    def __init__(self, status: int, message: str, code: str | None = None):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub
+
+    def log_message(self, *args: Any) -> None:
+        """Stays silent."""
+
+    def handle_any(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        fault = next((f for f in self.hub.faults if f.method == self.command and re.search(f.path, path)), None)
+        if fault is not None and fault.status is None:
+            self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0)) // 2))
+            self.hub.requests.append((self.command, path, 0))
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        body = self._body()
+        try:
+            if fault is not None:
+                raise HubError(fault.status, fault.message)
+            for method, pattern, route in ROUTES:
+                match = re.fullmatch(pattern, path)
+                if match and self.command in method.split("|"):
+                    route(self, body, **match.groupdict())
+                    return
+            raise HubError(404, f"this Hub has no route {self.command} {path}")
+        except HubError as error:
+            headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
+            self._send(error.status, {"error": str(error)}, headers)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.hub.requests.append((self.command, unquote(urlsplit(self.path).path), status))
+        self.send_response(status)
+        # A client that is told to wait does so for one second more than that.
+        retry = {"Retry-After": "0"} if status >= 500 else {}
+        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | retry).items():
+            self.send_header(name, value)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _authorised(self) -> bool:
+        given = self.headers.get("Authorization")
+        if given is not None and given != f"Bearer {self.hub.token}":
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return given is not None
+
+    def _require_token(self) -> None:
+        if not self._authorised():
+            raise HubError(401, "Invalid username or password.")
+
+    def _repository(self, repo_id: str) -> Repository:
+        known = self._authorised()
+        repository = self.hub.repositories.get(repo_id)
+        if repository is None or (repository.private and not known):
+            raise HubError(404 if known else 401, "Repository not found", "RepoNotFound")
+        return repository
+
+    def _commit(self, repo_id: str, revision: str) -> Commit:
+        commit = self._repository(repo_id).at(revision)
+        if commit is None:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def whoami(self, body: bytes) -> None:
+        self._require_token()
+        self._send(200, {"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}})
+
+    def create(self, body: bytes) -> None:
+        self._require_token()
+        asked = json.loads(body)
+        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
+        if repo_id in self.hub.repositories:
+            self._send(409, answer | {"error": "You already created this model repo"})
+            return
+        repository = Repository(private=asked.get("private") or asked.get("visibility") == "private")
+        repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+        self.hub.repositories[repo_id] = repository
+        self._send(200, answer)
+
+    def validate_yaml(self, body: bytes) -> None:
+        try:
+            data = RepoCard(json.loads(body)["content"]).data.to_dict()
+            model_index_to_eval_results(data.get("model-index", []))
+        except (ValueError, KeyError, TypeError) as error:
+            self._send(400, {"errors": [{"message": str(error)}], "warnings": []})
+        else:
+            self._send(200, {"errors": [], "warnings": []})
+
+    def preupload(self, body: bytes, repo_id: str, revision: str) -> None:
+        self._require_token()
+        there = self._commit(repo_id, revision).files
+        files = []
+        for asked in json.loads(body)["files"]:
+            path = asked["path"]
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
+            oid = oid_of(path, there[path]) if path in there else None
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._send(200, {"files": files})
+
+    def lfs_batch(self, body: bytes, repo_id: str) -> None:
+        self._require_token()
+        self._repository(repo_id)
+        answers = []
+        for asked in json.loads(body)["objects"]:
+            oid = asked["oid"]
+            upload = {"href": f"{self.hub.url}/lfs/{oid}", "header": {}}
+            verify = {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/verify", "header": {}}
+            stored = oid in self.hub.objects
+            answers.append(asked | ({} if stored else {"actions": {"upload": upload, "verify": verify}}))
+        self._send(200, {"transfer": "basic", "objects": answers})
+
+    def lfs_put(self, body: bytes, oid: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise HubError(400, "the content has another SHA-256")
+        self.hub.objects[oid] = body
+        self._send(200, {})
+
+    def lfs_verify(self, body: bytes, repo_id: str) -> None:
+        self._require_token()
+        asked = json.loads(body)
+        if len(self.hub.objects.get(asked["oid"], b"")) != asked["size"]:
+            raise HubError(404, "there is no such object")
+        self._send(200, {})
+
+    def commit(self, body: bytes, repo_id: str, revision: str) -> None:
+        self._require_token()
+        files = dict(self._commit(repo_id, revision).files)
+        summary = ""
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            match line["key"]:
+                case "header":
+                    summary = value["summary"]
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    files[value["path"]] = self.hub.objects[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+        commit = self.hub.repositories[repo_id].commit(summary, files)
+        url = f"{self.hub.url}/{repo_id}/commit/{commit.oid}"
+        self._send(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
+
+    def info(self, body: bytes, repo_id: str, revision: str = "main") -> None:
+        commit = self._commit(repo_id, revision)
+        private = self.hub.repositories[repo_id].private
+        siblings = [{"rfilename": path} for path in commit.files]
+        self._send(200, {"id": repo_id, "sha": commit.oid, "private": private, "tags": [], "siblings": siblings})
+
+    def tree(self, body: bytes, repo_id: str, revision: str, folder: str | None = None) -> None:
+        commit = self._commit(repo_id, revision)
+        prefix = f"{folder}/" if folder else ""
+        entries = []
+        for path, content in commit.files.items():
+            if path.startswith(prefix):
+                entry = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+                if path.endswith(LFS_SUFFIXES):
+                    entry["lfs"] = {"oid": oid_of(path, content), "size": len(content), "pointerSize": 134}
+                entries.append(entry)
+        if folder and not entries:
+            raise HubError(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
+        self._send(200, entries)
+
+    def resolve(self, body: bytes, repo_id: str, revision: str, path: str) -> None:
+        commit = self._commit(repo_id, revision)
+        headers = {"X-Repo-Commit": commit.oid, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        if path not in commit.files:
+            missing = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            self._send(404, {"error": "Entry not found"}, {"X-Repo-Commit": commit.oid} | missing)
+            return
+        content = commit.files[path]
+        headers["ETag"] = f'"{oid_of(path, content)}"'
+        if path.endswith(LFS_SUFFIXES):
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            self._send(200, content, headers)
+            return
+        first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(206, content[first : last + 1], headers)
+
+
+REPO = r"(?P<repo_id>[^/]+/[^/]+)"
+ROUTES = [
+    ("GET", "/api/whoami-v2", Handler.whoami),
+    ("POST", "/api/repos/create", Handler.create),
+    ("POST", "/api/validate-yaml", Handler.validate_yaml),
+    ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", Handler.preupload),
+    ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", Handler.commit),
+    ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
+    ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", Handler.info),
+    ("GET", rf"/api/models/{REPO}", Handler.info),
+    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    ("POST", rf"/{REPO}\.git/info/lfs/verify", Handler.lfs_verify),
+    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
+    ("GET|HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
+]
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def oid_of(path: str, content: bytes) -> str:
+    """What the Hub calls a file by: its SHA-256 under LFS, otherwise git's hash."""
+    return hashlib.sha256(content).hexdigest() if path.endswith(LFS_SUFFIXES) else git_hash(content)

@@ -1,0 +1,84 @@
+"""Kills prunes at random moments and resumes them.
+
+    python tests/kill.py MODEL DATA SCRATCH KILLS [KNOBS as JSON]
+
+Prints one JSON object a kill: when it came, how far the prune was, and which files differ from those of a prune that
+ran undisturbed. A process is forked for every prune, so that none has to import everything anew.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from optimum_ffp import FFPConfig, FFPPruner
+
+
+# With more threads than one, a fork may inherit a pool whose threads are gone.
+torch.set_num_threads(1)
+SETTINGS = {
+    "seq_len": 24,
+    "num_samples": 8,
+    "search_samples": 2,
+    "eval_samples": 3,
+    "search_steps": 24,
+    "candidates": 4,
+}
+
+
+def start(model: Path, data: Path, folder: Path, knobs: dict) -> int:
+    """Forks a process that prunes to `folder/out`, going on from `folder/work` if that is there."""
+    child = os.fork()
+    if child:
+        return child
+    work, out = folder / "work", folder / "out"
+    overwrite = work.exists()
+    config = FFPConfig(dataset=str(data), **SETTINGS | knobs)
+    pruner = FFPPruner.from_pretrained(model, config, work_folder=work, device="cpu")
+    pruner.prune(resume=True)
+    pruner.save_pretrained(out, overwrite=overwrite)
+    os._exit(0)
+
+
+def finish(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL), status
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must not depend on whether a prune was killed: everything but times, memory and pictures of them."""
+    files = {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
+    record = json.loads(files.pop("ffp_config.json"))
+    files["policy"] = json.dumps([record["policy"], record["search"], record["provenance"]["perplexity"]]).encode()
+    return {name: text for name, text in files.items() if not name.endswith((".png", ".html", ".md"))}
+
+
+def main(model: Path, data: Path, scratch: Path, kills: int, knobs: dict) -> None:
+    began = time.monotonic()
+    finish(start(model, data, scratch / "whole", knobs))
+    seconds = time.monotonic() - began
+    expected = contents(scratch / "whole")
+    generator = random.Random(0)
+    for number in range(kills):
+        folder = scratch / str(number)
+        moment = generator.uniform(0, seconds)
+        child = start(model, data, folder, knobs)
+        time.sleep(moment)
+        os.kill(child, signal.SIGKILL)
+        finish(child)
+        entries = len(list((folder / "work").glob("*"))) if (folder / "work").exists() else 0
+        if not (folder / "out").exists() or entries:
+            finish(start(model, data, folder, knobs))
+        found = contents(folder)
+        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        left = sorted(path.name for path in folder.iterdir() if path.name != "out")
+        print(json.dumps({"second": round(moment, 2), "entries": entries, "differing": differing, "left": left}))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]), json.loads(sys.argv[5]) if len(sys.argv) > 5 else {})

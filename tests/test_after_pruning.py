@@ -1,0 +1,122 @@
+"""What is done with a pruned checkpoint next: LoRA by peft, a recovery run by TRL, int8 weights by torchao."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
+
+from optimum_ffp import FFPModelForCausalLM, PruningPolicy
+from optimum_ffp.families import find_units, get_family
+from optimum_ffp.nested import NestedModel
+from tests.conftest import make_picomodel, make_tokenizer
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FAMILIES = ("llama", "mistral", "opt", "qwen2", "qwen3")
+
+
+def prune_picomodel(name: str, folder: Path) -> Path:
+    """A checkpoint with different heads and channels in every layer, and a tokenizer."""
+    model = make_picomodel(name)
+    family = get_family(model.config.model_type)
+    units = find_units(model, family)
+    kept = tuple(max(1, unit.unit.items * (5 + index % 3) // 8) for index, unit in enumerate(units))
+    nested = NestedModel(model, units, [torch.arange(unit.unit.items) for unit in units], family)
+    nested.materialise(PruningPolicy(nested.units, kept)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return FFPModelForCausalLM.from_pretrained(folder).eval()
+
+
+def run_example(*arguments: str | Path) -> str:
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder = prune_picomodel(name, tmp_path / "pruned")
+    # peft finds the family's default targets by the model type, which pruning keeps.
+    model = peft.get_peft_model(load(folder), peft.LoraConfig(task_type="CAUSAL_LM", r=4))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(parameters) == 2 * 2 * 3
+    optimizer = torch.optim.AdamW(parameters, lr=0.03)
+    losses = []
+    for _ in range(8):
+        loss = model(windows, labels=windows).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.95 * losses[0]
+
+    model.save_pretrained(tmp_path / "adapter")
+    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".md", ".safetensors"}
+    with torch.no_grad():
+        expected = model.eval()(windows).logits
+        again = peft.PeftModel.from_pretrained(load(folder), tmp_path / "adapter")
+        assert torch.equal(again(windows).logits, expected)
+        remote = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+        assert torch.equal(remote(windows).logits, expected)
+
+        merged = again.merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        remote = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+        for candidate in (merged, load(tmp_path / "merged"), remote.eval()):
+            assert torch.allclose(candidate(windows).logits, expected, atol=1e-3)
+
+
+def test_recovery_example_lowers_perplexity(data_folder, windows, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("trl")
+    folder, output = prune_picomodel("llama", tmp_path / "pruned"), tmp_path / "recovered"
+    sizes = ["--steps", "3", "--seq-len", "24", "--eval-seq-len", "24", "--eval-samples", "6", "--rank", "8"]
+    options = [*sizes, "--learning-rate", "0.01", "--output", output]
+    printed = run_example(EXAMPLES / "recover_with_lora.py", folder, data_folder, *options)
+    before, after = map(float, re.findall(r"perplexity ([\d.]+)", printed))
+    assert after < before
+    assert not torch.equal(load(output / "merged")(windows).logits, load(folder)(windows).logits)
+    assert {path.suffix for path in output.rglob("*") if path.is_file()} <= {".json", ".md", ".py", ".safetensors"}
+
+
+def relative_error(model: PreTrainedModel, exact: PreTrainedModel, windows: torch.Tensor) -> float:
+    with torch.no_grad():
+        difference = model(windows).logits - exact(windows).logits
+        return float(difference.norm() / exact(windows).logits.norm())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
+    make_picomodel(name).save_pretrained(tmp_path / "dense")
+    folder = prune_picomodel(name, tmp_path / "pruned")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", **options)
+    pruned = FFPModelForCausalLM.from_pretrained(folder, **options)
+    of_dense = relative_error(dense, AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), windows)
+    of_pruned = relative_error(pruned, load(folder), windows)
+    assert 0 < of_pruned < 2 * of_dense
+
+    pruned.save_pretrained(tmp_path / "int8")
+    assert not list((tmp_path / "int8").glob("*.bin"))
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "int8", trust_remote_code=True)
+    for again in (load(tmp_path / "int8"), remote):
+        assert torch.equal(again(windows).logits, pruned(windows).logits)
+
+
+def test_quantization_example(data_folder, tmp_path):
+    pytest.importorskip("torchao")
+    folder = prune_picomodel("llama", tmp_path / "pruned")
+    sizes = ["--seq-len", "24", "--eval-samples", "6", "--output", tmp_path / "int8"]
+    printed = run_example(EXAMPLES / "quantize.py", folder, data_folder, *sizes)
+    before, after = map(float, re.findall(r"perplexity ([\d.]+)", printed))
+    assert after == pytest.approx(before, rel=0.05)

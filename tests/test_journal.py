@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+
+from optimum_ffp.errors import FFPError
+from optimum_ffp.journal import Journal, fingerprint
+from tests.conftest import make_picomodel
+
+
+def refuse() -> None:
+    raise AssertionError("this was computed before")
+
+
+def test_what_was_computed_once_is_not_computed_again(tmp_path):
+    journal = Journal.open(tmp_path / "work", {"seed": 0}, resume=False)
+    losses = [0.1 + 0.2, float("nan"), float("inf"), 1e-300]
+    matrix = torch.randn(3, 3)
+    assert journal.value("losses", lambda: losses) is not losses
+    journal.tensors("matrix", lambda: {"gram": matrix.T})
+
+    again = Journal.open(tmp_path / "work", {"seed": 0}, resume=True)
+    found = again.value("losses", refuse)
+    assert json.dumps(found) == json.dumps(losses)
+    assert torch.equal(again.tensors("matrix", refuse)["gram"], matrix.T)
+    again.remove()
+    assert not (tmp_path / "work").exists()
+
+
+def test_parts_do_not_share_entries(tmp_path):
+    journal = Journal(tmp_path)
+    assert [journal.part({"sparsity": s}).value("policy", lambda s=s: s) for s in (0.2, 0.3, 0.2)] == [0.2, 0.3, 0.2]
+    assert journal.part(1).part(2).value("x", lambda: "inner") == "inner"
+    assert journal.part(1).value("x", lambda: "outer") == "outer"
+
+
+def test_without_a_folder_nothing_is_kept():
+    assert [Journal().value("x", lambda n=n: n) for n in (1, 2)] == [1, 2]
+
+
+def test_a_failed_entry_leaves_nothing_behind(tmp_path):
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Journal(tmp_path).value("x", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_written_entries_are_thrown_away(tmp_path):
+    Journal.open(tmp_path, {}, resume=False)
+    (tmp_path / "x.json.partial").write_text('{"half')
+    assert Journal.open(tmp_path, {}, resume=True).value("x", lambda: 1) == 1
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_another_state_is_refused_with_the_difference_named(tmp_path):
+    identity = {"model": "a", "config": {"sparsity": [0.2], "seed": 0}, "versions": {"torch": "2.13"}}
+    Journal.open(tmp_path / "w", identity, resume=False).value("x", lambda: 1)
+    with pytest.raises(FFPError, match="was interrupted; go on with --resume"):
+        Journal.open(tmp_path / "w", identity, resume=False)
+    other = identity | {"config": {"sparsity": [0.3], "seed": 0}, "versions": {"torch": "2.14"}}
+    with pytest.raises(
+        FFPError, match=r"config.sparsity was \[0.2\] and is \[0.3\]; versions.torch was '2.13' and is"
+    ):
+        Journal.open(tmp_path / "w", other, resume=True)
+
+
+def test_damaged_entries_are_named(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FFPError, match=r"x.safetensors is damaged: .*; delete it and resume"):
+        Journal(tmp_path).tensors("x", refuse)
+
+
+def test_a_fingerprint_tells_models_apart():
+    first, again, seed = make_picomodel(), make_picomodel(), make_picomodel(seed=1)
+    assert fingerprint(first) == fingerprint(again) != fingerprint(seed)
+    again.config.rms_norm_eps = 1e-3
+    assert fingerprint(first) != fingerprint(again)
