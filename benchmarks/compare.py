@@ -1,7 +1,7 @@
 """Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 96] [--paper-steps 64] [--eval-samples 10]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 64] [--paper-steps 64] [--eval-samples 10]
         [--sequential prior ffp] [--seq-len 2048] [--save FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
@@ -71,14 +71,15 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
 
 
 def describe(result: PruningResult) -> dict:
-    """The record of one prune."""
+    """The record of one prune. Paths of data are cut to their names: records are kept and compared elsewhere."""
+    name = Path(result.test.dataset).name
     return {
         "seed": result.config.seed,
         "sparsity": result.policy.sparsity,
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
-        "test": result.test.describe(),
-        "search": result.search,
+        "test": result.test.describe() | {"dataset": name},
+        "search": result.search | {"perplexity": result.search["perplexity"] | {"dataset": name}},
         "sizes": result.policy.sizes,
         "seconds": result.cost.seconds,
         "peak_gib": {name: value / 2**30 for name, value in result.cost.peak_bytes.items()},
@@ -105,7 +106,7 @@ def table(records: list[dict]) -> str:
         )
     test, dense = records[0]["test"], records[0]["perplexities"]["dense"]
     lines.append(
-        f"\nDense: {dense:.2f}. {Path(test['dataset']).name}, {test['split']}, first {test['windows']} windows of "
+        f"\nDense: {dense:.2f}. {test['dataset']}, {test['split']}, first {test['windows']} windows of "
         f"{test['window_length']} tokens."
     )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from .config import FFPConfig
@@ -13,8 +12,14 @@ from .fisher import POSITIONS
 
 
 # Python with all libraries loaded and their threads started.
-PROCESS_BYTES = 750 * 2**20
-FLOAT32 = 4
+PROCESS_BYTES = 640 * 2**20
+# glibc takes larger blocks from the system one by one and gives them back as soon as they are free.
+RETURNED_BYTES = 32 * 2**20
+# What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while items are eliminated
+# one after another, while the matrix is factored, and while a unit is fitted, there beside its output weights.
+ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 48, 80
+
+Parts = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -24,33 +29,58 @@ class StageMemory:
     Attributes:
         name: Of the stage, as in `PruningResult.cost`.
         device: Bytes on the model's device, by what they are.
-        host: Bytes in host memory whatever the device. On the CPU both share it.
+        host: Bytes in host memory wherever the model is. If it is there too, a process holds both.
     """
 
     name: str
-    device: dict[str, int]
-    host: dict[str, int]
+    device: Parts
+    host: Parts
 
-    def largest(self, count: int = 3) -> list[tuple[str, int]]:
-        """The parts that take the most, with their bytes."""
+    def largest(self, count: int = 3) -> str:
+        """The parts that take the most, in GiB."""
         parts = sorted((self.device | self.host).items(), key=lambda part: -part[1])
-        return [(name, size) for name, size in parts[:count] if size]
+        return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:count] if size)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where things are, and what in.
+
+    Attributes:
+        compute_size: Bytes of a number that the model computes with, which under autocast are fewer than its own.
+        accelerator: Whether the model is elsewhere than in host memory.
+        matrices_beside: Whether Gram matrices and factors live beside the model.
+        mapped: Whether the weights are, to begin with, pages of the checkpoint's file.
+        journal: Whether what is finished is kept on disk, for a resumption.
+        several: Whether there is more than one sparsity, so that a pruned model stays until the next is done.
+    """
+
+    compute_size: int
+    accelerator: bool = False
+    matrices_beside: bool = True
+    mapped: bool = False
+    journal: bool = False
+    several: bool = False
 
 
 class MemoryModel:
     """Follows a prune from stage to stage and adds up what lives in each.
 
-    Windows go one batch at a time, so peaks don't grow with their number, except where sequential calibration keeps
-    the hidden states of all of them, and where the model writes its own text.
+    Windows go one batch at a time, so that peaks don't grow with their number, with two exceptions: sequential
+    calibration keeps the hidden states of all its windows, and a model that writes its own text writes all windows at
+    once. The text of a dataset is not counted: how long it is shows when it is read.
 
     Args:
-        model: The dense model; the meta device will do.
+        model: The dense model; on the meta device it costs nothing.
         units: Its units.
         family: The record of its family.
-        config: All knobs; of its sparsity the pruned model's size follows.
-        compute: Type under autocast, `None` for the model's own.
-        matrices_on_device: Whether Gram matrices and factors live beside the model.
-        several: Whether one pruned model stays until the next is done.
+        config: All knobs; the size of the pruned model follows from its sparsity.
+        placement: Where things are.
+
+    Attributes:
+        weights, pruned: Bytes of the dense and of the pruned model.
+        grams, fishers: Bytes of all Gram and of all Fisher matrices.
+        outputs: Bytes of the pruned model's output projections.
     """
 
     def __init__(
@@ -59,34 +89,128 @@ class MemoryModel:
         units: Sequence[ModelUnit],
         family: Family,
         config: FFPConfig,
-        compute: torch.dtype | None = None,
-        matrices_on_device: bool = True,
-        several: bool = False,
+        placement: Placement,
     ):
-        self.config, self.matrices_on_device, self.several = config, matrices_on_device, several
-        shape, size = model.config, model.dtype.itemsize
-        self.size, self.compute = size, (compute or model.dtype).itemsize
-        self.heads, kv_heads, head_dim = family.heads(shape)
+        self.config, self.placement, self.size = config, placement, model.dtype.itemsize
+        shape, kept, outputs = model.config, 1 - config.sparsity, [unit.output.module for unit in units]
+        heads, kv_heads, head_dim = family.heads(shape)
         self.hidden, self.vocabulary, self.layers = shape.hidden_size, shape.vocab_size, len(units) // 2
-        self.eager = getattr(shape, "_attn_implementation", None) == "eager"
-        outputs = [unit.output.module for unit in units]
         self.features = [module.in_features for module in outputs]
+        eager = getattr(shape, "_attn_implementation", None) == "eager"
+        self.attention = 8 * heads * config.seq_len if eager else 0
+        self.cache = 2 * self.layers * kv_heads * head_dim * self.size
+
+        blocks = sum(unit.unit.parameters for unit in units) * self.size
         self.weights = model.get_memory_footprint()
-        self.grams = sum(FLOAT32 * count**2 for count in self.features)
-        self.fishers = sum(FLOAT32 * module.out_features**2 for module in outputs) if self._needs_fishers else 0
-        kept = 1 - config.sparsity
-        self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * size
-        blocks = sum(unit.unit.parameters for unit in units)
-        self.pruned = self.weights - int(config.sparsity * blocks) * size
-        self.cache_per_token = 2 * self.layers * kv_heads * head_dim * size
-        self.tied = shape.tie_word_embeddings
-        self.tokens = config.batch_size * config.seq_len
+        self.sorted_weights = blocks if placement.mapped else 0
+        self.pruned = self.weights - int(config.sparsity * blocks)
+        self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
+        self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
+        self.grams = sum(4 * count**2 for count in self.features)
+        needs_fishers = config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA)
+        self.fishers = sum(4 * module.out_features**2 for module in outputs) if needs_fishers else 0
+        needs_factors = config.calibration != "none" or config.reward != "searched" or config.mapping == "curves"
+        self.factors = self.grams if needs_factors else 0
 
-    @property
-    def _needs_fishers(self) -> bool:
-        return self.config.grad and (self.config.mapping == "curves" or self.config.criterion in FISHER_CRITERIA)
+    def stages(self) -> Iterator[StageMemory]:
+        """Every stage of the prune, in the order in which they come."""
+        config, place, entries = self.config, self.placement, max(self.features) ** 2
+        weights = {"weights": self.weights}
+        yield self._stage("data", self._writing() | ({} if place.mapped and config.dataset != "self" else weights))
 
-    @property
-    def _needs_factors(self) -> bool:
+        yield self._stage("statistics", weights | self._forward(self.size), self.grams)
+        holes = {} if place.accelerator else self._holes()
+        if self.fishers:
+            yield self._stage("fisher", weights | self._backward(), self.grams, holes)
+        workspace = {"workspace": ELIMINATION_BYTES * entries * (CRITERIA[config.criterion] is obs)}
+        yield self._stage("importance", weights | workspace, self.grams, holes if self.fishers else {})
+
+        weights |= {"sorted weights": self.sorted_weights}
+        if self.factors:
+            yield self._stage("factorisation", weights | {"workspace": FACTORISATION_BYTES * entries}, self.factors)
+            if not config.grad:
+                logits = {"log-probabilities": 5 * 4 * config.seq_len * self.vocabulary}
+                yield self._stage("slopes", weights | logits | self._forward(place.compute_size), self.factors)
+
+        self.fishers = 0
+        weights |= {"pruned model before": self.pruned * place.several}
+        candidate = {"compensated": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
+        candidate |= self._forward(place.compute_size) | self._logits(place.compute_size)
+        yield self._stage("search", weights | candidate, self.factors)
+
+        pruned = {"compensated": self.outputs * (config.calibration != "none"), "pruned model": self.pruned}
+        fitting = self._fitting() if config.calibration == "sequential" else {}
+        most = max(fitting, pruned, key=lambda parts: sum(parts.values()))
+        yield self._stage("calibration", weights | most, self.factors)
+        yield self._stage(
+            "evaluation", weights | pruned | self._forward(self.size) | self._logits(self.size), self.factors
+        )
+        yield self._stage("save", weights | {"pruned model": self.pruned}, self.factors)
+
+    def _stage(self, name: str, beside: Parts, matrices: int = 0, host: Parts | None = None) -> StageMemory:
+        place = self.placement
+        label = "Gram matrices" if name in ("statistics", "fisher", "importance") else "factors"
+        host = {"process": PROCESS_BYTES, "Fisher matrices": self.fishers * (name not in ("data", "statistics"))} | (
+            host or {}
+        )
+        if place.matrices_beside:
+            beside = beside | {label: matrices}
+            if place.accelerator and place.journal and name == "statistics":
+                host["Gram matrices on their way to disk"] = matrices
+        else:
+            host[label] = matrices
+            beside = beside | {"one unit's matrix": 4 * max(self.features) ** 2 * bool(matrices)}
+        return StageMemory(name, beside, host)
+
+    def _forward(self, size: int, batch: int | None = None) -> Parts:
+        """Activations of one layer at its widest, and what hooks make of them in float32."""
+        tokens = self.config.seq_len * (batch or self.config.batch_size)
+        widest = max(self.features)
+        return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
+
+    def _logits(self, size: int) -> Parts:
+        # Those of the last batch are still there when those of the next are made.
+        tokens = self.config.seq_len * self.config.batch_size
+        chunk = 4 * self.config.batch_size * POSITIONS * self.vocabulary
+        return {"logits": 2 * tokens * self.vocabulary * size + chunk * (1 if size == 4 else 2)}
+
+    def _backward(self) -> Parts:
+        """One window: layers' inputs, one layer run again, logits, their gradient, and its padded copy."""
+        size, tokens = self.placement.compute_size, self.config.seq_len
+        head = self.vocabulary * self.hidden * size * (size < self.size)
+        logits = {"logits and gradients": 3 * tokens * self.vocabulary * size + head}
+        activations = 2 * self._forward(size, 1)["activations"]
+        return logits | {"activations": activations, "layer inputs": self._layer_inputs()}
+
+    def _layer_inputs(self) -> int:
+        return self.layers * self.config.seq_len * self.hidden * self.size
+
+    def _holes(self) -> Parts:
+        # Every layer's input is kept among blocks that are freed, so that the heap ends with holes between them.
+        small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES
+        return {"heap with holes": 3 * self._layer_inputs() * small}
+
+    def _fitting(self) -> Parts:
+        config, widest = self.config, max(self.features)
+        tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
+        layer = sum(self.features) // self.layers
+        return {
+            # What ridge regression starts from, and the fits.
+            "compensated": 2 * self.outputs + self.fused,
+            "hidden states": tokens * (2 * self.hidden * self.size + layer * self.placement.compute_size),
+            "workspace": FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden,
+            **self._forward(self.placement.compute_size, 1),
+        }
+
+    def _writing(self) -> Parts:
+        if self.config.dataset != "self":
+            return {}
         config = self.config
-        return config.calibration != "none" or config.reward != "searched" or config.mapping == "curves"
+        windows = config.num_samples + config.search_samples + (config.eval_samples or config.search_samples)
+        return {"KV cache": windows * (config.seq_len * self.cache + self.vocabulary * (self.size + 8))}
+
+
+def _fused_parameters(unit: ModelUnit) -> int:
+    """Parameters of projections that are fused: their prefixes lie apart, so that a policy copies them."""
+    modules = [part.module for part in unit.slices]
+    return sum(module.weight.numel() for module in set(modules) if modules.count(module) > 1)

@@ -164,8 +164,12 @@ def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]], w
 
 def _compress(axes, perplexities: Sequence[float]) -> None:
     """A logarithmic axis where a few bad policies would press all others to its floor."""
+    from matplotlib.ticker import LogFormatter
+
     if perplexities and max(perplexities) > 10 * min(perplexities):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
@@ -181,4 +185,4 @@ def _number_layers(axes) -> None:
 def _only_whole_numbers(axis, most: int = 16) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))

@@ -123,7 +123,7 @@ def _layers(result: PruningResult) -> list[dict[str, Any]]:
     fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
     layers: dict[int, dict[str, Any]] = {}
     for unit, size in zip(result.policy.units, result.policy.sizes):
-        cell = {"kept": size, "items": unit.items, "fit": fits.get((unit.layer, unit.kind))}
+        cell = {"kept": size, "dense": unit.items, "fit": fits.get((unit.layer, unit.kind))}
         layers.setdefault(unit.layer, {"layer": unit.layer})[unit.kind] = cell
     return list(layers.values())
 

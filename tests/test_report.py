@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from optimum_ffp.card import command_line
 from optimum_ffp.checkpoint import save_checkpoint
 from optimum_ffp.pareto import ParetoFront
 from optimum_ffp.plots import write_plots
@@ -81,9 +82,9 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     assert f"{100 * swept.policy.sparsity:.2f} %" in text and f"{swept.parameters:,}" in text
     for stage in swept.cost.seconds:
         assert stage in text
-    assert "optimum-cli ffp prune --model pico-llama --sparsity 0.4" in text
-    for layer in (row for row in swept.calibration["units"] if row["unit"] == "ffn"):
-        assert f"{100 * layer['error']:.2f} {layer['ridge_lambda']:g}" in text
+    assert command_line(swept) in text
+    for unit, size, fit in zip(swept.policy.units, swept.policy.sizes, swept.calibration["units"]):
+        assert f"{size} of {unit.items} {100 * fit['error']:.2f} {fit['ridge_lambda']:g}" in text
 
 
 def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):

@@ -1,10 +1,11 @@
 """`optimum-cli ffp evaluate`."""
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
@@ -13,11 +14,14 @@ from .ending import one_line_endings
 
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..data import DataRequest, Windows
-    from ..evaluation import Speed
+    from ..evaluation import Speed, TaskSuite
+    from ..loading import LoadOptions
 
+logger = logging.getLogger(__name__)
 # The least that makes sense of every number.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
 SETTINGS = (*LEAST, "dataset", "split", "tasks", "tasks_path", "limit", "num_fewshot", "device", "dtype")
@@ -76,7 +80,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(tasks, "num-fewshot", type=int, help="Solved examples before a question. Default: what the task says.")
 
     speed = parser.add_argument_group("Speed")
-    add_option(speed, "no-speed", action="store_true", help="Leave it out; a model is then held at a time, not both.")
+    add_option(speed, "no-speed", action="store_true", help="Leave it out; one model is then held at a time.")
     add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens of prompt (512).")
     add_option(speed, "new-tokens", type=int, default=32, help="Tokens to decode (32).")
     add_option(speed, "repeats", type=int, default=5, help="Measurements of each model, in turn (5).")
@@ -123,8 +127,7 @@ def evaluate(args: Namespace) -> None:
     """Measures the model, and the baseline beside it, and prints a table."""
     check_arguments(args)
 
-    from ..batches import with_halving_batches
-    from ..evaluation import TaskSuite, compare_records, comparison_table, size_record
+    from ..evaluation import TaskSuite, compare_records, comparison_table
     from ..loading import LoadOptions, load_any
 
     suite = None
@@ -133,26 +136,58 @@ def evaluate(args: Namespace) -> None:
         suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
     splits = {} if args.no_perplexity else read_text(args)
     sources = {"model": (args.model, args.revision), "baseline": (args.baseline, args.baseline_revision)}
-    records, tokens, held = {}, {}, {}
-    for role, (model_id, revision) in sources.items():
-        if model_id is None:
-            continue
+    sources = {role: source for role, source in sources.items() if source[0] is not None}
+
+    def load(role: str) -> Loaded:
+        model_id, revision = sources[role]
         options = LoadOptions(args.device, args.dtype, revision=revision, token=args.token, cache_dir=args.cache_dir)
-        model, tokenizer = load_any(model_id, options, gguf=True)
-        records[role] = size_record(model, model_id, **options.hub())
-        if splits:
-            windows = cut_windows(args, splits, tokenizer, model)
-            tokens[role] = windows.tokens
-            records[role]["perplexity"] = measure_perplexity(args, windows, model, role)
-        if suite:
-            score = partial(suite.score, model, tokenizer, args.limit)
-            records[role]["tasks"] = with_halving_batches(score, args.batch_size)
-        if not args.no_speed:
-            held[role] = model
-    compare_records(records, tokens, time_models(args, held))
+        return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
+
+    # To be measured in turn they must all be held, and then what is wrong with one shows before another is scored.
+    held = {} if args.no_speed else {role: load(role) for role in sources}
+    records, tokens = {}, {}
+    for role in sources:
+        loaded = held.get(role) or load(role)
+        records[role], tokens[role] = measure(args, loaded, splits, suite)
+        del loaded
+    speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
+    compare_records(records, tokens, speeds)
     if args.json:
         write_json(args, records)
     print(comparison_table(records))
+
+
+class Loaded(NamedTuple):
+    """A model, and where it is from."""
+
+    role: str
+    model_id: str
+    options: "LoadOptions"
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def measure(
+    args: Namespace, loaded: Loaded, splits: dict[str, str], suite: "TaskSuite | None"
+) -> tuple[dict[str, Any], "torch.Tensor | None"]:
+    """The record of one model, without its speed, and the windows that it was scored on."""
+    from ..batches import with_halving_batches
+    from ..evaluation import perplexity_record, size_record
+    from ..progress import progress_bar
+
+    model, windows = loaded.model, cut_windows(args, splits, loaded) if splits else None
+    record = size_record(model, loaded.model_id, **loaded.options.hub())
+
+    def perplexity(batch_size: int) -> dict[str, Any]:
+        with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
+            return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
+
+    if windows:
+        record["perplexity"] = with_halving_batches(perplexity, args.batch_size)
+    if suite:
+        score = partial(suite.score, model, loaded.tokenizer, args.limit)
+        record["tasks"] = with_halving_batches(score, args.batch_size)
+    return record, windows and windows.tokens
 
 
 def read_text(args: Namespace) -> dict[str, str]:
@@ -171,34 +206,21 @@ def read_text(args: Namespace) -> dict[str, str]:
     return splits
 
 
-def cut_windows(
-    args: Namespace, splits: dict[str, str], tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel"
-) -> "Windows":
+def cut_windows(args: Namespace, splits: dict[str, str], loaded: Loaded) -> "Windows":
     """The first windows of the split that was asked for."""
     from ..data import Windows, _cut, _tokenize, load_windows
     from ..errors import FFPError
 
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(loaded.model.config, "max_position_embeddings", None)
     if limit and args.seq_len > limit:
-        raise FFPError(f"--seq-len {args.seq_len} is more than the {limit} positions that the model knows; lower it")
+        raise FFPError(
+            f"--seq-len {args.seq_len} is more than the {limit} positions that {loaded.model_id} knows; lower it"
+        )
     if len(splits) == 1 and args.split == "test":
-        return load_windows(args.dataset, None, tokenizer, model, data_request(args)).test
+        return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = _cut(_tokenize(splits[split], tokenizer), args.seq_len, f"{args.dataset} ({split})")
+    tokens = _cut(_tokenize(splits[split], loaded.tokenizer), args.seq_len, f"{args.dataset} ({split})")
     return Windows(tokens[: args.eval_samples], args.dataset, split)
-
-
-def measure_perplexity(args: Namespace, windows: "Windows", model: "PreTrainedModel", role: str) -> dict[str, Any]:
-    """Perplexity on the windows, with smaller batches where memory runs out."""
-    from ..batches import with_halving_batches
-    from ..evaluation import perplexity_record
-    from ..progress import progress_bar
-
-    def measure(batch_size: int) -> dict[str, Any]:
-        with progress_bar(len(windows), f"Perplexity, {role}", "window") as bar:
-            return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
-
-    return with_halving_batches(measure, args.batch_size)
 
 
 def data_request(args: Namespace) -> "DataRequest":
@@ -209,24 +231,21 @@ def data_request(args: Namespace) -> "DataRequest":
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:
-    """Speed of the models in turn; of none if there are none."""
+    """Speed of the models in turn, or nothing if there are none or memory doesn't suffice."""
     from torch import OutOfMemoryError
 
-    from ..errors import FFPError
     from ..evaluation import measure_speed
     from ..progress import progress_bar
 
     if not models:
         return {}
-    sizes = (args.prompt_tokens, args.new_tokens, args.batch_size, args.repeats)
+    counts = (args.prompt_tokens, args.new_tokens, args.batch_size, args.repeats)
     with progress_bar((args.repeats + 1) * len(models), "Speed", "measurement") as bar:
         try:
-            return measure_speed(models, *sizes, on_measured=bar.update)
-        # Smaller batches would have another speed.
+            return measure_speed(models, *counts, on_measured=bar.update)
         except OutOfMemoryError:
-            raise FFPError(
-                "memory doesn't suffice to measure the speed; lower --batch-size, or give --no-speed"
-            ) from None
+            logger.warning("out of memory: speed is left out; lower --batch-size or --prompt-tokens to measure it")
+            return {}
 
 
 def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:

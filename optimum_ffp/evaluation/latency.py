@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from ..errors import FFPError
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -46,23 +44,16 @@ def measure_speed(
 
     Args:
         models: Causal LMs by name.
-        prompt_tokens: Tokens of prompt, fewer where a model knows fewer positions.
-        new_tokens: Tokens to decode after the first.
+        prompt_tokens: Tokens of prompt.
+        new_tokens: Tokens to decode after the first; both are fewer where a model knows fewer positions.
         batch_size: Prompts at once.
         repeats: Rounds that are counted.
         on_measured: Called with 1 after every measurement, `(repeats + 1) · models` times.
-
-    Raises:
-        FFPError: If the new tokens alone are more than a model knows positions for.
     """
     limits = [getattr(model.config, "max_position_embeddings", None) for model in models.values()]
-    room = min((limit for limit in limits if limit), default=prompt_tokens + new_tokens + 1) - new_tokens - 1
-    if room < 1:
-        raise FFPError(
-            f"{new_tokens} new tokens and a prompt are more than the {room + new_tokens + 1} positions that the model "
-            "knows; lower new_tokens"
-        )
-    prompt_tokens = min(prompt_tokens, room)
+    limit = min((limit for limit in limits if limit), default=prompt_tokens + new_tokens + 1)
+    new_tokens = min(new_tokens, limit - 2)
+    prompt_tokens = min(prompt_tokens, limit - 1 - new_tokens)
     vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)

@@ -63,13 +63,13 @@ def perplexity_record(
 
 
 def compare_records(
-    records: dict[str, dict[str, Any]], tokens: Mapping[str, torch.Tensor], speeds: Mapping[str, Speed]
+    records: dict[str, dict[str, Any]], tokens: Mapping[str, torch.Tensor | None], speeds: Mapping[str, Speed]
 ) -> None:
     """Adds to the records what the model and its baseline say of each other.
 
     Args:
         records: Of `model`, and of `baseline` if there is one.
-        tokens: The windows that each was scored on, shape `[windows, window length]`; none if none was.
+        tokens: The windows that each was scored on, shape `[windows, window length]`, if any.
         speeds: What each was measured at; none if none was.
     """
     for role, speed in speeds.items():
@@ -81,7 +81,7 @@ def compare_records(
         model["sparsity"] = 1 - model["projection_parameters"] / baseline["projection_parameters"]
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
         model["sparsity_source"] = "the baseline"
-    if tokens and not torch.equal(tokens["model"], tokens["baseline"]):
+    if "perplexity" in model and not torch.equal(tokens["model"], tokens["baseline"]):
         model["perplexity"]["comparable"] = baseline["perplexity"]["comparable"] = False
     if speeds:
         model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}

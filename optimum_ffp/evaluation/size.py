@@ -28,7 +28,9 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return None
-    names = {family.query, family.key, family.value, family.attention_output, *family.ffn_inputs, family.ffn_output}
+    names = {family.query, family.attention_output, *family.ffn_inputs, family.ffn_output}
+    if not family.fused_by_head:
+        names |= {family.key, family.value}
     projections = (
         layer.get_submodule(name) for layer in model.base_model.get_submodule(family.layers) for name in names
     )

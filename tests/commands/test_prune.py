@@ -102,7 +102,7 @@ def corrupt(path, text="{"):
         ("missing folder", "there is no folder"),
         ("folder without config", "is a folder without config.json"),
         ("no such hub id", "can't be loaded as a causal LM"),
-        ("truncated weights", "can't be loaded as a causal LM"),
+        ("truncated weights", "is no valid safetensors file"),
         ("missing gguf", "there is no file"),
         ("empty data", "holds no text"),
         ("missing data", "there is no file or folder"),
@@ -126,6 +126,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_picomodel, data_
     match case:
         case "unsupported family":
             BertConfig().save_pretrained(model)
+            (model / "model.safetensors").unlink()
         case "missing folder":
             model = tmp_path / "nowhere"
         case "folder without config":

@@ -1,0 +1,269 @@
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from optimum.commands.optimum_cli import main
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.data import DataRequest, load_windows
+from optimum_ffp.export import export_gguf
+from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.evaluation.conftest import make_task
+from tests.evaluation.test_size import prune
+from tests.export.conftest import SAMPLE, make_byte_level_tokenizer
+
+
+FAST = ["--device", "cpu", "--seq-len", 24, "--new-tokens", 4, "--repeats", 1]
+needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra `eval`")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `optimum-cli ffp evaluate` and returns its exit code, output and error output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "ffp", "evaluate", *map(str, [*FAST, *arguments])])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def figures(run, tmp_path):
+    """The JSON report of a run that succeeds."""
+
+    def call(*arguments):
+        code, output, errors = run(*arguments, "--json", tmp_path / "figures.json")
+        assert code == 0, errors
+        return json.loads((tmp_path / "figures.json").read_text()), output
+
+    return call
+
+
+def perplexity_by_hand(model, text, length, count=None):
+    tokens = torch.tensor([int(word[1:]) for word in text.split()])
+    rows = tokens[: len(tokens) // length * length].view(-1, length)[:count]
+    losses = [model(row[None], labels=row[None]).loss.double() for row in rows]
+    return float(torch.stack(losses).mean().exp()), len(rows)
+
+
+def test_a_dense_model_alone(figures, save_picomodel, data_folder):
+    report, output = figures("-m", save_picomodel(), "--dataset", data_folder, "--batch-size", 4)
+    expected, count = perplexity_by_hand(make_picomodel(), (data_folder / "test.txt").read_text(), 24)
+    measured = report["model"]["perplexity"]
+    assert measured["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert (measured["windows"], measured["window_length"], measured["split"]) == (count, 24, "test")
+    assert report["model"]["speed"]["new_tokens"] == 4 and "baseline" not in report
+    assert f"{data_folder}, test, {count} windows of 24 tokens" in output and "ratio" not in output
+    assert report["settings"]["batch_size"] == 4 and "torch" in report["versions"]
+
+
+@pytest.mark.parametrize("arguments", [["--eval-samples", 5], ["--split", "validation"]])
+def test_other_windows(figures, save_picomodel, data_folder, arguments):
+    report, _ = figures("-m", save_picomodel(), "--dataset", data_folder, "--no-speed", *arguments)
+    split = "validation" if "--split" in arguments else "test"
+    text = (data_folder / f"{split}.txt").read_text()
+    expected, count = perplexity_by_hand(make_picomodel(), text, 24, 5 if split == "test" else None)
+    assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert report["model"]["perplexity"]["windows"] == count and "speed" not in report["model"]
+
+
+def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_picomodel, tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text(make_text(1500))
+    model = save_picomodel()
+    report, _ = figures("-m", model, "--dataset", path, "--no-speed")
+    expected, count = perplexity_by_hand(make_picomodel(), path.read_text(), 24)
+    assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert report["model"]["perplexity"]["windows"] == count == 62
+
+    request = DataRequest(length=24, calibration=1, search=1, test=None, seed=0)
+    test = load_windows(str(path), None, make_tokenizer(), make_picomodel(), request).test
+    report, _ = figures("-m", model, "--dataset", path, "--no-speed", "--split", "test")
+    losses = [make_picomodel()(row[None], labels=row[None]).loss.double() for row in test.tokens]
+    expected = float(torch.stack(losses).mean().exp())
+    assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert report["model"]["perplexity"]["split"] == "test part of my.txt"
+
+
+def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_picomodel, data_folder, tmp_path):
+    dense = save_picomodel()
+    sizes = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "method": "uniform"}
+    pruner = FFPPruner.from_pretrained(dense, FFPConfig(sparsity=0.3, dataset=str(data_folder), **sizes), device="cpu")
+    result = pruner.prune()
+    pruner.save_pretrained(tmp_path / "pruned")
+    common = ["-m", tmp_path / "pruned", "--dataset", data_folder, "--eval-samples", 3]
+
+    alone, output = figures(*common, "--no-speed")
+    assert alone["model"]["perplexity"]["perplexity"] == pytest.approx(result.perplexities["calibrated"], rel=1e-5)
+    assert alone["model"]["sparsity"] == result.policy.sparsity and "according to ffp_config.json" in output
+
+    report, output = figures(*common, "--baseline", dense)
+    assert report["baseline"]["perplexity"]["perplexity"] == pytest.approx(result.perplexities["dense"], rel=1e-5)
+    model, baseline = report["model"], report["baseline"]
+    assert model["sparsity"] == pytest.approx(result.policy.sparsity, rel=1e-9)
+    assert model["model_sparsity"] == pytest.approx(result.model_sparsity, rel=1e-9)
+    assert model["weight_bytes"] < baseline["weight_bytes"] and model["kv_cache_bytes"] < baseline["kv_cache_bytes"]
+    ratio = model["speed"]["decode"] / baseline["speed"]["decode"]
+    assert math.isclose(model["speed_ratio"]["decode"], ratio) and "ratio" in output
+
+
+def byte_level_folder(path, model):
+    model.save_pretrained(path)
+    make_byte_level_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def sample(tmp_path):
+    (tmp_path / "sample.txt").write_text(SAMPLE * 8)
+    return tmp_path / "sample.txt"
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_a_gguf_file_is_the_model_that_it_was_made_from(name, figures, sample, tmp_path):
+    pytest.importorskip("gguf")
+    model = make_picomodel(name, vocab_size=320)
+    folder, file = byte_level_folder(tmp_path / "folder", model), tmp_path / "model.gguf"
+    export_gguf(model, make_byte_level_tokenizer(), file, "f32")
+    report, _ = figures("-m", file, "--baseline", folder, "--dataset", sample)
+    model, baseline = report["model"], report["baseline"]
+    assert model["perplexity"] == pytest.approx(baseline["perplexity"]) and model["perplexity"]["comparable"]
+    assert model["weight_bytes"] == file.stat().st_size
+    for name in ("parameters", "projection_parameters", "kv_cache_bytes"):
+        assert model[name] == baseline[name]
+
+
+LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}
+LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 1000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "pruned", "message"),
+    [
+        (
+            "llama",
+            {},
+            True,
+            "architecture deci, whose layers differ in size .* give the folder that it was exported from",
+        ),
+        ("qwen3", {"tie_word_embeddings": True}, True, "architecture openelm"),
+        ("llama-mha", {}, False, "doesn't read this GGUF file whole and would run another model"),
+        ("llama", LLAMA3, False, "doesn't read this GGUF file whole"),
+        ("llama", LINEAR, False, "a scaled rotary embedding"),
+    ],
+)
+def test_a_gguf_file_that_transformers_would_misread_is_refused(name, changes, pruned, message, run, sample, tmp_path):
+    pytest.importorskip("gguf")
+    model = make_picomodel(name, vocab_size=320, **changes)
+    export_gguf(prune(model)[0] if pruned else model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
+    refused(run("-m", tmp_path / "model.gguf", "--dataset", sample), message)
+
+
+@needs_lm_eval
+def test_tasks_beside_a_baseline(figures, save_picomodel, tmp_path):
+    make_task(tmp_path / "tasks")
+    common = ["--no-perplexity", "--no-speed", "--tasks-path", tmp_path / "tasks", "--limit", 6]
+    report, output = figures("-m", save_picomodel(), "--baseline", save_picomodel("opt"), *common)
+    for role in ("model", "baseline"):
+        (task,) = report[role]["tasks"]
+        assert task["task"] == "pico" and task["samples"] == 6 and set(task["metrics"]) == {"acc", "acc_norm"}
+        assert "perplexity" not in report[role]
+    assert "pico, acc" in output and "6 samples" in output and "±" in output
+
+
+def refused(ended, message):
+    code, output, errors = ended
+    assert code == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line), line
+    assert "Traceback" not in errors + output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seq-len", 1], "--seq-len must be at least 2, found 1"),
+        (["--eval-samples", 0], "--eval-samples must be at least 1, found 0"),
+        (["--repeats", -3], "--repeats must be at least 1, found -3"),
+        (["--limit", 0], "--limit is a number of samples"),
+        (["--num-fewshot", -1], "--num-fewshot must be at least 0"),
+        (["--dataset", "self"], "text that a model has written says little about it"),
+        (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
+        (["--split", "dev"], "has the splits train, validation, test, found --split dev"),
+        (["--seq-len", 65], "--seq-len 65 is more than the 64 positions"),
+        (["--json", "no/folder/file.json"], "can't be written: name a file in a folder that exists"),
+        (["-m", "./nowhere"], "there is no folder './nowhere'"),
+        (["-m", "nowhere.gguf"], "there is no file nowhere.gguf"),
+        (["-m", "nobody/nothing"], "nobody/nothing can't be loaded as a causal LM"),
+        (["--baseline", "./nowhere"], "there is no folder './nowhere'"),
+        (["--dtype", "float7"], "dtype 'float7' is not known"),
+        (["--device", "warp"], "device 'warp' can't be used here"),
+    ],
+)
+def test_wrong_input_is_one_line(run, save_picomodel, data_folder, arguments, message):
+    refused(run("-m", save_picomodel(), "--dataset", data_folder, *arguments), message)
+
+
+def test_a_split_of_one_text(run, save_picomodel, data_folder):
+    arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
+    refused(run("-m", save_picomodel(), *arguments), "is one text, found --split validation; leave it out")
+
+
+def test_a_broken_gguf_file(run, data_folder, tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    refused(run("-m", tmp_path / "model.gguf", "--dataset", data_folder), "is no GGUF file that can be read")
+
+
+def test_tasks_without_lm_eval(run, save_picomodel, data_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    ended = run("-m", save_picomodel(), "--dataset", data_folder, "--tasks", "boolq")
+    refused(ended, r"tasks need the lm-eval package; pip install optimum-ffp\[eval\]")
+
+
+def test_where_memory_runs_out_batches_are_halved_and_speed_is_left_out(
+    figures, save_picomodel, data_folder, monkeypatch
+):
+    forward = type(make_picomodel()).forward
+
+    def short_of_memory(self, input_ids=None, **arguments):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **arguments)
+
+    monkeypatch.setattr(type(make_picomodel()), "forward", short_of_memory)
+    report, _ = figures("-m", save_picomodel(), "--dataset", data_folder, "--batch-size", 4)
+    assert report["model"]["perplexity"]["perplexity"] > 1 and "speed" not in report["model"]
+
+
+def test_help_does_not_import_torch():
+    program = (
+        "import sys; from optimum.commands.optimum_cli import main\n"
+        "sys.argv = ['optimum-cli', 'ffp', 'evaluate', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert 'optimum_ffp' in sys.modules and 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--tasks-path" in done.stdout
