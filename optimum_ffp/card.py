@@ -156,20 +156,22 @@ def short_name(source: str) -> str:
 def command_line(result: PruningResult) -> str:
     """The command that repeats this prune, all settings that differ from the preset's included."""
     config = result.config
+    # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
+    values = config.to_dict() | {"sparsity": [config.sparsity]} | result.search.get("sweep", {})
     defaults = type(config)(preset=config.preset).to_dict() | {"preset": type(config)().preset, "seed": None}
     words = [
         "optimum-cli ffp prune",
         f"--model {shlex.quote(short_name(result.base_model))}",
-        f"--sparsity {config.sparsity:g}",
+        f"--sparsity {' '.join(f'{sparsity:g}' for sparsity in values['sparsity'])}",
     ]
     for name in config.knob_names():
-        value = getattr(config, name)
-        if name == "sparsity" or value is None or config.to_dict()[name] == defaults[name]:
+        value = values[name]
+        if name == "sparsity" or value is None or value == defaults[name]:
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, tuple):
+        elif isinstance(value, list):
             words.append(f"--{option} {' '.join(map(str, value))}")
         else:
             shown = shlex.quote(short_name(value)) if name in ("dataset", "eval_dataset") else value

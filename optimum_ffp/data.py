@@ -140,7 +140,7 @@ def _load_roles(
         labels = {role: f"{role} part of text sampled from the model" for role in SPLITS}
     else:
         splits = {
-            split: _cut(_tokenize(text, tokenizer), request.length, f"{dataset} ({split})")
+            split: cut(tokenize(text, tokenizer), request.length, f"{dataset} ({split})")
             for split, text in read_splits(dataset, request).items()
         }
         if len(splits) > 1:
@@ -172,12 +172,14 @@ def _divide(windows: torch.Tensor, counts: dict[str, int]) -> dict[str, torch.Te
     return dict(zip(counts, windows.split(list(counts.values()))))
 
 
-def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Token ids of a whole text, shape `[tokens]`, without special tokens."""
     # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
     return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
 
 
-def _cut(tokens: torch.Tensor, length: int, label: str) -> torch.Tensor:
+def cut(tokens: torch.Tensor, length: int, label: str) -> torch.Tensor:
+    """As many whole windows as there are, shape `[windows, length]`. Raises `FFPError` if there is none."""
     if len(tokens) < length:
         raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
     count = len(tokens) // length

@@ -1,6 +1,8 @@
 """The Hub: a checkpoint goes up in one commit, and what goes wrong there is said in one line."""
 
+import gc
 import os
+import re
 import shlex
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +20,7 @@ PLACEHOLDER = "THIS_REPOSITORY"
 # What an earlier push may have left and a later one may not have: a shard, the agent of another method.
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
-    *("agent.safetensors", "search.png", "calibration.png"),
+    *("agent.safetensors", "search.png", "calibration.png", "pareto.png"),
 )
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
@@ -75,7 +77,8 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
     except Exception as error:
         reason = explain(error, token)
     command = shlex.join(["hf", "upload", repo_id, os.fspath(folder), ".", *(["--private"] if private else [])])
-    # Raised out here, where the upload's frames are gone: its progress bars would be drawn once more after the error.
+    # What is left of the upload would draw its progress bars once more, after the error.
+    gc.collect()
     raise FFPError(f"the upload to {repo_id} failed: {reason}. The model is whole in {folder}; go on with: {command}")
 
 
@@ -102,11 +105,17 @@ def explain(error: BaseException, token: str | None = None) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     for link in chain:
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if status is not None:
-            said = one_line(getattr(link, "server_message", None) or link.response.reason_phrase, token)
-            advice = TROUBLE if status >= 500 else ADVICE.get(status, REFUSED)
-            return f"{status} {said}; {advice}"
+        response = getattr(link, "response", None)
+        # Xet's client has no response to look into, only its text.
+        status = re.search(r"HTTP status \w+ error \((\d{3}) ([^)]*)\)", str(link))
+        if response is not None:
+            number, said = response.status_code, getattr(link, "server_message", None) or response.reason_phrase
+        elif status is not None:
+            number, said = int(status[1]), status[2]
+        else:
+            continue
+        advice = TROUBLE if number >= 500 else ADVICE.get(number, REFUSED)
+        return f"{number} {one_line(said, token)}; {advice}"
     found = one_line(error, token)
     cause = one_line(chain[-1], token)
     found = found if cause in found else f"{found} ({cause})"

@@ -77,9 +77,12 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         weights["quantization_config"] = GgufConfig(dequantize=True)
         dtype = torch.float32 if dtype == "auto" else dtype
     placement = {"device_map": options.device_map} if options.device_map else {}
+    reader = _open_gguf(model_id) if extra else None
     with _explained(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **common)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **placement, **weights)
+    if reader:
+        _check_read_whole(model_id, reader, model)
     if not options.device_map:
         model = model.to(resolve_device(options.device))
     # A GGUF file's own name for the model is no place to load it from.

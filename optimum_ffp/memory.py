@@ -74,7 +74,8 @@ class MemoryModel:
         model: The dense model; on the meta device it costs nothing.
         units: Its units.
         family: The record of its family.
-        config: All knobs; the size of the pruned model follows from its sparsity.
+        config: All knobs but the sparsity.
+        sparsity: Of the pruned model.
         placement: Where things are.
 
     Attributes:
@@ -89,10 +90,11 @@ class MemoryModel:
         units: Sequence[ModelUnit],
         family: Family,
         config: FFPConfig,
+        sparsity: float,
         placement: Placement,
     ):
         self.config, self.placement, self.size = config, placement, model.dtype.itemsize
-        shape, kept, outputs = model.config, 1 - config.sparsity, [unit.output.module for unit in units]
+        shape, kept, outputs = model.config, 1 - sparsity, [unit.output.module for unit in units]
         heads, kv_heads, head_dim = family.heads(shape)
         self.hidden, self.vocabulary, self.layers = shape.hidden_size, shape.vocab_size, len(units) // 2
         self.features = [module.in_features for module in outputs]
@@ -103,7 +105,7 @@ class MemoryModel:
         blocks = sum(unit.unit.parameters for unit in units) * self.size
         self.weights = model.get_memory_footprint()
         self.sorted_weights = blocks if placement.mapped else 0
-        self.pruned = self.weights - int(config.sparsity * blocks)
+        self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
         self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
         self.grams = sum(4 * count**2 for count in self.features)
@@ -118,49 +120,45 @@ class MemoryModel:
         weights = {"weights": self.weights}
         yield self._stage("data", self._writing() | ({} if place.mapped and config.dataset != "self" else weights))
 
-        yield self._stage("statistics", weights | self._forward(self.size), self.grams)
-        holes = {} if place.accelerator else self._holes()
+        grams = "Gram matrices", self.grams
+        process = {"Gram matrices on their way to disk": self.grams * (place.accelerator and place.journal)}
+        yield self._stage("statistics", weights | self._forward(self.size), grams, process)
+        process = {"Fisher matrices": self.fishers}
+        holes = self._holes() if self.fishers else {}
         if self.fishers:
-            yield self._stage("fisher", weights | self._backward(), self.grams, holes)
+            yield self._stage("fisher", weights | self._backward(), grams, process | holes)
         workspace = {"workspace": ELIMINATION_BYTES * entries * (CRITERIA[config.criterion] is obs)}
-        yield self._stage("importance", weights | workspace, self.grams, holes if self.fishers else {})
+        yield self._stage("importance", weights | workspace, grams, process | holes)
 
         weights |= {"sorted weights": self.sorted_weights}
+        factors = "factors", self.factors
         if self.factors:
-            yield self._stage("factorisation", weights | {"workspace": FACTORISATION_BYTES * entries}, self.factors)
+            workspace = {"workspace": FACTORISATION_BYTES * entries}
+            yield self._stage("factorisation", weights | workspace, factors, process)
             if not config.grad:
                 logits = {"log-probabilities": 5 * 4 * config.seq_len * self.vocabulary}
-                yield self._stage("slopes", weights | logits | self._forward(place.compute_size), self.factors)
+                yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
 
-        self.fishers = 0
         weights |= {"pruned model before": self.pruned * place.several}
-        candidate = {"compensated": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
+        candidate = {"compensated weights": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
         candidate |= self._forward(place.compute_size) | self._logits(place.compute_size)
-        yield self._stage("search", weights | candidate, self.factors)
-
-        pruned = {"compensated": self.outputs * (config.calibration != "none"), "pruned model": self.pruned}
+        yield self._stage("search", weights | candidate, factors)
+        pruned = {"pruned model": self.pruned, "compensated weights": self.outputs * (config.calibration != "none")}
         fitting = self._fitting() if config.calibration == "sequential" else {}
         most = max(fitting, pruned, key=lambda parts: sum(parts.values()))
-        yield self._stage("calibration", weights | most, self.factors)
-        yield self._stage(
-            "evaluation", weights | pruned | self._forward(self.size) | self._logits(self.size), self.factors
-        )
-        yield self._stage("save", weights | {"pruned model": self.pruned}, self.factors)
+        yield self._stage("calibration", weights | most, factors)
+        yield self._stage("evaluation", weights | pruned | self._forward(self.size) | self._logits(self.size), factors)
+        yield self._stage("save", weights | {"pruned model": self.pruned}, factors)
 
-    def _stage(self, name: str, beside: Parts, matrices: int = 0, host: Parts | None = None) -> StageMemory:
-        place = self.placement
-        label = "Gram matrices" if name in ("statistics", "fisher", "importance") else "factors"
-        host = {"process": PROCESS_BYTES, "Fisher matrices": self.fishers * (name not in ("data", "statistics"))} | (
-            host or {}
-        )
-        if place.matrices_beside:
-            beside = beside | {label: matrices}
-            if place.accelerator and place.journal and name == "statistics":
-                host["Gram matrices on their way to disk"] = matrices
-        else:
-            host[label] = matrices
-            beside = beside | {"one unit's matrix": 4 * max(self.features) ** 2 * bool(matrices)}
-        return StageMemory(name, beside, host)
+    def _stage(
+        self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
+    ) -> StageMemory:
+        label, size = matrices
+        host = {"process": PROCESS_BYTES} | (host or {})
+        if self.placement.matrices_beside:
+            return StageMemory(name, beside | {label: size}, host)
+        # Units borrow the accelerator one after another.
+        return StageMemory(name, beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size})
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:
         """Activations of one layer at its widest, and what hooks make of them in float32."""
@@ -187,7 +185,7 @@ class MemoryModel:
 
     def _holes(self) -> Parts:
         # Every layer's input is kept among blocks that are freed, so that the heap ends with holes between them.
-        small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES
+        small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES and not self.placement.accelerator
         return {"heap with holes": 3 * self._layer_inputs() * small}
 
     def _fitting(self) -> Parts:
@@ -196,7 +194,8 @@ class MemoryModel:
         layer = sum(self.features) // self.layers
         return {
             # What ridge regression starts from, and the fits.
-            "compensated": 2 * self.outputs + self.fused,
+            "compensated weights": 2 * self.outputs,
+            "fused": self.fused,
             "hidden states": tokens * (2 * self.hidden * self.size + layer * self.placement.compute_size),
             "workspace": FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden,
             **self._forward(self.placement.compute_size, 1),

@@ -67,8 +67,12 @@ class PolicySearch:
         )
         self.mapping = uniform if config.method == "uniform" else self.curves or MAPPINGS[config.mapping]
 
-    def run(self, warm_start: Mapping[str, np.ndarray] | None = None) -> FoundPolicy:
-        """The search that the config names."""
+    def run(
+        self,
+        warm_start: Mapping[str, np.ndarray] | None = None,
+        on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None,
+    ) -> FoundPolicy:
+        """The search that the config names. Every record of its log is given to `on_entry` as it is made."""
         config = self.config
         # The curriculum begins with less than the bounds may allow.
         least = self.budget(config.sparsity).least_sparsity
@@ -78,6 +82,8 @@ class PolicySearch:
             def show(count: int, best: float) -> None:
                 bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
                 bar.update(count)
+                for entry in task.log[-count:]:
+                    on_entry(entry)
 
             task = SearchTask(
                 units=self.units,

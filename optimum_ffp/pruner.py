@@ -2,8 +2,9 @@
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .families import find_family, find_units
 from .journal import Journal, fingerprint
 from .loading import LoadOptions, load_dense
 from .mapping import Budget
+from .pareto import ParetoFront
 from .policy import PruningPolicy
 from .policy_search import FoundPolicy, PolicySearch
 from .precision import autocast_dtype
@@ -28,6 +30,7 @@ from .progress import progress_bar
 from .result import PruningResult, package_versions
 from .sequential import calibrate_sequentially
 from .stages import StageMeter
+from .tracking import Tracker, check_trackers
 
 
 class FFPPruner:
@@ -42,6 +45,7 @@ class FFPPruner:
         model_id: Where the model comes from, for the record.
         work_folder: Where to keep what is finished, so that `prune(resume=True)` of another process can go on from
             there. It holds Gram and Fisher matrices too. `None` keeps nothing.
+        report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
 
     Example:
         >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
@@ -56,7 +60,10 @@ class FFPPruner:
         config: FFPConfig,
         model_id: str | None = None,
         work_folder: str | os.PathLike | None = None,
+        report_to: Sequence[str] = (),
     ):
+        check_trackers(report_to)
+        self.report_to = report_to
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.model_id = model_id or model.config._name_or_path or "the model"
         self.family = find_family(model.config)
@@ -78,6 +85,7 @@ class FFPPruner:
         model_id: str | os.PathLike,
         config: FFPConfig | None = None,
         work_folder: str | os.PathLike | None = None,
+        report_to: Sequence[str] = (),
         **options: Any,
     ) -> "FFPPruner":
         """Loads a dense model to prune.
@@ -86,13 +94,14 @@ class FFPPruner:
             model_id: Hub id, folder, or `.gguf` file.
             config: All knobs; the default ones if `None`.
             work_folder: Where to keep what is finished, for `prune(resume=True)`.
+            report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
             options: See `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
 
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
         """
         model, tokenizer = load_dense(os.fspath(model_id), LoadOptions(**options))
-        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder)
+        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to)
 
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
@@ -151,13 +160,20 @@ class FFPPruner:
             self.budget(sparsity)
         self._open_journal(sparsities, resume)
         self._sweeping = True
+        front = ParetoFront()
         for number, sparsity in enumerate(sparsities):
             config = self._config_at(sparsity)
             if number:
                 config.search_steps = max(1, config.search_steps // 4)
             found = self._find(config, warm_start, with_baselines=True)
             warm_start = found.agent
-            yield self.finish(found)
+            result = self.finish(found)
+            front.add(result)
+            result.search |= {
+                "front": front.record,
+                "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
+            }
+            yield result
         self._sweeping = False
         self.journal.remove()
 
@@ -227,7 +243,9 @@ class FFPPruner:
             dtype = autocast_dtype(self.model, config.search_dtype)
             journal = self._journal_of(config)
             policy_search = PolicySearch(prepared, data.search, self.budget, config, dtype, journal)
-            found = policy_search.run(warm_start)
+            run = f"{Path(self.model_id).name}-{config.sparsity:g}"
+            with Tracker(self.report_to, run, config.to_dict()) as tracker:
+                found = policy_search.run(warm_start, tracker.log)
             if with_baselines:
                 found.record["baselines"] = policy_search.baselines()
         return found

@@ -271,9 +271,7 @@ def test_command_line_ends_with_the_line_and_code_2(hub, tmp_path, name):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and TOKEN not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.endswith(
-        "go on with: hf upload " + ("out" if status else "me/out") + " out ."
-    )
+    assert line.endswith("go on with: hf upload " + ("out" if status else "me/out") + " out .")
     FFPModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -18,11 +18,11 @@ LAYERS = [
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
     {"criteria", "export", "fisher", "nested"},
-    {"candidates", "search", "slopes"},
-    {"preparation", "sequential", "card", "plots"},
+    {"candidates", "machine", "memory", "search", "slopes"},
+    {"plan", "preparation", "sequential", "card", "plots"},
     {"pareto", "policy_search", "report"},
     {"checkpoint"},
-    {"pruner"},
+    {"checks", "pruner"},
     {"commands"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

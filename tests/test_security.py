@@ -194,6 +194,9 @@ def test_messages_blot_tokens_out(monkeypatch):
     assert one_line(error, "hf_given\n") == "Illegal header value b'Bearer ***\\n', nor ***"
     outer = RuntimeError("Error while uploading 'model.safetensors'")
     outer.__cause__ = OSError("Bearer hf_given refused")
+    assert explain(OSError("HTTP status client error (403 Forbidden), domain: x")).startswith(
+        "403 Forbidden; the token"
+    )
     assert "hf_given" not in explain(outer, "hf_given") and "Bearer *** refused" in explain(outer, "hf_given")
 
 

@@ -208,7 +208,7 @@ def read_text(args: Namespace) -> dict[str, str]:
 
 def cut_windows(args: Namespace, splits: dict[str, str], loaded: Loaded) -> "Windows":
     """The first windows of the split that was asked for."""
-    from ..data import Windows, _cut, _tokenize, load_windows
+    from ..data import Windows, cut, load_windows, tokenize
     from ..errors import FFPError
 
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -219,7 +219,7 @@ def cut_windows(args: Namespace, splits: dict[str, str], loaded: Loaded) -> "Win
     if len(splits) == 1 and args.split == "test":
         return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = _cut(_tokenize(splits[split], loaded.tokenizer), args.seq_len, f"{args.dataset} ({split})")
+    tokens = cut(tokenize(splits[split], loaded.tokenizer), args.seq_len, f"{args.dataset} ({split})")
     return Windows(tokens[: args.eval_samples], args.dataset, split)
 
 

@@ -1,5 +1,6 @@
 """`optimum-cli ffp prune`."""
 
+import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         action="store_true",
         help="Go on from where this command was killed. The result is the same as if it had not been.",
     )
+    add_option(output, "plan", action="store_true", help="Say what would be done and what it needs, and end there.")
     add_option(output, "push-to-hub", action="store_true", help="Upload the result.")
     add_option(output, "hub-model-id", help="Repository to upload to. Default: the folder's name.")
     add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
@@ -101,6 +103,10 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(search, "candidates", type=int, help="Candidates of one update of the agent.")
     add_option(search, "warm-start", help="Pruned checkpoint whose agent to go on from: folder, id or ID@REVISION.")
     add_option(search, "seed", type=int, help="Of everything random.")
+
+    add_option(
+        search, "report-to", nargs="+", default=(), help="Log the search live to tensorboard, trackio or wandb."
+    )
 
     data = parser.add_argument_group("Data")
     add_option(
@@ -172,26 +178,37 @@ def prune(args: Namespace) -> None:
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
-    from ..checkpoint import check_output, load_agent
+    from ..checkpoint import load_agent
+    from ..checks import find_problems
     from ..errors import FFPError
-    from ..hub import check_push, push_folder
+    from ..hub import push_folder
     from ..journal import check_work_folder
+    from ..loading import LoadOptions
     from ..pareto import ParetoFront
+    from ..plan import make_plan, read_model_config
     from ..pruner import FFPPruner
+    from ..tracking import check_trackers
     from .report import summary
 
     # Beside the output, so that it is on the same disk and found again by the same command.
-    work = check_work_folder(f"{folders[0]}.work", args.resume, args.overwrite)
+    work = check_work_folder(f"{folders[0]}.work", args.resume or args.plan, args.overwrite)
     # What a prune that was killed has saved already is its own to replace.
     overwrite = args.overwrite or work.exists()
-    for folder in folders:
-        check_output(folder, overwrite)
+    check_trackers(args.report_to)
     repositories = repository_names(args, folders, sparsities)
-    for repo_id in filter(None, repositories):
-        check_push(repo_id, args.token)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
+    model_config = read_model_config(args.model, LoadOptions(**options))
+    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map)
+    problems = find_problems(plan, config, folders, overwrite, work, [*filter(None, repositories)], args.token)
+    if args.plan:
+        print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
+        return
+    for problem in problems:
+        raise problem
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
-    pruner = FFPPruner.from_pretrained(args.model, config, work, **options)
+    pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1
     front = ParetoFront()
     failed = []

@@ -77,8 +77,10 @@ def compare_records(
     if "baseline" not in records:
         return
     model, baseline = records["model"], records["baseline"]
-    if model["projection_parameters"] and baseline["projection_parameters"]:
-        model["sparsity"] = 1 - model["projection_parameters"] / baseline["projection_parameters"]
+    kept, dense = model["projection_parameters"], baseline["projection_parameters"]
+    # A baseline that is smaller is not what the model was made from.
+    if kept and dense and kept <= dense:
+        model["sparsity"] = 1 - kept / dense
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
         model["sparsity_source"] = "the baseline"
     if "perplexity" in model and not torch.equal(tokens["model"], tokens["baseline"]):

@@ -35,7 +35,8 @@ def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
 
 def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, str]]:
     # Label, value if a ratio of it says something, text, and what it was measured on, of every figure.
-    yield "type", None, f"{record['dtype']}, {record['device']}", ""
+    dequantised = f"{record['name']} is dequantised" if record["name"].endswith(".gguf") else ""
+    yield "type", None, f"{record['dtype']}, {record['device']}", dequantised
     yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
     if record.get("projection_parameters"):
         value = record["projection_parameters"]
@@ -66,7 +67,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def _windows(measured: dict[str, Any]) -> str:
     count = f"{measured['windows']} windows of {measured['window_length']} tokens"
-    caution = "" if measured["comparable"] else "; the tokenizers differ, not to be compared"
+    caution = "" if measured["comparable"] else " (the tokenizers differ)"
     return f"{measured['dataset']}, {measured['split']}, {count}{caution}"
 
 

@@ -136,7 +136,8 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(name, figures, sample, t
     model = make_picomodel(name, vocab_size=320)
     folder, file = byte_level_folder(tmp_path / "folder", model), tmp_path / "model.gguf"
     export_gguf(model, make_byte_level_tokenizer(), file, "f32")
-    report, _ = figures("-m", file, "--baseline", folder, "--dataset", sample)
+    report, output = figures("-m", file, "--baseline", folder, "--dataset", sample)
+    assert f"{file} is dequantised" in output
     model, baseline = report["model"], report["baseline"]
     assert model["perplexity"] == pytest.approx(baseline["perplexity"]) and model["perplexity"]["comparable"]
     assert model["weight_bytes"] == file.stat().st_size

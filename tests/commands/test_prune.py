@@ -208,7 +208,7 @@ def test_command_of_the_card_repeats_the_config():
         "seed": 5,
     }
     config = FFPConfig(**unusual)
-    words = command_line(SimpleNamespace(config=config, base_model="someone/model")).split()
+    words = command_line(SimpleNamespace(config=config, base_model="someone/model", search={})).split()
     assert words[:3] == ["optimum-cli", "ffp", "prune"]
     parser = ArgumentParser()
     parse_args_ffp_prune(parser)

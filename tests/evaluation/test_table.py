@@ -68,6 +68,12 @@ def test_perplexities_of_other_tokens_are_not_compared(records, windows):
     assert "the tokenizers differ" in comparison_table(records)
 
 
+def test_a_baseline_that_is_smaller_says_nothing_of_sparsity(records, windows):
+    swapped = {"model": records["baseline"], "baseline": records["model"]}
+    compare_records(swapped, {"model": windows, "baseline": windows}, {})
+    assert "sparsity" not in comparison_table(swapped)
+
+
 def test_one_model_alone(records):
     del records["baseline"]
     compare_records(records, {"model": None}, {})

@@ -1,0 +1,156 @@
+"""What would stop a prune hours later, found before it starts."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+
+from .checkpoint import check_output
+from .config import FFPConfig
+from .data import ALTERNATIVES, NAMED, SPLITS, SUFFIXES, _split_file
+from .errors import FFPError
+from .hub import check_push, explain, one_line
+from .plan import GIB, Plan
+
+
+logger = logging.getLogger(__name__)
+# Answers of the Hub that later attempts will get too.
+REFUSALS = (401, 403)
+
+
+def find_problems(
+    plan: Plan,
+    config: FFPConfig,
+    folders: Sequence[str],
+    overwrite: bool,
+    work_folder: Path,
+    repositories: Sequence[str],
+    token: str | None = None,
+) -> Iterator[FFPError]:
+    """Everything that would keep a prune from its end, cheap things first.
+
+    Args:
+        plan: What the prune needs.
+        config: All knobs.
+        folders: Where checkpoints go.
+        overwrite: Whether folders that exist may be replaced.
+        work_folder: Where finished work is kept for a resumption.
+        repositories: Where uploads go.
+        token: Of the Hub.
+
+    Yields:
+        One error a problem, with what to do about it.
+    """
+    checks = [partial(check_output, folder, overwrite) for folder in folders]
+    checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
+    checks += [partial(check_dataset, name) for name in dict.fromkeys((config.dataset, config.eval_dataset)) if name]
+    checks.append(partial(check_repositories, repositories, token))
+    for check in checks:
+        try:
+            check()
+        except FFPError as problem:
+            yield problem
+
+
+def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
+    """Whether a prune's files fit on the disk that `folder` is on.
+
+    Args:
+        folder: Where the first checkpoint goes.
+        needed: Bytes that the prune writes from its beginning to its end.
+        work_folder: What is in it is written already.
+
+    Raises:
+        FFPError: If they don't.
+    """
+    place = Path(folder).expanduser().absolute()
+    while not place.is_dir():
+        place = place.parent
+    written = sum(file.stat().st_size for file in work_folder.glob("*") if file.is_file())
+    free = shutil.disk_usage(place).free
+    if needed - written > free:
+        raise FFPError(
+            f"{place} has {free / GIB:.2f} GiB of free disk, and {(needed - written) / GIB:.2f} GiB will be written, for "
+            "the checkpoint and for a resumption; make room, or name a folder on another disk"
+        )
+
+
+def check_dataset(dataset: str) -> None:
+    """Whether the files or splits of a dataset are there; nothing of them is read.
+
+    Args:
+        dataset: As in `load_windows`.
+
+    Raises:
+        FFPError: If they aren't.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        files = [_split_file(path, split) for split in SPLITS.values()]
+    elif path.is_file():
+        files = [path]
+    elif path.suffix in SUFFIXES or dataset.startswith((".", "/", "~")):
+        raise FFPError(f"there is no file or folder {dataset}; {ALTERNATIVES}")
+    else:
+        files = []
+        if dataset != "self":
+            _check_hub_dataset(dataset)
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise FFPError(f"{file} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+        if not os.access(file, os.R_OK):
+            raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")
+        if not file.stat().st_size:
+            raise FFPError(f"{file} holds no text")
+
+
+def _check_hub_dataset(dataset: str) -> None:
+    from datasets import get_dataset_split_names
+
+    name, _, config = dataset.partition(":")
+    try:
+        get_dataset_split_names(*NAMED.get(name, (name, config or None)))
+    except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
+        reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
+        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None
+
+
+def check_repositories(repositories: Sequence[str], token: str | None = None) -> None:
+    """Whether the Hub takes the token, and its owner may create repositories of these names; it is asked once.
+
+    A Hub that doesn't answer now may do so when the model is done, so that is a warning alone.
+
+    Args:
+        repositories: `name` or `owner/name`.
+        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+
+    Raises:
+        FFPError: If an upload would be refused.
+    """
+    for repo_id in repositories:
+        check_push(repo_id, token)
+    if not repositories:
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise FFPError("nothing can be uploaded while offline mode is on (HF_HUB_OFFLINE=1); unset it to push")
+    try:
+        user = HfApi(token=token).whoami()
+    except Exception as error:  # The HTTP library's own exceptions too.
+        reason = explain(error, token)
+        if getattr(getattr(error, "response", None), "status_code", None) in REFUSALS:
+            raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
+        logger.warning("whether the Hub will take the upload is not known: %s", reason)
+        return
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise FFPError("the token of the Hub may only read: give one with write access by --token (token=...)")
+    # What a fine-grained token may do, and where, only its use shows.
+    owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    for repo_id in repositories:
+        owner = repo_id.rpartition("/")[0]
+        if owner and owner not in owners and role != "fineGrained":
+            raise FFPError(f"{repo_id} can't be created by {user['name']}; choose an owner among {', '.join(owners)}")
