@@ -74,8 +74,8 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     free = shutil.disk_usage(place).free
     if needed - written > free:
         raise FFPError(
-            f"{place} has {free / GIB:.2f} GiB of free disk, and {(needed - written) / GIB:.2f} GiB will be written, for "
-            "the checkpoint and for a resumption; make room, or name a folder on another disk"
+            f"{place} has {free / GIB:.2f} GiB of free disk, and the checkpoint and what a resumption needs will take "
+            f"{(needed - written) / GIB:.2f} GiB; make room, or name a folder on another disk"
         )
 
 

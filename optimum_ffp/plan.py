@@ -1,5 +1,6 @@
 """What a prune would do and need, from the model's config alone."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Plan:
     """What a prune will do and need.
 
     Attributes:
-        model: Model type.
+        model: Hub id, folder or file of the dense model.
+        family: Its model type.
         parameters: Of the whole dense model.
         dtype: Type of its weights.
         units: Its units.
@@ -48,6 +50,7 @@ class Plan:
     """
 
     model: str
+    family: str
     parameters: int
     dtype: torch.dtype
     units: tuple[Unit, ...]
@@ -102,7 +105,8 @@ class Plan:
         low, high = self.feasible
         counts = Counter((unit.kind, unit.items, unit.multiple) for unit in self.units)
         rows = [
-            ("model", f"{self.model}, {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
+            ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
+            ("family", self.family),
             ("units", ", ".join(_describe_units(count, *kind) for kind, count in counts.items())),
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
@@ -148,6 +152,7 @@ def make_plan(
     dtype: str = "auto",
     device_map: str | None = None,
     journal: bool = True,
+    mapped: bool = True,
 ) -> Plan:
     """What a prune of a model will do and need. No weights are loaded or made.
 
@@ -159,9 +164,10 @@ def make_plan(
         dtype: `"auto"` for the config's, or a name of a torch type.
         device_map: Where accelerate will put the model, instead of `device`; all accelerators count as one.
         journal: Whether finished work is kept on disk for a resumption, as the command line does.
+        mapped: Whether the weights come from safetensors, whose pages stay in memory beside the sorted weights.
 
     Returns:
-        The plan.
+        The plan. Its `describe()` is what the command line prints.
 
     Raises:
         FFPError: If the model can't be pruned, or a sparsity can't be met.
@@ -174,9 +180,11 @@ def make_plan(
     family, machine = find_family(model_config), measure_machine(device, device_map)
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=weights_dtype)
-    units = find_units(model, family, config.ffn_multiple)
+    name = model_config._name_or_path or "the model"
+    with _explained(name, None):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
+        units = find_units(model, family, config.ffn_multiple)
     shapes = tuple(unit.unit for unit in units)
     bounds = config.min_retention, config.max_retention
     budget, *_ = [Budget(shapes, sparsity, *bounds, config.rate_precision) for sparsity in sparsities]
@@ -190,22 +198,21 @@ def make_plan(
         compute_size=(compute or weights_dtype).itemsize,
         accelerator=accelerator,
         matrices_beside=not accelerator or machine.device_free - model.get_memory_footprint() > 2 * matrices,
-        mapped=weights_dtype == found and machine.device.type == "cpu",
+        mapped=mapped and weights_dtype == found and machine.device.type == "cpu",
         journal=journal,
         several=len(sparsities) > 1,
     )
     # The least sparsity makes the largest pruned model.
     models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
-    written = {
-        "statistics": models[0].grams,
-        "fisher": models[0].fishers,
-        "calibration": sum(m.outputs for m in models),
-    }
+    written = {"statistics": models[0].grams, "fisher": models[0].fishers}
+    if config.calibration == "sequential":
+        written["calibration"] = sum(one.outputs for one in models)
     checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
     evaluations, tokens = _count(config, len(sparsities))
     results = (config.reward == "searched" or config.calibration == "none") + (config.calibration != "none")
     return Plan(
-        model=model_config.model_type,
+        model=name,
+        family=model_config.model_type,
         parameters=model.num_parameters(),
         dtype=weights_dtype,
         units=shapes,
@@ -261,4 +268,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
             check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
     _check_prunable(model_id, config)
+    config._name_or_path = model_id
+    if extra:
+        config.dtype = torch.float32
     return config

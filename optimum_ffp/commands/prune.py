@@ -184,11 +184,8 @@ def prune(args: Namespace) -> None:
     from ..hub import push_folder
     from ..journal import check_work_folder
     from ..loading import LoadOptions
-    from ..pareto import ParetoFront
     from ..plan import make_plan, read_model_config
-    from ..pruner import FFPPruner
     from ..tracking import check_trackers
-    from .report import summary
 
     # Beside the output, so that it is on the same disk and found again by the same command.
     work = check_work_folder(f"{folders[0]}.work", args.resume or args.plan, args.overwrite)
@@ -198,13 +195,20 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, sparsities)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
-    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map)
+    mapped = not args.model.endswith(".gguf")
+    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map, mapped=mapped)
     problems = find_problems(plan, config, folders, overwrite, work, [*filter(None, repositories)], args.token)
     if args.plan:
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
         return
     for problem in problems:
         raise problem
+
+    # A plan doesn't have to wait for these.
+    from ..pareto import ParetoFront
+    from ..pruner import FFPPruner
+    from .report import summary
+
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
