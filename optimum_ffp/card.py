@@ -96,7 +96,7 @@ def _evaluations(result: PruningResult) -> list[EvalResult]:
             task_type="text-generation",
             task_name="Text generation",
             dataset_type=dataset_id,
-            dataset_name=f"{_dataset_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
+            dataset_name=f"{dataset_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
             dataset_config=name,
             dataset_split=test.split,
             metric_type="perplexity",
@@ -109,14 +109,14 @@ def _evaluations(result: PruningResult) -> list[EvalResult]:
 def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
     base, config = result.base_model, result.config
     return {
-        "name": short_name(base).rpartition("/")[2].removesuffix(".gguf"),
+        "name": model_name(base),
         "base": f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else short_name(base),
         "result": result,
         "config": config,
         "policy": result.policy,
         "search": result.search,
         "test": result.test,
-        "data": {"calibration": _dataset_name(config.dataset), "test": _dataset_name(result.test.dataset)},
+        "data": {"calibration": dataset_name(config.dataset), "test": dataset_name(result.test.dataset)},
         "plots": plots,
         "versions": package_versions(),
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
@@ -127,7 +127,8 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _dataset_name(dataset: str) -> str:
+def dataset_name(dataset: str) -> str:
+    """What a reader is told of where text comes from."""
     return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
 
 
@@ -151,6 +152,11 @@ def _gguf_option(result: PruningResult) -> str | None:
 def short_name(source: str) -> str:
     """A model's or dataset's name without the folders of the machine that it was on."""
     return source if is_hub_id(source) else Path(source).name or source
+
+
+def model_name(base: str) -> str:
+    """A base model's name without its owner."""
+    return short_name(base).rpartition("/")[2].removesuffix(".gguf")
 
 
 def command_line(result: PruningResult) -> str:

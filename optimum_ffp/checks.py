@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants
 
 from .checkpoint import check_output
 from .config import FFPConfig
-from .data import ALTERNATIVES, NAMED, SPLITS, SUFFIXES, _split_file
+from .data import ALTERNATIVES, check_suffix, find_files, hub_source
 from .errors import FFPError
 from .hub import check_push, explain, one_line
 from .plan import GIB, Plan
@@ -88,20 +88,11 @@ def check_dataset(dataset: str) -> None:
     Raises:
         FFPError: If they aren't.
     """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        files = [_split_file(path, split) for split in SPLITS.values()]
-    elif path.is_file():
-        files = [path]
-    elif path.suffix in SUFFIXES or dataset.startswith((".", "/", "~")):
-        raise FFPError(f"there is no file or folder {dataset}; {ALTERNATIVES}")
-    else:
-        files = []
-        if dataset != "self":
-            _check_hub_dataset(dataset)
-    for file in files:
-        if file.suffix not in SUFFIXES:
-            raise FFPError(f"{file} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+    files = find_files(dataset)
+    if not files and dataset != "self":
+        _check_hub_dataset(dataset)
+    for file in files.values():
+        check_suffix(file)
         if not os.access(file, os.R_OK):
             raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")
         if not file.stat().st_size:
@@ -111,9 +102,8 @@ def check_dataset(dataset: str) -> None:
 def _check_hub_dataset(dataset: str) -> None:
     from datasets import get_dataset_split_names
 
-    name, _, config = dataset.partition(":")
     try:
-        get_dataset_split_names(*NAMED.get(name, (name, config or None)))
+        get_dataset_split_names(*hub_source(dataset))
     except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
         reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
         raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None

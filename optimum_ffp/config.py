@@ -23,6 +23,8 @@ CHOICES = {
     "search_dtype": ("auto", "model"),
 }
 
+# Criteria that need a Fisher matrix a unit.
+FISHER_CRITERIA = ("fisher-obs",)
 # What the paper states; everything else it leaves open has one value for both presets.
 PAPER = {
     "agent": "ppo",
@@ -161,6 +163,25 @@ class FFPConfig(BaseConfig):
         """Names of all knobs, in the order of the documentation."""
         return [field.name for field in fields(cls) if field.name in cls.__dict__]
 
+    @property
+    def needs_fishers(self) -> bool:
+        """Whether Fisher matrices are collected, by a backward pass."""
+        return self.grad and (self.mapping == "curves" or self.criterion in FISHER_CRITERIA)
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether the ridge regressions of all units are factored."""
+        return self.calibration != "none" or self.reward != "searched" or self.mapping == "curves"
+
+    @property
+    def reports_searched(self) -> bool:
+        """Whether perplexity before calibration says something: a policy may be chosen for what calibration leaves."""
+        return self.reward == "searched" or self.calibration == "none"
+
+    def steps_in_sweep(self, number: int) -> int:
+        """Candidate evaluations of a sweep's search: the first has all, those after it go on from its agent."""
+        return self.search_steps if number == 0 else max(1, self.search_steps // 4)
+
     def _validate(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -200,8 +221,10 @@ class FFPConfig(BaseConfig):
         for name in ("ridge_lambda_relative", "grad"):
             if not isinstance(getattr(self, name), bool):
                 raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
-        if self.criterion == "fisher-obs" and not self.grad:
-            raise FFPError("criterion 'fisher-obs' needs a backward pass; choose obs, flap or wanda, or leave grad on")
+        if self.criterion in FISHER_CRITERIA and not self.grad:
+            raise FFPError(
+                f"criterion {self.criterion!r} needs a backward pass; choose obs, flap or wanda, or leave grad on"
+            )
         if self.method == "ffp" and self.agent == "bandit" and self.mapping != "curves":
             raise FFPError(f"agent 'bandit' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.min_retention > self.max_retention:

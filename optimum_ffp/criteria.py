@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from .config import FISHER_CRITERIA
 from .statistics import Statistics
 
 
@@ -87,7 +88,6 @@ def _removal_losses(weight: torch.Tensor, inverse: torch.Tensor, block: int) -> 
 
 CRITERIA: dict[str, Criterion] = {"wanda": wanda, "flap": flap, "obs": obs, "fisher-obs": obs}
 # Criteria that see the weights through the Fisher matrix, so that they count loss where others count output error.
-FISHER_CRITERIA = ("fisher-obs",)
 
 
 def order_items(

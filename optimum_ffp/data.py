@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -192,14 +193,39 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, str]:
     Raises:
         FFPError: If the data can't be found or read.
     """
+    files = find_files(dataset)
+    if files:
+        return {split: join_rows(_read_rows(file)) for split, file in files.items()}
+    return _read_from_hub(dataset, request)
+
+
+def find_files(dataset: str) -> dict[str, Path]:
+    """Local files of a dataset by split, or one file by its name; none if the dataset is not local.
+
+    Raises:
+        FFPError: If there is no such file or folder, or a folder lacks a split.
+    """
     path = Path(dataset).expanduser()
     if path.is_dir():
-        return {split: join_rows(_read_rows(_split_file(path, split))) for split in SPLITS.values()}
+        return {split: _split_file(path, split) for split in SPLITS.values()}
     if path.is_file():
-        return {path.name: join_rows(_read_rows(path))}
+        return {path.name: path}
     if path.suffix in SUFFIXES or dataset.startswith((".", "/", "~")):
         raise FFPError(f"there is no file or folder {dataset}; {ALTERNATIVES}")
-    return _read_from_hub(dataset, request)
+    return {}
+
+
+def hub_source(dataset: str) -> tuple[str, str | None]:
+    """Repository and configuration of a dataset on the Hub."""
+    name, _, config = dataset.partition(":")
+    return NAMED.get(name, (name, config or None))
+
+
+def check_window_length(length: int, config: PretrainedConfig) -> None:
+    """Raises `FFPError` if windows are longer than a model with this config knows positions."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise FFPError(f"seq_len {length} is more than the {limit} positions that the model knows")
 
 
 def join_rows(rows: Iterable[str]) -> str:
@@ -218,10 +244,15 @@ def _split_file(folder: Path, split: str) -> Path:
     )
 
 
-def _read_rows(path: Path) -> list[str]:
-    """Rows of a local file. A line of a .txt is a row, with its line end unless it is blank, as in WikiText-2."""
+def check_suffix(path: Path) -> None:
+    """Raises `FFPError` if a file's name doesn't end as one that can be read."""
     if path.suffix not in SUFFIXES:
         raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+
+
+def _read_rows(path: Path) -> list[str]:
+    """Rows of a local file. A line of a .txt is a row, with its line end unless it is blank, as in WikiText-2."""
+    check_suffix(path)
     try:
         if path.suffix == ".txt":
             lines = path.read_text(encoding="utf-8").split("\n")
@@ -257,8 +288,7 @@ def _text_column(names: list[str], features: dict, label: str) -> str:
 def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, str]:
     from datasets import get_dataset_split_names, load_dataset
 
-    name, _, config = dataset.partition(":")
-    repository, config = NAMED.get(name, (name, config or None))
+    repository, config = hub_source(dataset)
     try:
         available = get_dataset_split_names(repository, config)
         splits = [split for split in SPLITS.values() if split in available]

@@ -74,10 +74,12 @@ class Journal:
         if self.folder is None:
             return compute()
         path = self.folder / f"{self.prefix}{name}.json"
-        if not path.is_file():
-            text = json.dumps(compute())
-            self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(compute())
+        self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        # As JSON gives it back, so that a resumed prune sees the same.
+        return json.loads(text)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The same for tensors by name. What was kept comes back in host memory."""

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .errors import FFPError
 from .families import find_family
@@ -61,26 +68,16 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         FFPError: If there is no such model, or it can't be pruned: an unsupported family, a checkpoint that is
             already pruned or quantised, or one that needs modelling code of its own.
     """
-    dtype = resolve_dtype(options.dtype)
     source, extra = _locate(model_id)
-    common = options.hub() | extra
-    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    with _explained(model_id, options.token):
-        if not extra:
-            check_checkpoint(source, **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-    _check_prunable(model_id, config)
-    weights = common | ({} if extra else SAFELY)
-    if extra:
-        from transformers import GgufConfig
-
-        weights["quantization_config"] = GgufConfig(dequantize=True)
-        dtype = torch.float32 if dtype == "auto" else dtype
+    weights = _weight_options(options, extra)
+    read_model_config(model_id, options)
     placement = {"device_map": options.device_map} if options.device_map else {}
     reader = _open_gguf(model_id) if extra else None
-    with _explained(model_id, options.token):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **common)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **placement, **weights)
+    with explained(model_id, options.token):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=options.trust_remote_code, **options.hub(), **extra
+        )
+        model = AutoModelForCausalLM.from_pretrained(source, **placement, **weights)
     if reader:
         _check_read_whole(model_id, reader, model)
     if not options.device_map:
@@ -104,26 +101,54 @@ def load_any(
         FFPError: If there is no such model, or transformers doesn't read all that a GGUF file says.
     """
     source, extra = _locate(model_id)
-    dtype, common = resolve_dtype(options.dtype), options.hub() | extra
+    weights, common = _weight_options(options, extra), options.hub() | extra
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     reader = _open_gguf(model_id) if extra else None
-    with _explained(model_id, options.token):
-        weights = SAFELY
-        if extra:
-            from transformers import GgufConfig
-
-            weights = {"quantization_config": GgufConfig(dequantize=True)}
-            dtype = torch.float32 if dtype == "auto" else dtype
-        else:
+    with explained(model_id, options.token):
+        if not extra:
             check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
         kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=dtype, **weights, **common)
+        model = kind.from_pretrained(source, **weights)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **common)
     if reader:
         _check_read_whole(model_id, reader, model)
     return model.to(resolve_device(options.device)).eval().requires_grad_(False), tokenizer
+
+
+def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """The config of a dense model that can be pruned.
+
+    Args:
+        model_id: Hub id, folder, or `.gguf` file.
+        options: Hub options.
+
+    Raises:
+        FFPError: If there is none, or the model can't be pruned.
+    """
+    source, extra = _locate(model_id)
+    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
+    with explained(model_id, options.token):
+        if not extra:
+            check_checkpoint(source, **options.hub())
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
+    _check_prunable(model_id, config)
+    config._name_or_path = model_id
+    if extra:
+        config.dtype = torch.float32
+    return config
+
+
+def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
+    """Options of `from_pretrained`: the weights of a GGUF file are dequantised, others come from safetensors."""
+    dtype = resolve_dtype(options.dtype)
+    if not extra:
+        return options.hub() | SAFELY | {"dtype": dtype}
+    from transformers import GgufConfig
+
+    dtype = torch.float32 if dtype == "auto" else dtype
+    return options.hub() | extra | {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def _open_gguf(model_id: str) -> "GGUFReader":
@@ -204,7 +229,8 @@ def _check_prunable(model_id: str, config: Any) -> None:
 
 
 @contextmanager
-def _explained(model_id: str, token: str | None) -> Iterator[None]:
+def explained(model_id: str, token: str | None) -> Iterator[None]:
+    """Whatever goes wrong while a model is loaded becomes an `FFPError` of one line, without the token."""
     try:
         yield
     except FFPError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from .config import FFPConfig
-from .criteria import CRITERIA, FISHER_CRITERIA, obs
+from .criteria import CRITERIA, obs
 from .families import Family, ModelUnit
 from .fisher import POSITIONS
 
@@ -109,10 +109,8 @@ class MemoryModel:
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
         self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
         self.grams = sum(4 * count**2 for count in self.features)
-        needs_fishers = config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA)
-        self.fishers = sum(4 * module.out_features**2 for module in outputs) if needs_fishers else 0
-        needs_factors = config.calibration != "none" or config.reward != "searched" or config.mapping == "curves"
-        self.factors = self.grams if needs_factors else 0
+        self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
+        self.factors = self.grams if config.needs_factors else 0
 
     def stages(self) -> Iterator[StageMemory]:
         """Every stage of the prune, in the order in which they come."""

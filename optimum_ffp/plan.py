@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from .config import FFPConfig
-from .criteria import FISHER_CRITERIA
-from .errors import FFPError
+from .data import check_window_length
 from .families import find_family, find_units
-from .loading import LoadOptions, _check_prunable, _explained, _locate, resolve_dtype
+from .loading import explained, resolve_dtype
 from .machine import Machine, measure_machine
 from .mapping import Budget
 from .memory import MemoryModel, Placement, StageMemory
 from .policy import Unit, block_parameters
 from .precision import autocast_dtype
 from .search import NO_SEARCH, SearchTask
-from .trust import check_checkpoint
 
 
 GIB = 2**30
@@ -174,14 +172,12 @@ def make_plan(
     """
     config = config or FFPConfig()
     sparsities = tuple(sparsities or [config.sparsity])
-    limit = getattr(model_config, "max_position_embeddings", None)
-    if limit and config.seq_len > limit:
-        raise FFPError(f"seq_len {config.seq_len} is more than the {limit} positions that the model knows")
+    check_window_length(config.seq_len, model_config)
     family, machine = find_family(model_config), measure_machine(device, device_map)
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
-    with _explained(name, None):
+    with explained(name, None):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
         units = find_units(model, family, config.ffn_multiple)
@@ -209,7 +205,7 @@ def make_plan(
         written["calibration"] = sum(one.outputs for one in models)
     checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
     evaluations, tokens = _count(config, len(sparsities))
-    results = (config.reward == "searched" or config.calibration == "none") + (config.calibration != "none")
+    results = config.reports_searched + (config.calibration != "none")
     return Plan(
         model=name,
         family=model_config.model_type,
@@ -232,11 +228,11 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     """Candidate evaluations, and tokens by stage."""
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {"statistics": config.num_samples * length}
-    if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
+    if config.needs_fishers:
         tokens["fisher"] = min(config.fisher_samples, config.num_samples) * length
     evaluations = windows = 0
     for number in range(sparsities):
-        steps = 1 if config.method in NO_SEARCH else max(1, config.search_steps // (4 if number else 1))
+        steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
         final = SearchTask((), lambda *_: None, None, config.sparsity, steps, every).finalists
         if config.method in NO_SEARCH or (config.method == "ffp" and config.agent == "ppo"):
             final = steps
@@ -250,25 +246,3 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     tokens["calibration"] = fitted if config.calibration == "sequential" else 0
     tokens["evaluation"] = config.eval_samples and config.eval_samples * length
     return evaluations, tokens
-
-
-def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """The config of a dense model that can be pruned.
-
-    Args:
-        model_id: Hub id, folder, or `.gguf` file.
-        options: Hub options.
-
-    Raises:
-        FFPError: If there is none, or the model can't be pruned.
-    """
-    source, extra = _locate(model_id)
-    with _explained(model_id, options.token):
-        if not extra:
-            check_checkpoint(source, **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
-    _check_prunable(model_id, config)
-    config._name_or_path = model_id
-    if extra:
-        config.dtype = torch.float32
-    return config

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from .batches import with_halving_batches
 from .calibration import PrefixRidge
 from .config import FFPConfig
-from .criteria import FISHER_CRITERIA, order_items
+from .criteria import order_items
 from .curves import CurveMapping
 from .families import Family, ModelUnit
 from .fisher import collect_fisher, loss_curve
@@ -65,7 +65,7 @@ def prepare(
         statistics = unpack(kept, device)
         del kept
     fishers: list[torch.Tensor | None] = [None] * len(units)
-    if config.grad and (config.mapping == "curves" or config.criterion in FISHER_CRITERIA):
+    if config.needs_fishers:
         with meter.stage("fisher"):
             layers = model.base_model.get_submodule(family.layers)
             fishers = _by_unit(
@@ -83,7 +83,7 @@ def prepare(
             ],
         )
     nested = NestedModel(model, units, orders, family)
-    if config.calibration == "none" and config.reward == "searched" and config.mapping != "curves":
+    if not config.needs_factors:
         return Prepared(nested, None)
 
     with meter.stage("factorisation"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .batches import with_halving_batches
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
-from .data import DataRequest, DataSplits, load_windows
+from .data import DataRequest, DataSplits, check_window_length, load_windows
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
@@ -74,6 +74,7 @@ class FFPPruner:
         self.work_folder = work_folder
         self._sweeping = False
         self.result: PruningResult | None = None
+        self.front = ParetoFront()
         # Before its heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
@@ -160,17 +161,16 @@ class FFPPruner:
             self.budget(sparsity)
         self._open_journal(sparsities, resume)
         self._sweeping = True
-        front = ParetoFront()
+        self.front = ParetoFront()
         for number, sparsity in enumerate(sparsities):
             config = self._config_at(sparsity)
-            if number:
-                config.search_steps = max(1, config.search_steps // 4)
+            config.search_steps = config.steps_in_sweep(number)
             found = self._find(config, warm_start, with_baselines=True)
             warm_start = found.agent
             result = self.finish(found)
-            front.add(result)
+            self.front.add(result)
             result.search |= {
-                "front": front.record,
+                "front": self.front.record,
                 "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
             }
             yield result
@@ -196,8 +196,7 @@ class FFPPruner:
         journal = self._journal_of(config, policy.sizes)
         perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
-        # A policy that was chosen for what calibration leaves says nothing before it.
-        if config.reward == "searched" or config.calibration == "none":
+        if config.reports_searched:
             with meter.stage("evaluation"), nested.applied(policy) as model:
                 perplexities["searched"] = self._perplexity(model, "searched", journal)
         with meter.stage("calibration"):
@@ -257,9 +256,7 @@ class FFPPruner:
         request = DataRequest(
             config.seq_len, config.num_samples, config.search_samples, config.eval_samples, config.seed
         )
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit and config.seq_len > limit:
-            raise FFPError(f"seq_len {config.seq_len} is more than the {limit} positions that the model knows")
+        check_window_length(config.seq_len, self.model.config)
         with self.meter.stage("data"):
             kept = self.journal.value(
                 "data",

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .card import command_line, is_hub_id, short_name
+from .card import command_line, dataset_name, is_hub_id, model_name, short_name
 from .policy import block_parameters
 from .result import PruningResult, package_versions
 
@@ -53,22 +53,18 @@ def format_number(value: float, digits: int = 3) -> str:
 def describe_windows(windows: Mapping[str, Any]) -> str:
     """Dataset, split, number and length of windows (`Windows.describe`) in a line."""
     count, length = windows["windows"], windows["window_length"]
-    return f"{_dataset_name(windows['dataset'])}, {windows['split']}, {count} × {length} tokens"
+    return f"{dataset_name(windows['dataset'])}, {windows['split']}, {count} × {length} tokens"
 
 
 def _embed(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
 
 
-def _dataset_name(dataset: str) -> str:
-    return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
-
-
 def _fields(result: PruningResult) -> dict[str, Any]:
     base, cost = result.base_model, result.cost
     total = sum(cost.seconds.values())
     return {
-        "name": short_name(base).rpartition("/")[2].removesuffix(".gguf"),
+        "name": model_name(base),
         "base": short_name(base),
         "base_link": f"https://huggingface.co/{base}" if is_hub_id(base) else None,
         "result": result,
@@ -103,7 +99,7 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
     found += [(f"policy “{name}”, {rewarded}", value) for name, value in result.search.get("baselines", {}).items()]
     tables = (("test windows", result.test.describe(), test), ("search windows", seen, found))
     return [
-        {"role": role, "windows": windows | {"dataset": _dataset_name(windows["dataset"])}, "rows": rows}
+        {"role": role, "windows": windows | {"dataset": dataset_name(windows["dataset"])}, "rows": rows}
         for role, windows, rows in tables
     ]
 
@@ -131,7 +127,7 @@ def _layers(result: PruningResult) -> list[dict[str, Any]]:
 def _settings(result: PruningResult) -> list[tuple[str, str]]:
     config = result.config
     values = {name: getattr(config, name) for name in config.knob_names()}
-    values |= {name: _dataset_name(values[name]) for name in PATHS if values[name]}
+    values |= {name: dataset_name(values[name]) for name in PATHS if values[name]}
     return [(name, _show(value)) for name, value in values.items()]
 
 

@@ -56,9 +56,10 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
     if weights is not None:
         _check_name(source, "config.json", weights, (".safetensors", INDEX_SUFFIX))
         index = weights if weights.endswith(INDEX_SUFFIX) else index
-    for name in _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {})):
+    files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
+    for name in files:
         _check_name(source, index, name, (".safetensors",))
-    shapes, kinds = _read_headers(source, index, hub)
+    shapes, kinds = _read_headers(source, files or {"model.safetensors"}, hub)
     whole_numbers = sorted(kind for kind in kinds if kind[0] in "IUB" and kind != "BF16")
     if whole_numbers and "quantization_config" not in config:
         raise FFPError(
@@ -75,9 +76,8 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         _check_name(source, "tokenizer_config.json", name, (".json",))
 
 
-def _read_headers(source: str | os.PathLike, index: str, hub: dict[str, Any]) -> tuple[list[list[int]], set[str]]:
+def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any]) -> tuple[list[list[int]], set[str]]:
     """Shapes and types of all tensors, from the headers of the files: no tensor is read."""
-    files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {})) or {"model.safetensors"}
     shapes, kinds = [], set()
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)

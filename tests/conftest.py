@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimum.commands.optimum_cli import main
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -123,6 +124,22 @@ def data_folder(tmp_path: Path) -> Path:
     for seed, split in enumerate(("train", "validation", "test")):
         (folder / f"{split}.txt").write_text(make_text(1500, seed))
     return folder
+
+
+@pytest.fixture
+def run_ffp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Runs `optimum-cli ffp ...` in this process and returns its exit code, output and error output."""
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["optimum-cli", "ffp", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 import resource
 import shutil
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimum.commands.optimum_cli import main
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from tests.conftest import make_picomodel, make_text, make_tokenizer
@@ -205,16 +203,6 @@ def in_bounds(action: Callable[[], Any]) -> Any:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < GIBIBYTES
 
 
-def run_command(words: list[str], monkeypatch, capsys) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["optimum-cli", "ffp", *words])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, capsys.readouterr().err
-
-
 def ends_well(code: int, errors: str) -> bool:
     """Whether a command was done, or ended in one line that names what is wrong."""
     named = [line for line in errors.splitlines() if line.startswith("error: ") or ": error: " in line]
@@ -242,18 +230,18 @@ def test_a_broken_checkpoint_never_loads_as_another_model(pruned, windows, tmp_p
 
 @pytest.mark.parametrize("part", [break_config, break_weights])
 @pytest.mark.parametrize("seed", seeds(30))
-def test_a_broken_model_is_not_pruned(dense, data, tmp_path, part, seed, monkeypatch, capsys):
+def test_a_broken_model_is_not_pruned(dense, data, tmp_path, part, seed, run_ffp):
     folder = tmp_path / "broken"
     shutil.copytree(dense, folder)
     label = part(folder, random.Random(seed))
     words = ["prune", "-m", str(folder), str(tmp_path / "out"), "--dataset", str(data), "--method", "uniform", *FAST]
-    code, errors = in_bounds(lambda: run_command(words, monkeypatch, capsys))
+    code, _, errors = in_bounds(lambda: run_ffp(*words))
     assert ends_well(code, errors), f"{label}: {errors}"
     assert code == 0 or not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seed", seeds(50))
-def test_broken_data_ends_in_one_line(dense, tmp_path, seed, monkeypatch, capsys):
+def test_broken_data_ends_in_one_line(dense, tmp_path, seed, run_ffp):
     name = break_data(tmp_path, random.Random(seed))
     words = [
         "prune",
@@ -265,16 +253,16 @@ def test_broken_data_ends_in_one_line(dense, tmp_path, seed, monkeypatch, capsys
         "--method",
         "uniform",
     ]
-    code, errors = in_bounds(lambda: run_command([*words, *FAST], monkeypatch, capsys))
+    code, _, errors = in_bounds(lambda: run_ffp(*words, *FAST))
     assert ends_well(code, errors), errors
     assert code == 0 or not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seed", seeds(60))
-def test_wild_arguments_end_in_one_line(dense, data, tmp_path, seed, monkeypatch, capsys):
+def test_wild_arguments_end_in_one_line(dense, data, tmp_path, seed, run_ffp, monkeypatch):
     words = wild_arguments(random.Random(seed))
     monkeypatch.chdir(tmp_path)
     command = ["prune", "-m", str(dense), "out", "--dataset", str(data), *FAST, *words]
-    code, errors = in_bounds(lambda: run_command(command, monkeypatch, capsys))
+    code, _, errors = in_bounds(lambda: run_ffp(*command))
     assert ends_well(code, errors), f"{words}: {errors}"
     assert code == 0 or not (tmp_path / "out").exists()

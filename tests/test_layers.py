@@ -69,7 +69,13 @@ def test_checkpoint_code_needs_torch_and_transformers_alone(path):
 
 
 def test_checkpoint_code_agrees_on_what_it_shares():
-    """A checkpoint carries one file, so each has its own copy of `get_layer_config`; the copies must not drift."""
+    """A checkpoint carries one file, so each has its own copy of what all need; the copies must not drift."""
+    adapted = set()
+    for path in CODE_FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "adapt_config":
+                adapted.add(ast.dump(node))
+    assert len(adapted) == 1
     copies = set()
     for path in CODE_FILES:
         (function,) = [

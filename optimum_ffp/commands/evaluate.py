@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_option
+from .arguments import add_device_options, add_hub_options, add_option
 from .ending import one_line_endings
 
 
@@ -87,12 +87,9 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
 
     load = parser.add_argument_group("Loading and running")
     add_option(load, "batch-size", type=int, default=1, help="Windows, requests and prompts at once (1).")
-    add_option(load, "device", help="Where to run: cpu, cuda, cuda:0, mps. Default: the accelerator if there is one.")
-    add_option(load, "dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16.")
-    add_option(load, "revision", help="Branch, tag or commit of the model on the Hub.")
-    add_option(load, "baseline-revision", help="The same of the baseline.")
-    add_option(load, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
-    add_option(load, "cache-dir", help="Where downloads are kept.")
+    add_device_options(load)
+    add_hub_options(load)
+    add_option(load, "baseline-revision", help="Branch, tag or commit of the baseline on the Hub.")
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_option
+from .arguments import add_hub_options, add_option
 from .ending import one_line_endings
 
 
@@ -31,9 +31,7 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
         help="Pad every layer with zeros to the widest: larger, but runs wherever the dense model does.",
     )
     add_option(optional, "overwrite", action="store_true", help="Replace the file if it exists.")
-    add_option(optional, "revision", help="Branch, tag or commit of the model on the Hub.")
-    add_option(optional, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
-    add_option(optional, "cache-dir", help="Where downloads are kept.")
+    add_hub_options(optional)
 
 
 class FFPExportCommand(BaseOptimumCLICommand):

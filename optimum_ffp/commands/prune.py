@@ -183,8 +183,8 @@ def prune(args: Namespace) -> None:
     from ..errors import FFPError
     from ..hub import push_folder
     from ..journal import check_work_folder
-    from ..loading import LoadOptions
-    from ..plan import make_plan, read_model_config
+    from ..loading import LoadOptions, read_model_config
+    from ..plan import make_plan
     from ..tracking import check_trackers
 
     # Beside the output, so that it is on the same disk and found again by the same command.
@@ -205,7 +205,6 @@ def prune(args: Namespace) -> None:
         raise problem
 
     # A plan doesn't have to wait for these.
-    from ..pareto import ParetoFront
     from ..pruner import FFPPruner
     from .report import summary
 
@@ -214,7 +213,6 @@ def prune(args: Namespace) -> None:
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1
-    front = ParetoFront()
     failed = []
     results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
     for result, folder, repo_id in zip(results, folders, repositories):
@@ -226,9 +224,7 @@ def prune(args: Namespace) -> None:
                 print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
         except FFPError as error:
             failed.append(str(error))
-        if several:
-            front.add(result)
     if several:
-        print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
+        print(f"Pareto front: {', '.join(map(str, pruner.front.write(f'{output_name(args)}-ffp-pareto')))}")
     if failed:
         raise FFPError("; ".join(failed))

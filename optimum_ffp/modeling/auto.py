@@ -48,11 +48,16 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {layer: values for layer, values in overrides.items() if values}
-    causal_lm = pruned_model_class(family).__name__
-    stem = causal_lm.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
-    config.architectures = [causal_lm]
-    config.auto_map = {auto: f"{family.modeling_module}.{stem}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
+    model_class = pruned_model_class(family)
+    config.architectures = [model_class.__name__]
+    config.auto_map = _auto_map(model_class)
     return config
+
+
+def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
+    module = model_class.__module__.rpartition(".")[2]
+    stem = model_class.__name__.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
+    return {auto: f"{module}.{stem}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
 
 
 def is_pruned(config: PretrainedConfig) -> bool:
@@ -120,9 +125,7 @@ class FFPModelForCausalLM:
     @staticmethod
     def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> None:
         """An `auto_map` that names other code would not run here, but after the model is saved again."""
-        module = model_class.__module__.rpartition(".")[2]
-        stem = model_class.__name__.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
-        ours = {auto: f"{module}.{stem}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
+        ours = _auto_map(model_class)
         for auto, entry in (getattr(config, "auto_map", None) or {}).items():
             if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):
                 raise FFPError(

@@ -4,10 +4,10 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from optimum.commands.optimum_cli import main
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.data import DataRequest, load_windows
@@ -23,19 +23,8 @@ needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, 
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `optimum-cli ffp evaluate` and returns its exit code, output and error output."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["optimum-cli", "ffp", "evaluate", *map(str, [*FAST, *arguments])])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_ffp):
+    return partial(run_ffp, "evaluate", *FAST)
 
 
 @pytest.fixture

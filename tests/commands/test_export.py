@@ -1,25 +1,16 @@
 import json
+from functools import partial
 
 import pytest
 import torch
-from optimum.commands.optimum_cli import main
 
 from tests.conftest import make_picomodel
 from tests.export.conftest import make_byte_level_tokenizer
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["optimum-cli", "ffp", "export", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+def run(run_ffp):
+    return partial(run_ffp, "export")
 
 
 @pytest.fixture

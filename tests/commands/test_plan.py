@@ -1,10 +1,9 @@
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from optimum.commands.optimum_cli import main
 
 from optimum_ffp import FFPError
 from optimum_ffp.checks import check_dataset, check_disk, check_repositories
@@ -18,19 +17,8 @@ TOKEN = "hf_ofThePlan"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `optimum-cli ffp prune` and returns its exit code, output and error output."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["optimum-cli", "ffp", "prune", *FAST, *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_ffp):
+    return partial(run_ffp, "prune", *FAST)
 
 
 @pytest.fixture

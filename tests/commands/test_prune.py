@@ -2,11 +2,11 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentParser
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from optimum.commands.optimum_cli import main
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
@@ -20,20 +20,8 @@ FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `optimum-cli ffp prune` and returns its exit code, output and error output."""
-
-    def call(*arguments):
-        words = ["optimum-cli", "ffp", "prune", *FAST, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_ffp):
+    return partial(run_ffp, "prune", *FAST)
 
 
 def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tmp_path, windows):
