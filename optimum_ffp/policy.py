@@ -81,7 +81,9 @@ class PruningPolicy:
     @property
     def sparsity(self) -> float:
         """Fraction of the parameters of the decoder blocks' projections that is removed."""
-        return 1 - self.kept_parameters / block_parameters(self.units)
+        total = block_parameters(self.units)
+        # Whole numbers are subtracted: a budget that is met exactly must not seem missed by a rounding.
+        return (total - self.kept_parameters) / total
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form: one row a unit, with its size in the dense and in the pruned model."""
