@@ -24,7 +24,8 @@ from .report import write_report
 from .result import PruningResult
 
 
-AGENT_FILE = "agent.safetensors"
+# Not beside the weights: vLLM takes every .safetensors file of a folder for a part of the model.
+AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
 
 
@@ -103,6 +104,7 @@ def _write(result: PruningResult, folder: Path) -> None:
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in result.log)
     if result.agent is not None:
+        (folder / AGENT_FILE).parent.mkdir()
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
     plots = write_plots(result, folder)
     write_card(result, folder, plots)
@@ -136,9 +138,10 @@ def load_agent(
     Raises:
         FFPError: If there is none, or the file is broken.
     """
-    path = Path(source).expanduser() / AGENT_FILE
+    folder = Path(source).expanduser()
+    path = folder / AGENT_FILE
     if not path.is_file():
-        if path.parent.is_dir():
+        if folder.is_dir():
             raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
         repo_id, _, revision = os.fspath(source).partition("@")
         try:

@@ -20,7 +20,7 @@ PLACEHOLDER = "THIS_REPOSITORY"
 # What an earlier push may have left and a later one may not have: a shard, the agent of another method.
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
-    *("agent.safetensors", "search.png", "calibration.png", "pareto.png"),
+    *("search/agent.safetensors", "search.png", "calibration.png", "pareto.png"),
 )
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",

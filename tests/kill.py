@@ -52,7 +52,7 @@ def finish(child: int) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What must not depend on whether a prune was killed: everything but times, memory and pictures of them."""
-    files = {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
+    files = {path.name: path.read_bytes() for path in sorted((folder / "out").rglob("*")) if path.is_file()}
     record = json.loads(files.pop("ffp_config.json"))
     files["policy"] = json.dumps([record["policy"], record["search"], record["provenance"]["perplexity"]]).encode()
     return {name: text for name, text in files.items() if not name.endswith((".png", ".html", ".md"))}

@@ -14,7 +14,6 @@ from optimum_ffp.checkpoint import check_output, load_agent, whole_folder
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 FILES = {
     "README.md",
-    "agent.safetensors",
     "calibration.png",
     "config.json",
     "ffp_config.json",
@@ -23,6 +22,7 @@ FILES = {
     "modeling_ffp_llama.py",
     "policy.png",
     "report.html",
+    "search/agent.safetensors",
     "search.png",
     "search_log.jsonl",
     "tokenizer.json",
@@ -49,7 +49,7 @@ def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
 
 def test_folder_holds_what_it_should_and_nothing_pickled(pruned):
     _, folder = pruned
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
 
 
@@ -130,9 +130,10 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
     saved = pruner.result
     assert pruner.prune(0.4, warm_start=folder).policy.sparsity == pytest.approx(0.4, abs=0.01)
     pruner.result = saved
-    with pytest.raises(FFPError, match="holds no agent.safetensors"):
+    with pytest.raises(FFPError, match="holds no search/agent.safetensors"):
         load_agent(tmp_path)
-    (tmp_path / "agent.safetensors").write_bytes(b"broken")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "agent.safetensors").write_bytes(b"broken")
     with pytest.raises(FFPError, match="no valid safetensors"):
         load_agent(tmp_path)
     with pytest.raises(FFPError, match="no folder nobody/nothing, and the Hub gives no agent"):

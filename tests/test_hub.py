@@ -49,8 +49,10 @@ ours.append(FFPModelForCausalLM.from_pretrained(repo_id, revision=revision))
 for model in ours:
     assert torch.equal(model(tokens).logits, remote(tokens).logits)
 pulled = Path(snapshot_download(repo_id))
-expected = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-assert expected == {path.name: path.read_bytes() for path in pulled.iterdir() if path.name != ".gitattributes"}
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".gitattributes"]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+assert contents(Path(folder)) == contents(pulled)
 blocks = re.findall(r"```python\\n(.*?)```", (pulled / "README.md").read_text(), re.S)
 names = {}
 for block in blocks:
@@ -92,7 +94,7 @@ def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, st
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def uploaded(repository: Repository, commit: int = -1) -> dict[str, bytes]:
@@ -170,7 +172,7 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     finally:
         pruner.result.agent = agent
     assert len(repository.commits) == 4
-    assert set(uploaded(repository)) == test_checkpoint.FILES - {"agent.safetensors"} | {"notes.txt"}
+    assert set(uploaded(repository)) == test_checkpoint.FILES - {"search/agent.safetensors"} | {"notes.txt"}
     # The agent is gone from the branch, and still there at the first commit.
     with pytest.raises(
         FFPError, match=r"no folder me/it, and the Hub gives no agent of that name: 404 Entry not found"

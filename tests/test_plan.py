@@ -81,7 +81,7 @@ def test_a_prune_keeps_to_its_plan(save_picomodel, data_folder, tmp_path, knobs)
     assert sum(size for stage, size in plan.disk.items() if stage != "save") < written
     pruner.save_pretrained(tmp_path / "out")
     weights = (tmp_path / "out" / "model.safetensors").stat().st_size
-    saved = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    saved = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*"))
     assert stages(plan)["save"]["pruned model"] == pytest.approx(weights, rel=0.15) and saved < plan.disk["save"]
 
 
@@ -192,7 +192,7 @@ model, data = sys.argv[1:]
 sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
 quick = {"method": "prior", "criterion": "wanda", "calibration": "ridge"}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
-plan = make_plan(pruner.model.config, pruner.config, device="cpu", mapped=False)
+plan = make_plan(pruner.model.config, pruner.config, device="cpu")
 print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(stage) for stage in plan.memory}]))
 """
 

@@ -169,7 +169,7 @@ def test_pickles_are_not_read(folder, save_picomodel, sprung):
         )
         for load in loads:
             refused(load, "'pytorch_model.bin'", "only .safetensors files are read")
-    (folder / "agent.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
+    (folder / "search" / "agent.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
     refused(lambda: load_agent(folder), "no valid safetensors")
     assert not sprung.exists()
     pickle.loads((base / "pytorch_model.bin").read_bytes())

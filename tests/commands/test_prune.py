@@ -53,7 +53,7 @@ def test_warm_start_from_a_folder(run, save_picomodel, data_folder, tmp_path):
     assert run("-m", model, first, "--sparsity", 0.2, "--dataset", data_folder)[0] == 0
     assert run("-m", model, second, "--sparsity", 0.3, "--dataset", data_folder, "--warm-start", first)[0] == 0
     code, _, errors = run("-m", model, tmp_path / "third", "--dataset", data_folder, "--warm-start", tmp_path)
-    assert code == 2 and "holds no agent.safetensors" in errors
+    assert code == 2 and "holds no search/agent.safetensors" in errors
 
 
 def test_default_folder_and_text_from_the_model_itself(run, save_picomodel, tmp_path, monkeypatch):
