@@ -62,8 +62,10 @@ def collect_fisher(
             stack.callback(_recomputed(layer))
         for window in windows.split(1):
             with torch.enable_grad(), torch.autocast(model.device.type, dtype) if dtype else nullcontext():
-                logits = model(window.to(model.device), use_cache=False).logits[0]
-            logits.backward(_sampled_gradient(logits.detach(), generator))
+                logits = model(window.to(model.device), use_cache=False).logits
+            # Of all logits: the gradient of a part of them would be padded, in another tensor of their size.
+            logits.backward(_sampled_gradient(logits.detach()[0], generator)[None])
+            del logits
             bar.update()
     return [total / windows.numel() for total in totals]
 

@@ -50,7 +50,6 @@ class Placement:
         compute_size: Bytes of a number that the model computes with, which under autocast are fewer than its own.
         accelerator: Whether the model is elsewhere than in host memory.
         matrices_beside: Whether Gram matrices and factors live beside the model.
-        mapped: Whether the weights are, to begin with, pages of the checkpoint's file.
         journal: Whether what is finished is kept on disk, for a resumption.
         several: Whether there is more than one sparsity, so that a pruned model stays until the next is done.
     """
@@ -58,7 +57,6 @@ class Placement:
     compute_size: int
     accelerator: bool = False
     matrices_beside: bool = True
-    mapped: bool = False
     journal: bool = False
     several: bool = False
 
@@ -104,7 +102,6 @@ class MemoryModel:
 
         blocks = sum(unit.unit.parameters for unit in units) * self.size
         self.weights = model.get_memory_footprint()
-        self.sorted_weights = blocks if placement.mapped else 0
         self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
         self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
@@ -116,19 +113,17 @@ class MemoryModel:
         """Every stage of the prune, in the order in which they come."""
         config, place, entries = self.config, self.placement, max(self.features) ** 2
         weights = {"weights": self.weights}
-        yield self._stage("data", self._writing() | ({} if place.mapped and config.dataset != "self" else weights))
+        yield self._stage("data", weights | self._writing())
 
         grams = "Gram matrices", self.grams
         process = {"Gram matrices on their way to disk": self.grams * (place.accelerator and place.journal)}
         yield self._stage("statistics", weights | self._forward(self.size), grams, process)
         process = {"Fisher matrices": self.fishers}
-        holes = self._holes() if self.fishers else {}
         if self.fishers:
-            yield self._stage("fisher", weights | self._backward(), grams, process | holes)
+            yield self._stage("fisher", weights | self._backward(), grams, process | self._holes())
         workspace = {"workspace": ELIMINATION_BYTES * entries * (CRITERIA[config.criterion] is obs)}
-        yield self._stage("importance", weights | workspace, grams, process | holes)
+        yield self._stage("importance", weights | workspace, grams, process)
 
-        weights |= {"sorted weights": self.sorted_weights}
         factors = "factors", self.factors
         if self.factors:
             workspace = {"workspace": FACTORISATION_BYTES * entries}
@@ -145,8 +140,9 @@ class MemoryModel:
         fitting = self._fitting() if config.calibration == "sequential" else {}
         most = max(fitting, pruned, key=lambda parts: sum(parts.values()))
         yield self._stage("calibration", weights | most, factors)
-        yield self._stage("evaluation", weights | pruned | self._forward(self.size) | self._logits(self.size), factors)
-        yield self._stage("save", weights | {"pruned model": self.pruned}, factors)
+        weights |= {"pruned model": self.pruned}
+        yield self._stage("evaluation", weights | self._forward(self.size) | self._logits(self.size), factors)
+        yield self._stage("save", weights, factors)
 
     def _stage(
         self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
@@ -165,16 +161,16 @@ class MemoryModel:
         return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
 
     def _logits(self, size: int) -> Parts:
-        # Those of the last batch are still there when those of the next are made.
         tokens = self.config.seq_len * self.config.batch_size
         chunk = 4 * self.config.batch_size * POSITIONS * self.vocabulary
-        return {"logits": 2 * tokens * self.vocabulary * size + chunk * (1 if size == 4 else 2)}
+        return {"logits": tokens * self.vocabulary * size + chunk * (1 if size == 4 else 2)}
 
     def _backward(self) -> Parts:
-        """One window: layers' inputs, one layer run again, logits, their gradient, and its padded copy."""
+        """One window: layers' inputs, one layer run again, logits and their gradient."""
         size, tokens = self.placement.compute_size, self.config.seq_len
         head = self.vocabulary * self.hidden * size * (size < self.size)
-        logits = {"logits and gradients": 3 * tokens * self.vocabulary * size + head}
+        chunk = 2 * 4 * POSITIONS * self.vocabulary
+        logits = {"logits and gradient": 2 * tokens * self.vocabulary * size + head + chunk}
         activations = 2 * self._forward(size, 1)["activations"]
         return logits | {"activations": activations, "layer inputs": self._layer_inputs()}
 

@@ -74,6 +74,15 @@ class NestedModel:
         self.units = tuple(unit.unit for unit in units)
         self.ridges: list[PrefixRidge] | None = None
         self._sorted = [_sort(unit, order) for unit, order in zip(units, orders)]
+        if model.device.type == "cpu":
+            self._leave_the_file()
+
+    def _leave_the_file(self) -> None:
+        # Weights from safetensors are pages of the file, all of which stay for as long as one tensor is there.
+        own = {tensor.full.data_ptr() for tensors in self._sorted for tensor in tensors}
+        for parameter in self.model.parameters():
+            if parameter.data_ptr() not in own:
+                parameter.data = parameter.data.clone()
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
         """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""

@@ -150,7 +150,6 @@ def make_plan(
     dtype: str = "auto",
     device_map: str | None = None,
     journal: bool = True,
-    mapped: bool = True,
 ) -> Plan:
     """What a prune of a model will do and need. No weights are loaded or made.
 
@@ -162,7 +161,6 @@ def make_plan(
         dtype: `"auto"` for the config's, or a name of a torch type.
         device_map: Where accelerate will put the model, instead of `device`; all accelerators count as one.
         journal: Whether finished work is kept on disk for a resumption, as the command line does.
-        mapped: Whether the weights come from safetensors, whose pages stay in memory beside the sorted weights.
 
     Returns:
         The plan. Its `describe()` is what the command line prints.
@@ -194,7 +192,6 @@ def make_plan(
         compute_size=(compute or weights_dtype).itemsize,
         accelerator=accelerator,
         matrices_beside=not accelerator or machine.device_free - model.get_memory_footprint() > 2 * matrices,
-        mapped=mapped and weights_dtype == found and machine.device.type == "cpu",
         journal=journal,
         several=len(sparsities) > 1,
     )

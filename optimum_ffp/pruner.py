@@ -202,6 +202,7 @@ class FFPPruner:
         with meter.stage("calibration"):
             outputs, calibration = self._calibrate(config, policy, journal)
             pruned = nested.materialise(policy, outputs)
+            del outputs
         if config.calibration != "none":
             with meter.stage("evaluation"):
                 perplexities["calibrated"] = self._perplexity(pruned, "calibrated", journal)

@@ -195,8 +195,7 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, sparsities)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
-    mapped = not args.model.endswith(".gguf")
-    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map, mapped=mapped)
+    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map)
     problems = find_problems(plan, config, folders, overwrite, work, [*filter(None, repositories)], args.token)
     if args.plan:
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))

@@ -46,6 +46,8 @@ def window_losses(
             losses_of_tokens = cross_entropy(chunk, targets, reduction="none")
             total += losses_of_tokens.view(len(batch), -1).double().sum(1).cpu()
         losses.append(total / (batch.shape[1] - 1))
+        # Or they would live on beside those of the next batch.
+        del logits, chunk
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)
