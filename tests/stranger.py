@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging
 
 
@@ -129,6 +129,18 @@ class Stranger:
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         ids = tokenizer("w9 w10")["input_ids"]
         assert ids[-2:] == [9, 10], f"{type(tokenizer).__name__} gives {ids}"
+
+    def check_pipeline_and_chat_template(self) -> None:
+        if not (self.folder / "tokenizer.json").is_file():
+            return
+        tokenizer, messages = AutoTokenizer.from_pretrained(self.folder), [{"role": "user", "content": "w9"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text == "w5 w9 w6", f"the chat template gives {text!r}"
+        generator = pipeline("text-generation", model=str(self.folder), tokenizer=tokenizer, **TRUST)
+        (answer,) = generator(messages, max_new_tokens=3, do_sample=False)
+        (plain,) = generator(text, max_new_tokens=3, do_sample=False, return_full_text=False)
+        last = answer["generated_text"][-1]
+        assert last == {"role": "assistant", "content": plain["generated_text"]}, f"a chat ends with {last}"
 
     def check_forgotten_trust(self) -> None:
         try:

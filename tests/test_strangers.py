@@ -35,7 +35,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         pruned.save_pretrained(found[name])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.
         if not name.startswith("qwen"):
-            save_tokenizer(make_tokenizer(), found[name])
+            tokenizer = make_tokenizer()
+            tokenizer.chat_template = "w5 {% for message in messages %}{{ message.content }}{% endfor %} w6"
+            save_tokenizer(tokenizer, found[name])
         expected = {
             "windows": windows,
             "logits": pruned(windows).logits,
