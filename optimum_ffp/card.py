@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .data import NAMED
 from .errors import FFPError
 from .export.architectures import check_exportable, choose_architecture, padded_size
 from .export.tensors import layer_sizes
 from .hub import PLACEHOLDER
+from .naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from .result import PruningResult, package_versions
 
 
@@ -40,15 +39,6 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
     """
     card = ModelCard.from_template(_metadata(result), template_path=str(template_path()), **_fields(result, plots))
     card.save(Path(folder) / "README.md")
-
-
-def is_hub_id(model_id: str) -> bool:
-    """Whether a model's name can be one of the Hub's, and not that of something local."""
-    try:
-        validate_repo_id(model_id)
-    except HFValidationError:
-        return False
-    return not model_id.endswith(".gguf") and not Path(model_id).exists()
 
 
 def _base_metadata(base_model: str) -> dict[str, Any]:
@@ -127,11 +117,6 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def dataset_name(dataset: str) -> str:
-    """What a reader is told of where text comes from."""
-    return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
-
-
 def _gguf_option(result: PruningResult) -> str | None:
     """What `ffp export` needs for this model beside its names, or `None` if llama.cpp can't run it."""
     config = result.model.config
@@ -149,21 +134,11 @@ def _gguf_option(result: PruningResult) -> str | None:
     return None
 
 
-def short_name(source: str) -> str:
-    """A model's or dataset's name without the folders of the machine that it was on."""
-    return source if is_hub_id(source) else Path(source).name or source
-
-
-def model_name(base: str) -> str:
-    """A base model's name without its owner."""
-    return short_name(base).rpartition("/")[2].removesuffix(".gguf")
-
-
 def command_line(result: PruningResult) -> str:
     """The command that repeats this prune, all settings that differ from the preset's included."""
     config = result.config
     # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
-    values = config.to_dict() | {"sparsity": [config.sparsity]} | result.search.get("sweep", {})
+    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | result.search.get("sweep", {})
     defaults = type(config)(preset=config.preset).to_dict() | {"preset": type(config)().preset, "seed": None}
     words = [
         "optimum-cli ffp prune",
@@ -180,6 +155,5 @@ def command_line(result: PruningResult) -> str:
         elif isinstance(value, list):
             words.append(f"--{option} {' '.join(map(str, value))}")
         else:
-            shown = shlex.quote(short_name(value)) if name in ("dataset", "eval_dataset") else value
-            words.append(f"--{option} {shown}")
+            words.append(f"--{option} {shlex.quote(str(value))}")
     return " ".join(words)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from .card import write_card
 from .errors import FFPError
 from .hub import check_push, explain, push_folder
+from .naming import without_folders
 from .plots import write_plots
 from .report import write_report
 from .result import PruningResult
@@ -99,7 +100,7 @@ def save_checkpoint(result: PruningResult, directory: str | os.PathLike, overwri
 def _write(result: PruningResult, folder: Path) -> None:
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
-    record = result.config.to_dict() | result.to_dict()
+    record = without_folders(result.config.to_dict() | result.to_dict())
     (folder / result.config.CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in result.log)

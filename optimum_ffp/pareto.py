@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .card import short_name
+from .naming import short_name
 from .plots import write_front
 from .result import PruningResult
 

@@ -9,15 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .card import command_line, dataset_name, is_hub_id, model_name, short_name
+from .card import command_line
+from .naming import PLACES, dataset_name, is_hub_id, model_name, short_name
 from .policy import block_parameters
 from .result import PruningResult, package_versions
 
 
 TEMPLATE = "report_template.html"
 REPORT_FILE = "report.html"
-# Knobs that may name a file or folder of the machine that pruned.
-PATHS = ("dataset", "eval_dataset")
 
 
 def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mapping[str, str]) -> Path:
@@ -127,7 +126,7 @@ def _layers(result: PruningResult) -> list[dict[str, Any]]:
 def _settings(result: PruningResult) -> list[tuple[str, str]]:
     config = result.config
     values = {name: getattr(config, name) for name in config.knob_names()}
-    values |= {name: dataset_name(values[name]) for name in PATHS if values[name]}
+    values |= {name: dataset_name(values[name]) for name in PLACES if values.get(name)}
     return [(name, _show(value)) for name, value in values.items()]
 
 

@@ -12,7 +12,7 @@ import optimum_ffp
 ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
-    {"errors", "layerwise", "precision", "progress", "stages", "version"},
+    {"errors", "layerwise", "naming", "precision", "progress", "stages", "version"},
     {"policy", "config", "hub", "batches", "journal", "tracking", "trust"},
     {"mapping", "families"},
     {"curves", "data", "evaluation", "modeling"},
