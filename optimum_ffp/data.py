@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import FFPError
-from .progress import progress_bar
+from .sampling import sample_from_model
 
 
 NAMED = {
@@ -137,7 +129,9 @@ def _load_roles(
 ) -> dict[str, Windows]:
     wanted = {"calibration": request.calibration, "search": request.search, "test": request.test}
     if dataset == "self":
-        parts = _divide(sample_from_model(model, tokenizer, request), request.self_counts())
+        counts = request.self_counts()
+        written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
+        parts = _divide(written, counts)
         labels = {role: f"{role} part of text sampled from the model" for role in SPLITS}
     else:
         splits = {
@@ -320,46 +314,3 @@ def _take(stream: Iterable[dict], column: str, request: DataRequest) -> Iterable
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def sample_from_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: DataRequest
-) -> torch.Tensor:
-    """Text that the model itself writes from its start token at temperature 1: data for when there is no data.
-
-    Returns:
-        Token ids, shape `[windows, window length]`, as many windows as all roles want together. Each begins with the
-        start token that its text was sampled from.
-
-    Raises:
-        FFPError: If the tokenizer has no start or end token to begin with.
-    """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise FFPError("the tokenizer has neither a start nor an end token to sample from; name a dataset instead")
-    count = sum(request.self_counts().values())
-    prompt = torch.full((count, 1), start, device=model.device)
-    # Without an end token the model goes on with its next document, as in the packed text that it was trained on.
-    plain_sampling = GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=request.length - 1, eos_token_id=None, pad_token_id=start
-    )
-    with progress_bar(request.length - 1, "Sampling text", "token") as bar, torch.random.fork_rng():
-        torch.manual_seed(request.seed)
-        tokens = model.generate(
-            prompt,
-            # The start token may be the padding token too, and must not be masked for it.
-            attention_mask=torch.ones_like(prompt),
-            generation_config=plain_sampling,
-            stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
-        )
-    return tokens.cpu()
-
-
-class _Ticks(StoppingCriteria):
-    # generate has no progress callback; a criterion is asked after every token.
-    def __init__(self, bar: tqdm):
-        self.bar = bar
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.bar.update()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

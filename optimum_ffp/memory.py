@@ -9,6 +9,7 @@ from .config import FFPConfig
 from .criteria import CRITERIA, obs
 from .families import Family, ModelUnit
 from .fisher import POSITIONS
+from .sampling import WINDOWS_AT_ONCE
 
 
 # Python with all libraries loaded and their threads started.
@@ -65,8 +66,8 @@ class MemoryModel:
     """Follows a prune from stage to stage and adds up what lives in each.
 
     Windows go one batch at a time, so that peaks don't grow with their number, with two exceptions: sequential
-    calibration keeps the hidden states of all its windows, and a model that writes its own text writes all windows at
-    once. The text of a dataset is not counted: how long it is shows when it is read.
+    calibration keeps the hidden states of all its windows, and a model that writes its own text writes a batch of
+    windows at once. The text of a dataset is not counted: how long it is shows when it is read.
 
     Args:
         model: The dense model; on the meta device it costs nothing.
@@ -200,6 +201,7 @@ class MemoryModel:
             return {}
         config = self.config
         windows = config.num_samples + config.search_samples + (config.eval_samples or config.search_samples)
+        windows = min(windows, WINDOWS_AT_ONCE)
         return {"KV cache": windows * (config.seq_len * self.cache + self.vocabulary * (self.size + 8))}
 
 

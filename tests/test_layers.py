@@ -14,7 +14,7 @@ ROOT = Path(optimum_ffp.__file__).parent
 LAYERS = [
     {"errors", "layerwise", "naming", "precision", "progress", "stages", "version"},
     {"policy", "config", "hub", "batches", "journal", "tracking", "trust"},
-    {"mapping", "families"},
+    {"mapping", "families", "sampling"},
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
     {"criteria", "export", "fisher", "nested"},

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from optimum_ffp import FFPError, sampling
+from optimum_ffp.sampling import sample_from_model
+from tests.conftest import make_picomodel, make_tokenizer
+
+
+def sample(model, count, seed=0):
+    return sample_from_model(model, make_tokenizer(), count, 12, seed)
+
+
+def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
+    monkeypatch.setattr(sampling, "WINDOWS_AT_ONCE", 3)
+    model = make_picomodel()
+    windows = sample(model, 7)
+    assert windows.shape == (7, 12) and (windows[:, 0] == make_tokenizer().bos_token_id).all()
+    assert len({tuple(row) for row in windows.tolist()}) == 7
+    assert torch.equal(windows, sample(model, 7)) and not torch.equal(windows, sample(model, 7, seed=1))
+
+
+def test_the_text_is_as_likely_as_the_model_says():
+    # One token a window: how often each comes must be what the model gives after the start token.
+    model, tokenizer = make_picomodel(), make_tokenizer()
+    drawn = sample_from_model(model, tokenizer, 4000, 2, 0)[:, 1]
+    with torch.no_grad():
+        expected = model(torch.tensor([[tokenizer.bos_token_id]])).logits[0, 0].softmax(-1)
+    found = torch.bincount(drawn, minlength=len(expected)) / len(drawn)
+    assert (found - expected).abs().sum() < 0.2
+
+
+def test_fewer_windows_at_once_where_memory_runs_out(monkeypatch):
+    model, sizes = make_picomodel(), []
+    generate = model.generate
+
+    def limited(prompt, **options):
+        sizes.append(len(prompt))
+        if len(prompt) > 10:
+            raise RuntimeError("CUDA out of memory.")
+        return generate(prompt, **options)
+
+    monkeypatch.setattr(model, "generate", limited)
+    assert sample(model, 20).shape == (20, 12)
+    assert sizes == [20, 16, 8, 8, 4]
+
+
+def test_a_tokenizer_needs_something_to_begin_with():
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(FFPError, match="neither a start nor an end token"):
+        sample_from_model(make_picomodel(), tokenizer, 2, 12, 0)
