@@ -252,7 +252,7 @@ class FFPConfig(BaseConfig):
         return knobs | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        # A checkpoint records every knob: a default may change, what was done may not.
+        """All knobs too: a default may change, what was done with a checkpoint may not."""
         return self.to_dict()
 
     @classmethod

@@ -50,6 +50,7 @@ class Windows:
 
     @property
     def length(self) -> int:
+        """Tokens a window."""
         return self.tokens.shape[1]
 
     def first(self, count: int) -> "Windows":

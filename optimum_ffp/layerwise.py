@@ -16,6 +16,7 @@ class LayerRunner:
         self.layer, self.arguments, self.dtype = layer, arguments, dtype
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the layer, shape and type as before it."""
         with torch.autocast(hidden.device.type, self.dtype) if self.dtype else nullcontext():
             output = self.layer(hidden, **self.arguments)
         output = output[0] if isinstance(output, tuple) else output

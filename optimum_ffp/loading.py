@@ -53,6 +53,7 @@ class LoadOptions:
     cache_dir: str | None = None
 
     def hub(self) -> dict[str, Any]:
+        """Those of them that `huggingface_hub` takes, where they are given."""
         options = {"revision": self.revision, "token": self.token, "cache_dir": self.cache_dir}
         return {name: value for name, value in options.items() if value is not None}
 

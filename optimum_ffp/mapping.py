@@ -89,6 +89,7 @@ class Budget:
         return int(sizes @ self.item_parameters)
 
     def policy(self, sizes: np.ndarray) -> PruningPolicy:
+        """These sizes as a policy."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
     def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:

@@ -39,6 +39,7 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """What messages call the unit, as in `layer 3 attention`."""
         return f"layer {self.layer} {self.kind}"
 
 
@@ -76,6 +77,7 @@ class PruningPolicy:
 
     @property
     def kept_parameters(self) -> int:
+        """Parameters of the projections of all decoder blocks that stay."""
         return sum(size * unit.item_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes))
 
     @property

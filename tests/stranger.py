@@ -134,13 +134,15 @@ class Stranger:
         if not (self.folder / "tokenizer.json").is_file():
             return
         tokenizer, messages = AutoTokenizer.from_pretrained(self.folder), [{"role": "user", "content": "w9"}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert text == "w5 w9 w6", f"the chat template gives {text!r}"
         generator = pipeline("text-generation", model=str(self.folder), tokenizer=tokenizer, **TRUST)
-        (answer,) = generator(messages, max_new_tokens=3, do_sample=False)
-        (plain,) = generator(text, max_new_tokens=3, do_sample=False, return_full_text=False)
-        last = answer["generated_text"][-1]
-        assert last == {"role": "assistant", "content": plain["generated_text"]}, f"a chat ends with {last}"
+        (plain,) = generator("w5 w9 w6", max_new_tokens=3, do_sample=False, return_full_text=False)
+        assert plain["generated_text"].strip(), "the pipeline gives no text"
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert text == "w5 w9 w6", f"the chat template gives {text!r}"
+            (chat,) = generator(messages, max_new_tokens=3, do_sample=False)
+            last = chat["generated_text"][-1]
+            assert last == {"role": "assistant", "content": plain["generated_text"]}, f"a chat ends with {last}"
 
     def check_forgotten_trust(self) -> None:
         try:

@@ -8,6 +8,8 @@ from .prune import FFPPruneCommand
 
 
 class FFPCommand(BaseOptimumCLICommand):
+    """`optimum-cli ffp`."""
+
     COMMAND = CommandInfo(name="ffp", help="Make causal LMs physically smaller by FastForward Pruning.")
     SUBCOMMANDS = (
         CommandInfo(

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
 
 
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
+    """Adds the options of `optimum-cli ffp evaluate`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
@@ -93,11 +94,15 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):
+    """`optimum-cli ffp evaluate`."""
+
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
+        """Adds the options."""
         return parse_args_ffp_evaluate(parser)
 
     def run(self) -> None:
+        """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings():
             evaluate(self.args)
 

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
 
 
 def parse_args_ffp_export(parser: ArgumentParser) -> None:
+    """Adds the options of `optimum-cli ffp export`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
@@ -35,11 +36,15 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
 
 
 class FFPExportCommand(BaseOptimumCLICommand):
+    """`optimum-cli ffp export`."""
+
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
+        """Adds the options."""
         return parse_args_ffp_export(parser)
 
     def run(self) -> None:
+        """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings():
             export(self.args)
 

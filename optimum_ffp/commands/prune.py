@@ -23,6 +23,7 @@ EXAMPLES = """examples:
 
 
 def parse_args_ffp_prune(parser: ArgumentParser) -> None:
+    """Adds the options of `optimum-cli ffp prune`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
@@ -127,11 +128,15 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
 
 
 class FFPPruneCommand(BaseOptimumCLICommand):
+    """`optimum-cli ffp prune`."""
+
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
+        """Adds the options."""
         return parse_args_ffp_prune(parser)
 
     def run(self) -> None:
+        """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings("interrupted; give the same command with --resume to go on from here"):
             prune(self.args)
 

@@ -39,6 +39,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 class FFPGemma3Model(Gemma3TextModel):
+    """The decoder without a head; every layer has sizes of its own."""
+
     # Before 5 it is that of the model that also sees pictures.
     base_model_prefix = "model"
 
@@ -53,6 +55,8 @@ class FFPGemma3Model(Gemma3TextModel):
 
 
 class FFPGemma3ForCausalLM(Gemma3ForCausalLM):
+    """The decoder with its language modelling head."""
+
     # Before 5 it is that of the model that also sees pictures.
     base_model_prefix = "model"
 

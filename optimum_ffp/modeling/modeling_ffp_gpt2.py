@@ -39,6 +39,8 @@ def shrink_layer(layer: GPT2Block, config: PretrainedConfig, heads: int, width: 
 
 
 class FFPGPT2Model(GPT2Model):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         for layer_idx, layer in enumerate(self.h):
@@ -48,6 +50,8 @@ class FFPGPT2Model(GPT2Model):
 
 
 class FFPGPT2ForCausalLM(GPT2LMHeadModel):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.transformer = FFPGPT2Model(config)

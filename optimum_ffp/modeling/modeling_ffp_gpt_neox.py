@@ -52,6 +52,8 @@ def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, widt
 
 
 class FFPGPTNeoXModel(GPTNeoXModel):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(adapt_config(config))
         for layer_idx, layer in enumerate(self.layers):
@@ -61,6 +63,8 @@ class FFPGPTNeoXModel(GPTNeoXModel):
 
 
 class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
+    """The decoder with its language modelling head."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.gpt_neox = FFPGPTNeoXModel(config)
@@ -68,8 +72,8 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
+        """As for every model; to transformers before 5 the head has another name."""
         if int(__version__.split(".")[0]) < 5:
-            # The head had another name.
             kwargs.setdefault("key_mapping", {r"^lm_head\.": "embed_out."})
         return super().from_pretrained(*args, **kwargs)
 

@@ -41,6 +41,8 @@ def shrink_layer(layer: OPTDecoderLayer, config: PretrainedConfig, heads: int, f
 
 
 class FFPOPTModel(OPTModel):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         for layer_idx, layer in enumerate(self.decoder.layers):
@@ -50,6 +52,8 @@ class FFPOPTModel(OPTModel):
 
 
 class FFPOPTForCausalLM(OPTForCausalLM):
+    """The decoder with its language modelling head."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.model = FFPOPTModel(config)

@@ -56,6 +56,8 @@ class LayerConfig:
 
 
 class FFPPhi3Model(Phi3Model):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(adapt_config(config))
         for layer_idx in range(config.num_hidden_layers):
@@ -66,6 +68,8 @@ class FFPPhi3Model(Phi3Model):
 
 
 class FFPPhi3ForCausalLM(Phi3ForCausalLM):
+    """The decoder with its language modelling head."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.model = FFPPhi3Model(config)

@@ -39,6 +39,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 class FFPQwen3Model(Qwen3Model):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(adapt_config(config))
         for layer_idx in range(config.num_hidden_layers):
@@ -50,6 +52,8 @@ class FFPQwen3Model(Qwen3Model):
 
 
 class FFPQwen3ForCausalLM(Qwen3ForCausalLM):
+    """The decoder with its language modelling head."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.model = FFPQwen3Model(config)

@@ -24,6 +24,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 class FFPStarcoder2Model(Starcoder2Model):
+    """The decoder without a head; every layer has sizes of its own."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
@@ -35,6 +37,8 @@ class FFPStarcoder2Model(Starcoder2Model):
 
 
 class FFPStarcoder2ForCausalLM(Starcoder2ForCausalLM):
+    """The decoder with its language modelling head."""
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.model = FFPStarcoder2Model(config)
