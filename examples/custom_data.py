@@ -1,0 +1,60 @@
+"""Prunes a chat model on conversations of your own: what it is asked every day, in the words of its chat template.
+
+python examples/custom_data.py MODEL CONVERSATIONS.jsonl OUTPUT [--sparsity 0.2]
+
+Each line of the file is `{"messages": [{"role": "user", "content": ...}, ...]}`. Every tenth conversation goes to the
+search and every tenth to the report, so that neither measures what calibration has seen. The texts are written to
+OUTPUT-data, in the form that `--dataset` takes: a folder with train, validation and test.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from optimum_ffp import FFPConfig, FFPPruner
+
+
+# Of ten conversations in a row: the split that each goes to.
+SPLITS = ("validation", "test", *["train"] * 8)
+
+
+def write_dataset(conversations: Path, model_id: str, folder: Path) -> None:
+    """Renders conversations by the model's chat template and deals them out to three files."""
+    tokenizer = AutoTokenizer.from_pretrained(model_id)
+    folder.mkdir()
+    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    with open(conversations, encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
+            rows[SPLITS[number % len(SPLITS)]].append(text)
+    for split, texts in rows.items():
+        written = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{split}.jsonl").write_text(written, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or folder of a dense chat model.")
+    parser.add_argument("conversations", type=Path)
+    parser.add_argument("output", help="Folder to write.")
+    parser.add_argument("--sparsity", type=float, default=0.2)
+    parser.add_argument("--search-steps", type=int, default=64, help="Candidate evaluations.")
+    parser.add_argument("--num-samples", type=int, default=32, help="Windows to calibrate on.")
+    parser.add_argument("--search-samples", type=int, default=16, help="Windows to search on.")
+    parser.add_argument("--seq-len", type=int, default=1024, help="Tokens a window.")
+    args = parser.parse_args()
+
+    folder = Path(f"{args.output}-data")
+    write_dataset(args.conversations, args.model, folder)
+    sizes = {name: getattr(args, name) for name in ("search_steps", "num_samples", "search_samples", "seq_len")}
+    config = FFPConfig(sparsity=args.sparsity, dataset=str(folder), **sizes)
+    pruner = FFPPruner.from_pretrained(args.model, config)
+    result = pruner.prune()
+    pruner.save_pretrained(args.output)
+    print(f"perplexity on conversations: {result.perplexities}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The examples that prune and evaluate, as a user starts them; those on what comes after are in their own tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optimum_ffp import FFPConfig, FFPModelForCausalLM
+from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.evaluation.conftest import make_task
+from tests.test_after_pruning import prune_picomodel
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def dense(tmp_path) -> Path:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} w9 {% endfor %}"
+    for one in (make_picomodel(), tokenizer):
+        one.save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_prune_on_conversations(dense, tmp_path):
+    words = make_text(6000).split()
+    messages = [[{"role": "user", "content": " ".join(words[at : at + 60])}] for at in range(0, len(words), 60)]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
+    sizes = ["--seq-len", "24", "--num-samples", "6", "--search-samples", "2", "--search-steps", "6"]
+    printed = run("custom_data.py", dense, file, tmp_path / "out", *sizes)
+    assert "'calibrated'" in printed
+    texts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out-data").iterdir()}
+    assert {split: len(rows) for split, rows in texts.items()} == {"train": 80, "validation": 10, "test": 10}
+    assert json.loads(texts["test"][0])["text"] == f"{messages[1][0]['content']} w9 "
+    assert FFPConfig.from_pretrained(tmp_path / "out").dataset == "out-data"
+
+
+def test_prune_at_two_sparsities(dense, tmp_path):
+    # Windows have the default's 2048 tokens.
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    (tmp_path / "text.txt").write_text(make_text(200_000))
+    printed = run("prune_from_python.py", dense, tmp_path / "text.txt", tmp_path / "out")
+    assert "10%: " in printed and "20%: " in printed
+    parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
+    assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
+
+
+def test_lm_eval_takes_a_pruned_model(tmp_path):
+    pytest.importorskip("lm_eval")
+    make_task(tmp_path / "tasks")
+    folder = prune_picomodel("llama", tmp_path / "pruned")
+    printed = run("evaluate_with_lm_eval.py", folder, "--tasks", "pico", "--tasks-path", tmp_path / "tasks")
+    assert "|pico " in printed and "acc_norm" in printed
