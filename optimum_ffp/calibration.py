@@ -63,3 +63,19 @@ class PrefixRidge:
         removed = self.weight[:, kept:].float() @ factor[kept:]
         correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)
         return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)
+
+    def components(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the output of `stop` columns has beyond that of `start`, both compensated.
+
+        With `V = W L` and `z = L⁻¹ x`, of which the first `k` entries need the first `k` inputs alone, the output of a
+        prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
+
+        Returns:
+            `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape
+            `[stop, stop - start]`, both float32.
+        """
+        factor = self.factor[:, :stop].to(self.weight.device)
+        selected = torch.eye(stop, device=factor.device)[:, start:]
+        return self.weight.float() @ factor[:, start:], torch.linalg.solve_triangular(
+            factor[:stop].T, selected, upper=True
+        )

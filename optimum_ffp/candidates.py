@@ -10,7 +10,12 @@ from .batches import with_halving_batches
 from .evaluation import window_losses
 from .journal import Journal
 from .nested import NestedModel
+from .pathwise import LossSlopes, measure_loss_slopes
 from .policy import PruningPolicy
+
+
+# A backward pass costs twice the forward pass.
+GRADIENT_TOKENS = 3
 
 
 class CandidateEvaluator:
@@ -29,7 +34,7 @@ class CandidateEvaluator:
 
     Attributes:
         evaluations: Candidate evaluations so far.
-        tokens: Tokens that those evaluations read.
+        tokens: Tokens that those evaluations read; three times those of a forward and backward pass.
         non_finite: How many of them had a loss that is not finite.
     """
 
@@ -66,6 +71,23 @@ class CandidateEvaluator:
         self.tokens += len(policies) * chosen.numel()
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
+
+    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> LossSlopes:
+        """Losses of one policy on the windows with these indices and how they change with the size of every unit.
+
+        A forward and a backward pass, which counts as three times its tokens.
+        """
+        chosen = self.windows[torch.from_numpy(windows)]
+
+        def measure() -> list[list]:
+            found = with_halving_batches(lambda _: measure_loss_slopes(self.nested, policy, chosen, self.dtype), 1)
+            return [found.losses.tolist(), found.fewer.tolist(), found.more.tolist()]
+
+        found = LossSlopes(*map(np.array, self.journal.value(f"slopes-{self.evaluations}", measure)))
+        self.evaluations += 1
+        self.tokens += GRADIENT_TOKENS * chosen.numel()
+        self.non_finite += int(not np.isfinite(found.losses).all())
+        return found
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
         device = self.nested.model.device.type

@@ -14,7 +14,7 @@ from .version import __version__
 
 CHOICES = {
     "method": ("ffp", "prior", "random", "evolutionary", "uniform"),
-    "agent": ("bandit", "ppo"),
+    "agent": ("pathwise", "bandit", "ppo"),
     "preset": ("default", "paper"),
     "criterion": ("wanda", "flap", "obs", "fisher-obs"),
     "mapping": ("greedy", "water-filling", "curves"),
@@ -54,7 +54,9 @@ class FFPConfig(BaseConfig):
         sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
         method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"prior"` (what
             the mapping makes of equal scores, no search), `"random"`, `"evolutionary"` and `"uniform"`.
-        agent: Of method `"ffp"`: `"bandit"` (Thompson sampling over loss curves) or `"ppo"` (the paper's).
+        agent: Of method `"ffp"`: `"pathwise"` (follows the derivative of the reward by backward passes), `"bandit"`
+            (Thompson sampling over loss curves, the default where there is no backward pass or the reward is taken
+            before calibration) or `"ppo"` (the paper's).
         preset: `"default"` or `"paper"`.
         criterion: Importance of items: `"wanda"` (the paper's), `"flap"`, `"obs"` (backward elimination), or
             `"fisher-obs"` (the same, weighted by what the loss feels).
@@ -75,14 +77,14 @@ class FFPConfig(BaseConfig):
         num_samples: Calibration windows (the paper: 32).
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
-        update_samples: Search windows that an update of the bandit sees, others every time.
+        update_samples: Search windows that an update of the default agents sees, others every time.
         grad: Whether a backward pass through the dense model may be run. Without one the order of items is that of
             `"obs"`, and the loss curves get their scale from pruning one unit at a time.
         fisher_samples: Calibration windows of the backward pass.
         slope_samples: Calibration windows of every one-unit probe, where there is no backward pass.
         eval_samples: Test windows; all there are if `None`.
         batch_size: Windows a forward pass.
-        search_steps: Candidate evaluations of the search (the paper: 1000).
+        search_steps: Candidate evaluations of the search (the paper: 1000); one with a backward pass counts for three.
         candidates: Candidates of one update of the agent.
         alpha_start: Fraction of target sparsity and fidelity that the progressive schedule starts with.
         learning_rate: Of PPO (the paper: 1e-4).
@@ -107,7 +109,7 @@ class FFPConfig(BaseConfig):
     sparsity: float = 0.2
     method: str = "ffp"
     preset: str = "default"
-    agent: str = "bandit"
+    agent: str = "pathwise"
     criterion: str = "fisher-obs"
     mapping: str = "curves"
     reward: str = "calibrated"
@@ -152,8 +154,10 @@ class FFPConfig(BaseConfig):
         super().__init__()
         preset = knobs.get("preset", "default")
         defaults = PAPER if preset == "paper" else {}
-        if knobs.get("grad") is False and "criterion" not in defaults:
-            defaults = defaults | {"criterion": "obs"}
+        if preset != "paper" and knobs.get("grad") is False:
+            defaults = {"criterion": "obs", "agent": "bandit"}
+        elif preset != "paper" and knobs.get("reward") == "searched":
+            defaults = {"agent": "bandit"}
         for name in known:
             setattr(self, name, knobs.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()
@@ -172,6 +176,11 @@ class FFPConfig(BaseConfig):
     def needs_factors(self) -> bool:
         """Whether the ridge regressions of all units are factored."""
         return self.calibration != "none" or self.reward != "searched" or self.mapping == "curves"
+
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether the search runs backward passes."""
+        return self.method == "ffp" and self.agent == "pathwise"
 
     @property
     def reports_searched(self) -> bool:
@@ -225,8 +234,12 @@ class FFPConfig(BaseConfig):
             raise FFPError(
                 f"criterion {self.criterion!r} needs a backward pass; choose obs, flap or wanda, or leave grad on"
             )
-        if self.method == "ffp" and self.agent == "bandit" and self.mapping != "curves":
-            raise FFPError(f"agent 'bandit' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
+        if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
+            raise FFPError(
+                f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
+            )
+        if self.follows_gradient and not (self.grad and self.reward == "calibrated"):
+            raise FFPError("agent 'pathwise' needs a backward pass and reward 'calibrated'; or choose agent 'bandit'")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
         sizes = self.hidden_sizes

@@ -1,22 +1,18 @@
 """What a unit's output means to the loss: Fisher matrices, and the loss curves that they give."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .backward import backward_passes
 from .calibration import PrefixRidge
 from .families import ModelUnit
 from .progress import progress_bar
 from .statistics import add_gram
-
-
-# Positions whose probabilities are float32 at once: at a vocabulary of 128k this is 0.25 GB.
-POSITIONS = 512
 
 
 def collect_fisher(
@@ -52,45 +48,14 @@ def collect_fisher(
 
         return lambda module, inputs, output: output.register_hook(accumulate) and None
 
-    with ExitStack() as stack, progress_bar(len(windows), "Fisher matrices", "window") as bar:
-        # Weights are frozen; gradients flow because the embeddings ask for them.
-        embeddings = model.get_input_embeddings()
-        stack.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
-        for unit, total in zip(units, totals):
-            stack.callback(unit.output.module.register_forward_hook(watch(total)).remove)
-        for layer in layers:
-            stack.callback(_recomputed(layer))
-        for window in windows.split(1):
-            with torch.enable_grad(), torch.autocast(model.device.type, dtype) if dtype else nullcontext():
-                logits = model(window.to(model.device), use_cache=False).logits
-            # Of all logits: the gradient of a part of them would be padded, in another tensor of their size.
-            logits.backward(_sampled_gradient(logits.detach()[0], generator)[None])
-            del logits
+    watchers = {unit.output.module: watch(total) for unit, total in zip(units, totals)}
+    with progress_bar(len(windows), "Fisher matrices", "window") as bar:
+        for _ in backward_passes(model, layers, windows, watchers, partial(_sample, generator), dtype):
             bar.update()
     return [total / windows.numel() for total in totals]
 
 
-def _recomputed(layer: nn.Module) -> Callable[[], None]:
-    """Lets a layer keep its input alone and run again in the backward pass; returns what undoes that."""
-    forward = layer.forward
-    layer.forward = lambda *inputs, **options: checkpoint(
-        forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options
-    )
-    return lambda: delattr(layer, "forward")
-
-
-def _sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The gradient of the summed loss of labels drawn from the model: probabilities, less one at the label."""
-    gradient = torch.empty_like(logits)
-    for rows, out in zip(logits.split(POSITIONS), gradient.split(POSITIONS)):
-        probabilities = rows.float().softmax(-1)
-        labels = _sample(probabilities, generator)
-        probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1
-        out.copy_(probabilities)
-    return gradient
-
-
-def _sample(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
     # By the inverse of the distribution function: one random number a token, where multinomial draws one a word.
     cumulative = probabilities.cumsum(-1)
     chosen = torch.rand(len(probabilities), 1, generator=generator).to(cumulative.device) * cumulative[:, -1:]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from .backward import POSITIONS
 from .config import FFPConfig
 from .criteria import CRITERIA, obs
 from .families import Family, ModelUnit
-from .fisher import POSITIONS
 from .sampling import WINDOWS_AT_ONCE
 
 
@@ -106,6 +106,7 @@ class MemoryModel:
         self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
         self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
+        self.components = sum(map(_component_bytes, units))
         self.grams = sum(4 * count**2 for count in self.features)
         self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
         self.factors = self.grams if config.needs_factors else 0
@@ -135,8 +136,11 @@ class MemoryModel:
 
         weights |= {"pruned model before": self.pruned * place.several}
         candidate = {"compensated weights": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
-        candidate |= self._forward(place.compute_size) | self._logits(place.compute_size)
-        yield self._stage("search", weights | candidate, factors)
+        passes = self._forward(place.compute_size) | self._logits(place.compute_size)
+        if config.follows_gradient:
+            gradient = self._backward() | {"components": self.components} | self._holes()
+            passes = max(passes, gradient, key=lambda parts: sum(parts.values()))
+        yield self._stage("search", weights | candidate | passes, factors)
         pruned = {"pruned model": self.pruned, "compensated weights": self.outputs * (config.calibration != "none")}
         fitting = self._fitting() if config.calibration == "sequential" else {}
         most = max(fitting, pruned, key=lambda parts: sum(parts.values()))
@@ -203,6 +207,12 @@ class MemoryModel:
         windows = config.num_samples + config.search_samples + (config.eval_samples or config.search_samples)
         windows = min(windows, WINDOWS_AT_ONCE)
         return {"KV cache": windows * (config.seq_len * self.cache + self.vocabulary * (self.size + 8))}
+
+
+def _component_bytes(unit: ModelUnit) -> int:
+    """What a backward pass keeps of a unit to see what a step down and a step up would change, in float32."""
+    module = unit.output.module
+    return 4 * 2 * unit.unit.step * unit.output.block * (module.out_features + module.in_features)
 
 
 def _fused_parameters(unit: ModelUnit) -> int:

@@ -18,7 +18,7 @@ from .mapping import Budget
 from .memory import MemoryModel, Placement, StageMemory
 from .policy import Unit, block_parameters
 from .precision import autocast_dtype
-from .search import NO_SEARCH, SearchTask
+from .search import GRADIENT_COST, NO_SEARCH, SearchTask
 
 
 GIB = 2**30
@@ -234,9 +234,11 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         if config.method in NO_SEARCH or (config.method == "ffp" and config.agent == "ppo"):
             final = steps
         baselines = 2 * (sparsities > 1)
-        evaluations += steps + baselines
+        cost = GRADIENT_COST if config.follows_gradient else 1
+        updates = (steps - final) // cost
+        evaluations += updates + final + baselines
         # The dense model too reads every window.
-        windows += (steps - final) * config.update_samples + (final + baselines + 1) * every
+        windows += updates * cost * config.update_samples + (final + baselines + 1) * every
     tokens["search"] = windows * length
     held_out = min(config.held_out_samples, every)
     fitted = sparsities * (config.num_samples + held_out) * length

@@ -7,6 +7,10 @@ from typing import Any, Literal
 from .errors import FFPError
 
 
+# Share of a unit's items by which neighbouring policies differ.
+STEP = 1 / 12
+
+
 @dataclass(frozen=True)
 class Unit:
     """The attention or the FFN of one layer, as the budget sees it.
@@ -36,6 +40,11 @@ class Unit:
     def quantum(self) -> int:
         """Parameters by which the unit can grow or shrink at the least."""
         return self.multiple * self.item_parameters
+
+    @property
+    def step(self) -> int:
+        """Items by which neighbouring sizes differ: about a twelfth of all, in whole multiples and at least one."""
+        return self.multiple * max(1, round(self.items * STEP / self.multiple))
 
     @property
     def name(self) -> str:
@@ -86,6 +95,12 @@ class PruningPolicy:
         total = block_parameters(self.units)
         # Whole numbers are subtracted: a budget that is met exactly must not seem missed by a rounding.
         return (total - self.kept_parameters) / total
+
+    def neighbours(self) -> tuple["PruningPolicy", "PruningPolicy"]:
+        """The policies in which every unit keeps a step less and a step more, as far as it can."""
+        fewer = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
+        more = tuple(min(unit.items, k + unit.step) for unit, k in zip(self.units, self.sizes))
+        return PruningPolicy(self.units, fewer), PruningPolicy(self.units, more)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form: one row a unit, with its size in the dense and in the pruned model."""

@@ -79,10 +79,10 @@ class PolicySearch:
         steps = 1 if config.method in NO_SEARCH else config.search_steps
         with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
 
-            def show(count: int, best: float) -> None:
+            def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
                 bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
-                bar.update(count)
-                for entry in task.log[-count:]:
+                bar.update(cost)
+                for entry in entries:
                     on_entry(entry)
 
             task = SearchTask(

@@ -67,12 +67,12 @@ def prepare(
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.needs_fishers:
         with meter.stage("fisher"):
-            layers = model.base_model.get_submodule(family.layers)
-            fishers = _by_unit(
-                journal,
-                "fisher",
-                lambda: collect_fisher(model, units, layers, windows[: config.fisher_samples], config.seed, dtype),
-            )
+            layers, seen = model.base_model.get_submodule(family.layers), windows[: config.fisher_samples]
+
+            def differentiate(_: int) -> list[torch.Tensor]:
+                return collect_fisher(model, units, layers, seen, config.seed, dtype)
+
+            fishers = _by_unit(journal, "fisher", lambda: with_halving_batches(differentiate, 1))
     with meter.stage("importance"):
         orders = _by_unit(
             journal,

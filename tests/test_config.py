@@ -30,6 +30,17 @@ def test_round_trip(tmp_path):
     assert set(FFPConfig.knob_names()) <= set(json.loads((tmp_path / "ffp_config.json").read_text()))
 
 
+def test_the_default_agent_is_the_best_that_can_run():
+    assert FFPConfig().agent == "pathwise" and FFPConfig(preset="paper").agent == "ppo"
+    assert FFPConfig(grad=False).agent == FFPConfig(reward="searched").agent == "bandit"
+    for knobs in ({"grad": False}, {"reward": "searched"}):
+        with pytest.raises(FFPError, match="agent 'pathwise' needs a backward pass and reward 'calibrated'"):
+            FFPConfig(agent="pathwise", criterion="obs", **knobs)
+    for agent in ("pathwise", "bandit"):
+        with pytest.raises(FFPError, match=f"agent '{agent}' needs mapping 'curves', found 'greedy'"):
+            FFPConfig(agent=agent, mapping="greedy")
+
+
 def test_file_with_overrides(tmp_path):
     path = tmp_path / "knobs.json"
     path.write_text('{"sparsity": 0.4, "seed": 3}')

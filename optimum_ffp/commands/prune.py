@@ -56,7 +56,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(
         prune, "method", help="How the policy is found: ffp, or a baseline: prior, random, evolutionary, uniform."
     )
-    add_option(prune, "agent", help="Of method ffp: bandit, or ppo as in the paper.")
+    add_option(prune, "agent", help="Of method ffp: pathwise, bandit (no backward pass), or ppo as in the paper.")
     add_option(prune, "criterion", help="Importance of heads and channels: fisher-obs, obs, flap or wanda.")
     add_option(
         prune,
@@ -95,7 +95,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     search = parser.add_argument_group("Search")
     add_option(search, "search-steps", type=int, help="Candidate evaluations.")
     add_option(search, "search-samples", type=int, help="Search windows at full fidelity.")
-    add_option(search, "update-samples", type=int, help="Search windows of one update of the bandit.")
+    add_option(search, "update-samples", type=int, help="Search windows of one update of the agent.")
     add_option(search, "search-dtype", help="auto (bfloat16 where it is native) or model.")
     add_option(search, "alpha-start", type=float, help="Fraction of sparsity and windows that PPO starts with.")
     add_option(search, "learning-rate", type=float, help="Of PPO.")

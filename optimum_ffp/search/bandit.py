@@ -1,4 +1,4 @@
-"""The default agent: Thompson sampling over how far each loss curve can be trusted."""
+"""Thompson sampling over how far each loss curve can be trusted: the agent where no backward pass fits."""
 
 from collections.abc import Mapping, Sequence
 

@@ -7,6 +7,7 @@ import numpy as np
 from ..config import FFPConfig
 from .bandit import search_with_bandit
 from .baselines import evaluate_once, search_at_random, search_by_evolution
+from .pathwise import search_by_gradient
 from .task import SearchResult, SearchTask
 
 
@@ -16,6 +17,8 @@ Method = Callable[[SearchTask, FFPConfig, Agent | None], SearchResult]
 
 def search_with_agent(task: SearchTask, config: FFPConfig, warm_start: Agent | None) -> SearchResult:
     """FastForward Pruning: single-step reinforcement learning with the agent that the config names."""
+    if config.agent == "pathwise":
+        return search_by_gradient(task, config, warm_start)
     if config.agent == "bandit":
         return search_with_bandit(task, config, warm_start)
     # stable-baselines3 takes seconds to import; nothing else needs it.

@@ -10,6 +10,21 @@ from ..errors import FFPError
 from ..policy import PruningPolicy, Unit
 
 
+# Candidate evaluations that one with a backward pass counts for.
+GRADIENT_COST = 3
+
+
+class Slopes(Protocol):
+    """Losses of a policy, nats a token, shape `[windows]`, and how they change to first order.
+
+    `fewer` and `more`, each of shape `[windows, units]`, are for one unit going to its size in `policy.neighbours()`.
+    """
+
+    losses: np.ndarray
+    fewer: np.ndarray
+    more: np.ndarray
+
+
 class Evaluate(Protocol):
     """Losses of policies on some of the search windows, shape `[policies, windows]`, and the dense model's on all."""
 
@@ -17,6 +32,9 @@ class Evaluate(Protocol):
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token."""
+
+    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> Slopes:
+        """Losses of one policy on these windows and their slopes, by a backward pass."""
 
 
 @dataclass
@@ -31,7 +49,8 @@ class SearchTask:
         steps: Candidate evaluations that may be spent.
         max_samples: Windows at full fidelity.
         predict: What the loss curves predict for every unit of a policy, nats, shape `[units]`; if there are curves.
-        on_evaluated: Called with the number of candidates of every batch and the best perplexity so far.
+        on_evaluated: Called with the records of every batch of candidates, the evaluations that they count for, and
+            the best perplexity so far.
         log: One record a candidate evaluation.
         best: Perplexity and policy of the best candidate at the target and full fidelity.
     """
@@ -43,7 +62,7 @@ class SearchTask:
     steps: int
     max_samples: int
     predict: Callable[[PruningPolicy], np.ndarray] | None = None
-    on_evaluated: Callable[[int, float], Any] = lambda count, best: None
+    on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
 
@@ -77,7 +96,31 @@ class SearchTask:
 
         A candidate at the final sparsity and full fidelity may become the best of the search; no other may.
         """
-        losses = self.evaluate(policies, windows).mean(1)
+        return self._account(policies, self.evaluate(policies, windows).mean(1), sparsity, windows)
+
+    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How the loss of a candidate at the target changes with the size of every unit.
+
+        Args:
+            policy: The candidate.
+            windows: Indices of the windows that it is evaluated on, in a forward and a backward pass.
+
+        Returns:
+            First-order changes for one unit at a time going to its smaller and to its larger size of
+            `policy.neighbours()`, nats a token, each of shape `[windows, units]`.
+        """
+        found = self.evaluate.slopes(policy, windows)
+        self._account([policy], found.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
+        return found.fewer, found.more
+
+    def _account(
+        self,
+        policies: Sequence[PruningPolicy],
+        losses: np.ndarray,
+        sparsity: float,
+        windows: np.ndarray,
+        cost: int = 1,
+    ) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             perplexities = np.exp(losses)
         excess = np.where(np.isfinite(perplexities), losses - self.evaluate.dense_losses[windows].mean(), np.inf)
@@ -98,7 +141,8 @@ class SearchTask:
                     "best_perplexity": self.best[0] if self.best else None,
                 }
             )
-        self.on_evaluated(len(policies), self.best[0] if self.best else float(np.min(perplexities)))
+        best = self.best[0] if self.best else float(np.min(perplexities))
+        self.on_evaluated(self.log[-len(policies) :], cost * len(policies), best)
         return excess
 
     def conclude(self, finalists: Sequence[np.ndarray], agent: dict[str, np.ndarray] | None = None) -> "SearchResult":

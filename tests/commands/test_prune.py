@@ -233,15 +233,15 @@ def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, t
     from optimum_ffp import candidates
 
     command = ["-m", save_picomodel(), tmp_path / "out", "--sparsity", 0.3, "--dataset", data_folder]
-    measure, calls = candidates.window_losses, []
+    measure, calls = candidates.measure_loss_slopes, []
 
     def press_ctrl_c(*arguments, **options):
         calls.append(arguments)
-        if len(calls) == 6:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(candidates, "window_losses", press_ctrl_c)
+    monkeypatch.setattr(candidates, "measure_loss_slopes", press_ctrl_c)
     code, _, errors = run(*command)
     assert code == 130 and "Traceback" not in errors
     assert errors.splitlines()[-1] == "interrupted; give the same command with --resume to go on from here"
