@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
 
 from .data import NAMED
 from .errors import FFPError
@@ -112,6 +113,8 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
         "chat": bool(getattr(result.tokenizer, "chat_template", None)),
         "gguf": _gguf_option(result),
+        # What torchao quantises. GPT-2 has transposed projections of its own instead.
+        "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
         "repository": PLACEHOLDER,
         "command": command_line(result),
     }

@@ -152,7 +152,7 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert "blocks 4" in done.stdout
+        assert "blocks 5" in done.stdout
 
 
 def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):

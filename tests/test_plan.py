@@ -191,7 +191,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.plan import make_plan
 model, data = sys.argv[1:]
 sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
-quick = {"method": "prior", "criterion": "wanda", "calibration": "ridge"}
+quick = {"search_steps": 5, "criterion": "wanda", "calibration": "ridge"}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
 plan = make_plan(pruner.model.config, pruner.config, device="cpu")
 print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(stage) for stage in plan.memory}]))
