@@ -1,6 +1,6 @@
 """Prunes a model at two sparsities from Python, the second search warm-started by the first.
 
-python examples/prune_from_python.py MODEL DATASET OUTPUT
+python examples/prune_from_python.py MODEL DATASET OUTPUT [TOKENS_A_WINDOW]
 """
 
 import sys
@@ -8,8 +8,9 @@ import sys
 from optimum_ffp import FFPConfig, FFPPruner
 
 
-def main(model_id: str, dataset: str, output: str) -> None:
-    pruner = FFPPruner.from_pretrained(model_id, FFPConfig(dataset=dataset, eval_samples=8))
+def main(model_id: str, dataset: str, output: str, seq_len: str = "2048") -> None:
+    config = FFPConfig(dataset=dataset, seq_len=int(seq_len), eval_samples=8)
+    pruner = FFPPruner.from_pretrained(model_id, config)
     agent = None
     for sparsity in (0.1, 0.2):
         result = pruner.prune(sparsity, warm_start=agent)
@@ -19,4 +20,4 @@ def main(model_id: str, dataset: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])
