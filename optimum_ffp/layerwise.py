@@ -10,24 +10,31 @@ from transformers import PreTrainedModel
 
 
 class LayerRunner:
-    """Runs one decoder layer on hidden states of one window."""
+    """Runs one decoder layer on hidden states of one window.
+
+    They may wait in host memory: the layer's device borrows one window at a time.
+    """
 
     def __init__(self, layer: nn.Module, arguments: dict[str, Any], dtype: torch.dtype | None):
         self.layer, self.arguments, self.dtype = layer, arguments, dtype
+        self.device = next(layer.parameters()).device
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the layer, shape and type as before it."""
-        with torch.autocast(hidden.device.type, self.dtype) if self.dtype else nullcontext():
-            output = self.layer(hidden, **self.arguments)
+        """Hidden states after the layer; shape, type and device are as before it."""
+        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+            output = self.layer(hidden.to(self.device), **self.arguments)
         output = output[0] if isinstance(output, tuple) else output
-        return output.to(hidden.dtype)
+        return output.to(hidden)
 
     def watch(self, hidden: torch.Tensor, modules: Sequence[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The layer's output, and what each of the modules reads on the way, shape `[tokens, features]`."""
+        """The layer's output, and what each of the modules reads on the way, shape `[tokens, features]`.
+
+        All of it is where the hidden states are.
+        """
         seen: dict[nn.Module, torch.Tensor] = {}
 
         def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen[module] = inputs[0].flatten(0, -2)
+            seen[module] = inputs[0].flatten(0, -2).to(hidden.device)
 
         with ExitStack() as hooks:
             for module in modules:
@@ -36,7 +43,7 @@ class LayerRunner:
         return output, [seen[module] for module in modules]
 
     def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """What the module reads when the layer runs, shape `[tokens, features]`. Runs no further than it."""
+        """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""
         seen: list[torch.Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -56,7 +63,10 @@ class LayerRunner:
 def enter(
     model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """Hidden states before the first layer of every window, and the other arguments that each layer is called with."""
+    """Hidden states before the first layer of every window, and the other arguments that each layer is called with.
+
+    The states of all windows are kept, and so in host memory.
+    """
     hidden: list[torch.Tensor] = []
     arguments: dict[int, dict[str, Any]] = {}
 
@@ -64,7 +74,7 @@ def enter(
         def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             arguments[index] = keywords
             if index == 0:
-                hidden.append(inputs[0])
+                hidden.append(inputs[0].cpu())
                 # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
                 if len(hidden) > 1:
                     raise _Reached

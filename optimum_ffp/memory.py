@@ -18,7 +18,7 @@ PROCESS_BYTES = 640 * 2**20
 RETURNED_BYTES = 32 * 2**20
 # What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while items are eliminated
 # one after another, while the matrix is factored, and while a unit is fitted, there beside its output weights.
-ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 48, 80
+ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 42, 44
 
 Parts = dict[str, int]
 
@@ -141,13 +141,14 @@ class MemoryModel:
             gradient = self._backward() | {"components": self.components} | self._holes()
             passes = max(passes, gradient, key=lambda parts: sum(parts.values()))
         yield self._stage("search", weights | candidate | passes, factors)
-        pruned = {"pruned model": self.pruned, "compensated weights": self.outputs * (config.calibration != "none")}
-        fitting = self._fitting() if config.calibration == "sequential" else {}
-        most = max(fitting, pruned, key=lambda parts: sum(parts.values()))
-        yield self._stage("calibration", weights | most, factors)
-        weights |= {"pruned model": self.pruned}
-        yield self._stage("evaluation", weights | self._forward(self.size) | self._logits(self.size), factors)
-        yield self._stage("save", weights, factors)
+        outputs = {"compensated weights": self.outputs * (config.calibration != "none")}
+        fitting, hidden = self._fitting() if config.calibration == "sequential" else ({}, {})
+        yield self._stage("calibration", weights | outputs | fitting, factors, hidden)
+        passes = self._forward(self.size) | self._logits(self.size)
+        yield self._stage("evaluation", weights | outputs | passes, factors)
+        pruned = {"pruned model": self.pruned}
+        yield self._stage("surgery", weights | outputs, factors, pruned)
+        yield self._stage("save", weights, factors, pruned)
 
     def _stage(
         self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
@@ -187,18 +188,15 @@ class MemoryModel:
         small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES and not self.placement.accelerator
         return {"heap with holes": 3 * self._layer_inputs() * small}
 
-    def _fitting(self) -> Parts:
+    def _fitting(self) -> tuple[Parts, Parts]:
+        """Beside the model, and in host memory."""
         config, widest = self.config, max(self.features)
         tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
         layer = sum(self.features) // self.layers
-        return {
-            # What ridge regression starts from, and the fits.
-            "compensated weights": 2 * self.outputs,
-            "fused": self.fused,
-            "hidden states": tokens * (2 * self.hidden * self.size + layer * self.placement.compute_size),
-            "workspace": FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden,
-            **self._forward(self.placement.compute_size, 1),
-        }
+        workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
+        beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)
+        states = tokens * (2 * self.hidden * self.size + layer * self.placement.compute_size)
+        return beside, {"hidden states": states}
 
     def _writing(self) -> Parts:
         if self.config.dataset != "self":
@@ -210,9 +208,15 @@ class MemoryModel:
 
 
 def _component_bytes(unit: ModelUnit) -> int:
-    """What a backward pass keeps of a unit to see what a step down and a step up would change, in float32."""
+    """What a backward pass keeps of a unit to see what a step down and a step up would change."""
     module = unit.output.module
-    return 4 * 2 * unit.unit.step * unit.output.block * (module.out_features + module.in_features)
+    return (
+        module.weight.dtype.itemsize
+        * 2
+        * unit.unit.step
+        * unit.output.block
+        * (module.out_features + module.in_features)
+    )
 
 
 def _fused_parameters(unit: ModelUnit) -> int:

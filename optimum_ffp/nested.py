@@ -123,13 +123,15 @@ class NestedModel:
     def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
         """A physically smaller model of its own, in the class that its checkpoint carries.
 
+        It is beside the dense model if there is room for it, otherwise in host memory.
+
         Args:
             policy: What to keep.
             outputs: Weights of output projections that take the place of the views, by unit index.
         """
         with self.applied(policy, outputs) as model:
             # Views share storage with the dense weights; a checkpoint must own what it keeps and no more.
-            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         for name, module in self.model.named_modules():
             if isinstance(module, TransposedLinear):
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
@@ -138,4 +140,11 @@ class NestedModel:
             None, config=config, state_dict=state, dtype=self.model.dtype
         )
         pruned.generation_config = self.model.generation_config
-        return pruned.to(self.model.device).eval()
+        if self.model.device.type != "cuda" or _has_room(self.model.device, pruned.get_memory_footprint()):
+            pruned = pruned.to(self.model.device)
+        return pruned.eval()
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    # A quarter more, for what the model will compute.
+    return torch.cuda.mem_get_info(device)[0] > 1.25 * size

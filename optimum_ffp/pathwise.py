@@ -48,8 +48,8 @@ def measure_loss_slopes(
     probes, outputs = [], {}
     for index, unit in enumerate(nested.model_units):
         low, kept, high = (one.sizes[index] * unit.output.block for one in (fewer, policy, more))
-        probes.append(_Probe(*nested.ridges[index].components(low, high), kept - low))
         weight = nested.ridges[index].compensated(kept)
+        probes.append(_Probe(*nested.ridges[index].components(low, high), kept - low, weight.dtype))
         outputs[index] = nn.functional.pad(weight, (0, high - kept))
     watchers = {unit.output.module: probe.watch for unit, probe in zip(nested.model_units, probes)}
     layers = nested.model.base_model.get_submodule(nested.family.layers)
@@ -64,8 +64,8 @@ def measure_loss_slopes(
 class _Probe:
     """Watches one unit's output projection, and what its components between two sizes would add to the loss."""
 
-    def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int):
-        self.directions, self.mixing, self.kept = directions, mixing, kept
+    def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int, dtype: torch.dtype):
+        self.directions, self.mixing, self.kept = directions.to(dtype), mixing.to(dtype), kept
         self.changes = (0.0, 0.0)
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

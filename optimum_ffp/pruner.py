@@ -201,11 +201,13 @@ class FFPPruner:
                 perplexities["searched"] = self._perplexity(model, "searched", journal)
         with meter.stage("calibration"):
             outputs, calibration = self._calibrate(config, policy, journal)
+        if config.calibration != "none":
+            # On views of the dense model, so that there is no second model beside the activations.
+            with meter.stage("evaluation"), nested.applied(policy, outputs) as model:
+                perplexities["calibrated"] = self._perplexity(model, "calibrated", journal)
+        with meter.stage("surgery"):
             pruned = nested.materialise(policy, outputs)
             del outputs
-        if config.calibration != "none":
-            with meter.stage("evaluation"):
-                perplexities["calibrated"] = self._perplexity(pruned, "calibrated", journal)
         self.result = PruningResult(
             model=pruned,
             tokenizer=self.tokenizer,

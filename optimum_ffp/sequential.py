@@ -1,5 +1,6 @@
 """Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -111,7 +112,6 @@ class _Calibration:
     ):
         self.nested, self.policy, self.windows = nested, policy, windows
         self.dense_target, self.lambdas = dense_target, lambdas
-        self.starts = nested.compensated(policy)
         self.sizes = [unit.items for unit in nested.units]
         self.fits: dict[int, UnitFit] = {}
 
@@ -129,16 +129,19 @@ class _Calibration:
         targets: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out."""
-        weight, start = self.nested.dense_output(member), self.starts[member]
-        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
+        kept = self.policy.sizes[member] * self.nested.model_units[member].output.block
+        weight, start = self.nested.dense_output(member), self.nested.ridges[member].compensated(kept)
+        seen, unseen = (kind(weight, kept, self.dense_target) for kind in (_Moments, _HeldOut))
         with self.applied(self.nested.units[member].layer):
             for number, (state, target) in enumerate(zip(hidden, targets)):
-                (seen if number < self.windows else unseen).add(runner.input_of(module, state), target)
+                (seen if number < self.windows else unseen).add(
+                    runner.input_of(module, state), target.to(weight.device)
+                )
         return _fit(seen, unseen, start, self.lambdas).pack()
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Prunes the unit and gives it the weights of its fit."""
-        self.fits[member] = UnitFit.unpack(fit, self.starts[member].device)
+        self.fits[member] = UnitFit.unpack(fit, self.nested.dense_output(member).device)
         self.sizes[member] = self.policy.sizes[member]
 
 
@@ -146,7 +149,7 @@ class _Moments:
     """Sums over tokens of products with the kept inputs: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`."""
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
-        self.weight, self.kept, self.dense_target = weight.double(), kept, dense_target
+        self.weight, self.kept, self.dense_target = weight, kept, dense_target
         self.own = weight.new_zeros(kept, weight.shape[1], dtype=torch.float32)
         self.dense = torch.zeros_like(self.own)
 
@@ -164,7 +167,7 @@ class _Moments:
     @property
     def cross(self) -> torch.Tensor:
         """`X̃_Rᵀ Y`, float64."""
-        return torch.lerp(self.own, self.dense, self.dense_target).double() @ self.weight.T
+        return torch.lerp(self.own, self.dense, self.dense_target).double() @ self.weight.T.double()
 
 
 class _HeldOut(_Moments):
@@ -185,11 +188,14 @@ class _HeldOut(_Moments):
 
 def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, lambdas: Iterable[float]) -> UnitFit:
     gram, cross, begin = fitted.gram, fitted.cross, start.T.double()
-    candidates = []
+    diagonal = gram.diagonal().clone()
+    best = UnitFit(start, 0.0, math.inf)
     for ridge_lambda in lambdas:
-        damping = ridge_lambda * gram.diagonal().mean()
-        factor = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        solution = torch.cholesky_solve(cross + damping * begin, factor)
-        candidates.append((held_out.error(solution), ridge_lambda, solution))
-    error, ridge_lambda, solution = min(candidates, key=lambda candidate: candidate[0])
-    return UnitFit(solution.T.to(start.dtype).contiguous(), ridge_lambda, error)
+        # In place: of the largest unit of a 7B model each such matrix is 1 GB.
+        damping = ridge_lambda * diagonal.mean()
+        gram.diagonal().copy_(diagonal + damping)
+        solution = torch.cholesky_solve(cross + damping * begin, torch.linalg.cholesky(gram))
+        error = held_out.error(solution)
+        if error < best.held_out_error:
+            best = UnitFit(solution.T.to(start.dtype).contiguous(), ridge_lambda, error)
+    return best

@@ -154,6 +154,14 @@ def test_matrices_that_leave_the_accelerator_no_room_live_in_host_memory(monkeyp
     assert beside.warnings == [] and "memory on cuda" in apart.warnings[0]
 
 
+def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):
+    shape = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="float16")
+    machine = Machine(torch.device("cuda"), 64 * GIB, 24 * GIB)
+    monkeypatch.setattr("optimum_ffp.plan.measure_machine", lambda *_: machine)
+    plan = make_plan(shape)
+    assert plan.warnings == [] and 22 * GIB < plan.peak_bytes < 24 * GIB
+
+
 def test_containers_have_limits_of_their_own(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr("optimum_ffp.machine.LIMITS", (str(limit), str(tmp_path / "nothing")))
