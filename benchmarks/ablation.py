@@ -22,6 +22,8 @@ VARIANTS = {
     "prior-wanda": {"method": "prior", "criterion": "wanda"},
     "prior-flap": {"method": "prior", "criterion": "flap"},
     "prior-obs": {"method": "prior", "criterion": "obs"},
+    "bandit": {"agent": "bandit"},
+    "no-grad": {"grad": False},
     "reward-searched": {"reward": "searched"},
     "ppo-on-curves": {"agent": "ppo"},
     "ppo-water-filling": {"agent": "ppo", "mapping": "water-filling"},

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 64] [--paper-steps 64] [--eval-samples 10]
-        [--sequential prior ffp] [--seq-len 2048] [--save FOLDER] [--output compare.json]
+        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--save FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.naming import without_folders
 from optimum_ffp.result import PruningResult
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--sequential", nargs="*", default=("prior", "ffp"), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
     parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--eval-dataset", help="Where the test windows come from, if elsewhere than the rest.")
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
 
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     """One pruner a seed and preset: what is measured once serves all of its methods."""
     steps = args.paper_steps if preset == "paper" else args.search_steps
     knobs = {"seq_len": args.seq_len} | ({"search_steps": steps} if steps else {})
-    config = FFPConfig(preset=preset, dataset=args.dataset, eval_samples=args.eval_samples, seed=seed, **knobs)
+    data = {"dataset": args.dataset, "eval_dataset": args.eval_dataset, "eval_samples": args.eval_samples}
+    config = FFPConfig(preset=preset, seed=seed, **data, **knobs)
     pruner = FFPPruner.from_pretrained(args.model, config)
     for method in methods:
         for sparsity in args.sparsities:
@@ -72,18 +75,18 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
 
 def describe(result: PruningResult) -> dict:
     """The record of one prune. Paths of data are cut to their names: records are kept and compared elsewhere."""
-    name = Path(result.test.dataset).name
-    return {
+    record = {
         "seed": result.config.seed,
         "sparsity": result.policy.sparsity,
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
-        "test": result.test.describe() | {"dataset": name},
-        "search": result.search | {"perplexity": result.search["perplexity"] | {"dataset": name}},
+        "test": result.test.describe(),
+        "search": result.search,
         "sizes": result.policy.sizes,
         "seconds": result.cost.seconds,
         "peak_gib": {name: value / 2**30 for name, value in result.cost.peak_bytes.items()},
     }
+    return without_folders(record)
 
 
 def table(records: list[dict]) -> str:
