@@ -63,6 +63,12 @@ class FFPPruner:
         report_to: Sequence[str] = (),
     ):
         check_trackers(report_to)
+        offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
+        if offloaded:
+            raise FFPError(
+                f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and what is not there can't "
+                "be sorted and pruned; use more devices, dtype bfloat16, or device cpu"
+            )
         self.report_to = report_to
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.model_id = model_id or model.config._name_or_path or "the model"

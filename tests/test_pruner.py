@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
@@ -98,3 +99,13 @@ def test_windows_longer_than_the_model_knows(save_picomodel, data_folder):
 def test_infeasible_sparsity_is_refused_at_once(save_picomodel, data_folder):
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
         make_pruner(save_picomodel(), data_folder, sparsity=0.9)
+
+
+def test_offloaded_weights_are_refused(tmp_path):
+    make_picomodel().save_pretrained(tmp_path)
+    room = {"cpu": "60KB", "disk": "1GB"}
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map="auto", max_memory=room, offload_folder=tmp_path / "offload"
+    )
+    with pytest.raises(FFPError, match=r"of 31,456 parameters are offloaded, .* use more devices"):
+        FFPPruner(model, make_tokenizer(), FFPConfig())
