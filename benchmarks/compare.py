@@ -1,6 +1,6 @@
 """Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary ffp]
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 64] [--paper-steps 64] [--eval-samples 10]
         [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--save FOLDER] [--output compare.json]
 
@@ -22,7 +22,9 @@ from optimum_ffp.naming import without_folders
 from optimum_ffp.result import PruningResult
 
 
-METHODS = ("paper", "uniform", "prior", "random", "evolutionary", "ffp")
+# `paper` is a preset and `bandit` an agent; the others are methods of the default preset.
+METHODS = ("paper", "uniform", "prior", "random", "evolutionary", "bandit", "ffp")
+AGENTS = {"paper": "ppo", "bandit": "bandit"}
 
 
 def main() -> None:
@@ -62,7 +64,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     pruner = FFPPruner.from_pretrained(args.model, config)
     for method in methods:
         for sparsity in args.sparsities:
-            pruner.config.method = "ffp" if preset == "paper" else method
+            pruner.config.method = "ffp" if method in AGENTS else method
+            pruner.config.agent = AGENTS.get(method, "pathwise")
             found = pruner.search(sparsity)
             calibrations = ["ridge", "sequential"] if preset == "default" and method in args.sequential else ["ridge"]
             for calibration in calibrations:
