@@ -7,14 +7,14 @@ from tests.test_pruner import make_pruner
 
 
 def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, search_steps=16)
+    pruner = make_pruner(save_picomodel(), data_folder, search_steps=64)
     front, results = ParetoFront(), list(pruner.sweep([0.2, 0.3, 0.4]))
     for result in results:
         front.add(result)
     files = front.write(tmp_path / "front")
     record = json.loads(files[0].read_text())
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
-    assert [row["candidate_evaluations"] for row in record["pruned"]] == [16, 4, 4]
+    assert [row["candidate_evaluations"] for row in record["pruned"]] == [24, 6, 6]
     for row, result in zip(record["pruned"], results):
         seen = row["search_perplexity"]
         assert set(seen) == {"uniform", "prior", "searched"}
