@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .precision import POSITIONS
 
-# Positions whose probabilities are float32 at once: at a vocabulary of 128k this is 0.25 GB.
-POSITIONS = 512
+
 # No label.
 UNKNOWN = -1
 

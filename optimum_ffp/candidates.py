@@ -7,15 +7,12 @@ import numpy as np
 import torch
 
 from .batches import with_halving_batches
+from .config import GRADIENT_COST
 from .evaluation import window_losses
 from .journal import Journal
 from .nested import NestedModel
 from .pathwise import LossSlopes, measure_loss_slopes
 from .policy import PruningPolicy
-
-
-# A backward pass costs twice the forward pass.
-GRADIENT_TOKENS = 3
 
 
 class CandidateEvaluator:
@@ -85,7 +82,7 @@ class CandidateEvaluator:
 
         found = LossSlopes(*map(np.array, self.journal.value(f"slopes-{self.evaluations}", measure)))
         self.evaluations += 1
-        self.tokens += GRADIENT_TOKENS * chosen.numel()
+        self.tokens += GRADIENT_COST * chosen.numel()
         self.non_finite += int(not np.isfinite(found.losses).all())
         return found
 

@@ -23,8 +23,10 @@ CHOICES = {
     "search_dtype": ("auto", "model"),
 }
 
-# Criteria that need a Fisher matrix a unit.
+# Criteria that see the weights through the Fisher matrix, so that they count loss where others count output error.
 FISHER_CRITERIA = ("fisher-obs",)
+# Forward passes that a forward and backward pass counts for, in candidate evaluations and in tokens.
+GRADIENT_COST = 3
 # What the paper states; everything else it leaves open has one value for both presets.
 PAPER = {
     "agent": "ppo",
@@ -153,11 +155,14 @@ class FFPConfig(BaseConfig):
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
         super().__init__()
         preset = knobs.get("preset", "default")
-        defaults = PAPER if preset == "paper" else {}
-        if preset != "paper" and knobs.get("grad") is False:
+        if preset == "paper":
+            defaults = PAPER
+        elif knobs.get("grad") is False:
             defaults = {"criterion": "obs", "agent": "bandit"}
-        elif preset != "paper" and knobs.get("reward") == "searched":
+        elif knobs.get("reward") == "searched":
             defaults = {"agent": "bandit"}
+        else:
+            defaults = {}
         for name in known:
             setattr(self, name, knobs.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()

@@ -87,7 +87,6 @@ def _removal_losses(weight: torch.Tensor, inverse: torch.Tensor, block: int) -> 
 
 
 CRITERIA: dict[str, Criterion] = {"wanda": wanda, "flap": flap, "obs": obs, "fisher-obs": obs}
-# Criteria that see the weights through the Fisher matrix, so that they count loss where others count output error.
 
 
 def order_items(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from .backward import POSITIONS
 from .config import FFPConfig
 from .criteria import CRITERIA, obs
 from .families import Family, ModelUnit
+from .precision import POSITIONS
 from .sampling import WINDOWS_AT_ONCE
 
 

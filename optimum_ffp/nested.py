@@ -86,10 +86,11 @@ class NestedModel:
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
         """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""
-        return {
-            index: ridge.compensated(size * unit.output.block)
-            for index, (ridge, unit, size) in enumerate(zip(self.ridges, self.model_units, policy.sizes))
-        }
+        return {index: self.compensated_output(index, size) for index, size in enumerate(policy.sizes)}
+
+    def compensated_output(self, index: int, size: int) -> torch.Tensor:
+        """That of one unit with this many items, shape `[out_features, kept columns]`."""
+        return self.ridges[index].compensated(size * self.model_units[index].output.block)
 
     @contextmanager
     def applied(

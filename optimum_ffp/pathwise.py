@@ -48,7 +48,7 @@ def measure_loss_slopes(
     probes, outputs = [], {}
     for index, unit in enumerate(nested.model_units):
         low, kept, high = (one.sizes[index] * unit.output.block for one in (fewer, policy, more))
-        weight = nested.ridges[index].compensated(kept)
+        weight = nested.compensated_output(index, policy.sizes[index])
         probes.append(_Probe(*nested.ridges[index].components(low, high), kept - low, weight.dtype))
         outputs[index] = nn.functional.pad(weight, (0, high - kept))
     watchers = {unit.output.module: probe.watch for unit, probe in zip(nested.model_units, probes)}
@@ -56,7 +56,7 @@ def measure_loss_slopes(
     with nested.applied(more, outputs) as model:
         for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
             losses[number] = loss
-            slopes[:, number] = np.array([probe.changes for probe in probes]).T
+            slopes[:, number] = np.array([probe.finish() for probe in probes]).T
     tokens = windows.shape[1] - 1
     return LossSlopes(losses / tokens, *(slopes / tokens))
 
@@ -66,9 +66,14 @@ class _Probe:
 
     def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int, dtype: torch.dtype):
         self.directions, self.mixing, self.kept = directions.to(dtype), mixing.to(dtype), kept
-        self.changes = (0.0, 0.0)
+        self.changes: tuple[float, float] | None = None
+        self.watching = False
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if self.watching:
+            # The layer runs again for its backward pass.
+            return
+        self.watching = True
         found = inputs[0].detach().flatten(0, -2)
         components = found @ self.mixing.to(found.dtype)
 
@@ -79,6 +84,11 @@ class _Probe:
             self.changes = -float(totals[: self.kept].sum()), float(totals[self.kept :].sum())
 
         output.register_hook(follow)
+
+    def finish(self) -> tuple[float, float]:
+        """The changes that the window's backward pass has shown."""
+        self.watching = False
+        return self.changes
 
 
 def _next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from .config import FFPConfig
+from .config import GRADIENT_COST, FFPConfig
 from .data import check_window_length
 from .families import find_family, find_units
 from .loading import explained, resolve_dtype
@@ -18,7 +18,7 @@ from .mapping import Budget
 from .memory import MemoryModel, Placement, StageMemory
 from .policy import Unit, block_parameters
 from .precision import autocast_dtype
-from .search import GRADIENT_COST, NO_SEARCH, SearchTask
+from .search import NO_SEARCH, SearchTask
 
 
 GIB = 2**30

@@ -129,9 +129,9 @@ class _Calibration:
         targets: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out."""
-        kept = self.policy.sizes[member] * self.nested.model_units[member].output.block
-        weight, start = self.nested.dense_output(member), self.nested.ridges[member].compensated(kept)
-        seen, unseen = (kind(weight, kept, self.dense_target) for kind in (_Moments, _HeldOut))
+        weight = self.nested.dense_output(member)
+        start = self.nested.compensated_output(member, self.policy.sizes[member])
+        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
         with self.applied(self.nested.units[member].layer):
             for number, (state, target) in enumerate(zip(hidden, targets)):
                 (seen if number < self.windows else unseen).add(

@@ -42,7 +42,7 @@ def measure_slopes(
             for index, size in enumerate(probes):
                 sizes = list(dense.sizes)
                 sizes[index] = size
-                output = {index: nested.ridges[index].compensated(size * nested.model_units[index].output.block)}
+                output = {index: nested.compensated_output(index, size)}
                 found = _log_probabilities(nested, PruningPolicy(nested.units, tuple(sizes)), output, window, dtype)
                 divergence = (expected.exp() * (expected - found)).sum(-1).mean()
                 divergences[index] += float(divergence) / len(windows)

@@ -10,9 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-
-# Positions whose logits are turned to float32 at once: at a vocabulary of 128k this is 0.25 GB.
-POSITIONS = 512
+from ..precision import POSITIONS
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..config import FFPConfig
+from ..config import GRADIENT_COST, FFPConfig
 from ..errors import FFPError
 from ..policy import Unit
 from .bandit import to_scores, trust_covariance
-from .task import GRADIENT_COST, SearchResult, SearchTask
+from .task import SearchResult, SearchTask
 
 
 # How far an update goes towards what it has measured, at first, and how that falls: 1/2, 1/3, 1/4, ...

@@ -6,12 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..config import GRADIENT_COST
 from ..errors import FFPError
 from ..policy import PruningPolicy, Unit
-
-
-# Candidate evaluations that one with a backward pass counts for.
-GRADIENT_COST = 3
 
 
 class Slopes(Protocol):
