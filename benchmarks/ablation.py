@@ -1,7 +1,7 @@
 """What every idea brings: the default with one knob changed at a time, and the paper's Table 3.
 
     python benchmarks/ablation.py MODEL DATASET [--variants default wanda ...] [--sparsity 0.2] [--seed 0]
-        [--search-steps 96] [--eval-samples 10] [--output ablation.json]
+        [--search-steps 32] [--eval-samples 10] [--output ablation.json]
 
 Prints a table: perplexity before (where that was searched for) and after calibration, candidates and tokens evaluated.
 Variants named `prior-*` evaluate one candidate, so that they show the idea without the search.
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--search-steps", type=int, default=96)
+    parser.add_argument("--search-steps", type=int, default=32)
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     args = parser.parse_args()

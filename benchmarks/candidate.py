@@ -11,7 +11,6 @@ an update of the default agent, a forward and a backward pass, in the same multi
 import argparse
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +20,7 @@ import torch
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.pathwise import measure_loss_slopes
-from optimum_ffp.precision import autocast_dtype
+from optimum_ffp.precision import autocast_dtype, computing_in
 
 
 def main() -> None:
@@ -45,8 +44,7 @@ def main() -> None:
         start = clock(args.device)
         outputs = nested.compensated(policy) if compensate else None
         middle = clock(args.device)
-        precision = torch.autocast(pruner.model.device.type, dtype) if dtype else nullcontext()
-        with nested.applied(policy, outputs) as model, precision:
+        with nested.applied(policy, outputs) as model, computing_in(model.device, dtype):
             window_losses(model, windows)
         return middle - start, clock(args.device) - middle
 

@@ -1,7 +1,8 @@
 """Backward passes through a frozen model, for what gradients say about the outputs of its units."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .precision import POSITIONS
+from .head import decode, logits_in_pieces
+from .precision import computing_in
 
 
 # No label.
@@ -47,12 +49,16 @@ def backward_passes(
         for layer in layers:
             stack.callback(_recomputed(layer))
         for window in windows.split(1):
-            with torch.enable_grad(), torch.autocast(model.device.type, dtype) if dtype else nullcontext():
-                logits = model(window.to(model.device), use_cache=False).logits
-            # Of all logits: the gradient of a part of them would be padded, in another tensor of their size.
-            loss, gradient = _loss_and_gradient(logits.detach()[0], window[0].to(logits.device), labels_of)
-            logits.backward(gradient[None])
-            del logits, gradient
+            with torch.enable_grad(), computing_in(model.device, dtype):
+                decoded = decode(model, window)
+                # The head has its own backward pass, piece by piece, before that of the layers.
+                ending = decoded.last_hidden_state.detach().requires_grad_()
+                loss = 0.0
+                for start, logits in logits_in_pieces(model, replace(decoded, last_hidden_state=ending)):
+                    loss += _go_back(logits, window[0].to(logits.device), start, labels_of)
+                    del logits
+            decoded.last_hidden_state.backward(ending.grad)
+            del decoded, ending
             yield loss
 
 
@@ -65,20 +71,20 @@ def _recomputed(layer: nn.Module) -> Callable[[], None]:
     return lambda: delattr(layer, "forward")
 
 
-def _loss_and_gradient(
+def _go_back(
     logits: torch.Tensor,
     window: torch.Tensor,
+    start: int,
     labels_of: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
-) -> tuple[float, torch.Tensor]:
-    """The summed loss, and its gradient: probabilities, less one at the label."""
-    gradient, loss = torch.empty_like(logits), 0.0
-    starts = range(0, len(logits), POSITIONS)
-    for start, rows, out in zip(starts, logits.split(POSITIONS), gradient.split(POSITIONS)):
-        probabilities = rows.float().softmax(-1)
-        labels = labels_of(window, probabilities, start)
-        known = labels != UNKNOWN
-        chosen = known.nonzero()[:, 0], labels[known]
-        loss -= float(probabilities[chosen].clamp_min(torch.finfo(torch.float32).tiny).log().sum(dtype=torch.float64))
-        probabilities[chosen] -= 1
-        out.copy_(probabilities * known[:, None])
-    return loss, gradient
+) -> float:
+    """Goes back from the summed loss of a piece, whose gradient is its probabilities, less one at the label."""
+    gradient = logits.detach()[0].float().softmax(-1)
+    labels = labels_of(window, gradient, start)
+    known = labels != UNKNOWN
+    chosen = known.nonzero()[:, 0], labels[known]
+    likelihoods = gradient[chosen].clamp_min(torch.finfo(torch.float32).tiny)
+    gradient[chosen] -= 1
+    gradient *= known[:, None]
+    with computing_in(logits.device, None):
+        logits.backward(gradient[None].to(logits.dtype))
+    return -float(likelihoods.log().sum(dtype=torch.float64))

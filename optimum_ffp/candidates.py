@@ -1,7 +1,6 @@
 """What candidate policies are worth: their loss on the search windows, paired with the dense model's."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from .journal import Journal
 from .nested import NestedModel
 from .pathwise import LossSlopes, measure_loss_slopes
 from .policy import PruningPolicy
+from .precision import computing_in
 
 
 class CandidateEvaluator:
@@ -87,8 +87,6 @@ class CandidateEvaluator:
         return found
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
-        device = self.nested.model.device.type
-        precision = torch.autocast(device, self.dtype) if self.dtype else nullcontext()
         outputs = self.nested.compensated(policy) if self.compensated else None
-        with self.nested.applied(policy, outputs) as model, precision:
+        with self.nested.applied(policy, outputs) as model, computing_in(model.device, self.dtype):
             return with_halving_batches(lambda size: window_losses(model, windows, size), self.batch_size).numpy()

@@ -73,6 +73,7 @@ class FFPConfig(BaseConfig):
         dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
         sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge. `None`
             chooses it for every unit on held-out windows.
+        sequential_samples: Calibration windows of sequential calibration, which keeps their hidden states.
         held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
@@ -120,10 +121,11 @@ class FFPConfig(BaseConfig):
     ridge_lambda_relative: bool = True
     dense_target: float = 0.5
     sequential_lambda: float | None = None
+    sequential_samples: int = 32
     held_out_samples: int = 4
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
-    num_samples: int = 32
+    num_samples: int = 128
     seq_len: int = 2048
     search_samples: int = 16
     update_samples: int = 4
@@ -132,7 +134,7 @@ class FFPConfig(BaseConfig):
     slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
-    search_steps: int = 64
+    search_steps: int = 32
     candidates: int = 8
     alpha_start: float = 0.3
     learning_rate: float = 1e-4
@@ -158,9 +160,9 @@ class FFPConfig(BaseConfig):
         if preset == "paper":
             defaults = PAPER
         elif knobs.get("grad") is False:
-            defaults = {"criterion": "obs", "agent": "bandit"}
+            defaults = {"criterion": "obs", "agent": "bandit", "search_steps": 64}
         elif knobs.get("reward") == "searched":
-            defaults = {"agent": "bandit"}
+            defaults = {"agent": "bandit", "search_steps": 64}
         else:
             defaults = {}
         for name in known:
@@ -194,7 +196,7 @@ class FFPConfig(BaseConfig):
 
     def steps_in_sweep(self, number: int) -> int:
         """Candidate evaluations of a sweep's search: the first has all, those after it go on from its agent."""
-        return self.search_steps if number == 0 else max(1, self.search_steps // 4)
+        return self.search_steps if number == 0 else max(1, self.search_steps // 2)
 
     def _validate(self) -> None:
         for name, choices in CHOICES.items():
@@ -213,6 +215,7 @@ class FFPConfig(BaseConfig):
                 "update_samples",
                 "fisher_samples",
                 "slope_samples",
+                "sequential_samples",
                 "held_out_samples",
                 "batch_size",
             ),

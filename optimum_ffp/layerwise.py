@@ -1,12 +1,14 @@
 """Running a model one decoder layer at a time."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from .precision import computing_in
 
 
 class LayerRunner:
@@ -21,7 +23,7 @@ class LayerRunner:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the layer; shape, type and device are as before it."""
-        with torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext():
+        with computing_in(self.device, self.dtype):
             output = self.layer(hidden.to(self.device), **self.arguments)
         output = output[0] if isinstance(output, tuple) else output
         return output.to(hidden)
@@ -62,10 +64,11 @@ class LayerRunner:
 
 def enter(
     model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor
-) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Hidden states before the first layer of every window, and the other arguments that each layer is called with.
 
-    The states of all windows are kept, and so in host memory.
+    The states of all windows are kept, and so in host memory and one block, `[windows, window length, hidden size]`:
+    a block a window would lie among those that are freed, and leave the heap with holes.
     """
     hidden: list[torch.Tensor] = []
     arguments: dict[int, dict[str, Any]] = {}
@@ -91,7 +94,7 @@ def enter(
     finally:
         for hook in hooks:
             hook.remove()
-    return hidden, [arguments[index] for index in range(len(layers))]
+    return torch.cat(hidden), [arguments[index] for index in range(len(layers))]
 
 
 class _Reached(Exception):

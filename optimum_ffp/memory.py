@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from .config import FFPConfig
 from .criteria import CRITERIA, obs
 from .families import Family, ModelUnit
-from .precision import POSITIONS
+from .head import POSITIONS
 from .sampling import WINDOWS_AT_ONCE
 
 
@@ -131,7 +131,7 @@ class MemoryModel:
             workspace = {"workspace": FACTORISATION_BYTES * entries}
             yield self._stage("factorisation", weights | workspace, factors, process)
             if not config.grad:
-                logits = {"log-probabilities": 5 * 4 * config.seq_len * self.vocabulary}
+                logits = {"log-probabilities": 5 * 4 * POSITIONS * self.vocabulary}
                 yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
 
         weights |= {"pruned model before": self.pruned * place.several}
@@ -167,16 +167,18 @@ class MemoryModel:
         return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
 
     def _logits(self, size: int) -> Parts:
-        tokens = self.config.seq_len * self.config.batch_size
-        chunk = 4 * self.config.batch_size * POSITIONS * self.vocabulary
-        return {"logits": tokens * self.vocabulary * size + chunk * (1 if size == 4 else 2)}
+        """Of a piece: as the model gives them, in float32, and their log-probabilities; the head, if it is cast."""
+        tokens = min(POSITIONS, self.config.seq_len) * self.config.batch_size
+        return {"logits": tokens * self.vocabulary * (size + 4 + 4 * (size < 4)) + self._cast_head(size)}
+
+    def _cast_head(self, size: int) -> int:
+        return self.vocabulary * self.hidden * size * (size < self.size)
 
     def _backward(self) -> Parts:
-        """One window: layers' inputs, one layer run again, logits and their gradient."""
-        size, tokens = self.placement.compute_size, self.config.seq_len
-        head = self.vocabulary * self.hidden * size * (size < self.size)
-        chunk = 2 * 4 * POSITIONS * self.vocabulary
-        logits = {"logits and gradient": 2 * tokens * self.vocabulary * size + head + chunk}
+        """One window: layers' inputs, one layer run again, a piece of the logits, probabilities and their gradient."""
+        size = self.placement.compute_size
+        pieces = min(POSITIONS, self.config.seq_len) * self.vocabulary * 2 * (4 + size)
+        logits = {"logits and gradient": pieces + self._cast_head(size)}
         activations = 2 * self._forward(size, 1)["activations"]
         return logits | {"activations": activations, "layer inputs": self._layer_inputs()}
 
@@ -191,7 +193,8 @@ class MemoryModel:
     def _fitting(self) -> tuple[Parts, Parts]:
         """Beside the model, and in host memory."""
         config, widest = self.config, max(self.features)
-        tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
+        fitted = min(config.sequential_samples, config.num_samples)
+        tokens = (fitted + min(config.held_out_samples, config.search_samples)) * config.seq_len
         layer = sum(self.features) // self.layers
         workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
         beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)

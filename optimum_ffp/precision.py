@@ -7,10 +7,6 @@ import torch
 from transformers import PreTrainedModel
 
 
-# Positions whose logits are turned to float32 at once: at a vocabulary of 128k this is 0.25 GB.
-POSITIONS = 512
-
-
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """What to compute in for a `search_dtype`: bfloat16 if it is `"auto"` and the hardware multiplies that natively.
 
@@ -27,6 +23,11 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
+def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to a type, or for `None` none: operations compute in the type of what they are given."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 @contextmanager
 def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """The factors of matrix products in float32, whatever autocast says.
@@ -38,7 +39,7 @@ def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...
     exact_as_bfloat16 = all(factor.dtype == torch.bfloat16 for factor in factors)
     try:
         torch.set_float32_matmul_precision("medium" if exact_as_bfloat16 else "highest")
-        with torch.autocast(factors[0].device.type, enabled=False):
+        with computing_in(factors[0].device, None):
             yield tuple(factor.float() for factor in factors)
     finally:
         torch.set_float32_matmul_precision(before)

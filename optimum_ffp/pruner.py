@@ -148,7 +148,7 @@ class FFPPruner:
         """Prunes at several sparsities with one agent.
 
         The agent's state is the target sparsity, so what it learns at one serves all: the first search may spend all
-        of `config.search_steps`, those after it go on from its agent with a quarter. Beside every result's policy
+        of `config.search_steps`, those after it go on from its agent with half of them. Beside every result's policy
         those of the baselines `uniform` and `prior` are evaluated on the search windows, for a Pareto plot.
 
         Args:
@@ -254,6 +254,8 @@ class FFPPruner:
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(warm_start, tracker.log)
+            # There may be less text than was asked for.
+            found.record["calibrated_on"] = data.calibration.describe()
             if with_baselines:
                 found.record["baselines"] = policy_search.baselines()
         return found
@@ -317,7 +319,7 @@ class FFPPruner:
         fits = calibrate_sequentially(
             nested,
             policy,
-            self.data.calibration.tokens,
+            self.data.calibration.first(config.sequential_samples).tokens,
             held_out.tokens,
             config.dense_target,
             config.sequential_lambda,

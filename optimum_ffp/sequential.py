@@ -1,7 +1,7 @@
 """Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +82,7 @@ def calibrate_sequentially(
     journal = journal or Journal()
     layers = nested.model.base_model.get_submodule(nested.family.layers)
     dense, arguments = enter(nested.model, layers, torch.cat([windows, held_out]))
-    pruned = list(dense)
+    pruned = dense.clone()
     lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
     calibration = _Calibration(nested, policy, len(windows), dense_target, lambdas)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
@@ -90,16 +90,19 @@ def calibrate_sequentially(
             members = [i for i, unit in enumerate(nested.units) if unit.layer == index]
             modules = [nested.model_units[member].output.module for member in members]
             runner = LayerRunner(layer, arguments[index], dtype)
-            targets: list[list[torch.Tensor]] = []
-            for number, hidden in enumerate(dense):
-                dense[number], inputs = runner.watch(hidden, modules)
-                targets.append(inputs)
-            for member, module, target in zip(members, modules, zip(*targets)):
+            targets: list[torch.Tensor] = []
+            for number, hidden in enumerate(dense.split(1)):
+                output, inputs = runner.watch(hidden, modules)
+                hidden.copy_(output)
+                targets = targets or [tensor.new_empty(len(dense), *tensor.shape) for tensor in inputs]
+                for target, tensor in zip(targets, inputs):
+                    target[number] = tensor
+            for member, module, target in zip(members, modules, targets):
                 fit = partial(calibration.fit, member, runner, module, pruned, target)
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
             with calibration.applied(index):
-                for number, hidden in enumerate(pruned):
-                    pruned[number] = runner(hidden)
+                for hidden in pruned.split(1):
+                    hidden.copy_(runner(hidden))
             bar.update()
     return calibration.fits
 
@@ -125,15 +128,18 @@ class _Calibration:
         member: int,
         runner: LayerRunner,
         module: nn.Module,
-        hidden: Sequence[torch.Tensor],
-        targets: Sequence[torch.Tensor],
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out."""
+        """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out.
+
+        Targets are what the unit's output projection reads in the dense model, `[windows, window length, features]`.
+        """
         weight = self.nested.dense_output(member)
         start = self.nested.compensated_output(member, self.policy.sizes[member])
         seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
         with self.applied(self.nested.units[member].layer):
-            for number, (state, target) in enumerate(zip(hidden, targets)):
+            for number, (state, target) in enumerate(zip(hidden.split(1), targets)):
                 (seen if number < self.windows else unseen).add(
                     runner.input_of(module, state), target.to(weight.device)
                 )

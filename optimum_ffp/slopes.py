@@ -1,12 +1,14 @@
 """What a unit's output error means to the loss, from forward passes alone, where a backward pass doesn't fit."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
+from .head import decode, logits_in_pieces
 from .nested import NestedModel
 from .policy import PruningPolicy
+from .precision import computing_in
 from .progress import progress_bar
 
 
@@ -38,14 +40,13 @@ def measure_slopes(
     divergences = torch.zeros(len(probes), dtype=torch.float64)
     with progress_bar(len(windows) * len(probes), "Slopes", "probe") as bar:
         for window in windows.split(1):
-            expected = _log_probabilities(nested, dense, {}, window, dtype)
+            expected = _decode(nested, dense, {}, window, dtype)
             for index, size in enumerate(probes):
                 sizes = list(dense.sizes)
                 sizes[index] = size
                 output = {index: nested.compensated_output(index, size)}
-                found = _log_probabilities(nested, PruningPolicy(nested.units, tuple(sizes)), output, window, dtype)
-                divergence = (expected.exp() * (expected - found)).sum(-1).mean()
-                divergences[index] += float(divergence) / len(windows)
+                found = _decode(nested, PruningPolicy(nested.units, tuple(sizes)), output, window, dtype)
+                divergences[index] += _divergence(nested.model, expected, found, dtype) / windows.numel()
                 bar.update()
     return [
         max(0.0, float(divergence)) / max(float(error[size]), torch.finfo(torch.float32).tiny)
@@ -53,13 +54,22 @@ def measure_slopes(
     ]
 
 
-def _log_probabilities(
+def _decode(
     nested: NestedModel,
     policy: PruningPolicy,
     outputs: dict[int, torch.Tensor],
     window: torch.Tensor,
     dtype: torch.dtype | None,
-) -> torch.Tensor:
-    precision = torch.autocast(nested.model.device.type, dtype) if dtype else nullcontext()
-    with nested.applied(policy, outputs) as model, precision:
-        return model(window.to(model.device), use_cache=False).logits[0].float().log_softmax(-1)
+) -> ModelOutput:
+    with nested.applied(policy, outputs) as model, computing_in(model.device, dtype):
+        return decode(model, window)
+
+
+def _divergence(model: PreTrainedModel, expected: ModelOutput, found: ModelOutput, dtype: torch.dtype | None) -> float:
+    """`KL(expected ‖ found)`, summed over positions. The head is the same for both: it is never pruned."""
+    total = 0.0
+    with computing_in(model.device, dtype):
+        for (_, one), (_, other) in zip(logits_in_pieces(model, expected), logits_in_pieces(model, found)):
+            one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
+            total += float((one.exp() * (one - other)).sum(dtype=torch.float64))
+    return total

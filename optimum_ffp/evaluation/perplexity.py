@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ..precision import POSITIONS
+from ..head import decode, logits_in_pieces
 
 
 @torch.no_grad()
@@ -33,22 +33,22 @@ def window_losses(
     """
     losses = []
     for batch in windows.split(batch_size):
-        batch = batch.to(model.device)
-        logits = model(batch, use_cache=False).logits
         total = torch.zeros(len(batch), dtype=torch.float64)
-        for start in range(0, batch.shape[1] - 1, POSITIONS):
-            stop = min(start + POSITIONS, batch.shape[1] - 1)
-            targets = batch[:, start + 1 : stop + 1].to(logits.device).flatten()
-            # The vocabulary stays the last dimension: over a strided one the softmax loses four digits in float32.
-            chunk = logits[:, start:stop].float().flatten(0, 1)
-            losses_of_tokens = cross_entropy(chunk, targets, reduction="none")
-            total += losses_of_tokens.view(len(batch), -1).double().sum(1).cpu()
+        for start, logits in logits_in_pieces(model, decode(model, batch)):
+            total += _summed_losses(logits, batch[:, start + 1 : start + 1 + logits.shape[1]])
+            del logits
         losses.append(total / (batch.shape[1] - 1))
-        # Or they would live on beside those of the next batch.
-        del logits, chunk
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)
+
+
+def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Losses of a piece summed over its positions, float64, shape `[windows]`. The last may have no target."""
+    # The vocabulary stays the last dimension: over a strided one the softmax loses four digits in float32.
+    predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
+    losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
+    return losses.view(targets.shape).double().sum(1).cpu()
 
 
 def to_perplexity(loss: float) -> float:

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from optimum_ffp.head import decode, logits_in_pieces
+
+
+def test_pieces_are_the_models_own_logits(picomodel, windows, monkeypatch):
+    expected = picomodel(windows).logits
+    monkeypatch.setattr("optimum_ffp.head.POSITIONS", 7)
+    pieces = list(logits_in_pieces(picomodel, decode(picomodel, windows)))
+    assert [start for start, _ in pieces] == [0, 7, 14, 21]
+    assert torch.allclose(torch.cat([logits for _, logits in pieces], 1), expected, atol=1e-5)
+    assert torch.equal(picomodel(windows).logits, expected)
+
+
+def test_decoder_is_left_as_it_was_when_the_head_fails(picomodel, windows, monkeypatch):
+    decoded, decoder = decode(picomodel, windows), picomodel.get_decoder()
+
+    def wrapped(*inputs, **options):
+        return type(decoder).forward(decoder, *inputs, **options)
+
+    decoder.forward = wrapped
+    monkeypatch.setattr(picomodel.get_output_embeddings(), "forward", lambda hidden: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(logits_in_pieces(picomodel, decoded))
+    assert decoder.forward is wrapped
