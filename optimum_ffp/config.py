@@ -130,7 +130,7 @@ class FFPConfig(BaseConfig):
     search_samples: int = 16
     update_samples: int = 4
     grad: bool = True
-    fisher_samples: int = 16
+    fisher_samples: int = 32
     slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
