@@ -1,7 +1,6 @@
 """Running a model one decoder layer at a time."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,22 +26,6 @@ class LayerRunner:
             output = self.layer(hidden.to(self.device), **self.arguments)
         output = output[0] if isinstance(output, tuple) else output
         return output.to(hidden)
-
-    def watch(self, hidden: torch.Tensor, modules: Sequence[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The layer's output, and what each of the modules reads on the way, shape `[tokens, features]`.
-
-        All of it is where the hidden states are.
-        """
-        seen: dict[nn.Module, torch.Tensor] = {}
-
-        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen[module] = inputs[0].flatten(0, -2).to(hidden.device)
-
-        with ExitStack() as hooks:
-            for module in modules:
-                hooks.callback(module.register_forward_pre_hook(keep).remove)
-            output = self(hidden)
-        return output, [seen[module] for module in modules]
 
     def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""

@@ -195,11 +195,9 @@ class MemoryModel:
         config, widest = self.config, max(self.features)
         fitted = min(config.sequential_samples, config.num_samples)
         tokens = (fitted + min(config.held_out_samples, config.search_samples)) * config.seq_len
-        layer = sum(self.features) // self.layers
         workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
         beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)
-        states = tokens * (2 * self.hidden * self.size + layer * self.placement.compute_size)
-        return beside, {"hidden states": states}
+        return beside, {"hidden states": tokens * 2 * self.hidden * self.size}
 
     def _writing(self) -> Parts:
         if self.config.dataset != "self":

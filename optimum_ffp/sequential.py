@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from .journal import Journal
@@ -87,19 +86,13 @@ def calibrate_sequentially(
     calibration = _Calibration(nested, policy, len(windows), dense_target, lambdas)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
-            members = [i for i, unit in enumerate(nested.units) if unit.layer == index]
-            modules = [nested.model_units[member].output.module for member in members]
             runner = LayerRunner(layer, arguments[index], dtype)
-            targets: list[torch.Tensor] = []
-            for number, hidden in enumerate(dense.split(1)):
-                output, inputs = runner.watch(hidden, modules)
-                hidden.copy_(output)
-                targets = targets or [tensor.new_empty(len(dense), *tensor.shape) for tensor in inputs]
-                for target, tensor in zip(targets, inputs):
-                    target[number] = tensor
-            for member, module, target in zip(members, modules, targets):
-                fit = partial(calibration.fit, member, runner, module, pruned, target)
-                calibration.keep(member, journal.tensors(f"unit-{member}", fit))
+            for member, unit in enumerate(nested.model_units):
+                if unit.unit.layer == index:
+                    fit = partial(calibration.fit, member, runner, dense, pruned)
+                    calibration.keep(member, journal.tensors(f"unit-{member}", fit))
+            for hidden in dense.split(1):
+                hidden.copy_(runner(hidden))
             with calibration.applied(index):
                 for hidden in pruned.split(1):
                     hidden.copy_(runner(hidden))
@@ -108,47 +101,44 @@ def calibrate_sequentially(
 
 
 class _Calibration:
-    """How far the calibration has come: units before this point are pruned and fitted, those after it are dense."""
+    """How far the calibration has come."""
 
     def __init__(
         self, nested: NestedModel, policy: PruningPolicy, windows: int, dense_target: float, lambdas: Iterable[float]
     ):
         self.nested, self.policy, self.windows = nested, policy, windows
         self.dense_target, self.lambdas = dense_target, lambdas
-        self.sizes = [unit.items for unit in nested.units]
         self.fits: dict[int, UnitFit] = {}
 
     def applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
-        """The model as it is now, with what was fitted in this layer."""
-        outputs = {member: fit.weight for member, fit in self.fits.items() if self.nested.units[member].layer == layer}
-        return self.nested.applied(PruningPolicy(self.nested.units, tuple(self.sizes)), outputs)
+        """The model with what is fitted of this layer. It is the layer alone that will run."""
+        sizes, outputs = [unit.items for unit in self.nested.units], {}
+        for member, fit in self.fits.items():
+            if self.nested.units[member].layer == layer:
+                sizes[member], outputs[member] = self.policy.sizes[member], fit.weight
+        return self.nested.applied(PruningPolicy(self.nested.units, tuple(sizes)), outputs)
 
     def fit(
-        self,
-        member: int,
-        runner: LayerRunner,
-        module: nn.Module,
-        hidden: torch.Tensor,
-        targets: torch.Tensor,
+        self, member: int, runner: LayerRunner, dense: torch.Tensor, pruned: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Fits the next unit to hidden states before its layer: of the windows to fit, then of those held out.
+        """Fits the next unit to the hidden states before its layer, in the dense and in the pruned model.
 
-        Targets are what the unit's output projection reads in the dense model, `[windows, window length, features]`.
+        Both have those of the windows to fit, then those held out. What the unit reads is made anew for every window,
+        rather than kept for all of them.
         """
-        weight = self.nested.dense_output(member)
+        weight, unit = self.nested.dense_output(member), self.nested.model_units[member]
         start = self.nested.compensated_output(member, self.policy.sizes[member])
         seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
-        with self.applied(self.nested.units[member].layer):
-            for number, (state, target) in enumerate(zip(hidden.split(1), targets)):
-                (seen if number < self.windows else unseen).add(
-                    runner.input_of(module, state), target.to(weight.device)
-                )
+        for number, (whole, rest) in enumerate(zip(dense.split(1), pruned.split(1))):
+            target = runner.input_of(unit.output.module, whole)
+            with self.applied(unit.unit.layer):
+                reaching = runner.input_of(unit.output.module, rest)
+            (seen if number < self.windows else unseen).add(reaching, target)
         return _fit(seen, unseen, start, self.lambdas).pack()
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Prunes the unit and gives it the weights of its fit."""
         self.fits[member] = UnitFit.unpack(fit, self.nested.dense_output(member).device)
-        self.sizes[member] = self.policy.sizes[member]
 
 
 class _Moments:
