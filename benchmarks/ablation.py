@@ -65,8 +65,8 @@ def main() -> None:
     for name in args.variants:
         config = FFPConfig(**shared | VARIANTS[name])
         if pruner is None or measured(config) != measured(pruner.config):
-            # The one before goes first: there is no need for two models.
-            pruner = None
+            # Those before go first: there is no need for several models.
+            pruner = result = None
             pruner = FFPPruner.from_pretrained(args.model, config)
         pruner.config = config
         result = pruner.prune()

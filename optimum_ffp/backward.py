@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .head import decode, logits_in_pieces
+from .head import decode, logits_in_pieces, replaced_forward
 from .precision import computing_in
 
 
@@ -47,7 +48,7 @@ def backward_passes(
         for module, watcher in watchers.items():
             stack.callback(module.register_forward_hook(watcher).remove)
         for layer in layers:
-            stack.callback(_recomputed(layer))
+            stack.enter_context(replaced_forward(layer, _recomputed(layer.forward)))
         for window in windows.split(1):
             with torch.enable_grad(), computing_in(model.device, dtype):
                 decoded = decode(model, window)
@@ -62,13 +63,9 @@ def backward_passes(
             yield loss
 
 
-def _recomputed(layer: nn.Module) -> Callable[[], None]:
-    """Lets a layer keep its input alone and run again in the backward pass; returns what undoes that."""
-    forward = layer.forward
-    layer.forward = lambda *inputs, **options: checkpoint(
-        forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options
-    )
-    return lambda: delattr(layer, "forward")
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a layer keep its input alone and run again in the backward pass."""
+    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _go_back(

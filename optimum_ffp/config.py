@@ -160,9 +160,9 @@ class FFPConfig(BaseConfig):
         if preset == "paper":
             defaults = PAPER
         elif knobs.get("grad") is False:
-            defaults = {"criterion": "obs", "agent": "bandit", "search_steps": 64}
+            defaults = {"criterion": "obs", "agent": "bandit"}
         elif knobs.get("reward") == "searched":
-            defaults = {"agent": "bandit", "search_steps": 64}
+            defaults = {"agent": "bandit"}
         else:
             defaults = {}
         for name in known:

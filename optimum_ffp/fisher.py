@@ -43,10 +43,10 @@ def collect_fisher(
     totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
 
     def watch(total: torch.Tensor):
-        def accumulate(gradient: torch.Tensor) -> None:
-            add_gram(total, gradient)
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            output.register_hook(partial(add_gram, total))
 
-        return lambda module, inputs, output: output.register_hook(accumulate) and None
+        return hook
 
     watchers = {unit.output.module: watch(total) for unit, total in zip(units, totals)}
     with progress_bar(len(windows), "Fisher matrices", "window") as bar:

@@ -131,7 +131,7 @@ class MemoryModel:
             workspace = {"workspace": FACTORISATION_BYTES * entries}
             yield self._stage("factorisation", weights | workspace, factors, process)
             if not config.grad:
-                logits = {"log-probabilities": 5 * 4 * POSITIONS * self.vocabulary}
+                logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
                 yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
 
         weights |= {"pruned model before": self.pruned * place.several}
@@ -168,8 +168,11 @@ class MemoryModel:
 
     def _logits(self, size: int) -> Parts:
         """Of a piece: as the model gives them, in float32, and their log-probabilities; the head, if it is cast."""
-        tokens = min(POSITIONS, self.config.seq_len) * self.config.batch_size
-        return {"logits": tokens * self.vocabulary * (size + 4 + 4 * (size < 4)) + self._cast_head(size)}
+        logits = self._piece(size) + self._piece(4) * (1 + (size < 4))
+        return {"logits": self.config.batch_size * logits + self._cast_head(size)}
+
+    def _piece(self, size: int) -> int:
+        return min(POSITIONS, self.config.seq_len) * self.vocabulary * size
 
     def _cast_head(self, size: int) -> int:
         return self.vocabulary * self.hidden * size * (size < self.size)
@@ -177,7 +180,7 @@ class MemoryModel:
     def _backward(self) -> Parts:
         """One window: layers' inputs, one layer run again, a piece of the logits, probabilities and their gradient."""
         size = self.placement.compute_size
-        pieces = min(POSITIONS, self.config.seq_len) * self.vocabulary * 2 * (4 + size)
+        pieces = 2 * (self._piece(4) + self._piece(size))
         logits = {"logits and gradient": pieces + self._cast_head(size)}
         activations = 2 * self._forward(size, 1)["activations"]
         return logits | {"activations": activations, "layer inputs": self._layer_inputs()}

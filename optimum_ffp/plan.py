@@ -18,7 +18,7 @@ from .mapping import Budget
 from .memory import MemoryModel, Placement, StageMemory
 from .policy import Unit, block_parameters
 from .precision import autocast_dtype
-from .search import NO_SEARCH, SearchTask
+from .search import NO_SEARCH, finalist_count
 
 
 GIB = 2**30
@@ -230,7 +230,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     evaluations = windows = 0
     for number in range(sparsities):
         steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
-        final = SearchTask((), lambda *_: None, None, config.sparsity, steps, every).finalists
+        final = finalist_count(steps)
         if config.method in NO_SEARCH or (config.method == "ffp" and config.agent == "ppo"):
             final = steps
         baselines = 2 * (sparsities > 1)

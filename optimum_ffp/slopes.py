@@ -69,7 +69,8 @@ def _divergence(model: PreTrainedModel, expected: ModelOutput, found: ModelOutpu
     """`KL(expected ‖ found)`, summed over positions. The head is the same for both: it is never pruned."""
     total = 0.0
     with computing_in(model.device, dtype):
-        for (_, one), (_, other) in zip(logits_in_pieces(model, expected), logits_in_pieces(model, found)):
+        for _, one, other in logits_in_pieces(model, expected, found):
             one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
             total += float((one.exp() * (one - other)).sum(dtype=torch.float64))
+            del one, other
     return total

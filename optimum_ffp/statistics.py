@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .families import ModelUnit
 from .families.base import permute_blocks
-from .precision import float32_products
+from .precision import computing_in, float32_products
 from .progress import progress_bar
 
 
@@ -119,8 +119,7 @@ def collect_statistics(
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_pre_hook(accumulator).remove)
-        if dtype:
-            stack.enter_context(torch.autocast(model.device.type, dtype))
+        stack.enter_context(computing_in(model.device, dtype))
         with progress_bar(len(windows), "Statistics", "window") as bar:
             for batch in windows.split(batch_size):
                 model.base_model(batch.to(model.device), use_cache=False)

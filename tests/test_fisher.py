@@ -2,6 +2,7 @@ import copy
 
 import numpy as np
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from optimum_ffp.calibration import PrefixRidge, ridge_direct
 from optimum_ffp.families import find_units, get_family
@@ -53,6 +54,18 @@ def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(
     kept = collect_fisher(picomodel, units, [], windows)
     assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-9) for one, other in zip(recomputed, kept))
     assert not any("forward" in vars(layer) for layer in layers_of(picomodel))
+
+
+def test_layers_keep_the_hooks_that_accelerate_has_given_them(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    layers = layers_of(picomodel)
+    alone = collect_fisher(picomodel, units, layers, windows)
+    for layer in layers:
+        add_hook_to_module(layer, AlignDevicesHook("cpu", io_same_device=True))
+    wrapped = [vars(layer)["forward"] for layer in layers]
+    hooked = collect_fisher(picomodel, units, layers, windows)
+    assert all(torch.equal(one, other) for one, other in zip(alone, hooked))
+    assert [vars(layer)["forward"] for layer in layers] == wrapped
 
 
 def test_same_seed_same_matrices(picomodel, windows):

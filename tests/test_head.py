@@ -13,6 +13,19 @@ def test_pieces_are_the_models_own_logits(picomodel, windows, monkeypatch):
     assert torch.equal(picomodel(windows).logits, expected)
 
 
+def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(picomodel, windows):
+    head = picomodel.get_output_embeddings()
+    before = head.weight.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, decoded = picomodel(windows).logits, decode(picomodel, windows)
+        pieces = logits_in_pieces(picomodel, decoded, decoded)
+        start, logits, again = next(pieces)
+        assert head.weight.dtype == torch.bfloat16 and torch.equal(logits, again) and start == 0
+        assert torch.equal(logits, expected[:, : logits.shape[1]])
+        pieces.close()
+    assert torch.equal(head.weight, before)
+
+
 def test_decoder_is_left_as_it_was_when_the_head_fails(picomodel, windows, monkeypatch):
     decoded, decoder = decode(picomodel, windows), picomodel.get_decoder()
 

@@ -115,7 +115,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         data,
         "dataset",
         help="wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and test files, "
-        "or self (text sampled from the model).",
+        "or self (text sampled from the model, which takes a while: choose fewer --num-samples).",
     )
     add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
     add_option(data, "num-samples", type=int, help="Calibration windows.")

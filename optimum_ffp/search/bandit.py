@@ -102,8 +102,8 @@ def search_with_bandit(
     A contextual linear bandit, the single-step problem with a model of the reward in place of a network: context is
     the sparsity, the action is the trust in every curve, and the reward is linear in the unknown trusts. Each update
     sees other windows of the pool, always paired with the dense model. The evaluations that are left for finalists
-    compare the posterior's mean, the prior, the policy half-way between them (what was learned from few windows is
-    half noise) and the best candidates on all windows of the pool.
+    compare on all windows of the pool the posterior's mean and the prior, and of a longer search the policy half-way
+    between them (what was learned from few windows is half noise) and the best candidates too.
 
     Args:
         task: What to search for. Its actions are trusts of the curves behind `task.predict`.

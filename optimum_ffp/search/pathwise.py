@@ -33,8 +33,8 @@ def search_by_gradient(
     loss of a parameter is the same everywhere. Policies are made from `θ` smoothed: units of one kind that are close
     in depth lend each other strength.
 
-    The evaluations that are left for finalists compare the last scores, the prior, the mean of the scores of the
-    second half, and the policy half-way to the prior on all windows of the pool.
+    The evaluations that are left for finalists compare on all windows of the pool the last scores and the prior, and
+    of a longer search the mean of the scores of its second half and the policy half-way to the prior too.
 
     Args:
         task: What to search for. Its actions are trusts of the curves behind `task.predict`.

@@ -11,6 +11,11 @@ from ..errors import FFPError
 from ..policy import PruningPolicy, Unit
 
 
+def finalist_count(steps: int) -> int:
+    """Of this many candidate evaluations, those that a search on few windows keeps for its finalists."""
+    return min(max(2, steps // 16), steps)
+
+
 class Slopes(Protocol):
     """Losses of a policy, nats a token, shape `[windows]`, and how they change to first order.
 
@@ -71,7 +76,7 @@ class SearchTask:
     @property
     def finalists(self) -> int:
         """Evaluations that a search on few windows keeps for comparing its best candidates on all of them."""
-        return min(max(2, self.steps // 16), self.steps)
+        return finalist_count(self.steps)
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
         """Indices of `samples` windows from `offset` on, around the end."""
