@@ -77,7 +77,7 @@ def _metadata(result: PruningResult) -> ModelCardData:
 
 
 def _evaluations(result: PruningResult) -> list[EvalResult]:
-    test, perplexity = result.test, list(result.perplexities.values())[-1]
+    test, perplexity = result.test, result.perplexity
     # JSON, which the Hub reads this into, has no infinity.
     if not math.isfinite(perplexity):
         return []

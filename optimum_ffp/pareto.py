@@ -33,7 +33,7 @@ class ParetoFront:
             "sparsity": result.policy.sparsity,
             "parameters": result.parameters,
             "search_perplexity": search["baselines"] | {"searched": seen.pop("best")},
-            "perplexity": list(result.perplexities.values())[-1],
+            "perplexity": result.perplexity,
             "candidate_evaluations": search["candidate_evaluations"],
             "tokens_evaluated": search["tokens_evaluated"],
         }

@@ -59,6 +59,11 @@ class PruningResult:
         """Fraction of the whole model's parameters that is removed."""
         return 1 - self.parameters / self.dense_parameters
 
+    @property
+    def perplexity(self) -> float:
+        """Of the model as it is: after calibration, if there was one."""
+        return self.perplexities.get("calibrated", self.perplexities.get("searched"))
+
     def to_dict(self) -> dict[str, Any]:
         """What `ffp_config.json` keeps beside the knobs."""
         provenance = {

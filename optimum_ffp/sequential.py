@@ -129,11 +129,11 @@ class _Calibration:
         weight, unit = self.nested.dense_output(member), self.nested.model_units[member]
         start = self.nested.compensated_output(member, self.policy.sizes[member])
         seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
-        for number, (whole, rest) in enumerate(zip(dense.split(1), pruned.split(1))):
-            target = runner.input_of(unit.output.module, whole)
+        for number, (in_dense, in_pruned) in enumerate(zip(dense.split(1), pruned.split(1))):
+            dense_input = runner.input_of(unit.output.module, in_dense)
             with self.applied(unit.unit.layer):
-                reaching = runner.input_of(unit.output.module, rest)
-            (seen if number < self.windows else unseen).add(reaching, target)
+                pruned_input = runner.input_of(unit.output.module, in_pruned)
+            (seen if number < self.windows else unseen).add(pruned_input, dense_input)
         return _fit(seen, unseen, start, self.lambdas).pack()
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
@@ -142,39 +142,42 @@ class _Calibration:
 
 
 class _Moments:
-    """Sums over tokens of products with the kept inputs: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`."""
+    """Sums over tokens of products with the kept inputs: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`, each `[kept, features]`."""
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
         self.weight, self.kept, self.dense_target = weight, kept, dense_target
-        self.own = weight.new_zeros(kept, weight.shape[1], dtype=torch.float32)
-        self.dense = torch.zeros_like(self.own)
+        self.with_pruned = weight.new_zeros(kept, weight.shape[1], dtype=torch.float32)
+        self.with_dense = torch.zeros_like(self.with_pruned)
 
-    def add(self, reaching: torch.Tensor, dense: torch.Tensor) -> None:
-        with float32_products(reaching, dense) as (reaching, dense):
-            retained = reaching[:, : self.kept]
-            self.own.addmm_(retained.T, reaching)
-            self.dense.addmm_(retained.T, dense)
+    def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
+        with float32_products(pruned_input, dense_input) as (pruned_input, dense_input):
+            retained = pruned_input[:, : self.kept]
+            self.with_pruned.addmm_(retained.T, pruned_input)
+            self.with_dense.addmm_(retained.T, dense_input)
 
     @property
     def gram(self) -> torch.Tensor:
         """`X̃_Rᵀ X̃_R`, float64."""
-        return self.own[:, : self.kept].double()
+        return self.with_pruned[:, : self.kept].double()
 
     @property
     def cross(self) -> torch.Tensor:
         """`X̃_Rᵀ Y`, float64."""
-        return torch.lerp(self.own, self.dense, self.dense_target).double() @ self.weight.T.double()
+        mixed = torch.lerp(self.with_pruned, self.with_dense, self.dense_target)
+        return mixed.double() @ self.weight.T.double()
 
 
 class _HeldOut(_Moments):
     """The same on windows that no fit has seen, with `‖Y‖²`, which tells the error of any fit."""
 
-    energy = 0.0
+    def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
+        super().__init__(weight, kept, dense_target)
+        self.energy = 0.0
 
-    def add(self, reaching: torch.Tensor, dense: torch.Tensor) -> None:
-        super().add(reaching, dense)
-        target = torch.lerp(reaching.float(), dense.float(), self.dense_target) @ self.weight.T.float()
-        self.energy += float(target.square().sum(dtype=torch.float64))
+    def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
+        super().add(pruned_input, dense_input)
+        mixed = torch.lerp(pruned_input.float(), dense_input.float(), self.dense_target)
+        self.energy += float((mixed @ self.weight.T.float()).square().sum(dtype=torch.float64))
 
     def error(self, fit: torch.Tensor) -> float:
         """`‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
