@@ -43,7 +43,7 @@ VARIANTS = {
 # Of these knobs nothing depends that is measured before the search.
 AFTERWARDS = {
     *("method", "agent", "reward", "search_steps", "update_samples"),
-    *("calibration", "dense_target", "sequential_lambda", "sequential_samples", "held_out_samples"),
+    *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
 }
 
 

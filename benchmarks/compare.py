@@ -2,13 +2,14 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 32] [--paper-steps 64] [--eval-samples 10]
-        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--save FOLDER] [--output compare.json]
+        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--knobs num_samples=32 ...]
+        [--save FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
 importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
 what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
-written as they come.
+written as they come. `--knobs` sets any other knob of `FFPConfig` for the methods of the default preset.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--eval-dataset", help="Where the test windows come from, if elsewhere than the rest.")
+    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
 
@@ -57,9 +59,17 @@ def main() -> None:
 
 def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     """One pruner a seed and preset: what is measured once serves all of its methods."""
-    steps = args.paper_steps if preset == "paper" else args.search_steps
-    knobs = {"seq_len": args.seq_len} | ({"search_steps": steps} if steps else {})
-    data = {"dataset": args.dataset, "eval_dataset": args.eval_dataset, "eval_samples": args.eval_samples}
+    if preset == "paper":
+        knobs = {"search_steps": args.paper_steps}
+    else:
+        knobs = {name: json.loads(value) for name, _, value in (knob.partition("=") for knob in args.knobs)}
+        knobs |= {"search_steps": args.search_steps} if args.search_steps else {}
+    data = {
+        "dataset": args.dataset,
+        "eval_dataset": args.eval_dataset,
+        "eval_samples": args.eval_samples,
+        "seq_len": args.seq_len,
+    }
     config = FFPConfig(preset=preset, seed=seed, **data, **knobs)
     pruner = FFPPruner.from_pretrained(args.model, config)
     for method in methods:

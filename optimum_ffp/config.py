@@ -73,7 +73,6 @@ class FFPConfig(BaseConfig):
         dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
         sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge. `None`
             chooses it for every unit on held-out windows.
-        sequential_samples: Calibration windows of sequential calibration, which keeps their hidden states.
         held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
@@ -121,7 +120,6 @@ class FFPConfig(BaseConfig):
     ridge_lambda_relative: bool = True
     dense_target: float = 0.5
     sequential_lambda: float | None = None
-    sequential_samples: int = 32
     held_out_samples: int = 4
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
@@ -215,7 +213,6 @@ class FFPConfig(BaseConfig):
                 "update_samples",
                 "fisher_samples",
                 "slope_samples",
-                "sequential_samples",
                 "held_out_samples",
                 "batch_size",
             ),

@@ -13,19 +13,29 @@ from .precision import computing_in
 class LayerRunner:
     """Runs one decoder layer on hidden states of one window.
 
-    They may wait in host memory: the layer's device borrows one window at a time.
+    They may wait in host memory, and in another type than the model's: the layer borrows one window at a time.
     """
 
     def __init__(self, layer: nn.Module, arguments: dict[str, Any], dtype: torch.dtype | None):
         self.layer, self.arguments, self.dtype = layer, arguments, dtype
-        self.device = next(layer.parameters()).device
+        weight = next(layer.parameters())
+        self.device, self.own_dtype = weight.device, weight.dtype
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the layer; shape, type and device are as before it."""
         with computing_in(self.device, self.dtype):
-            output = self.layer(hidden.to(self.device), **self.arguments)
+            output = self.layer(hidden.to(self.device, self.own_dtype), **self.arguments)
         output = output[0] if isinstance(output, tuple) else output
         return output.to(hidden)
+
+    def watch(self, module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's output, and what the module reads on the way, shape `[tokens, features]`, on its device."""
+        seen: list[torch.Tensor] = []
+        hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
+        try:
+            return self(hidden), seen[0]
+        finally:
+            hook.remove()
 
     def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""
@@ -46,12 +56,12 @@ class LayerRunner:
 
 
 def enter(
-    model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor
+    model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Hidden states before the first layer of every window, and the other arguments that each layer is called with.
 
-    The states of all windows are kept, and so in host memory and one block, `[windows, window length, hidden size]`:
-    a block a window would lie among those that are freed, and leave the heap with holes.
+    The states of all windows are kept, so they are in host memory, in `dtype` if there is one, and in one block,
+    `[windows, window length, hidden size]`: many would lie among those that are freed, and leave the heap with holes.
     """
     hidden: list[torch.Tensor] = []
     arguments: dict[int, dict[str, Any]] = {}
@@ -60,7 +70,7 @@ def enter(
         def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             arguments[index] = keywords
             if index == 0:
-                hidden.append(inputs[0].cpu())
+                hidden.append(inputs[0].to("cpu", dtype))
                 # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
                 if len(hidden) > 1:
                     raise _Reached

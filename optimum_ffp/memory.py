@@ -196,11 +196,10 @@ class MemoryModel:
     def _fitting(self) -> tuple[Parts, Parts]:
         """Beside the model, and in host memory."""
         config, widest = self.config, max(self.features)
-        fitted = min(config.sequential_samples, config.num_samples)
-        tokens = (fitted + min(config.held_out_samples, config.search_samples)) * config.seq_len
+        tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
         workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
         beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)
-        return beside, {"hidden states": tokens * 2 * self.hidden * self.size}
+        return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
 
     def _writing(self) -> Parts:
         if self.config.dataset != "self":

@@ -241,7 +241,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         windows += updates * cost * config.update_samples + (final + baselines + 1) * every
     tokens["search"] = windows * length
     held_out = min(config.held_out_samples, every)
-    fitted = sparsities * (min(config.sequential_samples, config.num_samples) + held_out) * length
+    fitted = sparsities * (config.num_samples + held_out) * length
     tokens["calibration"] = fitted if config.calibration == "sequential" else 0
     tokens["evaluation"] = config.eval_samples and config.eval_samples * length
     return evaluations, tokens

@@ -319,7 +319,7 @@ class FFPPruner:
         fits = calibrate_sequentially(
             nested,
             policy,
-            self.data.calibration.first(config.sequential_samples).tokens,
+            self.data.calibration.tokens,
             held_out.tokens,
             config.dense_target,
             config.sequential_lambda,

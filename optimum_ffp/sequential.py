@@ -80,61 +80,86 @@ def calibrate_sequentially(
     """
     journal = journal or Journal()
     layers = nested.model.base_model.get_submodule(nested.family.layers)
-    dense, arguments = enter(nested.model, layers, torch.cat([windows, held_out]))
-    pruned = dense.clone()
+    states, arguments = enter(nested.model, layers, torch.cat([windows, held_out]), dtype)
     lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
-    calibration = _Calibration(nested, policy, len(windows), dense_target, lambdas)
+    calibration = _Calibration(nested, policy, states, len(windows), dense_target, lambdas)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
             runner = LayerRunner(layer, arguments[index], dtype)
-            for member, unit in enumerate(nested.model_units):
-                if unit.unit.layer == index:
-                    fit = partial(calibration.fit, member, runner, dense, pruned)
-                    calibration.keep(member, journal.tensors(f"unit-{member}", fit))
-            for hidden in dense.split(1):
-                hidden.copy_(runner(hidden))
-            with calibration.applied(index):
-                for hidden in pruned.split(1):
-                    hidden.copy_(runner(hidden))
+            members = [member for member, unit in enumerate(nested.units) if unit.layer == index]
+            for member in members:
+                fit = partial(calibration.fit, member, runner, member == members[-1])
+                calibration.keep(member, journal.tensors(f"unit-{member}", fit))
+            calibration.go_on(index, runner)
             bar.update()
     return calibration.fits
 
 
 class _Calibration:
-    """How far the calibration has come."""
+    """How far the calibration has come.
+
+    Args:
+        nested, policy: The model and what to keep of it.
+        states: Hidden states before the first layer, `[windows, window length, hidden size]`; it is these that go
+            through the layers of the dense model.
+        windows: How many of them to fit to; the others are held out.
+        dense_target, lambdas: `m`, and λ to choose from.
+    """
 
     def __init__(
-        self, nested: NestedModel, policy: PruningPolicy, windows: int, dense_target: float, lambdas: Iterable[float]
+        self,
+        nested: NestedModel,
+        policy: PruningPolicy,
+        states: torch.Tensor,
+        windows: int,
+        dense_target: float,
+        lambdas: Iterable[float],
     ):
         self.nested, self.policy, self.windows = nested, policy, windows
+        self.in_dense, self.in_pruned = states, states.clone()
+        self.dense_layers = 0
         self.dense_target, self.lambdas = dense_target, lambdas
         self.fits: dict[int, UnitFit] = {}
 
-    def applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
+    def fit(self, member: int, runner: LayerRunner, last: bool) -> dict[str, torch.Tensor]:
+        """Fits the next unit to what it reads in the dense and in the pruned model.
+
+        That is made anew for every window, rather than kept for all. With the last unit of a layer the states of the
+        dense model go on to the next, which saves a pass.
+        """
+        weight, unit = self.nested.dense_output(member), self.nested.model_units[member]
+        start, module = self.nested.compensated_output(member, self.policy.sizes[member]), unit.output.module
+        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
+        for number, (in_dense, in_pruned) in enumerate(zip(self.in_dense.split(1), self.in_pruned.split(1))):
+            if last:
+                output, dense_input = runner.watch(module, in_dense)
+                in_dense.copy_(output)
+            else:
+                dense_input = runner.input_of(module, in_dense)
+            with self._applied(unit.unit.layer):
+                pruned_input = runner.input_of(module, in_pruned)
+            (seen if number < self.windows else unseen).add(pruned_input, dense_input)
+        self.dense_layers += last
+        return _fit(seen, unseen, start, self.lambdas).pack()
+
+    def go_on(self, layer: int, runner: LayerRunner) -> None:
+        """Takes the states of both models to the next layer, once all units of this one are fitted."""
+        if self.dense_layers == layer:
+            # Its last unit was fitted before a resumption.
+            for state in self.in_dense.split(1):
+                state.copy_(runner(state))
+            self.dense_layers += 1
+        with self._applied(layer):
+            for state in self.in_pruned.split(1):
+                state.copy_(runner(state))
+
+    def _applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
         """The model with what is fitted of this layer. It is the layer alone that will run."""
         sizes, outputs = [unit.items for unit in self.nested.units], {}
         for member, fit in self.fits.items():
             if self.nested.units[member].layer == layer:
                 sizes[member], outputs[member] = self.policy.sizes[member], fit.weight
         return self.nested.applied(PruningPolicy(self.nested.units, tuple(sizes)), outputs)
-
-    def fit(
-        self, member: int, runner: LayerRunner, dense: torch.Tensor, pruned: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Fits the next unit to the hidden states before its layer, in the dense and in the pruned model.
-
-        Both have those of the windows to fit, then those held out. What the unit reads is made anew for every window,
-        rather than kept for all of them.
-        """
-        weight, unit = self.nested.dense_output(member), self.nested.model_units[member]
-        start = self.nested.compensated_output(member, self.policy.sizes[member])
-        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
-        for number, (in_dense, in_pruned) in enumerate(zip(dense.split(1), pruned.split(1))):
-            dense_input = runner.input_of(unit.output.module, in_dense)
-            with self.applied(unit.unit.layer):
-                pruned_input = runner.input_of(unit.output.module, in_pruned)
-            (seen if number < self.windows else unseen).add(pruned_input, dense_input)
-        return _fit(seen, unseen, start, self.lambdas).pack()
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Prunes the unit and gives it the weights of its fit."""

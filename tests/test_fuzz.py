@@ -45,7 +45,6 @@ WILD_OPTIONS = [
     ),
     *(
         "held-out-samples",
-        "sequential-samples",
         "dtype",
         "warm-start",
         "batch-size",

@@ -66,15 +66,6 @@ def test_held_out_error_of_every_unit_is_on_record(save_picomodel, data_folder):
     assert make_pruner(save_picomodel(), data_folder, calibration="ridge").prune().calibration == {}
 
 
-def test_sequential_calibration_keeps_only_some_of_the_windows(save_picomodel, data_folder):
-    folder = save_picomodel()
-    few, all_of_them, none_left_out = (
-        make_pruner(folder, data_folder, sequential_samples=count).prune().model.state_dict() for count in (2, 8, 100)
-    )
-    name = "model.layers.1.mlp.down_proj.weight"
-    assert torch.equal(all_of_them[name], none_left_out[name]) and not torch.equal(few[name], all_of_them[name])
-
-
 def test_windows_on_record_are_those_that_there_were(save_picomodel, data_folder, tmp_path):
     pruner = make_pruner(save_picomodel(), data_folder, num_samples=10_000)
     record = pruner.prune().search["calibrated_on"]

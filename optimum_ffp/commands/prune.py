@@ -81,7 +81,6 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         type=float,
         help="Pull of sequential calibration towards ridge. Default: chosen for every unit on held-out windows.",
     )
-    add_option(prune, "sequential-samples", type=int, help="Calibration windows of sequential calibration.")
     add_option(prune, "held-out-samples", type=int, help="Search windows that sequential calibration is measured on.")
     add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
     add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
