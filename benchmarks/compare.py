@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     if preset == "paper":
         knobs = {"search_steps": args.paper_steps}
     else:
-        knobs = {name: json.loads(value) for name, _, value in (knob.partition("=") for knob in args.knobs)}
+        knobs = read_knobs(args.knobs)
         knobs |= {"search_steps": args.search_steps} if args.search_steps else {}
     data = {
         "dataset": args.dataset,
@@ -84,6 +84,11 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
                 if calibration == calibrations[-1] and args.save:
                     pruner.save_pretrained(args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
+
+
+def read_knobs(words: list[str]) -> dict:
+    """Knobs of `FFPConfig` from words `NAME=VALUE`, whose values are JSON."""
+    return {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
 
 
 def describe(result: PruningResult) -> dict:

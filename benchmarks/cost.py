@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import torch
+from compare import read_knobs
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from optimum_ffp import FFPConfig, FFPPruner
@@ -34,8 +35,7 @@ def main() -> None:
 
     shape = AutoConfig.from_pretrained(args.config)
     layers = args.layers or [shape.num_hidden_layers]
-    knobs = {name: json.loads(value) for name, _, value in (knob.partition("=") for knob in args.knobs)}
-    config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **knobs)
+    config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_knobs(args.knobs))
     runs = {count: measure(shape, count, config, args) for count in sorted(layers)}
     record = {
         "shape": shape.to_dict(),

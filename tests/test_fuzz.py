@@ -43,16 +43,7 @@ WILD_OPTIONS = [
         "ffn-multiple",
         "candidates",
     ),
-    *(
-        "held-out-samples",
-        "dtype",
-        "warm-start",
-        "batch-size",
-        "rate-precision",
-        "dense-target",
-        "revision",
-        "config",
-    ),
+    *("held-out-samples", "dtype", "warm-start", "batch-size", "rate-precision", "dense-target", "revision", "config"),
 ]
 SIZES = [
     "hidden_size",
