@@ -3,13 +3,15 @@
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 32] [--paper-steps 64] [--eval-samples 10]
         [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--knobs num_samples=32 ...]
-        [--save FOLDER] [--output compare.json]
+        [--save FOLDER] [--work FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
 importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
 what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
-written as they come. `--knobs` sets any other knob of `FFPConfig` for the methods of the default preset.
+written as they come. `--knobs` sets any other knob of `FFPConfig` for the methods of the default preset. With `--work`
+a run that was cut off goes on where it was, and one with more methods takes what is there; the seconds on record are
+those of the last process.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.checkpoint import save_checkpoint
 from optimum_ffp.naming import without_folders
 from optimum_ffp.result import PruningResult
 
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--sequential", nargs="*", default=("prior", "ffp"), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
+    parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--eval-dataset", help="Where the test windows come from, if elsewhere than the rest.")
     parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
@@ -71,7 +75,9 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
         "seq_len": args.seq_len,
     }
     config = FFPConfig(preset=preset, seed=seed, **data, **knobs)
-    pruner = FFPPruner.from_pretrained(args.model, config)
+    work = args.work and args.work / f"{preset}-seed{seed}"
+    pruner = FFPPruner.from_pretrained(args.model, config, work)
+    pruner.open_journal(args.sparsities, resume=work is not None)
     for method in methods:
         for sparsity in args.sparsities:
             pruner.config.method = "ffp" if method in AGENTS else method
@@ -83,7 +89,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
                 result = pruner.finish(found)
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
                 if calibration == calibrations[-1] and args.save:
-                    pruner.save_pretrained(args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
+                    # Not by the pruner, whose work would be done with that.
+                    save_checkpoint(result, args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
 
 
 def read_knobs(words: list[str]) -> dict:

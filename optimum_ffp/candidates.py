@@ -28,6 +28,7 @@ class CandidateEvaluator:
         batch_size: Windows a forward pass.
         dtype: Type to compute in (`torch.bfloat16` runs under autocast); `None` for the model's own.
         journal: Keeps the losses.
+        dense_losses: Losses of the dense model on all windows, if another search has measured them.
 
     Attributes:
         evaluations: Candidate evaluations so far.
@@ -43,11 +44,12 @@ class CandidateEvaluator:
         batch_size: int = 1,
         dtype: torch.dtype | None = None,
         journal: Journal | None = None,
+        dense_losses: np.ndarray | None = None,
     ):
         self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
         self.dtype, self.journal = dtype, journal or Journal()
         self.evaluations = self.tokens = self.non_finite = 0
-        self._dense: np.ndarray | None = None
+        self._dense = dense_losses
 
     @property
     def dense_losses(self) -> np.ndarray:

@@ -48,6 +48,7 @@ class PolicySearch:
         config: All knobs.
         dtype: Type to compute candidates in under autocast; `None` for the model's own.
         journal: Keeps what candidates were worth.
+        dense_losses: Losses of the dense model on these windows, if another search has measured them.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class PolicySearch:
         config: FFPConfig,
         dtype: torch.dtype | None,
         journal: Journal,
+        dense_losses: np.ndarray | None = None,
     ):
         self.curves, self.windows, self.budget, self.config = prepared.curves, windows, budget, config
         self.units = prepared.nested.units
         compensated = config.reward == "calibrated"
         self.evaluator = CandidateEvaluator(
-            prepared.nested, windows.tokens, compensated, config.batch_size, dtype, journal
+            prepared.nested, windows.tokens, compensated, config.batch_size, dtype, journal, dense_losses
         )
         self.mapping = uniform if config.method == "uniform" else self.curves or MAPPINGS[config.mapping]
 

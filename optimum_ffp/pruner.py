@@ -79,6 +79,8 @@ class FFPPruner:
         self.journal = Journal()
         self.work_folder = work_folder
         self._sweeping = False
+        # On the search windows: all searches compare with the same.
+        self._dense_losses: np.ndarray | None = None
         self.result: PruningResult | None = None
         self.front = ParetoFront()
         # Before its heads and channels are reordered.
@@ -136,7 +138,7 @@ class FFPPruner:
             FFPError: If the sparsity can't be met, the data or the agent can't be used, or the work folder holds the
                 state of another prune.
         """
-        self._open_journal([self.config.sparsity if sparsity is None else sparsity], resume)
+        self.open_journal([self.config.sparsity if sparsity is None else sparsity], resume)
         return self.finish(self.search(sparsity, warm_start))
 
     def sweep(
@@ -165,7 +167,7 @@ class FFPPruner:
         sparsities = list(sparsities)
         for sparsity in sparsities:
             self.budget(sparsity)
-        self._open_journal(sparsities, resume)
+        self.open_journal(sparsities, resume)
         self._sweeping = True
         self.front = ParetoFront()
         for number, sparsity in enumerate(sparsities):
@@ -182,6 +184,32 @@ class FFPPruner:
             yield result
         self._sweeping = False
         self.journal.remove()
+
+    def open_journal(self, sparsities: list[float], resume: bool = False) -> None:
+        """Begins to keep what is finished in the work folder. `prune` and `sweep` do that by themselves.
+
+        Whoever calls `search` and `finish` may do so before: what has been found with the same config and sparsity, or
+        been finished with the same config and policy, is then not computed again.
+
+        Args:
+            sparsities: All that will be searched at; they belong to what the state is of.
+            resume: Whether to go on from what a process that was killed has left.
+
+        Raises:
+            FFPError: If the work folder holds the state of another prune, or there is none to resume from.
+        """
+        if self.work_folder is None:
+            if resume:
+                raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
+            return
+        identity = {
+            "model": self._fingerprint,
+            "config": self.config.to_dict() | {"sparsity": sparsities},
+            "versions": package_versions(),
+            "threads": torch.get_num_threads(),
+            "device": str(self.model.device),
+        }
+        self.journal = Journal.open(self.work_folder, identity, resume)
 
     def search(
         self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
@@ -250,10 +278,13 @@ class FFPPruner:
         with self.meter.stage("search"):
             dtype = autocast_dtype(self.model, config.search_dtype)
             journal = self._journal_of(config)
-            policy_search = PolicySearch(prepared, data.search, self.budget, config, dtype, journal)
+            policy_search = PolicySearch(
+                prepared, data.search, self.budget, config, dtype, journal, self._dense_losses
+            )
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(warm_start, tracker.log)
+            self._dense_losses = policy_search.evaluator.dense_losses
             # There may be less text than was asked for.
             found.record["calibrated_on"] = data.calibration.describe()
             if with_baselines:
@@ -288,20 +319,6 @@ class FFPPruner:
         """Statistics, sorted model, ridge factors and loss curves."""
         windows = self.data.calibration.tokens
         return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter, self.journal)
-
-    def _open_journal(self, sparsities: list[float], resume: bool) -> None:
-        if self.work_folder is None:
-            if resume:
-                raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
-            return
-        identity = {
-            "model": self._fingerprint,
-            "config": self.config.to_dict() | {"sparsity": sparsities},
-            "versions": package_versions(),
-            "threads": torch.get_num_threads(),
-            "device": str(self.model.device),
-        }
-        self.journal = Journal.open(self.work_folder, identity, resume)
 
     def _journal_of(self, config: FFPConfig, *more: Any) -> Journal:
         return self.journal.part(config.to_dict(), *more)

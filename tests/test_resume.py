@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPError, PruningPolicy
+from optimum_ffp.candidates import CandidateEvaluator
 from tests.test_pruner import make_pruner
 
 
@@ -61,6 +62,33 @@ def test_resuming_takes_what_is_there(save_picomodel, data_folder, tmp_path, mon
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
     assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_search_and_finish_resume_by_themselves(save_picomodel, data_folder, tmp_path, monkeypatch):
+    folder = save_picomodel()
+    first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
+    first.open_journal([0.2, 0.3])
+    before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
+    monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
+    again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
+    again.open_journal([0.2, 0.3], resume=True)
+    after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
+    assert [one.policy for one in after] == [one.policy for one in before]
+    assert [one.perplexities for one in after] == [one.perplexities for one in before]
+
+
+def test_searches_of_one_pruner_measure_the_dense_model_once(save_picomodel, data_folder, monkeypatch):
+    pruner = make_pruner(save_picomodel(), data_folder)
+    evaluated, losses = [], CandidateEvaluator._losses
+
+    def watched(evaluator, policy, windows):
+        evaluated.append(policy)
+        return losses(evaluator, policy, windows)
+
+    monkeypatch.setattr(CandidateEvaluator, "_losses", watched)
+    found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
+    assert evaluated.count(PruningPolicy.dense(pruner.units)) == 1
+    assert len({one.record["perplexity"]["dense"] for one in found}) == 1
 
 
 def test_state_of_another_prune_is_refused(save_picomodel, data_folder, tmp_path):
