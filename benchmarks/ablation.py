@@ -1,11 +1,12 @@
 """What every idea brings: the default with one knob changed at a time, and the paper's Table 3.
 
     python benchmarks/ablation.py MODEL DATASET [--variants default prior ...] [--sparsity 0.2] [--seed 0]
-        [--eval-samples 10] [--output ablation.json]
+        [--eval-samples 10] [--seq-len 2048] [--output ablation.json]
 
 Prints a table: perplexity before (where that was searched for) and after calibration, candidates and tokens evaluated.
-Variants named `prior-*` evaluate one candidate, so that they show the idea without the search. What is measured of the
-dense model is measured once for all variants in a row that need the same.
+Variants are calibrated by ridge regression, which is what the search rewards, but for those named `sequential*`, and
+those named `prior-*` evaluate one candidate, so that they show the idea without the search. What variants in a row
+have in common, up to the policy that was found, is done once.
 """
 
 import argparse
@@ -19,9 +20,9 @@ from optimum_ffp import FFPConfig, FFPPruner
 
 VARIANTS = {
     "default": {},
-    "ridge": {"calibration": "ridge"},
-    "dense-target-0": {"dense_target": 0.0},
-    "dense-target-1": {"dense_target": 1.0},
+    "sequential": {"calibration": "sequential"},
+    "sequential-dense-target-0": {"calibration": "sequential", "dense_target": 0.0},
+    "sequential-dense-target-1": {"calibration": "sequential", "dense_target": 1.0},
     "twice-the-search": {"search_steps": 64},
     "one-update-window": {"update_samples": 1},
     "bandit": {"agent": "bandit"},
@@ -40,11 +41,9 @@ VARIANTS = {
     "table3-calibration-only": {"preset": "paper", "method": "uniform"},
     "table3-search-and-calibration": {"preset": "paper", "search_steps": 64},
 }
-# Of these knobs nothing depends that is measured before the search.
-AFTERWARDS = {
-    *("method", "agent", "reward", "search_steps", "update_samples"),
-    *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
-}
+# Knobs that nothing before the search depends on, and those that the search doesn't depend on either.
+OF_SEARCH = {"method", "agent", "reward", "search_steps", "update_samples"}
+OF_CALIBRATION = {"calibration", "dense_target", "sequential_lambda", "held_out_samples"}
 
 
 def main() -> None:
@@ -55,21 +54,26 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     args = parser.parse_args()
 
-    shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "eval_samples")}
+    shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "eval_samples", "seq_len")}
+    shared["calibration"] = "ridge"
     records = []
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
-    pruner = None
+    pruner = found = None
     for name in args.variants:
         config = FFPConfig(**shared | VARIANTS[name])
-        if pruner is None or measured(config) != measured(pruner.config):
+        if pruner is None or differs(config, pruner.config, OF_SEARCH | OF_CALIBRATION):
             # Those before go first: there is no need for several models.
-            pruner = result = None
+            pruner = found = result = None
             pruner = FFPPruner.from_pretrained(args.model, config)
-        pruner.config = config
-        result = pruner.prune()
+        if found is None or differs(config, pruner.config, OF_CALIBRATION):
+            pruner.config = config
+            found = pruner.search()
+        pruner.config = found.config = config
+        result = pruner.finish(found)
         records.append({"variant": name} | describe(result))
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         search, figures = result.search, result.perplexities
@@ -81,9 +85,10 @@ def main() -> None:
         )
 
 
-def measured(config: FFPConfig) -> dict:
-    """The knobs that decide what is measured before the search."""
-    return {name: value for name, value in config.to_dict().items() if name not in AFTERWARDS}
+def differs(config: FFPConfig, other: FFPConfig, besides: set[str]) -> bool:
+    """Whether any other knob than these has another value."""
+    theirs = other.to_dict()
+    return any(value != theirs[name] for name, value in config.to_dict().items() if name not in besides)
 
 
 if __name__ == "__main__":

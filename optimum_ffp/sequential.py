@@ -90,7 +90,8 @@ def calibrate_sequentially(
             for member in members:
                 fit = partial(calibration.fit, member, runner, member == members[-1])
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
-            calibration.go_on(index, runner)
+            if index + 1 < len(layers):
+                calibration.go_on(index, runner)
             bar.update()
     return calibration.fits
 
