@@ -1,6 +1,7 @@
 """Running a model one decoder layer at a time."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -63,31 +64,34 @@ def enter(
     The states of all windows are kept, so they are in host memory, in `dtype` if there is one, and in one block,
     `[windows, window length, hidden size]`: many would lie among those that are freed, and leave the heap with holes.
     """
-    hidden: list[torch.Tensor] = []
+    states: torch.Tensor | None = None
     arguments: dict[int, dict[str, Any]] = {}
+    seen: list[torch.Tensor] = []
 
     def watch(index: int):
         def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
-            arguments[index] = keywords
             if index == 0:
-                hidden.append(inputs[0].to("cpu", dtype))
+                seen.append(inputs[0])
                 # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
-                if len(hidden) > 1:
+                if arguments:
                     raise _Reached
+            arguments[index] = keywords
 
         return record
 
     hooks = [layer.register_forward_pre_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        for window in windows.split(1):
-            try:
+        for number, window in enumerate(windows.split(1)):
+            with suppress(_Reached):
                 model.base_model(window.to(model.device), use_cache=False)
-            except _Reached:
-                continue
+            hidden = seen.pop()
+            if states is None:
+                states = torch.empty(len(windows), *hidden.shape[1:], dtype=dtype or hidden.dtype)
+            states[number] = hidden[0]
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(hidden), [arguments[index] for index in range(len(layers))]
+    return states, [arguments[index] for index in range(len(layers))]
 
 
 class _Reached(Exception):

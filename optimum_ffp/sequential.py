@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from .heap import return_free_memory
 from .journal import Journal
 from .layerwise import LayerRunner, enter
 from .nested import NestedModel
@@ -92,6 +93,7 @@ def calibrate_sequentially(
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
             if index + 1 < len(layers):
                 calibration.go_on(index, runner)
+            return_free_memory()
             bar.update()
     return calibration.fits
 

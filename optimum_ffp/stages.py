@@ -1,7 +1,5 @@
 """What every stage of a prune costs."""
 
-import ctypes
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +7,8 @@ from contextlib import contextmanager
 
 import psutil
 import torch
+
+from .heap import return_free_memory
 
 
 # Often enough to see what a stage holds, rarely enough to cost it nothing.
@@ -38,14 +38,7 @@ class StageMeter:
             finally:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), *peak)
-        _return_free_memory()
-
-
-def _return_free_memory() -> None:
-    # What a stage has freed leaves holes in glibc's heap, which may add up to as much as the model.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+        return_free_memory()
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import optimum_ffp
 ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
-    {"errors", "head", "naming", "precision", "progress", "stages", "version"},
-    {"policy", "config", "hub", "batches", "journal", "layerwise", "tracking", "trust"},
+    {"errors", "head", "heap", "naming", "precision", "progress", "version"},
+    {"policy", "config", "hub", "batches", "journal", "layerwise", "stages", "tracking", "trust"},
     {"mapping", "families", "sampling"},
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
