@@ -4,15 +4,17 @@
         [--batch-size 8] [--device cpu] [--output zero_shot.json]
 
 Needs `optimum-ffp[eval]`. Accuracy is normalised by length where the task gives that. Prints a row a model, in
-percent, with the mean and its standard error; the JSON has both kinds of accuracy. Models are compared on the same
-samples, so differences between them are less uncertain than each mean is. `--tasks-path` takes lm-eval tasks with
-local data.
+percent, with the mean and what the first model has more, each with its standard error: that of a difference is of
+paired samples. The JSON has both kinds of accuracy. `--tasks-path` takes lm-eval tasks with local data.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from math import hypot
 from pathlib import Path
+
+import numpy as np
 
 from optimum_ffp.evaluation import TaskSuite
 from optimum_ffp.loading import LoadOptions, load_any
@@ -34,33 +36,50 @@ def main() -> None:
     args = parser.parse_args()
 
     suite = TaskSuite(args.tasks, args.tasks_path, num_fewshot=0)
-    records = []
-    print(f"| model | {' | '.join(args.tasks)} | mean |\n|---|{'---:|' * (len(args.tasks) + 1)}")
+    records, first = [], None
+    print(f"| model | {' | '.join(args.tasks)} | mean | first has more |\n|---|{'---:|' * (len(args.tasks) + 2)}")
     for name in args.models:
         model, tokenizer = load_any(name, LoadOptions(device=args.device))
-        scores = suite.score(model, tokenizer, args.limit, args.batch_size)
-        records.append({"model": short_name(name), "limit": args.limit, "tasks": scores} | summarise(scores))
+        scores = suite.score(model, tokenizer, args.limit, args.batch_size, with_samples=True)
+        first = first or scores
+        means = {kind: summarise(scores, first, kind) for kind in ("acc", "acc_norm")}
+        tasks = [{key: value for key, value in score.items() if key != "per_sample"} for score in scores]
+        records.append({"model": short_name(name), "limit": args.limit, **means, "tasks": tasks})
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         print(row(records[-1]), flush=True)
 
 
-def summarise(scores: list[dict]) -> dict[str, dict[str, float]]:
-    """Means over tasks of plain accuracy, and of that normalised by length where there is one."""
-    result = {}
-    for kind in ("acc", "acc_norm"):
-        chosen = [kind if kind in score["metrics"] else "acc" for score in scores]
-        values = [score["metrics"][metric] for score, metric in zip(scores, chosen)]
-        errors = [score["stderr"][metric] for score, metric in zip(scores, chosen)]
-        result[f"mean_{kind}"] = {"value": sum(values) / len(values), "stderr": hypot(*errors) / len(errors)}
-    return result
+def summarise(scores: list[dict], first: list[dict], kind: str) -> dict[str, tuple[float, float]]:
+    """Mean over tasks, and how much more the first model has, each with its standard error.
+
+    Args:
+        scores: One record a task.
+        first: The same of the first model.
+        kind: `acc`, or `acc_norm` for accuracy normalised by length where a task gives it.
+    """
+    own, other = ([per_sample(score, kind) for score in one] for one in (scores, first))
+    more = (theirs - ours for ours, theirs in zip(own, other))
+    return {"mean": mean_over_tasks(own), "first_has_more": mean_over_tasks(more)}
+
+
+def per_sample(score: dict, kind: str) -> np.ndarray:
+    found = score["per_sample"]
+    return np.array(found.get(kind, found["acc"]))
+
+
+def mean_over_tasks(tasks: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Mean of the tasks' means, and its standard error."""
+    means, errors = zip(*((task.mean(), task.std(ddof=1) / len(task) ** 0.5) for task in tasks))
+    return float(np.mean(means)), hypot(*errors) / len(errors)
 
 
 def row(record: dict) -> str:
     """One row of the table."""
-    figures = [score["metrics"].get("acc_norm", score["metrics"]["acc"]) for score in record["tasks"]]
-    cells = [f"{100 * figure:.1f}" for figure in figures]
-    mean = record["mean_acc_norm"]
-    return f"| {record['model']} | {' | '.join(cells)} | {100 * mean['value']:.2f} ± {100 * mean['stderr']:.2f} |"
+    metrics = [task["metrics"] for task in record["tasks"]]
+    cells = [f"{100 * found.get('acc_norm', found['acc']):.1f}" for found in metrics]
+    cells += ["{:.2f} ± {:.2f}".format(*(100 * figure for figure in record["acc_norm"]["mean"]))]
+    cells += ["{:+.2f} ± {:.2f}".format(*(100 * figure for figure in record["acc_norm"]["first_has_more"]))]
+    return f"| {record['model']} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

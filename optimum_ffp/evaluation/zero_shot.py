@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class TaskSuite:
         tokenizer: PreTrainedTokenizerBase,
         limit: float | None = None,
         batch_size: int = 1,
+        with_samples: bool = False,
     ) -> list[dict[str, Any]]:
         """What `lm_eval --model hf` prints for the model.
 
@@ -73,10 +75,12 @@ class TaskSuite:
             tokenizer: Its tokenizer.
             limit: Samples of every task, or the fraction of them if below 1; all if `None`.
             batch_size: Requests a forward pass.
+            with_samples: Whether to tell what every single sample scored.
 
         Returns:
             One record a task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
-            errors as `stderr` (what isn't finite is `None`), and the version of `lm_eval`.
+            errors as `stderr` (what isn't finite is `None`), and the version of `lm_eval`. With `with_samples` tasks
+            have `per_sample` too, lists of scores by metric.
 
         Raises:
             FFPError: If a task can't be run.
@@ -91,7 +95,7 @@ class TaskSuite:
                 task_manager=self.manager,
                 num_fewshot=self.num_fewshot,
                 limit=int(limit) if limit is not None and limit >= 1 else limit,
-                log_samples=False,
+                log_samples=with_samples,
             )
         return [
             {
@@ -102,6 +106,7 @@ class TaskSuite:
                 "lm_eval": version("lm_eval"),
             }
             | _metrics(scores)
+            | _per_sample(results.get("samples", {}).get(name, []))
             for name, scores in results["results"].items()
         ]
 
@@ -117,6 +122,14 @@ def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
                 float(value) if isfinite(value) else None
             )
     return found
+
+
+def _per_sample(samples: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    if not samples:
+        return {}
+    # Some metrics, like perplexity, are no number before they are taken over all samples.
+    names = [name for name in samples[0]["metrics"] if isinstance(samples[0][name], Real)]
+    return {"per_sample": {name: [float(sample[name]) for sample in samples] for name in names}}
 
 
 @contextmanager

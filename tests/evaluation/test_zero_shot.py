@@ -47,7 +47,9 @@ def test_accuracy_by_hand_and_by_lm_eval_alone(lm_eval, tmp_path):
     assert {"task": "pico", "samples": 20, "fewshot": 0, "version": 7.0}.items() <= record.items()
     # The same suite serves the baseline too.
     other = make_picomodel(seed=5)
-    assert suite.score(other, tokenizer)[0]["metrics"] == accuracy_by_hand(other, rows)
+    (again,) = suite.score(other, tokenizer, with_samples=True)
+    assert again["metrics"] == accuracy_by_hand(other, rows)
+    assert {name: sum(scores) / len(scores) for name, scores in again["per_sample"].items()} == again["metrics"]
 
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
