@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.data import DataSplits, Windows
+from optimum_ffp.naming import short_name
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_knobs(args.knobs))
     runs = {count: measure(shape, count, config, args) for count in sorted(layers)}
     record = {
-        "shape": shape.to_dict(),
+        "shape": shape.to_dict() | {"_name_or_path": short_name(str(args.config))},
         "knobs": config.to_dict(),
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
         "dtype": args.dtype,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from optimum_ffp.evaluation import measure_speed
 from optimum_ffp.loading import LoadOptions, load_any
+from optimum_ffp.naming import short_name
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     options = LoadOptions(device=args.device, dtype=args.dtype)
     models = {name: load_any(getattr(args, name), options)[0] for name in ("dense", "pruned")}
     speeds = measure_speed(models, args.prompt, args.new, args.batch, args.repeats)
-    record = {"settings": {name: str(value) for name, value in vars(args).items()}}
+    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    record = {"settings": settings | {name: short_name(settings[name]) for name in models}}
     for name, speed in speeds.items():
         record[name] = {"parameters": models[name].num_parameters()} | asdict(speed)
     print("| | dense | pruned | ratio |\n|---|---:|---:|---:|")

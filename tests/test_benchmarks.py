@@ -1,0 +1,105 @@
+"""The benchmarks on picomodels: they run to the end, and what they print and write is what was measured."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from optimum_ffp import FFPModelForCausalLM
+from tests.conftest import make_picomodel, make_tokenizer
+from tests.evaluation.conftest import make_task
+
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SHORT = ["--eval-samples", "2", "--seq-len", "24"]
+FEW = ["num_samples=4", "search_samples=2", "fisher_samples=2", "search_steps=6"]
+
+
+@pytest.fixture
+def dense(tmp_path) -> Path:
+    for one in (make_picomodel(), make_tokenizer()):
+        one.save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a benchmark in this process and returns what it printed and wrote."""
+
+    def run(name: str, *arguments: str | Path) -> tuple[str, dict | list]:
+        output = tmp_path / f"{name}.json"
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments), "--output", str(output)])
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out, json.loads(output.read_text())
+
+    return run
+
+
+def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
+    folders = ["--work", tmp_path / "work", "--save", tmp_path / "models"]
+    rest = [
+        "--sparsities",
+        "0.3",
+        "--seeds",
+        "0",
+        "--sequential",
+        "ffp",
+        "--paper-steps",
+        "4",
+        *SHORT,
+        "--knobs",
+        *FEW,
+    ]
+    _, first = run("compare", dense, data_folder, "--methods", "ffp", *folders, *rest)
+    assert [record["calibration"] for record in first] == ["ridge", "sequential"]
+    monkeypatch.setattr("optimum_ffp.preparation.collect_statistics", None)
+    monkeypatch.setattr("optimum_ffp.preparation.collect_fisher", None)
+    printed, records = run("compare", dense, data_folder, "--methods", "ffp", "prior", *folders, *rest)
+    assert [record["method"] for record in records] == ["ffp", "ffp", "prior"]
+    assert [record["perplexities"] for record in records[:2]] == [record["perplexities"] for record in first]
+    assert f"| ffp | sequential | 30% | {first[1]['perplexities']['calibrated']:.2f} |" in printed
+    assert str(data_folder) not in json.dumps(records)
+    assert FFPModelForCausalLM.from_pretrained(tmp_path / "models" / "prior-30-seed0").num_parameters() > 0
+
+
+def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_folder):
+    variants = ["prior", "sequential", "default", "table3-calibration-only"]
+    printed, records = run("ablation", dense, data_folder, "--sparsity", "0.3", "--variants", *variants, *SHORT)
+    sizes = {record["variant"]: record["sizes"] for record in records}
+    assert sizes["sequential"] == sizes["default"] != sizes["table3-calibration-only"]
+    figures = [record["perplexities"]["calibrated"] for record in records]
+    assert len(set(figures)) == len(variants)
+    assert [line.split(" | ")[2] for line in printed.splitlines()[2:]] == [f"{figure:.2f}" for figure in figures]
+
+
+def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
+    pytest.importorskip("lm_eval")
+    make_task(tmp_path / "tasks", samples=20)
+    make_picomodel(seed=5).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    models = [dense, tmp_path / "other", dense]
+    printed, records = run("zero_shot", *models, "--tasks", "pico", "--tasks-path", tmp_path / "tasks")
+    for kind in ("acc", "acc_norm"):
+        means = [record[kind]["mean"][0] for record in records]
+        assert means == [record["tasks"][0]["metrics"][kind] for record in records]
+        more = [record[kind]["first_has_more"][0] for record in records]
+        assert more == pytest.approx([0, means[0] - means[1], 0])
+        assert records[2][kind]["first_has_more"][1] == 0
+    assert len(printed.splitlines()) == 5
+
+
+def test_cost_extrapolates_to_all_layers(run, dense):
+    printed, record = run("cost", dense, "--layers", "1", "2", "--device", "cpu", "--knobs", "seq_len=24", *FEW)
+    low, high = (record["measured"][count]["peak_bytes"]["search"] for count in ("1", "2"))
+    assert record["stages"]["search"]["peak_bytes"] == high + max(0, high - low)
+    assert str(dense) not in json.dumps(record)
+    assert "3 layers, extrapolated from runs with 1 and 2 layers" in printed
+
+
+def test_latency_of_both_models(run, dense):
+    printed, record = run("latency", dense, dense, "--prompt", "8", "--new", "4", "--repeats", "1")
+    assert record["settings"]["dense"] == "dense"
+    assert record["dense"]["parameters"] == record["pruned"]["parameters"]
+    assert f"{record['pruned']['decode']:,.1f}" in printed
