@@ -1,7 +1,7 @@
 """Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 32] [--paper-steps 64] [--eval-samples 10]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
         [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--knobs num_samples=32 ...]
         [--save FOLDER] [--work FOLDER] [--output compare.json]
 

@@ -79,7 +79,8 @@ class FFPConfig(BaseConfig):
         num_samples: Calibration windows (the paper: 32).
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
-        update_samples: Search windows that an update of the default agents sees, others every time.
+        update_samples: Search windows that an update of the default agents sees, others every time. With the default
+            numbers each is seen once: an agent that sees the same text again learns that text.
         grad: Whether a backward pass through the dense model may be run. Without one the order of items is that of
             `"obs"`, and the loss curves get their scale from pruning one unit at a time.
         fisher_samples: Calibration windows of the backward pass.
@@ -125,14 +126,14 @@ class FFPConfig(BaseConfig):
     eval_dataset: str | None = None
     num_samples: int = 128
     seq_len: int = 2048
-    search_samples: int = 16
+    search_samples: int = 32
     update_samples: int = 4
     grad: bool = True
     fisher_samples: int = 32
     slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
-    search_steps: int = 32
+    search_steps: int = 26
     candidates: int = 8
     alpha_start: float = 0.3
     learning_rate: float = 1e-4
