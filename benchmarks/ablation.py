@@ -23,7 +23,7 @@ VARIANTS = {
     "sequential": {"calibration": "sequential"},
     "sequential-dense-target-0": {"calibration": "sequential", "dense_target": 0.0},
     "sequential-dense-target-1": {"calibration": "sequential", "dense_target": 1.0},
-    "twice-the-search": {"search_steps": 64},
+    "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},
     "one-update-window": {"update_samples": 1},
     "bandit": {"agent": "bandit"},
     "ppo-on-curves": {"agent": "ppo"},

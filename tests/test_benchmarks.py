@@ -17,10 +17,8 @@ FEW = ["num_samples=4", "search_samples=2", "fisher_samples=2", "search_steps=6"
 
 
 @pytest.fixture
-def dense(tmp_path) -> Path:
-    for one in (make_picomodel(), make_tokenizer()):
-        one.save_pretrained(tmp_path / "dense")
-    return tmp_path / "dense"
+def dense(save_picomodel) -> Path:
+    return save_picomodel()
 
 
 @pytest.fixture
@@ -100,6 +98,6 @@ def test_cost_extrapolates_to_all_layers(run, dense):
 
 def test_latency_of_both_models(run, dense):
     printed, record = run("latency", dense, dense, "--prompt", "8", "--new", "4", "--repeats", "1")
-    assert record["settings"]["dense"] == "dense"
+    assert record["settings"]["dense"] == "pico-llama"
     assert record["dense"]["parameters"] == record["pruned"]["parameters"]
     assert f"{record['pruned']['decode']:,.1f}" in printed
