@@ -17,7 +17,8 @@ class CurveMapping:
 
     Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
     segments is optimal, and it is the same for every budget, so one set of scores serves all sparsities. Scores of
-    zero give the prior: the policy that the curves alone ask for.
+    zero give the prior: the policy that the curves alone ask for. A unit may also have several scores, for parts of
+    its curve that cover equally many items each: then what every part falls by is multiplied on its own.
 
     Args:
         curves: Estimated loss in nats of every unit for every number of items kept, one array of shape `[items + 1]` a
@@ -29,7 +30,9 @@ class CurveMapping:
         self._hulls: dict[tuple, tuple[np.ndarray, ...]] = {}
 
     def __call__(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
-        """The policy for these scores, shape `[units]`."""
+        """The policy for these scores, shape `[units]`, or `[units, parts]` for parts of every curve."""
+        if scores.ndim > 1:
+            return self._trusted(scores)(np.zeros(len(scores)), budget)
         unit, steps, cost, slope = self._segments(budget)
         weighted = slope * np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))[unit]
         order = np.argsort(-weighted, kind="stable")
@@ -47,6 +50,30 @@ class CurveMapping:
         """What the curves say that every unit of a policy costs, nats, shape `[units]`."""
         return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
 
+    def falls(self, fewer: PruningPolicy, more: PruningPolicy, parts: int) -> np.ndarray:
+        """How far every curve falls from one policy's size to that of a larger one, nats.
+
+        Args:
+            fewer: The policy that keeps no more of any unit.
+            more: The other one.
+            parts: Into how many parts of equally many items every curve is divided.
+
+        Returns:
+            Share of every part, shape `[units, parts]`.
+        """
+        falls = np.zeros((len(self.curves), parts))
+        for row, curve, low, high in zip(falls, self.curves, fewer.sizes, more.sizes):
+            np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))
+        return falls
+
+    def _trusted(self, scores: np.ndarray) -> "CurveMapping":
+        trust = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
+        curves = []
+        for row, curve in zip(trust, self.curves):
+            falls = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
+            curves.append(np.append(np.cumsum(falls[::-1])[::-1], 0.0))
+        return CurveMapping(curves)
+
     def _segments(self, budget: Budget) -> tuple[np.ndarray, ...]:
         key = (budget.smallest.tobytes(), budget.largest.tobytes(), budget.multiples.tobytes())
         if key not in self._hulls:
@@ -59,6 +86,11 @@ class CurveMapping:
                 pieces.append((np.full(len(steps), index), steps, cost, -np.diff(curve[sizes[corners]]) / cost))
             self._hulls[key] = tuple(np.concatenate(column) for column in zip(*pieces))
         return self._hulls[key]
+
+
+def parts_of(items: int, parts: int) -> np.ndarray:
+    """The part that every item belongs to, most important first, shape `[items]`."""
+    return np.arange(items) * parts // items
 
 
 def lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:

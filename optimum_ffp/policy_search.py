@@ -94,7 +94,7 @@ class PolicySearch:
                 sparsity=config.sparsity,
                 steps=steps,
                 max_samples=len(self.windows),
-                predict=self.curves.predict if self.curves else None,
+                curves=self.curves,
                 on_evaluated=show,
             )
             found = search(task, config, warm_start)

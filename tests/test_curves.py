@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from optimum_ffp.curves import CurveMapping, lower_hull
 from optimum_ffp.mapping import Budget
-from optimum_ffp.policy import Unit, block_parameters
+from optimum_ffp.policy import PruningPolicy, Unit, block_parameters
 
 
 def falling_curve(items: int, seed: int, decay: float) -> np.ndarray:
@@ -52,6 +52,38 @@ def test_a_trusted_curve_gets_more():
     mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
     sizes = [mapping(np.array([score, 0.0, 0.0]), Budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
     assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_part_that_is_trusted_is_kept_and_one_that_is_not_goes():
+    units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
+    mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
+    scores = np.zeros((3, 4))
+    # The last quarter of the first unit costs next to nothing, its third quarter much.
+    scores[0] = [0, 0, 2, -2]
+    scores[1:, 3] = 0.1
+    assert mapping(scores, Budget(units, 1 / 12)).sizes == (9, 12, 12)
+    assert mapping(scores, Budget(units, 2 / 12)).sizes[0] == 9
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.sampled_from([0.1, 0.25, 0.4]))
+def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
+    units = [Unit(layer, "ffn", 24, 10) for layer in range(4)]
+    mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
+    budget = Budget(units, sparsity, 0.2)
+    whole, parts = mapping(np.array(scores), budget), mapping(np.tile(np.array(scores)[:, None], 12), budget)
+    trust = np.exp(scores)
+    costs = [float(trust @ mapping.predict(policy)) for policy in (whole, parts)]
+    assert costs[0] == pytest.approx(costs[1])
+
+
+def test_falls_are_what_the_curve_falls_by_part_by_part():
+    units = tuple(Unit(layer, "ffn", 24, 10) for layer in range(2))
+    mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
+    fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))
+    falls = mapping.falls(fewer, more, 12)
+    assert falls[0].sum() == pytest.approx(mapping.curves[0][5] - mapping.curves[0][14])
+    assert falls[0, 2] == pytest.approx(mapping.curves[0][5] - mapping.curves[0][6])
+    assert np.flatnonzero(falls[0]).tolist() == [2, 3, 4, 5, 6] and not falls[1].any()
 
 
 def test_hull_drops_what_is_above_it():

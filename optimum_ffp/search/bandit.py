@@ -8,14 +8,9 @@ from ..config import FFPConfig
 from ..errors import FFPError
 from ..policy import Unit
 from .task import SearchResult, SearchTask
+from .trust import OWN_SPREAD, shared_covariance, to_scores
 
 
-# Trust in a curve can't be negative, and beyond these factors a unit is at its bounds anyway.
-TRUST_RANGE = (0.05, 20.0)
-# Prior standard deviations of trust: of what all units have in common, of what varies smoothly with depth (over this
-# part of the model's depth, for attention and FFN apart), and of a unit on its own.
-COMMON_SPREAD, DEPTH_SPREAD, OWN_SPREAD = 0.5, 0.4, 0.2
-DEPTH_SCALE = 0.25
 # Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because
 # they see the same windows. The evidence picks a pair of these.
 NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared in (0.0, 0.03, 0.1, 0.3)]
@@ -38,7 +33,7 @@ class TrustPosterior:
         self.losses = np.zeros(0)
         self.updates = np.zeros(0)
         self.mean = np.ones(len(units))
-        self.covariance = trust_covariance(units)
+        self.covariance = shared_covariance(units) + OWN_SPREAD**2 * np.eye(len(units))
         self._prior = self.mean.copy(), self.covariance.copy()
 
     def observe(self, features: np.ndarray, losses: np.ndarray, updates: np.ndarray | None = None) -> None:
@@ -81,19 +76,6 @@ class TrustPosterior:
         return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
 
 
-def trust_covariance(units: Sequence[Unit]) -> np.ndarray:
-    """Prior covariance `K` of the trust in the curves of these units, shape `[units, units]`."""
-    depth = np.array([unit.layer for unit in units]) / (1 + max(unit.layer for unit in units))
-    kind = np.array([unit.kind for unit in units])
-    near = np.exp(-0.5 * ((depth[:, None] - depth) / DEPTH_SCALE) ** 2) * (kind[:, None] == kind)
-    return COMMON_SPREAD**2 + DEPTH_SPREAD**2 * near + OWN_SPREAD**2 * np.eye(len(units))
-
-
-def to_scores(trust: np.ndarray) -> np.ndarray:
-    """Raw scores of a curve mapping: the logarithm of the trust."""
-    return np.log(np.clip(trust, *TRUST_RANGE))
-
-
 def search_with_bandit(
     task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None = None
 ) -> SearchResult:
@@ -106,7 +88,7 @@ def search_with_bandit(
     between them (what was learned from few windows is half noise) and the best candidates too.
 
     Args:
-        task: What to search for. Its actions are trusts of the curves behind `task.predict`.
+        task: What to search for. Its actions are trusts of the curves behind `task.curves`.
         config: Candidates of an update.
         warm_start: Posterior of a search at other sparsities: its equations are taken over.
 
@@ -125,7 +107,7 @@ def search_with_bandit(
         policies = [task.map_scores(row, task.sparsity) for row in scores]
         losses = task.excess_losses(policies, task.sparsity, task.windows(config.update_samples, offset))
         finite = np.isfinite(losses)
-        features = np.array([task.predict(policy) for policy in policies])
+        features = np.array([task.curves.predict(policy) for policy in policies])
         posterior.observe(features[finite], losses[finite])
         seen += list(zip(features, scores))
         spent, offset = spent + len(scores), offset + config.update_samples

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config import GRADIENT_COST
+from ..curves import CurveMapping
 from ..errors import FFPError
 from ..policy import PruningPolicy, Unit
 
@@ -50,7 +51,7 @@ class SearchTask:
         sparsity: The target.
         steps: Candidate evaluations that may be spent.
         max_samples: Windows at full fidelity.
-        predict: What the loss curves predict for every unit of a policy, nats, shape `[units]`; if there are curves.
+        curves: The loss curves of all units, if there are any.
         on_evaluated: Called with the records of every batch of candidates, the evaluations that they count for, and
             the best perplexity so far.
         log: One record a candidate evaluation.
@@ -63,7 +64,7 @@ class SearchTask:
     sparsity: float
     steps: int
     max_samples: int
-    predict: Callable[[PruningPolicy], np.ndarray] | None = None
+    curves: CurveMapping | None = None
     on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None

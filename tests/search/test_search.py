@@ -8,7 +8,7 @@ from optimum_ffp.mapping import Budget, water_filling
 from optimum_ffp.pathwise import LossSlopes
 from optimum_ffp.policy import PruningPolicy, Unit
 from optimum_ffp.search import METHODS, NO_SEARCH, SearchTask, search
-from optimum_ffp.search.bandit import TrustPosterior, trust_covariance
+from optimum_ffp.search.bandit import TrustPosterior
 from optimum_ffp.search.schedule import ProgressiveSchedule
 
 
@@ -70,7 +70,7 @@ def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsit
         sparsity=sparsity,
         steps=steps,
         max_samples=8,
-        predict=mapping.predict,
+        curves=mapping,
     )
     return search(task, config, warm_start), landscape, task
 
@@ -183,7 +183,7 @@ def test_every_method_has_a_name_in_the_config():
 
 def test_units_that_are_close_in_depth_and_of_one_kind_are_expected_to_err_alike():
     units = [Unit(layer, kind, 4, 10) for layer in range(8) for kind in ("attention", "ffn")]
-    covariance = trust_covariance(units)
+    covariance = TrustPosterior(units).covariance
     assert np.allclose(covariance, covariance.T) and np.linalg.eigvalsh(covariance).min() > 0
     # Unit 0 is the attention of layer 0, unit 1 its FFN, unit 2 and 14 the attention of layers 1 and 7.
     assert covariance[0, 2] > covariance[0, 14] > covariance[0, 1] - 1e-9
