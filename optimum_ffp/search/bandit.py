@@ -7,8 +7,8 @@ import numpy as np
 from ..config import FFPConfig
 from ..errors import FFPError
 from ..policy import Unit
+from .regression import OWN_SPREAD, shared_covariance, to_scores
 from .task import SearchResult, SearchTask
-from .trust import OWN_SPREAD, shared_covariance, to_scores
 
 
 # Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..config import GRADIENT_COST, FFPConfig
+from .regression import PARTS, TrustRegression, to_scores
 from .task import SearchResult, SearchTask
-from .trust import PARTS, TrustRegression, to_scores
 
 
 # How far a policy goes from the prior towards what was measured: slopes are those of one unit at a time, and what many

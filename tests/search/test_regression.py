@@ -3,12 +3,10 @@ import pytest
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.policy import PruningPolicy, Unit
-from optimum_ffp.search.trust import PARTS, TrustRegression
+from optimum_ffp.search.regression import PARTS, TrustRegression
 
 
-UNITS = tuple(
-    Unit(layer, kind, items, 10) for layer in range(6) for kind, items in (("attention", 12), ("ffn", 240))
-)
+UNITS = tuple(Unit(layer, kind, items, 10) for layer in range(6) for kind, items in (("attention", 12), ("ffn", 240)))
 KINDS = np.array([unit.kind for unit in UNITS])
 CURVATURE = np.where(KINDS == "attention", 2.0, 1.4)
 
