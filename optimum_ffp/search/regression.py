@@ -24,6 +24,8 @@ CURVATURE_SPREAD = 1.0
 UNKNOWN_ERROR = 0.5
 # How many measurements of a unit the spread between windows that its kind has in general counts for.
 TYPICAL = 3
+# Where a curve falls by less than this, nats, a slope says nothing of how far to trust it.
+FLAT = 1e-9
 # What was measured at another sparsity counts for less: by this factor its errors are larger.
 FORGETTING = 2.0
 
@@ -52,9 +54,9 @@ class TrustRegression:
         Σ T_p C_p = D + q C    where the unit keeps them (D is that of giving them up),
         Σ T_p C_p = -(D + q C) where it does not         (D is that of keeping them too).
 
-    So every slope is one linear equation in the trusts `T` and the curvature of the unit's kind, all of which are 1 if
-    the curves are right. Parts of one curve that are close, and units of one kind that are close in depth, lend each
-    other strength.
+    So every slope, divided by `C`, is one linear equation in the trusts `T` and the curvature of the unit's kind, all
+    of which are 1 if the curves are right. Parts of one curve that are close, and units of one kind that are close in
+    depth, lend each other strength.
 
     Args:
         units: The model's units.
@@ -68,7 +70,7 @@ class TrustRegression:
         self._shared = shared_covariance(units)
         self.equations = {
             "unit": np.zeros(0, dtype=np.int64),
-            "falls": np.zeros((0, PARTS)),
+            "share": np.zeros((0, PARTS)),
             "sign": np.zeros(0),
             "slope": np.zeros(0),
             "error": np.zeros(0),
@@ -84,12 +86,13 @@ class TrustRegression:
             gains: What they fall by from the policy's size to the larger one.
         """
         for sign, slopes, falls in ((1.0, fewer, loses), (-1.0, -more, gains)):
-            (known,) = np.nonzero(falls.sum(1) > 0)
-            slopes, falls = slopes[:, known], falls[known]
+            (known,) = np.nonzero(falls.sum(1) > FLAT)
+            total = falls[known].sum(1)
+            slopes = slopes[:, known] / total
             error = np.full(len(known), UNKNOWN_ERROR**2)
             if len(slopes) > 1:
-                error = slopes.var(0, ddof=1) / len(slopes) / falls.sum(1) ** 2
-            new = {"unit": known, "falls": falls, "sign": np.full(len(known), sign)}
+                error = slopes.var(0, ddof=1) / len(slopes)
+            new = {"unit": known, "share": falls[known] / total[:, None], "sign": np.full(len(known), sign)}
             self._add(new | {"slope": slopes.mean(0), "error": error})
 
     def _add(self, equations: Mapping[str, np.ndarray]) -> None:
@@ -97,28 +100,24 @@ class TrustRegression:
 
     def solve(self) -> np.ndarray:
         """The posterior mean of all trusts, shape `[units, PARTS]`."""
-        unit, falls, sign = (self.equations[name] for name in ("unit", "falls", "sign"))
-        total = falls.sum(1)
-        # Equations are about the same part of a unit's size as far as their falls are at the same parts.
+        unit, share, sign = (self.equations[name] for name in ("unit", "share", "sign"))
         place = np.arange(PARTS) / PARTS
-        near = np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
-        smoothed = falls @ near
-        curved = -sign * total
-        same_kind = self._kind[unit][:, None] == self._kind[unit]
+        smoothed = share @ np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
+        same_unit, same_kind = (of[:, None] == of for of in (unit, self._kind[unit]))
         covariance = (
-            self._shared[np.ix_(unit, unit)] * np.outer(total, total)
-            + self._own[unit] ** 2 * (unit[:, None] == unit) * (smoothed @ falls.T)
-            + CURVATURE_SPREAD**2 * same_kind * np.outer(curved, curved)
+            self._shared[np.ix_(unit, unit)]
+            + self._own[unit] ** 2 * same_unit * (smoothed @ share.T)
+            + CURVATURE_SPREAD**2 * same_kind * np.outer(sign, sign)
+            + np.diag(self._errors())
         )
-        surprise = self.equations["slope"] - total - curved
-        weights = np.linalg.solve(covariance + np.diag(self._errors() * total**2), surprise)
-        mean = 1 + self._shared[:, unit] @ (weights * total)
+        weights = np.linalg.solve(covariance, self.equations["slope"] - (1 - sign))
+        shared = 1 + self._shared[:, unit] @ weights
         own = np.zeros((len(self.units), PARTS))
         np.add.at(own, unit, weights[:, None] * smoothed)
-        return mean[:, None] + self._own[:, None] ** 2 * own
+        return shared[:, None] + self._own[:, None] ** 2 * own
 
     def _errors(self) -> np.ndarray:
-        """Squared standard errors relative to the fall of the curve. A few windows tell little of their own spread."""
+        """Squared standard errors of the slopes. Since few windows tell little of it, a unit's are pooled."""
         unit, error = self.equations["unit"], self.equations["error"]
         typical = np.ones(len(self.units))
         for kind in range(len(self._kinds)):

@@ -69,6 +69,15 @@ def test_one_unit_of_wild_slopes_leaves_what_others_of_its_kind_are_trusted():
     assert np.abs(shaken.solve()[0, 5] - 1) < 1
 
 
+def test_a_flat_curve_is_believed():
+    regression = TrustRegression(UNITS)
+    loses, gains = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
+    loses[3], gains[3] = 0, 1e-200
+    fewer, more = (np.random.default_rng(1).normal(0, 0.01, (4, len(UNITS))) for _ in range(2))
+    regression.observe(fewer, more, loses, gains)
+    assert np.isfinite(regression.solve()).all() and not (regression.equations["unit"] == 3).any()
+
+
 def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
     """A part is above a policy and then below it: the second measurement outweighs neither more nor less."""
     trust = np.ones((len(UNITS), PARTS))
