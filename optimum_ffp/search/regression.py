@@ -64,9 +64,8 @@ class TrustRegression:
 
     def __init__(self, units: Sequence[Unit]):
         self.units = units
-        kinds = np.array([unit.kind for unit in units])
-        self._kinds, self._kind = np.unique(kinds, return_inverse=True)
-        self._own = np.array([PART_SPREAD[kind] for kind in kinds])
+        self._kind = np.array([unit.kind for unit in units])
+        self._own = np.array([PART_SPREAD[kind] for kind in self._kind])
         self._shared = shared_covariance(units)
         self.equations = {
             "unit": np.zeros(0, dtype=np.int64),
@@ -120,9 +119,8 @@ class TrustRegression:
         """Squared standard errors of the slopes. Since few windows tell little of it, a unit's are pooled."""
         unit, error = self.equations["unit"], self.equations["error"]
         typical = np.ones(len(self.units))
-        for kind in range(len(self._kinds)):
-            chosen = error[self._kind[unit] == kind]
-            typical[self._kind == kind] = np.median(chosen) if len(chosen) else 1.0
+        for kind in np.unique(self._kind[unit]):
+            typical[self._kind == kind] = np.median(error[self._kind[unit] == kind])
         sums, counts = (np.bincount(unit, weights, len(self.units)) for weights in (error, None))
         return ((sums + TYPICAL * typical) / (counts + TYPICAL))[unit] + 1e-6
 
@@ -139,7 +137,7 @@ class TrustRegression:
         found = {name: getattr(state.get(name), "shape", None) for name in self.equations}
         count = (found["unit"] or (0,))[0]
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if found != expected or state.get("units") != len(self.units):
+        if found != expected or not np.array_equal(state.get("units"), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent holds no slopes of {len(self.units)} units; warm-start from a checkpoint of "
                 "the same model that the same kind of agent has searched"

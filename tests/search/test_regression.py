@@ -79,7 +79,7 @@ def test_a_flat_curve_is_believed():
 
 
 def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
-    """A part is above a policy and then below it: the second measurement outweighs neither more nor less."""
+    """A part is above a policy and then below it: both measurements count."""
     trust = np.ones((len(UNITS), PARTS))
     regression = TrustRegression(UNITS)
     generator = np.random.default_rng(1)
@@ -100,7 +100,7 @@ def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
         TrustRegression(UNITS[:10]).restore(regression.state())
 
 
-def test_neighbouring_policies_differ_by_one_part_or_two():
+def test_neighbouring_policies_differ_by_one_part():
     kept = PruningPolicy(UNITS, tuple(unit.items // 2 for unit in UNITS))
     for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbours()[1].sizes):
         assert (larger - size) * PARTS == unit.items
