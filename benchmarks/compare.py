@@ -78,8 +78,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     work = args.work and args.work / f"{preset}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(args.sparsities, resume=work is not None)
-    for method in methods:
-        for sparsity in args.sparsities:
+    for sparsity in args.sparsities:
+        for method in methods:
             pruner.config.method = "ffp" if method in AGENTS else method
             pruner.config.agent = AGENTS.get(method, "pathwise")
             found = pruner.search(sparsity)

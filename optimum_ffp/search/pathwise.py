@@ -40,20 +40,20 @@ def search_by_gradient(
     if warm_start is not None:
         trusts.restore(warm_start)
     order = np.random.default_rng(config.seed).permutation(task.max_samples)
-    trail = [_scores(trusts)]
+    trail = [trusts.solve()]
     for update in range((task.steps - task.finalists) // GRADIENT_COST):
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
-        policy = task.map_scores(trail[-1], task.sparsity)
+        policy = task.map_scores(_damped(trail[-1]), task.sparsity)
         fewer, more = task.slopes(policy, windows)
         if np.isfinite(fewer).all() and np.isfinite(more).all():
             smaller, larger = policy.neighbours()
             loses = task.curves.falls(smaller, policy, PARTS)
             trusts.observe(fewer, more, loses, task.curves.falls(policy, larger, PARTS))
-        trail.append(_scores(trusts))
-    undamped, settled = to_scores(trusts.solve()), np.mean(trail[len(trail) // 2 :], axis=0)
-    answers = [trail[-1], np.zeros(task.actions), undamped, settled]
+        trail.append(trusts.solve())
+    settled = np.mean([_damped(trust) for trust in trail[len(trail) // 2 :]], axis=0)
+    answers = [_damped(trail[-1]), np.zeros(task.actions), to_scores(trail[-1]), settled]
     return task.conclude(answers[: task.finalists], trusts.state())
 
 
-def _scores(trusts: TrustRegression) -> np.ndarray:
-    return to_scores(1 + DAMPING * (trusts.solve() - 1))
+def _damped(trust: np.ndarray) -> np.ndarray:
+    return to_scores(1 + DAMPING * (trust - 1))
