@@ -1,15 +1,18 @@
 """The paper's Table 1: zero-shot accuracy on seven tasks, of the dense model and of pruned ones.
 
     python benchmarks/zero_shot.py MODEL ... [--tasks boolq piqa ...] [--tasks-path FOLDER] [--limit 200]
-        [--batch-size 8] [--device cpu] [--output zero_shot.json]
+        [--balanced boolq] [--batch-size 8] [--device cpu] [--output zero_shot.json]
 
 Needs `optimum-ffp[eval]`. Accuracy is normalised by length where the task gives that. Prints a row a model, in
 percent, with the mean and what the first model has more, each with its standard error: that of a difference is of
-paired samples. The JSON has both kinds of accuracy. `--tasks-path` takes lm-eval tasks with local data.
+paired samples. Then the same with balanced accuracy for the tasks of `--balanced`, whose questions all have the same
+answers: a model that says yes to all of them, whatever they are, has 62 % of BoolQ, and 50 % of it balanced. The JSON
+has both kinds of accuracy. `--tasks-path` takes lm-eval tasks with local data.
 """
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable
 from math import hypot
 from pathlib import Path
@@ -22,6 +25,8 @@ from optimum_ffp.naming import short_name
 
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+# What a record holds of single samples.
+SAMPLES = ("per_sample", "answers")
 
 
 def main() -> None:
@@ -30,6 +35,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--tasks-path", help="Folder of .yaml tasks.")
     parser.add_argument("--limit", type=int, help="Samples of every task. Default: all.")
+    parser.add_argument(
+        "--balanced", nargs="*", default=["boolq"], help="Tasks with the same answers to all questions."
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("zero_shot.json"))
@@ -37,34 +45,44 @@ def main() -> None:
 
     suite = TaskSuite(args.tasks, args.tasks_path, num_fewshot=0)
     records, first = [], None
-    print(f"| model | {' | '.join(args.tasks)} | mean | first has more |\n|---|{'---:|' * (len(args.tasks) + 2)}")
+    columns = [*args.tasks, "mean", "first has more", "balanced mean", "first has more"]
+    print(f"| model | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name in args.models:
         model, tokenizer = load_any(name, LoadOptions(device=args.device))
         scores = suite.score(model, tokenizer, args.limit, args.batch_size, with_samples=True)
         first = first or scores
         means = {kind: summarise(scores, first, kind) for kind in ("acc", "acc_norm")}
-        tasks = [{key: value for key, value in score.items() if key != "per_sample"} for score in scores]
+        means["balanced"] = summarise(scores, first, "acc_norm", args.balanced)
+        tasks = [{key: value for key, value in score.items() if key not in SAMPLES} for score in scores]
         records.append({"model": short_name(name), "limit": args.limit, **means, "tasks": tasks})
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         print(row(records[-1]), flush=True)
 
 
-def summarise(scores: list[dict], first: list[dict], kind: str) -> dict[str, tuple[float, float]]:
+def summarise(
+    scores: list[dict], first: list[dict], kind: str, balanced: Iterable[str] = ()
+) -> dict[str, tuple[float, float]]:
     """Mean over tasks, and how much more the first model has, each with its standard error.
 
     Args:
         scores: One record a task.
         first: The same of the first model.
         kind: `acc`, or `acc_norm` for accuracy normalised by length where a task gives it.
+        balanced: Tasks whose accuracy is to be balanced.
     """
-    own, other = ([per_sample(score, kind) for score in one] for one in (scores, first))
+    own, other = ([per_sample(score, kind, score["task"] in balanced) for score in one] for one in (scores, first))
     more = (theirs - ours for ours, theirs in zip(own, other))
     return {"mean": mean_over_tasks(own), "first_has_more": mean_over_tasks(more)}
 
 
-def per_sample(score: dict, kind: str) -> np.ndarray:
+def per_sample(score: dict, kind: str, balanced: bool) -> np.ndarray:
+    """What every sample counts for the accuracy of its task. Balanced, that is the mean of those of all answers."""
     found = score["per_sample"]
-    return np.array(found.get(kind, found["acc"]))
+    hits = np.array(found.get(kind, found["acc"]))
+    if balanced:
+        counts = Counter(score["answers"])
+        hits *= [len(hits) / (len(counts) * counts[answer]) for answer in score["answers"]]
+    return hits
 
 
 def mean_over_tasks(tasks: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -77,8 +95,9 @@ def row(record: dict) -> str:
     """One row of the table."""
     metrics = [task["metrics"] for task in record["tasks"]]
     cells = [f"{100 * found.get('acc_norm', found['acc']):.1f}" for found in metrics]
-    cells += ["{:.2f} ± {:.2f}".format(*(100 * figure for figure in record["acc_norm"]["mean"]))]
-    cells += ["{:+.2f} ± {:.2f}".format(*(100 * figure for figure in record["acc_norm"]["first_has_more"]))]
+    for kind in ("acc_norm", "balanced"):
+        cells += ["{:.2f} ± {:.2f}".format(*(100 * figure for figure in record[kind]["mean"]))]
+        cells += ["{:+.2f} ± {:.2f}".format(*(100 * figure for figure in record[kind]["first_has_more"]))]
     return f"| {record['model']} | {' | '.join(cells)} |"
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from optimum_ffp import FFPModelForCausalLM
+from optimum_ffp.evaluation import TaskSuite
 from tests.conftest import make_picomodel, make_tokenizer
-from tests.evaluation.conftest import make_task
+from tests.evaluation.conftest import CHOICES, make_task
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -74,18 +75,29 @@ def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_fol
 
 def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
     pytest.importorskip("lm_eval")
-    make_task(tmp_path / "tasks", samples=20)
-    make_picomodel(seed=5).save_pretrained(tmp_path / "other")
+    tasks, other = tmp_path / "tasks", make_picomodel(seed=5)
+    rows = make_task(tasks, samples=18)
+    other.save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
     models = [dense, tmp_path / "other", dense]
-    printed, records = run("zero_shot", *models, "--tasks", "pico", "--tasks-path", tmp_path / "tasks")
-    for kind in ("acc", "acc_norm"):
+    printed, records = run("zero_shot", *models, "--tasks", "pico", "--balanced", "pico", "--tasks-path", tasks)
+    for kind in ("acc", "acc_norm", "balanced"):
         means = [record[kind]["mean"][0] for record in records]
-        assert means == [record["tasks"][0]["metrics"][kind] for record in records]
+        if kind != "balanced":
+            assert means == [record["tasks"][0]["metrics"][kind] for record in records]
         more = [record[kind]["first_has_more"][0] for record in records]
         assert more == pytest.approx([0, means[0] - means[1], 0])
         assert records[2][kind]["first_has_more"][1] == 0
     assert len(printed.splitlines()) == 5
+
+    (score,) = TaskSuite(["pico"], str(tasks)).score(other, make_tokenizer(), with_samples=True)
+    hits = {label: [] for label in range(CHOICES)}
+    for row, hit in zip(rows, score["per_sample"]["acc_norm"]):
+        hits[row["label"]].append(hit)
+    recalls = [sum(found) / len(found) for found in hits.values()]
+    balanced = records[1]["balanced"]["mean"][0]
+    assert balanced == pytest.approx(sum(recalls) / CHOICES)
+    assert balanced != records[1]["acc_norm"]["mean"][0]
 
 
 def test_cost_extrapolates_to_all_layers(run, dense):

@@ -75,12 +75,12 @@ class TaskSuite:
             tokenizer: Its tokenizer.
             limit: Samples of every task, or the fraction of them if below 1; all if `None`.
             batch_size: Requests a forward pass.
-            with_samples: Whether to tell what every single sample scored.
+            with_samples: Whether to tell what every single sample scored, and what would have been right.
 
         Returns:
             One record a task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
             errors as `stderr` (what isn't finite is `None`), and the version of `lm_eval`. With `with_samples` tasks
-            have `per_sample` too, lists of scores by metric.
+            have `per_sample` too, lists of scores by metric, and the right `answers`, as `lm_eval` writes them.
 
         Raises:
             FFPError: If a task can't be run.
@@ -124,12 +124,13 @@ def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def _per_sample(samples: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if not samples:
         return {}
     # Some metrics, like perplexity, are no number before they are taken over all samples.
     names = [name for name in samples[0]["metrics"] if isinstance(samples[0][name], Real)]
-    return {"per_sample": {name: [float(sample[name]) for sample in samples] for name in names}}
+    scores = {name: [float(sample[name]) for sample in samples] for name in names}
+    return {"per_sample": scores, "answers": [str(sample["target"]) for sample in samples]}
 
 
 @contextmanager
