@@ -1,19 +1,22 @@
 """What every idea brings: the default with one knob changed at a time, and the paper's Table 3.
 
     python benchmarks/ablation.py MODEL DATASET [--variants default prior ...] [--sparsity 0.2] [--seed 0]
-        [--eval-samples 10] [--seq-len 2048] [--output ablation.json]
+        [--eval-samples 10] [--seq-len 2048] [--knobs num_samples=32 ...] [--work FOLDER]
+        [--output ablation.json]
 
 Prints a table: perplexity before (where that was searched for) and after calibration, candidates and tokens evaluated.
 Variants are calibrated by ridge regression, which is what the search rewards, but for those named `sequential*`, and
 those named `prior-*` evaluate one candidate, so that they show the idea without the search. What variants in a row
 have in common, up to the policy that was found, is done once.
+`--knobs` sets any other knob of `FFPConfig` for the variants of the default preset. With
+`--work` a run that was cut off goes on where it was.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from compare import describe
+from compare import describe, read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner
 
@@ -55,6 +58,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     args = parser.parse_args()
 
@@ -64,11 +69,13 @@ def main() -> None:
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
     pruner = found = None
     for name in args.variants:
-        config = FFPConfig(**shared | VARIANTS[name])
+        knobs = {} if "preset" in VARIANTS[name] else read_knobs(args.knobs)
+        config = FFPConfig(**shared | knobs | VARIANTS[name])
         if pruner is None or differs(config, pruner.config, OF_SEARCH | OF_CALIBRATION):
             # Those before go first: there is no need for several models.
             pruner = found = result = None
-            pruner = FFPPruner.from_pretrained(args.model, config)
+            pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
+            pruner.open_journal([args.sparsity], resume=args.work is not None)
         if found is None or differs(config, pruner.config, OF_CALIBRATION):
             pruner.config = config
             found = pruner.search()

@@ -1,11 +1,12 @@
 """What a candidate evaluation costs beside a dense forward pass on the same tokens, interleaved in one run.
 
     python benchmarks/candidate.py MODEL DATASET [--sparsities 0.2 0.3] [--repeats 7] [--device cpu]
-        [--output candidate.json]
+        [--knobs num_samples=16 fisher_samples=4 ...] [--output candidate.json]
 
 A candidate is what the search evaluates: the prior policy at that sparsity, ridge-compensated, on the windows of one
 update. Prints medians: the candidate in multiples of the dense pass, the share of it that is not a forward pass, and
 an update of the default agent, a forward and a backward pass, in the same multiples (the search counts it as 3).
+`--knobs` sets any knob of `FFPConfig`; fewer calibration windows make it quicker, and change nothing that is timed.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from compare import read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.evaluation import window_losses
@@ -30,10 +32,11 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device")
+    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("candidate.json"))
     args = parser.parse_args()
 
-    config = FFPConfig(dataset=args.dataset, eval_samples=1)
+    config = FFPConfig(dataset=args.dataset, eval_samples=1, **read_knobs(args.knobs))
     pruner = FFPPruner.from_pretrained(args.model, config, device=args.device)
     nested, curves = pruner.prepared.nested, pruner.prepared.curves
     windows = pruner.data.search.tokens[: config.update_samples]

@@ -73,6 +73,25 @@ def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_fol
     assert [line.split(" | ")[2] for line in printed.splitlines()[2:]] == [f"{figure:.2f}" for figure in figures]
 
 
+def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
+    rest = ["--variants", "prior", "--work", tmp_path / "work", *SHORT, "--knobs", *FEW]
+    printed, first = run("ablation", dense, data_folder, *rest)
+    for expensive in ("preparation.collect_statistics", "preparation.collect_fisher"):
+        monkeypatch.setattr(f"optimum_ffp.{expensive}", None)
+    again, second = run("ablation", dense, data_folder, *rest)
+    assert again == printed
+    assert first[0]["sizes"] == second[0]["sizes"]
+
+
+def test_candidate_beside_a_dense_pass(run, dense, data_folder):
+    rest = ["--sparsities", "0.3", "--repeats", "2", "--device", "cpu", "--knobs", "seq_len=24", *FEW]
+    printed, record = run("candidate", dense, data_folder, *rest)
+    figures = record["0.3"]
+    assert 0 < figures["share_not_forward"] < 1
+    assert figures["candidate_over_dense"] > 0 < figures["update_over_dense"]
+    assert f"| 30% | {figures['candidate_over_dense']:.2f} |" in printed
+
+
 def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
     pytest.importorskip("lm_eval")
     tasks, other = tmp_path / "tasks", make_picomodel(seed=5)
