@@ -4,12 +4,11 @@
         [--eval-samples 10] [--seq-len 2048] [--knobs num_samples=32 ...] [--work FOLDER]
         [--output ablation.json]
 
-Prints a table: perplexity before (where that was searched for) and after calibration, candidates and tokens evaluated.
-Variants are calibrated by ridge regression, which is what the search rewards, but for those named `sequential*`, and
-those named `prior-*` evaluate one candidate, so that they show the idea without the search. What variants in a row
-have in common, up to the policy that was found, is done once.
-`--knobs` sets any other knob of `FFPConfig` for the variants of the default preset. With
-`--work` a run that was cut off goes on where it was.
+Prints a table: perplexity before (where that was asked for) and after calibration, candidates and tokens evaluated.
+Variants are calibrated by ridge regression, which is what the search rewards, but for `uncalibrated` and those named
+`sequential*`; and those named `prior-*` evaluate one candidate, so that they show the idea without the search. What
+variants in a row have in common, up to the policy that was found, is done once. `--knobs` sets any other knob of
+`FFPConfig` for the variants of the default preset. With `--work` a run that was cut off goes on where it was.
 """
 
 import argparse
@@ -23,6 +22,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 
 VARIANTS = {
     "default": {},
+    "uncalibrated": {"calibration": "none"},
     "sequential": {"calibration": "sequential"},
     "sequential-dense-target-0": {"calibration": "sequential", "dense_target": 0.0},
     "sequential-dense-target-1": {"calibration": "sequential", "dense_target": 1.0},
@@ -84,12 +84,9 @@ def main() -> None:
         records.append({"variant": name} | describe(result))
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         search, figures = result.search, result.perplexities
-        before = f"{figures['searched']:.2f}" if "searched" in figures else ""
-        print(
-            f"| {name} | {before} | {figures['calibrated']:.2f} | "
-            f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |",
-            flush=True,
-        )
+        before, after = (f"{figures[stage]:.2f}" if stage in figures else "" for stage in ("searched", "calibrated"))
+        counts = f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,}"
+        print(f"| {name} | {before} | {after} | {counts} |", flush=True)
 
 
 def differs(config: FFPConfig, other: FFPConfig, besides: set[str]) -> bool:

@@ -64,13 +64,16 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
 
 
 def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_folder):
-    variants = ["uniform", "sequential", "default", "table3-calibration-only"]
+    variants = ["uniform", "sequential", "default", "uncalibrated", "table3-calibration-only"]
     printed, records = run("ablation", dense, data_folder, "--sparsity", "0.3", "--variants", *variants, *SHORT)
     sizes = {record["variant"]: record["sizes"] for record in records}
-    assert sizes["sequential"] == sizes["default"] != sizes["table3-calibration-only"]
-    figures = [record["perplexities"]["calibrated"] for record in records]
+    assert sizes["sequential"] == sizes["default"] == sizes["uncalibrated"] != sizes["table3-calibration-only"]
+    figures = [record["perplexities"].get("calibrated") for record in records]
     assert len(set(figures)) == len(variants)
-    assert [line.split(" | ")[2] for line in printed.splitlines()[2:]] == [f"{figure:.2f}" for figure in figures]
+    assert figures[3] is None
+    assert records[3]["perplexities"]["searched"] > 0
+    cells = [line.split(" | ")[2] for line in printed.splitlines()[2:]]
+    assert cells == [f"{figure:.2f}" if figure else "" for figure in figures]
 
 
 def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
