@@ -38,11 +38,12 @@ def main() -> None:
         record[name] = {"parameters": models[name].num_parameters()} | asdict(speed)
     print("| | dense | pruned | ratio |\n|---|---:|---:|---:|")
     for key, label in (
-        ("parameters", "parameters"),
+        ("parameters", "million parameters"),
         ("prefill", "prefill, tokens a second"),
         ("decode", "decode, tokens a second"),
     ):
-        dense, pruned = record["dense"][key], record["pruned"][key]
+        scale = 1e6 if key == "parameters" else 1
+        dense, pruned = (record[name][key] / scale for name in models)
         print(f"| {label} | {dense:,.1f} | {pruned:,.1f} | {pruned / dense:.2f} |")
     args.output.write_text(json.dumps(record, indent=2) + "\n")
 
