@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .naming import short_name
+from .naming import without_folders
 from .plots import write_front
 from .result import PruningResult
 
@@ -23,7 +23,7 @@ class ParetoFront:
 
     def add(self, result: PruningResult) -> None:
         """Adds one result of `FFPPruner.sweep`."""
-        search, seen = result.search, dict(result.search["perplexity"])
+        search, seen = result.search, without_folders(result.search["perplexity"])
         dense = {
             "parameters": result.dense_parameters,
             "search_perplexity": seen.pop("dense"),
@@ -42,10 +42,9 @@ class ParetoFront:
             "dense": dense,
             "pruned": pruned,
             "search_windows": seen,
-            "test_windows": result.test.describe(),
+            "test_windows": without_folders(result.test.describe()),
         }
-        dataset = short_name(seen["dataset"])
-        self._title = f"{dataset}, {seen['split']}, {seen['windows']} x {seen['window_length']} tokens"
+        self._title = f"{seen['dataset']}, {seen['split']}, {seen['windows']} x {seen['window_length']} tokens"
 
     def write(self, stem: str | os.PathLike) -> list[Path]:
         """Writes `STEM.json` and `STEM.png`.

@@ -13,6 +13,7 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_picomodel, d
         front.add(result)
     files = front.write(tmp_path / "front")
     record = json.loads(files[0].read_text())
+    assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == data_folder.name
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
     assert [row["candidate_evaluations"] for row in record["pruned"]] == [24, 12, 12]
     for row, result in zip(record["pruned"], results):
