@@ -65,12 +65,13 @@ def main() -> None:
 
     shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "eval_samples", "seq_len")}
     shared["calibration"] = "ridge"
+    knobs = read_knobs(args.knobs)
     records = []
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
     pruner = found = None
     for name in args.variants:
-        knobs = {} if "preset" in VARIANTS[name] else read_knobs(args.knobs)
-        config = FFPConfig(**shared | knobs | VARIANTS[name])
+        variant = VARIANTS[name]
+        config = FFPConfig(**shared | ({} if "preset" in variant else knobs) | variant)
         if pruner is None or differs(config, pruner.config, OF_SEARCH | OF_CALIBRATION):
             # Those before go first: there is no need for several models.
             pruner = found = result = None

@@ -37,12 +37,11 @@ def main() -> None:
     for name, speed in speeds.items():
         record[name] = {"parameters": models[name].num_parameters()} | asdict(speed)
     print("| | dense | pruned | ratio |\n|---|---:|---:|---:|")
-    for key, label in (
-        ("parameters", "million parameters"),
-        ("prefill", "prefill, tokens a second"),
-        ("decode", "decode, tokens a second"),
+    for key, scale, label in (
+        ("parameters", 1e6, "million parameters"),
+        ("prefill", 1, "prefill, tokens a second"),
+        ("decode", 1, "decode, tokens a second"),
     ):
-        scale = 1e6 if key == "parameters" else 1
         dense, pruned = (record[name][key] / scale for name in models)
         print(f"| {label} | {dense:,.1f} | {pruned:,.1f} | {pruned / dense:.2f} |")
     args.output.write_text(json.dumps(record, indent=2) + "\n")

@@ -23,7 +23,7 @@ class ParetoFront:
 
     def add(self, result: PruningResult) -> None:
         """Adds one result of `FFPPruner.sweep`."""
-        search, seen = result.search, without_folders(result.search["perplexity"])
+        search, seen = result.search, dict(result.search["perplexity"])
         dense = {
             "parameters": result.dense_parameters,
             "search_perplexity": seen.pop("dense"),
@@ -38,13 +38,9 @@ class ParetoFront:
             "tokens_evaluated": search["tokens_evaluated"],
         }
         pruned = [*self.record.get("pruned", []), row]
-        self.record = {
-            "dense": dense,
-            "pruned": pruned,
-            "search_windows": seen,
-            "test_windows": without_folders(result.test.describe()),
-        }
-        self._title = f"{seen['dataset']}, {seen['split']}, {seen['windows']} x {seen['window_length']} tokens"
+        windows = without_folders({"search_windows": seen, "test_windows": result.test.describe()})
+        self.record = {"dense": dense, "pruned": pruned, **windows}
+        self._title = "{dataset}, {split}, {windows} x {window_length} tokens".format(**windows["search_windows"])
 
     def write(self, stem: str | os.PathLike) -> list[Path]:
         """Writes `STEM.json` and `STEM.png`.
