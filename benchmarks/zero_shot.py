@@ -1,7 +1,7 @@
 """The paper's Table 1: zero-shot accuracy on seven tasks, of the dense model and of pruned ones.
 
     python benchmarks/zero_shot.py MODEL ... [--tasks boolq piqa ...] [--tasks-path FOLDER] [--limit 200]
-        [--balanced boolq] [--batch-size 8] [--device cpu] [--output zero_shot.json]
+        [--balanced boolq] [--batch-size 8] [--device cpu] [--dtype bfloat16] [--output zero_shot.json]
 
 Needs `optimum-ffp[eval]`. Accuracy is normalised by length where the task gives that. Prints a row a model, in
 percent, with the mean and what the first model has more, each with its standard error: that of a difference is of
@@ -40,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", default="auto", help="Type to load the models in. Default: the checkpoint's.")
     parser.add_argument("--output", type=Path, default=Path("zero_shot.json"))
     args = parser.parse_args()
 
@@ -48,13 +49,14 @@ def main() -> None:
     columns = [*args.tasks, "mean", "first has more", "balanced mean", "first has more"]
     print(f"| model | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name in args.models:
-        model, tokenizer = load_any(name, LoadOptions(device=args.device))
+        model, tokenizer = load_any(name, LoadOptions(device=args.device, dtype=args.dtype))
         scores = suite.score(model, tokenizer, args.limit, args.batch_size, with_samples=True)
         first = first or scores
         means = {kind: summarise(scores, first, kind) for kind in ("acc", "acc_norm")}
         means["balanced"] = summarise(scores, first, "acc_norm", args.balanced)
         tasks = [{key: value for key, value in score.items() if key not in SAMPLES} for score in scores]
-        records.append({"model": short_name(name), "limit": args.limit, **means, "tasks": tasks})
+        dtype = str(model.dtype).removeprefix("torch.")
+        records.append({"model": short_name(name), "dtype": dtype, "limit": args.limit, **means, "tasks": tasks})
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         print(row(records[-1]), flush=True)
 

@@ -111,6 +111,9 @@ def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
         assert more == pytest.approx([0, means[0] - means[1], 0])
         assert records[2][kind]["first_has_more"][1] == 0
     assert len(printed.splitlines()) == 5
+    assert {record["dtype"] for record in records} == {"float32"}
+    _, (record,) = run("zero_shot", dense, "--tasks", "pico", "--tasks-path", tasks, "--dtype", "bfloat16")
+    assert record["dtype"] == "bfloat16"
 
     (score,) = TaskSuite(["pico"], str(tasks)).score(other, make_tokenizer(), with_samples=True)
     hits = {label: [] for label in range(CHOICES)}
