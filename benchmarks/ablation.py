@@ -18,6 +18,7 @@ from pathlib import Path
 from compare import describe, read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.commands.ending import one_line_endings
 
 
 VARIANTS = {
@@ -97,4 +98,5 @@ def differs(config: FFPConfig, other: FFPConfig, besides: set[str]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

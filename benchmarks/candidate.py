@@ -20,6 +20,7 @@ import torch
 from compare import read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
+from optimum_ffp.commands.ending import one_line_endings
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.pathwise import measure_loss_slopes
 from optimum_ffp.precision import autocast_dtype, computing_in
@@ -79,4 +80,5 @@ def clock(device: str | None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

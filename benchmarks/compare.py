@@ -22,6 +22,7 @@ from statistics import median
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint import save_checkpoint
+from optimum_ffp.commands.ending import one_line_endings
 from optimum_ffp.naming import without_folders
 from optimum_ffp.result import PruningResult
 
@@ -141,4 +142,5 @@ def table(records: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

@@ -19,6 +19,7 @@ from compare import read_knobs
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.commands.ending import one_line_endings
 from optimum_ffp.data import DataSplits, Windows
 from optimum_ffp.naming import short_name
 
@@ -112,4 +113,5 @@ def table(record: dict, layers: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from optimum_ffp.commands.ending import one_line_endings
 from optimum_ffp.evaluation import measure_speed
 from optimum_ffp.loading import LoadOptions, load_any
 from optimum_ffp.naming import short_name
@@ -48,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from optimum_ffp.commands.ending import one_line_endings
 from optimum_ffp.evaluation import TaskSuite
 from optimum_ffp.loading import LoadOptions, load_any
 from optimum_ffp.naming import short_name
@@ -104,4 +105,5 @@ def row(record: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

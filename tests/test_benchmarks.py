@@ -36,6 +36,15 @@ def run(monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_a_users_mistake_ends_in_one_line(run, dense, tmp_path, capsys):
+    (tmp_path / "train.txt").write_text("a b c")
+    with pytest.raises(SystemExit) as ending:
+        run("compare", dense, tmp_path, "--seeds", "0", *SHORT)
+    assert ending.value.code == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: ") and "has no validation file" in printed
+
+
 def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
     folders = ["--work", tmp_path / "work", "--save", tmp_path / "models"]
     rest = [
