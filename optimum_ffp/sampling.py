@@ -1,11 +1,15 @@
 """Text that a model writes itself, for when there is no data."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -26,6 +30,9 @@ def sample_from_model(
 ) -> torch.Tensor:
     """Text that the model itself writes from its start token at temperature 1.
 
+    Where a document ends the next begins, with the start token too, as in the packed text that models are trained on.
+    The model doesn't write that token itself: it comes nowhere else.
+
     Args:
         model: The dense model.
         tokenizer: Its tokenizer.
@@ -43,14 +50,18 @@ def sample_from_model(
     if start is None:
         raise FFPError("the tokenizer has neither a start nor an end token to sample from; name a dataset instead")
     prompts = torch.full((count, 1), start, device=model.device)
-    # Without an end token the model goes on with its next document, as in the packed text that it was trained on.
-    plain_sampling = GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=length - 1, eos_token_id=None, pad_token_id=start
-    )
+    plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=start)
+
+    ends = _end_tokens(model, tokenizer)
+    documents = [] if start in ends else [_Documents(start, ends)]
 
     def write(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
-        with progress_bar(len(batches) * (length - 1), "Sampling text", "token") as bar, torch.random.fork_rng():
+        with (
+            progress_bar(len(batches) * (length - 1), "Sampling text", "token") as bar,
+            _generating(model, plain_sampling),
+            torch.random.fork_rng(),
+        ):
             torch.manual_seed(seed)
             return torch.cat(
                 [
@@ -58,7 +69,7 @@ def sample_from_model(
                         prompt,
                         # The start token may be the padding token too, and must not be masked for it.
                         attention_mask=torch.ones_like(prompt),
-                        generation_config=plain_sampling,
+                        logits_processor=LogitsProcessorList(documents),
                         stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
                     ).cpu()
                     for prompt in batches
@@ -66,6 +77,35 @@ def sample_from_model(
             )
 
     return with_halving_batches(write, WINDOWS_AT_ONCE)
+
+
+@contextmanager
+def _generating(model: PreTrainedModel, how: GenerationConfig) -> Iterator[None]:
+    # What an argument of generate leaves open is filled in from the model's own: an end token, which pads the rest of
+    # the window, a temperature, a penalty.
+    own, model.generation_config = model.generation_config, how
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    return {token for token in (*known, tokenizer.eos_token_id) if token is not None}
+
+
+class _Documents(LogitsProcessor):
+    # The start token comes after every end token, and nowhere else.
+    def __init__(self, start: int, ends: set[int]):
+        self.start, self.ends = start, torch.tensor(sorted(ends))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ended = torch.isin(input_ids[:, -1], self.ends.to(input_ids.device))
+        starts = torch.zeros_like(scores, dtype=torch.bool)
+        starts[:, self.start] = True
+        return scores.masked_fill(starts != ended[:, None], -torch.inf)
 
 
 class _Ticks(StoppingCriteria):

@@ -22,11 +22,33 @@ def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
 def test_the_text_is_as_likely_as_the_model_says():
     # One token a window: how often each comes must be what the model gives after the start token.
     model, tokenizer = make_picomodel(), make_tokenizer()
+    # What a chat model's folder asks of generate, which is not what it was trained on.
+    model.generation_config.temperature = 0.1
     drawn = sample_from_model(model, tokenizer, 4000, 2, 0)[:, 1]
     with torch.no_grad():
-        expected = model(torch.tensor([[tokenizer.bos_token_id]])).logits[0, 0].softmax(-1)
+        logits = model(torch.tensor([[tokenizer.bos_token_id]])).logits[0, 0]
+    logits[tokenizer.bos_token_id] = -torch.inf
+    expected = logits.softmax(-1)
     found = torch.bincount(drawn, minlength=len(expected)) / len(drawn)
     assert (found - expected).abs().sum() < 0.2
+
+
+def test_documents_begin_where_others_end_and_nowhere_else():
+    model, tokenizer = make_picomodel(), make_tokenizer()
+    # A second end token, as chat models have one for their turns.
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
+    windows = sample(model, 200)
+    ended = torch.isin(windows[:, :-1], torch.tensor([tokenizer.eos_token_id, 7]))
+    assert ended.any()
+    assert torch.equal(windows[:, 1:] == tokenizer.bos_token_id, ended)
+
+
+def test_a_token_that_starts_and_ends_documents_comes_as_it_likes():
+    model, tokenizer = make_picomodel(), make_tokenizer()
+    tokenizer.bos_token = None
+    windows = sample_from_model(model, tokenizer, 200, 12, 0)
+    ends = windows[:, 1:-1] == tokenizer.eos_token_id
+    assert ends.any() and not (windows[:, 2:] == tokenizer.eos_token_id)[ends].all()
 
 
 def test_fewer_windows_at_once_where_memory_runs_out(monkeypatch):
