@@ -76,6 +76,8 @@ class FFPConfig(BaseConfig):
         held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
+        self_share: Share of the calibration and search windows that the model writes itself, 0 to 1 (the paper: 0). A
+            model that is pruned for one kind of text alone is worse on others.
         num_samples: Calibration windows (the paper: 32).
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
@@ -124,6 +126,7 @@ class FFPConfig(BaseConfig):
     held_out_samples: int = 4
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
+    self_share: float = 0.0
     num_samples: int = 128
     seq_len: int = 2048
     search_samples: int = 32
@@ -203,6 +206,7 @@ class FFPConfig(BaseConfig):
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
         self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
         self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
+        self._check_numbers(float, 0, 1, "self_share")
         self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
         self._check_numbers(
             int,

@@ -3,15 +3,16 @@
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .config import FFPConfig
 from .errors import FFPError
-from .sampling import sample_from_model
+from .sampling import sample_from_model, start_token
 
 
 NAMED = {
@@ -84,6 +85,7 @@ class DataRequest:
         length: Tokens a window.
         calibration, search, test: Number of windows.
         seed: Picks the calibration and search windows. Test windows are the first.
+        self_share: Share of the calibration and search windows that the model writes itself.
     """
 
     length: int
@@ -91,10 +93,26 @@ class DataRequest:
     search: int
     test: int | None
     seed: int
+    self_share: float = 0.0
 
-    def self_counts(self) -> dict[str, int]:
-        """Windows of each role when the model has to write them."""
-        return {"calibration": self.calibration, "search": self.search, "test": self.test or self.search}
+    @classmethod
+    def of(cls, config: FFPConfig) -> "DataRequest":
+        """What a prune wants."""
+        return cls(
+            length=config.seq_len,
+            calibration=config.num_samples,
+            search=config.search_samples,
+            test=config.eval_samples,
+            seed=config.seed,
+            self_share=config.self_share,
+        )
+
+    def written(self, dataset: str) -> dict[str, int]:
+        """Windows of each role that the model has to write, if there is as much text as is asked for."""
+        if dataset == "self":
+            return {"calibration": self.calibration, "search": self.search, "test": self.test or self.search}
+        wanted = {"calibration": self.calibration, "search": self.search}
+        return {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in wanted.items()}
 
 
 def load_windows(
@@ -107,7 +125,8 @@ def load_windows(
     """Windows for all roles.
 
     A dataset with splits calibrates on train, searches on validation and reports on test. One file, or a dataset
-    with one split, is cut into disjoint parts. `self` samples the text from the model.
+    with one split, is cut into disjoint parts. `self` samples the text from the model. Beside other text the
+    model writes `request.self_share` of the windows for calibration and search, fewer where there is less text.
 
     Args:
         dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`.
@@ -119,10 +138,23 @@ def load_windows(
     Raises:
         FFPError: If the data can't be found or read, or is too short.
     """
-    roles = _load_roles(dataset, tokenizer, model, request)
+    own = {} if dataset == "self" or start_token(tokenizer) is None else request.written(dataset)
+    text = replace(request, **{role: getattr(request, role) - count for role, count in own.items()})
+    roles = _load_roles(dataset, tokenizer, model, text)
     if eval_dataset and eval_dataset != dataset:
-        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
+        roles["test"] = _load_roles(eval_dataset, tokenizer, model, text)["test"]
+    # Of less text than was asked for the model's own keeps its share.
+    counts = {role: round(count * len(roles[role]) / getattr(text, role)) for role, count in own.items() if count}
+    if any(counts.values()):
+        written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
+        roles |= {role: _mix(roles[role], part, request.seed) for role, part in _divide(written, counts).items()}
     return DataSplits(**roles)
+
+
+def _mix(text: Windows, written: torch.Tensor, seed: int) -> Windows:
+    order = torch.randperm(len(text) + len(written), generator=torch.Generator().manual_seed(seed))
+    split = f"{text.split} and {len(written)} sampled from the model"
+    return Windows(torch.cat([text.tokens, written])[order], text.dataset, split)
 
 
 def _load_roles(
@@ -130,7 +162,7 @@ def _load_roles(
 ) -> dict[str, Windows]:
     wanted = {"calibration": request.calibration, "search": request.search, "test": request.test}
     if dataset == "self":
-        counts = request.self_counts()
+        counts = request.written(dataset)
         written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
         parts = _divide(written, counts)
         labels = {role: f"{role} part of text sampled from the model" for role in SPLITS}

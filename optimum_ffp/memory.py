@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 
 from .config import FFPConfig
 from .criteria import CRITERIA, obs
+from .data import DataRequest
 from .families import Family, ModelUnit
 from .head import POSITIONS
-from .sampling import WINDOWS_AT_ONCE
+from .sampling import passages_at_once, passages_of
 
 
 # Python with all libraries loaded and their threads started.
@@ -202,12 +203,12 @@ class MemoryModel:
         return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
 
     def _writing(self) -> Parts:
-        if self.config.dataset != "self":
+        written = sum(DataRequest.of(self.config).written(self.config.dataset).values())
+        if not written:
             return {}
-        config = self.config
-        windows = config.num_samples + config.search_samples + (config.eval_samples or config.search_samples)
-        windows = min(windows, WINDOWS_AT_ONCE)
-        return {"KV cache": windows * (config.seq_len * self.cache + self.vocabulary * (self.size + 8))}
+        count, tokens = passages_of(self.config.seq_len)
+        at_once = min(written * count, passages_at_once(self.config.seq_len))
+        return {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
 
 
 def _component_bytes(unit: ModelUnit) -> int:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from .config import GRADIENT_COST, FFPConfig
-from .data import check_window_length
+from .data import DataRequest, check_window_length
 from .families import find_family, find_units
 from .loading import explained, resolve_dtype
 from .machine import Machine, measure_machine
@@ -40,7 +40,8 @@ class Plan:
         feasible: Smallest and largest sparsity of the blocks that the retention bounds allow.
         bounds: These bounds.
         candidate_evaluations: Of all searches together.
-        tokens: Tokens that will be read, by stage; an upper bound for the search, `None` where all text there is.
+        tokens: Tokens that will be read, by stage, or for `data` written by the model; an upper bound for the search,
+            `None` where all text there is.
         evaluated: Models that the test windows are run through.
         memory: What is alive in every stage, in the order of the stages.
         disk: Bytes that a stage writes: what a resumption would need, which is removed at the end, and checkpoints.
@@ -130,6 +131,8 @@ class Plan:
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
             return f"{'all of the test text' if count is None else f'{count:,}'}, {self.evaluated} times"
+        if stage == "data":
+            return f"{count:,}, written by the model"
         return f"{'at most ' if stage == 'search' else ''}{count:,}"
 
 
@@ -224,7 +227,10 @@ def make_plan(
 def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | None]]:
     """Candidate evaluations, and tokens by stage."""
     length, every = config.seq_len, config.search_samples
-    tokens: dict[str, int | None] = {"statistics": config.num_samples * length}
+    tokens: dict[str, int | None] = {}
+    if written := sum(DataRequest.of(config).written(config.dataset).values()):
+        tokens["data"] = written * length
+    tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:
         tokens["fisher"] = min(config.fisher_samples, config.num_samples) * length
     evaluations = windows = 0

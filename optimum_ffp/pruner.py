@@ -295,15 +295,12 @@ class FFPPruner:
     def data(self) -> DataSplits:
         """Calibration, search and test windows."""
         config = self.config
-        request = DataRequest(
-            config.seq_len, config.num_samples, config.search_samples, config.eval_samples, config.seed
-        )
         check_window_length(config.seq_len, self.model.config)
         with self.meter.stage("data"):
             kept = self.journal.value(
                 "data",
                 lambda: load_windows(
-                    config.dataset, config.eval_dataset, self.tokenizer, self.model, request
+                    config.dataset, config.eval_dataset, self.tokenizer, self.model, DataRequest.of(config)
                 ).to_dict(),
             )
             return DataSplits.from_dict(kept)

@@ -1,5 +1,6 @@
-"""Text that a model writes itself, for when there is no data."""
+"""Text that a model writes itself: beside the data, or for when there is none."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,27 @@ from .errors import FFPError
 from .progress import progress_bar
 
 
-# Each holds a KV cache of its whole length.
-WINDOWS_AT_ONCE = 32
+# Windows are put together from passages of at most this many tokens, each written from the start token: a small model
+# loses its thread in longer ones, and many short ones are written at the price of a few long ones.
+PASSAGE = 512
+# Tokens whose keys and values are held at once.
+TOKENS_AT_ONCE = 16 * 1024
+
+
+def passages_of(length: int) -> tuple[int, int]:
+    """How many passages a window of this many tokens is put together from, and their length."""
+    count = math.ceil(length / PASSAGE)
+    return count, math.ceil(length / count)
+
+
+def passages_at_once(length: int) -> int:
+    """Passages that are written side by side, for windows of this many tokens."""
+    return max(1, TOKENS_AT_ONCE // passages_of(length)[1])
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """What a model is given to begin a text with; `None` if its tokenizer has nothing for that."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def sample_from_model(
@@ -31,12 +51,13 @@ def sample_from_model(
     """Text that the model itself writes from its start token at temperature 1.
 
     Where a document ends the next begins, with the start token too, as in the packed text that models are trained on.
-    The model doesn't write that token itself: it comes nowhere else.
+    The model doesn't write that token itself: it comes nowhere else but at the beginning of every passage.
 
     Args:
         model: The dense model.
         tokenizer: Its tokenizer.
-        count: Windows to write; `WINDOWS_AT_ONCE` of them a batch, fewer where memory runs out.
+        count: Windows to write, of one or more passages (see `PASSAGE`). As many passages are written side by side as
+            `TOKENS_AT_ONCE` allows, fewer where memory runs out.
         length: Tokens a window.
         seed: Of the sampling.
 
@@ -46,19 +67,19 @@ def sample_from_model(
     Raises:
         FFPError: If the tokenizer has no start or end token to begin with.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = start_token(tokenizer)
     if start is None:
         raise FFPError("the tokenizer has neither a start nor an end token to sample from; name a dataset instead")
-    prompts = torch.full((count, 1), start, device=model.device)
-    plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=start)
-
+    passages, tokens = passages_of(length)
+    prompts = torch.full((count * passages, 1), start, device=model.device)
+    plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=tokens - 1, pad_token_id=start)
     ends = _end_tokens(model, tokenizer)
     documents = [] if start in ends else [_Documents(start, ends)]
 
     def write(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
         with (
-            progress_bar(len(batches) * (length - 1), "Sampling text", "token") as bar,
+            progress_bar(len(batches) * (tokens - 1), "Sampling text", "token") as bar,
             _generating(model, plain_sampling),
             torch.random.fork_rng(),
         ):
@@ -76,7 +97,7 @@ def sample_from_model(
                 ]
             )
 
-    return with_halving_batches(write, WINDOWS_AT_ONCE)
+    return with_halving_batches(write, min(len(prompts), passages_at_once(length))).reshape(count, -1)[:, :length]
 
 
 @contextmanager

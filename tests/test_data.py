@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -75,6 +76,35 @@ def test_text_sampled_from_the_model_is_seeded_and_disjoint():
     windows = rows_of(data.calibration, data.search, data.test)
     assert len(set(windows)) == 15 and windows == rows_of(again.calibration, again.search, again.test)
     assert "sampled from the model" in data.test.split
+
+
+def test_the_model_writes_its_share_of_calibration_and_search_windows(data_folder):
+    alone, mixed = load(data_folder), load(data_folder, request=replace(REQUEST, self_share=0.25))
+    assert (len(mixed.calibration), len(mixed.search)) == (8, 3)
+    for role, written in (("calibration", 2), ("search", 1)):
+        text, both = set(rows_of(getattr(alone, role))), rows_of(getattr(mixed, role))
+        own = [row for row in both if row not in text]
+        # Mixed, so that any number of first windows has some of both.
+        assert len(own) == written and own != both[-written:]
+        assert all(row[0] == make_tokenizer().bos_token_id for row in own)
+        assert getattr(mixed, role).split.endswith(f" and {written} sampled from the model")
+    assert torch.equal(mixed.test.tokens, alone.test.tokens) and mixed.test.split == "test"
+    again = load(data_folder, request=replace(REQUEST, self_share=0.25))
+    assert torch.equal(again.calibration.tokens, mixed.calibration.tokens)
+
+
+def test_of_less_text_the_model_writes_less(data_folder):
+    data = load(data_folder, request=replace(REQUEST, calibration=1000, self_share=0.25))
+    text = len(load(data_folder, request=replace(REQUEST, calibration=1000)).calibration)
+    assert len(data.calibration) == text + round(text / 3)
+
+
+def test_a_model_that_can_not_begin_writes_nothing(data_folder):
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    request = replace(REQUEST, self_share=0.25)
+    data = load_windows(str(data_folder), None, tokenizer, make_picomodel(), request)
+    assert len(data.calibration) == 8 and data.calibration.split == "train"
 
 
 def write(path, content):

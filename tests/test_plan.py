@@ -109,8 +109,8 @@ def test_only_calibration_grows_with_the_number_of_windows():
     few, many = planned(), planned(num_samples=100, search_samples=30, eval_samples=50, search_steps=500)
     grown = [one.name for one, other in zip(few.memory, many.memory) if one != other]
     assert grown == ["calibration"]
-    # A model that writes its own text writes no more than a batch of windows at once.
-    few, some, many = (planned(dataset="self", num_samples=count) for count in (1, 100, 200))
+    # A model that writes its own text writes no more than a batch of passages at once.
+    few, some, many = (planned(dataset="self", num_samples=count) for count in (1, 2000, 4000))
     caches = [stages(plan)["data"]["KV cache"] for plan in (few, some, many)]
     assert caches[0] < caches[1] == caches[2]
 
@@ -129,6 +129,7 @@ def test_a_plan_is_text(data_folder):
     ):
         assert words in text
     assert "all of the test text, 2 times" in planned(eval_samples=None).describe()
+    assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text
 
 
 def test_what_does_not_fit_is_said_plainly(monkeypatch):

@@ -11,12 +11,20 @@ def sample(model, count, seed=0):
 
 
 def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
-    monkeypatch.setattr(sampling, "WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr(sampling, "TOKENS_AT_ONCE", 3 * 12)
     model = make_picomodel()
     windows = sample(model, 7)
     assert windows.shape == (7, 12) and (windows[:, 0] == make_tokenizer().bos_token_id).all()
     assert len({tuple(row) for row in windows.tolist()}) == 7
     assert torch.equal(windows, sample(model, 7)) and not torch.equal(windows, sample(model, 7, seed=1))
+
+
+def test_long_windows_are_put_together_from_passages(monkeypatch):
+    monkeypatch.setattr(sampling, "PASSAGE", 5)
+    windows = sample(make_picomodel(), 4)
+    # 12 tokens are three passages of four.
+    assert windows.shape == (4, 12) and (windows[:, ::4] == make_tokenizer().bos_token_id).all()
+    assert len({tuple(row) for row in windows.view(-1, 4).tolist()}) == 12
 
 
 def test_the_text_is_as_likely_as_the_model_says():
@@ -63,7 +71,7 @@ def test_fewer_windows_at_once_where_memory_runs_out(monkeypatch):
 
     monkeypatch.setattr(model, "generate", limited)
     assert sample(model, 20).shape == (20, 12)
-    assert sizes == [20, 16, 8, 8, 4]
+    assert sizes == [20, 10, 10]
 
 
 def test_a_tokenizer_needs_something_to_begin_with():
