@@ -205,8 +205,8 @@ class FFPConfig(BaseConfig):
             if getattr(self, name) not in choices:
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
         self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
-        self._check_numbers(float, 0, 1, "min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
-        self._check_numbers(float, 0, 1, "self_share")
+        shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
+        self._check_numbers(float, 0, 1, *shares)
         self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
         self._check_numbers(
             int,

@@ -114,6 +114,10 @@ class DataRequest:
         wanted = {"calibration": self.calibration, "search": self.search}
         return {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in wanted.items()}
 
+    def all_written(self, dataset: str) -> int:
+        """All windows that the model has to write."""
+        return sum(self.written(dataset).values())
+
 
 def load_windows(
     dataset: str,
@@ -142,10 +146,11 @@ def load_windows(
     text = replace(request, **{role: getattr(request, role) - count for role, count in own.items()})
     roles = _load_roles(dataset, tokenizer, model, text)
     if eval_dataset and eval_dataset != dataset:
-        roles["test"] = _load_roles(eval_dataset, tokenizer, model, text)["test"]
+        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
     # Of less text than was asked for the model's own keeps its share.
     counts = {role: round(count * len(roles[role]) / getattr(text, role)) for role, count in own.items() if count}
-    if any(counts.values()):
+    counts = {role: count for role, count in counts.items() if count}
+    if counts:
         written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
         roles |= {role: _mix(roles[role], part, request.seed) for role, part in _divide(written, counts).items()}
     return DataSplits(**roles)

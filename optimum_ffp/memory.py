@@ -203,7 +203,7 @@ class MemoryModel:
         return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
 
     def _writing(self) -> Parts:
-        written = sum(DataRequest.of(self.config).written(self.config.dataset).values())
+        written = DataRequest.of(self.config).all_written(self.config.dataset)
         if not written:
             return {}
         count, tokens = passages_of(self.config.seq_len)

@@ -228,7 +228,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     """Candidate evaluations, and tokens by stage."""
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
-    if written := sum(DataRequest.of(config).written(config.dataset).values()):
+    if written := DataRequest.of(config).all_written(config.dataset):
         tokens["data"] = written * length
     tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:

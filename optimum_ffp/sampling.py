@@ -74,7 +74,7 @@ def sample_from_model(
     prompts = torch.full((count * passages, 1), start, device=model.device)
     plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=tokens - 1, pad_token_id=start)
     ends = _end_tokens(model, tokenizer)
-    documents = [] if start in ends else [_Documents(start, ends)]
+    documents = LogitsProcessorList([] if start in ends else [_Documents(start, ends)])
 
     def write(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
@@ -90,7 +90,7 @@ def sample_from_model(
                         prompt,
                         # The start token may be the padding token too, and must not be masked for it.
                         attention_mask=torch.ones_like(prompt),
-                        logits_processor=LogitsProcessorList(documents),
+                        logits_processor=documents,
                         stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
                     ).cpu()
                     for prompt in batches

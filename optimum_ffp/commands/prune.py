@@ -117,7 +117,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "or self (text sampled from the model, which takes a while: choose fewer --num-samples).",
     )
     add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
-    add_option(data, "self-share", type=float, help="Share of these windows that the model writes itself.")
+    add_option(data, "self-share", type=float, help="Share of calibration and search windows that the model writes.")
     add_option(data, "num-samples", type=int, help="Calibration windows.")
     add_option(data, "fisher-samples", type=int, help="Calibration windows of the backward pass.")
     add_option(data, "slope-samples", type=int, help="Calibration windows of every probe, with --no-grad.")
