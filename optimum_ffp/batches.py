@@ -18,7 +18,7 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
 
     Args:
         run: Does the whole work, from its beginning, with the batch size that it is given.
-        batch_size: Windows a forward pass.
+        batch_size: Windows, passages or samples a forward pass.
 
     Raises:
         FFPError: If memory doesn't suffice for one window.
@@ -36,5 +36,5 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
                 "--no-grad, or another device"
             )
         clear_device_cache(garbage_collection=True)
-        logger.warning("out of memory with %d windows a batch; going on with %d", batch_size, batch_size // 2)
+        logger.warning("out of memory with batches of %d; going on with %d", batch_size, batch_size // 2)
         batch_size //= 2

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .config import FFPConfig
 from .errors import FFPError
-from .sampling import sample_from_model, start_token
+from .sampling import sample_from_model
 
 
 NAMED = {
@@ -140,9 +140,9 @@ def load_windows(
         request: How much of it.
 
     Raises:
-        FFPError: If the data can't be found or read, or is too short.
+        FFPError: If the data can't be found or read, or is too short, or the model can't write any.
     """
-    own = {} if dataset == "self" or start_token(tokenizer) is None else request.written(dataset)
+    own = {} if dataset == "self" else request.written(dataset)
     text = replace(request, **{role: getattr(request, role) - count for role, count in own.items()})
     roles = _load_roles(dataset, tokenizer, model, text)
     if eval_dataset and eval_dataset != dataset:

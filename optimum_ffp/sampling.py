@@ -40,11 +40,6 @@ def passages_at_once(length: int) -> int:
     return max(1, TOKENS_AT_ONCE // passages_of(length)[1])
 
 
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """What a model is given to begin a text with; `None` if its tokenizer has nothing for that."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-
-
 def sample_from_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int
 ) -> torch.Tensor:
@@ -67,9 +62,12 @@ def sample_from_model(
     Raises:
         FFPError: If the tokenizer has no start or end token to begin with.
     """
-    start = start_token(tokenizer)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
-        raise FFPError("the tokenizer has neither a start nor an end token to sample from; name a dataset instead")
+        raise FFPError(
+            "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "
+            "and leave self_share at 0"
+        )
     passages, tokens = passages_of(length)
     prompts = torch.full((count * passages, 1), start, device=model.device)
     plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=tokens - 1, pad_token_id=start)

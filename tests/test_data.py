@@ -99,12 +99,12 @@ def test_of_less_text_the_model_writes_less(data_folder):
     assert len(data.calibration) == text + round(text / 3)
 
 
-def test_a_model_that_can_not_begin_writes_nothing(data_folder):
+def test_a_share_of_text_that_can_not_be_begun_is_refused(data_folder):
     tokenizer = make_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     request = replace(REQUEST, self_share=0.25)
-    data = load_windows(str(data_folder), None, tokenizer, make_picomodel(), request)
-    assert len(data.calibration) == 8 and data.calibration.split == "train"
+    with pytest.raises(FFPError, match="neither a start nor an end token to sample text from.*leave self_share at 0"):
+        load_windows(str(data_folder), None, tokenizer, make_picomodel(), request)
 
 
 def write(path, content):
