@@ -1,7 +1,7 @@
 """Running a model one decoder layer at a time."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -31,29 +31,30 @@ class LayerRunner:
 
     def watch(self, module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's output, and what the module reads on the way, shape `[tokens, features]`, on its device."""
-        seen: list[torch.Tensor] = []
-        hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
-        try:
+        with _reads_of(module) as seen:
             return self(hidden), seen[0]
-        finally:
-            hook.remove()
 
     def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""
-        seen: list[torch.Tensor] = []
+        with _reads_of(module, go_on=False) as seen, suppress(_Reached):
+            self(hidden)
+        return seen[0]
 
-        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen.append(inputs[0].flatten(0, -2))
+
+@contextmanager
+def _reads_of(module: nn.Module, go_on: bool = True) -> Iterator[list[torch.Tensor]]:
+    seen: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].flatten(0, -2))
+        if not go_on:
             raise _Reached
 
-        hook = module.register_forward_pre_hook(keep)
-        try:
-            self(hidden)
-        except _Reached:
-            return seen[0]
-        finally:
-            hook.remove()
-        raise AssertionError("a unit's output projection runs whenever its layer does")
+    hook = module.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def enter(
