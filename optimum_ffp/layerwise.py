@@ -38,6 +38,8 @@ class LayerRunner:
         """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""
         with _reads_of(module, go_on=False) as seen, suppress(_Reached):
             self(hidden)
+        if not seen:
+            raise AssertionError("a unit's output projection runs whenever its layer does")
         return seen[0]
 
 

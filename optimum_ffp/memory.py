@@ -206,8 +206,8 @@ class MemoryModel:
         written = DataRequest.of(self.config).all_written(self.config.dataset)
         if not written:
             return {}
-        count, tokens = passages_of(self.config.seq_len)
-        at_once = min(written * count, passages_at_once(self.config.seq_len))
+        _, tokens = passages_of(self.config.seq_len)
+        at_once = passages_at_once(written, self.config.seq_len)
         return {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
 
 

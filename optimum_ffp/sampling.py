@@ -35,9 +35,10 @@ def passages_of(length: int) -> tuple[int, int]:
     return count, math.ceil(length / count)
 
 
-def passages_at_once(length: int) -> int:
-    """Passages that are written side by side, for windows of this many tokens."""
-    return max(1, TOKENS_AT_ONCE // passages_of(length)[1])
+def passages_at_once(windows: int, length: int) -> int:
+    """Passages that are written side by side, for this many windows of this many tokens."""
+    count, tokens = passages_of(length)
+    return min(windows * count, max(1, TOKENS_AT_ONCE // tokens))
 
 
 def sample_from_model(
@@ -95,7 +96,7 @@ def sample_from_model(
                 ]
             )
 
-    return with_halving_batches(write, min(len(prompts), passages_at_once(length))).reshape(count, -1)[:, :length]
+    return with_halving_batches(write, passages_at_once(count, length)).reshape(count, -1)[:, :length]
 
 
 @contextmanager
