@@ -1,0 +1,166 @@
+"""Text from wherever it is, as windows of tokens: what to calibrate on, what to search on, what to report on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import FFPError
+from ..sampling import sample_from_model
+from .request import DataRequest
+from .sources import read_splits
+
+
+ROLES = {"calibration": "train", "search": "validation", "test": "test"}
+# Where one text has to serve all three roles, these parts of its windows, in this order.
+SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Non-overlapping windows of consecutive tokens, and where they come from.
+
+    Attributes:
+        tokens: Token ids, shape `[windows, window length]`.
+        dataset: What the user named.
+        split: Which part of it.
+    """
+
+    tokens: torch.Tensor
+    dataset: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def describe(self) -> dict[str, str | int]:
+        """What has to stand beside every figure measured on these windows."""
+        return {"dataset": self.dataset, "split": self.split, "windows": len(self), "window_length": self.length}
+
+    @property
+    def length(self) -> int:
+        """Tokens a window."""
+        return self.tokens.shape[1]
+
+    def first(self, count: int) -> "Windows":
+        """The first windows, or all if there are fewer."""
+        return Windows(self.tokens[:count], self.dataset, self.split)
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Disjoint windows for the three roles."""
+
+    calibration: Windows
+    search: Windows
+    test: Windows
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """All windows as JSON has them."""
+        return {role: vars(windows) | {"tokens": windows.tokens.tolist()} for role, windows in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, dict[str, Any]]) -> "DataSplits":
+        """What `to_dict` returned."""
+        return cls(**{role: Windows(**one | {"tokens": torch.tensor(one["tokens"])}) for role, one in data.items()})
+
+
+def load_windows(
+    dataset: str,
+    eval_dataset: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    request: DataRequest,
+) -> DataSplits:
+    """Windows for all roles.
+
+    A dataset with splits calibrates on train, searches on validation and reports on test. One file, or a dataset
+    with one split, is cut into disjoint parts. `self` samples the text from the model. Beside other text the
+    model writes `request.self_share` of the windows for calibration and search, fewer where there is less text.
+
+    Args:
+        dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`.
+        eval_dataset: The same for the test windows, if they should come from elsewhere.
+        tokenizer: The model's tokenizer.
+        model: The model, for `self`.
+        request: How much of it.
+
+    Raises:
+        FFPError: If the data can't be found or read, or is too short, or the model can't write any.
+    """
+    own = {} if dataset == "self" else request.written(dataset)
+    text = replace(request, **{role: getattr(request, role) - count for role, count in own.items()})
+    roles = _load_roles(dataset, tokenizer, model, text)
+    if eval_dataset and eval_dataset != dataset:
+        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
+    # Of less text than was asked for the model's own keeps its share.
+    counts = {role: round(count * len(roles[role]) / getattr(text, role)) for role, count in own.items() if count}
+    counts = {role: count for role, count in counts.items() if count}
+    if counts:
+        written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
+        roles |= {role: _mix(roles[role], part, request.seed) for role, part in _divide(written, counts).items()}
+    return DataSplits(**roles)
+
+
+def _mix(text: Windows, written: torch.Tensor, seed: int) -> Windows:
+    order = torch.randperm(len(text) + len(written), generator=torch.Generator().manual_seed(seed))
+    split = f"{text.split} and {len(written)} sampled from the model"
+    return Windows(torch.cat([text.tokens, written])[order], text.dataset, split)
+
+
+def _load_roles(
+    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+) -> dict[str, Windows]:
+    wanted = {"calibration": request.calibration, "search": request.search, "test": request.test}
+    if dataset == "self":
+        counts = request.written(dataset)
+        written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
+        parts = _divide(written, counts)
+        labels = {role: f"{role} part of text sampled from the model" for role in ROLES}
+    else:
+        splits = {
+            split: cut(tokenize(text, tokenizer), request.length, f"{dataset} ({split})")
+            for split, text in read_splits(dataset, request).items()
+        }
+        if len(splits) > 1:
+            parts, labels = {role: splits[split] for role, split in ROLES.items()}, ROLES
+        else:
+            (split, windows), *_ = splits.items()
+            parts = _divide(windows, _share_out(len(windows), f"{dataset} with seq_len {request.length}"))
+            labels = {role: f"{role} part of {split}" for role in ROLES}
+    generator = torch.Generator().manual_seed(request.seed)
+    result = {}
+    for role, windows in parts.items():
+        if role != "test":
+            windows = windows[torch.randperm(len(windows), generator=generator)]
+        result[role] = Windows(windows[: wanted[role]], dataset, labels[role])
+    return result
+
+
+def _share_out(count: int, label: str) -> dict[str, int]:
+    if count < len(SHARES):
+        raise FFPError(
+            f"{label} gives {count} window(s); calibration, search and test need one each: use more text or a "
+            "smaller seq_len"
+        )
+    shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
+    return shares | {"calibration": count - shares["search"] - shares["test"]}
+
+
+def _divide(windows: torch.Tensor, counts: dict[str, int]) -> dict[str, torch.Tensor]:
+    return dict(zip(counts, windows.split(list(counts.values()))))
+
+
+def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Token ids of a whole text, shape `[tokens]`, without special tokens."""
+    # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
+
+
+def cut(tokens: torch.Tensor, length: int, label: str) -> torch.Tensor:
+    """As many whole windows as there are, shape `[windows, length]`. Raises `FFPError` if there is none."""
+    if len(tokens) < length:
+        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
+    count = len(tokens) // length
+    return tokens[: count * length].view(count, length)
