@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from .batches import with_halving_batches
-from .config import GRADIENT_COST
 from .evaluation import window_losses
 from .journal import Journal
+from .knobs import GRADIENT_COST
 from .nested import NestedModel
 from .pathwise import LossSlopes, measure_loss_slopes
 from .policy import PruningPolicy

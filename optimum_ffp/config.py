@@ -9,45 +9,11 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
+from .knobs import CHOICES, FISHER_CRITERIA, PAPER, Knobs
 from .version import __version__
 
 
-CHOICES = {
-    "method": ("ffp", "prior", "random", "evolutionary", "uniform"),
-    "agent": ("pathwise", "bandit", "ppo"),
-    "preset": ("default", "paper"),
-    "criterion": ("wanda", "flap", "obs", "fisher-obs"),
-    "mapping": ("greedy", "water-filling", "curves"),
-    "reward": ("searched", "calibrated"),
-    "calibration": ("sequential", "ridge", "none"),
-    "search_dtype": ("auto", "model"),
-}
-
-# Criteria that see the weights through the Fisher matrix, so that they count loss where others count output error.
-FISHER_CRITERIA = ("fisher-obs",)
-# Forward passes that a forward and backward pass counts for, in candidate evaluations and in tokens.
-GRADIENT_COST = 3
-# What the paper states; everything else it leaves open has one value for both presets.
-PAPER = {
-    "agent": "ppo",
-    "criterion": "wanda",
-    "mapping": "greedy",
-    "reward": "searched",
-    "calibration": "ridge",
-    "search_steps": 1000,
-    "search_samples": 4,
-    "rate_precision": 0.01,
-    "learning_rate": 1e-4,
-    "clip_range": 0.2,
-    "ffn_multiple": 1,
-    "hidden_sizes": (256, 128),
-    "ridge_lambda": 0.01,
-    "num_samples": 32,
-    "seq_len": 2048,
-}
-
-
-class FFPConfig(BaseConfig):
+class FFPConfig(Knobs, BaseConfig):
     """How to prune. Saved as `ffp_config.json`.
 
     Values that are not given come from the preset: `FFPConfig(preset="paper")` sets exactly the paper's numbers.
@@ -111,44 +77,6 @@ class FFPConfig(BaseConfig):
     CONFIG_NAME: ClassVar[str] = "ffp_config.json"
     FULL_CONFIGURATION_FILE: ClassVar[str] = "ffp_config.json"
 
-    sparsity: float = 0.2
-    method: str = "ffp"
-    preset: str = "default"
-    agent: str = "pathwise"
-    criterion: str = "fisher-obs"
-    mapping: str = "curves"
-    reward: str = "calibrated"
-    calibration: str = "sequential"
-    ridge_lambda: float = 0.01
-    ridge_lambda_relative: bool = True
-    dense_target: float = 0.5
-    sequential_lambda: float | None = None
-    held_out_samples: int = 4
-    dataset: str = "wikitext2"
-    eval_dataset: str | None = None
-    self_share: float = 0.0
-    num_samples: int = 128
-    seq_len: int = 2048
-    search_samples: int = 32
-    update_samples: int = 4
-    grad: bool = True
-    fisher_samples: int = 32
-    slope_samples: int = 1
-    eval_samples: int | None = None
-    batch_size: int = 1
-    search_steps: int = 26
-    candidates: int = 8
-    alpha_start: float = 0.3
-    learning_rate: float = 1e-4
-    clip_range: float = 0.2
-    hidden_sizes: tuple[int, ...] = (256, 128)
-    search_dtype: str = "auto"
-    min_retention: float = 0.2
-    max_retention: float = 1.0
-    rate_precision: float | None = None
-    ffn_multiple: int | None = None
-    seed: int = 0
-
     def __init__(self, **knobs: Any):
         known = self.knob_names()
         # What optimum and transformers write beside the knobs, and the results that a checkpoint keeps with them.
@@ -174,7 +102,7 @@ class FFPConfig(BaseConfig):
     @classmethod
     def knob_names(cls) -> list[str]:
         """Names of all knobs, in the order of the documentation."""
-        return [field.name for field in fields(cls) if field.name in cls.__dict__]
+        return [field.name for field in fields(Knobs)]
 
     @property
     def needs_fishers(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from .config import FISHER_CRITERIA
+from .knobs import FISHER_CRITERIA
 from .statistics import Statistics
 
 

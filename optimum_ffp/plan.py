@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from .config import GRADIENT_COST, FFPConfig
+from .config import FFPConfig
 from .data import DataRequest, check_window_length
 from .families import find_family, find_units
+from .knobs import GRADIENT_COST
 from .loading import explained, resolve_dtype
 from .machine import Machine, measure_machine
 from .mapping import Budget

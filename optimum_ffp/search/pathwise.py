@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import GRADIENT_COST, FFPConfig
+from ..config import FFPConfig
+from ..knobs import GRADIENT_COST
 from .regression import PARTS, TrustRegression, to_scores
 from .task import SearchResult, SearchTask
 

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config import GRADIENT_COST
 from ..curves import CurveMapping
 from ..errors import FFPError
+from ..knobs import GRADIENT_COST
 from ..policy import PruningPolicy, Unit
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.config import CHOICES, GRADIENT_COST, FFPConfig
+from optimum_ffp.config import FFPConfig
 from optimum_ffp.curves import CurveMapping
 from optimum_ffp.errors import FFPError
+from optimum_ffp.knobs import CHOICES, GRADIENT_COST
 from optimum_ffp.mapping import Budget, water_filling
 from optimum_ffp.pathwise import LossSlopes
 from optimum_ffp.policy import PruningPolicy, Unit
