@@ -1,7 +1,7 @@
 """The dense model and its tokenizer, from a Hub id, a folder or a GGUF file, or one clear reason why not."""
 
 import logging
-import os
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +22,7 @@ from transformers import (
 from .errors import FFPError
 from .families import find_family
 from .hub import one_line
-from .modeling.auto import FFPModelForCausalLM, is_pruned
+from .modeling.auto import FFPModelForCausalLM, is_pruned, load_whole
 from .trust import check_checkpoint
 
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # A pickle can run code, so weights that are pickled are not read.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,17 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
 
     Raises:
         FFPError: If there is no such model, or it can't be pruned: an unsupported family, a checkpoint that is
-            already pruned or quantised, or one that needs modelling code of its own.
+            already pruned or quantised, one that lacks weights or has others than its config says, or one that needs
+            modelling code of its own.
     """
-    source, extra = _locate(model_id)
-    weights = _weight_options(options, extra)
     read_model_config(model_id, options)
     placement = {"device_map": options.device_map} if options.device_map else {}
-    reader = _open_gguf(model_id) if extra else None
-    with explained(model_id, options.token):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=options.trust_remote_code, **options.hub(), **extra
-        )
-        model = AutoModelForCausalLM.from_pretrained(source, **placement, **weights)
-    if reader:
-        _check_read_whole(model_id, reader, model)
+    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, options.trust_remote_code, **placement)
     if not options.device_map:
         model = model.to(resolve_device(options.device))
     # A GGUF file's own name for the model is no place to load it from.
     model.config._name_or_path = model_id
+    check_model(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -99,23 +94,37 @@ def load_any(
         gguf: Whether it may be a `.gguf` file of a dense architecture, which is dequantised.
 
     Raises:
-        FFPError: If there is no such model, or transformers doesn't read all that a GGUF file says.
+        FFPError: If there is no such model, its weights aren't those that its config says, or transformers doesn't
+            read all that a GGUF file says.
     """
     source, extra = _locate(model_id)
-    weights, common = _weight_options(options, extra), options.hub() | extra
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
-    reader = _open_gguf(model_id) if extra else None
     with explained(model_id, options.token):
         if not extra:
             check_checkpoint(source, **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-        kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(source, **weights)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **common)
-    if reader:
-        _check_read_whole(model_id, reader, model)
-    return model.to(resolve_device(options.device)).eval().requires_grad_(False), tokenizer
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
+    kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
+    model, tokenizer = _load(kind, model_id, options, trust_remote_code=False)
+    model = model.to(resolve_device(options.device))
+    _check_usable(model, tokenizer, model_id)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
+    """Checks a dense model that is to be pruned, whoever has loaded it.
+
+    Args:
+        model: The dense model. What of it is offloaded is not looked at.
+        tokenizer: Its tokenizer.
+        model_id: What to call it in a message.
+
+    Raises:
+        FFPError: If its family isn't supported, it is pruned or quantised already, a weight isn't finite, or its
+            tokenizer belongs to another model.
+    """
+    _check_prunable(model_id, model.config)
+    _check_usable(model, tokenizer, model_id)
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -139,6 +148,23 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if extra:
         config.dtype = torch.float32
     return config
+
+
+def _load(
+    kind: type, model_id: str, options: LoadOptions, trust_remote_code: bool, **placement: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source, extra = _locate(model_id)
+    weights = _weight_options(options, extra)
+    reader = _open_gguf(model_id) if extra else None
+    with explained(model_id, options.token):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **options.hub(), **extra
+        )
+        if reader is None:
+            return load_whole(kind, source, **placement, **weights)[0], tokenizer
+        model = kind.from_pretrained(source, **placement, **weights)
+    _check_read_whole(model_id, reader, model)
+    return model, tokenizer
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
@@ -179,6 +205,26 @@ def _check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedMode
         raise FFPError(
             f"{model_id} has {found}: transformers doesn't read this GGUF file whole and would run another model; "
             "give the folder or Hub id that it was made from"
+        )
+
+
+def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
+    for name, parameter in model.named_parameters():
+        # Quantised models have others, of which there is no norm.
+        known = parameter.dtype in FLOATS and parameter.numel() and not parameter.is_meta
+        if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
+            raise FFPError(
+                f"{name} of {model_id}, as {str(parameter.dtype).removeprefix('torch.')}, holds values that are "
+                "infinite or no numbers; if it is loaded as float16, try bfloat16 or float32, else download it anew"
+            )
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Special tokens are often added for training and come in no text.
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max((index for index in tokenizer.get_vocab().values() if index not in special), default=-1)
+    if largest >= rows:
+        raise FFPError(
+            f"the tokenizer of {model_id} has tokens up to number {largest}, and the embedding of the model {rows} "
+            "rows; give a model and a tokenizer that belong together"
         )
 
 
@@ -239,7 +285,7 @@ def explained(model_id: str, token: str | None) -> Iterator[None]:
     # A broken config makes transformers fail in as many ways as there are ways to read it.
     except Exception as error:
         reason = one_line(error, token)
-        if os.environ.get("HF_HUB_OFFLINE") == "1" and "offline" in str(error).lower():
+        if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():
             reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
         if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
             reason = (

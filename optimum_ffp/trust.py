@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from .errors import FFPError
@@ -18,6 +21,10 @@ SIZE_NAMES = LAYER_COUNTS | {
     *("num_attention_heads", "n_head", "num_key_value_heads"),
     *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"),
 }
+# Masks and frequencies that earlier releases of transformers saved beside the weights of every layer.
+SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
+# What torch.compile puts before the names of what it has wrapped.
+COMPILED = "_orig_mod."
 # A missing file, a closed repository and a broken connection are for the loading itself to report.
 QUIETLY = {
     "_raise_exceptions_for_missing_entries": False,
@@ -36,8 +43,8 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
 
     Raises:
         FFPError: If it names a file outside its folder, weights that aren't safetensors, or an attention kernel of
-            another repository, if its sizes can't be those of its weights, or if it is an adapter, which names the
-            repository of its base.
+            another repository, if its weights are integers or have the names of a compiled model, if its sizes can't
+            be those of its weights, or if it is an adapter, which names the repository of its base.
     """
     if _read(source, "adapter_config.json", hub) is not None:
         raise FFPError(
@@ -51,34 +58,42 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
                 f"config.json of {source} asks for the code of another repository, {key} {value!r}; remove the entry, "
                 f"or ask for it yourself when you load"
             )
-    weights = config.get("transformers_weights")
+    named = config.get("transformers_weights")
     index = f"model{INDEX_SUFFIX if variant is None else INDEX_SUFFIX.replace('.json', f'.{variant}.json')}"
-    if weights is not None:
-        _check_name(source, "config.json", weights, (".safetensors", INDEX_SUFFIX))
-        index = weights if weights.endswith(INDEX_SUFFIX) else index
+    if named is not None:
+        _check_name(source, "config.json", named, (".safetensors", INDEX_SUFFIX))
+        index = named if named.endswith(INDEX_SUFFIX) else index
     files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
     for name in files:
         _check_name(source, index, name, (".safetensors",))
-    shapes, kinds = _read_headers(source, files or {"model.safetensors"}, hub)
-    whole_numbers = sorted(kind for kind in kinds if kind[0] in "IUB" and kind != "BF16")
-    if whole_numbers and "quantization_config" not in config:
-        raise FFPError(
-            f"{source} holds weights of type {whole_numbers[0]}; those of a model are floating point numbers"
-        )
+    weights = _read_headers(source, files or {"model.safetensors"}, hub)
+    _check_weights(source, config, weights)
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
         raise FFPError(
             f"auto_map in config.json of {source} must give a class to every Auto class, found {auto_map!r}"
         )
-    _check_sizes(source, config, shapes)
+    _check_sizes(source, config, [weight.shape for weight in weights.values()])
     tokenizer = _read(source, "tokenizer_config.json", hub) or {}
     for name in tokenizer.get("fast_tokenizer_files") or []:
         _check_name(source, "tokenizer_config.json", name, (".json",))
 
 
-def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any]) -> tuple[list[list[int]], set[str]]:
+def is_ignored(key: str, model_type: str | None) -> bool:
+    """Whether a tensor is none of the weights of a causal LM: an old buffer, or something that its class ignores."""
+    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""), None)
+    patterns = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in (*SAVED_BUFFERS, *patterns))
+
+
+class _Header(NamedTuple):
+    shape: list[int]
+    kind: str
+
+
+def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any]) -> dict[str, _Header]:
     """Shapes and types of all tensors, from the headers of the files: no tensor is read."""
-    shapes, kinds = [], set()
+    headers = {}
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
         if path is None:
@@ -87,11 +102,25 @@ def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (a file is no dictionary)
                     tensor = file.get_slice(key)
-                    shapes.append(tensor.get_shape())
-                    kinds.add(tensor.get_dtype())
+                    headers[key] = _Header(tensor.get_shape(), tensor.get_dtype())
         except (SafetensorError, OSError) as error:
             raise FFPError(f"{name} of {source} is no valid safetensors file: {error}; download it anew") from None
-    return shapes, kinds
+    return headers
+
+
+def _check_weights(source: str | os.PathLike, config: dict[str, Any], headers: dict[str, _Header]) -> None:
+    for key, header in headers.items():
+        if COMPILED in key:
+            raise FFPError(
+                f"{source} was saved from a model that torch.compile had wrapped: it calls a weight {key}; save the "
+                "model inside of it, model._orig_mod, by save_pretrained"
+            )
+        whole_number = header.kind[0] in "IUB" and header.kind != "BF16"
+        if whole_number and "quantization_config" not in config and not is_ignored(key, config.get("model_type")):
+            raise FFPError(
+                f"{source} holds weights of type {header.kind}, such as {key}; those of a model are floating point "
+                "numbers: give the model that it was quantised from"
+            )
 
 
 def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list[list[int]]) -> None:

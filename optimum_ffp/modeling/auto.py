@@ -4,7 +4,7 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import FFPError
 from ..families import Family, get_family
 from ..hub import one_line
 from ..policy import PruningPolicy
-from ..trust import check_checkpoint
+from ..trust import check_checkpoint, is_ignored
 
 
 # It warns whoever reads a global size of a heterogeneous config; our models ask to be allowed to.
@@ -67,6 +67,54 @@ def is_pruned(config: PretrainedConfig) -> bool:
     )
 
 
+def load_whole(
+    model_class: type, model_id: str | os.PathLike, **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
+    """Loads a model all of whose weights are in the checkpoint, and nothing else is.
+
+    Transformers draws weights at random that a checkpoint lacks, and leaves out those that the model has no place for.
+
+    Args:
+        model_class: Has `from_pretrained`.
+        model_id: Hub id or folder.
+        kwargs: Of `from_pretrained`.
+
+    Returns:
+        The model, and what transformers says of the loading.
+
+    Raises:
+        FFPError: If config and weights don't agree.
+    """
+    # What doesn't fit is then named in the second result.
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_no_report)
+    try:
+        model, info = model_class.from_pretrained(model_id, **kwargs)
+    finally:
+        logger.removeFilter(_no_report)
+    unexpected = {key for key in info["unexpected_keys"] if not is_ignored(key, model.config.model_type)}
+    mismatched = {
+        f"{key}, of shape {list(found)} in place of {list(wanted)}" for key, found, wanted in info["mismatched_keys"]
+    }
+    for problem, keys in (
+        ("the weights have no", info["missing_keys"]),
+        ("the config has no place for", unexpected),
+        ("the weights have", mismatched),
+    ):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise FFPError(
+                f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)}{more}; put config.json "
+                "right, or download the checkpoint anew"
+            )
+    return model, info
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 @contextmanager
 def _explained(model_id: str | os.PathLike) -> Iterator[None]:
     try:
@@ -109,17 +157,8 @@ class FFPModelForCausalLM:
         model_class = pruned_model_class(get_family(config.model_type))
         cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
-        # What doesn't fit would be drawn at random.
-        kwargs["ignore_mismatched_sizes"] = False
         with _explained(model_id):
-            model, info = model_class.from_pretrained(model_id, config=config, output_loading_info=True, **kwargs)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if info.get(kind):
-                found = sorted(map(str, info[kind]))
-                raise FFPError(
-                    f"config.json and the weights of {model_id} don't agree: {kind.replace('_', ' ')} {found[0]}"
-                    f"{f' and {len(found) - 1} more' if len(found) > 1 else ''}; download the checkpoint anew"
-                )
+            model, info = load_whole(model_class, model_id, config=config, **kwargs)
         return (model, info) if with_info else model
 
     @staticmethod
