@@ -8,12 +8,12 @@ SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from p
 
 .PHONY: demo test check style
 
-# Prunes a real model, loads the result in a process of its own and lets it speak.
+# Prunes a real model, then asks it and the dense model the same in a process that has transformers alone.
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
 		--dataset self --seq-len 512 --num-samples 16 --search-samples 4 --eval-samples 8 --seed 0
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20 $(SMOLLM2)
 
 test: $(BIN)/.test $(BIN)/.smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -1,6 +1,8 @@
 """A pruned model under `torch.compile`: one graph, although every layer has a shape of its own."""
 
+import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -10,8 +12,20 @@ from tests.conftest import make_picomodel
 from tests.test_nested import make_nested, random_policy
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the CPU backend of torch.compile needs g++")
-def test_compiled_forward_and_generation_with_a_static_cache(windows, tmp_path):
+def has_compiler() -> bool:
+    """Whether the C++ compiler that inductor would call can be started."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return compiler is not None and not subprocess.run([compiler, "--version"], capture_output=True).returncode
+
+
+INDUCTOR = pytest.param(
+    "inductor", marks=pytest.mark.skipif(not has_compiler(), reason="this backend needs a C++ compiler")
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+def test_compiled_forward_and_generation_with_a_static_cache(backend, windows, tmp_path):
+    torch.compiler.reset()
     nested, _ = make_nested(make_picomodel(), windows)
     nested.materialise(random_policy(nested, 1)).save_pretrained(tmp_path)
     model = FFPModelForCausalLM.from_pretrained(tmp_path)
@@ -19,7 +33,7 @@ def test_compiled_forward_and_generation_with_a_static_cache(windows, tmp_path):
         expected = model(windows).logits
         options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1}
         tokens = model.generate(windows[:1, :6], **options)
-        compiled = torch.compile(model, fullgraph=True)
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
         assert torch.allclose(compiled(windows).logits, expected, rtol=0, atol=1e-4)
-        model.forward = torch.compile(model.forward)
+        model.forward = torch.compile(model.forward, backend=backend)
         assert torch.equal(model.generate(windows[:1, :6], cache_implementation="static", **options), tokens)

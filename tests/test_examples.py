@@ -1,6 +1,7 @@
 """The examples that prune and evaluate, as a user starts them; those on what comes after are in their own tests."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_prune_at_two_sparsities(dense, tmp_path):
     assert "10%: " in printed and "20%: " in printed
     parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
     assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
+
+    answers = run("generate.py", tmp_path / "out-20", dense, "w5 w6 w7")
+    measured = json.loads((tmp_path / "out-20" / "ffp_config.json").read_text())["provenance"]
+    perplexity = measured["perplexity"]
+    for name, figure in (("dense", perplexity["dense"]), ("pruned", perplexity["calibrated"])):
+        assert re.search(rf"^{name} +{measured['parameters'][name]:,} +{figure:.2f}$", answers, re.M), answers
+        assert re.search(rf"^{name}: w\d+ w\d+", answers, re.M), answers
+    assert f"{perplexity['windows']} windows of {perplexity['window_length']} tokens" in answers
 
 
 def test_lm_eval_takes_a_pruned_model(tmp_path):

