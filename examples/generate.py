@@ -2,8 +2,8 @@
 
 python examples/generate.py PRUNED DENSE ["prompt"]
 
-PRUNED is a folder that optimum-ffp has written; DENSE a folder, a Hub id, or a .gguf file (which needs the gguf package).
-A model with a chat template is asked by it, one without continues the prompt.
+PRUNED is a folder that optimum-ffp has written; DENSE a folder, a Hub id, or a .gguf file, which needs the gguf package. A
+model with a chat template is asked by it, one without continues the prompt.
 """
 
 import json
