@@ -2,15 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -18,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .card import write_card
 from .errors import FFPError
-from .hub import check_push, explain, push_folder
+from .folders import check_output, whole_folder
+from .hub import check_push, explain, one_line, push_folder
 from .naming import without_folders
 from .plots import write_plots
 from .report import write_report
@@ -30,70 +27,32 @@ AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
 
 
-def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
-    """The folder to write, if it can be written.
-
-    Raises:
-        FFPError: If it exists and `overwrite` is off, or its parent can't be written to.
-    """
-    path = Path(directory).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise FFPError(f"{directory} is a file; name a folder")
-    if path.exists() and not overwrite:
-        raise FFPError(f"{directory} exists; name another folder, or give --overwrite (overwrite=True) to replace it")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise FFPError(f"{directory} can't be written: {parent} is not a folder that you may write to")
-    return path
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the context ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remains(path)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".partial", dir=path.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if path.exists():
-            replaced = staging.with_suffix(".replaced")
-            path.rename(replaced)
-            staging.rename(path)
-            shutil.rmtree(replaced)
-        else:
-            staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_remains(path: Path) -> None:
-    """Removes what processes have left beside `path` that were killed while they wrote it."""
-    for rest in path.parent.glob(f".{path.name}.*"):
-        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\..*\.(partial|replaced)", rest.name)
-        if owner and not psutil.pid_exists(int(owner[1])):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def save_checkpoint(result: PruningResult, directory: str | os.PathLike, overwrite: bool = False) -> Path:
+def save_checkpoint(
+    result: PruningResult, directory: str | os.PathLike, overwrite: bool = False, work_folder: Path | None = None
+) -> Path:
     """Writes everything that belongs to a pruned model.
 
     Args:
         result: What to save.
         directory: The folder. It appears whole or not at all.
-        overwrite: Whether to replace a folder that exists.
+        overwrite: Whether to replace an empty folder, or a checkpoint of ours without other files.
+        work_folder: Where finished work is kept: what an error says of how to go on.
 
     Raises:
-        FFPError: If the folder exists or can't be written.
+        FFPError: If the folder exists and may not be replaced, or can't be written.
     """
     path = check_output(directory, overwrite)
     try:
         with whole_folder(path) as folder:
             _write(result, folder)
-    except OSError as error:
-        raise FFPError(f"{directory} can't be written: {error}; nothing was left there") from None
+            # Others may have written there meanwhile.
+            check_output(directory, overwrite)
+    except Exception as error:
+        # Libraries that are written in Rust have exceptions of their own for what the system says.
+        if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
+            raise
+        kept = f"; what is finished is in {work_folder}: make room and go on with --resume" if work_folder else ""
+        raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{kept}") from None
     return path
 
 

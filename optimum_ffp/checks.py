@@ -9,11 +9,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from .checkpoint import check_output
 from .config import FFPConfig
 from .data import ALTERNATIVES, check_suffix, find_files, hub_source
 from .errors import FFPError
+from .folders import check_apart, check_file, check_output
 from .hub import check_push, explain, one_line
+from .journal import check_work_folder
 from .plan import GIB, Plan
 
 
@@ -26,8 +27,10 @@ def find_problems(
     plan: Plan,
     config: FFPConfig,
     folders: Sequence[str],
-    overwrite: bool,
+    front: Sequence[str],
     work_folder: Path,
+    overwrite: bool,
+    resume: bool,
     repositories: Sequence[str],
     token: str | None = None,
 ) -> Iterator[FFPError]:
@@ -37,15 +40,21 @@ def find_problems(
         plan: What the prune needs.
         config: All knobs.
         folders: Where checkpoints go.
-        overwrite: Whether folders that exist may be replaced.
+        front: Files that the Pareto front is written to.
         work_folder: Where finished work is kept for a resumption.
+        overwrite: Whether what exists may be replaced.
+        resume: Whether to go on from what is in the work folder.
         repositories: Where uploads go.
         token: Of the Hub.
 
     Yields:
         One error a problem, with what to do about it.
     """
-    checks = [partial(check_output, folder, overwrite) for folder in folders]
+    sources = [source for source in (plan.model, config.dataset, config.eval_dataset) if source]
+    checks = [partial(check_apart, output, sources) for output in (*folders, *front)]
+    checks += [partial(check_output, folder, overwrite) for folder in folders]
+    checks += [partial(check_file, file, overwrite) for file in front]
+    checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
     checks += [partial(check_dataset, name) for name in dict.fromkeys((config.dataset, config.eval_dataset)) if name]
     checks.append(partial(check_repositories, repositories, token))

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from .errors import FFPError
+from .folders import FolderLock, check_writable, name_some, resolve
 
 
 IDENTITY = "identity.json"
+# What says in that file that a work folder is one. Entries that this version can't read need another.
+FORMAT = "optimum-ffp work folder, 1"
+# What the name of every entry ends in, and of what was being written when a process was killed.
+ENDINGS = (".entry.json", ".entry.safetensors")
+PARTIAL = ".partial"
 # Entries of a tensor that tell one model from another.
 SAMPLED_ENTRIES = 1024
 
@@ -32,10 +38,17 @@ class Journal:
         folder: Where the entries are; `None` keeps nothing. It comes with the first entry.
         identity: What all entries depend on.
         prefix: What the names of entries begin with.
+        lock: What keeps other processes from the folder for as long as this journal is used.
     """
 
-    def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None, prefix: str = ""):
-        self.folder, self.identity, self.prefix = folder, identity or {}, prefix
+    def __init__(
+        self,
+        folder: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        lock: FolderLock | None = None,
+    ):
+        self.folder, self.identity, self.prefix, self.lock = folder, identity or {}, prefix, lock
 
     @classmethod
     def open(cls, folder: str | os.PathLike, identity: Mapping[str, Any], resume: bool) -> "Journal":
@@ -47,22 +60,28 @@ class Journal:
             resume: Whether to go on from what is there.
 
         Raises:
-            FFPError: If there is a journal and `resume` is off, or it belongs to something else.
+            FFPError: If there is a journal and `resume` is off, it belongs to something else or is in use by another
+                process, or the folder holds anything else.
         """
-        path = Path(folder).expanduser().absolute()
+        path = resolve(folder)
         identity = json.loads(json.dumps(identity))
-        if (path / IDENTITY).is_file():
-            if not resume:
-                raise _interrupted(folder)
-            differences = list(_differences(json.loads((path / IDENTITY).read_text(encoding="utf-8")), identity))
+        lock = FolderLock(path)
+        try:
+            check_work_folder(folder, resume)
+            found = _read_identity(path)
+            differences = [] if found is None else list(_differences(found, identity))
             if differences:
                 raise FFPError(
                     f"the state in {folder} is of another prune: {'; '.join(differences)}. Resume with what it was "
                     "begun with, or delete that folder to start anew"
                 )
-        for rest in path.glob("*.partial"):
-            rest.unlink()
-        return cls(path, identity)
+        except FFPError:
+            lock.release()
+            raise
+        for file in _own_files(path):
+            if file.name.endswith(PARTIAL):
+                file.unlink()
+        return cls(path, identity, lock=lock)
 
     def part(self, *keys: Any) -> "Journal":
         """A journal of its own for what depends on these keys too, in the same folder."""
@@ -73,7 +92,7 @@ class Journal:
         """What `compute` returns, or returned when it was last asked: anything that JSON holds."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{self.prefix}{name}.json"
+        path = self.folder / f"{self.prefix}{name}{ENDINGS[0]}"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(compute())
@@ -85,7 +104,7 @@ class Journal:
         """The same for tensors by name. What was kept comes back in host memory."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{self.prefix}{name}.safetensors"
+        path = self.folder / f"{self.prefix}{name}{ENDINGS[1]}"
         if not path.is_file():
             result = compute()
             kept = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
@@ -97,53 +116,92 @@ class Journal:
             raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
 
     def remove(self) -> None:
-        """Forgets everything."""
+        """Forgets everything. What others have put into the folder stays, and the folder with it."""
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_work(self.folder)
+        if self.lock is not None:
+            self.lock.release()
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         identity = self.folder / IDENTITY
         if not identity.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.identity, indent=2)
+            text = json.dumps({"format": FORMAT, "identity": self.identity}, indent=2)
             _write_atomically(identity, lambda partial: partial.write_text(text, encoding="utf-8"))
         _write_atomically(path, write)
 
 
-def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool) -> Path:
-    """The folder for a journal, if a prune may begin with it.
+def holds_work(folder: Path) -> bool:
+    """Whether there is something to resume from in a folder."""
+    return _read_identity(folder) is not None
+
+
+def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
+    """Whether a prune may keep its work in a folder.
 
     Args:
         folder: Where it is or will be.
         resume: Whether to go on from what is there.
-        overwrite: Whether to throw away what is there.
+        overwrite: Whether to throw away what a prune has left there.
 
     Raises:
-        FFPError: If there is something and neither was asked for.
+        FFPError: If the folder holds anything but a prune's work, or that and neither was asked for.
     """
-    path = Path(folder).expanduser().absolute()
-    if (path / IDENTITY).is_file() and not resume:
-        if not overwrite:
-            raise _interrupted(folder)
-        shutil.rmtree(path)
-    return path
+    path = resolve(folder)
+    if path.exists() and not path.is_dir():
+        raise FFPError(f"{folder}, where finished work is to be kept, is a file; move it away, or name another folder")
+    if not path.is_dir():
+        check_writable(path, folder)
+    elif not holds_work(path):
+        # A process may have been killed when it had only begun.
+        if found := [entry.name for entry in path.iterdir() if entry.name != IDENTITY + PARTIAL]:
+            raise FFPError(
+                f"{folder}, where finished work is to be kept, is no work folder of ours: it holds "
+                f"{name_some(found)}; move it away, or name another folder"
+            )
+    elif not (resume or overwrite):
+        raise FFPError(
+            f"{folder} holds the state of a prune that was interrupted; go on with --resume (resume=True), or delete "
+            "that folder to start anew"
+        )
 
 
-def _interrupted(folder: str | os.PathLike) -> FFPError:
-    return FFPError(
-        f"{folder} holds the state of a prune that was interrupted; go on with --resume (resume=True), or delete that "
-        "folder to start anew"
-    )
+def remove_work(folder: Path) -> None:
+    """Removes what a prune has written into its work folder, and the folder if there is nothing else in it."""
+    if not holds_work(folder):
+        return
+    # The identity at last: as long as anything is left, it says whose that is.
+    for file in (*_own_files(folder), folder / IDENTITY):
+        with suppress(OSError):
+            file.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """All that a prune writes into its work folder but the identity."""
+    own = [file for file in folder.glob("*") if file.name.removesuffix(PARTIAL).endswith(ENDINGS)]
+    return [*own, *folder.glob(IDENTITY + PARTIAL)]
+
+
+def _read_identity(folder: Path) -> dict[str, Any] | None:
+    """What the entries in a folder depend on; `None` if it is no work folder."""
+    try:
+        found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("identity") if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         write(partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    # safetensors has an exception of its own for a disk that is full.
+    except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise FFPError(f"{path.parent} can't be written: {error}; make room, then go on with --resume") from None
     if os.name == "posix":

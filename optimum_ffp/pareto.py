@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .errors import FFPError
+from .folders import RECORD
 from .naming import without_folders
 from .plots import write_front
 from .result import PruningResult
@@ -50,8 +52,19 @@ class ParetoFront:
 
         Returns:
             The two files.
+
+        Raises:
+            FFPError: If they can't be written.
         """
-        files = [Path(f"{stem}.json"), Path(f"{stem}.png")]
-        files[0].write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
-        write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
+        files = [Path(name) for name in front_files(stem)]
+        try:
+            files[0].write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+            write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
+        except OSError as error:
+            raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None
         return files
+
+
+def front_files(stem: str | os.PathLike) -> list[str]:
+    """What `ParetoFront.write` writes."""
+    return [f"{stem}.json", f"{stem}.png"]

@@ -18,7 +18,7 @@ from .data import DataRequest, DataSplits, check_window_length, load_windows
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
-from .journal import Journal, fingerprint
+from .journal import Journal, check_work_folder, fingerprint
 from .loading import LoadOptions, load_dense
 from .mapping import Budget
 from .pareto import ParetoFront
@@ -63,6 +63,9 @@ class FFPPruner:
         report_to: Sequence[str] = (),
     ):
         check_trackers(report_to)
+        if work_folder is not None:
+            # Whether to resume is said later.
+            check_work_folder(work_folder, resume=True)
         offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
         if offloaded:
             raise FFPError(
@@ -363,12 +366,12 @@ class FFPPruner:
 
         Args:
             directory: The folder to write. It appears whole or not at all.
-            overwrite: Whether to replace a folder that exists.
+            overwrite: Whether to replace an empty folder, or a checkpoint of ours without other files.
 
         Raises:
-            FFPError: If nothing is pruned yet, or the folder exists.
+            FFPError: If nothing is pruned yet, or the folder exists and may not be replaced.
         """
-        save_checkpoint(self._finished(), directory, overwrite)
+        save_checkpoint(self._finished(), directory, overwrite, self.journal.folder)
         if not self._sweeping:
             self.journal.remove()
 

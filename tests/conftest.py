@@ -1,7 +1,9 @@
 """Picomodels of every family, built from configs: no network, a second to build."""
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,30 @@ def save_picomodel(tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return save
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], Callable[[], None]]]:
+    """Locks a folder in a process of its own, which is killed by what this returns."""
+    holders = []
+
+    def start(folder: Path) -> Callable[[], None]:
+        program = (
+            "import sys; from pathlib import Path; from optimum_ffp.folders import FolderLock\n"
+            "lock = FolderLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        holder = subprocess.Popen([sys.executable, "-c", program, folder], **pipes)
+        holders.append(holder)
+        assert holder.stdout.readline() == b"locked\n"
+
+        def kill() -> None:
+            holder.kill()
+            holder.wait()
+
+        return kill
+
+    yield start
+    for holder in holders:
+        holder.kill()
+        holder.communicate()

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
-from optimum_ffp.checkpoint import check_output, load_agent, whole_folder
+from optimum_ffp.checkpoint import load_agent, save_checkpoint
 
 
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
@@ -142,34 +142,6 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
         load_agent("nobody/nothing")
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as staging:
-        (staging / "half").write_text("half")
-        raise KeyboardInterrupt
-    assert list(target.parent.iterdir()) == []
-    with whole_folder(target) as staging:
-        (staging / "first").write_text("1")
-    with pytest.raises(OSError), whole_folder(target) as staging:
-        raise OSError("disk full")
-    assert [path.name for path in target.iterdir()] == ["first"]
-    with whole_folder(target) as staging:
-        (staging / "second").write_text("2")
-    assert [path.name for path in target.iterdir()] == ["second"]
-    assert [path.name for path in target.parent.iterdir()] == ["out"]
-
-
-def test_output_is_checked_before_the_work(tmp_path):
-    with pytest.raises(FFPError, match=r"exists; name another folder, or give --overwrite"):
-        check_output(tmp_path)
-    assert check_output(tmp_path, overwrite=True) == tmp_path
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FFPError, match="is a file"):
-        check_output(tmp_path / "file")
-    with pytest.raises(FFPError, match="can't be written"):
-        check_output(tmp_path / "file" / "below")
-
-
 def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):
     with pytest.raises(FFPError, match="was not pruned by optimum-ffp; load it with AutoModelForCausalLM"):
         FFPModelForCausalLM.from_pretrained(save_picomodel())
@@ -194,3 +166,24 @@ def test_overwrite_replaces(pruned, tmp_path):
         pruner.save_pretrained(target)
     pruner.save_pretrained(target, overwrite=True)
     assert (target / "model.safetensors").is_file()
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(FFPError, match="holds a checkpoint, and notes.txt, which would be lost with it"):
+        pruner.save_pretrained(target, overwrite=True)
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left (os error 28)")])
+def test_a_full_disk_leaves_nothing_and_the_way_to_go_on(pruned, tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("optimum_ffp.checkpoint.save_tokenizer", fail)
+    with pytest.raises(FFPError, match="No space left.*; nothing was changed there; what is finished is in .*work: "):
+        save_checkpoint(pruned[0].result, tmp_path / "out", work_folder=tmp_path / "work")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.checkpoint.save_tokenizer", None)
+    with pytest.raises(TypeError):
+        save_checkpoint(pruned[0].result, tmp_path / "out")

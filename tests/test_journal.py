@@ -48,10 +48,52 @@ def test_a_failed_entry_leaves_nothing_behind(tmp_path):
 
 
 def test_half_written_entries_are_thrown_away(tmp_path):
-    Journal.open(tmp_path, {}, resume=False)
-    (tmp_path / "x.json.partial").write_text('{"half')
-    assert Journal.open(tmp_path, {}, resume=True).value("x", lambda: 1) == 1
-    assert not list(tmp_path.glob("*.partial"))
+    folder = tmp_path / "work"
+    Journal.open(folder, {}, resume=False).value("x", lambda: 1)
+    (folder / "y.entry.json.partial").write_text('{"half')
+    assert Journal.open(folder, {}, resume=True).value("y", lambda: 2) == 2
+    assert not list(folder.glob("*.partial"))
+    # Killed before anything was finished.
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "identity.json.partial").write_text("{")
+    assert Journal.open(tmp_path / "begun", {}, resume=False).value("x", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "identity.json", "x.entry.json"])
+def test_a_folder_of_others_is_not_used(tmp_path, name):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / name).write_text("{}")
+    for resume in (False, True):
+        with pytest.raises(FFPError, match=f"is no work folder of ours: it holds {name}; move it away"):
+            Journal.open(tmp_path / "work", {}, resume)
+    assert (tmp_path / "work" / name).read_text() == "{}"
+    # Nor is anything removed by whoever writes there all the same.
+    Journal(tmp_path / "work").remove()
+    assert (tmp_path / "work" / name).read_text() == "{}"
+    with pytest.raises(FFPError, match="is a file"):
+        Journal.open(tmp_path / "work" / name, {}, resume=True)
+
+
+def test_what_others_have_put_into_a_work_folder_stays(tmp_path):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    journal.part(1).value("x", lambda: 1)
+    journal.tensors("y", lambda: {"z": torch.zeros(1)})
+    (tmp_path / "work" / "notes.json").write_text("mine")
+    journal.remove()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes.json"]
+
+
+def test_two_processes_do_not_share_a_work_folder(hold, tmp_path):
+    folder = tmp_path / "work"
+    Journal.open(folder, {}, resume=False).value("x", lambda: 1)
+    (folder / "y.entry.json.partial").write_text("being written")
+    kill = hold(folder)
+    with pytest.raises(FFPError, match="work is in use by another run"):
+        Journal.open(folder, {}, resume=True)
+    assert (folder / "y.entry.json.partial").is_file()
+    kill()
+    Journal.open(folder, {}, resume=True).remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_state_is_refused_with_the_difference_named(tmp_path):
@@ -67,8 +109,8 @@ def test_another_state_is_refused_with_the_difference_named(tmp_path):
 
 
 def test_damaged_entries_are_named(tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(b"damaged")
-    with pytest.raises(FFPError, match=r"x.safetensors is damaged: .*; delete it and resume"):
+    (tmp_path / "x.entry.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FFPError, match=r"x.entry.safetensors is damaged: .*; delete it and resume"):
         Journal(tmp_path).tensors("x", refuse)
 
 

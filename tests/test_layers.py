@@ -13,8 +13,8 @@ ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
     {"errors", "head", "heap", "knobs", "naming", "precision", "progress", "version"},
-    {"policy", "config", "hub", "batches", "journal", "layerwise", "stages", "tracking", "trust"},
-    {"mapping", "families", "sampling"},
+    {"policy", "config", "hub", "batches", "folders", "layerwise", "stages", "tracking", "trust"},
+    {"mapping", "families", "journal", "sampling"},
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},
     {"backward", "criteria", "export", "nested"},

@@ -1,7 +1,10 @@
 """`optimum-cli ffp prune`."""
 
+import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,16 +156,25 @@ def read_config(args: Namespace) -> "FFPConfig":
     return FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
 
 
+def output_name(args: Namespace) -> str:
+    """The output folder, or what several are named after: by default the model's name, a local one's as it lies."""
+    path = Path(args.output or args.model).expanduser()
+    if path.name in ("", "..") or (path.exists() and not args.output):
+        path = Path(os.path.abspath(path))
+    return str(path) if args.output else path.name.removesuffix(".gguf")
+
+
 def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     """One folder a sparsity: the one that was named, or one with the percentage in its name."""
+    from ..errors import FFPError
+
     if args.output and len(sparsities) == 1:
-        return [args.output]
-    return [f"{output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
-
-
-def output_name(args: Namespace) -> str:
-    """What folders and the Pareto front are named after."""
-    return args.output or Path(args.model.rstrip("/")).name.removesuffix(".gguf")
+        return [output_name(args)]
+    folders = [f"{output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+    twice = [folder for folder, count in Counter(folders).items() if count > 1]
+    if twice:
+        raise FFPError(f"--sparsity: two would be written to {twice[0]}; give each once")
+    return folders
 
 
 def repository_names(args: Namespace, folders: list[str], sparsities: list[float]) -> list[str | None]:
@@ -184,38 +196,63 @@ def prune(args: Namespace) -> None:
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
-    from ..checkpoint import load_agent
     from ..checks import find_problems
-    from ..errors import FFPError
-    from ..hub import push_folder
-    from ..journal import check_work_folder
+    from ..folders import FolderLock, resolve
+    from ..journal import holds_work
     from ..loading import LoadOptions, read_model_config
+    from ..pareto import front_files
     from ..plan import make_plan
     from ..tracking import check_trackers
 
     # Beside the output, so that it is on the same disk and found again by the same command.
-    work = check_work_folder(f"{folders[0]}.work", args.resume or args.plan, args.overwrite)
+    work = Path(f"{resolve(folders[0])}.work")
+    front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else []
     # What a prune that was killed has saved already is its own to replace.
-    overwrite = args.overwrite or work.exists()
+    overwrite = args.overwrite or (args.resume and holds_work(work))
     check_trackers(args.report_to)
     repositories = repository_names(args, folders, sparsities)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
     plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map)
-    problems = find_problems(plan, config, folders, overwrite, work, [*filter(None, repositories)], args.token)
+    uploads = [*filter(None, repositories)]
+    problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
     if args.plan:
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
         return
-    for problem in problems:
-        raise problem
+    with ExitStack() as locks:
+        for path in (work, *folders, *front[:1]):
+            locks.enter_context(FolderLock(resolve(path)))
+        for problem in problems:
+            raise problem
+        for warning in plan.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite)
 
+
+def write_checkpoints(
+    args: Namespace,
+    config: "FFPConfig",
+    sparsities: list[float],
+    folders: list[str],
+    repositories: list[str | None],
+    work: Path,
+    overwrite: bool,
+) -> None:
+    """What `prune` does once nothing stands in the way."""
     # A plan doesn't have to wait for these.
+    from ..checkpoint import load_agent
+    from ..errors import FFPError
+    from ..hub import push_folder
+    from ..journal import holds_work, remove_work
     from ..pruner import FFPPruner
     from .report import summary
 
-    for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    if args.resume and not holds_work(work):
+        print(f"there is nothing to resume, {work} holds no state: starting anew", file=sys.stderr)
+    if not args.resume:
+        remove_work(work)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
+    options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1
     failed = []

@@ -7,6 +7,7 @@ from huggingface_hub import constants
 
 from optimum_ffp import FFPError
 from optimum_ffp.checks import check_dataset, check_disk, check_repositories
+from optimum_ffp.journal import Journal
 from optimum_ffp.plan import GIB
 from tests.hub_server import run_hub
 
@@ -50,7 +51,7 @@ def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_picomodel, dat
 
 def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_path, monkeypatch):
     model, out = save_picomodel(), tmp_path / "out"
-    (out / "deep").mkdir(parents=True)
+    out.mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
     assert code == 0
@@ -61,8 +62,9 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_pat
         assert words in problem
     # What a prune that was killed has left is looked at and stays.
     work = tmp_path / "out.work"
-    work.mkdir()
-    (work / "identity.json").write_text("{}")
+    Journal.open(work, {}, resume=False).value("x", lambda: 1)
+    code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
+    assert "but: " in output and "holds the state of a prune that was interrupted" in output
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan", "--overwrite")
     assert code == 0 and "exists; name" not in output and work.is_dir()
 

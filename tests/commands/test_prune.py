@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.card import command_line
-from optimum_ffp.commands.prune import LOAD_OPTIONS, parse_args_ffp_prune, read_config
+from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune, read_config
+from optimum_ffp.journal import Journal
 from optimum_ffp.loading import LoadOptions
 
 
@@ -256,9 +257,75 @@ def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, t
 
 
 def test_overwrite_throws_away_what_was_interrupted(run, save_picomodel, data_folder, tmp_path):
-    (tmp_path / "out.work").mkdir()
-    (tmp_path / "out.work" / "identity.json").write_text("{}")
-    command = ["-m", save_picomodel(), tmp_path / "out", "--dataset", data_folder, "--method", "uniform"]
+    Journal.open(tmp_path / "out.work", {}, resume=False).value("x", lambda: 1)
+    command = ["-m", save_picomodel(), f"{tmp_path / 'out'}/", "--dataset", data_folder, "--method", "uniform"]
     assert run(*command)[0] == 2
+    code, _, errors = run(*command, "--overwrite", "--resume")
+    assert code == 2 and "is of another prune" in errors
     assert run(*command, "--overwrite")[0] == 0
-    assert not (tmp_path / "out.work").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "data", "pico-llama"}
+    # There is nothing to resume now, and what is there was saved by another prune.
+    code, _, errors = run(*command, "--resume")
+    assert code == 2 and "out exists; name another folder" in errors
+    code, _, errors = run(*command, "--resume", "--overwrite")
+    assert code == 0 and f"there is nothing to resume, {tmp_path / 'out.work'} holds no state" in errors
+
+
+def refuse_before_loading(run, monkeypatch, *words):
+    """The error of a prune that ends before it loads anything."""
+    monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
+    code, _, errors = run("--method", "uniform", *words)
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    return line
+
+
+def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_picomodel, data_folder, tmp_path, monkeypatch):
+    model, out = save_picomodel(), tmp_path / "out"
+    words = ["-m", model, out, "--dataset", data_folder, "--overwrite"]
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "thesis.txt").write_text("mine")
+    error = refuse_before_loading(run, monkeypatch, *words)
+    assert "out.work, where finished work is to be kept, is no work folder of ours: it holds thesis.txt" in error
+    (tmp_path / "out.work").rename(out)
+    assert "out is no checkpoint of ours, it holds thesis.txt" in refuse_before_loading(run, monkeypatch, *words)
+    assert (out / "thesis.txt").read_text() == "mine"
+    for place in (model, data_folder, tmp_path):
+        error = refuse_before_loading(run, monkeypatch, "-m", model, place, "--dataset", data_folder, "--overwrite")
+        assert f"{place} {'is' if place != tmp_path else 'holds'} what is read, " in error
+    (tmp_path / "out-ffp-pareto.png").write_text("mine")
+    words = ["-m", model, out, "--dataset", data_folder, "--sparsity", 0.1]
+    assert "out-ffp-pareto.png exists; name another" in refuse_before_loading(run, monkeypatch, *words, 0.2)
+    error = refuse_before_loading(run, monkeypatch, *words, 0.1000000001)
+    assert f"--sparsity: two would be written to {out}-ffp-10; give each once" in error
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_runs_into_one_output(run, hold, save_picomodel, data_folder, tmp_path, monkeypatch):
+    words = ["-m", save_picomodel(), tmp_path / "out", "--dataset", data_folder, "--sparsity", 0.1, 0.2]
+    for name in ("out-ffp-10.work", "out-ffp-20", "out-ffp-pareto.json"):
+        kill = hold(tmp_path / name)
+        assert f"{name} is in use by another run; wait" in refuse_before_loading(run, monkeypatch, *words)
+        kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-m", "."], "here-ffp-20"),
+        (["-m", "org/name"], "name-ffp-20"),
+        (["-m", "link/"], "link-ffp-20"),
+        (["-m", "m", "out/"], "out"),
+        (["-m", "m", "out/", "--sparsity", "0.1", "0.25"], "out-ffp-10 out-ffp-25"),
+        (["-m", "m", ".", "--sparsity", "0.1", "0.25"], "HERE-ffp-10 HERE-ffp-25"),
+    ],
+)
+def test_names_of_outputs(tmp_path, monkeypatch, words, expected):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(here)
+    parser = ArgumentParser()
+    parse_args_ffp_prune(parser)
+    args = parser.parse_args(words)
+    assert output_folders(args, args.sparsity or [0.2]) == expected.replace("HERE", str(here)).split()
