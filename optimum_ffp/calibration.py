@@ -2,11 +2,7 @@
 
 import torch
 
-
-def _damped(gram: torch.Tensor, ridge_lambda: float, relative: bool) -> torch.Tensor:
-    gram = gram.double()
-    scale = gram.diagonal().mean() if relative else gram.new_ones(())
-    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (ridge_lambda * scale)
+from .factorisation import factorise, ridge_damping
 
 
 def ridge_direct(
@@ -26,7 +22,8 @@ def ridge_direct(
     Returns:
         `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
     """
-    damped = _damped(gram, ridge_lambda, relative)
+    damping = ridge_damping(gram, ridge_lambda, relative)
+    damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
     coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
     return (retained + removed @ coefficients.T).to(weight.dtype)
@@ -49,9 +46,10 @@ class PrefixRidge:
 
     def __init__(self, weight: torch.Tensor, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True):
         self.weight = weight
-        damped = _damped(gram.to(weight.device), ridge_lambda, relative)
         # Factored in float64, kept in float32: as large as the Gram matrix, and exact enough for a solve.
-        self.factor = torch.linalg.cholesky(damped).float().to(gram.device)
+        matrix = gram.to(weight.device).double()
+        factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
+        self.factor = factor.float().to(gram.device)
         if weight.is_cuda and not self.factor.is_cuda:
             self.factor = self.factor.pin_memory()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from .factorisation import factorise, ridge_damping
 from .knobs import FISHER_CRITERIA
 from .statistics import Statistics
 
@@ -49,11 +50,11 @@ def obs(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tenso
 
     Arguments and result as for `wanda`; a score is how long the item has stayed.
     """
-    weight, features = weight.float(), weight.shape[1]
+    weight = weight.float()
     gram = statistics.gram.to(weight.device).double()
-    damping = OBS_DAMPING * gram.diagonal().mean() * torch.eye(features, dtype=gram.dtype, device=gram.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + damping)).float()
-    left = torch.arange(features // block, device=weight.device)
+    factor, _ = factorise(gram, ridge_damping(gram, OBS_DAMPING))
+    inverse = torch.cholesky_inverse(factor).float()
+    left = torch.arange(len(gram) // block, device=weight.device)
     scores = torch.zeros(len(left), device=weight.device)
     portion = math.ceil(len(left) / OBS_STEPS)
     while len(left) > portion:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .backward import backward_passes
 from .calibration import PrefixRidge
+from .factorisation import check_finite
 from .families import ModelUnit
 from .progress import progress_bar
 from .statistics import add_gram
@@ -38,6 +39,9 @@ def collect_fisher(
 
     Returns:
         One float32 matrix a unit, shape `[out_features, out_features]`, in nats a token.
+
+    Raises:
+        FFPError: If the gradient at a unit's output is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
@@ -52,6 +56,8 @@ def collect_fisher(
     with progress_bar(len(windows), "Fisher matrices", "window") as bar:
         for _ in backward_passes(model, layers, windows, watchers, partial(_sample, generator), dtype):
             bar.update()
+    for unit, total in zip(units, totals):
+        check_finite(total.diagonal(), f"the gradient of the loss at the output of {unit.unit.name}")
     return [total / windows.numel() for total in totals]
 
 

@@ -60,6 +60,11 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
     figure.savefig(path, dpi=DPI)
 
 
+def format_lambda(ridge_lambda: float) -> str:
+    """λ of a unit's fit. It is infinite where the ridge solution stayed as it was."""
+    return f"{ridge_lambda:g}".replace("inf", "∞")
+
+
 def _new_figure(height: float):
     # Takes a while to import, and most of the package draws nothing.
     from matplotlib.figure import Figure
@@ -123,7 +128,7 @@ def _draw_search(figure, result: PruningResult) -> None:
 
 def _draw_calibration(figure, result: PruningResult) -> None:
     error, strength = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    # λ comes from a short list that may hold 0, so each has a line of its own.
+    # λ comes from a short list that may hold 0 or infinity, so each has a line of its own.
     lambdas = sorted(set(_column(result.calibration["units"], "ridge_lambda")))
     for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items()):
         rows = [row for row in result.calibration["units"] if row["unit"] == kind]
@@ -132,7 +137,7 @@ def _draw_calibration(figure, result: PruningResult) -> None:
         strength.scatter(layers, [lambdas.index(row["ridge_lambda"]) for row in rows], s=18, color=COLORS[kind])
     error.set(ylabel="error [%]", ylim=(0, None))
     strength.set(ylabel="λ", ylim=(-0.6, len(lambdas) - 0.4))
-    strength.set_yticks(range(len(lambdas)), [f"{value:g}" for value in lambdas])
+    strength.set_yticks(range(len(lambdas)), [format_lambda(value) for value in lambdas])
     for axes in (error, strength):
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .card import command_line
 from .naming import PLACES, dataset_name, is_hub_id, model_name, short_name
+from .plots import format_lambda
 from .policy import block_parameters
 from .result import PruningResult, package_versions
 
@@ -37,7 +38,7 @@ def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mappin
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "windows": describe_windows}
+    environment.filters |= {"number": format_number, "windows": describe_windows, "lambda": format_lambda}
     pictures = {name: _embed(Path(folder) / file) for name, file in plots.items()}
     path = Path(folder) / REPORT_FILE
     path.write_text(environment.get_template(TEMPLATE).render(_fields(result), pictures=pictures), encoding="utf-8")

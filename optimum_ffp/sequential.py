@@ -1,7 +1,6 @@
 """Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
 
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from .factorisation import check_finite, factorise, ridge_damping
 from .heap import return_free_memory
 from .journal import Journal
 from .layerwise import LayerRunner, enter
@@ -18,8 +18,10 @@ from .precision import float32_products
 from .progress import progress_bar
 
 
-# λ is chosen from these, relative to the mean diagonal of the kept inputs' Gram matrix.
+# λ is chosen from these, relative to the mean diagonal of the kept inputs' Gram matrix. Those of `STRONG_LAMBDAS` are
+# tried one after another, for as long as the error falls: where there is little text for a unit to be fitted to.
 LAMBDAS = (0.003, 0.03, 0.1, 0.3, 1.0)
+STRONG_LAMBDAS = (3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class UnitFit:
 
     Attributes:
         weight: Of the output projection, shape `[out_features, kept columns]`.
-        ridge_lambda: λ that it was fitted with.
+        ridge_lambda: λ that it was fitted with; infinite where no fit is better than the start, the ridge solution.
         held_out_error: `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` on windows that no fit has seen, `Y` being the target.
     """
 
@@ -71,19 +73,22 @@ def calibrate_sequentially(
         windows: Calibration windows, token ids of shape `[windows, window length]`.
         held_out: Windows of the same length that nothing was fitted to; λ is chosen on them.
         dense_target: `m`.
-        ridge_lambda: λ, relative to the mean diagonal of `X̃_Rᵀ X̃_R`; if `None`, of `LAMBDAS` the one with the smallest
-            error on the held-out windows, for every unit.
+        ridge_lambda: λ, relative to the mean diagonal of `X̃_Rᵀ X̃_R`; every unit is then fitted with it. If `None`, a
+            unit takes what has the smallest error on the held-out windows: one of `LAMBDAS` and, where the largest of
+            them is the best, `STRONG_LAMBDAS`, or `W'_R` as it is (an infinite λ).
         dtype: Type to compute the layers in under autocast; `None` for the model's own.
         journal: Keeps the fits.
 
     Returns:
         The fit of every unit, by its index.
+
+    Raises:
+        FFPError: If what a unit reads is not finite.
     """
     journal = journal or Journal()
     layers = nested.model.base_model.get_submodule(nested.family.layers)
     states, arguments = enter(nested.model, layers, torch.cat([windows, held_out]), dtype)
-    lambdas = LAMBDAS if ridge_lambda is None else (ridge_lambda,)
-    calibration = _Calibration(nested, policy, states, len(windows), dense_target, lambdas)
+    calibration = _Calibration(nested, policy, states, len(windows), dense_target, ridge_lambda)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
             runner = LayerRunner(layer, arguments[index], dtype)
@@ -106,7 +111,7 @@ class _Calibration:
         states: Hidden states before the first layer, `[windows, window length, hidden size]`; it is these that go
             through the layers of the dense model.
         windows: How many of them to fit to; the others are held out.
-        dense_target, lambdas: `m`, and λ to choose from.
+        dense_target, ridge_lambda: `m`, and λ, or `None` to choose it.
     """
 
     def __init__(
@@ -116,12 +121,12 @@ class _Calibration:
         states: torch.Tensor,
         windows: int,
         dense_target: float,
-        lambdas: Iterable[float],
+        ridge_lambda: float | None,
     ):
         self.nested, self.policy, self.windows = nested, policy, windows
         self.in_dense, self.in_pruned = states, states.clone()
         self.dense_layers = 0
-        self.dense_target, self.lambdas = dense_target, lambdas
+        self.dense_target, self.ridge_lambda = dense_target, ridge_lambda
         self.fits: dict[int, UnitFit] = {}
 
     def fit(self, member: int, runner: LayerRunner, last: bool) -> dict[str, torch.Tensor]:
@@ -143,7 +148,9 @@ class _Calibration:
                 pruned_input = runner.input_of(module, in_pruned)
             (seen if number < self.windows else unseen).add(pruned_input, dense_input)
         self.dense_layers += last
-        return _fit(seen, unseen, start, self.lambdas).pack()
+        for squares in (seen.with_pruned.diagonal(), torch.tensor(unseen.energy)):
+            check_finite(squares, f"what the output projection of {unit.unit.name} reads in the pruned model")
+        return _fit(seen, unseen, start, self.ridge_lambda).pack()
 
     def go_on(self, layer: int, runner: LayerRunner) -> None:
         """Takes the states of both models to the next layer, once all units of this one are fitted."""
@@ -213,16 +220,21 @@ class _HeldOut(_Moments):
         return max(0.0, self.energy - explained) / max(self.energy, torch.finfo(torch.float32).tiny)
 
 
-def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, lambdas: Iterable[float]) -> UnitFit:
+def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, ridge_lambda: float | None) -> UnitFit:
     gram, cross, begin = fitted.gram, fitted.cross, start.T.double()
-    diagonal = gram.diagonal().clone()
-    best = UnitFit(start, 0.0, math.inf)
-    for ridge_lambda in lambdas:
-        # In place: of the largest unit of a 7B model each such matrix is 1 GB.
-        damping = ridge_lambda * diagonal.mean()
-        gram.diagonal().copy_(diagonal + damping)
-        solution = torch.cholesky_solve(cross + damping * begin, torch.linalg.cholesky(gram))
-        error = held_out.error(solution)
-        if error < best.held_out_error:
-            best = UnitFit(solution.T.to(start.dtype).contiguous(), ridge_lambda, error)
+
+    def solve(strength: float) -> UnitFit:
+        factor, damping = factorise(gram, ridge_damping(gram, strength))
+        solution = torch.cholesky_solve(cross + damping * begin, factor)
+        return UnitFit(solution.T.to(start.dtype).contiguous(), strength, held_out.error(solution))
+
+    if ridge_lambda is not None:
+        return solve(ridge_lambda)
+    best, least = UnitFit(start, math.inf, held_out.error(begin)), math.inf
+    for strength in LAMBDAS + STRONG_LAMBDAS:
+        fit = solve(strength)
+        best = min(best, fit, key=lambda one: one.held_out_error)
+        if strength >= LAMBDAS[-1] and fit.held_out_error >= least:
+            break
+        least = min(least, fit.held_out_error)
     return best

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .factorisation import check_finite
 from .families import ModelUnit
 from .families.base import permute_blocks
 from .precision import computing_in, float32_products
@@ -114,6 +115,9 @@ def collect_statistics(
 
     Returns:
         One `Statistics` a unit, in the order of `units`.
+
+    Raises:
+        FFPError: If what a unit's output projection reads is not finite.
     """
     accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device)) for unit in units]
     with ExitStack() as stack:
@@ -124,4 +128,7 @@ def collect_statistics(
             for batch in windows.split(batch_size):
                 model.base_model(batch.to(model.device), use_cache=False)
                 bar.update(len(batch))
-    return [accumulator.finish() for accumulator in accumulators]
+    statistics = [accumulator.finish() for accumulator in accumulators]
+    for unit, found in zip(units, statistics):
+        check_finite(found.gram.diagonal(), f"what the output projection of {unit.unit.name} reads")
+    return statistics

@@ -13,7 +13,7 @@ ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
     {"errors", "head", "heap", "knobs", "naming", "precision", "progress", "version"},
-    {"policy", "config", "hub", "batches", "folders", "layerwise", "stages", "tracking", "trust"},
+    {"policy", "config", "hub", "batches", "factorisation", "folders", "layerwise", "stages", "tracking", "trust"},
     {"mapping", "families", "journal", "sampling"},
     {"curves", "data", "evaluation", "modeling"},
     {"statistics", "result", "loading", "calibration"},

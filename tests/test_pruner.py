@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -117,3 +119,25 @@ def test_offloaded_weights_are_refused(tmp_path):
     )
     with pytest.raises(FFPError, match=r"of 31,456 parameters are offloaded, .* use more devices"):
         FFPPruner(model, make_tokenizer(), FFPConfig())
+
+
+def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
+    model = make_picomodel()
+    model.model.layers[0].mlp.up_proj.weight.data.zero_()
+    model.model.layers[1].self_attn.v_proj.weight.data.zero_()
+    knobs = {"grad": False, "ridge_lambda": 0.0} | SETTINGS
+    for config in (FFPConfig(dataset=str(data_folder), **SETTINGS), FFPConfig(dataset=str(data_folder), **knobs)):
+        result = FFPPruner(copy.deepcopy(model), make_tokenizer(), config).prune(0.3)
+        assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+        # They are worth nothing, so they are what is removed first.
+        dead = {(0, "ffn"), (1, "attention")}
+        kept = {(unit.layer, unit.kind): rate for unit, rate in zip(result.policy.units, result.policy.retentions)}
+        assert max(kept[unit] for unit in dead) <= min(kept[unit] for unit in kept.keys() - dead)
+
+
+def test_activations_that_overflow_end_in_one_line_that_names_the_layer(data_folder):
+    model = make_picomodel()
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(1e30)
+    pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
+    with pytest.raises(FFPError, match="what the output projection of layer 1 ffn reads is not finite: .*--dtype"):
+        pruner.prune()

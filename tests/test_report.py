@@ -7,7 +7,7 @@ import pytest
 from optimum_ffp.card import command_line
 from optimum_ffp.checkpoint import save_checkpoint
 from optimum_ffp.pareto import ParetoFront
-from optimum_ffp.plots import write_plots
+from optimum_ffp.plots import format_lambda, write_plots
 from optimum_ffp.report import describe_windows, format_number, write_report
 from tests.test_pruner import SETTINGS, make_pruner
 
@@ -84,7 +84,7 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
         assert stage in text
     assert command_line(swept) in text
     for unit, size, fit in zip(swept.policy.units, swept.policy.sizes, swept.calibration["units"]):
-        assert f"{size} of {unit.items} {100 * fit['error']:.2f} {fit['ridge_lambda']:g}" in text
+        assert f"{size} of {unit.items} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
 
 
 def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.policy import PruningPolicy
-from optimum_ffp.sequential import LAMBDAS, calibrate_sequentially
+from optimum_ffp.sequential import LAMBDAS, STRONG_LAMBDAS, UnitFit, calibrate_sequentially
 from tests.conftest import make_picomodel
 from tests.test_nested import make_nested, random_policy
 
@@ -67,10 +69,14 @@ def test_lambda_is_the_one_that_errs_least_on_windows_that_were_held_out(windows
     policy = PruningPolicy(nested.units, tuple(unit.items // 2 for unit in nested.units))
     held_out = torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
     chosen = calibrate_sequentially(nested, policy, windows, held_out, dense_target=0.0)
-    fixed = [calibrate_sequentially(nested, policy, windows, held_out, 0.0, value) for value in LAMBDAS]
-    # Later units see what earlier ones were fitted to; only the first sees the same input in all runs.
-    errors = [fits[0].held_out_error for fits in fixed]
-    assert chosen[0].held_out_error == min(errors) and chosen[0].ridge_lambda == LAMBDAS[errors.index(min(errors))]
+    # Later units see what earlier ones were fitted to; only the first sees the same input in all runs. An endless pull
+    # leaves it as it is before the fit.
+    errors = {
+        value: calibrate_sequentially(nested, policy, windows, held_out, 0.0, value)[0].held_out_error
+        for value in (*LAMBDAS, *STRONG_LAMBDAS, 1e12)
+    }
+    assert chosen[0].held_out_error == pytest.approx(min(errors.values()), rel=1e-6)
+    assert min(errors, key=errors.get) == 1e12 and chosen[0].ridge_lambda == math.inf
 
     unit, seen = nested.model_units[0], []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
@@ -79,6 +85,19 @@ def test_lambda_is_the_one_that_errs_least_on_windows_that_were_held_out(windows
     left = target - seen[0][:, : chosen[0].weight.shape[1]] @ chosen[0].weight.T
     expected = float(left.square().sum() / target.square().sum())
     assert expected > 1e-3 and chosen[0].held_out_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_with_little_text_units_stay_close_to_the_ridge_solution(windows):
+    nested, _ = make_nested(make_picomodel(), windows)
+    policy = PruningPolicy(nested.units, tuple(unit.items // 2 for unit in nested.units))
+    held_out = torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
+    fits = calibrate_sequentially(nested, policy, windows[:1], held_out, dense_target=0.0)
+    # None stops where λ was tried first, none is worse than before, and what is left as it was is the same to the bit.
+    assert any(fit.ridge_lambda in STRONG_LAMBDAS for fit in fits.values())
+    assert not any(fit.ridge_lambda == LAMBDAS[-1] for fit in fits.values())
+    assert fits[0].ridge_lambda == math.inf
+    assert torch.equal(fits[0].weight, nested.compensated_output(0, policy.sizes[0]))
+    assert all(UnitFit.unpack(fit.pack(), "cpu").ridge_lambda == fit.ridge_lambda for fit in fits.values())
 
 
 def test_no_hook_is_left_behind(windows):
