@@ -1,6 +1,6 @@
 """Scores a pruned model on tasks of lm-eval, by lm-eval's own Python interface.
 
-pip install "optimum-ffp[eval]"
+pip install -e ".[eval]"
 python examples/evaluate_with_lm_eval.py PRUNED [--tasks boolq piqa] [--tasks-path FOLDER] [--limit 200]
 
 `optimum-cli ffp evaluate` does the same and more; this shows that a pruned model is a model like any other to lm-eval.

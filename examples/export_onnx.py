@@ -1,6 +1,6 @@
 """Exports a model, pruned by us or dense, to ONNX and checks it in ONNX Runtime.
 
-pip install "optimum-ffp[onnx]"
+pip install -e ".[onnx]"
 python examples/export_onnx.py PRUNED model.onnx
 
 The graph takes `input_ids` and `attention_mask` of any batch size and length and gives `logits`. It has no KV cache.

@@ -1,6 +1,6 @@
 """Quantises the projections of a pruned model to int8 with torchao, saves it, loads it again and compares.
 
-pip install "optimum-ffp[torchao]"
+pip install -e ".[torchao]"
 python examples/quantize.py PRUNED DATASET --output PRUNED-int8
 
 Every row of a weight gets a scale of its own, so that any number of heads and channels will do. What is written loads

@@ -1,6 +1,6 @@
 """Recovers what pruning has cost: LoRA by peft and TRL's SFTTrainer, then a merged checkpoint.
 
-pip install "optimum-ffp[recover]"
+pip install -e ".[recover]"
 python examples/recover_with_lora.py PRUNED DATASET --output recovered
 """
 

@@ -182,7 +182,7 @@ def _open_gguf(model_id: str) -> "GGUFReader":
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise FFPError("GGUF files need the gguf package; pip install 'optimum-ffp[gguf]'") from None
+        raise FFPError("GGUF files need the gguf package: pip install gguf") from None
     try:
         reader = GGUFReader(Path(model_id).expanduser())
         architecture = reader.fields["general.architecture"].contents()

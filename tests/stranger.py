@@ -7,6 +7,7 @@ JSON object: by folder, the checks that failed and why.
 """
 
 import json
+import logging as standard_logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -134,7 +135,10 @@ class Stranger:
         if not (self.folder / "tokenizer.json").is_file():
             return
         tokenizer, messages = AutoTokenizer.from_pretrained(self.folder), [{"role": "user", "content": "w9"}]
+        logger, logged = standard_logging.getLogger("transformers.pipelines.base"), []
+        logger.addFilter(lambda record: logged.append(record.getMessage()) or True)
         generator = pipeline("text-generation", model=str(self.folder), tokenizer=tokenizer, **TRUST)
+        assert not logged, f"the pipeline logs {logged[0][:80]}"
         (plain,) = generator("w5 w9 w6", max_new_tokens=3, do_sample=False, return_full_text=False)
         assert plain["generated_text"].strip(), "the pipeline gives no text"
         if tokenizer.chat_template:

@@ -63,7 +63,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(text, "seq-len", type=int, default=2048, help="Tokens a window (2048).")
     add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
 
-    tasks = parser.add_argument_group("Tasks (needs optimum-ffp[eval])")
+    tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
     add_option(
         tasks,
         "tasks",

@@ -34,7 +34,7 @@ class TaskSuite:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError:
-            raise FFPError("tasks need the lm-eval package; pip install optimum-ffp[eval]") from None
+            raise FFPError("tasks need the lm-eval package: pip install lm-eval") from None
         # It warns of what is meant here: a model that is loaded already, a local task in place of its own.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         if folder is not None and not Path(folder).expanduser().is_dir():

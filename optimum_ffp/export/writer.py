@@ -44,7 +44,7 @@ def export_gguf(
     try:
         import gguf
     except ImportError:
-        raise FFPError("GGUF files need the gguf package; pip install 'optimum-ffp[gguf]'") from None
+        raise FFPError("GGUF files need the gguf package: pip install gguf") from None
     check_exportable(model.config)
     sizes = layer_sizes(model)
     padded = padded_size(model.config, sizes) if pad_uniform else None

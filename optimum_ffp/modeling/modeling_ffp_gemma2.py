@@ -7,6 +7,7 @@ those of Gemma 2.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2ForCausalLM, Gemma2Model
 
 
@@ -62,3 +63,5 @@ class FFPGemma2ForCausalLM(Gemma2ForCausalLM):
 
 FFPGemma2Model.register_for_auto_class("AutoModel")
 FFPGemma2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_gemma2"] = FFPGemma2ForCausalLM.__name__

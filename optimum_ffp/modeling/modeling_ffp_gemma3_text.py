@@ -7,6 +7,7 @@ those of Gemma 3.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3ForCausalLM, Gemma3TextModel
 
 
@@ -68,3 +69,5 @@ class FFPGemma3ForCausalLM(Gemma3ForCausalLM):
 
 FFPGemma3Model.register_for_auto_class("AutoModel")
 FFPGemma3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_gemma3_text"] = FFPGemma3ForCausalLM.__name__

@@ -7,6 +7,7 @@ those of GPT-2.
 import copy
 
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2LMHeadModel, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
@@ -60,3 +61,5 @@ class FFPGPT2ForCausalLM(GPT2LMHeadModel):
 
 FFPGPT2Model.register_for_auto_class("AutoModel")
 FFPGPT2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_gpt2"] = FFPGPT2ForCausalLM.__name__

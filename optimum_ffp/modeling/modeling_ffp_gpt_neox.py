@@ -8,6 +8,7 @@ import copy
 
 from torch import nn
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
 
 
@@ -80,3 +81,5 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
 FFPGPTNeoXModel.register_for_auto_class("AutoModel")
 FFPGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_gpt_neox"] = FFPGPTNeoXForCausalLM.__name__

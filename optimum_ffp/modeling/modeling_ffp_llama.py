@@ -7,6 +7,7 @@ those of Llama.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 
@@ -62,3 +63,5 @@ class FFPLlamaForCausalLM(LlamaForCausalLM):
 
 FFPLlamaModel.register_for_auto_class("AutoModel")
 FFPLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_llama"] = FFPLlamaForCausalLM.__name__

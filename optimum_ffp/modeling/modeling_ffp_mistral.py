@@ -7,6 +7,7 @@ those of Mistral.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
 
 
@@ -62,3 +63,5 @@ class FFPMistralForCausalLM(MistralForCausalLM):
 
 FFPMistralModel.register_for_auto_class("AutoModel")
 FFPMistralForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_mistral"] = FFPMistralForCausalLM.__name__

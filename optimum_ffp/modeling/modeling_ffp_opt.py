@@ -8,6 +8,7 @@ import copy
 
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTForCausalLM, OPTModel
 
 
@@ -62,3 +63,5 @@ class FFPOPTForCausalLM(OPTForCausalLM):
 
 FFPOPTModel.register_for_auto_class("AutoModel")
 FFPOPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_opt"] = FFPOPTForCausalLM.__name__

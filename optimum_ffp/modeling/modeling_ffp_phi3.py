@@ -7,6 +7,7 @@ those of Phi-3.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
 
 
@@ -78,3 +79,5 @@ class FFPPhi3ForCausalLM(Phi3ForCausalLM):
 
 FFPPhi3Model.register_for_auto_class("AutoModel")
 FFPPhi3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_phi3"] = FFPPhi3ForCausalLM.__name__

@@ -7,6 +7,7 @@ those of Qwen2.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
 
 
@@ -62,3 +63,5 @@ class FFPQwen2ForCausalLM(Qwen2ForCausalLM):
 
 FFPQwen2Model.register_for_auto_class("AutoModel")
 FFPQwen2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_qwen2"] = FFPQwen2ForCausalLM.__name__

@@ -7,6 +7,7 @@ those of Qwen3.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
 
@@ -62,3 +63,5 @@ class FFPQwen3ForCausalLM(Qwen3ForCausalLM):
 
 FFPQwen3Model.register_for_auto_class("AutoModel")
 FFPQwen3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_qwen3"] = FFPQwen3ForCausalLM.__name__

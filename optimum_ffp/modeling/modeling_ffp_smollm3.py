@@ -7,6 +7,7 @@ those of SmolLM3.
 import copy
 
 from transformers import PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer, SmolLM3ForCausalLM, SmolLM3Model
 
 
@@ -62,3 +63,5 @@ class FFPSmolLM3ForCausalLM(SmolLM3ForCausalLM):
 
 FFPSmolLM3Model.register_for_auto_class("AutoModel")
 FFPSmolLM3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_smollm3"] = FFPSmolLM3ForCausalLM.__name__

@@ -3,6 +3,7 @@
 import copy
 
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.starcoder2.modeling_starcoder2 import (
     Starcoder2DecoderLayer,
     Starcoder2ForCausalLM,
@@ -47,3 +48,5 @@ class FFPStarcoder2ForCausalLM(Starcoder2ForCausalLM):
 
 FFPStarcoder2Model.register_for_auto_class("AutoModel")
 FFPStarcoder2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_starcoder2"] = FFPStarcoder2ForCausalLM.__name__

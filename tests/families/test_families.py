@@ -2,6 +2,7 @@ import re
 
 import pytest
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.families import FAMILIES, find_family, find_units, get_family
@@ -26,7 +27,10 @@ def test_units_cover_all_projections_of_the_blocks(picomodel):
 def test_every_family_has_a_picomodel_and_code_for_its_checkpoints():
     assert {model_type for model_type, _ in CONFIGS.values()} == set(FAMILIES)
     for family in FAMILIES.values():
-        assert pruned_model_class(family).config_class.model_type == family.model_type
+        model_class = pruned_model_class(family)
+        assert model_class.config_class.model_type == family.model_type
+        # What pipelines go by.
+        assert model_class.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def test_layer_overrides_name_only_what_differs():
