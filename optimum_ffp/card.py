@@ -1,5 +1,6 @@
 """The model card, from `model_card_template.md`."""
 
+import json
 import math
 import os
 import shlex
@@ -14,12 +15,13 @@ from .data import NAMED
 from .errors import FFPError
 from .export.architectures import check_exportable, choose_architecture, padded_size
 from .export.tensors import layer_sizes
-from .hub import PLACEHOLDER
 from .naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from .result import PruningResult, package_versions
 
 
 TEMPLATE = "model_card_template.md"
+# No package index has it yet.
+INSTALL = "from a checkout of it: `pip install -e .`"
 # `other` stands for a licence that the two others name and link to.
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
@@ -30,15 +32,21 @@ def template_path() -> Path:
     return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
 
 
-def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str, str]) -> None:
+def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str, str], name: str) -> None:
     """Writes `README.md` with the figures, the plots and the lines that load the model.
 
     Args:
         result: What to describe.
         folder: The checkpoint's folder.
         plots: File names of the pictures in it, as `write_plots` returns them.
+        name: What the folder will be called. The commands take it for a folder of the current one.
     """
-    card = ModelCard.from_template(_metadata(result), template_path=str(template_path()), **_fields(result, plots))
+    fields = _fields(result, plots) | {
+        "python_name": json.dumps(f"./{name}", ensure_ascii=False),
+        "shell_name": shlex.quote(f"./{name}"),
+        "gguf_file": shlex.quote(f"{name}.gguf"),
+    }
+    card = ModelCard.from_template(_metadata(result), template_path=str(template_path()), **fields)
     card.save(Path(folder) / "README.md")
 
 
@@ -116,7 +124,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "gguf": _gguf_option(result),
         # What torchao quantises. GPT-2 has transposed projections of its own instead.
         "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
-        "repository": PLACEHOLDER,
+        "install": INSTALL,
         "command": command_line(result),
     }
 

@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .card import write_card
 from .errors import FFPError
-from .folders import check_output, whole_folder
+from .folders import check_output, is_checkpoint, whole_folder
 from .hub import check_push, explain, one_line, push_folder
 from .naming import without_folders
 from .plots import write_plots
 from .report import write_report
 from .result import PruningResult
+from .trust import check_checkpoint
 
 
 # Not beside the weights: vLLM takes every .safetensors file of a folder for a part of the model.
@@ -44,7 +45,7 @@ def save_checkpoint(
     path = check_output(directory, overwrite)
     try:
         with whole_folder(path) as folder:
-            _write(result, folder)
+            _write(result, folder, Path(os.path.abspath(directory)).name)
             # Others may have written there meanwhile.
             check_output(directory, overwrite)
     except Exception as error:
@@ -56,7 +57,7 @@ def save_checkpoint(
     return path
 
 
-def _write(result: PruningResult, folder: Path) -> None:
+def _write(result: PruningResult, folder: Path, name: str) -> None:
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
@@ -67,8 +68,25 @@ def _write(result: PruningResult, folder: Path) -> None:
         (folder / AGENT_FILE).parent.mkdir()
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
     plots = write_plots(result, folder)
-    write_card(result, folder, plots)
+    write_card(result, folder, plots, name)
     write_report(result, folder, plots)
+
+
+def check_saved(directory: str | os.PathLike) -> Path:
+    """The folder, if `save_checkpoint` has written it.
+
+    Raises:
+        FFPError: If there is none, it holds something else, or its weights are gone or broken.
+    """
+    path = Path(directory).expanduser()
+    if not path.is_dir():
+        raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
+    if not is_checkpoint(path) or not any(path.glob("model*.safetensors")):
+        raise FFPError(
+            f"{directory} holds no pruned model with its weights; name a folder that `ffp prune` has written"
+        )
+    check_checkpoint(path)
+    return path
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

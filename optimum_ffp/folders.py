@@ -122,7 +122,7 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
     if os.path.ismount(path) or Path.cwd().is_relative_to(path):
         what = "a mounted disk" if os.path.ismount(path) else "the folder that you are in"
         raise FFPError(f"{directory} is {what}, which can't be replaced; name a folder in it")
-    if not _is_checkpoint(path):
+    if not is_checkpoint(path):
         if found := [entry.name for entry in path.iterdir()]:
             raise FFPError(
                 f"{directory} is no checkpoint of ours, it holds {name_some(found)}: it is never replaced; name "
@@ -137,7 +137,8 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
         )
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder has the record of a prune."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

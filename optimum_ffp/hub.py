@@ -9,14 +9,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from .errors import FFPError
 
 
-PLACEHOLDER = "THIS_REPOSITORY"
-"""What a card calls its repository until a push gives it a name."""
-
+# What a card calls its model: its folder until it is pushed, then a repository. All of its commands say the same.
+CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"\\\n]+)", trust_remote_code=True\)')
+CARD = "README.md"
 # What an earlier push may have left and a later one may not have: a shard, the agent of another method.
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
@@ -49,7 +49,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
 
 
 def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a saved checkpoint in one commit, and writes the repository's name into its card.
+    """Uploads a saved checkpoint in one commit, with the repository's name in its card. The folder stays as it is.
 
     Args:
         folder: The checkpoint's folder.
@@ -67,7 +67,6 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        _name_repository(Path(folder), repo_id)
         # Not upload_folder, which may cut an upload into several commits.
         commit = api.create_commit(
             repo_id, _operations(api, Path(folder), repo_id), commit_message="Upload a model pruned by optimum-ffp"
@@ -76,26 +75,38 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
     # The HTTP library, the storage client and the thread pool below each raise exceptions of their own.
     except Exception as error:
         reason = explain(error, token)
-    command = shlex.join(["hf", "upload", repo_id, os.fspath(folder), ".", *(["--private"] if private else [])])
+    command = shlex.join(
+        ["optimum-cli", "ffp", "push", os.fspath(folder), repo_id, *(["--private"] if private else [])]
+    )
     # What is left of the upload would draw its progress bars once more, after the error.
     gc.collect()
     raise FFPError(f"the upload to {repo_id} failed: {reason}. The model is whole in {folder}; go on with: {command}")
 
 
-def _name_repository(folder: Path, repo_id: str) -> None:
-    card = folder / "README.md"
-    if card.is_file() and PLACEHOLDER in (text := card.read_text(encoding="utf-8")):
-        card.write_text(text.replace(PLACEHOLDER, repo_id), encoding="utf-8")
+def name_repository(card: str, repo_id: str) -> str:
+    """A card whose commands name that repository, and not the folder or the repository that they named before."""
+    found = CARD_NAME.search(card)
+    if found is None:
+        return card
+    # In a shell it may be quoted.
+    for name in (shlex.quote(found[1]), found[1]):
+        card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", repo_id, card)
+    return card
 
 
 def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    # What git and downloads leave in a folder is no part of the model.
+    files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     stale = [
         name
         for name in api.list_repo_files(repo_id)
         if name not in files and any(fnmatch(name, pattern) for pattern in OURS)
     ]
-    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    contents: dict[str, Path | bytes] = dict(files)
+    if CARD in files:
+        contents[CARD] = name_repository(files[CARD].read_text(encoding="utf-8"), repo_id).encode()
+    additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
     return [*additions, *(CommitOperationDelete(name) for name in stale)]
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.checkpoint import load_agent
-from optimum_ffp.hub import check_push, push_folder
+from optimum_ffp.hub import check_push, name_repository, push_folder
 from tests import test_checkpoint
 from tests.conftest import make_picomodel, make_text, make_tokenizer
 from tests.hub_server import Hub, Repository, run_hub
@@ -51,7 +51,7 @@ for model in ours:
 pulled = Path(snapshot_download(repo_id))
 def contents(folder):
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".gitattributes"]
-    return {path.relative_to(folder): path.read_bytes() for path in files}
+    return {path.relative_to(folder): path.read_bytes() for path in files if path.name != "README.md"}
 assert contents(Path(folder)) == contents(pulled)
 blocks = re.findall(r"```python\\n(.*?)```", (pulled / "README.md").read_text(), re.S)
 names = {}
@@ -101,6 +101,12 @@ def uploaded(repository: Repository, commit: int = -1) -> dict[str, bytes]:
     return {name: data for name, data in repository.commits[commit].files.items() if name != ".gitattributes"}
 
 
+def published(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """What a push should make of a folder: the same but for the repository's name in the card."""
+    files = contents(folder)
+    return files | {"README.md": name_repository(files["README.md"].decode(), repo_id).encode()}
+
+
 def write_data(folder: Path) -> Path:
     folder.mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
@@ -128,7 +134,7 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
         repository = hub.repositories["me/pico-ffp"]
         assert repository.private and len(repository.commits) == 2
         assert f"uploaded: {hub.url}/me/pico-ffp/commit/{repository.commits[-1].oid}" in done.stdout
-        assert uploaded(repository) == contents(tmp_path / "out")
+        assert uploaded(repository) == published(tmp_path / "out", "me/pico-ffp")
         assert set(uploaded(repository)) == test_checkpoint.FILES
         assert [status for *_, status in hub.requests if status >= 500] == []
 
@@ -137,10 +143,11 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
         assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
         assert TOKEN not in done.stdout + done.stderr
 
-        card = ModelCard.load(tmp_path / "out" / "README.md")
+        card = ModelCard(uploaded(repository)["README.md"].decode())
         assert (card.data.base_model, card.data.license, card.data.license_name) == ("org/pico", "other", "pico")
         assert 'from_pretrained("me/pico-ffp", trust_remote_code=True)' in card.content
-        assert "optimum-cli ffp export --model me/pico-ffp pico.gguf\n" in card.content
+        assert "optimum-cli ffp export --model me/pico-ffp out.gguf\n" in card.content
+        assert "./out" not in card.content
         # Nothing says where the data and the model were on this machine.
         assert not [name for name, data in uploaded(repository).items() if str(tmp_path).encode() in data]
 
@@ -222,15 +229,12 @@ def test_failed_upload_is_one_line_and_the_folder_is_whole(folder, hub, name):
     message = str(caught.value)
     assert "\n" not in message and TOKEN not in message and advice in message
     assert re.match(rf"the upload to me/it failed: .*{status or 'pload'}.*{re.escape(said)}", message), message
-    assert message.endswith(f"The model is whole in {folder}; go on with: hf upload me/it '{folder}' . --private")
-    after = contents(folder)
-    # Once the repository exists its name stands in the card.
-    before["README.md"] = before["README.md"].replace(b"THIS_REPOSITORY", b"me/it")
-    after["README.md"] = after["README.md"].replace(b"THIS_REPOSITORY", b"me/it")
-    assert after == before
+    command = f"optimum-cli ffp push '{folder}' me/it --private"
+    assert message.endswith(f"The model is whole in {folder}; go on with: {command}")
+    assert contents(folder) == before
     hub.faults.clear()
     push_folder(folder, "me/it", private=True)
-    assert uploaded(hub.repositories["me/it"]) == contents(folder)
+    assert uploaded(hub.repositories["me/it"]) == published(folder, "me/it")
 
 
 def test_the_command_that_the_message_names_goes_on(folder, hub, tmp_path):
@@ -238,10 +242,17 @@ def test_the_command_that_the_message_names_goes_on(folder, hub, tmp_path):
     with pytest.raises(FFPError) as caught:
         push_folder(folder, "it", private=True)
     hub.faults.clear()
-    command = shlex.split(str(caught.value).partition("go on with: ")[2])
-    subprocess.run(command, env=environment(hub, tmp_path / "home"), check=True, capture_output=True)
+    words = shlex.split(str(caught.value).partition("go on with: ")[2])
+    assert words[:3] == ["optimum-cli", "ffp", "push"]
+    done = subprocess.run(
+        [sys.executable, "-c", CLI, *words[1:]],
+        env=environment(hub, tmp_path / "home"),
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
     repository = hub.repositories["me/it"]
-    assert repository.private and uploaded(repository) == contents(folder)
+    assert repository.private and uploaded(repository) == published(folder, "me/it")
 
 
 def test_a_result_that_could_not_be_uploaded_is_kept(pruned, hub):
@@ -272,7 +283,7 @@ def test_command_line_ends_with_the_line_and_code_2(hub, tmp_path, name):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and TOKEN not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.endswith("go on with: hf upload " + ("out" if status else "me/out") + " out .")
+    assert line.endswith("go on with: optimum-cli ffp push out " + ("out" if status else "me/out"))
     FFPModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
@@ -321,7 +332,39 @@ def test_the_real_smollm2_there_and_back(hub, tmp_path):
 
     pulled = Path(snapshot_download("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache"))
     (pulled / ".gitattributes").unlink()
-    assert contents(pulled) == contents(folder)
+    assert contents(pulled) == published(folder, "me/SmolLM2-135M-ffp-20")
     again = FFPModelForCausalLM.from_pretrained("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache")
     tokens = torch.arange(100, 116)[None]
     assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_a_card_names_its_folder_and_once_pushed_its_repository(pruned, folder, hub):
+    local = (folder / "README.md").read_text()
+    # As `pruned` was saved; what is copied or renamed later keeps the name that it was given.
+    loaded = re.findall(r'from_pretrained\("(.*?)"', local)
+    assert len(loaded) > 3 and set(loaded) == {"./pruned"} and 'model="./pruned"' in local
+    assert "vllm serve ./pruned --trust-remote-code" in local
+    assert "ffp export --model ./pruned pruned.gguf" in local
+    for repo_id in ("me/first", "me/second"):
+        push_folder(folder, repo_id)
+        # From what was pulled it goes elsewhere too.
+        (folder / "README.md").write_bytes(uploaded(hub.repositories[repo_id])["README.md"])
+        assert (folder / "README.md").read_text() == local.replace("./pruned", repo_id)
+
+
+def test_names_that_a_shell_needs_quoted(pruned, tmp_path):
+    pruner, _ = pruned
+    pruner.save_pretrained(tmp_path / "two words")
+    card = (tmp_path / "two words" / "README.md").read_text()
+    assert 'from_pretrained("./two words", trust' in card and "vllm serve './two words' --trust" in card
+    assert "--model './two words' 'two words.gguf'" in card
+    named = name_repository(card, "me/it")
+    assert "two words" not in named.replace("'two words.gguf'", "") and "vllm serve me/it --trust" in named
+
+
+def test_what_git_and_downloads_leave_stays_at_home(folder, hub):
+    for name in (".git/config", ".cache/huggingface/download/x.lock"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("")
+    push_folder(folder, "me/it")
+    assert set(uploaded(hub.repositories["me/it"])) == test_checkpoint.FILES

@@ -5,6 +5,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from .evaluate import FFPEvaluateCommand
 from .export import FFPExportCommand
 from .prune import FFPPruneCommand
+from .push import FFPPushCommand
 
 
 class FFPCommand(BaseOptimumCLICommand):
@@ -26,5 +27,10 @@ class FFPCommand(BaseOptimumCLICommand):
             name="export",
             help="Write a model, dense or pruned, as a GGUF file for llama.cpp.",
             subcommand_class=FFPExportCommand,
+        ),
+        CommandInfo(
+            name="push",
+            help="Upload a pruned model's folder to the Hub.",
+            subcommand_class=FFPPushCommand,
         ),
     )

@@ -1,0 +1,53 @@
+import shutil
+
+import pytest
+
+from optimum_ffp import FFPModelForCausalLM
+from tests import test_checkpoint, test_hub
+
+
+pruned, hub, folder = test_checkpoint.pruned, test_hub.hub, test_hub.folder
+
+
+def test_a_folder_goes_up_in_one_commit_and_stays_as_it_is(run_ffp, hub, folder, tmp_path):
+    before = test_hub.contents(folder)
+    code, output, _ = run_ffp("push", folder, "it", "--private")
+    repository = hub.repositories["me/it"]
+    assert code == 0 and output.strip() == f"uploaded: {hub.url}/me/it/commit/{repository.commits[-1].oid}"
+    assert repository.private and len(repository.commits) == 2
+    assert test_hub.uploaded(repository) == test_hub.published(folder, "me/it")
+    assert b'from_pretrained("me/it", trust_remote_code=True)' in test_hub.uploaded(repository)["README.md"]
+    assert test_hub.contents(folder) == before
+    FFPModelForCausalLM.from_pretrained("me/it", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no folder", "there is no folder"),
+        ("dense", "holds no pruned model with its weights; name a folder"),
+        ("no weights", "holds no pruned model with its weights"),
+        ("broken weights", "is no valid safetensors file"),
+        ("bad name", "'a/b/c' can't be a repository's name"),
+        ("bad token", "the upload to me/it would fail: 401"),
+    ],
+)
+def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(run_ffp, hub, folder, save_picomodel, case, message):
+    repo_id, more = "me/it", []
+    match case:
+        case "no folder":
+            shutil.rmtree(folder)
+        case "dense":
+            folder = save_picomodel()
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "broken weights":
+            (folder / "model.safetensors").write_bytes(b"broken")
+        case "bad name":
+            repo_id = "a/b/c"
+        case "bad token":
+            more = ["--token", "hf_wrong"]
+    code, _, errors = run_ffp("push", folder, repo_id, *more)
+    (line,) = errors.strip().splitlines()
+    assert code == 2 and line.startswith("error: ") and message in line
+    assert hub.repositories == {}
