@@ -2,7 +2,7 @@
 
 python examples/generate.py PRUNED DENSE ["prompt"]
 
-PRUNED is a folder that optimum-ffp has written; DENSE a folder, a Hub id, or a .gguf file, which needs the gguf package. A
+PRUNED is a folder that optimum-ffp has written; DENSE a folder, a Hub id, or a .gguf file (by the gguf package). A
 model with a chat template is asked by it, one without continues the prompt.
 """
 
