@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from .config import FFPConfig
-from .data import ALTERNATIVES, check_suffix, find_files, hub_source
+from .data import ALTERNATIVES, check_file, find_files, hub_source
 from .errors import FFPError
 from .folders import check_apart, check_file, check_output
 from .hub import check_push, explain, one_line
@@ -56,7 +56,8 @@ def find_problems(
     checks += [partial(check_file, file, overwrite) for file in front]
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
-    checks += [partial(check_dataset, name) for name in dict.fromkeys((config.dataset, config.eval_dataset)) if name]
+    datasets = dict.fromkeys(filter(None, (config.dataset, config.eval_dataset)))
+    checks += [partial(check_dataset, name, config.text_column) for name in datasets]
     checks.append(partial(check_repositories, repositories, token))
     for check in checks:
         try:
@@ -88,24 +89,23 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
         )
 
 
-def check_dataset(dataset: str) -> None:
-    """Whether the files or splits of a dataset are there; nothing of them is read.
+def check_dataset(dataset: str, text_column: str | None = None) -> None:
+    """Whether the files or splits of a dataset are there and hold text; no more than first rows are read.
 
     Args:
         dataset: As in `load_windows`.
+        text_column: The column that the user has named.
 
     Raises:
-        FFPError: If they aren't.
+        FFPError: If they aren't or don't.
     """
     files = find_files(dataset)
     if not files and dataset != "self":
         _check_hub_dataset(dataset)
-    for file in files.values():
-        check_suffix(file)
+    for file in (file for shards in files.values() for file in shards):
         if not os.access(file, os.R_OK):
             raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")
-        if not file.stat().st_size:
-            raise FFPError(f"{file} holds no text")
+        check_file(file, text_column)
 
 
 def _check_hub_dataset(dataset: str) -> None:

@@ -42,6 +42,9 @@ class FFPConfig(Knobs, BaseConfig):
         held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
+        text_column: Column of a .jsonl, .parquet or Hub dataset to read: of texts, or of conversations, which the chat
+            template renders. `None` takes the first that is there of `text`, `messages`, `conversations`, `content`
+            and `document`.
         self_share: Share of the calibration and search windows that the model writes itself, 0 to 1 (the paper: 0). A
             model that is pruned for one kind of text alone is worse on others.
         num_samples: Calibration windows (the paper: 32).
@@ -162,9 +165,10 @@ class FFPConfig(Knobs, BaseConfig):
         for name, (kind, low, high) in optional.items():
             if getattr(self, name) is not None:
                 self._check_numbers(kind, low, high, name)
-        for name in ("dataset", *(["eval_dataset"] if self.eval_dataset is not None else [])):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise FFPError(f"{name} must be a name or a path, found {getattr(self, name)!r}")
+        for name, what in {"dataset": "or a path", "eval_dataset": "or a path", "text_column": "of a column"}.items():
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and not (value is None and name != "dataset"):
+                raise FFPError(f"{name} must be a name {what}, found {value!r}")
         for name in ("ridge_lambda_relative", "grad"):
             if not isinstance(getattr(self, name), bool):
                 raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")

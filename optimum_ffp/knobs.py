@@ -57,6 +57,7 @@ class Knobs:
     held_out_samples: int = 4
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
+    text_column: str | None = None
     self_share: float = 0.0
     num_samples: int = 128
     seq_len: int = 2048

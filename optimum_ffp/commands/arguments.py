@@ -34,3 +34,14 @@ def add_hub_options(group: ArgumentParser | _ArgumentGroup) -> None:
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub.")
     add_option(group, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
     add_option(group, "cache-dir", help="Where downloads are kept.")
+
+
+def add_text_column(group: ArgumentParser | _ArgumentGroup) -> None:
+    """Which column of a data set is read."""
+    add_option(
+        group,
+        "text-column",
+        metavar="NAME",
+        help="Column to read where there are columns: of texts, or of conversations, which the chat template renders. "
+        "Default: the first that is there of text, messages, conversations, content, document; no other is guessed.",
+    )

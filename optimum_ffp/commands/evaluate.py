@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_device_options, add_hub_options, add_option
+from .arguments import add_device_options, add_hub_options, add_option, add_text_column
 from .ending import one_line_endings
 
 
@@ -17,14 +17,25 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..data import DataRequest, Windows
+    from ..data import DataRequest, Row, Windows
     from ..evaluation import Speed, TaskSuite
     from ..loading import LoadOptions
 
 logger = logging.getLogger(__name__)
 # The least that makes sense of every number.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
-SETTINGS = (*LEAST, "dataset", "split", "tasks", "tasks_path", "limit", "num_fewshot", "device", "dtype")
+SETTINGS = (
+    *LEAST,
+    "dataset",
+    "text_column",
+    "split",
+    "tasks",
+    "tasks_path",
+    "limit",
+    "num_fewshot",
+    "device",
+    "dtype",
+)
 EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
@@ -59,6 +70,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         help="train, validation or test (default). One file is used whole, unless test asks for the part of it that "
         "a prune reports on.",
     )
+    add_text_column(text)
     add_option(text, "eval-samples", type=int, help="Windows, the first ones. Default: all.")
     add_option(text, "seq-len", type=int, default=2048, help="Tokens a window (2048).")
     add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
@@ -170,7 +182,7 @@ class Loaded(NamedTuple):
 
 
 def measure(
-    args: Namespace, loaded: Loaded, splits: dict[str, str], suite: "TaskSuite | None"
+    args: Namespace, loaded: Loaded, splits: "dict[str, list[Row]]", suite: "TaskSuite | None"
 ) -> tuple[dict[str, Any], "torch.Tensor | None"]:
     """The record of one model, without its speed, and the windows that it was scored on."""
     from ..batches import with_halving_batches
@@ -192,7 +204,7 @@ def measure(
     return record, windows and windows.tokens
 
 
-def read_text(args: Namespace) -> dict[str, str]:
+def read_text(args: Namespace) -> "dict[str, list[Row]]":
     """The text of every split, or the one text that there is."""
     from ..data import read_splits
     from ..errors import FFPError
@@ -208,9 +220,9 @@ def read_text(args: Namespace) -> dict[str, str]:
     return splits
 
 
-def cut_windows(args: Namespace, splits: dict[str, str], loaded: Loaded) -> "Windows":
+def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the split that was asked for."""
-    from ..data import Windows, cut, load_windows, tokenize
+    from ..data import Windows, cut_rows, load_windows
     from ..errors import FFPError
 
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -221,7 +233,7 @@ def cut_windows(args: Namespace, splits: dict[str, str], loaded: Loaded) -> "Win
     if len(splits) == 1 and args.split == "test":
         return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = cut(tokenize(splits[split], loaded.tokenizer), args.seq_len, f"{args.dataset} ({split})")
+    tokens = cut_rows(splits[split], loaded.tokenizer, args.seq_len, f"{args.dataset} ({split})")
     return Windows(tokens[: args.eval_samples], args.dataset, split)
 
 
@@ -229,7 +241,9 @@ def data_request(args: Namespace) -> "DataRequest":
     """Test windows alone."""
     from ..data import DataRequest
 
-    return DataRequest(length=args.seq_len, calibration=0, search=0, test=args.eval_samples, seed=0)
+    return DataRequest(
+        length=args.seq_len, calibration=0, search=0, test=args.eval_samples, seed=0, text_column=args.text_column
+    )
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:

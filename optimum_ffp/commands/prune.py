@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_load_options, add_option
+from .arguments import add_load_options, add_option, add_text_column
 from .ending import one_line_endings
 
 
@@ -120,6 +120,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "or self (text sampled from the model, which takes a while: choose fewer --num-samples).",
     )
     add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
+    add_text_column(data)
     add_option(data, "self-share", type=float, help="Share of calibration and search windows that the model writes.")
     add_option(data, "num-samples", type=int, help="Calibration windows.")
     add_option(data, "fisher-samples", type=int, help="Calibration windows of the backward pass.")

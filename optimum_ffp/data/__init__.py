@@ -1,8 +1,9 @@
 """Text from wherever it is, as windows of tokens."""
 
+from .columns import Row
 from .request import DataRequest, check_window_length
-from .sources import ALTERNATIVES, NAMED, check_suffix, find_files, hub_source, join_rows, read_splits
-from .windows import DataSplits, Windows, cut, load_windows, tokenize
+from .sources import ALTERNATIVES, NAMED, check_file, find_files, hub_source, read_splits
+from .windows import DataSplits, Windows, cut_rows, load_windows
 
 
 __all__ = [
@@ -10,14 +11,13 @@ __all__ = [
     "NAMED",
     "DataRequest",
     "DataSplits",
+    "Row",
     "Windows",
-    "check_suffix",
+    "check_file",
     "check_window_length",
-    "cut",
+    "cut_rows",
     "find_files",
     "hub_source",
-    "join_rows",
     "load_windows",
     "read_splits",
-    "tokenize",
 ]

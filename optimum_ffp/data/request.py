@@ -17,6 +17,7 @@ class DataRequest:
         calibration, search, test: Number of windows.
         seed: Picks the calibration and search windows. Test windows are the first.
         self_share: Share of the calibration and search windows that the model writes itself.
+        text_column: Column to read where there are columns; one of a known name if `None`.
     """
 
     length: int
@@ -25,6 +26,7 @@ class DataRequest:
     test: int | None
     seed: int
     self_share: float = 0.0
+    text_column: str | None = None
 
     @classmethod
     def of(cls, config: FFPConfig) -> "DataRequest":
@@ -36,6 +38,7 @@ class DataRequest:
             test=config.eval_samples,
             seed=config.seed,
             self_share=config.self_share,
+            text_column=config.text_column,
         )
 
     def written(self, dataset: str) -> dict[str, int]:

@@ -1,38 +1,49 @@
-"""Text from files, folders and the Hub."""
+"""Text from files, folders and the Hub, split by split."""
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from ..errors import FFPError
+from .columns import Row, choose_column, length_of, read_column
+from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
 
 
+logger = logging.getLogger(__name__)
 NAMED = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "c4": ("allenai/c4", "en"),
 }
 SPLITS = ("train", "validation", "test")
-SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # A stream is read only as far as its windows need, at this many characters a token (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
+# A file is read on to this many, so that the windows of an ordinary one are picked from all of it.
+CHARACTERS_OF_FILES = 2**26
+# Rows that columns are judged by.
+HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, a folder with train, validation and test, or 'self'"
 
 
-def read_splits(dataset: str, request: DataRequest) -> dict[str, str]:
-    """The text of every split of a dataset: rows joined by blank lines. One split alone if there is no more.
+def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
+    """The texts or conversations of every split of a dataset. One split alone if there is no more.
+
+    Args:
+        dataset: A name, Hub id, file or folder, as in `load_windows`.
+        request: How much of it is needed, and of which column.
 
     Raises:
-        FFPError: If the data can't be found or read.
+        FFPError: If the data can't be found or read, or holds no text.
     """
-    files = find_files(dataset)
-    if files:
-        return {split: join_rows(_read_rows(file)) for split, file in files.items()}
+    if files := find_files(dataset):
+        return {split: _read_files(paths, request) for split, paths in files.items()}
     return _read_from_hub(dataset, request)
 
 
-def find_files(dataset: str) -> dict[str, Path]:
+def find_files(dataset: str) -> dict[str, list[Path]]:
     """Local files of a dataset by split, or one file by its name; none if the dataset is not local.
 
     Raises:
@@ -40,12 +51,18 @@ def find_files(dataset: str) -> dict[str, Path]:
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
-        return {split: _split_file(path, split) for split in SPLITS}
+        return find_splits(path, SPLITS)
     if path.is_file():
-        return {path.name: path}
-    if path.suffix in SUFFIXES or dataset.startswith((".", "/", "~")):
+        return {path.name: [path]}
+    if kind_of(path, required=False) or dataset.startswith((".", "/", "~")):
         raise FFPError(f"there is no file or folder {dataset}; {ALTERNATIVES}")
     return {}
+
+
+def check_file(path: Path, text_column: str | None = None) -> None:
+    """Raises `FFPError` if a local file can't be read, or its first rows hold no text."""
+    with _explained(path):
+        _column_of(path, text_column)
 
 
 def hub_source(dataset: str) -> tuple[str, str | None]:
@@ -54,67 +71,43 @@ def hub_source(dataset: str) -> tuple[str, str | None]:
     return NAMED.get(name, (name, config or None))
 
 
-def join_rows(rows: Iterable[str]) -> str:
-    """Rows joined by blank lines, as perplexity on WikiText-2 is measured."""
-    return "\n\n".join(rows)
+def _read_files(paths: list[Path], request: DataRequest) -> list[Row]:
+    def texts() -> Iterator[Row]:
+        for path in paths:
+            with _explained(path):
+                column = _column_of(path, request.text_column)
+                yield from read_column(read_rows(path, column), column, str(path))
+
+    most = max(_characters(request), CHARACTERS_OF_FILES)
+    rows = list(_take(texts(), most))
+    if not any(row.strip() if isinstance(row, str) else row for row in rows):
+        raise FFPError(f"{paths[0]} holds no text")
+    if sum(map(length_of, rows)) > most:
+        logger.warning("%s is long: its first %s characters are read", paths[0], f"{most:,}")
+    return rows
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    for suffix in SUFFIXES:
-        if (folder / f"{split}{suffix}").is_file():
-            return folder / f"{split}{suffix}"
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-    raise FFPError(
-        f"{folder} has no {split} file ({', '.join(split + suffix for suffix in SUFFIXES)}); it holds {found}. "
-        "Give one file instead of the folder to have it split"
-    )
+def _column_of(path: Path, text_column: str | None) -> str:
+    # A .txt has no columns that could have been meant.
+    wanted = None if path.is_file() and kind_of(path) == "text" else text_column
+    return choose_column(list(islice(read_rows(path), HEAD)), wanted, str(path))
 
 
-def check_suffix(path: Path) -> None:
-    """Raises `FFPError` if a file's name doesn't end as one that can be read."""
-    if path.suffix not in SUFFIXES:
-        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
-
-
-def _read_rows(path: Path) -> list[str]:
-    """Rows of a local file. A line of a .txt is a row, with its line end unless it is blank, as in WikiText-2."""
-    check_suffix(path)
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [line + "\n" if line.strip() else "" for line in lines]
-            if rows and not rows[-1]:
-                rows.pop()
-        else:
-            import datasets
-
-            # It logs a traceback of its own for a file that it can't parse.
-            datasets.utils.logging.set_verbosity(logging.CRITICAL)
-            table = datasets.load_dataset(SUFFIXES[path.suffix], data_files=str(path), split="train")
-            rows = table[_text_column(table.column_names, table.features, str(path))]
+        yield
     except FFPError:
         raise
     except Exception as error:  # Each reader has exceptions of its own; the user needs the file and the reason.
         raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
-    rows = [row for row in rows if row is not None]
-    if not any(row.strip() for row in rows):
-        raise FFPError(f"{path} holds no text")
-    return list(rows)
 
 
-def _text_column(names: list[str], features: dict, label: str) -> str:
-    strings = [name for name in names if getattr(features[name], "dtype", None) in ("string", "large_string")]
-    if "text" in strings:
-        return "text"
-    if len(strings) == 1:
-        return strings[0]
-    raise FFPError(f"{label} has the columns {', '.join(names)}; one of them must be called 'text' and hold strings")
-
-
-def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, str]:
+def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
     from datasets import get_dataset_split_names, load_dataset
 
     repository, config = hub_source(dataset)
+    wanted = None if dataset in NAMED else request.text_column
     try:
         available = get_dataset_split_names(repository, config)
         splits = [split for split in SPLITS if split in available]
@@ -123,9 +116,8 @@ def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, str]:
         texts = {}
         for split in splits:
             stream = load_dataset(repository, config, split=split, streaming=True)
-            head = next(iter(stream))
-            column = _text_column(list(head), stream.features or {}, dataset) if "text" not in head else "text"
-            texts[split] = join_rows(_take(stream, column, request))
+            column = choose_column(list(islice(stream, HEAD)), wanted, f"{dataset} ({split})")
+            texts[split] = list(_take(read_column(stream, column, f"{dataset} ({split})"), _characters(request)))
         return texts
     except FFPError:
         raise
@@ -134,13 +126,17 @@ def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, str]:
         raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None
 
 
-def _take(stream: Iterable[dict], column: str, request: DataRequest) -> Iterable[str]:
+def _characters(request: DataRequest) -> int:
+    """What all windows together need at most."""
     windows = 4 * sum(count or 100 for count in (request.calibration, request.search, request.test))
-    budget = windows * request.length * CHARACTERS_PER_TOKEN
-    for row in stream:
-        yield row[column]
-        budget -= len(row[column])
-        if budget < 0:
+    return windows * request.length * CHARACTERS_PER_TOKEN
+
+
+def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:
+    for row in rows:
+        yield row
+        characters -= length_of(row)
+        if characters < 0:
             return
 
 

@@ -1,5 +1,6 @@
 """Text from wherever it is, as windows of tokens: what to calibrate on, what to search on, what to report on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
 from ..sampling import sample_from_model
+from .columns import Row, join_rows
 from .request import DataRequest
 from .sources import read_splits
 
@@ -120,8 +122,8 @@ def _load_roles(
         labels = {role: f"{role} part of text sampled from the model" for role in ROLES}
     else:
         splits = {
-            split: cut(tokenize(text, tokenizer), request.length, f"{dataset} ({split})")
-            for split, text in read_splits(dataset, request).items()
+            split: cut_rows(rows, tokenizer, request.length, f"{dataset} ({split})")
+            for split, rows in read_splits(dataset, request).items()
         }
         if len(splits) > 1:
             parts, labels = {role: splits[split] for role, split in ROLES.items()}, ROLES
@@ -152,15 +154,22 @@ def _divide(windows: torch.Tensor, counts: dict[str, int]) -> dict[str, torch.Te
     return dict(zip(counts, windows.split(list(counts.values()))))
 
 
-def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Token ids of a whole text, shape `[tokens]`, without special tokens."""
+def cut_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, length: int, label: str) -> torch.Tensor:
+    """As many whole windows of a text as there are, shape `[windows, length]`, without special tokens.
+
+    Args:
+        rows: Texts or conversations, which become one text.
+        tokenizer: The model's tokenizer.
+        length: Tokens a window.
+        label: What the text is called in errors.
+
+    Raises:
+        FFPError: If there is not one whole window, or conversations can't be rendered.
+    """
+    text = join_rows(rows, tokenizer, label)
     # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
-    return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
-
-
-def cut(tokens: torch.Tensor, length: int, label: str) -> torch.Tensor:
-    """As many whole windows as there are, shape `[windows, length]`. Raises `FFPError` if there is none."""
-    if len(tokens) < length:
-        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
+    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
     count = len(tokens) // length
+    if not count:
+        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
     return tokens[: count * length].view(count, length)

@@ -95,7 +95,7 @@ def corrupt(path, text="{"):
         ("missing gguf", "there is no file"),
         ("empty data", "holds no text"),
         ("missing data", "there is no file or folder"),
-        ("unreadable data", "can't be read"),
+        ("unreadable data", "broken.jsonl, line 1 is no JSON"),
         ("short text", "less than one window of 24"),
         ("sparsity out of reach", "sparsity 0.95 can't be met: with min_retention 0.2 at most 0."),
         ("sparsity of 2", "sparsity must be a number between 0 and 1"),

@@ -5,7 +5,7 @@ import datasets
 import pytest
 import torch
 
-from optimum_ffp.data import DataRequest, join_rows, load_windows, read_splits
+from optimum_ffp.data import DataRequest, load_windows, read_splits
 from optimum_ffp.errors import FFPError
 from tests.conftest import make_picomodel, make_text, make_tokenizer
 
@@ -49,7 +49,7 @@ def test_one_file_is_cut_into_disjoint_parts(tmp_path, suffix):
 def test_rows_are_those_of_wikitext(tmp_path):
     (tmp_path / "text.txt").write_text(" \n = Title = \n \n Some words . \n")
     rows = read_splits(str(tmp_path / "text.txt"), REQUEST)["text.txt"]
-    assert rows == join_rows(["", " = Title = \n", "", " Some words . \n"])
+    assert rows == ["", " = Title = \n", "", " Some words . \n"]
 
 
 def test_seed_picks_calibration_windows_and_leaves_test_windows(data_folder):
@@ -120,9 +120,18 @@ def write(path, content):
         (b"\xff\xfe\x00\x01" * 40, "binary.txt", "can't be read: UnicodeDecodeError"),
         (b"w3 w4 w5", "short.txt", "less than one window of 16; lower seq_len"),
         (b"w3 " * 20, "two.txt", "gives 1 window"),
-        (b"not json\n", "broken.jsonl", "can't be read"),
-        (b'{"a": "x", "b": "y"}\n', "columns.jsonl", "has the columns a, b; one of them must be called 'text'"),
+        (b'{"text": "w3"}\n{"text": "w\n', "broken.jsonl", "broken.jsonl, line 2 is no JSON: "),
+        (b'{"text": "w3"}\n\n["w3"]\n', "array.jsonl", "line 3 is no JSON object: found list"),
+        (b'{"text": "w3"}\n{"text": "w\\ud800"}\n', "half.jsonl", "line 2 is no JSON: .*surrogates"),
+        (
+            b'{"text": "w3"}\n{"text": 3}\n',
+            "number.jsonl",
+            "number.jsonl holds neither .* in row 2",
+        ),
+        (b"", "empty.jsonl", "holds no text: it has no rows"),
+        (b'[{"text": "w3"}, 4]', "entry.json", "entry 2: found int"),
         (b"PAR1 nonsense", "broken.parquet", "can't be read"),
+        (b"nonsense", "broken.txt.gz", "broken.txt.gz can't be read: BadGzipFile"),
         (b"text", "data.csv", "convert it"),
     ],
 )

@@ -1,0 +1,153 @@
+"""Data sets on disk: files of a folder by split, and the rows of a file."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import FFPError
+
+
+SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Rows of a table that are held at once.
+TABLE_ROWS = 256
+# As the Hub names the shards of a split: train-00000-of-00002, and with a hash.
+SHARD = r"(-\d+-of-\d+(-[0-9a-f]+)?)?"
+
+
+def kind_of(path: Path, required: bool = True) -> str | None:
+    """`"text"`, `"json"` or `"parquet"`, by the end of a file's name; `None` if it says none of them.
+
+    Raises:
+        FFPError: If it is `required` and there is none.
+    """
+    suffix = _suffix(path)
+    if suffix is None and required:
+        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+    return suffix and SUFFIXES[suffix]
+
+
+def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """Files of every split of a folder, or of its one split.
+
+    That is a folder that `save_to_disk` has written, or one with a file or shards for every split, in it or in its
+    folder `data`. What `save_to_disk` has written for a split counts as one file.
+
+    Raises:
+        FFPError: If it is none of them, or some splits are missing. `train` alone will do.
+    """
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return {folder.name: [folder]}
+    if (folder / "dataset_dict.json").is_file():
+        found = {split: [folder / split] for split in splits if (folder / split).is_dir()}
+    else:
+        found = {split: files for split in splits if (files := _split_files(folder, split))}
+    missing = [split for split in splits if split not in found]
+    if not missing or list(found) == ["train"]:
+        return found
+    holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+    raise FFPError(
+        f"{folder} has no {missing[0]} file ({', '.join(missing[0] + suffix for suffix in SUFFIXES)}); it holds "
+        f"{holds}. Give one file instead of the folder to have it split"
+    )
+
+
+def read_rows(path: Path, column: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a file or of a folder that `save_to_disk` has written, one at a time.
+
+    A line of a .txt is a row called `text`, with its line end unless it is blank, as in WikiText-2.
+
+    Args:
+        path: The file or folder.
+        column: The only column that is needed.
+
+    Raises:
+        FFPError: If a line of a .jsonl is no JSON object.
+    """
+    if path.is_dir():
+        yield from _read_saved(path, column)
+    elif kind_of(path) == "parquet":
+        yield from _read_parquet(path, column)
+    else:
+        # A byte order mark is no text.
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            yield from (_read_text if kind_of(path) == "text" else _read_json)(file, path)
+
+
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    packed_table = suffix == ".parquet" and name != path.name.lower()
+    return suffix if suffix in SUFFIXES and not packed_table else None
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    for place in (folder, folder / "data"):
+        files = sorted(file for file in (place.iterdir() if place.is_dir() else ()) if file.is_file())
+        for pattern in (split, split + SHARD):
+            for suffix in SUFFIXES:
+                found = [
+                    file
+                    for file in files
+                    if _suffix(file) == suffix and re.fullmatch(pattern, file.name.lower().partition(".")[0])
+                ]
+                if found:
+                    return found
+    return []
+
+
+def _read_text(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    for line in file:
+        if line.strip():
+            yield {"text": line.removesuffix("\n") + "\n"}
+        elif line.endswith("\n"):
+            yield {"text": ""}
+
+
+def _read_json(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if number == 1 and line.lstrip().startswith("["):
+            yield from _read_array(line + file.read(), path)
+        elif line.strip():
+            yield _parse(line, f"{path}, line {number}")
+
+
+def _read_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise FFPError(f"{path} is no JSON: {error}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise FFPError(f"{path}, entry {number}: found {type(row).__name__} instead of a JSON object")
+        yield row
+
+
+def _parse(line: str, label: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if "\\ud" in line:
+            # Half a character, which JSON can write and nothing else can hold.
+            json.dumps(row, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise FFPError(f"{label} is no JSON: {getattr(error, 'msg', error)}") from None
+    if not isinstance(row, dict):
+        raise FFPError(f"{label} is no JSON object: found {type(row).__name__}; each line must be one row")
+    return row
+
+
+def _read_parquet(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(TABLE_ROWS, columns=column and [column]):
+            yield from batch.to_pylist()
+
+
+def _read_saved(folder: Path, column: str | None) -> Iterator[dict[str, Any]]:
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder)).with_format(None)
+    yield from table.select_columns([column]) if column else table

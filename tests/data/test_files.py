@@ -1,0 +1,84 @@
+import gzip
+import json
+
+import datasets
+import pytest
+
+from optimum_ffp.data import DataRequest, read_splits
+from optimum_ffp.errors import FFPError
+
+
+REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
+SPLITS = ("train", "validation", "test")
+
+
+def table(text):
+    return datasets.Dataset.from_dict({"source": [f"site of {text}"], "text": [text]})
+
+
+def read(path):
+    return read_splits(str(path), REQUEST)
+
+
+@pytest.mark.parametrize(
+    "name", ["ok [1].jsonl", "a*b?.jsonl", "DATA.JSONL", "data.jsonl.gz", "data.json", "mark.jsonl", "ok [1].parquet"]
+)
+def test_files_of_any_name_and_packing(tmp_path, name):
+    path, rows = tmp_path / name, [{"text": "w3 ä"}, {"text": None}, {"other": 1}, {"text": "w4"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith("gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif name.endswith("parquet"):
+        datasets.Dataset.from_list([{"text": row.get("text"), "n": 1} for row in rows]).to_parquet(path)
+    elif name.endswith("json"):
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        path.write_text(lines, encoding="utf-8-sig" if name.startswith("mark") else "utf-8")
+    assert read(path) == {name: ["w3 ä", "w4"]}
+
+
+@pytest.mark.parametrize("name", ["DATA.TXT", "data.txt.gz"])
+def test_text_files_of_any_name_and_packing(tmp_path, name):
+    content = "\ufeffw3 w4\n\nw5".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read(tmp_path / name) == {name: ["w3 w4\n", "", "w5\n"]}
+
+
+def test_shards_as_the_hub_names_them(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in SPLITS:
+        for shard in (1, 0):
+            table(f"{split} {shard}").to_parquet(tmp_path / "data" / f"{split}-0000{shard}-of-00002.parquet")
+    (tmp_path / "README.md").write_text("a card")
+    assert read(tmp_path) == {split: [f"{split} 0", f"{split} 1"] for split in SPLITS}
+
+
+def test_what_save_to_disk_has_written(tmp_path):
+    datasets.DatasetDict({split: table(split) for split in SPLITS}).save_to_disk(tmp_path / "saved [1]")
+    assert read(tmp_path / "saved [1]") == {split: [split] for split in SPLITS}
+    assert read(tmp_path / "saved [1]" / "train") == {"train": ["train"]}
+    datasets.DatasetDict({split: table(split) for split in ("train", "test")}).save_to_disk(tmp_path / "two")
+    with pytest.raises(FFPError, match="has no validation.*it holds dataset_dict.json, test, train"):
+        read(tmp_path / "two")
+
+
+def test_train_alone_is_one_text(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "w3"}\n')
+    (tmp_path / "notes.txt").write_text("not data")
+    assert read(tmp_path) == {"train": ["w3"]}
+
+
+def test_tables_without_rows(tmp_path):
+    table("w3").select([]).to_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(FFPError, match="empty.parquet holds no text: it has no rows"):
+        read(tmp_path / "empty.parquet")
+
+
+def test_a_long_file_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_OF_FILES", 0)
+    (tmp_path / "long.txt").write_text("w3 w4 w5 w6 w7 w8\n" * 1000)
+    (rows,) = read_splits(
+        str(tmp_path / "long.txt"), DataRequest(length=8, calibration=1, search=1, test=1, seed=0)
+    ).values()
+    assert len(rows) == 4 * 3 * 8 * 8 // 18 + 1
+    assert "long.txt is long: its first 768 characters are read" in caplog.text
