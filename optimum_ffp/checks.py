@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from .config import FFPConfig
-from .data import ALTERNATIVES, check_file, find_files, hub_source
+from .data import ALTERNATIVES, check_text_file, find_files, hub_source
 from .errors import FFPError
 from .folders import check_apart, check_file, check_output
 from .hub import check_push, explain, one_line
@@ -105,7 +105,7 @@ def check_dataset(dataset: str, text_column: str | None = None) -> None:
     for file in (file for shards in files.values() for file in shards):
         if not os.access(file, os.R_OK):
             raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")
-        check_file(file, text_column)
+        check_text_file(file, text_column)
 
 
 def _check_hub_dataset(dataset: str) -> None:

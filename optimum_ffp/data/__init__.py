@@ -2,7 +2,7 @@
 
 from .columns import Row
 from .request import DataRequest, check_window_length
-from .sources import ALTERNATIVES, NAMED, check_file, find_files, hub_source, read_splits
+from .sources import ALTERNATIVES, NAMED, check_text_file, find_files, hub_source, read_splits
 from .windows import DataSplits, Windows, cut_rows, load_windows
 
 
@@ -13,7 +13,7 @@ __all__ = [
     "DataSplits",
     "Row",
     "Windows",
-    "check_file",
+    "check_text_file",
     "check_window_length",
     "cut_rows",
     "find_files",

@@ -59,7 +59,7 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     return {}
 
 
-def check_file(path: Path, text_column: str | None = None) -> None:
+def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows hold no text."""
     with _explained(path):
         _column_of(path, text_column)
