@@ -18,6 +18,7 @@ from .folders import check_output, is_checkpoint, whole_folder
 from .hub import check_push, explain, one_line, push_folder
 from .naming import without_folders
 from .plots import write_plots
+from .records import to_json
 from .report import write_report
 from .result import PruningResult
 from .trust import check_checkpoint
@@ -61,9 +62,9 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
-    (folder / result.config.CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / result.config.CONFIG_NAME).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in result.log)
+        file.writelines(to_json(entry) + "\n" for entry in result.log)
     if result.agent is not None:
         (folder / AGENT_FILE).parent.mkdir()
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)

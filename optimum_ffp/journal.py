@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .errors import FFPError
 from .folders import FolderLock, check_writable, name_some, resolve
+from .records import from_exact_json, to_exact_json, to_json
 
 
 IDENTITY = "identity.json"
@@ -64,7 +65,7 @@ class Journal:
                 process, or the folder holds anything else.
         """
         path = resolve(folder)
-        identity = json.loads(json.dumps(identity))
+        identity = json.loads(to_json(identity))
         lock = FolderLock(path)
         try:
             check_work_folder(folder, resume)
@@ -94,11 +95,11 @@ class Journal:
             return compute()
         path = self.folder / f"{self.prefix}{name}{ENDINGS[0]}"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-        text = json.dumps(compute())
+            return from_exact_json(path.read_text(encoding="utf-8"))
+        text = to_exact_json(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         # As JSON gives it back, so that a resumed prune sees the same.
-        return json.loads(text)
+        return from_exact_json(text)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The same for tensors by name. What was kept comes back in host memory."""
@@ -126,7 +127,7 @@ class Journal:
         identity = self.folder / IDENTITY
         if not identity.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"format": FORMAT, "identity": self.identity}, indent=2)
+            text = to_json({"format": FORMAT, "identity": self.identity}, indent=2)
             _write_atomically(identity, lambda partial: partial.write_text(text, encoding="utf-8"))
         _write_atomically(path, write)
 

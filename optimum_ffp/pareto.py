@@ -1,6 +1,5 @@
 """The Pareto front of a sweep over sparsities, as JSON and as a picture."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from .errors import FFPError
 from .folders import RECORD
 from .naming import without_folders
 from .plots import write_front
+from .records import to_json
 from .result import PruningResult
 
 
@@ -58,7 +58,7 @@ class ParetoFront:
         """
         files = [Path(name) for name in front_files(stem)]
         try:
-            files[0].write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+            files[0].write_text(to_json(self.record, indent=2) + "\n", encoding="utf-8")
             write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
         except OSError as error:
             raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -191,3 +192,26 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.checkpoint.save_tokenizer", None)
     with pytest.raises(TypeError):
         save_checkpoint(pruned[0].result, tmp_path / "out")
+
+
+def test_figures_that_are_not_finite_leave_every_file_valid(save_picomodel, data_folder, tmp_path):
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS)
+    pruner = FFPPruner.from_pretrained(save_picomodel(), config, device="cpu")
+    (result,) = pruner.sweep([0.4])
+    result.perplexities["calibrated"] = result.search["perplexity"]["dense"] = math.inf
+    result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
+    result.calibration["units"][0]["ridge_lambda"] = math.inf
+    for row in pruner.front.record["pruned"]:
+        row["search_perplexity"] |= {"uniform": math.inf, "prior": math.nan}
+        row["perplexity"] = math.inf
+    save_checkpoint(result, tmp_path / "out")
+    pruner.front.write(tmp_path / "out" / "front")
+    files = [*(tmp_path / "out").rglob("*.json"), *(tmp_path / "out").rglob("*.jsonl")]
+    assert {"ffp_config.json", "search_log.jsonl", "front.json"} <= {file.name for file in files}
+    for file in files:
+        for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
+    assert record["provenance"]["perplexity"]["calibrated"] is None
+    assert "not finite" in (tmp_path / "out" / "report.html").read_text()
+    assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == 0.4

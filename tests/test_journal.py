@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ def test_what_was_computed_once_is_not_computed_again(tmp_path):
     assert journal.value("losses", lambda: losses) is not losses
     journal.tensors("matrix", lambda: {"gram": matrix.T})
 
+    for file in (tmp_path / "work").glob("*.json"):
+        assert not re.search("NaN|Infinity", file.read_text())
     again = Journal.open(tmp_path / "work", {"seed": 0}, resume=True)
     found = again.value("losses", refuse)
     assert json.dumps(found) == json.dumps(losses)

@@ -12,7 +12,7 @@ import optimum_ffp
 ROOT = Path(optimum_ffp.__file__).parent
 # From the bottom up; names of one line don't import each other.
 LAYERS = [
-    {"errors", "head", "heap", "knobs", "naming", "precision", "progress", "version"},
+    {"errors", "head", "heap", "knobs", "naming", "precision", "progress", "records", "version"},
     {"policy", "config", "hub", "batches", "factorisation", "folders", "layerwise", "stages", "tracking", "trust"},
     {"mapping", "families", "journal", "sampling"},
     {"curves", "data", "evaluation", "modeling"},

@@ -1,6 +1,5 @@
 """`optimum-cli ffp evaluate`."""
 
-import json
 import logging
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from functools import partial
@@ -267,11 +266,12 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
 def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     """Writes the records with the settings and versions that they depend on."""
     from ..errors import FFPError
+    from ..records import to_json
     from ..result import package_versions
 
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}
     try:
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(args.json).write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FFPError(f"--json {args.json} can't be written: {error}") from None
