@@ -38,7 +38,7 @@ class FFPConfig(Knobs, BaseConfig):
         ridge_lambda_relative: λ in multiples of the mean diagonal of the Gram matrix; otherwise absolute.
         dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
         sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge. `None`
-            chooses it for every unit on held-out windows.
+            chooses it for every unit on held-out windows, or leaves what ridge regression gives where that is better.
         held_out_samples: Search windows that sequential calibration measures its error on.
         dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
         eval_dataset: Text to report on; that of `dataset` if `None`.
@@ -50,8 +50,9 @@ class FFPConfig(Knobs, BaseConfig):
         num_samples: Calibration windows (the paper: 32).
         seq_len: Tokens a window (the paper: 2048).
         search_samples: Search windows at full fidelity, `N_max`.
-        update_samples: Search windows that an update of the default agents sees, others every time. With the default
-            numbers each is seen once: an agent that sees the same text again learns that text.
+        update_samples: Search windows that an update of the default agents sees, others every time; all that there
+            are, if there are fewer. With the default numbers each is seen once: an agent that sees the same text again
+            learns that text.
         grad: Whether a backward pass through the dense model may be run. Without one the order of items is that of
             `"obs"`, and the loss curves get their scale from pruning one unit at a time.
         fisher_samples: Calibration windows of the backward pass.

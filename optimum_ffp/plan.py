@@ -20,6 +20,7 @@ from .memory import MemoryModel, Placement, StageMemory
 from .policy import Unit, block_parameters
 from .precision import autocast_dtype
 from .search import NO_SEARCH, finalist_count
+from .statistics import describe_shortage
 
 
 GIB = 2**30
@@ -37,6 +38,7 @@ class Plan:
         parameters: Of the whole dense model.
         dtype: Type of its weights.
         units: Its units.
+        features: Columns of the output projection of every unit.
         sparsities: Those asked for.
         feasible: Smallest and largest sparsity of the blocks that the retention bounds allow.
         bounds: These bounds.
@@ -54,6 +56,7 @@ class Plan:
     parameters: int
     dtype: torch.dtype
     units: tuple[Unit, ...]
+    features: tuple[int, ...]
     sparsities: tuple[float, ...]
     feasible: tuple[float, float]
     bounds: tuple[float, float]
@@ -127,7 +130,10 @@ class Plan:
         if self.machine.device_free is not None:
             free += f", and {_gib(self.machine.device_free)} on {self.machine.device}"
         lines += ["", f"estimated peak {_gib(self.peak_bytes)} on {self.machine.device}; {free}"]
-        return "\n".join(lines + (self.warnings or ["it fits into memory"]))
+        lines += self.warnings or ["it fits into memory"]
+        # There may be less text than is asked for, which a prune will see.
+        shortage = describe_shortage(self.features, self.tokens["statistics"])
+        return "\n".join(lines + ([shortage] if shortage else []))
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
@@ -213,6 +219,7 @@ def make_plan(
         parameters=model.num_parameters(),
         dtype=weights_dtype,
         units=shapes,
+        features=tuple(unit.output.module.in_features for unit in units),
         sparsities=sparsities,
         feasible=(budget.least_sparsity, most_sparsity),
         bounds=bounds,
@@ -245,7 +252,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         updates = (steps - final) // cost
         evaluations += updates + final + baselines
         # The dense model too reads every window.
-        windows += updates * cost * config.update_samples + (final + baselines + 1) * every
+        windows += updates * cost * min(config.update_samples, every) + (final + baselines + 1) * every
     tokens["search"] = windows * length
     held_out = min(config.held_out_samples, every)
     fitted = sparsities * (config.num_samples + held_out) * length

@@ -1,5 +1,6 @@
 """Everything that is measured once, before any search: statistics, importance, factors, loss curves."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ from .nested import NestedModel
 from .precision import autocast_dtype
 from .slopes import measure_slopes
 from .stages import StageMeter
-from .statistics import collect_statistics, matrix_device, pack, unpack
+from .statistics import collect_statistics, describe_shortage, matrix_device, pack, unpack
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def prepare(
         meter: Measures every stage.
         journal: Keeps what is measured.
     """
+    if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
+        logger.warning(shortage)
     with meter.stage("statistics"):
         dtype = autocast_dtype(model, config.search_dtype)
         device = matrix_device(model, units)

@@ -54,6 +54,22 @@ def unpack(tensors: dict[str, torch.Tensor], device: torch.device) -> list[Stati
     ]
 
 
+def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
+    """What to say where there is too little text for some Gram matrices to be of full rank, `None` where there is not.
+
+    Args:
+        features: Columns of every unit's output projection.
+        tokens: Calibration tokens.
+    """
+    short = [count for count in features if count > tokens]
+    if not short:
+        return None
+    return (
+        f"{len(short)} of {len(features)} units have more channels (up to {max(short):,}) than there are calibration "
+        f"tokens ({tokens:,}), which says little of what they do on other text; use more text, num_samples or seq_len"
+    )
+
+
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Adds `rowsᵀ rows` to `total` in float32, whatever autocast says.
 

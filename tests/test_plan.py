@@ -115,6 +115,18 @@ def test_only_calibration_grows_with_the_number_of_windows():
     assert caches[0] < caches[1] == caches[2]
 
 
+def test_an_update_reads_no_more_windows_than_there_are():
+    counts = [planned(update_samples=samples).tokens["search"] for samples in (1, 2, 100)]
+    assert counts[0] < counts[1] == counts[2]
+
+
+def test_a_plan_says_where_there_are_more_channels_than_tokens():
+    assert "3 of 6 units have more channels (up to 48) than there are calibration tokens (40)" in (
+        planned(num_samples=1, seq_len=40).describe()
+    )
+    assert "more channels" not in planned(num_samples=2).describe()
+
+
 def test_a_plan_is_text(data_folder):
     plan = planned(sparsity=0.25)
     text = plan.describe()

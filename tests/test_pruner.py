@@ -141,3 +141,13 @@ def test_activations_that_overflow_end_in_one_line_that_names_the_layer(data_fol
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
     with pytest.raises(FFPError, match="what the output projection of layer 1 ffn reads is not finite: .*--dtype"):
         pruner.prune()
+
+
+def test_more_channels_than_calibration_tokens_are_a_warning(save_picomodel, data_folder, caplog):
+    folder, words = save_picomodel(), (data_folder / "train.txt").read_text().split()
+    make_pruner(folder, data_folder, method="uniform").prune()
+    assert not caplog.records
+    # One window, of the eight that are asked for.
+    (data_folder / "train.txt").write_text(" ".join(words[:45]))
+    make_pruner(folder, data_folder, method="uniform").prune()
+    assert "6 of 6 units have more channels (up to 48) than there are calibration tokens (24)" in caplog.text

@@ -80,7 +80,9 @@ class SearchTask:
         return finalist_count(self.steps)
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
-        """Indices of `samples` windows from `offset` on, around the end."""
+        """Indices of `samples` windows from `offset` on, around the end; of all, once each, where there are fewer."""
+        if samples >= self.max_samples:
+            return np.arange(self.max_samples)
         return (offset + np.arange(samples)) % self.max_samples
 
     def rewards(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:

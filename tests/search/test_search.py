@@ -120,6 +120,13 @@ def test_perplexity_that_is_not_finite_has_reward_zero(method, agent):
         run(method, agent, landscape=landscape)
 
 
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_an_update_sees_no_window_twice(method, agent):
+    found, most = (run(method, agent, steps=16, update_samples=count)[0] for count in (50, 8))
+    assert found.policy == most.policy and found.log == most.log
+    assert all(entry["samples"] <= 8 for entry in found.log)
+
+
 def test_candidates_of_the_curriculum_are_not_kept():
     result, _, _ = run("ffp", "ppo")
     assert min(entry["perplexity"] for entry in result.log) < result.perplexity
