@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def find_problems(
     plan: Plan,
     config: FFPConfig,
     folders: Sequence[str],
-    front: Sequence[str],
+    front: Mapping[str, bytes],
     work_folder: Path,
     overwrite: bool,
     resume: bool,
@@ -40,7 +40,7 @@ def find_problems(
         plan: What the prune needs.
         config: All knobs.
         folders: Where checkpoints go.
-        front: Files that the Pareto front is written to.
+        front: Files that the Pareto front is written to, and what they begin with.
         work_folder: Where finished work is kept for a resumption.
         overwrite: Whether what exists may be replaced.
         resume: Whether to go on from what is in the work folder.
@@ -53,7 +53,7 @@ def find_problems(
     sources = [source for source in (plan.model, config.dataset, config.eval_dataset) if source]
     checks = [partial(check_apart, output, sources) for output in (*folders, *front)]
     checks += [partial(check_output, folder, overwrite) for folder in folders]
-    checks += [partial(check_file, file, overwrite) for file in front]
+    checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
     datasets = dict.fromkeys(filter(None, (config.dataset, config.eval_dataset)))

@@ -146,21 +146,33 @@ def is_checkpoint(path: Path) -> bool:
     return isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys()
 
 
-def check_file(file: str | os.PathLike, overwrite: bool = False) -> Path:
+def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) -> Path:
     """A single file to write, if it can be written.
 
+    Args:
+        file: Its path.
+        begins: What all such files begin with, without whitespace: others are never replaced.
+        overwrite: Whether one that exists may be replaced.
+
     Raises:
-        FFPError: If it exists and `overwrite` is off, or it or its folder can't be written to.
+        FFPError: If it exists and may not be replaced, or it or its folder can't be written to.
     """
-    path = resolve(file)
+    # Links are left as they are: /dev/stdout is one that leads to no path.
+    path = Path(os.path.abspath(os.path.expanduser(file)))
     if path.is_dir():
         raise FFPError(f"{file} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise FFPError(f"{file} exists; name another, or give --overwrite to replace it")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise FFPError(f"{file} can't be written: you have no permission; name another file")
     if not path.exists():
         check_writable(path, file)
+        return path
+    if not overwrite:
+        raise FFPError(f"{file} exists; name another file, or give --overwrite to replace it")
+    try:
+        with open(path, "rb+" if path.is_file() else "wb") as opened:
+            head = b"".join(opened.read(64).split()) if path.is_file() else b""
+    except OSError as error:
+        raise FFPError(f"{file} can't be written: {error.strerror}; name another file") from None
+    if head and not head.startswith(begins):
+        raise FFPError(f"{file} is something else than what would be written: it is never replaced; name another file")
     return path
 
 

@@ -65,6 +65,6 @@ class ParetoFront:
         return files
 
 
-def front_files(stem: str | os.PathLike) -> list[str]:
-    """What `ParetoFront.write` writes."""
-    return [f"{stem}.json", f"{stem}.png"]
+def front_files(stem: str | os.PathLike) -> dict[str, bytes]:
+    """What `ParetoFront.write` writes, and what these files begin with."""
+    return {f"{stem}.json": b'{"dense":', f"{stem}.png": b"\x89PNG"}

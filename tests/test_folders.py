@@ -1,5 +1,6 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,17 +98,22 @@ def test_what_is_read_is_not_written(data_folder, tmp_path):
 
 
 def test_files_are_checked_before_the_work(tmp_path):
-    (tmp_path / "there").write_text("mine")
-    with pytest.raises(FFPError, match="there exists; name another, or give --overwrite"):
-        check_file(tmp_path / "there")
-    assert check_file(tmp_path / "there", overwrite=True) == tmp_path / "there"
-    assert check_file(tmp_path / "new" / "file") == tmp_path / "new" / "file"
+    (tmp_path / "there").write_text('{\n  "settings": {}}')
+    check = partial(check_file, begins=b'{"settings":')
+    with pytest.raises(FFPError, match="there exists; name another file, or give --overwrite"):
+        check(tmp_path / "there")
+    assert check(tmp_path / "there", overwrite=True) == tmp_path / "there"
+    assert check(tmp_path / "new" / "file") == tmp_path / "new" / "file"
+    assert check("/dev/null", overwrite=True) == Path("/dev/null")
     for place in ("there/file", "/proc/file"):
         with pytest.raises(FFPError, match="can't be written: .* is not a folder that you may write to"):
-            check_file(tmp_path / place)
+            check(tmp_path / place)
     with pytest.raises(FFPError, match="is a folder; name a file"):
-        check_file(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+        check(tmp_path)
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(FFPError, match="there is something else than what would be written: it is never replaced"):
+        check(tmp_path / "there", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"] and (tmp_path / "there").read_text() == "mine"
 
 
 def test_a_locked_folder_is_free_once_its_holder_is_killed(hold, tmp_path):

@@ -121,6 +121,7 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 def check_arguments(args: Namespace) -> None:
     """Raises `FFPError` for what is wrong whatever the model is."""
     from ..errors import FFPError
+    from ..folders import check_apart, check_file
 
     for name, least in LEAST.items():
         value = getattr(args, name)
@@ -132,8 +133,9 @@ def check_arguments(args: Namespace) -> None:
         raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
     if args.dataset == "self":
         raise FFPError("text that a model has written says little about it; --dataset takes text from elsewhere")
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
-        raise FFPError(f"--json {args.json} can't be written: name a file in a folder that exists")
+    if args.json:
+        check_apart(args.json, filter(None, (args.model, args.baseline, args.dataset, args.tasks_path)))
+        check_file(args.json, b'{"settings":', overwrite=True)
 
 
 def evaluate(args: Namespace) -> None:
@@ -165,9 +167,10 @@ def evaluate(args: Namespace) -> None:
         del loaded
     speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     compare_records(records, tokens, speeds)
+    # First of all: it has taken long, and the file may not be written.
+    print(comparison_table(records))
     if args.json:
         write_json(args, records)
-    print(comparison_table(records))
 
 
 class Loaded(NamedTuple):
@@ -272,6 +275,8 @@ def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}
     try:
-        Path(args.json).write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
+        path = Path(args.json).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FFPError(f"--json {args.json} can't be written: {error}") from None

@@ -1,7 +1,6 @@
 """`optimum-cli ffp export`."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
 
@@ -53,14 +52,14 @@ def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
     from ..errors import FFPError
     from ..export import OUTPUT_TYPES, export_gguf
+    from ..folders import check_apart, check_file
     from ..loading import LoadOptions, load_any
 
     if args.outtype not in OUTPUT_TYPES:
         raise FFPError(f"outtype {args.outtype!r} is not known; choose from {', '.join(OUTPUT_TYPES)}")
-    output = Path(args.output)
-    if output.exists() and not args.overwrite:
-        raise FFPError(f"{output} exists; name another file, or give --overwrite to replace it")
+    check_apart(args.output, [args.model])
+    output = check_file(args.output, b"GGUF", args.overwrite)
     options = LoadOptions(device="cpu", revision=args.revision, token=args.token, cache_dir=args.cache_dir)
     model, tokenizer = load_any(args.model, options)
     architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
-    print(f"{output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")
+    print(f"{args.output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")

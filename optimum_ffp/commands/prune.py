@@ -207,7 +207,7 @@ def prune(args: Namespace) -> None:
 
     # Beside the output, so that it is on the same disk and found again by the same command.
     work = Path(f"{resolve(folders[0])}.work")
-    front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else []
+    front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
     # What a prune that was killed has saved already is its own to replace.
     overwrite = args.overwrite or (args.resume and holds_work(work))
     check_trackers(args.report_to)
@@ -221,7 +221,7 @@ def prune(args: Namespace) -> None:
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
         return
     with ExitStack() as locks:
-        for path in (work, *folders, *front[:1]):
+        for path in (work, *folders, *front):
             locks.enter_context(FolderLock(resolve(path)))
         for problem in problems:
             raise problem

@@ -201,7 +201,7 @@ def refused(ended, message):
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         (["--split", "dev"], "has the splits train, validation, test, found --split dev"),
         (["--seq-len", 65], "--seq-len 65 is more than the 64 positions"),
-        (["--json", "no/folder/file.json"], "can't be written: name a file in a folder that exists"),
+        (["--json", "/proc/no/file.json"], "json can't be written: /proc is not a folder that you may write to"),
         (["-m", "./nowhere"], "there is no folder './nowhere'"),
         (["-m", "nowhere.gguf"], "there is no file nowhere.gguf"),
         (["-m", "nobody/nothing"], "nobody/nothing can't be loaded as a causal LM"),
@@ -212,6 +212,23 @@ def refused(ended, message):
 )
 def test_wrong_input_is_one_line(run, save_picomodel, data_folder, arguments, message):
     refused(run("-m", save_picomodel(), "--dataset", data_folder, *arguments), message)
+
+
+def test_the_table_is_printed_though_its_file_can_not_be_written(run, save_picomodel, data_folder, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    words = ["--dataset", data_folder, "--no-speed", "--json", data_folder / "figures.json"]
+    ended = run("-m", save_picomodel(), *words)
+    refused(ended, "figures.json can't be written: .*No space left on device")
+    assert "perplexity" in ended[1]
+
+
+def test_a_file_of_others_is_not_replaced_by_figures(run, save_picomodel, data_folder):
+    model = save_picomodel()
+    refused(run("-m", model, "--dataset", data_folder, "--json", model / "config.json"), "it is never replaced")
+    refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "what is read")
 
 
 def test_a_split_of_one_text(run, save_picomodel, data_folder):

@@ -47,12 +47,20 @@ def test_wrong_input_is_one_line(run, model, tmp_path, arguments, message):
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_a_file_is_replaced_only_if_that_is_said(run, model, tmp_path):
-    out = tmp_path / "out.gguf"
+def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_path):
+    out, words = tmp_path / "out.gguf", ["-m", model, tmp_path / "out.gguf"]
     out.write_text("mine")
-    code, _, errors = run("-m", model, out)
-    assert code == 2 and "give --overwrite" in errors and out.read_text() == "mine"
-    assert run("-m", model, out, "--overwrite")[0] == 0 and out.read_bytes().startswith(b"GGUF")
+    for more in ([], ["--overwrite"]):
+        code, _, errors = run(*words, *more)
+        assert code == 2 and errors.count("\n") == 1 and out.read_text() == "mine"
+    assert "it is never replaced" in errors
+    out.write_bytes(b"GGUF of another model")
+    code, _, errors = run(*words)
+    assert code == 2 and "give --overwrite" in errors
+    assert run(*words, "--overwrite")[0] == 0 and out.stat().st_size > 1000
+    for place, message in ((model, "is what is read"), (model / "config.json", "never replaced"), (tmp_path, "holds")):
+        code, _, errors = run("-m", model, place, "--overwrite")
+        assert code == 2 and message in errors
 
 
 def test_what_cannot_be_exported_leaves_nothing(run, model, tmp_path):
