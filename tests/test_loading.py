@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from optimum_ffp import FFPError, FFPModelForCausalLM
+from optimum_ffp import FFPError
 from optimum_ffp.loading import LoadOptions, load_any, load_dense
 from tests.conftest import make_tokenizer
 
