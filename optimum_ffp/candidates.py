@@ -1,12 +1,14 @@
 """What candidate policies are worth: their loss on the search windows, paired with the dense model's."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from .batches import with_halving_batches
-from .evaluation import window_losses
+from .errors import FFPError
+from .evaluation import to_perplexity, window_losses
 from .journal import Journal
 from .knobs import GRADIENT_COST
 from .nested import NestedModel
@@ -53,10 +55,19 @@ class CandidateEvaluator:
 
     @property
     def dense_losses(self) -> np.ndarray:
-        """Losses of the dense model, nats a token, shape `[windows]`. Measured once, when first asked for."""
+        """Losses of the dense model, nats a token, shape `[windows]`. Measured once, when first asked for.
+
+        Raises:
+            FFPError: If its perplexity isn't finite.
+        """
         if self._dense is None:
             dense = PruningPolicy.dense(self.nested.units)
             self._dense = np.array(self.journal.value("dense", lambda: self._losses(dense, self.windows).tolist()))
+            if not math.isfinite(to_perplexity(float(self._dense.mean()))):
+                raise FFPError(
+                    "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
+                    "dtype of more bits, or another dataset, or download the model anew"
+                )
         return self._dense
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 # A pickle can run code, so weights that are pickled are not read.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
+NO_TOKENIZER = (
+    "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the model that it was made from into its "
+    "folder"
+)
+FIRST_TOKENS = 8
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -125,6 +130,14 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
     """
     _check_prunable(model_id, model.config)
     _check_usable(model, tokenizer, model_id)
+    with torch.no_grad():
+        # Start tokens, which have the largest activations, are mostly among them.
+        logits = model(torch.arange(FIRST_TOKENS, device=model.device)[None]).logits
+    if not logits.isfinite().all():
+        raise FFPError(
+            f"{model_id} computes what is infinite or no number in {_name(model.dtype)}: its weights are too large or "
+            "damaged; try dtype bfloat16 or float32, or download it anew"
+        )
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -160,6 +173,8 @@ def _load(
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options.hub(), **extra
         )
+        # Of some families transformers makes an empty one where there is none.
+        _largest_token(tokenizer, model_id)
         if reader is None:
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
         model = kind.from_pretrained(source, **placement, **weights)
@@ -214,18 +229,28 @@ def _check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mo
         known = parameter.dtype in FLOATS and parameter.numel() and not parameter.is_meta
         if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
             raise FFPError(
-                f"{name} of {model_id}, as {str(parameter.dtype).removeprefix('torch.')}, holds values that are "
-                "infinite or no numbers; if it is loaded as float16, try bfloat16 or float32, else download it anew"
+                f"{name} of {model_id} holds values that are infinite or no numbers in {_name(parameter.dtype)}; if "
+                "that is float16, try dtype bfloat16 or float32, otherwise download the model anew"
             )
-    rows = model.get_input_embeddings().weight.shape[0]
-    # Special tokens are often added for training and come in no text.
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    largest = max((index for index in tokenizer.get_vocab().values() if index not in special), default=-1)
+    largest, rows = _largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise FFPError(
             f"the tokenizer of {model_id} has tokens up to number {largest}, and the embedding of the model {rows} "
             "rows; give a model and a tokenizer that belong together"
         )
+
+
+def _largest_token(tokenizer: PreTrainedTokenizerBase, model_id: str) -> int:
+    # Special tokens are often added for training and come in no text.
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    in_text = set(tokenizer.get_vocab().values()) - special
+    if not in_text:
+        raise FFPError(f"{model_id} can't be used: {NO_TOKENIZER}")
+    return max(in_text)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -255,9 +280,12 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
             raise FFPError(f"there is no file {model_id}")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        # That an adapter is none of a model's folders is for check_checkpoint to say.
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FFPError(f"{model_id} is a folder without config.json; give one that save_pretrained has written")
         return str(path), {}
+    if path.is_file():
+        raise FFPError(f"{model_id} is a file; give the folder of the model, {path.parent}, or a .gguf file")
     if model_id.startswith((".", "/", "~", "\\")) or model_id.count("/") > 1 or not model_id.strip():
         raise FFPError(f"there is no folder {model_id!r}; give a Hub id, a folder with config.json, or a .gguf file")
     return model_id, {}
@@ -287,6 +315,8 @@ def explained(model_id: str, token: str | None) -> Iterator[None]:
         reason = one_line(error, token)
         if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():
             reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
+        if "backend tokenizer" in str(error):
+            reason = NO_TOKENIZER
         if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
             reason = (
                 "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "

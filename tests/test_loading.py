@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -102,14 +103,14 @@ def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_pico
 def test_weights_that_are_no_numbers(save_picomodel, value):
     base = save_picomodel()
     edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
-    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "as float32, holds values that are infinite")
+    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
 
 
 def test_a_type_that_is_too_small(save_picomodel):
     base = save_picomodel()
     edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
     load_dense(str(base), CPU)
-    with pytest.raises(FFPError, match=r"model.norm.weight of .*, as float16, .* try bfloat16"):
+    with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
         load_dense(str(base), LoadOptions(device="cpu", dtype="float16"))
 
 
@@ -121,3 +122,35 @@ def test_a_tokenizer_of_another_model(save_picomodel):
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(base)
     refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
+
+
+def test_a_model_that_overflows(save_picomodel):
+    base = save_picomodel()
+    edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
+    load_any(str(base), CPU)
+    with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
+        load_dense(str(base), CPU)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_folder_without_a_tokenizer(save_picomodel, name):
+    """Transformers has no tokenizer of a llama, and an empty one of a gpt2."""
+    base = save_picomodel(name)
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    refused_by_both(base, "it has no tokenizer; copy tokenizer.json and tokenizer_config.json")
+
+
+def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_picomodel, tmp_path):
+    base, adapter = save_picomodel(), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
+    refused_by_both(adapter, "holds an adapter; merge it into its base")
+    refused_by_both(base / "config.json", f"is a file; give the folder of the model, {base},")
+
+
+def test_offline_is_what_the_hub_library_says(monkeypatch):
+    """It takes `HF_HUB_OFFLINE=yes` too."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused_by_both(Path("nobody/nothing"), "it is not in the local cache, and offline mode is on")

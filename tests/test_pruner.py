@@ -151,3 +151,11 @@ def test_more_channels_than_calibration_tokens_are_a_warning(save_picomodel, dat
     (data_folder / "train.txt").write_text(" ".join(words[:45]))
     make_pruner(folder, data_folder, method="uniform").prune()
     assert "6 of 6 units have more channels (up to 48) than there are calibration tokens (24)" in caplog.text
+
+
+def test_a_dense_model_whose_perplexity_overflows(data_folder):
+    model = make_picomodel()
+    model.lm_head.weight.data.mul_(1e8)
+    pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
+    with pytest.raises(FFPError, match="perplexity of the dense model is not finite on the search windows"):
+        pruner.prune()
