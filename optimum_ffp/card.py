@@ -147,7 +147,7 @@ def _gguf_option(result: PruningResult) -> str | None:
 
 
 def command_line(result: PruningResult) -> str:
-    """The command that repeats this prune, all settings that differ from the preset's included."""
+    """The command that repeats this prune, with all settings that it read and that differ from the preset's."""
     config = result.config
     # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
     values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | result.search.get("sweep", {})
@@ -159,7 +159,7 @@ def command_line(result: PruningResult) -> str:
     ]
     for name in config.knob_names():
         value = values[name]
-        if name == "sparsity" or value is None or value == defaults[name]:
+        if name == "sparsity" or value is None or value == defaults[name] or not config.reads(name):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .knobs import CHOICES, FISHER_CRITERIA, PAPER, Knobs
+from .knobs import CHOICES, FISHER_CRITERIA, PAPER, READ_WHEN, Knobs
 from .version import __version__
 
 
@@ -108,6 +108,10 @@ class FFPConfig(Knobs, BaseConfig):
         """Names of all knobs, in the order of the documentation."""
         return [field.name for field in fields(Knobs)]
 
+    def reads(self, name: str) -> bool:
+        """Whether a knob makes a difference, with the others as they are."""
+        return name not in READ_WHEN or READ_WHEN[name].holds(self)
+
     @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are collected, by a backward pass."""
@@ -136,7 +140,7 @@ class FFPConfig(Knobs, BaseConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
-        self._check_numbers(float, 0, 1, "sparsity", exclusive=True)
+        check_sparsity(self.sparsity)
         shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
         self._check_numbers(float, 0, 1, *shares)
         self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
@@ -190,14 +194,11 @@ class FFPConfig(Knobs, BaseConfig):
             raise FFPError(f"hidden_sizes must be a list of positive integers, found {sizes!r}")
         self.hidden_sizes = tuple(sizes)
 
-    def _check_numbers(self, kind: type, low: float, high: float | None, *names: str, exclusive: bool = False) -> None:
+    def _check_numbers(self, kind: type, low: float, high: float | None, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
             right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-            inside = right_type and math.isfinite(value) and (low < value if exclusive else low <= value)
-            if inside and high is not None:
-                inside = value < high if exclusive else value <= high
-            if not inside:
+            if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
                 allowed = "an integer" if kind is int else "a number"
                 between = f"of at least {low}" if high is None else f"between {low} and {high}"
                 raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
@@ -217,7 +218,7 @@ class FFPConfig(Knobs, BaseConfig):
 
         Args:
             path: The file.
-            overrides: Knobs that replace those of the file.
+            overrides: Knobs that replace those of the file; a preset replaces all that presets set.
 
         Raises:
             FFPError: If the file can't be read or isn't an object of known knobs.
@@ -229,4 +230,18 @@ class FFPConfig(Knobs, BaseConfig):
             raise FFPError(f"{path} can't be read as a config: {error}") from None
         if not isinstance(knobs, dict):
             raise FFPError(f"{path} must hold a JSON object of knobs, found {type(knobs).__name__}")
+        if "preset" in overrides:
+            knobs = {name: value for name, value in knobs.items() if name not in PAPER}
         return cls(**(knobs | overrides))
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Whether something is a fraction that may be removed of a model.
+
+    Raises:
+        FFPError: If it isn't.
+    """
+    number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
+    if not number or not 0 < sparsity < 1:
+        meant = f"; for {sparsity:g} % give {sparsity / 100:g}" if number and 1 < sparsity < 100 else ""
+        raise FFPError(f"sparsity must be a number between 0 and 1, found {sparsity!r}{meant}")

@@ -1,6 +1,8 @@
-"""Every knob's default, the paper's values and what may be chosen: light, so that `--help` can show them."""
+"""Every knob's default, the paper's values, what may be chosen and when it is read: light, for `--help` shows them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 CHOICES = {
@@ -80,3 +82,50 @@ class Knobs:
     rate_precision: float | None = None
     ffn_multiple: int | None = None
     seed: int = 0
+
+
+class Condition(NamedTuple):
+    """When an option is read: in words, and of what was asked for."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _with(words: str, *names: str) -> Condition:
+    return Condition(words, lambda config: (config.agent if config.method == "ffp" else config.method) in names)
+
+
+SEARCHES = ("random", "evolutionary")
+AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
+PPO = _with("with --agent ppo", "ppo")
+RIDGE = Condition(
+    "with --calibration ridge or sequential, --reward calibrated or --mapping curves",
+    lambda config: config.needs_factors,
+)
+SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")
+# Knobs that only some configs read, and which. All others are always read.
+READ_WHEN = {
+    "agent": AGENT,
+    "mapping": Condition("with a --method other than uniform", lambda config: config.method != "uniform"),
+    "ridge_lambda": RIDGE,
+    "ridge_lambda_relative": RIDGE,
+    "dense_target": SEQUENTIAL,
+    "sequential_lambda": SEQUENTIAL,
+    "held_out_samples": SEQUENTIAL,
+    "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
+    "update_samples": _with(
+        "with --agent pathwise or bandit, --method random or evolutionary", "pathwise", "bandit", *SEARCHES
+    ),
+    "fisher_samples": Condition(
+        "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
+    ),
+    "slope_samples": Condition(
+        "with --no-grad and --mapping curves", lambda config: not config.grad and config.mapping == "curves"
+    ),
+    "search_steps": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
+    "candidates": _with("with --agent bandit or ppo, --method random or evolutionary", "bandit", "ppo", *SEARCHES),
+    "alpha_start": PPO,
+    "learning_rate": PPO,
+    "clip_range": PPO,
+    "hidden_sizes": PPO,
+}

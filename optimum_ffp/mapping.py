@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Budget:
     Attributes:
         allowed: Parameters that the items kept may have together.
         least_sparsity: The sparsity of the largest policy within the bounds.
+        feasible: Smallest and largest sparsity that can be asked for, rounded to four places.
 
     Raises:
         FFPError: If the sparsity can't be met within the bounds; the message gives the feasible range.
@@ -55,19 +57,20 @@ class Budget:
 
         total = block_parameters(units)
         fixed = sum(unit.fixed_parameters for unit in units)
-        self.allowed = math.floor((1 - sparsity) * total) - fixed
+        # As it was typed: in binary 1 - 0.775 is a little less than 0.225.
+        self.allowed = math.floor((1 - Fraction(str(sparsity))) * total) - fixed
         least, most = self.parameters(self.smallest), self.parameters(self.largest)
         self.least_sparsity = 1 - (most + fixed) / total
+        fewest, highest = (Fraction(total - fixed - kept, total) * 10**4 for kept in (most, least))
+        low, high = self.feasible = math.ceil(fewest) / 1e4, math.floor(highest) / 1e4
         if self.allowed < least:
-            limit = math.floor((1 - (least + fixed) / total) * 1e4) / 1e4
             raise FFPError(
-                f"sparsity {sparsity:g} can't be met: with min_retention {min_retention:g} at most {limit:g} of the "
+                f"sparsity {sparsity} can't be met: with min_retention {min_retention:g} at most {high:g} of the "
                 "block parameters can be removed; lower sparsity or min_retention"
             )
         if self.allowed >= most + self.quanta.min():
-            limit = math.ceil(self.least_sparsity * 1e4) / 1e4
             raise FFPError(
-                f"sparsity {sparsity:g} can't be met: with max_retention {max_retention:g} at least {limit:g} of the "
+                f"sparsity {sparsity} can't be met: with max_retention {max_retention:g} at least {low:g} of the "
                 "block parameters are removed; raise sparsity or max_retention"
             )
 

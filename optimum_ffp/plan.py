@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from .config import FFPConfig
+from .config import FFPConfig, check_sparsity
 from .data import DataRequest, check_window_length
 from .families import find_family, find_units
 from .knobs import GRADIENT_COST
@@ -17,7 +17,7 @@ from .loading import explained, resolve_dtype
 from .machine import Machine, measure_machine
 from .mapping import Budget
 from .memory import MemoryModel, Placement, StageMemory
-from .policy import Unit, block_parameters
+from .policy import Unit
 from .precision import autocast_dtype
 from .search import NO_SEARCH, finalist_count
 from .statistics import describe_shortage
@@ -180,6 +180,8 @@ def make_plan(
     """
     config = config or FFPConfig()
     sparsities = tuple(sparsities or [config.sparsity])
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
     check_window_length(config.seq_len, model_config)
     family, machine = find_family(model_config), measure_machine(device, device_map)
     found = model_config.dtype or torch.float32
@@ -192,8 +194,6 @@ def make_plan(
     shapes = tuple(unit.unit for unit in units)
     bounds = config.min_retention, config.max_retention
     budget, *_ = [Budget(shapes, sparsity, *bounds, config.rate_precision) for sparsity in sparsities]
-    fixed = sum(unit.fixed_parameters for unit in shapes)
-    most_sparsity = 1 - (budget.parameters(budget.smallest) + fixed) / block_parameters(shapes)
 
     accelerator = machine.device_free is not None
     compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
@@ -221,7 +221,7 @@ def make_plan(
         units=shapes,
         features=tuple(unit.output.module.in_features for unit in units),
         sparsities=sparsities,
-        feasible=(budget.least_sparsity, most_sparsity),
+        feasible=budget.feasible,
         bounds=bounds,
         candidate_evaluations=evaluations,
         tokens=tokens,

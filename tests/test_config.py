@@ -48,6 +48,27 @@ def test_file_with_overrides(tmp_path):
     assert (config.sparsity, config.seed) == (0.4, 5)
 
 
+def test_a_preset_that_is_given_beside_a_file_replaces_what_presets_set(tmp_path):
+    FFPConfig(sparsity=0.4, seed=3, search_steps=7, dense_target=0.1).save_pretrained(tmp_path)
+    path = tmp_path / "ffp_config.json"
+    config = FFPConfig.from_file(path, preset="paper", num_samples=5)
+    kept = {"sparsity": 0.4, "seed": 3, "dense_target": 0.1, "num_samples": 5}
+    assert config.to_dict() == FFPConfig(preset="paper", **kept).to_dict()
+    assert FFPConfig.from_file(path).to_dict() == FFPConfig(search_steps=7, **kept | {"num_samples": 128}).to_dict()
+
+
+def test_a_percentage_is_answered_with_the_fraction():
+    with pytest.raises(FFPError, match="found 20; for 20 % give 0.2$"):
+        FFPConfig(sparsity=20)
+
+
+def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
+    config = FFPConfig(method="uniform", learning_rate=0.5, search_steps=7)
+    assert not config.reads("learning_rate") and not config.reads("search_steps") and config.reads("search_samples")
+    config.save_pretrained(tmp_path)
+    assert FFPConfig.from_file(tmp_path / "ffp_config.json").to_dict() == config.to_dict()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_knob": 1}', '{"sparsity": "much"}', "\x00"])
 def test_broken_files_are_refused(tmp_path, content):
     path = tmp_path / "knobs.json"

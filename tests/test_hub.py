@@ -27,9 +27,7 @@ BINARIES = Path(sys.executable).parent
 pruned = test_checkpoint.pruned
 # Without the pauses between the attempts of huggingface_hub.
 CLI = "import time; time.sleep = lambda seconds: None; from optimum.commands.optimum_cli import main; main()"
-SMALL = (
-    "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --search-steps 12 --sparsity 0.3 --device cpu"
-)
+SMALL = "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --sparsity 0.3 --device cpu"
 
 # What a stranger does with a repository: first without our package, then with it, then as its card says.
 PULL = """

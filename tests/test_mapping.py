@@ -1,4 +1,6 @@
 import math
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -54,8 +56,8 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
         return
     policy = mapping(scores, budget)
 
-    target = (1 - sparsity) * block_parameters(units)
-    gap = target - policy.kept_parameters
+    target = (1 - Fraction(str(sparsity))) * block_parameters(units)
+    gap = float(target - int(policy.kept_parameters))
     assert gap >= 0
     sizes = np.array(policy.sizes)
     assert (sizes >= budget.smallest).all() and (sizes <= budget.largest).all()
@@ -93,6 +95,17 @@ def test_infeasible_sparsity_names_the_feasible_range():
         Budget(SMOLLM, 0.9, 0.2)
     with pytest.raises(FFPError, match=r"with max_retention 0.5 at least 0.5\d* of the block parameters are removed"):
         Budget(SMOLLM, 0.2, 0.2, 0.5)
+
+
+def test_the_sparsity_that_an_error_suggests_can_be_met():
+    units = [Unit(0, "ffn", 1000, 1)]
+    # In binary 1 - 0.775 is a little less than 0.225.
+    assert Budget(units, 0.775, 0.225).allowed == 225
+    for sparsity, bounds in ((0.9, (1 / 3, 1)), (0.66604, (0.334, 1)), (0.1, (0.2, 2 / 3)), (0.7750001, (0.225, 1))):
+        with pytest.raises(FFPError, match=f"sparsity {sparsity} can't be met") as caught:
+            Budget(units, sparsity, *bounds)
+        suggested = float(re.search(r"at (?:most|least) (\S+) of", str(caught.value))[1])
+        assert suggested != sparsity and Budget(units, suggested, *bounds).allowed > 0
 
 
 def test_width_that_the_multiple_does_not_divide_is_refused():

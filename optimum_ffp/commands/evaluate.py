@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_device_options, add_hub_options, add_option, add_text_column
+from ..knobs import Condition
+from .arguments import (
+    ON_THE_HUB,
+    add_device_options,
+    add_hub_options,
+    add_option,
+    add_text_column,
+    check_read,
+    given_options,
+    on_the_hub,
+)
 from .ending import one_line_endings
 
 
@@ -35,6 +45,16 @@ SETTINGS = (
     "device",
     "dtype",
 )
+TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
+TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
+SPEED = Condition("without --no-speed", lambda args: not args.no_speed)
+READ_WHEN = {
+    **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len"), TEXT),
+    **dict.fromkeys(("limit", "num_fewshot"), TASKS),
+    **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
+    "revision": ON_THE_HUB,
+    "baseline_revision": Condition("with a --baseline on the Hub", lambda args: on_the_hub(args.baseline)),
+}
 EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
@@ -45,6 +65,7 @@ EXAMPLES = """examples:
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp evaluate`."""
     parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp evaluate -m MODEL [options]"
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(
@@ -52,26 +73,31 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     )
 
     output = parser.add_argument_group("Comparison and output")
-    add_option(output, "baseline", metavar="MODEL", help="Model to compare with: the dense one that it was made from.")
-    add_option(output, "json", metavar="FILE", help="Write all figures as JSON too.")
+    add_option(
+        output,
+        "baseline",
+        metavar="MODEL",
+        help="Model to compare with, such as the dense one. Default: none.",
+    )
+    add_option(output, "json", metavar="FILE", help="Write all figures as JSON too. Default: they are printed alone.")
 
     text = parser.add_argument_group("Perplexity")
     add_option(
         text,
         "dataset",
         default="wikitext2",
-        help="wikitext2 (default), c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with train, validation and "
+        help="wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with train, validation and "
         "test files.",
     )
     add_option(
         text,
         "split",
-        help="train, validation or test (default). One file is used whole, unless test asks for the part of it that "
-        "a prune reports on.",
+        help="train, validation or test. One file is used whole, unless test asks for the part of it that a prune "
+        "reports on. Default: test, or the whole file.",
     )
     add_text_column(text)
     add_option(text, "eval-samples", type=int, help="Windows, the first ones. Default: all.")
-    add_option(text, "seq-len", type=int, default=2048, help="Tokens a window (2048).")
+    add_option(text, "seq-len", type=int, default=2048, help="Tokens a window.")
     add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
 
     tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
@@ -86,22 +112,22 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         tasks,
         "tasks-path",
         metavar="DIR",
-        help="Folder of lm-eval's .yaml files, whose data may be local. Functions that they name are run.",
+        help="Folder of lm-eval's .yaml files, whose data may be local. Functions they name are run. Default: none.",
     )
-    add_option(tasks, "limit", type=float, help="Samples of every task, or the fraction of them if below 1.")
+    add_option(tasks, "limit", type=float, help="Samples of every task, or a fraction of them below 1. Default: all.")
     add_option(tasks, "num-fewshot", type=int, help="Solved examples before a question. Default: what the task says.")
 
     speed = parser.add_argument_group("Speed")
     add_option(speed, "no-speed", action="store_true", help="Leave it out; one model is then held at a time.")
-    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens of prompt (512).")
-    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to decode (32).")
-    add_option(speed, "repeats", type=int, default=5, help="Measurements of each model, in turn (5).")
+    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens of prompt.")
+    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to decode.")
+    add_option(speed, "repeats", type=int, default=5, help="Measurements of each model, in turn.")
 
     load = parser.add_argument_group("Loading and running")
-    add_option(load, "batch-size", type=int, default=1, help="Windows, requests and prompts at once (1).")
+    add_option(load, "batch-size", type=int, default=1, help="Windows, requests and prompts at once.")
     add_device_options(load)
     add_hub_options(load)
-    add_option(load, "baseline-revision", help="Branch, tag or commit of the baseline on the Hub.")
+    add_option(load, "baseline-revision", help="The same of the baseline. Default: its main branch.")
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):
@@ -115,6 +141,7 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings():
+            check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
             evaluate(self.args)
 
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_hub_options, add_option
+from .arguments import ON_THE_HUB, add_hub_options, add_option, check_read, given_options
 from .ending import one_line_endings
 
 
@@ -17,13 +17,14 @@ EXAMPLES = """examples:
 def parse_args_ffp_export(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp export`."""
     parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp export -m MODEL OUT [options]"
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(required, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned by us.")
-    required.add_argument("output", help="GGUF file to write.")
+    required.add_argument("output", metavar="OUT", help="GGUF file to write.")
 
     optional = parser.add_argument_group("Optional arguments")
-    add_option(optional, "outtype", default="f16", help="Type of the matrices: f32, f16 (default), bf16, q8_0, q4_0.")
+    add_option(optional, "outtype", default="f16", help="Type of the matrices: f32, f16, bf16, q8_0, q4_0.")
     add_option(
         optional,
         "pad-uniform",
@@ -45,6 +46,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings():
+            check_read(given_options(self.parser, self.args), {"revision": ON_THE_HUB}, self.args)
             export(self.args)
 
 

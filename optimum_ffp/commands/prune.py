@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,13 +10,33 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_load_options, add_option, add_text_column
-from .ending import one_line_endings
+from ..knobs import AGENT, Condition
+from ..knobs import READ_WHEN as KNOBS_READ_WHEN
+from .arguments import (
+    ON_THE_HUB,
+    StoreOnce,
+    add_hub_options,
+    add_knob,
+    add_load_options,
+    add_option,
+    add_text_column,
+    check_read,
+    fraction,
+    given_options,
+)
+from .ending import USER_ERROR, one_line_endings
 
 
 if TYPE_CHECKING:
     from ..config import FFPConfig
 
+TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
+READ_WHEN = {
+    "device": Condition("without --device-map", lambda args: args.device_map is None),
+    "revision": ON_THE_HUB,
+    "hub_model_id": TO_THE_HUB,
+    "private": TO_THE_HUB,
+}
 LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "revision", "token", "cache_dir")
 EXAMPLES = """examples:
   optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
@@ -28,12 +48,16 @@ EXAMPLES = """examples:
 def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp prune`."""
     parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp prune -m MODEL [OUT] [options]"
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(required, "model", "-m", required=True, help="Hub id, folder, or .gguf file of the dense model.")
 
     output = parser.add_argument_group("Output")
-    output.add_argument("output", nargs="?", help="Folder to write. Default: MODEL-ffp-PERCENT.")
+    output.add_argument(
+        "output", metavar="OUT", nargs="?", default=SUPPRESS, action=StoreOnce, help="Folder to write."
+    )
+    add_option(output, "output", metavar="OUT", action=StoreOnce, help="The same by name. Default: MODEL-ffp-PERCENT.")
     add_option(output, "overwrite", action="store_true", help="Replace the folder if it exists.")
     add_option(
         output,
@@ -41,95 +65,153 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         action="store_true",
         help="Go on from where this command was killed. The result is the same as if it had not been.",
     )
-    add_option(output, "plan", action="store_true", help="Say what would be done and what it needs, and end there.")
+    add_option(
+        output,
+        "plan",
+        action="store_true",
+        help="Say what would be done, what it needs and what stands in the way, and end there; with exit code 2 if "
+        "anything does.",
+    )
     add_option(output, "push-to-hub", action="store_true", help="Upload the result.")
-    add_option(output, "hub-model-id", help="Repository to upload to. Default: the folder's name.")
+    add_option(output, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the folder's name.")
     add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
 
-    prune = parser.add_argument_group("Pruning")
-    add_option(
-        prune,
-        "sparsity",
-        type=float,
-        nargs="+",
-        help="Fraction of the decoder blocks' projections to remove. Several share one agent and give a Pareto front.",
-    )
-    add_option(prune, "config", metavar="FILE", help="JSON file of FFPConfig's knobs; options given here win.")
-    add_option(prune, "preset", help="default, or paper for the paper's numbers.")
-    add_option(
-        prune, "method", help="How the policy is found: ffp, or a baseline: prior, random, evolutionary, uniform."
-    )
-    add_option(prune, "agent", help="Of method ffp: pathwise, bandit (no backward pass), or ppo as in the paper.")
-    add_option(prune, "criterion", help="Importance of heads and channels: fisher-obs, obs, flap or wanda.")
-    add_option(
-        prune,
-        "grad",
-        action=BooleanOptionalAction,
-        help="Whether a backward pass may be run. Without one, pruning single units scales the loss curves.",
-    )
-    add_option(prune, "mapping", help="From scores to a policy: curves, water-filling or greedy.")
-    add_option(prune, "reward", help="Reward candidates as searched, or calibrated.")
-    add_option(prune, "calibration", help="sequential, ridge or none.")
-    add_option(prune, "ridge-lambda", type=float, help="Ridge coefficient.")
-    add_option(
-        prune,
-        "ridge-lambda-relative",
-        action=BooleanOptionalAction,
-        help="Whether it is relative to the mean diagonal of the Gram matrix.",
-    )
-    add_option(prune, "dense-target", type=float, help="Share of the dense model in the sequential target.")
-    add_option(
-        prune,
-        "sequential-lambda",
-        type=float,
-        help="Pull of sequential calibration towards ridge. Default: chosen for every unit on held-out windows.",
-    )
-    add_option(prune, "held-out-samples", type=int, help="Search windows that sequential calibration is measured on.")
-    add_option(prune, "min-retention", type=float, help="Smallest fraction that a unit keeps.")
-    add_option(prune, "max-retention", type=float, help="Largest fraction that a unit keeps.")
-    add_option(prune, "rate-precision", type=float, help="Grid that retentions are rounded to.")
-    add_option(
-        prune,
-        "ffn-multiple",
-        type=int,
-        help="FFN widths are multiples of this (256 or 32 where the model is wide enough).",
-    )
-
-    search = parser.add_argument_group("Search")
-    add_option(search, "search-steps", type=int, help="Candidate evaluations.")
-    add_option(search, "search-samples", type=int, help="Search windows at full fidelity.")
-    add_option(search, "update-samples", type=int, help="Search windows of one update of the agent.")
-    add_option(search, "search-dtype", help="auto (bfloat16 where it is native) or model.")
-    add_option(search, "alpha-start", type=float, help="Fraction of sparsity and windows that PPO starts with.")
-    add_option(search, "learning-rate", type=float, help="Of PPO.")
-    add_option(search, "clip-range", type=float, help="Of PPO.")
-    add_option(search, "hidden-sizes", type=int, nargs="+", help="Layers of PPO's MLP.")
-    add_option(search, "candidates", type=int, help="Candidates of one update of the agent.")
-    add_option(search, "warm-start", help="Pruned checkpoint whose agent to go on from: folder, id or ID@REVISION.")
-    add_option(search, "seed", type=int, help="Of everything random.")
-
-    add_option(
-        search, "report-to", nargs="+", default=(), help="Log the search live to tensorboard, trackio or wandb."
-    )
-
     data = parser.add_argument_group("Data")
-    add_option(
+    add_knob(
         data,
         "dataset",
-        help="wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and test files, "
-        "or self (text sampled from the model, which takes a while: choose fewer --num-samples).",
+        "Text to calibrate and search on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, "
+        "validation and test files, or self (text sampled from the model, which takes a while: choose fewer "
+        "--num-samples).",
     )
-    add_option(data, "eval-dataset", help="Text to report on, if not that of --dataset.")
+    add_knob(data, "eval-dataset", "Text to report perplexity on.", "the test split of --dataset")
     add_text_column(data)
-    add_option(data, "self-share", type=float, help="Share of calibration and search windows that the model writes.")
-    add_option(data, "num-samples", type=int, help="Calibration windows.")
-    add_option(data, "fisher-samples", type=int, help="Calibration windows of the backward pass.")
-    add_option(data, "slope-samples", type=int, help="Calibration windows of every probe, with --no-grad.")
-    add_option(data, "seq-len", type=int, help="Tokens a window.")
-    add_option(data, "eval-samples", type=int, help="Test windows. Default: all.")
-    add_option(data, "batch-size", type=int, help="Windows a forward pass.")
 
-    add_load_options(parser.add_argument_group("Loading"))
+    pruning = parser.add_argument_group("Pruning")
+    add_knob(
+        pruning,
+        "sparsity",
+        "Fraction of the decoder blocks' parameters to remove. Several share one agent and give a Pareto front.",
+        type=fraction,
+        nargs="+",
+    )
+    add_knob(
+        pruning,
+        "method",
+        "How it is found what every layer keeps: ffp (a search that learns from the loss), prior (no search: what "
+        "measurements of the single layers say), uniform (the same share everywhere), or, to compare with, the "
+        "searches random and evolutionary.",
+    )
+    add_knob(
+        pruning,
+        "preset",
+        "Where values that are not given come from: default, or paper for those of the FastForward Pruning paper.",
+    )
+    add_option(
+        pruning,
+        "config",
+        metavar="FILE",
+        help="JSON file of settings, such as the ffp_config.json of a pruned model. Options given here win, --preset "
+        "over all that it sets. Default: none.",
+    )
+    add_knob(pruning, "seed", "Of everything random.")
+
+    text = parser.add_argument_group("Advanced: how much text")
+    add_knob(text, "num-samples", "Calibration windows.")
+    add_knob(text, "search-samples", "Search windows.")
+    add_knob(text, "eval-samples", "Test windows.", "all")
+    add_knob(text, "seq-len", "Tokens a window.")
+    add_knob(text, "self-share", "Share of calibration and search windows that the model writes.")
+
+    units = parser.add_argument_group("Advanced: what may be removed")
+    add_knob(
+        units,
+        "criterion",
+        "How the importance of heads and channels within a layer is measured.",
+        "fisher-obs, or obs with --no-grad",
+    )
+    add_knob(units, "min-retention", "Smallest fraction of its heads or channels that a layer keeps.")
+    add_knob(units, "max-retention", "Largest fraction of its heads or channels that a layer keeps.")
+    add_knob(units, "rate-precision", "Grid that these fractions are rounded to.", "none")
+    add_knob(
+        units,
+        "ffn-multiple",
+        "FFN widths are multiples of this.",
+        "256 or 32, blocks of llama.cpp's types, where the model is wide enough, otherwise 1",
+    )
+
+    search = parser.add_argument_group("Advanced: search")
+    add_knob(
+        search,
+        "agent",
+        "What searches with --method ffp: pathwise follows the derivative of the loss, bandit needs no backward pass, "
+        "ppo is the paper's.",
+        "pathwise, or bandit with --no-grad or --reward searched",
+    )
+    add_knob(search, "search-steps", "Candidates to evaluate; one with a backward pass counts for three.")
+    add_knob(search, "update-samples", "Search windows that one update of the agent sees.")
+    add_knob(search, "candidates", "Candidates of one update of the agent.")
+    add_knob(search, "reward", "Whether candidates are judged as the search leaves them, or after ridge regression.")
+    add_knob(search, "mapping", "How scores of the agent become sizes of the layers.")
+    add_knob(search, "fisher-samples", "Calibration windows of the backward pass that measures what the loss feels.")
+    add_knob(search, "slope-samples", "With --no-grad, calibration windows on which pruning one layer is tried.")
+    add_option(
+        search,
+        "warm-start",
+        metavar="MODEL",
+        help="Pruned model whose agent to go on from: folder, id or ID@REVISION. Default: the search begins anew.",
+    )
+    add_option(
+        search,
+        "report-to",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Log the search live to tensorboard, trackio or wandb. Default: to none.",
+    )
+
+    ppo = parser.add_argument_group("Advanced: the paper's agent (--agent ppo)")
+    add_knob(ppo, "alpha-start", "Fraction of the sparsity and of the windows that the search begins with.")
+    add_knob(ppo, "learning-rate", "Step size of the optimizer.")
+    add_knob(ppo, "clip-range", "How far one update may move the agent.")
+    add_knob(ppo, "hidden-sizes", "Widths of its network's layers.")
+
+    repair = parser.add_argument_group("Advanced: calibration")
+    add_knob(
+        repair,
+        "calibration",
+        "How the weights that stay are repaired: layer by layer from what the pruned layers before produce, by ridge "
+        "regression for every layer alone, or not at all.",
+    )
+    add_knob(repair, "ridge-lambda", "Strength of the ridge regression's penalty.")
+    add_knob(repair, "ridge-lambda-relative", "Whether that is relative to the size of the layer's inputs.")
+    add_knob(repair, "dense-target", "Share of the dense model in what sequential calibration aims at.")
+    add_knob(
+        repair,
+        "sequential-lambda",
+        "Pull of sequential calibration towards what ridge regression gives.",
+        "chosen for every layer on held-out windows",
+    )
+    add_knob(repair, "held-out-samples", "Search windows that sequential calibration is measured on.")
+
+    resources = parser.add_argument_group("Advanced: resources")
+    add_load_options(resources)
+    add_knob(resources, "batch-size", "Windows a forward pass.")
+    add_knob(
+        resources,
+        "grad",
+        "Whether backward passes may be run. Without them less memory is needed, and the search knows less.",
+    )
+    add_knob(resources, "search-dtype", "Type to evaluate candidates in: auto is bfloat16 where the hardware has it.")
+
+    hub = parser.add_argument_group("Advanced: the Hub")
+    add_hub_options(hub)
+    add_option(
+        hub,
+        "trust-remote-code",
+        action="store_true",
+        help="Let code of the tokenizer's repository run. Models that need code of their own can't be pruned.",
+    )
 
 
 class FFPPruneCommand(BaseOptimumCLICommand):
@@ -143,6 +225,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Does what was asked for, or ends in one line with exit code 2."""
         with one_line_endings("interrupted; give the same command with --resume to go on from here"):
+            check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
             prune(self.args)
 
 
@@ -154,7 +237,10 @@ def read_config(args: Namespace) -> "FFPConfig":
     given = {name: value for name, value in given.items() if value is not None}
     if args.sparsity:
         given["sparsity"] = args.sparsity[0]
-    return FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
+    config = FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
+    # What a file holds, or Python is given, may serve several methods; what is typed is meant for this prune.
+    check_read([*given, *(["warm_start"] if args.warm_start else [])], KNOBS_READ_WHEN | {"warm_start": AGENT}, config)
+    return config
 
 
 def output_name(args: Namespace) -> str:
@@ -180,11 +266,7 @@ def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
 
 def repository_names(args: Namespace, folders: list[str], sparsities: list[float]) -> list[str | None]:
     """The repository that each folder is uploaded to, or `None`."""
-    from ..errors import FFPError
-
     if not args.push_to_hub:
-        if args.hub_model_id or args.private:
-            raise FFPError("--hub-model-id and --private say how to upload; add --push-to-hub, or leave them out")
         return [None] * len(folders)
     if args.hub_model_id and len(folders) > 1:
         return [f"{args.hub_model_id}-{100 * sparsity:g}" for sparsity in sparsities]
@@ -218,8 +300,9 @@ def prune(args: Namespace) -> None:
     uploads = [*filter(None, repositories)]
     problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
     if args.plan:
+        problems = [*problems]
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
-        return
+        sys.exit(USER_ERROR if problems else 0)
     with ExitStack() as locks:
         for path in (work, *folders, *front):
             locks.enter_context(FolderLock(resolve(path)))

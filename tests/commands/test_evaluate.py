@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -18,13 +17,18 @@ from tests.evaluation.test_size import prune
 from tests.export.conftest import SAMPLE, make_byte_level_tokenizer
 
 
-FAST = ["--device", "cpu", "--seq-len", 24, "--new-tokens", 4, "--repeats", 1]
+FAST = ["--device", "cpu"]
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra `eval`")
 
 
 @pytest.fixture
 def run(run_ffp):
-    return partial(run_ffp, "evaluate", *FAST)
+    def run(*words):
+        text = [] if "--no-perplexity" in words else ["--seq-len", 24]
+        speed = [] if "--no-speed" in words else ["--new-tokens", 4, "--repeats", 1]
+        return run_ffp("evaluate", *FAST, *text, *speed, *words)
+
+    return run
 
 
 @pytest.fixture
@@ -181,6 +185,14 @@ def test_tasks_beside_a_baseline(figures, save_picomodel, tmp_path):
     assert "pico, acc" in output and "6 samples" in output and "±" in output
 
 
+def test_options_that_nothing_would_read_are_named(run_ffp):
+    words = ["--limit", 3, "--num-fewshot", 1, "--baseline-revision", "main", "--no-speed", "--repeats", 2]
+    code, _, errors = run_ffp("evaluate", "-m", "nobody/nothing", *words)
+    assert code == 2 and errors.startswith("error: nothing would read --limit, --num-fewshot (read only with --tasks")
+    for unread in ("--repeats (read only without --no-speed)", "--baseline-revision (read only with a --baseline"):
+        assert unread in errors
+
+
 def refused(ended, message):
     code, output, errors = ended
     assert code == 2
@@ -195,8 +207,8 @@ def refused(ended, message):
         (["--seq-len", 1], "--seq-len must be at least 2, found 1"),
         (["--eval-samples", 0], "--eval-samples must be at least 1, found 0"),
         (["--repeats", -3], "--repeats must be at least 1, found -3"),
-        (["--limit", 0], "--limit is a number of samples"),
-        (["--num-fewshot", -1], "--num-fewshot must be at least 0"),
+        (["--limit", 0, "--tasks", "boolq"], "--limit is a number of samples"),
+        (["--num-fewshot", -1, "--tasks", "boolq"], "--num-fewshot must be at least 0"),
         (["--dataset", "self"], "text that a model has written says little about it"),
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         (["--split", "dev"], "has the splits train, validation, test, found --split dev"),

@@ -1,5 +1,4 @@
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,19 @@ from optimum_ffp.plan import GIB
 from tests.hub_server import run_hub
 
 
-SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3, "search-steps": 10}
+SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
 FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (f"--{name}", str(value)))]
 TOKEN = "hf_ofThePlan"
 
 
 @pytest.fixture
 def run(run_ffp):
-    return partial(run_ffp, "prune", *FAST)
+    def run(*words):
+        # A policy that takes no search reads nothing of it.
+        searches = [] if "uniform" in words else ["--search-steps", 10]
+        return run_ffp("prune", *FAST, *searches, *words)
+
+    return run
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_pat
     out.mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
-    assert code == 0
+    assert code == 2
     problems = [line for line in output.splitlines() if line.startswith("but: ")]
     for problem, words in zip(
         problems, ("exists; name another folder", "0.00 GiB of free disk", "there is no file"), strict=True
@@ -66,7 +70,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_pat
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
     assert "but: " in output and "holds the state of a prune that was interrupted" in output
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan", "--overwrite")
-    assert code == 0 and "exists; name" not in output and work.is_dir()
+    assert code == 2 and "exists; name" not in output and work.is_dir()
 
 
 def test_a_model_that_can_not_be_pruned_has_no_plan(run, save_picomodel, data_folder, tmp_path):

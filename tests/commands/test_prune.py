@@ -1,8 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 from argparse import ArgumentParser
-from functools import partial
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -13,16 +14,22 @@ from optimum_ffp import FFPConfig
 from optimum_ffp.card import command_line
 from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune, read_config
 from optimum_ffp.journal import Journal
+from optimum_ffp.knobs import Knobs
 from optimum_ffp.loading import LoadOptions
 
 
-SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3, "search-steps": 10}
+SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
 FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (f"--{name}", str(value)))]
 
 
 @pytest.fixture
 def run(run_ffp):
-    return partial(run_ffp, "prune", *FAST)
+    def run(*words):
+        # A policy that takes no search reads nothing of it.
+        searches = [] if "uniform" in words else ["--search-steps", 10]
+        return run_ffp("prune", *FAST, *searches, *words)
+
+    return run
 
 
 def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tmp_path, windows):
@@ -65,11 +72,73 @@ def test_default_folder_and_text_from_the_model_itself(run, save_picomodel, tmp_
 
 def test_config_file_with_options_that_win(run, save_picomodel, data_folder, tmp_path):
     knobs = tmp_path / "knobs.json"
-    knobs.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "method": "uniform"}))
+    knobs.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "searched"}))
     out = tmp_path / "out"
     assert run("-m", save_picomodel(), out, "--config", knobs, "--seed", 9)[0] == 0
     config = FFPConfig.from_pretrained(out)
-    assert (config.sparsity, config.seed, config.method) == (0.4, 9, "uniform")
+    assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "bandit")
+
+
+@pytest.mark.parametrize(
+    ("words", "unread"),
+    [
+        ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (read only with --agent ppo)"),
+        ("--agent ppo --mapping greedy --candidates 8 --update-samples 2", "--update-samples (read only with --agent"),
+        ("--method prior --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
+        ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
+        ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),
+        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with --calibration ridge"),
+        ("--no-grad --fisher-samples 3", "--fisher-samples (read only with --grad"),
+        ("--slope-samples 3", "--slope-samples (read only with --no-grad"),
+        ("--device cpu --device-map auto", "--device (read only without --device-map)"),
+        ("--private --hub-model-id x", "--hub-model-id, --private (read only with --push-to-hub)"),
+    ],
+)
+def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
+    code, output, errors = run_ffp("prune", "-m", "nobody/nothing", *words.split())
+    assert code == 2 and output == ""
+    assert errors.startswith("error: nothing would read ") and unread in errors
+
+
+def test_what_a_file_holds_need_not_be_read(run_ffp, save_picomodel, data_folder, tmp_path):
+    FFPConfig(method="uniform", learning_rate=0.5, dataset=str(data_folder), seq_len=24).save_pretrained(tmp_path)
+    words = ["prune", "-m", save_picomodel(), "--plan", "--config", tmp_path / "ffp_config.json"]
+    assert run_ffp(*words, "--num-samples", 4)[0] == 0
+    assert run_ffp(*words, "--method", "ffp", "--agent", "ppo", "--learning-rate", 1e-3)[0] == 0
+    assert run_ffp(*words, "--learning-rate", 1e-3)[0] == 2
+
+
+def test_the_output_by_name(run, save_picomodel, data_folder, tmp_path):
+    out = tmp_path / "out"
+    words = ["-m", save_picomodel(), "--dataset", data_folder, "--method", "uniform", "--sparsity", 0.2]
+    for twice in ([out, "--output", out], ["--output", out, out]):
+        code, _, errors = run(*twice, *words)
+        assert code == 2 and f"OUT is given twice, as {out} and {out}; leave out one" in errors
+    code, _, errors = run(*words, "folder")
+    assert code == 2 and "'folder' is not a number; an output folder goes before the options" in errors
+    assert "--output folder" in errors and errors.count("--") < 10
+    assert run(*words, "--output", out)[0] == 0 and (out / "model.safetensors").is_file()
+
+
+def test_every_sparsity_is_checked(run, save_picomodel, data_folder):
+    code, _, errors = run("-m", save_picomodel(), "--dataset", data_folder, "--sparsity", 0.2, 30)
+    assert code == 2 and "found 30.0; for 30 % give 0.3" in errors
+
+
+def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
+    code, output, _ = run_ffp("prune", "--help")
+    assert code == 0
+    # An option begins a line, its help follows.
+    options = dict(re.findall(r"^  (?:-m MODEL, )?--([a-z-]+)(.*?)(?=^  -|^\S|\Z)", output, re.MULTILINE | re.DOTALL))
+    for field in fields(Knobs):
+        shown = " ".join(options[field.name.replace("_", "-")].split())
+        default = field.default if type(field.default) in (int, str) else ""
+        assert f"Default: {default}" in shown, field.name
+    assert not re.search(r"--\w+_", output)
+    titles = re.findall(r"^([A-Z].*):$", output, re.MULTILINE)
+    basic = ["Required arguments", "Output", "Data", "Pruning"]
+    assert titles[:4] == basic and all(title.startswith("Advanced") for title in titles[4:])
+    assert output.index("Advanced") < output.index("--num-samples") < output.index("--learning-rate")
 
 
 def test_underscores_work_as_dashes_do(run, save_picomodel, data_folder, tmp_path):
@@ -193,6 +262,7 @@ def test_command_of_the_card_repeats_the_config():
         "rate_precision": 0.02,
         "search_dtype": "model",
         "eval_samples": 7,
+        "reward": "calibrated",
         "calibration": "none",
         "seed": 5,
     }
