@@ -66,7 +66,7 @@ def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
         return None
     return (
         f"{len(short)} of {len(features)} units have more channels (up to {max(short):,}) than there are calibration "
-        f"tokens ({tokens:,}), which says little of what they do on other text; use more text, num_samples or seq_len"
+        f"tokens ({tokens:,}), too few to tell them apart; use more text, or raise num_samples or seq_len"
     )
 
 
