@@ -77,7 +77,7 @@ def main() -> None:
             # Those before go first: there is no need for several models.
             pruner = found = result = None
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
-            pruner.open_journal([args.sparsity], resume=args.work is not None)
+            pruner.open_journal(resume=args.work is not None)
         if found is None or differs(config, pruner.config, OF_CALIBRATION):
             pruner.config = config
             found = pruner.search()

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     config = FFPConfig(preset=preset, seed=seed, **data, **knobs)
     work = args.work and args.work / f"{preset}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
-    pruner.open_journal(args.sparsities, resume=work is not None)
+    pruner.open_journal(resume=work is not None)
     for sparsity in args.sparsities:
         for method in methods:
             pruner.config.method = "ffp" if method in AGENTS else method

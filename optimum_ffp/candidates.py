@@ -21,7 +21,8 @@ class CandidateEvaluator:
     """Evaluates policies on views of one nested model.
 
     All candidates of a call see the same windows, and the dense model's losses on them are cached, so that what is
-    compared are paired differences.
+    compared are paired differences. What is kept in the journal goes by all that it depends on, so that searches may
+    share it, whatever they were begun with.
 
     Args:
         nested: The model with its items sorted.
@@ -49,7 +50,8 @@ class CandidateEvaluator:
         dense_losses: np.ndarray | None = None,
     ):
         self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
-        self.dtype, self.journal = dtype, journal or Journal()
+        self.dtype = dtype
+        self.journal = (journal or Journal()).part(windows.tolist(), compensated, batch_size, str(dtype))
         self.evaluations = self.tokens = self.non_finite = 0
         self._dense = dense_losses
 
@@ -61,8 +63,7 @@ class CandidateEvaluator:
             FFPError: If its perplexity isn't finite.
         """
         if self._dense is None:
-            dense = PruningPolicy.dense(self.nested.units)
-            self._dense = np.array(self.journal.value("dense", lambda: self._losses(dense, self.windows).tolist()))
+            self._dense = self._kept_losses(PruningPolicy.dense(self.nested.units), np.arange(len(self.windows)))
             if not math.isfinite(to_perplexity(float(self._dense.mean()))):
                 raise FFPError(
                     "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -72,13 +73,9 @@ class CandidateEvaluator:
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token, shape `[policies, windows]`."""
-        chosen = self.windows[torch.from_numpy(windows)]
-        kept = self.journal.value(
-            f"candidates-{self.evaluations}", lambda: [self._losses(policy, chosen).tolist() for policy in policies]
-        )
-        losses = np.array(kept)
+        losses = np.array([self._kept_losses(policy, windows) for policy in policies])
         self.evaluations += len(policies)
-        self.tokens += len(policies) * chosen.numel()
+        self.tokens += losses.size * self.windows.shape[1]
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 
@@ -93,11 +90,19 @@ class CandidateEvaluator:
             found = with_halving_batches(lambda _: measure_loss_slopes(self.nested, policy, chosen, self.dtype), 1)
             return [found.losses.tolist(), found.fewer.tolist(), found.more.tolist()]
 
-        found = LossSlopes(*map(np.array, self.journal.value(f"slopes-{self.evaluations}", measure)))
+        found = LossSlopes(*map(np.array, self._journal_of(policy, windows).value("slopes", measure)))
         self.evaluations += 1
         self.tokens += GRADIENT_COST * chosen.numel()
         self.non_finite += int(not np.isfinite(found.losses).all())
         return found
+
+    def _journal_of(self, policy: PruningPolicy, windows: np.ndarray) -> Journal:
+        return self.journal.part(policy.sizes, windows.tolist())
+
+    def _kept_losses(self, policy: PruningPolicy, windows: np.ndarray) -> np.ndarray:
+        chosen = self.windows[torch.from_numpy(windows)]
+        journal = self._journal_of(policy, windows)
+        return np.array(journal.value("losses", lambda: self._losses(policy, chosen).tolist()))
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
         outputs = self.nested.compensated(policy) if self.compensated else None

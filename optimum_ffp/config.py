@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .knobs import CHOICES, FISHER_CRITERIA, PAPER, READ_WHEN, Knobs
+from .knobs import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Knobs
 from .version import __version__
 
 
@@ -131,6 +131,24 @@ class FFPConfig(Knobs, BaseConfig):
     def reports_searched(self) -> bool:
         """Whether perplexity before calibration says something: a policy may be chosen for what calibration leaves."""
         return self.reward == "searched" or self.calibration == "none"
+
+    @property
+    def measured_knobs(self) -> dict[str, Any]:
+        """The knobs that what is measured before any search depends on."""
+        return {name: getattr(self, name) for name in MEASURED}
+
+    def check_change(self, changed: "FFPConfig") -> None:
+        """Checks that a pruner which was made with this config can go on with another.
+
+        Raises:
+            FFPError: If something would have to be measured anew.
+        """
+        pairs = [(name, getattr(self, name), getattr(changed, name)) for name in MEASURED]
+        differing = [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
+        if changed.needs_factors and not self.needs_factors:
+            differing.append("reward and calibration did without ridge regression and now ask for it")
+        if differing:
+            raise FFPError(f"{'; '.join(differing)}: that is measured once; make a new FFPPruner with this config")
 
     def steps_in_sweep(self, number: int) -> int:
         """Candidate evaluations of a sweep's search: the first has all, those after it go on from its agent."""

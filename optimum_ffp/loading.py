@@ -45,14 +45,14 @@ class LoadOptions:
 
     Attributes:
         device: Where to put the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator if there is one.
-        dtype: `"auto"` for the checkpoint's, or a name of a torch type.
+        dtype: `"auto"` for the checkpoint's, or a torch type or its name.
         device_map: For accelerate; excludes `device`.
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision, token, cache_dir: Of the Hub.
     """
 
     device: str | None = None
-    dtype: str = "auto"
+    dtype: str | torch.dtype = "auto"
     device_map: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
@@ -265,9 +265,9 @@ def resolve_device(device: str | None) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: str) -> torch.dtype | str:
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
     """The torch type of that name, or `"auto"`."""
-    resolved = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    resolved = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if resolved != "auto" and not (isinstance(resolved, torch.dtype) and resolved.is_floating_point):
         raise FFPError(f"dtype {dtype!r} is not known; choose from auto, float32, bfloat16, float16")
     return resolved

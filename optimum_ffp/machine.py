@@ -28,6 +28,11 @@ class Machine:
     device_free: int | None = None
 
 
+def device_name(device: torch.device) -> str:
+    """What kind of device it is. Two of one kind compute the same, bit for bit."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def measure_machine(device: str | None = None, device_map: str | None = None) -> Machine:
     """What there is now.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batches import with_halving_batches
@@ -20,6 +19,7 @@ from .evaluation import Perplexity
 from .families import find_family, find_units
 from .journal import Journal, check_work_folder, fingerprint
 from .loading import LoadOptions, load_dense
+from .machine import device_name
 from .mapping import Budget
 from .pareto import ParetoFront
 from .policy import PruningPolicy
@@ -27,8 +27,8 @@ from .policy_search import FoundPolicy, PolicySearch
 from .precision import autocast_dtype
 from .preparation import Prepared, prepare
 from .progress import progress_bar
+from .repair import repair
 from .result import PruningResult, package_versions
-from .sequential import calibrate_sequentially
 from .stages import StageMeter
 from .tracking import Tracker, check_trackers
 
@@ -36,10 +36,13 @@ from .tracking import Tracker, check_trackers
 class FFPPruner:
     """Prunes one model, at one sparsity or several.
 
-    Data, statistics and the sorted model are made once, when first needed, and serve every call of `prune`.
+    Data, statistics and the sorted model are made once, when first needed, and serve every call of `prune`. Between
+    calls `config` may change in what is read later (`sparsity`, `method`, `calibration`, ...); a change in what they
+    depend on is an error.
 
     Args:
-        model: The dense model, of a supported family. The pruner owns it: its heads and channels are reordered.
+        model: The dense model, of a supported family. The pruner owns it: it asks for no gradients any more, and its
+            heads and channels are reordered.
         tokenizer: Its tokenizer.
         config: All knobs.
         model_id: Where the model comes from, for the record.
@@ -74,6 +77,7 @@ class FFPPruner:
             )
         self.report_to = report_to
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._measured_with = copy.deepcopy(config)
         self.model_id = model_id or model.config._name_or_path or "the model"
         self.family = find_family(model.config)
         self.model_units = find_units(model, self.family, config.ffn_multiple)
@@ -90,6 +94,7 @@ class FFPPruner:
         self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
         self.budget(config.sparsity)
+        model.eval().requires_grad_(False)
 
     @classmethod
     def from_pretrained(
@@ -141,7 +146,7 @@ class FFPPruner:
             FFPError: If the sparsity can't be met, the data or the agent can't be used, or the work folder holds the
                 state of another prune.
         """
-        self.open_journal([self.config.sparsity if sparsity is None else sparsity], resume)
+        self.open_journal(resume)
         return self.finish(self.search(sparsity, warm_start))
 
     def sweep(
@@ -159,7 +164,8 @@ class FFPPruner:
         Args:
             sparsities: Fractions of the block parameters to remove.
             warm_start: An agent that the first search goes on from.
-            resume: As in `prune`. The work folder is removed when the last result has been taken.
+            resume: As in `prune`. The work folder is removed when the last result has been taken; it stays, to be
+                resumed, if the sweep is broken off.
 
         Yields:
             One result a sparsity, as it is done.
@@ -170,32 +176,34 @@ class FFPPruner:
         sparsities = list(sparsities)
         for sparsity in sparsities:
             self.budget(sparsity)
-        self.open_journal(sparsities, resume)
-        self._sweeping = True
+        self.open_journal(resume)
         self.front = ParetoFront()
-        for number, sparsity in enumerate(sparsities):
-            config = self._config_at(sparsity)
-            config.search_steps = config.steps_in_sweep(number)
-            found = self._find(config, warm_start, with_baselines=True)
-            warm_start = found.agent
-            result = self.finish(found)
-            self.front.add(result)
-            result.search |= {
-                "front": self.front.record,
-                "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
-            }
-            yield result
-        self._sweeping = False
-        self.journal.remove()
+        self._sweeping = True
+        try:
+            for number, sparsity in enumerate(sparsities):
+                config = self._config_at(sparsity)
+                config.search_steps = config.steps_in_sweep(number)
+                found = self._find(config, warm_start, with_baselines=True)
+                warm_start = found.agent
+                result = self.finish(found)
+                self.front.add(result)
+                result.search |= {
+                    "front": self.front.record,
+                    "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
+                }
+                yield result
+        finally:
+            # However it ends: broken off, too.
+            self._sweeping = False
+        self._close_journal()
 
-    def open_journal(self, sparsities: list[float], resume: bool = False) -> None:
-        """Begins to keep what is finished in the work folder. `prune` and `sweep` do that by themselves.
+    def open_journal(self, resume: bool = False) -> None:
+        """Begins to keep what is finished in the work folder, until `save_pretrained`.
 
-        Whoever calls `search` and `finish` may do so before: what has been found with the same config and sparsity, or
-        been finished with the same config and policy, is then not computed again.
+        `prune` and `sweep` do that by themselves. Whoever calls `search` and `finish` may do so before. What any of
+        them has measured is not measured again, at whatever sparsity and with whatever `config`.
 
         Args:
-            sparsities: All that will be searched at; they belong to what the state is of.
             resume: Whether to go on from what a process that was killed has left.
 
         Raises:
@@ -205,14 +213,20 @@ class FFPPruner:
             if resume:
                 raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
             return
+        # What an earlier call has kept serves this one too.
+        if self.journal.folder is not None:
+            return
         identity = {
             "model": self._fingerprint,
-            "config": self.config.to_dict() | {"sparsity": sparsities},
+            "config": self._measured_with.measured_knobs,
             "versions": package_versions(),
-            "threads": torch.get_num_threads(),
-            "device": str(self.model.device),
+            "device": device_name(self.model.device),
         }
         self.journal = Journal.open(self.work_folder, identity, resume)
+
+    def _close_journal(self) -> None:
+        self.journal.remove()
+        self.journal = Journal()
 
     def search(
         self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
@@ -229,15 +243,17 @@ class FFPPruner:
         Returns:
             The pruned model with its figures; also kept as `self.result`.
         """
-        data, nested, config, policy = self.data, self.prepared.nested, found.config, found.policy
-        journal = self._journal_of(config, policy.sizes)
+        config, policy = found.config, found.policy
+        self._measured_with.check_change(config)
+        data, nested = self.data, self.prepared.nested
+        journal = self.journal.part(config.to_dict(), policy.sizes)
         perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
         if config.reports_searched:
             with meter.stage("evaluation"), nested.applied(policy) as model:
                 perplexities["searched"] = self._perplexity(model, "searched", journal)
         with meter.stage("calibration"):
-            outputs, calibration = self._calibrate(config, policy, journal)
+            outputs, calibration = repair(nested, policy, data, config, journal)
         if config.calibration != "none":
             # On views of the dense model, so that there is no second model beside the activations.
             with meter.stage("evaluation"), nested.applied(policy, outputs) as model:
@@ -264,6 +280,7 @@ class FFPPruner:
 
     def _config_at(self, sparsity: float | None) -> FFPConfig:
         config = copy.deepcopy(self.config)
+        self._measured_with.check_change(config)
         config.sparsity = self.config.sparsity if sparsity is None else sparsity
         return config
 
@@ -280,9 +297,8 @@ class FFPPruner:
         self.meter.seconds.pop("search", None)
         with self.meter.stage("search"):
             dtype = autocast_dtype(self.model, config.search_dtype)
-            journal = self._journal_of(config)
             policy_search = PolicySearch(
-                prepared, data.search, self.budget, config, dtype, journal, self._dense_losses
+                prepared, data.search, self.budget, config, dtype, self.journal, self._dense_losses
             )
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
@@ -297,7 +313,7 @@ class FFPPruner:
     @cached_property
     def data(self) -> DataSplits:
         """Calibration, search and test windows."""
-        config = self.config
+        config = self._measured_with
         check_window_length(config.seq_len, self.model.config)
         with self.meter.stage("data"):
             kept = self.journal.value(
@@ -318,36 +334,8 @@ class FFPPruner:
     def prepared(self) -> Prepared:
         """Statistics, sorted model, ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter, self.journal)
-
-    def _journal_of(self, config: FFPConfig, *more: Any) -> Journal:
-        return self.journal.part(config.to_dict(), *more)
-
-    def _calibrate(
-        self, config: FFPConfig, policy: PruningPolicy, journal: Journal
-    ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
-        """Weights of output projections by unit index, and what is known of how well they fit."""
-        nested = self.prepared.nested
-        if config.calibration == "none":
-            return None, {}
-        if config.calibration == "ridge":
-            return nested.compensated(policy), {}
-        held_out = self.data.search.first(config.held_out_samples)
-        fits = calibrate_sequentially(
-            nested,
-            policy,
-            self.data.calibration.tokens,
-            held_out.tokens,
-            config.dense_target,
-            config.sequential_lambda,
-            autocast_dtype(self.model, config.search_dtype),
-            journal,
-        )
-        rows = [
-            {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
-            for unit, fit in ((self.units[index], fit) for index, fit in sorted(fits.items()))
-        ]
-        return {index: fit.weight for index, fit in fits.items()}, {"units": rows} | held_out.describe()
+        config = self._measured_with
+        return prepare(self.model, self.model_units, self.family, config, windows, self.meter, self.journal)
 
     def _perplexity(self, model: PreTrainedModel, name: str, journal: Journal) -> float:
         windows = self.data.test.tokens
@@ -373,7 +361,7 @@ class FFPPruner:
         """
         save_checkpoint(self._finished(), directory, overwrite, self.journal.folder)
         if not self._sweeping:
-            self.journal.remove()
+            self._close_journal()
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Puts the last result on the Hub in one commit.

@@ -21,7 +21,7 @@ LAYERS = [
     {"fisher", "pathwise"},
     {"candidates", "machine", "memory", "search", "slopes"},
     {"plan", "preparation", "sequential", "card", "plots"},
-    {"pareto", "policy_search", "report"},
+    {"pareto", "policy_search", "repair", "report"},
     {"checkpoint"},
     {"checks", "pruner"},
     {"commands"},

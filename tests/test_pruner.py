@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
+from optimum_ffp.knobs import MEASURED
 from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
 
 
@@ -47,6 +48,69 @@ def test_one_pruner_serves_several_sparsities(save_picomodel, data_folder):
     alone = make_pruner(folder, data_folder, method="uniform").prune(0.4)
     assert second.policy == alone.policy and second.perplexities == alone.perplexities
     assert first.parameters > second.parameters
+
+
+def test_the_documented_constructor(save_picomodel, data_folder):
+    folder = save_picomodel()
+    model = AutoModelForCausalLM.from_pretrained(folder).train()
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS)
+    result, other = FFPPruner(model, make_tokenizer(), config).prune(), make_pruner(folder, data_folder).prune()
+    weights = other.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in result.model.state_dict().items())
+
+
+def test_what_is_read_later_may_change_between_prunes(save_picomodel, data_folder):
+    later = {"method": "random", "calibration": "ridge", "min_retention": 0.5, "update_samples": 1, "search_steps": 5}
+    pruner = make_pruner(save_picomodel(), data_folder)
+    pruner.prune(0.3)
+    for name, value in later.items():
+        setattr(pruner.config, name, value)
+    result, alone = pruner.prune(0.3), make_pruner(save_picomodel(), data_folder, **later).prune(0.3)
+    assert (result.policy, result.log, result.perplexities) == (alone.policy, alone.log, alone.perplexities)
+    assert result.config.to_dict() == alone.config.to_dict()
+
+
+def test_what_was_measured_once_may_not_change(save_picomodel, data_folder):
+    pruner = make_pruner(save_picomodel(), data_folder, method="uniform", calibration="ridge")
+    found = pruner.search()
+    found.config.fisher_samples = 1
+    with pytest.raises(FFPError, match="fisher_samples was 32 and is 1: that is measured once; make a new FFPPruner"):
+        pruner.finish(found)
+    pruner.config = FFPConfig(dataset="self", **SETTINGS | {"num_samples": 4})
+    for call in (pruner.prune, pruner.search, lambda: next(pruner.sweep([0.2]))):
+        with pytest.raises(FFPError, match="dataset was .* and is 'self'; num_samples was 8 and is 4"):
+            call()
+
+    knobs = {"reward": "searched", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
+    pruner = make_pruner(save_picomodel(), data_folder, **knobs)
+    pruner.config.calibration = "ridge"
+    with pytest.raises(FFPError, match="did without ridge regression and now ask for it"):
+        pruner.prune()
+
+
+@pytest.mark.parametrize("knobs", [{}, {"grad": False, "self_share": 0.5}], ids=["default", "no-grad"])
+def test_what_is_measured_once_reads_no_other_knobs(save_picomodel, data_folder, monkeypatch, knobs):
+    pruner = make_pruner(save_picomodel(), data_folder, **knobs)
+    read = set()
+
+    def watch(config, name):
+        read.add(name)
+        return object.__getattribute__(config, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FFPConfig, "__getattribute__", watch)
+        assert pruner.prepared.curves is not None
+    # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
+    assert "num_samples" in read
+    assert read & {*FFPConfig.knob_names()} <= {*MEASURED, "batch_size", "reward", "calibration"}
+
+
+def test_a_type_is_named_or_given(save_picomodel, data_folder):
+    folder, config = save_picomodel(), FFPConfig(dataset=str(data_folder))
+    for dtype in ("bfloat16", torch.bfloat16):
+        assert FFPPruner.from_pretrained(folder, config, dtype=dtype, device="cpu").model.dtype == torch.bfloat16
+    with pytest.raises(FFPError, match="dtype torch.int8 is not known; choose from auto, float32"):
+        FFPPruner.from_pretrained(folder, config, dtype=torch.int8)
 
 
 def test_without_a_backward_pass(save_picomodel, data_folder, monkeypatch):

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from optimum_ffp import FFPError, PruningPolicy
 from optimum_ffp.candidates import CandidateEvaluator
+from optimum_ffp.machine import device_name
 from tests.test_pruner import make_pruner
 
 
@@ -67,11 +69,11 @@ def test_resuming_takes_what_is_there(save_picomodel, data_folder, tmp_path, mon
 def test_search_and_finish_resume_by_themselves(save_picomodel, data_folder, tmp_path, monkeypatch):
     folder = save_picomodel()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
-    first.open_journal([0.2, 0.3])
+    first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
     monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
-    again.open_journal([0.2, 0.3], resume=True)
+    again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
     assert [one.policy for one in after] == [one.policy for one in before]
     assert [one.perplexities for one in after] == [one.perplexities for one in before]
@@ -91,10 +93,84 @@ def test_searches_of_one_pruner_measure_the_dense_model_once(save_picomodel, dat
     assert len({one.record["perplexity"]["dense"] for one in found}) == 1
 
 
+def assert_same(result, other):
+    assert (result.policy, result.log, result.perplexities) == (other.policy, other.log, other.perplexities)
+    state = other.model.state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in result.model.state_dict().items())
+
+
+def test_a_search_never_takes_what_other_policies_were_worth(save_picomodel, data_folder, tmp_path):
+    folder, work = save_picomodel(), tmp_path / "work"
+    alone = make_pruner(folder, data_folder, agent="bandit")
+    agent = alone.search(0.4).agent
+    cold, warm = alone.search(0.3), alone.search(0.3, agent)
+    assert cold.log != warm.log
+    # In the same process, and in another that resumes with an agent which the first search had not.
+    first = make_pruner(folder, data_folder, work_folder=work, agent="bandit")
+    first.open_journal()
+    again = make_pruner(folder, data_folder, work_folder=work, agent="bandit")
+    found = [first.search(0.3), first.search(0.3, agent)]
+    again.open_journal(resume=True)
+    found.append(again.search(0.3, agent))
+    assert [(one.policy, one.log) for one in found] == [(one.policy, one.log) for one in (cold, warm, warm)]
+
+
+def test_searches_share_what_the_same_policy_was_worth(save_picomodel, data_folder, tmp_path, monkeypatch):
+    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", method="prior")
+    first = pruner.prune()
+    monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
+    second = pruner.prune()
+    assert second.log == first.log and second.search == first.search
+
+
+def test_a_second_prune_goes_on_in_the_work_folder(save_picomodel, data_folder, tmp_path, monkeypatch):
+    folder, work = save_picomodel(), tmp_path / "work"
+    pruner = make_pruner(folder, data_folder, work_folder=work)
+    pruner.prune(0.2)
+    second = pruner.prune(0.3)
+    with monkeypatch.context() as patch:
+        for name in ("preparation.collect_statistics", "preparation.collect_fisher", "candidates.window_losses"):
+            patch.setattr(f"optimum_ffp.{name}", None)
+        assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)
+    pruner.save_pretrained(tmp_path / "out")
+    assert not work.exists()
+    # Nothing is kept again before it is asked for.
+    pruner.search(0.2)
+    assert not work.exists()
+
+
+def test_a_sweep_that_is_broken_off_leaves_no_trace_in_the_pruner(save_picomodel, data_folder, tmp_path):
+    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", method="uniform")
+    for _ in pruner.sweep([0.2, 0.3]):
+        break
+    assert (tmp_path / "work").is_dir()
+    pruner.prune(0.4)
+    pruner.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_device_is_known_by_its_kind(save_picomodel, data_folder, tmp_path, monkeypatch):
+    names = {0: "NVIDIA A100", 1: "NVIDIA A100", 2: "NVIDIA H100"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    assert device_name(torch.device("cpu")) == "cpu"
+
+    def open_on(index: int, resume: bool = True) -> None:
+        pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work")
+        with monkeypatch.context() as patch:
+            patch.setattr("optimum_ffp.pruner.device_name", lambda _: device_name(torch.device("cuda", index)))
+            pruner.open_journal(resume)
+        pruner.journal.value("entry", lambda: index)
+
+    open_on(0, resume=False)
+    open_on(1)
+    with pytest.raises(FFPError, match="device was 'NVIDIA A100' and is 'NVIDIA H100'"):
+        open_on(2)
+
+
 def test_state_of_another_prune_is_refused(save_picomodel, data_folder, tmp_path):
     make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work").prune()
-    with pytest.raises(FFPError, match=r"is of another prune: config.sparsity was \[0.2\] and is \[0.4\]"):
-        make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work").prune(0.4, resume=True)
+    with pytest.raises(FFPError, match=r"is of another prune: config.seed was 0 and is 1"):
+        make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
     with pytest.raises(FFPError, match=r"is of another prune: .*model was"):
         make_pruner(save_picomodel("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
     with pytest.raises(FFPError, match="was interrupted; go on with --resume"):
