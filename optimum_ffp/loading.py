@@ -120,15 +120,27 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
     """Checks a dense model that is to be pruned, whoever has loaded it.
 
     Args:
-        model: The dense model. What of it is offloaded is not looked at.
+        model: The dense model.
         tokenizer: Its tokenizer.
         model_id: What to call it in a message.
 
     Raises:
-        FFPError: If its family isn't supported, it is pruned or quantised already, a weight isn't finite, or its
-            tokenizer belongs to another model.
+        FFPError: If it isn't a causal LM of transformers as it was loaded, its family isn't supported, it is pruned or
+            quantised already, a weight isn't finite or isn't there, or its tokenizer belongs to another model.
     """
+    known = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
+    if not known or model.get_output_embeddings() is None:
+        raise FFPError(
+            f"{model_id} is of type {type(model).__name__}; give a model as AutoModelForCausalLM.from_pretrained "
+            "returns it, before torch.compile and with adapters merged"
+        )
     _check_prunable(model_id, model.config)
+    offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
+    if offloaded:
+        raise FFPError(
+            f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and what is not there can't be "
+            "sorted and pruned; use more devices, dtype bfloat16, or device cpu"
+        )
     _check_usable(model, tokenizer, model_id)
     with torch.no_grad():
         # Start tokens, which have the largest activations, are mostly among them.

@@ -18,7 +18,7 @@ from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
 from .journal import Journal, check_work_folder, fingerprint
-from .loading import LoadOptions, load_dense
+from .loading import LoadOptions, check_model, load_dense
 from .machine import device_name
 from .mapping import Budget
 from .pareto import ParetoFront
@@ -50,6 +50,9 @@ class FFPPruner:
             there. It holds Gram and Fisher matrices too. `None` keeps nothing.
         report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
 
+    Raises:
+        FFPError: If the model can't be pruned, or the sparsity can't be met.
+
     Example:
         >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
         >>> pruner.prune()
@@ -69,16 +72,11 @@ class FFPPruner:
         if work_folder is not None:
             # Whether to resume is said later.
             check_work_folder(work_folder, resume=True)
-        offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
-        if offloaded:
-            raise FFPError(
-                f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and what is not there can't "
-                "be sorted and pruned; use more devices, dtype bfloat16, or device cpu"
-            )
+        self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
+        check_model(model, tokenizer, self.model_id)
         self.report_to = report_to
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._measured_with = copy.deepcopy(config)
-        self.model_id = model_id or model.config._name_or_path or "the model"
         self.family = find_family(model.config)
         self.model_units = find_units(model, self.family, config.ffn_multiple)
         self.units = tuple(unit.unit for unit in self.model_units)

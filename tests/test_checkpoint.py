@@ -50,6 +50,20 @@ def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
     return pruner, folder
 
 
+def test_loads_with_attributes_of_the_config(pruned):
+    _, folder = pruned
+    options = {"use_cache": False, "dtype": torch.bfloat16, "attn_implementation": "eager"}
+    ours, theirs = (
+        one.from_pretrained(folder, trust_remote_code=True, **options)
+        for one in (FFPModelForCausalLM, AutoModelForCausalLM)
+    )
+    assert ours.config.use_cache is False and ours.config._attn_implementation == "eager"
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
+    with pytest.raises(FFPError, match="unexpected keyword argument 'no_option'"):
+        FFPModelForCausalLM.from_pretrained(folder, no_option=1)
+
+
 def test_folder_holds_what_it_should_and_nothing_pickled(pruned):
     _, folder = pruned
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES

@@ -175,6 +175,26 @@ def test_infeasible_sparsity_is_refused_at_once(save_picomodel, data_folder):
         make_pruner(save_picomodel(), data_folder, sparsity=0.9)
 
 
+def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_picomodel, data_folder, tmp_path):
+    def refused(model, reason):
+        with pytest.raises(FFPError, match=reason):
+            FFPPruner(model, make_tokenizer(), FFPConfig())
+
+    pruned = make_pruner(save_picomodel(), data_folder, method="uniform").prune().model
+    refused(pruned, "is already pruned; prune the dense model")
+    refused(torch.compile(make_picomodel()), "is of type OptimizedModule; give a model as AutoModelForCausalLM")
+    refused(make_picomodel().model, "is of type LlamaModel; give a model as AutoModelForCausalLM")
+    refused("a name", "is of type str; give a model as AutoModelForCausalLM")
+    broken = make_picomodel()
+    broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
+    refused(broken, r"model.layers.1.mlp.up_proj.weight of .* holds values that are infinite")
+    broken = make_picomodel()
+    broken.config.quantization_config = {"quant_method": "gptq"}
+    refused(broken, "is quantised; prune the model in full precision")
+    broken.config.quantization_config, broken.config.auto_map = None, {"AutoModelForCausalLM": "code.Model"}
+    refused(broken, "brings modelling code of its own")
+
+
 def test_offloaded_weights_are_refused(tmp_path):
     make_picomodel().save_pretrained(tmp_path)
     room = {"cpu": "60KB", "disk": "1GB"}

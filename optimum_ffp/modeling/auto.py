@@ -126,6 +126,19 @@ def _explained(model_id: str | os.PathLike) -> Iterator[None]:
         raise FFPError(f"{model_id} can't be loaded: {one_line(error)}") from None
 
 
+def _read_config(
+    model_id: str | os.PathLike, hub: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The config with those of the arguments that it has attributes for, and the others: those are the model's."""
+    # The config has these too, but it is the model's loading that makes something of them.
+    of_model = {name: kwargs[name] for name in ("dtype", "torch_dtype", "quantization_config") if name in kwargs}
+    rest = {name: value for name, value in kwargs.items() if name not in of_model}
+    config, unused = AutoConfig.from_pretrained(
+        model_id, return_unused_kwargs=True, **hub, **rest | {"trust_remote_code": False}
+    )
+    return config, unused | of_model
+
+
 class FFPModelForCausalLM:
     """Loads a pruned checkpoint as a real `PreTrainedModel`, without `trust_remote_code`."""
 
@@ -140,24 +153,27 @@ class FFPModelForCausalLM:
 
         Args:
             model_id: Hub id or folder.
-            kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
+            kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ..., and
+                attributes of the config, such as `use_cache`).
 
         Raises:
             FFPError: If the checkpoint isn't a pruned one, its family isn't supported, or it names files or code that
                 are not its own.
         """
-        # Whatever the caller allows: no code of a repository is needed, and a pickle can be code.
-        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
-        with _explained(model_id):
-            config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
+        config = kwargs.pop("config", None)
+        if config is None:
+            with _explained(model_id):
+                config, kwargs = _read_config(model_id, hub, kwargs)
         if not is_pruned(config):
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
         model_class = pruned_model_class(get_family(config.model_type))
         cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
         with _explained(model_id):
+            # Whatever the caller allows: no code of a repository is needed, and a pickle can be code.
+            kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
             model, info = load_whole(model_class, model_id, config=config, **kwargs)
         return (model, info) if with_info else model
 
