@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from .folders import FolderLock, check_writable, name_some, resolve
 from .records import from_exact_json, to_exact_json, to_json
 
 
+logger = logging.getLogger(__name__)
 IDENTITY = "identity.json"
 # What says in that file that a work folder is one. Entries that this version can't read need another.
 FORMAT = "optimum-ffp work folder, 1"
@@ -40,6 +42,7 @@ class Journal:
         identity: What all entries depend on.
         prefix: What the names of entries begin with.
         lock: What keeps other processes from the folder for as long as this journal is used.
+        notes: What they depend on in their last digits alone.
     """
 
     def __init__(
@@ -48,17 +51,26 @@ class Journal:
         identity: Mapping[str, Any] | None = None,
         prefix: str = "",
         lock: FolderLock | None = None,
+        notes: Mapping[str, Any] | None = None,
     ):
         self.folder, self.identity, self.prefix, self.lock = folder, identity or {}, prefix, lock
+        self.notes = notes or {}
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, identity: Mapping[str, Any], resume: bool) -> "Journal":
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        identity: Mapping[str, Any],
+        resume: bool,
+        notes: Mapping[str, Any] | None = None,
+    ) -> "Journal":
         """The journal of one prune.
 
         Args:
             folder: Where it is or will be.
             identity: Everything that the results depend on: model, settings, versions of libraries.
             resume: Whether to go on from what is there.
+            notes: What their last digits may depend on, such as the number of threads; a difference is a warning.
 
         Raises:
             FFPError: If there is a journal and `resume` is off, it belongs to something else or is in use by another
@@ -69,8 +81,8 @@ class Journal:
         lock = FolderLock(path)
         try:
             check_work_folder(folder, resume)
-            found = _read_identity(path)
-            differences = [] if found is None else list(_differences(found, identity))
+            found = _read_state(path) or {"identity": identity, "notes": notes or {}}
+            differences = list(_differences(found["identity"], identity))
             if differences:
                 raise FFPError(
                     f"the state in {folder} is of another prune: {'; '.join(differences)}. Resume with what it was "
@@ -79,15 +91,22 @@ class Journal:
         except FFPError:
             lock.release()
             raise
+        for difference in _differences(found["notes"], notes or {}):
+            logger.warning(
+                "resuming %s although %s: the result may differ in its last digits from that of a run without a break",
+                folder,
+                difference,
+            )
         for file in _own_files(path):
             if file.name.endswith(PARTIAL):
                 file.unlink()
-        return cls(path, identity, lock=lock)
+        return cls(path, identity, lock=lock, notes=notes)
 
     def part(self, *keys: Any) -> "Journal":
         """A journal of its own for what depends on these keys too, in the same folder."""
         text = json.dumps(keys, sort_keys=True)
-        return Journal(self.folder, self.identity, f"{self.prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}-")
+        prefix = f"{self.prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
+        return Journal(self.folder, self.identity, prefix, notes=self.notes)
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, or returned when it was last asked: anything that JSON holds."""
@@ -127,14 +146,14 @@ class Journal:
         identity = self.folder / IDENTITY
         if not identity.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = to_json({"format": FORMAT, "identity": self.identity}, indent=2)
+            text = to_json({"format": FORMAT, "identity": self.identity, "notes": self.notes}, indent=2)
             _write_atomically(identity, lambda partial: partial.write_text(text, encoding="utf-8"))
         _write_atomically(path, write)
 
 
 def holds_work(folder: Path) -> bool:
     """Whether there is something to resume from in a folder."""
-    return _read_identity(folder) is not None
+    return _read_state(folder) is not None
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
@@ -185,13 +204,14 @@ def _own_files(folder: Path) -> list[Path]:
     return [*own, *folder.glob(IDENTITY + PARTIAL)]
 
 
-def _read_identity(folder: Path) -> dict[str, Any] | None:
-    """What the entries in a folder depend on; `None` if it is no work folder."""
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    """What the entries in a folder depend on, `identity` and `notes`; `None` if it is no work folder."""
     try:
         found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found.get("identity") if isinstance(found, dict) and found.get("format") == FORMAT else None
+    known = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("identity"), dict)
+    return {"notes": {}} | found if known else None
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batches import with_halving_batches
@@ -220,7 +221,8 @@ class FFPPruner:
             "versions": package_versions(),
             "device": device_name(self.model.device),
         }
-        self.journal = Journal.open(self.work_folder, identity, resume)
+        # Matrices are factored in another order by more threads.
+        self.journal = Journal.open(self.work_folder, identity, resume, notes={"threads": torch.get_num_threads()})
 
     def _close_journal(self) -> None:
         self.journal.remove()

@@ -111,6 +111,15 @@ def test_another_state_is_refused_with_the_difference_named(tmp_path):
         Journal.open(tmp_path / "w", other, resume=True)
 
 
+def test_what_changes_last_digits_alone_is_a_warning(tmp_path, caplog):
+    for threads, resume in ((2, False), (2, True), (1, True)):
+        assert not caplog.records
+        journal = Journal.open(tmp_path / "w", {"model": "a"}, resume, notes={"threads": threads})
+        assert journal.part(1).value("x", lambda n=threads: n) == 2
+    (record,) = caplog.records
+    assert "although threads was 2 and is 1: the result may differ in its last digits" in record.getMessage()
+
+
 def test_damaged_entries_are_named(tmp_path):
     (tmp_path / "x.entry.safetensors").write_bytes(b"damaged")
     with pytest.raises(FFPError, match=r"x.entry.safetensors is damaged: .*; delete it and resume"):
