@@ -41,17 +41,9 @@ PAPER = {
 # What a pruner measures once, before any search, depends on these.
 MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
-    *(
-        "dataset",
-        "eval_dataset",
-        "text_column",
-        "self_share",
-        "num_samples",
-        "seq_len",
-        "search_samples",
-        "eval_samples",
-    ),
-    *("criterion", "mapping", "grad", "fisher_samples", "slope_samples", "ridge_lambda", "ridge_lambda_relative"),
+    *("dataset", "eval_dataset", "text_column", "self_share", "seq_len"),
+    *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
+    *("criterion", "mapping", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
 
 
