@@ -92,7 +92,8 @@ def check_apart(output: str | os.PathLike, sources: Iterable[str | os.PathLike])
     for source in sources:
         read = resolve(source)
         if read.exists() and read.is_relative_to(path):
-            raise FFPError(f"{output} {'is' if read == path else 'holds'} what is read, {source}; name another output")
+            found = "is what this command reads" if read == path else f"holds {source}, which this command reads"
+            raise FFPError(f"{output} {found}: it can't be written too; name another output")
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:

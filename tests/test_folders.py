@@ -90,8 +90,9 @@ def test_what_can_not_be_replaced_as_a_whole(checkpoint, monkeypatch):
 
 def test_what_is_read_is_not_written(data_folder, tmp_path):
     file = data_folder / "train.txt"
-    for output, word in ((data_folder, "holds"), (tmp_path, "holds"), (file, "is")):
-        with pytest.raises(FFPError, match=f"{output}/ {word} what is read, .*train.txt; name another output"):
+    for output in (data_folder, tmp_path, file):
+        found = "is what" if output == file else "holds .*train.txt, which"
+        with pytest.raises(FFPError, match=f"{output}/ {found} this command reads: .*; name another output"):
             check_apart(f"{output}/", ["wikitext2", file])
     check_apart(data_folder / "out", [file, data_folder])
     check_apart(tmp_path / "dat", [file])

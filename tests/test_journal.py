@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.journal import Journal, fingerprint
@@ -48,6 +49,18 @@ def test_a_failed_entry_leaves_nothing_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Journal(tmp_path).value("x", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("optimum_ffp.journal.save_file", fail)
+    journal = Journal(tmp_path / "work")
+    with pytest.raises(FFPError, match="work can't be written: .*No space left; make room, then go on with --resume"):
+        journal.tensors("x", lambda: {"y": torch.zeros(1)})
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["identity.json"]
 
 
 def test_half_written_entries_are_thrown_away(tmp_path):

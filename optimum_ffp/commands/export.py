@@ -31,7 +31,12 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
         action="store_true",
         help="Pad every layer with zeros to the widest: larger, but runs wherever the dense model does.",
     )
-    add_option(optional, "overwrite", action="store_true", help="Replace the file if it exists.")
+    add_option(
+        optional,
+        "overwrite",
+        action="store_true",
+        help="Replace the GGUF file that is there; other files are never replaced.",
+    )
     add_hub_options(optional)
 
 

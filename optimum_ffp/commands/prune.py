@@ -58,7 +58,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "output", metavar="OUT", nargs="?", default=SUPPRESS, action=StoreOnce, help="Folder to write."
     )
     add_option(output, "output", metavar="OUT", action=StoreOnce, help="The same by name. Default: MODEL-ffp-PERCENT.")
-    add_option(output, "overwrite", action="store_true", help="Replace the folder if it exists.")
+    add_option(
+        output,
+        "overwrite",
+        action="store_true",
+        help="Replace the checkpoint that is there; other folders are never replaced.",
+    )
     add_option(
         output,
         "resume",
@@ -260,7 +265,7 @@ def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     folders = [f"{output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
     twice = [folder for folder, count in Counter(folders).items() if count > 1]
     if twice:
-        raise FFPError(f"--sparsity: two would be written to {twice[0]}; give each once")
+        raise FFPError(f"two values of --sparsity have the same folder, {twice[0]}; give each once")
     return folders
 
 

@@ -240,7 +240,7 @@ def test_the_table_is_printed_though_its_file_can_not_be_written(run, save_picom
 def test_a_file_of_others_is_not_replaced_by_figures(run, save_picomodel, data_folder):
     model = save_picomodel()
     refused(run("-m", model, "--dataset", data_folder, "--json", model / "config.json"), "it is never replaced")
-    refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "what is read")
+    refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "is what this command reads")
 
 
 def test_a_split_of_one_text(run, save_picomodel, data_folder):

@@ -58,7 +58,11 @@ def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_p
     code, _, errors = run(*words)
     assert code == 2 and "give --overwrite" in errors
     assert run(*words, "--overwrite")[0] == 0 and out.stat().st_size > 1000
-    for place, message in ((model, "is what is read"), (model / "config.json", "never replaced"), (tmp_path, "holds")):
+    for place, message in (
+        (model, "is what this command reads"),
+        (model / "config.json", "never replaced"),
+        (tmp_path, "holds"),
+    ):
         code, _, errors = run("-m", model, place, "--overwrite")
         assert code == 2 and message in errors
 

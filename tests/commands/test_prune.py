@@ -362,12 +362,12 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_picomodel, d
     assert (out / "thesis.txt").read_text() == "mine"
     for place in (model, data_folder, tmp_path):
         error = refuse_before_loading(run, monkeypatch, "-m", model, place, "--dataset", data_folder, "--overwrite")
-        assert f"{place} {'is' if place != tmp_path else 'holds'} what is read, " in error
+        assert f"{place} {'holds' if place == tmp_path else 'is what this command reads'}" in error
     (tmp_path / "out-ffp-pareto.png").write_text("mine")
     words = ["-m", model, out, "--dataset", data_folder, "--sparsity", 0.1]
     assert "out-ffp-pareto.png exists; name another" in refuse_before_loading(run, monkeypatch, *words, 0.2)
     error = refuse_before_loading(run, monkeypatch, *words, 0.1000000001)
-    assert f"--sparsity: two would be written to {out}-ffp-10; give each once" in error
+    assert f"two values of --sparsity have the same folder, {out}-ffp-10; give each once" in error
     assert not list(tmp_path.glob(".*"))
 
 
