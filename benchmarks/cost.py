@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.ending import one_line_endings
-from optimum_ffp.data import DataSplits, Windows
+from optimum_ffp.data import DataSplits, Windows, with_window_length
 from optimum_ffp.naming import short_name
 
 
@@ -60,7 +60,7 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
             AutoModelForCausalLM.from_config(smaller, dtype=getattr(torch, args.dtype)).eval().requires_grad_(False)
         )
     pruner = FFPPruner(model, None, config, "random weights")
-    pruner.data = random_windows(config, shape.vocab_size)
+    pruner.data = random_windows(with_window_length(config, shape), shape.vocab_size)
     cost = pruner.prune().cost
     result = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}
     del model, pruner, cost

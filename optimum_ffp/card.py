@@ -115,6 +115,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "policy": result.policy,
         "search": result.search,
         "test": result.test,
+        "repeated": result.search["repeated_windows"],
         "windows": result.search["calibrated_on"],
         "data": {"calibration": dataset_name(config.dataset), "test": dataset_name(result.test.dataset)},
         "plots": plots,

@@ -48,7 +48,8 @@ class FFPConfig(Knobs, BaseConfig):
         self_share: Share of the calibration and search windows that the model writes itself, 0 to 1 (the paper: 0). A
             model that is pruned for one kind of text alone is worse on others.
         num_samples: Calibration windows (the paper: 32).
-        seq_len: Tokens a window (the paper: 2048).
+        seq_len: Tokens a window (the paper: 2048). `None` is what the model has positions for, up to 2048;
+            `PruningResult.config` and `ffp_config.json` have the number.
         search_samples: Search windows at full fidelity, `N_max`.
         update_samples: Search windows that an update of the default agents sees, others every time; all that there
             are, if there are fewer. With the default numbers each is seen once: an agent that sees the same text again
@@ -177,12 +178,12 @@ class FFPConfig(Knobs, BaseConfig):
             ),
             *("search_steps", "candidates"),
         )
-        self._check_numbers(int, 2, None, "seq_len")
         self._check_numbers(int, 0, 2**32 - 1, "seed")
         optional = {
             "rate_precision": (float, 0, 1),
             "sequential_lambda": (float, 0, None),
             "eval_samples": (int, 1, None),
+            "seq_len": (int, 2, None),
             "ffn_multiple": (int, 1, None),
         }
         for name, (kind, low, high) in optional.items():

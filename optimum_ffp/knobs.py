@@ -36,7 +36,6 @@ PAPER = {
     "hidden_sizes": (256, 128),
     "ridge_lambda": 0.01,
     "num_samples": 32,
-    "seq_len": 2048,
 }
 # What a pruner measures once, before any search, depends on these.
 MEASURED = (
@@ -69,7 +68,7 @@ class Knobs:
     text_column: str | None = None
     self_share: float = 0.0
     num_samples: int = 128
-    seq_len: int = 2048
+    seq_len: int | None = None
     search_samples: int = 32
     update_samples: int = 4
     grad: bool = True

@@ -203,7 +203,7 @@ class MemoryModel:
         return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
 
     def _writing(self) -> Parts:
-        written = DataRequest.of(self.config).all_written(self.config.dataset)
+        written = DataRequest.of(self.config).all_written(self.config.dataset, self.config.eval_dataset)
         if not written:
             return {}
         _, tokens = passages_of(self.config.seq_len)

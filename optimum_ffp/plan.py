@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from .config import FFPConfig, check_sparsity
-from .data import DataRequest, check_window_length
+from .data import DataRequest, check_calibration_tokens, with_window_length
 from .families import find_family, find_units
 from .knobs import GRADIENT_COST
 from .loading import explained, resolve_dtype
@@ -178,11 +178,10 @@ def make_plan(
     Raises:
         FFPError: If the model can't be pruned, or a sparsity can't be met.
     """
-    config = config or FFPConfig()
+    config = with_window_length(config or FFPConfig(), model_config)
     sparsities = tuple(sparsities or [config.sparsity])
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    check_window_length(config.seq_len, model_config)
     family, machine = find_family(model_config), measure_machine(device, device_map)
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
@@ -197,7 +196,9 @@ def make_plan(
 
     accelerator = machine.device_free is not None
     compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
-    matrices = sum(4 * unit.output.module.in_features**2 for unit in units)
+    features = tuple(unit.output.module.in_features for unit in units)
+    check_calibration_tokens(config.num_samples * config.seq_len, max(features))
+    matrices = sum(4 * count**2 for count in features)
     placement = Placement(
         compute_size=(compute or weights_dtype).itemsize,
         accelerator=accelerator,
@@ -219,7 +220,7 @@ def make_plan(
         parameters=model.num_parameters(),
         dtype=weights_dtype,
         units=shapes,
-        features=tuple(unit.output.module.in_features for unit in units),
+        features=features,
         sparsities=sparsities,
         feasible=budget.feasible,
         bounds=bounds,
@@ -236,8 +237,9 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     """Candidate evaluations, and tokens by stage."""
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
-    if written := DataRequest.of(config).all_written(config.dataset):
-        tokens["data"] = written * length
+    written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
+    if any(written.values()):
+        tokens["data"] = sum(written.values()) * length
     tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:
         tokens["fisher"] = min(config.fisher_samples, config.num_samples) * length
@@ -257,5 +259,6 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     held_out = min(config.held_out_samples, every)
     fitted = sparsities * (config.num_samples + held_out) * length
     tokens["calibration"] = fitted if config.calibration == "sequential" else 0
-    tokens["evaluation"] = config.eval_samples and config.eval_samples * length
+    test = written.get("test", config.eval_samples)
+    tokens["evaluation"] = test and test * length
     return evaluations, tokens

@@ -1,6 +1,6 @@
 """FFPPruner: the story of a prune, one stage after another."""
 
-import copy
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .batches import with_halving_batches
 from .checkpoint import load_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
-from .data import DataRequest, DataSplits, check_window_length, load_windows
+from .data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
@@ -32,6 +32,9 @@ from .repair import repair
 from .result import PruningResult, package_versions
 from .stages import StageMeter
 from .tracking import Tracker, check_trackers
+
+
+logger = logging.getLogger(__name__)
 
 
 class FFPPruner:
@@ -77,7 +80,7 @@ class FFPPruner:
         check_model(model, tokenizer, self.model_id)
         self.report_to = report_to
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self._measured_with = copy.deepcopy(config)
+        self._measured_with = with_window_length(config, model.config)
         self.family = find_family(model.config)
         self.model_units = find_units(model, self.family, config.ffn_multiple)
         self.units = tuple(unit.unit for unit in self.model_units)
@@ -243,7 +246,7 @@ class FFPPruner:
         Returns:
             The pruned model with its figures; also kept as `self.result`.
         """
-        config, policy = found.config, found.policy
+        config, policy = with_window_length(found.config, self.model.config), found.policy
         self._measured_with.check_change(config)
         data, nested = self.data, self.prepared.nested
         journal = self.journal.part(config.to_dict(), policy.sizes)
@@ -279,7 +282,7 @@ class FFPPruner:
         return self.result
 
     def _config_at(self, sparsity: float | None) -> FFPConfig:
-        config = copy.deepcopy(self.config)
+        config = with_window_length(self.config, self.model.config)
         self._measured_with.check_change(config)
         config.sparsity = self.config.sparsity if sparsity is None else sparsity
         return config
@@ -305,7 +308,7 @@ class FFPPruner:
                 found = policy_search.run(warm_start, tracker.log)
             self._dense_losses = policy_search.evaluator.dense_losses
             # There may be less text than was asked for.
-            found.record["calibrated_on"] = data.calibration.describe()
+            found.record |= {"calibrated_on": data.calibration.describe(), "repeated_windows": data.repeated()}
             if with_baselines:
                 found.record["baselines"] = policy_search.baselines()
         return found
@@ -313,16 +316,16 @@ class FFPPruner:
     @cached_property
     def data(self) -> DataSplits:
         """Calibration, search and test windows."""
-        config = self._measured_with
-        check_window_length(config.seq_len, self.model.config)
+        config, request = self._measured_with, DataRequest.of(self._measured_with)
+        sources = config.dataset, config.eval_dataset, self.tokenizer, self.model
         with self.meter.stage("data"):
-            kept = self.journal.value(
-                "data",
-                lambda: load_windows(
-                    config.dataset, config.eval_dataset, self.tokenizer, self.model, DataRequest.of(config)
-                ).to_dict(),
-            )
-            return DataSplits.from_dict(kept)
+            data = DataSplits.from_dict(self.journal.value("data", lambda: load_windows(*sources, request).to_dict()))
+        check_calibration_tokens(
+            data.calibration.tokens.numel(), max(unit.output.module.in_features for unit in self.model_units)
+        )
+        for warning in data.warnings(request):
+            logger.warning(warning)
+        return data
 
     @cached_property
     def dense_perplexity(self) -> float:

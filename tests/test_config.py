@@ -15,7 +15,7 @@ def test_paper_preset_is_the_papers_numbers():
     )
     assert (config.learning_rate, config.clip_range, config.hidden_sizes) == (1e-4, 0.2, (256, 128))
     assert (config.search_steps, config.ridge_lambda, config.rate_precision) == (1000, 0.01, 0.01)
-    assert (config.num_samples, config.seq_len) == (32, 2048)
+    assert (config.num_samples, config.seq_len) == (32, None)
 
 
 def test_what_is_given_wins_over_the_preset():
@@ -91,6 +91,7 @@ def test_broken_files_are_refused(tmp_path, content):
         {"num_samples": 0},
         {"num_samples": 2.5},
         {"seq_len": 1},
+        {"text_column": ""},
         {"seed": -1},
         {"hidden_sizes": [64, 0]},
         {"hidden_sizes": 64},

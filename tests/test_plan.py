@@ -189,6 +189,20 @@ def test_windows_longer_than_the_model_knows():
         planned(seq_len=65)
 
 
+def test_windows_are_as_long_as_the_model_knows():
+    assert planned(seq_len=None).tokens == planned(seq_len=64).tokens
+
+
+def test_text_to_report_on_that_the_model_writes_is_counted():
+    plan = planned(seq_len=24, eval_dataset="self", eval_samples=3)
+    assert plan.tokens["data"] == plan.tokens["evaluation"] == 3 * 24
+
+
+def test_too_few_tokens_to_calibrate_on_are_refused_before_they_are_read():
+    with pytest.raises(FFPError, match="2 calibration tokens are too few for units of 48 channels"):
+        planned(num_samples=1, seq_len=2)
+
+
 def test_llama_2_70b_in_ten_seconds_and_two_gibibytes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
     program = (

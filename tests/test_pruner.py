@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.knobs import MEASURED
-from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.conftest import CONFIGS, make_picomodel, make_text, make_tokenizer
 
 
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
@@ -167,7 +167,23 @@ def test_calibration_can_be_left_out(save_picomodel, data_folder):
 
 def test_windows_longer_than_the_model_knows(save_picomodel, data_folder):
     with pytest.raises(FFPError, match="seq_len 65 is more than the 64 positions"):
-        make_pruner(save_picomodel(), data_folder, seq_len=65).prune()
+        make_pruner(save_picomodel(), data_folder, seq_len=65)
+
+
+def test_windows_are_as_long_as_the_model_knows(data_folder):
+    config = FFPConfig(dataset=str(data_folder), method="uniform", preset="paper", num_samples=4, search_samples=2)
+    result = FFPPruner(make_picomodel("gpt2"), make_tokenizer(), config).prune()
+    assert result.config.seq_len == result.test.length == 64 and config.seq_len is None
+
+
+def test_too_little_text_is_refused_and_little_text_is_said(data_folder, tmp_path, caplog):
+    model, text = make_picomodel(intermediate_size=1024), tmp_path / "text.txt"
+    text.write_text(make_text(80))
+    config = FFPConfig(dataset=str(text), seq_len=16)
+    with pytest.raises(FFPError, match="48 calibration tokens are too few for units of 1,024 channels: at least 64"):
+        FFPPruner(model, make_tokenizer(), config).prune()
+    assert len(FFPPruner(make_picomodel(), make_tokenizer(), config).data.calibration) == 3
+    assert "gives 3 of the 128 calibration windows of 16 tokens" in caplog.text
 
 
 def test_infeasible_sparsity_is_refused_at_once(save_picomodel, data_folder):

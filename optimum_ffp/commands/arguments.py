@@ -18,6 +18,7 @@ from ..knobs import CHOICES, Condition, Knobs
 
 
 KNOBS = {field.name: field for field in fields(Knobs)}
+SEQ_LEN_DEFAULT = "what the model has positions for, up to 2048"
 METAVARS = {int: "N", float: "X"}
 
 

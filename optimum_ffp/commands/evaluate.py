@@ -11,6 +11,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 from ..knobs import Condition
 from .arguments import (
     ON_THE_HUB,
+    SEQ_LEN_DEFAULT,
     add_device_options,
     add_hub_options,
     add_option,
@@ -97,7 +98,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     )
     add_text_column(text)
     add_option(text, "eval-samples", type=int, help="Windows, the first ones. Default: all.")
-    add_option(text, "seq-len", type=int, default=2048, help="Tokens a window.")
+    add_option(text, "seq-len", type=int, help=f"Tokens a window. Default: {SEQ_LEN_DEFAULT}.")
     add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
 
     tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
@@ -251,28 +252,22 @@ def read_text(args: Namespace) -> "dict[str, list[Row]]":
 
 def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the split that was asked for."""
-    from ..data import Windows, cut_rows, load_windows
-    from ..errors import FFPError
+    from ..data import Windows, cut_rows, load_windows, window_length
 
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    if limit and args.seq_len > limit:
-        raise FFPError(
-            f"--seq-len {args.seq_len} is more than the {limit} positions that {loaded.model_id} knows; lower it"
-        )
+    length = window_length(args.seq_len, loaded.model.config)
     if len(splits) == 1 and args.split == "test":
-        return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args)).test
+        return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = cut_rows(splits[split], loaded.tokenizer, args.seq_len, f"{args.dataset} ({split})")
+    tokens = cut_rows(splits[split], loaded.tokenizer, length, f"{args.dataset} ({split})")
     return Windows(tokens[: args.eval_samples], args.dataset, split)
 
 
-def data_request(args: Namespace) -> "DataRequest":
-    """Test windows alone."""
-    from ..data import DataRequest
+def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
+    """Test windows alone, at most of the usual length as long as no model says how long they can be."""
+    from ..data import LONGEST, DataRequest
 
-    return DataRequest(
-        length=args.seq_len, calibration=0, search=0, test=args.eval_samples, seed=0, text_column=args.text_column
-    )
+    length = length or args.seq_len or LONGEST
+    return DataRequest(length, 0, 0, args.eval_samples, seed=0, text_column=args.text_column)
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:

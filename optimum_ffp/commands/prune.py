@@ -14,6 +14,7 @@ from ..knobs import AGENT, Condition
 from ..knobs import READ_WHEN as KNOBS_READ_WHEN
 from .arguments import (
     ON_THE_HUB,
+    SEQ_LEN_DEFAULT,
     StoreOnce,
     add_hub_options,
     add_knob,
@@ -125,7 +126,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_knob(text, "num-samples", "Calibration windows.")
     add_knob(text, "search-samples", "Search windows.")
     add_knob(text, "eval-samples", "Test windows.", "all")
-    add_knob(text, "seq-len", "Tokens a window.")
+    add_knob(text, "seq-len", "Tokens a window.", SEQ_LEN_DEFAULT)
     add_knob(text, "self-share", "Share of calibration and search windows that the model writes.")
 
     units = parser.add_argument_group("Advanced: what may be removed")

@@ -1,11 +1,19 @@
 """How much text a prune asks for."""
 
+import copy
+import math
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from ..config import FFPConfig
 from ..errors import FFPError
+
+
+# Tokens of a window, where a model has positions for them and nothing else is asked for.
+LONGEST = 2048
+# Of the widest unit, for every token of the calibration windows: with more of them the Gram matrix means nothing.
+CHANNELS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class DataRequest:
 
     @classmethod
     def of(cls, config: FFPConfig) -> "DataRequest":
-        """What a prune wants."""
+        """What a prune wants, once it is known how long windows are (`with_window_length`)."""
         return cls(
             length=config.seq_len,
             calibration=config.num_samples,
@@ -41,20 +49,49 @@ class DataRequest:
             text_column=config.text_column,
         )
 
-    def written(self, dataset: str) -> dict[str, int]:
+    def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:
         """Windows of each role that the model has to write, if there is as much text as is asked for."""
-        if dataset == "self":
-            return {"calibration": self.calibration, "search": self.search, "test": self.test or self.search}
-        wanted = {"calibration": self.calibration, "search": self.search}
-        return {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in wanted.items()}
+        counts = {"calibration": self.calibration, "search": self.search}
+        if dataset != "self":
+            counts = {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in counts.items()}
+        if (eval_dataset or dataset) == "self":
+            counts["test"] = self.test or self.search
+        return counts
 
-    def all_written(self, dataset: str) -> int:
+    def all_written(self, dataset: str, eval_dataset: str | None = None) -> int:
         """All windows that the model has to write."""
-        return sum(self.written(dataset).values())
+        return sum(self.written(dataset, eval_dataset).values())
 
 
-def check_window_length(length: int, config: PretrainedConfig) -> None:
-    """Raises `FFPError` if windows are longer than a model with this config knows positions."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and length > limit:
-        raise FFPError(f"seq_len {length} is more than the {limit} positions that the model knows")
+def check_calibration_tokens(tokens: int, channels: int) -> None:
+    """Raises `FFPError` if so few tokens say nothing of what the widest unit's channels do together.
+
+    A Gram matrix has at most as many dimensions as tokens went into it; beyond them ridge regression only guesses.
+    """
+    least = math.ceil(channels / CHANNELS_PER_TOKEN)
+    if tokens < least:
+        raise FFPError(
+            f"{tokens:,} calibration tokens are too few for units of {channels:,} channels: at least {least:,} are "
+            f"needed, a token for {CHANNELS_PER_TOKEN} channels; give more text, or raise num_samples or seq_len"
+        )
+
+
+def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
+    """Tokens a window for a model with this config: `seq_len`, or its positions, up to 2048.
+
+    Raises:
+        FFPError: If that is more than it has positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if seq_len is None:
+        return min(positions or LONGEST, LONGEST)
+    if positions and seq_len > positions:
+        raise FFPError(f"seq_len {seq_len} is more than the {positions} positions that the model knows; lower it")
+    return seq_len
+
+
+def with_window_length(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
+    """A copy of a prune's config whose `seq_len` is a number. Raises `FFPError` as `window_length`."""
+    resolved = copy.deepcopy(config)
+    resolved.seq_len = window_length(config.seq_len, model_config)
+    return resolved

@@ -15,6 +15,8 @@ from .sources import read_splits
 
 
 ROLES = {"calibration": "train", "search": "validation", "test": "test"}
+# Tokens in a row that are the same in two windows only if one repeats the other.
+RUN = 64
 # Where one text has to serve all three roles, these parts of its windows, in this order.
 SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
 
@@ -45,6 +47,15 @@ class Windows:
         """Tokens a window."""
         return self.tokens.shape[1]
 
+    def repeating(self, *others: "Windows") -> int:
+        """How many of these windows have at least half of their text in others too, wherever it begins there."""
+        run = min(RUN, self.length)
+        # Runs of tokens by a hash that two different ones hardly share.
+        factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
+        seen = torch.cat([row.unfold(0, run, 1) @ factors for windows in others for row in windows.tokens])
+        runs = self.tokens.unfold(1, run, run) @ factors
+        return int((torch.isin(runs, seen).float().mean(1) >= 0.5).sum())
+
     def first(self, count: int) -> "Windows":
         """The first windows, or all if there are fewer."""
         return Windows(self.tokens[:count], self.dataset, self.split)
@@ -52,11 +63,36 @@ class Windows:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Disjoint windows for the three roles."""
+    """Windows for the three roles."""
 
     calibration: Windows
     search: Windows
     test: Windows
+
+    def repeated(self) -> dict[str, int]:
+        """Search and test windows by role that repeat text of the roles before them; empty if all are disjoint."""
+        counts = {
+            "search": self.search.repeating(self.calibration),
+            "test": self.test.repeating(self.calibration, self.search),
+        }
+        return {role: count for role, count in counts.items() if count}
+
+    def warnings(self, request: DataRequest) -> list[str]:
+        """One line for every role that has fewer windows than were asked for, or repeats text of another."""
+        found = []
+        for role, windows in vars(self).items():
+            wanted = getattr(request, role)
+            if wanted and len(windows) < wanted:
+                found.append(
+                    f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
+                    f"windows of {windows.length} tokens that are wanted; give more text, or a smaller seq_len"
+                )
+        for role, count in self.repeated().items():
+            found.append(
+                f"{count} of {len(getattr(self, role))} {role} windows repeat text that is calibrated or searched on, "
+                "so that perplexity flatters the pruned model; give other text for them"
+            )
+        return found
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All windows as JSON has them."""
@@ -91,17 +127,26 @@ def load_windows(
     Raises:
         FFPError: If the data can't be found or read, or is too short, or the model can't write any.
     """
-    own = {} if dataset == "self" else request.written(dataset)
-    text = replace(request, **{role: getattr(request, role) - count for role, count in own.items()})
-    roles = _load_roles(dataset, tokenizer, model, text)
-    if eval_dataset and eval_dataset != dataset:
-        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
-    # Of less text than was asked for the model's own keeps its share.
-    counts = {role: round(count * len(roles[role]) / getattr(text, role)) for role, count in own.items() if count}
+    counts, roles = request.written(dataset, eval_dataset), {}
+    if dataset != "self":
+        shares = {role: count for role, count in counts.items() if role != "test"}
+        text = replace(request, **{role: getattr(request, role) - count for role, count in shares.items()})
+        roles = _load_roles(dataset, tokenizer, text)
+        # Of less text than was asked for the model's own keeps its share.
+        kept = {role: count * len(roles[role]) / getattr(text, role) for role, count in shares.items() if count}
+        counts |= {role: round(count) for role, count in kept.items()}
+    if "test" in counts:
+        roles.pop("test", None)
+    elif eval_dataset and eval_dataset != dataset:
+        roles["test"] = _load_roles(eval_dataset, tokenizer, request)["test"]
     counts = {role: count for role, count in counts.items() if count}
     if counts:
         written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
-        roles |= {role: _mix(roles[role], part, request.seed) for role, part in _divide(written, counts).items()}
+        parts = dict(zip(counts, written.split(list(counts.values()))))
+        labels = {role: f"{role} part of text sampled from the model" for role in parts}
+        own = _pick({role: part for role, part in parts.items() if role not in roles}, "self", labels, request)
+        mixed = {role: _mix(roles[role], parts[role], request.seed) for role in roles.keys() & parts.keys()}
+        roles |= own | mixed
     return DataSplits(**roles)
 
 
@@ -111,32 +156,29 @@ def _mix(text: Windows, written: torch.Tensor, seed: int) -> Windows:
     return Windows(torch.cat([text.tokens, written])[order], text.dataset, split)
 
 
-def _load_roles(
-    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+def _load_roles(dataset: str, tokenizer: PreTrainedTokenizerBase, request: DataRequest) -> dict[str, Windows]:
+    splits = {
+        split: cut_rows(rows, tokenizer, request.length, f"{dataset} ({split})")
+        for split, rows in read_splits(dataset, request).items()
+    }
+    if len(splits) > 1:
+        return _pick({role: splits[split] for role, split in ROLES.items()}, dataset, ROLES, request)
+    (split, windows), *_ = splits.items()
+    shares = _share_out(len(windows), f"{dataset} with seq_len {request.length}")
+    parts = dict(zip(shares, windows.split(list(shares.values()))))
+    return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request)
+
+
+def _pick(
+    parts: dict[str, torch.Tensor], dataset: str, labels: dict[str, str], request: DataRequest
 ) -> dict[str, Windows]:
-    wanted = {"calibration": request.calibration, "search": request.search, "test": request.test}
-    if dataset == "self":
-        counts = request.written(dataset)
-        written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
-        parts = _divide(written, counts)
-        labels = {role: f"{role} part of text sampled from the model" for role in ROLES}
-    else:
-        splits = {
-            split: cut_rows(rows, tokenizer, request.length, f"{dataset} ({split})")
-            for split, rows in read_splits(dataset, request).items()
-        }
-        if len(splits) > 1:
-            parts, labels = {role: splits[split] for role, split in ROLES.items()}, ROLES
-        else:
-            (split, windows), *_ = splits.items()
-            parts = _divide(windows, _share_out(len(windows), f"{dataset} with seq_len {request.length}"))
-            labels = {role: f"{role} part of {split}" for role in ROLES}
+    """As many windows as are wanted: for the test the first, for the other roles any."""
     generator = torch.Generator().manual_seed(request.seed)
     result = {}
     for role, windows in parts.items():
         if role != "test":
             windows = windows[torch.randperm(len(windows), generator=generator)]
-        result[role] = Windows(windows[: wanted[role]], dataset, labels[role])
+        result[role] = Windows(windows[: getattr(request, role)], dataset, labels[role])
     return result
 
 
@@ -148,10 +190,6 @@ def _share_out(count: int, label: str) -> dict[str, int]:
         )
     shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
     return shares | {"calibration": count - shares["search"] - shares["test"]}
-
-
-def _divide(windows: torch.Tensor, counts: dict[str, int]) -> dict[str, torch.Tensor]:
-    return dict(zip(counts, windows.split(list(counts.values()))))
 
 
 def cut_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, length: int, label: str) -> torch.Tensor:

@@ -212,7 +212,7 @@ def refused(ended, message):
         (["--dataset", "self"], "text that a model has written says little about it"),
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         (["--split", "dev"], "has the splits train, validation, test, found --split dev"),
-        (["--seq-len", 65], "--seq-len 65 is more than the 64 positions"),
+        (["--seq-len", 65], "seq_len 65 is more than the 64 positions"),
         (["--json", "/proc/no/file.json"], "json can't be written: /proc is not a folder that you may write to"),
         (["-m", "./nowhere"], "there is no folder './nowhere'"),
         (["-m", "nowhere.gguf"], "there is no file nowhere.gguf"),

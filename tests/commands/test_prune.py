@@ -16,6 +16,7 @@ from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_
 from optimum_ffp.journal import Journal
 from optimum_ffp.knobs import Knobs
 from optimum_ffp.loading import LoadOptions
+from tests.conftest import make_text
 
 
 SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
@@ -41,6 +42,19 @@ def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tm
     assert "3 windows of 24 tokens" in output and f'from_pretrained("{out}", trust_remote_code=True)' in output
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert torch.isfinite(model(windows).logits).all()
+
+
+def test_little_text_and_text_that_is_repeated_are_shown(run, save_picomodel, data_folder, tmp_path, caplog):
+    for split in ("train", "validation", "test"):
+        (data_folder / f"{split}.txt").write_text(make_text(150))
+    out = tmp_path / "out"
+    code, output, _ = run("-m", save_picomodel(), out, "--dataset", data_folder, "--method", "uniform")
+    assert code == 0
+    assert f"calibrated on           {data_folder}, train, only 6 of 8 windows of 24 tokens" in output
+    assert "but                     3 test windows repeat text that was calibrated or searched on" in output
+    assert "3 of 3 test windows repeat text" in caplog.text
+    card = (out / "README.md").read_text()
+    assert "2 search windows and 3 test windows repeat" in card and "disjoint" not in card
 
 
 def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_picomodel, data_folder, tmp_path):

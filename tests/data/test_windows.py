@@ -5,8 +5,9 @@ import datasets
 import pytest
 import torch
 
-from optimum_ffp.data import DataRequest, load_windows, read_splits
+from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.errors import FFPError
+from optimum_ffp.sampling import sample_from_model
 from tests.conftest import make_picomodel, make_text, make_tokenizer
 
 
@@ -173,3 +174,46 @@ def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
     data = load("someone/corpus:small")
     assert asked == [("someone/corpus", "small", split) for split in splits]
     assert len(data.test) == 4 and data.test.split == ("test" if len(splits) == 3 else "test part of train")
+
+
+def test_text_to_report_on_is_written_alone(data_folder):
+    """Neither more than that is written, nor what calibration has seen."""
+    request = replace(REQUEST, self_share=0.25)
+    assert request.written(str(data_folder), "self") == {"calibration": 2, "search": 1, "test": 4}
+    asked = []
+
+    def sample(model, tokenizer, count, *rest):
+        asked.append(count)
+        return sample_from_model(model, tokenizer, count, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optimum_ffp.data.windows.sample_from_model", sample)
+        data = load(data_folder, "self", request)
+    assert asked == [7] and [len(part) for part in vars(data).values()] == [8, 3, 4]
+    assert len(set(rows_of(*vars(data).values()))) == 15
+    assert data.test.dataset == "self" and "sampled from the model" in data.test.split
+
+
+def test_little_text_is_said_with_both_numbers(tmp_path):
+    data = load(write(tmp_path / "little.txt", make_text(80).encode()))
+    (calibration, *rest) = data.warnings(REQUEST)
+    assert "(calibration part of little.txt) gives 3 of the 8 calibration windows of 16 tokens" in calibration
+    assert len(rest) == 2
+    assert data.warnings(replace(REQUEST, calibration=3, search=1, test=None)) == []
+
+
+@pytest.mark.parametrize("moved", [0, 5])
+def test_text_that_is_repeated_is_found_wherever_it_begins(tmp_path, moved):
+    words = make_text(1600).split()
+    for split, part in {"train": words, "validation": make_text(900, 1).split(), "test": words[moved:]}.items():
+        (tmp_path / f"{split}.txt").write_text(" ".join(part))
+    request = DataRequest(length=160, calibration=10, search=3, test=4, seed=0)
+    data = load(tmp_path, request=request)
+    assert data.repeated() == {"test": 4}
+    assert any("4 of 4 test windows repeat text" in line for line in data.warnings(request))
+
+
+def test_too_few_tokens_to_calibrate_on():
+    check_calibration_tokens(96, 1536)
+    with pytest.raises(FFPError, match="95 calibration tokens are too few .* 1,536 channels: at least 96 .*give more"):
+        check_calibration_tokens(95, 1536)
