@@ -1,6 +1,8 @@
 """Folders and files that a run writes: what it may replace, by one run at a time, and whole or not at all."""
 
+import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,7 +19,10 @@ from filelock import FileLock, Timeout
 from .errors import FFPError
 
 
+logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
+# What file systems answer that have no locks, some of those on a network; filelock may answer without a number.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
 # All that a checkpoint may hold, as paths within its folder: another file in there is somebody's own.
 CHECKPOINT_FILES = (
     *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
@@ -64,8 +69,10 @@ class FolderLock:
             lock.acquire()
         except Timeout:
             raise FFPError(f"{folder} is in use by another run; wait for its end, or name another folder") from None
-        except OSError as error:
-            raise FFPError(f"{folder} can't be written: {error}") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) not in NO_LOCKS:
+                raise FFPError(f"{folder} can't be written: {error}") from None
+            logger.warning("%s is on a file system without locks: start no second run into it", folder)
         self.release = weakref.finalize(self, _unlock, lock, missing)
 
     def __enter__(self) -> "FolderLock":
@@ -76,7 +83,7 @@ class FolderLock:
 
 
 def _unlock(lock: FileLock, made: list[Path]) -> None:
-    if lock.lock_counter == 1:
+    if lock.lock_counter <= 1:
         # While it is locked still, or it might be another's by then. Windows does so by itself.
         with suppress(OSError):
             os.unlink(lock.lock_file)

@@ -51,7 +51,8 @@ class FFPPruner:
         config: All knobs.
         model_id: Where the model comes from, for the record.
         work_folder: Where to keep what is finished, so that `prune(resume=True)` of another process can go on from
-            there. It holds Gram and Fisher matrices too. `None` keeps nothing.
+            there. It holds Gram and Fisher matrices too, and is new, empty or what another prune has left; one process
+            uses it at a time. `None` keeps nothing.
         report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
 
     Raises:

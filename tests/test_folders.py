@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -139,3 +141,14 @@ def test_a_lock_leaves_nothing_behind(tmp_path):
     assert os.listdir(tmp_path / "new") == [".out.lock"]
     del first
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are made otherwise")
+def test_where_there_are_no_locks_a_run_goes_on(tmp_path, monkeypatch, caplog):
+    def fail(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert "is on a file system without locks" in caplog.text and os.listdir(tmp_path) == ["out"]

@@ -44,6 +44,12 @@ def test_work_folder_goes_when_the_result_is_saved(save_picomodel, data_folder, 
     assert not (tmp_path / "work").exists()
 
 
+def test_a_folder_of_others_is_no_work_folder(save_picomodel, data_folder):
+    with pytest.raises(FFPError, match=r"is no work folder of ours: it holds test.txt, train.txt, validation.txt; "):
+        make_pruner(save_picomodel(), data_folder, work_folder=data_folder)
+    assert len(list(data_folder.iterdir())) == 3
+
+
 def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_picomodel, data_folder, tmp_path):
     pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work")
     for number, _ in enumerate(pruner.sweep([0.2, 0.3])):
