@@ -29,7 +29,8 @@ class PruningResult:
             the test windows.
         test: The test windows.
         search: Counts and figures of the search.
-        calibration: Of sequential calibration: λ and relative error on held-out windows of every unit.
+        calibration: Of sequential calibration: λ and relative error on held-out windows of every unit. λ is infinite,
+            in JSON `null`, where what ridge regression gives is better than any fit.
         log: One record a candidate evaluation.
         agent: Weights of the agent for policy transfer.
         cost: Time and peak memory of every stage.
