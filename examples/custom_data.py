@@ -4,7 +4,8 @@ python examples/custom_data.py MODEL CONVERSATIONS.jsonl OUTPUT [--sparsity 0.2]
 
 Each line of the file is `{"messages": [{"role": "user", "content": ...}, ...]}`. Every tenth conversation goes to the
 search and every tenth to the report, so that neither measures what calibration has seen. The texts are written to
-OUTPUT-data, in the form that `--dataset` takes: a folder with train, validation and test.
+OUTPUT-data, in the form that `--dataset` takes: a folder with train, validation and test. Run it again, and OUTPUT is
+replaced.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.folders import check_output
 
 
 # Of ten conversations in a row: the split that each goes to.
@@ -23,15 +25,21 @@ SPLITS = ("validation", "test", *["train"] * 8)
 def write_dataset(conversations: Path, model_id: str, folder: Path) -> None:
     """Renders conversations by the model's chat template and deals them out to three files."""
     tokenizer = AutoTokenizer.from_pretrained(model_id)
-    folder.mkdir()
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     with open(conversations, encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
             rows[SPLITS[number % len(SPLITS)]].append(text)
-    for split, texts in rows.items():
-        written = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / f"{split}.jsonl").write_text(written, encoding="utf-8")
+    files = {
+        folder / f"{split}.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        for split, texts in rows.items()
+    }
+    for file, written in files.items():
+        if file.exists() and file.read_text(encoding="utf-8") != written:
+            raise SystemExit(f"{file} holds other text, which is not replaced: move it away, or name another OUTPUT")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, written in files.items():
+        file.write_text(written, encoding="utf-8")
 
 
 def main() -> None:
@@ -46,13 +54,14 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024, help="Tokens a window.")
     args = parser.parse_args()
 
-    folder = Path(f"{args.output}-data")
+    check_output(args.output, overwrite=True)
+    folder = Path(f"{args.output.rstrip('/')}-data")
     write_dataset(args.conversations, args.model, folder)
     sizes = {name: getattr(args, name) for name in ("search_steps", "num_samples", "search_samples", "seq_len")}
     config = FFPConfig(sparsity=args.sparsity, dataset=str(folder), **sizes)
     pruner = FFPPruner.from_pretrained(args.model, config)
     result = pruner.prune()
-    pruner.save_pretrained(args.output)
+    pruner.save_pretrained(args.output, overwrite=True)
     print(f"perplexity on conversations: {result.perplexities}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
+from .config import FFPConfig
 from .data import NAMED
 from .errors import FFPError
 from .export.architectures import check_exportable, choose_architecture, padded_size
@@ -109,7 +110,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
     base, config = result.base_model, result.config
     return {
         "name": model_name(base),
-        "base": f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else short_name(base),
+        "base": _base_link(base, result.revision) if is_hub_id(base) else short_name(base),
         "result": result,
         "config": config,
         "policy": result.policy,
@@ -130,6 +131,11 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _base_link(base: str, revision: str | None) -> str:
+    link = f"[{base}](https://huggingface.co/{base})"
+    return f"{link} (revision [{revision[:12]}](https://huggingface.co/{base}/tree/{revision}))" if revision else link
+
+
 def _gguf_option(result: PruningResult) -> str | None:
     """What `ffp export` needs for this model beside its names, or `None` if llama.cpp can't run it."""
     config = result.model.config
@@ -148,25 +154,41 @@ def _gguf_option(result: PruningResult) -> str | None:
 
 
 def command_line(result: PruningResult) -> str:
-    """The command that repeats this prune, with all settings that it read and that differ from the preset's."""
-    config = result.config
+    """The command that repeats this prune: where it began, and what it read that isn't the preset's."""
+    config, search = result.config, result.search
     # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
-    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | result.search.get("sweep", {})
-    defaults = type(config)(preset=config.preset).to_dict() | {"preset": type(config)().preset, "seed": None}
-    words = [
-        "optimum-cli ffp prune",
-        f"--model {shlex.quote(short_name(result.base_model))}",
-        f"--sparsity {' '.join(f'{sparsity:g}' for sparsity in values['sparsity'])}",
-    ]
-    for name in config.knob_names():
-        value = values[name]
-        if name == "sparsity" or value is None or value == defaults[name] or not config.reads(name):
-            continue
+    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | search.get("sweep", {})
+    stated = {
+        "model": short_name(result.base_model),
+        "revision": result.revision,
+        "dtype": result.dtype,
+        "trust_remote_code": result.trust_remote_code or None,
+        "warm_start": short_name(search["warm_start"]) if search.get("warm_start") else None,
+        "sparsity": values["sparsity"],
+        **_stated_knobs(config, values),
+    }
+    words = ["optimum-cli ffp prune"]
+    for name, value in stated.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, list):
             words.append(f"--{option} {' '.join(map(str, value))}")
-        else:
+        elif value is not None:
             words.append(f"--{option} {shlex.quote(str(value))}")
     return " ".join(words)
+
+
+def _stated_knobs(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """The knobs that a command has to state, and the seed: those that its preset wouldn't give."""
+    for preset in (values["preset"], FFPConfig.preset):
+        # Without a backward pass, or with a reward before calibration, others have another default too.
+        defaults = FFPConfig(preset=preset, grad=values["grad"], reward=values["reward"]).to_dict()
+        # An option can't be set to nothing.
+        if all(values[name] is not None or default is None for name, default in defaults.items()):
+            break
+    alone = FFPConfig(preset=preset)
+    defaults |= {"preset": FFPConfig.preset, "grad": alone.grad, "reward": alone.reward, "seed": None}
+    values = values | {"preset": preset}
+    read = [name for name in config.knob_names() if name != "sparsity" and config.reads(name)]
+    return {name: values[name] for name in read if values[name] != defaults[name]}

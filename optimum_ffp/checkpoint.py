@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import extract_commit_hash
 
 from .card import write_card
 from .errors import FFPError
@@ -104,9 +106,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_agent(
-    source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None
-) -> dict[str, np.ndarray]:
+class SavedAgent(dict[str, np.ndarray]):
+    """Weights of an agent by name.
+
+    Args:
+        weights: Of the agent.
+        source: The checkpoint that they are from: a folder, or `id@commit`.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], source: str):
+        super().__init__(weights)
+        self.source = source
+
+
+def find_agent(
+    warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+) -> SavedAgent | None:
+    """The agent that a search goes on from, loaded if it is named, with what a record can say of where it is from."""
+    if isinstance(warm_start, (str, os.PathLike)):
+        return load_agent(warm_start, token, cache_dir)
+    if warm_start is None or isinstance(warm_start, SavedAgent):
+        return warm_start
+    return SavedAgent(warm_start, "an agent in memory")
+
+
+def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None) -> SavedAgent:
     """Weights of the agent that searched a checkpoint.
 
     Args:
@@ -118,7 +144,7 @@ def load_agent(
         FFPError: If there is none, or the file is broken.
     """
     folder = Path(source).expanduser()
-    path = folder / AGENT_FILE
+    path, name = folder / AGENT_FILE, os.fspath(source)
     if not path.is_file():
         if folder.is_dir():
             raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
@@ -131,8 +157,9 @@ def load_agent(
         except Exception as error:
             reason = explain(error, token)
             raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
+        name = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
     try:
-        return load_file(path)
+        return SavedAgent(load_file(path), name)
     except (SafetensorError, OSError) as error:
         raise FFPError(f"{path} is no valid safetensors file: {error}") from None
 

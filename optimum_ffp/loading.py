@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .errors import FFPError
 from .families import find_family
 from .hub import one_line
 from .modeling.auto import FFPModelForCausalLM, is_pruned, load_whole
-from .trust import check_checkpoint
+from .trust import QUIETLY, check_checkpoint
 
 
 if TYPE_CHECKING:
@@ -86,6 +87,18 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     model.config._name_or_path = model_id
     check_model(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
+    """The same options with the commit that the revision of a Hub id stands for now, if it is to be had.
+
+    What is loaded with them is of one commit, whatever is pushed meanwhile, and a record can name it.
+    """
+    source, extra = _locate(model_id)
+    if extra or Path(source).is_dir():
+        return replace(options, revision=None)
+    commit = extract_commit_hash(cached_file(source, "config.json", **options.hub(), **QUIETLY), None)
+    return replace(options, revision=commit or options.revision)
 
 
 def load_any(

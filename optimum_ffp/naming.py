@@ -1,5 +1,6 @@
 """What models and datasets are called where others read it: Hub ids as they are, paths without their folders."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 
 # What names a model or dataset in configs and records, and so may be a path.
-PLACES = ("base_model", "dataset", "eval_dataset")
+PLACES = ("base_model", "dataset", "eval_dataset", "warm_start")
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -22,7 +23,9 @@ def is_hub_id(model_id: str) -> bool:
 
 def short_name(source: str) -> str:
     """A model's or dataset's name without the folders of the machine that it was on."""
-    return source if is_hub_id(source) else Path(source).name or source
+    # The configuration of a dataset (`id:name`) and the revision of an agent (`id@revision`) are no folders.
+    repo_id = re.sub(r"[:@][\w.-]+$", "", source)
+    return source if is_hub_id(repo_id) and not Path(source).exists() else Path(source).name or source
 
 
 def model_name(base: str) -> str:

@@ -12,14 +12,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batches import with_halving_batches
-from .checkpoint import load_agent, push_checkpoint, save_checkpoint
+from .checkpoint import find_agent, push_checkpoint, save_checkpoint
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from .errors import FFPError
 from .evaluation import Perplexity
 from .families import find_family, find_units
 from .journal import Journal, check_work_folder, fingerprint
-from .loading import LoadOptions, check_model, load_dense
+from .loading import LoadOptions, check_model, load_dense, pin_commit
 from .machine import device_name
 from .mapping import Budget
 from .pareto import ParetoFront
@@ -54,6 +54,7 @@ class FFPPruner:
             there. It holds Gram and Fisher matrices too, and is new, empty or what another prune has left; one process
             uses it at a time. `None` keeps nothing.
         report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
+        options: How the model was loaded, for the record.
 
     Raises:
         FFPError: If the model can't be pruned, or the sparsity can't be met.
@@ -72,6 +73,7 @@ class FFPPruner:
         model_id: str | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: Sequence[str] = (),
+        options: LoadOptions | None = None,
     ):
         check_trackers(report_to)
         if work_folder is not None:
@@ -79,7 +81,7 @@ class FFPPruner:
             check_work_folder(work_folder, resume=True)
         self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         check_model(model, tokenizer, self.model_id)
-        self.report_to = report_to
+        self.report_to, self.options = report_to, options or LoadOptions()
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._measured_with = with_window_length(config, model.config)
         self.family = find_family(model.config)
@@ -120,8 +122,9 @@ class FFPPruner:
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
         """
-        model, tokenizer = load_dense(os.fspath(model_id), LoadOptions(**options))
-        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to)
+        pinned = pin_commit(os.fspath(model_id), LoadOptions(**options))
+        model, tokenizer = load_dense(os.fspath(model_id), pinned)
+        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to, pinned)
 
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
@@ -181,6 +184,7 @@ class FFPPruner:
             self.budget(sparsity)
         self.open_journal(resume)
         self.front = ParetoFront()
+        begun_with = warm_start = find_agent(warm_start, self.options.token, self.options.cache_dir)
         self._sweeping = True
         try:
             for number, sparsity in enumerate(sparsities):
@@ -193,6 +197,7 @@ class FFPPruner:
                 result.search |= {
                     "front": self.front.record,
                     "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
+                    "warm_start": getattr(begun_with, "source", None),
                 }
                 yield result
         finally:
@@ -279,6 +284,8 @@ class FFPPruner:
             log=found.log,
             agent=found.agent,
             cost=meter,
+            revision=self.options.revision,
+            trust_remote_code=self.options.trust_remote_code,
         )
         return self.result
 
@@ -295,8 +302,7 @@ class FFPPruner:
         with_baselines: bool = False,
     ) -> FoundPolicy:
         self.budget(config.sparsity)
-        if isinstance(warm_start, (str, os.PathLike)):
-            warm_start = load_agent(warm_start)
+        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
         data, prepared = self.data, self.prepared
         self.meter.seconds.pop("search", None)
         with self.meter.stage("search"):
@@ -306,10 +312,11 @@ class FFPPruner:
             )
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
-                found = policy_search.run(warm_start, tracker.log)
+                found = policy_search.run(agent, tracker.log)
             self._dense_losses = policy_search.evaluator.dense_losses
             # There may be less text than was asked for.
             found.record |= {"calibrated_on": data.calibration.describe(), "repeated_windows": data.repeated()}
+            found.record["warm_start"] = getattr(agent, "source", None)
             if with_baselines:
                 found.record["baselines"] = policy_search.baselines()
         return found

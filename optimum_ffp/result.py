@@ -34,6 +34,8 @@ class PruningResult:
         log: One record a candidate evaluation.
         agent: Weights of the agent for policy transfer.
         cost: Time and peak memory of every stage.
+        revision: Commit of the dense model on the Hub, if it is from there.
+        trust_remote_code: Whether code of the tokenizer's repository could run.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,13 @@ class PruningResult:
     log: list[dict[str, Any]]
     agent: dict[str, np.ndarray] | None
     cost: StageMeter
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Name of the torch type that everything was computed in."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def parameters(self) -> int:
@@ -69,6 +78,9 @@ class PruningResult:
         """What `ffp_config.json` keeps beside the knobs."""
         provenance = {
             "base_model": self.base_model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "trust_remote_code": self.trust_remote_code,
             "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,

@@ -39,12 +39,18 @@ def test_prune_on_conversations(dense, tmp_path):
     file = tmp_path / "chats.jsonl"
     file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
     sizes = ["--seq-len", "24", "--num-samples", "6", "--search-samples", "2", "--search-steps", "6"]
-    printed = run("custom_data.py", dense, file, tmp_path / "out", *sizes)
-    assert "'calibrated'" in printed
+    printed = [run("custom_data.py", dense, file, tmp_path / "out", *sizes) for _ in range(2)]
+    assert "'calibrated'" in printed[0] and printed[0] == printed[1]
     texts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out-data").iterdir()}
     assert {split: len(rows) for split, rows in texts.items()} == {"train": 80, "validation": 10, "test": 10}
     assert json.loads(texts["test"][0])["text"] == f"{messages[1][0]['content']} w9 "
     assert FFPConfig.from_pretrained(tmp_path / "out").dataset == "out-data"
+    # What is not its own stays.
+    (tmp_path / "out-data" / "test.jsonl").write_text("mine")
+    command = [sys.executable, EXAMPLES / "custom_data.py", dense, file, tmp_path / "out", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "test.jsonl holds other text, which is not replaced" in done.stderr
+    assert (tmp_path / "out-data" / "test.jsonl").read_text() == "mine"
 
 
 def test_prune_at_two_sparsities(dense, tmp_path):

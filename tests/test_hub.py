@@ -366,3 +366,43 @@ def test_what_git_and_downloads_leave_stays_at_home(folder, hub):
         (folder / name).write_text("")
     push_folder(folder, "me/it")
     assert set(uploaded(hub.repositories["me/it"])) == test_checkpoint.FILES
+
+
+def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_moved_on(
+    hub, run_ffp, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    data, oids = write_data(tmp_path / "data"), []
+
+    def push_base(seed: int) -> None:
+        make_picomodel(seed=seed).save_pretrained("base")
+        make_tokenizer().save_pretrained("base")
+        repository = hub.repositories.setdefault("org/pico", Repository(private=False))
+        oids.append(repository.commit(f"seed {seed}", contents(Path("base"))).oid)
+
+    def push_agent(sparsity: float) -> str:
+        pruner = FFPPruner.from_pretrained("base", config, device="cpu")
+        pruner.prune(sparsity)
+        pruner.push_to_hub("agent")
+        return hub.repositories["me/agent"].commits[-1].oid
+
+    config = FFPConfig(dataset=str(data), sparsity=0.3, **test_checkpoint.SETTINGS)
+    push_base(0)
+    agent = push_agent(0.2)
+    options = ("--device", "cpu", "--dtype", "bfloat16", "--warm-start", "me/agent", "--dataset", "data")
+    sizes = SMALL.partition(" --sparsity")[0].split()
+    code, _, errors = run_ffp("prune", "-m", "org/pico", "first", "--sparsity", 0.3, *sizes, *options)
+    assert code == 0, errors
+    push_base(1)
+    push_agent(0.4)
+
+    provenance = json.loads(Path("first", "ffp_config.json").read_text())["provenance"]
+    assert (provenance["revision"], provenance["dtype"]) == (oids[0], "bfloat16")
+    card = Path("first", "README.md").read_text()
+    assert f"[org/pico](https://huggingface.co/org/pico) (revision [{oids[0][:12]}]" in card
+    (command,) = re.findall(r"^optimum-cli ffp prune .*$", card, re.M)
+    assert f"--revision {oids[0]} --dtype bfloat16 --warm-start me/agent@{agent}" in command
+    code, _, errors = run_ffp(*shlex.split(command)[2:], "second", "--device", "cpu")
+    assert code == 0, errors
+    first, second = (Path(name, "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second

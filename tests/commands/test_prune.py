@@ -4,15 +4,13 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from dataclasses import fields
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
-from optimum_ffp.card import command_line
-from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune, read_config
+from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
 from optimum_ffp.journal import Journal
 from optimum_ffp.knobs import Knobs
 from optimum_ffp.loading import LoadOptions
@@ -263,29 +261,6 @@ def test_help_does_not_import_torch(arguments):
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "prune" in done.stdout or "ffp" in done.stdout
-
-
-def test_command_of_the_card_repeats_the_config():
-    unusual = {
-        "preset": "paper",
-        "sparsity": 0.35,
-        "dataset": "c4",
-        "eval_dataset": "wikitext2",
-        "ridge_lambda_relative": False,
-        "hidden_sizes": (32, 16),
-        "rate_precision": 0.02,
-        "search_dtype": "model",
-        "eval_samples": 7,
-        "reward": "calibrated",
-        "calibration": "none",
-        "seed": 5,
-    }
-    config = FFPConfig(**unusual)
-    words = command_line(SimpleNamespace(config=config, base_model="someone/model", search={})).split()
-    assert words[:3] == ["optimum-cli", "ffp", "prune"]
-    parser = ArgumentParser()
-    parse_args_ffp_prune(parser)
-    assert read_config(parser.parse_args(words[3:])).to_dict() == config.to_dict()
 
 
 def test_every_knob_is_an_option():
