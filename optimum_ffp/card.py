@@ -16,6 +16,7 @@ from .data import NAMED
 from .errors import FFPError
 from .export.architectures import check_exportable, choose_architecture, padded_size
 from .export.tensors import layer_sizes
+from .knobs import AGENT
 from .naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from .result import PruningResult, package_versions
 
@@ -158,12 +159,13 @@ def command_line(result: PruningResult) -> str:
     config, search = result.config, result.search
     # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
     values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | search.get("sweep", {})
+    agent = search.get("warm_start")
     stated = {
         "model": short_name(result.base_model),
         "revision": result.revision,
         "dtype": result.dtype,
         "trust_remote_code": result.trust_remote_code or None,
-        "warm_start": short_name(search["warm_start"]) if search.get("warm_start") else None,
+        "warm_start": short_name(agent) if agent and AGENT.holds(config) else None,
         "sparsity": values["sparsity"],
         **_stated_knobs(config, values),
     }

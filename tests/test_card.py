@@ -71,8 +71,9 @@ def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from()
     assert (args.model, args.revision, args.dtype) == ("someone/model", "b" * 40, "bfloat16")
     assert args.trust_remote_code and args.warm_start == "me/agents@" + "a" * 40
     assert args.sparsity == [0.2, 0.3] and args.search_steps == 64
-    # The folder of an agent is its own, and not the machine's.
+    # The folder of an agent is its own, and not the machine's; without a search none is read.
     assert read(command_of(FFPConfig(), search={"warm_start": "/models/mine"})).warm_start == "mine"
+    assert "mine" not in command_of(FFPConfig(method="uniform"), search={"warm_start": "/models/mine"})
 
 
 def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_picomodel, data_folder):
