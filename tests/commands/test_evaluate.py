@@ -71,6 +71,15 @@ def test_other_windows(figures, save_picomodel, data_folder, arguments):
     assert report["model"]["perplexity"]["windows"] == count and "speed" not in report["model"]
 
 
+def test_a_column_that_is_named_in_windows_as_long_as_the_model_knows(run_ffp, save_picomodel, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "w3", "body": make_text(900)}))
+    words = ("evaluate", *FAST, "-m", save_picomodel(), "--dataset", tmp_path / "data.jsonl", "--no-speed")
+    code, _, errors = run_ffp(*words)
+    assert code == 2 and "has the columns id, body" in errors
+    code, output, _ = run_ffp(*words, "--text-column", "body")
+    assert code == 0 and "14 windows of 64 tokens" in output
+
+
 def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_picomodel, tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(make_text(1500))
