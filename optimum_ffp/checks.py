@@ -52,9 +52,10 @@ def find_problems(
     """
     sources = [source for source in (plan.model, config.dataset, config.eval_dataset) if source]
     checks = [partial(check_apart, output, sources) for output in (*folders, *front)]
+    # Before the folders that it has saved already, which it would be told to overwrite.
+    checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [partial(check_output, folder, overwrite) for folder in folders]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
-    checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
     datasets = dict.fromkeys(filter(None, (config.dataset, config.eval_dataset)))
     checks += [partial(check_dataset, name, config.text_column) for name in datasets]

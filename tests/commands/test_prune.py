@@ -318,7 +318,10 @@ def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, t
 def test_overwrite_throws_away_what_was_interrupted(run, save_picomodel, data_folder, tmp_path):
     Journal.open(tmp_path / "out.work", {}, resume=False).value("x", lambda: 1)
     command = ["-m", save_picomodel(), f"{tmp_path / 'out'}/", "--dataset", data_folder, "--method", "uniform"]
-    assert run(*command)[0] == 2
+    # A sweep has saved a first folder before it was killed.
+    (tmp_path / "out").mkdir()
+    code, _, errors = run(*command)
+    assert code == 2 and "go on with --resume" in errors
     code, _, errors = run(*command, "--overwrite", "--resume")
     assert code == 2 and "is of another prune" in errors
     assert run(*command, "--overwrite")[0] == 0
