@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,8 @@ class Journal:
             return compute()
         path = self.folder / f"{self.prefix}{name}{ENDINGS[0]}"
         if path.is_file():
-            return from_exact_json(path.read_text(encoding="utf-8"))
+            with _damage_named(path):
+                return from_exact_json(path.read_text(encoding="utf-8"))
         text = to_exact_json(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         # As JSON gives it back, so that a resumed prune sees the same.
@@ -130,10 +131,8 @@ class Journal:
             kept = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
             self._write(path, lambda partial: save_file(kept, partial))
             return result
-        try:
+        with _damage_named(path):
             return load_file(path)
-        except SafetensorError as error:
-            raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
 
     def remove(self) -> None:
         """Forgets everything. What others have put into the folder stays, and the folder with it."""
@@ -196,6 +195,15 @@ def remove_work(folder: Path) -> None:
             file.unlink()
     with suppress(OSError):
         folder.rmdir()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # What is no JSON, and what is no text, are both a ValueError; an object that isn't ours may lack what it needs.
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
 
 
 def _own_files(folder: Path) -> list[Path]:

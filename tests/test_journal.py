@@ -133,10 +133,12 @@ def test_what_changes_last_digits_alone_is_a_warning(tmp_path, caplog):
     assert "although threads was 2 and is 1: the result may differ in its last digits" in record.getMessage()
 
 
-def test_damaged_entries_are_named(tmp_path):
-    (tmp_path / "x.entry.safetensors").write_bytes(b"damaged")
-    with pytest.raises(FFPError, match=r"x.entry.safetensors is damaged: .*; delete it and resume"):
-        Journal(tmp_path).tensors("x", refuse)
+@pytest.mark.parametrize("content", [b"", b"damaged", b"[0.1, 0.", b"\xff\xfe", b"[" * 10**5])
+def test_damaged_entries_are_named(tmp_path, content):
+    for kind, read in (("json", Journal(tmp_path).value), ("safetensors", Journal(tmp_path).tensors)):
+        (tmp_path / f"x.entry.{kind}").write_bytes(content)
+        with pytest.raises(FFPError, match=rf"x.entry.{kind} is damaged: .*; delete it and resume"):
+            read("x", refuse)
 
 
 def test_a_fingerprint_tells_models_apart():
