@@ -118,6 +118,10 @@ READ_WHEN = {
     "dense_target": SEQUENTIAL,
     "sequential_lambda": SEQUENTIAL,
     "held_out_samples": SEQUENTIAL,
+    "text_column": Condition(
+        "with a --dataset or --eval-dataset other than self",
+        lambda config: {config.dataset, config.eval_dataset or config.dataset} != {"self"},
+    ),
     "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
     "update_samples": _with(
         "with --agent pathwise or bandit, --method random or evolutionary", "pathwise", "bandit", *SEARCHES

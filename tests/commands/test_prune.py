@@ -102,6 +102,7 @@ def test_config_file_with_options_that_win(run, save_picomodel, data_folder, tmp
         ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with --calibration ridge"),
         ("--no-grad --fisher-samples 3", "--fisher-samples (read only with --grad"),
         ("--slope-samples 3", "--slope-samples (read only with --no-grad"),
+        ("--dataset self --text-column x", "--text-column (read only with a --dataset or --eval-dataset other"),
         ("--device cpu --device-map auto", "--device (read only without --device-map)"),
         ("--private --hub-model-id x", "--hub-model-id, --private (read only with --push-to-hub)"),
     ],
