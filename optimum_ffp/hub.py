@@ -61,17 +61,24 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
         The address of the commit.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses; the message says how to go on.
+        FFPError: If the Hub can't be reached or refuses, the message says how to go on; or if it should be private and
+            is there already for all to see.
     """
     check_push(repo_id, token)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise FFPError(
+                f"{repo_id} exists and is public, so nothing was uploaded: name another, or don't ask for private"
+            )
         # Not upload_folder, which may cut an upload into several commits.
         commit = api.create_commit(
             repo_id, _operations(api, Path(folder), repo_id), commit_message="Upload a model pruned by optimum-ffp"
         )
         return str(commit.commit_url)
+    except FFPError:
+        raise
     # The HTTP library, the storage client and the thread pool below each raise exceptions of their own.
     except Exception as error:
         reason = explain(error, token)

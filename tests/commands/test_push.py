@@ -21,6 +21,14 @@ def test_a_folder_goes_up_in_one_commit_and_stays_as_it_is(run_ffp, hub, folder,
     FFPModelForCausalLM.from_pretrained("me/it", cache_dir=tmp_path / "cache")
 
 
+def test_what_should_be_private_is_not_put_where_all_can_see_it(run_ffp, hub, folder):
+    assert run_ffp("push", folder, "it")[0] == 0
+    repository = hub.repositories["me/it"]
+    code, _, errors = run_ffp("push", folder, "it", "--private")
+    assert code == 2 and "me/it exists and is public, so nothing was uploaded" in errors
+    assert len(repository.commits) == 2
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
