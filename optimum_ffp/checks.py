@@ -10,10 +10,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from .config import FFPConfig
-from .data import ALTERNATIVES, check_text_file, find_files, hub_source
+from .data import check_text_file, find_files, hub_error, hub_source
 from .errors import FFPError
 from .folders import check_apart, check_file, check_output
-from .hub import check_push, explain, one_line
+from .hub import check_push, explain
 from .journal import check_work_folder
 from .plan import GIB, Plan
 
@@ -115,8 +115,7 @@ def _check_hub_dataset(dataset: str) -> None:
     try:
         get_dataset_split_names(*hub_source(dataset))
     except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
-        reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
-        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None
+        raise hub_error(dataset, error, prunes=True) from None
 
 
 def check_repositories(repositories: Sequence[str], token: str | None = None) -> None:

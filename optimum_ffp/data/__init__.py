@@ -2,12 +2,11 @@
 
 from .columns import Row
 from .request import LONGEST, DataRequest, check_calibration_tokens, window_length, with_window_length
-from .sources import ALTERNATIVES, NAMED, check_text_file, find_files, hub_source, read_splits
+from .sources import NAMED, check_text_file, find_files, hub_error, hub_source, read_splits
 from .windows import DataSplits, Windows, cut_rows, load_windows
 
 
 __all__ = [
-    "ALTERNATIVES",
     "LONGEST",
     "NAMED",
     "DataRequest",
@@ -18,6 +17,7 @@ __all__ = [
     "check_calibration_tokens",
     "cut_rows",
     "find_files",
+    "hub_error",
     "hub_source",
     "load_windows",
     "read_splits",

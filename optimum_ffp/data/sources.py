@@ -1,13 +1,15 @@
 """Text from files, folders and the Hub, split by split."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from ..errors import FFPError
+from ..hub import one_line
 from .columns import Row, choose_column, length_of, read_column
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
@@ -25,7 +27,7 @@ CHARACTERS_PER_TOKEN = 8
 CHARACTERS_OF_FILES = 2**26
 # Rows that columns are judged by.
 HEAD = 100
-ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, a folder with train, validation and test, or 'self'"
+ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
 
 
 def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
@@ -69,6 +71,20 @@ def hub_source(dataset: str) -> tuple[str, str | None]:
     """Repository and configuration of a dataset on the Hub."""
     name, _, config = dataset.partition(":")
     return NAMED.get(name, (name, config or None))
+
+
+def hub_error(dataset: str, error: Exception, prunes: bool) -> FFPError:
+    """What to say when a dataset isn't to be had.
+
+    Args:
+        dataset: As in `load_windows`.
+        error: What was raised.
+        prunes: Whether text that the model writes would do, as it does for a prune.
+    """
+    reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
+    return FFPError(
+        f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}{', or self' if prunes else ''}"
+    )
 
 
 def _read_files(paths: list[Path], request: DataRequest) -> list[Row]:
@@ -122,8 +138,7 @@ def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
     except FFPError:
         raise
     except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
-        reason = "offline mode is on" if os.environ.get("HF_HUB_OFFLINE") == "1" else _first_line(error)
-        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}") from None
+        raise hub_error(dataset, error, prunes=request.calibration > 0) from None
 
 
 def _characters(request: DataRequest) -> int:

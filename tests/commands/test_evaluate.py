@@ -220,6 +220,11 @@ def refused(ended, message):
         (["--num-fewshot", -1, "--tasks", "boolq"], "--num-fewshot must be at least 0"),
         (["--dataset", "self"], "text that a model has written says little about it"),
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
+        # Text of its own, which it would not take, is not among what is offered.
+        (
+            ["--dataset", "wikitext2"],
+            "Hub (offline mode is on); name a local .txt, .jsonl or .parquet file, or a folder",
+        ),
         (["--split", "dev"], "has the splits train, validation, test, found --split dev"),
         (["--seq-len", 65], "seq_len 65 is more than the 64 positions"),
         (["--json", "/proc/no/file.json"], "json can't be written: /proc is not a folder that you may write to"),

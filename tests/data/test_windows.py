@@ -4,6 +4,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from huggingface_hub import constants
 
 from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.errors import FFPError
@@ -155,9 +156,10 @@ def test_no_hub_within_reach_names_the_alternatives(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(FFPError, match="'wikitext2' can't be read from the Hub .*no route.*; name a local .*'self'"):
-        load("wikitext2")
+    for offline, reason in ((False, "no route to host"), (True, "offline mode is on")):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(FFPError, match=f"'wikitext2' can't be read from the Hub .{reason}.; name a .*, or self$"):
+            load("wikitext2")
 
 
 @pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
