@@ -78,9 +78,10 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
             already pruned or quantised, one that lacks weights or has others than its config says, or one that needs
             modelling code of its own.
     """
+    reader = _open_gguf(model_id)
     read_model_config(model_id, options)
     placement = {"device_map": options.device_map} if options.device_map else {}
-    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, options.trust_remote_code, **placement)
+    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
     if not options.device_map:
         model = model.to(resolve_device(options.device))
     # A GGUF file's own name for the model is no place to load it from.
@@ -118,12 +119,13 @@ def load_any(
     source, extra = _locate(model_id)
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
+    reader = _open_gguf(model_id)
     with explained(model_id, options.token):
         if not extra:
             check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
     kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-    model, tokenizer = _load(kind, model_id, options, trust_remote_code=False)
+    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False)
     model = model.to(resolve_device(options.device))
     _check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
@@ -189,11 +191,15 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def _load(
-    kind: type, model_id: str, options: LoadOptions, trust_remote_code: bool, **placement: str
+    kind: type,
+    model_id: str,
+    options: LoadOptions,
+    reader: "GGUFReader | None",
+    trust_remote_code: bool,
+    **placement: str,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
     weights = _weight_options(options, extra)
-    reader = _open_gguf(model_id) if extra else None
     with explained(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options.hub(), **extra
@@ -218,7 +224,10 @@ def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, An
     return options.hub() | extra | {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
 
 
-def _open_gguf(model_id: str) -> "GGUFReader":
+def _open_gguf(model_id: str) -> "GGUFReader | None":
+    """What a GGUF file says of itself, or `None` if the model is none."""
+    if not _locate(model_id)[1]:
+        return None
     try:
         from gguf import GGUFReader
     except ImportError:

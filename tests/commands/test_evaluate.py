@@ -223,7 +223,7 @@ def refused(ended, message):
         # Text of its own, which it would not take, is not among what is offered.
         (
             ["--dataset", "wikitext2"],
-            "Hub (offline mode is on); name a local .txt, .jsonl or .parquet file, or a folder",
+            r"offline mode is on\); name a local .*, or a folder with train, validation and test$",
         ),
         (["--split", "dev"], "has the splits train, validation, test, found --split dev"),
         (["--seq-len", 65], "seq_len 65 is more than the 64 positions"),
