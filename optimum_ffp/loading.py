@@ -67,7 +67,7 @@ class LoadOptions:
 
 
 def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a dense causal LM of a supported family, ready to evaluate.
+    """Loads a dense causal LM of a supported family, for `check_model` to look at before it is pruned.
 
     Args:
         model_id: Hub id, folder, or a `.gguf` file, which is dequantised.
@@ -86,7 +86,6 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         model = model.to(resolve_device(options.device))
     # A GGUF file's own name for the model is no place to load it from.
     model.config._name_or_path = model_id
-    check_model(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPError, FFPPruner
 from optimum_ffp.loading import LoadOptions, load_any, load_dense
 from tests.conftest import make_tokenizer
 
@@ -31,8 +31,13 @@ def edit_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def load_to_prune(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    pruner = FFPPruner.from_pretrained(model_id, **vars(options))
+    return pruner.model, pruner.tokenizer
+
+
 def refused_by_both(folder: Path, *words: str) -> None:
-    for load in (load_dense, load_any):
+    for load in (load_to_prune, load_any):
         with pytest.raises(FFPError) as caught:
             load(str(folder), CPU)
         message = str(caught.value)
@@ -95,7 +100,7 @@ def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_pico
     base = save_picomodel("qwen2")
     assert "lm_head.weight" not in load_file(base / "model.safetensors")
     edit_weights(base, lambda w: {key.removeprefix("model."): value for key, value in w.items()})
-    for load in (load_dense, load_any):
+    for load in (load_to_prune, load_any):
         assert load(str(base), CPU)[0].lm_head.weight.numel()
 
 
@@ -109,16 +114,16 @@ def test_weights_that_are_no_numbers(save_picomodel, value):
 def test_a_type_that_is_too_small(save_picomodel):
     base = save_picomodel()
     edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
-    load_dense(str(base), CPU)
+    load_to_prune(str(base), CPU)
     with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
-        load_dense(str(base), LoadOptions(device="cpu", dtype="float16"))
+        load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
 
 
 def test_a_tokenizer_of_another_model(save_picomodel):
     base, tokenizer = save_picomodel(), make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(base)
-    load_dense(str(base), CPU)
+    load_to_prune(str(base), CPU)
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(base)
     refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
@@ -129,7 +134,7 @@ def test_a_model_that_overflows(save_picomodel):
     edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
     load_any(str(base), CPU)
     with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
-        load_dense(str(base), CPU)
+        load_to_prune(str(base), CPU)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
