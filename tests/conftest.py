@@ -1,6 +1,5 @@
 """Picomodels of every family, built from configs: no network, a second to build."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import logging
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 128
 SIZES = {
     "vocab_size": VOCABULARY,
