@@ -308,7 +308,9 @@ def prune(args: Namespace) -> None:
     if args.plan:
         problems = [*problems]
         print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
-        sys.exit(USER_ERROR if problems else 0)
+        if problems:
+            sys.exit(USER_ERROR)
+        return
     with ExitStack() as locks:
         for path in (work, *folders, *front):
             locks.enter_context(FolderLock(resolve(path)))
