@@ -258,7 +258,7 @@ def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded)
     if len(splits) == 1 and args.split == "test":
         return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = cut_rows(splits[split], loaded.tokenizer, length, f"{args.dataset} ({split})")
+    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{args.dataset} ({split})")
     return Windows(tokens[: args.eval_samples], args.dataset, split)
 
 

@@ -131,14 +131,14 @@ def load_windows(
     if dataset != "self":
         shares = {role: count for role, count in counts.items() if role != "test"}
         text = replace(request, **{role: getattr(request, role) - count for role, count in shares.items()})
-        roles = _load_roles(dataset, tokenizer, text)
+        roles = _load_roles(dataset, tokenizer, model, text)
         # Of less text than was asked for the model's own keeps its share.
         kept = {role: count * len(roles[role]) / getattr(text, role) for role, count in shares.items() if count}
         counts |= {role: round(count) for role, count in kept.items()}
     if "test" in counts:
         roles.pop("test", None)
     elif eval_dataset and eval_dataset != dataset:
-        roles["test"] = _load_roles(eval_dataset, tokenizer, request)["test"]
+        roles["test"] = _load_roles(eval_dataset, tokenizer, model, request)["test"]
     counts = {role: count for role, count in counts.items() if count}
     if counts:
         written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
@@ -156,9 +156,11 @@ def _mix(text: Windows, written: torch.Tensor, seed: int) -> Windows:
     return Windows(torch.cat([text.tokens, written])[order], text.dataset, split)
 
 
-def _load_roles(dataset: str, tokenizer: PreTrainedTokenizerBase, request: DataRequest) -> dict[str, Windows]:
+def _load_roles(
+    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+) -> dict[str, Windows]:
     splits = {
-        split: cut_rows(rows, tokenizer, request.length, f"{dataset} ({split})")
+        split: cut_rows(rows, tokenizer, model, request.length, f"{dataset} ({split})")
         for split, rows in read_splits(dataset, request).items()
     }
     if len(splits) > 1:
@@ -192,17 +194,21 @@ def _share_out(count: int, label: str) -> dict[str, int]:
     return shares | {"calibration": count - shares["search"] - shares["test"]}
 
 
-def cut_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, length: int, label: str) -> torch.Tensor:
+def cut_rows(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, label: str
+) -> torch.Tensor:
     """As many whole windows of a text as there are, shape `[windows, length]`, without special tokens.
 
     Args:
         rows: Texts or conversations, which become one text.
         tokenizer: The model's tokenizer.
+        model: The model.
         length: Tokens a window.
         label: What the text is called in errors.
 
     Raises:
-        FFPError: If there is not one whole window, or conversations can't be rendered.
+        FFPError: If there is not one whole window, conversations can't be rendered, or the model has no embedding of a
+            special token in the text.
     """
     text = join_rows(rows, tokenizer, label)
     # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
@@ -210,4 +216,10 @@ def cut_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, length: in
     count = len(tokens) // length
     if not count:
         raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
+    unknown = tokens[tokens >= model.get_input_embeddings().weight.shape[0]]
+    if len(unknown):
+        raise FFPError(
+            f"{label} has the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; remove "
+            "it from the text"
+        )
     return tokens[: count * length].view(count, length)

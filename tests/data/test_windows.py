@@ -219,3 +219,11 @@ def test_too_few_tokens_to_calibrate_on():
     check_calibration_tokens(96, 1536)
     with pytest.raises(FFPError, match="95 calibration tokens are too few .* 1,536 channels: at least 96 .*give more"):
         check_calibration_tokens(95, 1536)
+
+
+def test_a_special_token_that_the_model_does_not_know(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    (tmp_path / "text.txt").write_text(make_text(1500) + "w5 <pad> w6\n")
+    with pytest.raises(FFPError, match=r"text.txt.* has the token '<pad>', for which the model has no embedding"):
+        load_windows(str(tmp_path / "text.txt"), None, tokenizer, make_picomodel(), REQUEST)
