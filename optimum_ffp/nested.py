@@ -140,6 +140,8 @@ class NestedModel:
         pruned = pruned_model_class(self.family).from_pretrained(
             None, config=config, state_dict=state, dtype=self.model.dtype
         )
+        # Transformers has named it after the folder, of which there was none.
+        pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         if self.model.device.type != "cuda" or _has_room(self.model.device, pruned.get_memory_footprint()):
             pruned = pruned.to(self.model.device)

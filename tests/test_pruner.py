@@ -197,7 +197,7 @@ def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_picomodel,
             FFPPruner(model, make_tokenizer(), FFPConfig())
 
     pruned = make_pruner(save_picomodel(), data_folder, method="uniform").prune().model
-    refused(pruned, "is already pruned; prune the dense model")
+    refused(pruned, "^the model is already pruned; prune the dense model")
     refused(torch.compile(make_picomodel()), "is of type OptimizedModule; give a model as AutoModelForCausalLM")
     refused(make_picomodel().model, "is of type LlamaModel; give a model as AutoModelForCausalLM")
     refused("a name", "is of type str; give a model as AutoModelForCausalLM")
