@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 from compare import read_knobs
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.ending import one_line_endings
@@ -59,7 +61,9 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
         model = (
             AutoModelForCausalLM.from_config(smaller, dtype=getattr(torch, args.dtype)).eval().requires_grad_(False)
         )
-    pruner = FFPPruner(model, None, config, "random weights")
+    # It reads nothing, since the windows are there, but there is no prune without one.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"word": 0}, unk_token="word")))
+    pruner = FFPPruner(model, tokenizer, config, "random weights")
     pruner.data = random_windows(with_window_length(config, shape), shape.vocab_size)
     cost = pruner.prune().cost
     result = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}
