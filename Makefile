@@ -12,7 +12,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from p
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
-		--dataset self --seq-len 512 --num-samples 16 --search-samples 4 --eval-samples 8 --seed 0
+		--dataset self --seq-len 256 --num-samples 20 --search-samples 4 --eval-samples 6 --search-steps 16 --seed 0
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20 $(SMOLLM2)
 
 test: $(BIN)/.test $(BIN)/.smollm2
