@@ -42,7 +42,7 @@ def test_a_users_mistake_ends_in_one_line(run, dense, tmp_path, capsys):
         run("compare", dense, tmp_path, "--seeds", "0", *SHORT)
     assert ending.value.code == 2
     printed = capsys.readouterr().err.splitlines()[-1]
-    assert printed.startswith("error: ") and "has no validation file" in printed
+    assert printed.startswith("error: ") and "has 3 tokens, less than one window of 24" in printed
 
 
 def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
