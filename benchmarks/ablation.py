@@ -18,7 +18,7 @@ from pathlib import Path
 from compare import describe, read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.commands.ending import one_line_endings
+from optimum_ffp.commands.errors import one_line_endings
 
 
 VARIANTS = {

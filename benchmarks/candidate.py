@@ -20,10 +20,10 @@ import torch
 from compare import read_knobs
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
-from optimum_ffp.commands.ending import one_line_endings
+from optimum_ffp.analysis.size_gradients import measure_loss_slopes
+from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.pathwise import measure_loss_slopes
-from optimum_ffp.precision import autocast_dtype, computing_in
+from optimum_ffp.utils.precision import autocast_dtype, computing_in
 
 
 def main() -> None:

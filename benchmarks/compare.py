@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.checkpoint import save_checkpoint
-from optimum_ffp.commands.ending import one_line_endings
-from optimum_ffp.naming import without_folders
-from optimum_ffp.result import PruningResult
+from optimum_ffp.checkpoint.result import PruningResult
+from optimum_ffp.checkpoint.saving import save_checkpoint
+from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.hub.naming import without_folders
 
 
 # `paper` is a preset and `bandit` an agent; the others are methods of the default preset.

@@ -21,9 +21,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.commands.ending import one_line_endings
+from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import DataSplits, Windows, with_window_length
-from optimum_ffp.naming import short_name
+from optimum_ffp.hub.naming import short_name
 
 
 def main() -> None:

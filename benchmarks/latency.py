@@ -11,10 +11,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from optimum_ffp.commands.ending import one_line_endings
+from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.evaluation import measure_speed
-from optimum_ffp.loading import LoadOptions, load_any
-from optimum_ffp.naming import short_name
+from optimum_ffp.hub.naming import short_name
+from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 def main() -> None:

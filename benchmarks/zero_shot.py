@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from optimum_ffp.commands.ending import one_line_endings
+from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.evaluation import TaskSuite
-from optimum_ffp.loading import LoadOptions, load_any
-from optimum_ffp.naming import short_name
+from optimum_ffp.hub.naming import short_name
+from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

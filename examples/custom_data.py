@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.folders import check_output
+from optimum_ffp.utils.folders import check_output
 
 
 # Of ten conversations in a row: the split that each goes to.

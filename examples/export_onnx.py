@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from optimum_ffp.loading import LoadOptions, load_any
+from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 class Logits(nn.Module):

@@ -7,10 +7,10 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .allocation.policy import PruningPolicy
     from .config import FFPConfig
     from .errors import FFPError
     from .modeling import FFPModelForCausalLM
-    from .policy import PruningPolicy
     from .pruner import FFPPruner
 
 # Resolved when first used: `optimum-cli` imports this package at every start and must not wait for torch.
@@ -19,7 +19,7 @@ _PUBLIC = {
     "FFPError": ".errors",
     "FFPModelForCausalLM": ".modeling",
     "FFPPruner": ".pruner",
-    "PruningPolicy": ".policy",
+    "PruningPolicy": ".allocation.policy",
 }
 
 __all__ = ["FFPConfig", "FFPError", "FFPModelForCausalLM", "FFPPruner", "PruningPolicy", "__version__"]

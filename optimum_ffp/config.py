@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .knobs import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Knobs
+from .options import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Knobs
 from .version import __version__
 
 

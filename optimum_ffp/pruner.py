@@ -11,27 +11,27 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .batches import with_halving_batches
-from .checkpoint import find_agent, push_checkpoint, save_checkpoint
+from .allocation.mapping import Budget
+from .allocation.policy import PruningPolicy
+from .analysis.prepare import Prepared, prepare
+from .checkpoint.pareto import ParetoFront
+from .checkpoint.result import PruningResult, package_versions
+from .checkpoint.saving import find_agent, push_checkpoint, save_checkpoint
+from .compression.repair import repair
 from .config import FFPConfig
 from .data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from .errors import FFPError
 from .evaluation import Perplexity
-from .families import find_family, find_units
-from .journal import Journal, check_work_folder, fingerprint
-from .loading import LoadOptions, check_model, load_dense, pin_commit
-from .machine import device_name
-from .mapping import Budget
-from .pareto import ParetoFront
-from .policy import PruningPolicy
-from .policy_search import FoundPolicy, PolicySearch
-from .precision import autocast_dtype
-from .preparation import Prepared, prepare
-from .progress import progress_bar
-from .repair import repair
-from .result import PruningResult, package_versions
-from .stages import StageMeter
-from .tracking import Tracker, check_trackers
+from .modeling.families import find_family, find_units
+from .modeling.loading import LoadOptions, check_model, load_dense, pin_commit
+from .planning.machine import device_name
+from .search.runner import FoundPolicy, PolicySearch
+from .utils.batch_size import with_halving_batches
+from .utils.precision import autocast_dtype
+from .utils.profiling import StageMeter
+from .utils.progress import progress_bar
+from .utils.resume import Journal, check_work_folder, fingerprint
+from .utils.tracking import Tracker, check_trackers
 
 
 logger = logging.getLogger(__name__)

@@ -162,7 +162,7 @@ def hold() -> Iterator[Callable[[Path], Callable[[], None]]]:
 
     def start(folder: Path) -> Callable[[], None]:
         program = (
-            "import sys; from pathlib import Path; from optimum_ffp.folders import FolderLock\n"
+            "import sys; from pathlib import Path; from optimum_ffp.utils.folders import FolderLock\n"
             "lock = FolderLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
         )
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM, PruningPolicy
-from optimum_ffp.families import find_units, get_family
-from optimum_ffp.nested import NestedModel
+from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.modeling.families import find_units, get_family
 from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
 
 

@@ -62,8 +62,8 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
     ]
     _, first = run("compare", dense, data_folder, "--methods", "ffp", *folders, *rest)
     assert [record["calibration"] for record in first] == ["ridge", "sequential"]
-    monkeypatch.setattr("optimum_ffp.preparation.collect_statistics", None)
-    monkeypatch.setattr("optimum_ffp.preparation.collect_fisher", None)
+    monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_statistics", None)
+    monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_fisher", None)
     printed, records = run("compare", dense, data_folder, "--methods", "ffp", "prior", *folders, *rest)
     assert [record["method"] for record in records] == ["ffp", "ffp", "prior"]
     assert [record["perplexities"] for record in records[:2]] == [record["perplexities"] for record in first]
@@ -88,7 +88,7 @@ def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_fol
 def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
     rest = ["--variants", "prior", "--work", tmp_path / "work", *SHORT, "--knobs", *FEW]
     printed, first = run("ablation", dense, data_folder, *rest)
-    for expensive in ("preparation.collect_statistics", "preparation.collect_fisher"):
+    for expensive in ("analysis.prepare.collect_statistics", "analysis.prepare.collect_fisher"):
         monkeypatch.setattr(f"optimum_ffp.{expensive}", None)
     again, second = run("ablation", dense, data_folder, *rest)
     assert again == printed

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from optimum_ffp.modeling import FFPModelForCausalLM
+from tests.compression.test_sorted_model import make_nested, random_policy
 from tests.conftest import make_picomodel
-from tests.test_nested import make_nested, random_policy
 
 
 def has_compiler() -> bool:

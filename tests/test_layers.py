@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,43 +11,52 @@ import optimum_ffp
 
 
 ROOT = Path(optimum_ffp.__file__).parent
-# From the bottom up; names of one line don't import each other.
+# Packages and single modules from the bottom up; those of one line don't import each other.
 LAYERS = [
-    {"errors", "head", "heap", "knobs", "naming", "precision", "progress", "records", "version"},
-    {"policy", "config", "hub", "batches", "factorisation", "folders", "layerwise", "stages", "tracking", "trust"},
-    {"mapping", "families", "journal", "sampling"},
-    {"curves", "data", "evaluation", "modeling"},
-    {"statistics", "result", "loading", "calibration"},
-    {"backward", "criteria", "export", "nested"},
-    {"fisher", "pathwise"},
-    {"candidates", "machine", "memory", "search", "slopes"},
-    {"plan", "preparation", "sequential", "card", "plots"},
-    {"pareto", "policy_search", "repair", "report"},
-    {"checkpoint"},
-    {"checks", "pruner"},
+    {"errors", "options", "version"},
+    {"allocation", "config", "hub", "utils"},
+    {"data", "modeling"},
+    {"checkpoint", "compression", "evaluation"},
+    {"analysis"},
+    {"search"},
+    {"planning"},
+    {"pruner"},
     {"commands"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
+def module_name(path: Path) -> str:
+    """A file's name within this package, with dots; that of a folder for its `__init__.py`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imported(path: Path) -> set[str]:
-    """First-level modules of this package that a file imports."""
+    """Modules of this package that a file imports, by their names within it."""
     inside = path.relative_to(ROOT).parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*inside[: len(inside) - node.level], *(node.module or "").split(".")]
-            names = [base[0]] if base[0] else [alias.name for alias in node.names]
-            found.update(names)
-    return found - {""}
+            found.update([".".join(base)] if node.module else [".".join([*base[:-1], one.name]) for one in node.names])
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path):
     own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for name in imported(path) - {own}:
+    for name in {name.partition(".")[0] for name in imported(path)} - {own}:
         assert RANK[name] < RANK[own], f"{own} imports {name}"
+
+
+def test_no_module_of_a_package_imports_one_that_imports_it():
+    TopologicalSorter({module_name(path): imported(path) - {module_name(path)} for path in FILES}).prepare()
+
+
+def test_the_top_of_the_package_is_a_table_of_contents():
+    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    assert {path.stem for path in entries} == {"__init__", *RANK} and len(entries) <= 18
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.compression.test_sorted_model import make_nested, random_policy
 from tests.conftest import CONFIGS, make_picomodel
-from tests.test_nested import make_nested, random_policy
 
 
 # OPT, GPT-NeoX and GPT-2 take their head dimension from the number of heads, which that alone doesn't change.

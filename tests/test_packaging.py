@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import optimum_ffp
-from optimum_ffp.card import template_path
+from optimum_ffp.checkpoint.card import template_path
 
 
 ROOT = Path(optimum_ffp.__file__).parent.parent

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.knobs import MEASURED
+from optimum_ffp.options import MEASURED
 from tests.conftest import CONFIGS, make_picomodel, make_text, make_tokenizer
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from optimum_ffp import FFPError, PruningPolicy
-from optimum_ffp.candidates import CandidateEvaluator
-from optimum_ffp.machine import device_name
+from optimum_ffp.planning.machine import device_name
+from optimum_ffp.search.evaluator import CandidateEvaluator
 from tests.test_pruner import make_pruner
 
 
@@ -61,11 +61,11 @@ def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_picomodel, d
 def test_resuming_takes_what_is_there(save_picomodel, data_folder, tmp_path, monkeypatch):
     folder = save_picomodel()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
-    for stage in ("statistics.collect_statistics", "fisher.collect_fisher", "sequential._fit"):
+    for stage in ("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher", "compression.sequential._fit"):
         name = stage.rpartition(".")[2]
-        for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.preparation"):
+        for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
@@ -77,7 +77,7 @@ def test_search_and_finish_resume_by_themselves(save_picomodel, data_folder, tmp
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
-    monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -124,7 +124,7 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_picomodel, dat
 def test_searches_share_what_the_same_policy_was_worth(save_picomodel, data_folder, tmp_path, monkeypatch):
     pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", method="prior")
     first = pruner.prune()
-    monkeypatch.setattr("optimum_ffp.candidates.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 
@@ -135,7 +135,11 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_picomodel, data_folder, 
     pruner.prune(0.2)
     second = pruner.prune(0.3)
     with monkeypatch.context() as patch:
-        for name in ("preparation.collect_statistics", "preparation.collect_fisher", "candidates.window_losses"):
+        for name in (
+            "analysis.prepare.collect_statistics",
+            "analysis.prepare.collect_fisher",
+            "search.evaluator.window_losses",
+        ):
             patch.setattr(f"optimum_ffp.{name}", None)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)
     pruner.save_pretrained(tmp_path / "out")

@@ -12,14 +12,14 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
-from optimum_ffp.checkpoint import load_agent
-from optimum_ffp.hub import explain, one_line, push_folder
-from optimum_ffp.loading import LoadOptions, load_any, load_dense
-from tests import test_checkpoint
+from optimum_ffp.checkpoint.saving import load_agent
+from optimum_ffp.hub.upload import explain, one_line, push_folder
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
+from tests.checkpoint import test_saving
 from tests.hub_server import run_hub
 
 
-pruned = test_checkpoint.pruned
+pruned = test_saving.pruned
 CPU = LoadOptions(device="cpu")
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimum_ffp.checkpoint import save_tokenizer
+from optimum_ffp.checkpoint.saving import save_tokenizer
+from tests.compression.test_sorted_model import make_nested, random_policy
 from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
-from tests.test_nested import make_nested, random_policy
 
 
 # Older releases lie over the installed packages, in a folder of their own that comes first on the path.

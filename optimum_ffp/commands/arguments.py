@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..knobs import CHOICES, Condition, Knobs
+from ..options import CHOICES, Condition, Knobs
 
 
 KNOBS = {field.name: field for field in fields(Knobs)}

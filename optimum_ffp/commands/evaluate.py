@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..knobs import Condition
+from ..options import Condition
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
@@ -20,7 +20,7 @@ from .arguments import (
     given_options,
     on_the_hub,
 )
-from .ending import one_line_endings
+from .errors import one_line_endings
 
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..data import DataRequest, Row, Windows
     from ..evaluation import Speed, TaskSuite
-    from ..loading import LoadOptions
+    from ..modeling.loading import LoadOptions
 
 logger = logging.getLogger(__name__)
 # The least that makes sense of every number.
@@ -149,7 +149,7 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 def check_arguments(args: Namespace) -> None:
     """Raises `FFPError` for what is wrong whatever the model is."""
     from ..errors import FFPError
-    from ..folders import check_apart, check_file
+    from ..utils.folders import check_apart, check_file
 
     for name, least in LEAST.items():
         value = getattr(args, name)
@@ -171,7 +171,7 @@ def evaluate(args: Namespace) -> None:
     check_arguments(args)
 
     from ..evaluation import TaskSuite, compare_records, comparison_table
-    from ..loading import LoadOptions, load_any
+    from ..modeling.loading import LoadOptions, load_any
 
     suite = None
     if args.tasks or args.tasks_path:
@@ -215,9 +215,9 @@ def measure(
     args: Namespace, loaded: Loaded, splits: "dict[str, list[Row]]", suite: "TaskSuite | None"
 ) -> tuple[dict[str, Any], "torch.Tensor | None"]:
     """The record of one model, without its speed, and the windows that it was scored on."""
-    from ..batches import with_halving_batches
     from ..evaluation import perplexity_record, size_record
-    from ..progress import progress_bar
+    from ..utils.batch_size import with_halving_batches
+    from ..utils.progress import progress_bar
 
     model, windows = loaded.model, cut_windows(args, splits, loaded) if splits else None
     record = size_record(model, loaded.model_id, **loaded.options.hub())
@@ -275,7 +275,7 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
     from torch import OutOfMemoryError
 
     from ..evaluation import measure_speed
-    from ..progress import progress_bar
+    from ..utils.progress import progress_bar
 
     if not models:
         return {}
@@ -290,9 +290,9 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
 
 def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     """Writes the records with the settings and versions that they depend on."""
+    from ..checkpoint.result import package_versions
     from ..errors import FFPError
-    from ..records import to_json
-    from ..result import package_versions
+    from ..utils.json import to_json
 
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import ON_THE_HUB, add_hub_options, add_option, check_read, given_options
-from .ending import one_line_endings
+from .errors import one_line_endings
 
 
 EXAMPLES = """examples:
@@ -57,10 +57,10 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
 def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
+    from ..checkpoint.gguf import OUTPUT_TYPES, export_gguf
     from ..errors import FFPError
-    from ..export import OUTPUT_TYPES, export_gguf
-    from ..folders import check_apart, check_file
-    from ..loading import LoadOptions, load_any
+    from ..modeling.loading import LoadOptions, load_any
+    from ..utils.folders import check_apart, check_file
 
     if args.outtype not in OUTPUT_TYPES:
         raise FFPError(f"outtype {args.outtype!r} is not known; choose from {', '.join(OUTPUT_TYPES)}")

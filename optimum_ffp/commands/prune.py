@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..knobs import AGENT, Condition
-from ..knobs import READ_WHEN as KNOBS_READ_WHEN
+from ..options import AGENT, Condition
+from ..options import READ_WHEN as KNOBS_READ_WHEN
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
@@ -25,7 +25,7 @@ from .arguments import (
     fraction,
     given_options,
 )
-from .ending import USER_ERROR, one_line_endings
+from .errors import USER_ERROR, one_line_endings
 
 
 if TYPE_CHECKING:
@@ -285,13 +285,13 @@ def prune(args: Namespace) -> None:
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
-    from ..checks import find_problems
-    from ..folders import FolderLock, resolve
-    from ..journal import holds_work
-    from ..loading import LoadOptions, read_model_config
-    from ..pareto import front_files
-    from ..plan import make_plan
-    from ..tracking import check_trackers
+    from ..checkpoint.pareto import front_files
+    from ..modeling.loading import LoadOptions, read_model_config
+    from ..planning.plan import make_plan
+    from ..planning.preflight import find_problems
+    from ..utils.folders import FolderLock, resolve
+    from ..utils.resume import holds_work
+    from ..utils.tracking import check_trackers
 
     # Beside the output, so that it is on the same disk and found again by the same command.
     work = Path(f"{resolve(folders[0])}.work")
@@ -332,12 +332,12 @@ def write_checkpoints(
 ) -> None:
     """What `prune` does once nothing stands in the way."""
     # A plan doesn't have to wait for these.
-    from ..checkpoint import load_agent
+    from ..checkpoint.saving import load_agent
     from ..errors import FFPError
-    from ..hub import push_folder
-    from ..journal import holds_work, remove_work
+    from ..hub.upload import push_folder
     from ..pruner import FFPPruner
-    from .report import summary
+    from ..utils.resume import holds_work, remove_work
+    from .summary import summary
 
     if args.resume and not holds_work(work):
         print(f"there is nothing to resume, {work} holds no state: starting anew", file=sys.stderr)

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_option
-from .ending import one_line_endings
+from .errors import one_line_endings
 
 
 EXAMPLES = """examples:
@@ -43,9 +43,9 @@ class FFPPushCommand(BaseOptimumCLICommand):
 
 def push(args: Namespace) -> None:
     """Uploads a folder, if it is a pruned model, in one commit."""
-    from ..checkpoint import check_saved
-    from ..checks import check_repositories
-    from ..hub import push_folder
+    from ..checkpoint.saving import check_saved
+    from ..hub.upload import push_folder
+    from ..planning.preflight import check_repositories
 
     folder = check_saved(args.folder)
     check_repositories([args.repository], args.token)

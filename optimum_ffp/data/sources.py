@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..errors import FFPError
-from ..hub import one_line
+from ..hub.upload import one_line
 from .columns import Row, choose_column, length_of, read_column
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest

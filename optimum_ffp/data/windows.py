@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
-from ..sampling import sample_from_model
 from .columns import Row, join_rows
 from .request import DataRequest
+from .self_generated import sample_from_model
 from .sources import read_splits
 
 

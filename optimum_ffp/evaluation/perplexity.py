@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ..head import decode, logits_in_pieces
+from ..utils.lm_head import decode, logits_in_pieces
 
 
 @torch.no_grad()

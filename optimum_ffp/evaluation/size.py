@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..families import FAMILIES
+from ..modeling.families import FAMILIES
 
 
 # The first of these that a folder has is what transformers reads.

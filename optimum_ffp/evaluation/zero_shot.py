@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
-from ..hub import one_line
+from ..hub.upload import one_line
 
 
 class TaskSuite:

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from ..allocation.policy import PruningPolicy
 from ..errors import FFPError
-from ..families import Family, get_family
-from ..hub import one_line
-from ..policy import PruningPolicy
-from ..trust import check_checkpoint, is_ignored
+from ..hub.upload import one_line
+from ..hub.validate_checkpoint import check_checkpoint, is_ignored
+from .families import Family, get_family
 
 
 # It warns whoever reads a global size of a heterogeneous config; our models ask to be allowed to.

@@ -1,4 +1,4 @@
-"""Finding the policy. What a candidate is worth comes from outside: nothing here knows the language model."""
+"""Finding the policy. Of what is in here `runner` and `evaluator` alone know the language model."""
 
 from .methods import METHODS, NO_SEARCH, search
 from .task import SearchResult, SearchTask, finalist_count

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..allocation.policy import Unit
 from ..config import FFPConfig
 from ..errors import FFPError
-from ..policy import Unit
-from .regression import OWN_SPREAD, shared_covariance, to_scores
+from .curve_posterior import OWN_SPREAD, shared_covariance, to_scores
 from .task import SearchResult, SearchTask
 
 

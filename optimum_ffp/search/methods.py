@@ -7,7 +7,7 @@ import numpy as np
 from ..config import FFPConfig
 from .bandit import search_with_bandit
 from .baselines import evaluate_once, search_at_random, search_by_evolution
-from .pathwise import search_by_gradient
+from .gradient import search_by_gradient
 from .task import SearchResult, SearchTask
 
 

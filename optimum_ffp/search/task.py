@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..curves import CurveMapping
+from ..allocation.loss_curves import CurveMapping
+from ..allocation.policy import PruningPolicy, Unit
 from ..errors import FFPError
-from ..knobs import GRADIENT_COST
-from ..policy import PruningPolicy, Unit
+from ..options import GRADIENT_COST
 
 
 def finalist_count(steps: int) -> int:

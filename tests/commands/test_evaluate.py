@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
-from optimum_ffp.export import export_gguf
+from tests.checkpoint.gguf.conftest import SAMPLE, make_byte_level_tokenizer
 from tests.conftest import make_picomodel, make_text, make_tokenizer
 from tests.evaluation.conftest import make_task
 from tests.evaluation.test_size import prune
-from tests.export.conftest import SAMPLE, make_byte_level_tokenizer
 
 
 FAST = ["--device", "cpu"]

@@ -4,8 +4,8 @@ from functools import partial
 import pytest
 import torch
 
+from tests.checkpoint.gguf.conftest import make_byte_level_tokenizer
 from tests.conftest import make_picomodel
-from tests.export.conftest import make_byte_level_tokenizer
 
 
 @pytest.fixture

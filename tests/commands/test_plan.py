@@ -5,9 +5,9 @@ import pytest
 from huggingface_hub import constants
 
 from optimum_ffp import FFPError
-from optimum_ffp.checks import check_dataset, check_disk, check_repositories
-from optimum_ffp.journal import Journal
-from optimum_ffp.plan import GIB
+from optimum_ffp.planning.plan import GIB
+from optimum_ffp.planning.preflight import check_dataset, check_disk, check_repositories
+from optimum_ffp.utils.resume import Journal
 from tests.hub_server import run_hub
 
 

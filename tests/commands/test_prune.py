@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
-from optimum_ffp.journal import Journal
-from optimum_ffp.knobs import Knobs
-from optimum_ffp.loading import LoadOptions
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.options import Knobs
+from optimum_ffp.utils.resume import Journal
 from tests.conftest import make_text
 
 
@@ -291,10 +291,10 @@ def test_pruned_config_keeps_the_base_model_type(run, save_picomodel, data_folde
 
 
 def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, tmp_path, monkeypatch):
-    from optimum_ffp import candidates
+    from optimum_ffp.search import evaluator
 
     command = ["-m", save_picomodel(), tmp_path / "out", "--sparsity", 0.3, "--dataset", data_folder]
-    measure, calls = candidates.measure_loss_slopes, []
+    measure, calls = evaluator.measure_loss_slopes, []
 
     def press_ctrl_c(*arguments, **options):
         calls.append(arguments)
@@ -302,7 +302,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, t
             raise KeyboardInterrupt
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(candidates, "measure_loss_slopes", press_ctrl_c)
+    monkeypatch.setattr(evaluator, "measure_loss_slopes", press_ctrl_c)
     code, _, errors = run(*command)
     assert code == 130 and "Traceback" not in errors
     assert errors.splitlines()[-1] == "interrupted; give the same command with --resume to go on from here"

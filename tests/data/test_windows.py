@@ -7,8 +7,8 @@ import torch
 from huggingface_hub import constants
 
 from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
+from optimum_ffp.data.self_generated import sample_from_model
 from optimum_ffp.errors import FFPError
-from optimum_ffp.sampling import sample_from_model
 from tests.conftest import make_picomodel, make_text, make_tokenizer
 
 

@@ -16,7 +16,7 @@ def test_losses_equal_those_of_transformers(picomodel, windows):
 def test_long_windows_are_scored_in_pieces(monkeypatch, windows):
     model = make_picomodel()
     whole = window_losses(model, windows)
-    monkeypatch.setattr("optimum_ffp.head.POSITIONS", 7)
+    monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
     assert torch.allclose(window_losses(model, windows), whole)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import Cache
 
+from optimum_ffp.allocation.policy import PruningPolicy, block_parameters
+from optimum_ffp.compression.sorted_model import NestedModel
 from optimum_ffp.evaluation import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
-from optimum_ffp.families import find_family, find_units
-from optimum_ffp.nested import NestedModel
-from optimum_ffp.policy import PruningPolicy, block_parameters
+from optimum_ffp.modeling.families import find_family, find_units
 from tests.conftest import CONFIGS, make_picomodel
 
 

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from optimum_ffp.allocation.loss_curves import CurveMapping
+from optimum_ffp.allocation.mapping import Budget, water_filling
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.analysis.size_gradients import LossSlopes
 from optimum_ffp.config import FFPConfig
-from optimum_ffp.curves import CurveMapping
 from optimum_ffp.errors import FFPError
-from optimum_ffp.knobs import CHOICES, GRADIENT_COST
-from optimum_ffp.mapping import Budget, water_filling
-from optimum_ffp.pathwise import LossSlopes
-from optimum_ffp.policy import PruningPolicy, Unit
+from optimum_ffp.options import CHOICES, GRADIENT_COST
 from optimum_ffp.search import METHODS, NO_SEARCH, SearchTask, search
 from optimum_ffp.search.bandit import TrustPosterior
 from optimum_ffp.search.schedule import ProgressiveSchedule

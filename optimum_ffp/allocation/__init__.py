@@ -1,0 +1,1 @@
+"""How much of every unit is kept: policies, budgets, mappings and loss curves."""

@@ -1,0 +1,1 @@
+"""What is measured of the dense model before any search."""

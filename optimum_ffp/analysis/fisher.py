@@ -1,0 +1,90 @@
+"""What a unit's output means to the loss: Fisher matrices, and the loss curves that they give."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..compression.ridge import PrefixRidge
+from ..modeling.families import ModelUnit
+from ..utils.cholesky import check_finite
+from ..utils.progress import progress_bar
+from .backward import backward_passes
+from .gram import add_gram
+
+
+def collect_fisher(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    layers: Iterable[nn.Module],
+    windows: torch.Tensor,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> list[torch.Tensor]:
+    """Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at every output projection's output.
+
+    Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
+    backward pass a window gives the matrices of all units.
+
+    Args:
+        model: The dense model.
+        units: Its units.
+        layers: Its decoder layers. Each keeps its input alone and runs again in the backward pass.
+        windows: Token ids, shape `[windows, window length]`.
+        seed: Of the labels.
+        dtype: Type to compute in under autocast; `None` for the model's own.
+
+    Returns:
+        One float32 matrix a unit, shape `[out_features, out_features]`, in nats a token.
+
+    Raises:
+        FFPError: If the gradient at a unit's output is not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
+
+    def watch(total: torch.Tensor):
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            output.register_hook(partial(add_gram, total))
+
+        return hook
+
+    watchers = {unit.output.module: watch(total) for unit, total in zip(units, totals)}
+    with progress_bar(len(windows), "Fisher matrices", "window") as bar:
+        for _ in backward_passes(model, layers, windows, watchers, partial(_sample, generator), dtype):
+            bar.update()
+    for unit, total in zip(units, totals):
+        check_finite(total.diagonal(), f"the gradient of the loss at the output of {unit.unit.name}")
+    return [total / windows.numel() for total in totals]
+
+
+def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
+    # By the inverse of the distribution function: one random number a token, where multinomial draws one a word.
+    cumulative = probabilities.cumsum(-1)
+    chosen = torch.rand(len(probabilities), 1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, chosen, right=True).clamp_max(probabilities.shape[-1] - 1)[:, 0]
+
+
+def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
+    """What the loss grows by when a unit keeps its first `k` items, after ridge regression, for every `k`.
+
+    With `H + λI = L Lᵀ` in the sorted order and `V = W L`, calibration leaves exactly `Σ_{j≥k} ‖V_j‖²` of output error
+    in the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
+
+    Args:
+        ridge: The unit's factor and weight.
+        fisher: `G`, shape `[out_features, out_features]`; `None` for the output error as it is.
+        block: Columns of one item.
+
+    Returns:
+        Nats a token (or squared output error a token), float64, shape `[items + 1]`, falling to 0.
+    """
+    rotated = ridge.weight.float() @ ridge.factor.to(ridge.weight.device)
+    losses = (
+        rotated.square().sum(0) if fisher is None else (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
+    )
+    per_item = losses.view(-1, block).sum(1).double().cpu().numpy()
+    return np.append(np.cumsum(per_item[::-1])[::-1], 0.0)

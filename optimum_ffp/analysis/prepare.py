@@ -1,0 +1,117 @@
+"""Everything that is measured once, before any search: statistics, importance, factors, loss curves."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..allocation.loss_curves import CurveMapping
+from ..compression.ridge import PrefixRidge
+from ..compression.sorted_model import NestedModel
+from ..config import FFPConfig
+from ..modeling.families import Family, ModelUnit
+from ..utils.batch_size import with_halving_batches
+from ..utils.precision import autocast_dtype
+from ..utils.profiling import StageMeter
+from ..utils.resume import Journal
+from .curve_estimation import measure_slopes
+from .fisher import collect_fisher, loss_curve
+from .gram import collect_statistics, describe_shortage, matrix_device, pack, unpack
+from .importance import order_items
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What searches share.
+
+    Attributes:
+        nested: The model with its items sorted, with the factors of its ridge regressions.
+        curves: Loss curves of all units, if the config's mapping needs them.
+    """
+
+    nested: NestedModel
+    curves: CurveMapping | None
+
+
+def prepare(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    family: Family,
+    config: FFPConfig,
+    windows: torch.Tensor,
+    meter: StageMeter,
+    journal: Journal,
+) -> Prepared:
+    """Runs the calibration windows through the dense model, sorts its items and factors what they will need.
+
+    Args:
+        model: The dense model. Its heads and channels are reordered in place.
+        units: Its units.
+        family: The record of its family.
+        config: Criterion, mapping, calibration.
+        windows: Calibration windows, token ids of shape `[windows, window length]`.
+        meter: Measures every stage.
+        journal: Keeps what is measured.
+    """
+    if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
+        logger.warning(shortage)
+    with meter.stage("statistics"):
+        dtype = autocast_dtype(model, config.search_dtype)
+        device = matrix_device(model, units)
+
+        def collect(batch_size: int) -> dict[str, torch.Tensor]:
+            return pack(collect_statistics(model, units, windows, batch_size, device, dtype))
+
+        kept = journal.tensors("statistics", lambda: with_halving_batches(collect, config.batch_size))
+        statistics = unpack(kept, device)
+        del kept
+    fishers: list[torch.Tensor | None] = [None] * len(units)
+    if config.needs_fishers:
+        with meter.stage("fisher"):
+            layers, seen = model.base_model.get_submodule(family.layers), windows[: config.fisher_samples]
+
+            def differentiate(_: int) -> list[torch.Tensor]:
+                return collect_fisher(model, units, layers, seen, config.seed, dtype)
+
+            fishers = _by_unit(journal, "fisher", lambda: with_halving_batches(differentiate, 1))
+    with meter.stage("importance"):
+        orders = _by_unit(
+            journal,
+            "importance",
+            lambda: [
+                order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
+                for unit, found, fisher in zip(units, statistics, fishers)
+            ],
+        )
+    nested = NestedModel(model, units, orders, family)
+    if not config.needs_factors:
+        return Prepared(nested, None)
+
+    with meter.stage("factorisation"):
+        nested.ridges = []
+        for unit, order in zip(units, orders):
+            # A factor takes the place of its Gram matrix: there is never a second set of matrices.
+            gram = statistics.pop(0).permuted(order, unit.output.block).gram
+            weight = unit.output.module.weight.data
+            nested.ridges.append(PrefixRidge(weight, gram, config.ridge_lambda, config.ridge_lambda_relative))
+        if config.mapping != "curves":
+            return Prepared(nested, None)
+        curves = [
+            loss_curve(ridge, fisher, unit.output.block) for ridge, fisher, unit in zip(nested.ridges, fishers, units)
+        ]
+    if not config.grad:
+        with meter.stage("slopes"):
+            probed = windows[: config.slope_samples]
+            slopes = journal.value("slopes", lambda: measure_slopes(nested, probed, curves, dtype))
+            curves = [slope * curve for slope, curve in zip(slopes, curves)]
+    return Prepared(nested, CurveMapping(curves))
+
+
+def _by_unit(journal: Journal, name: str, measure: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+    kept = journal.tensors(name, lambda: {str(index): tensor for index, tensor in enumerate(measure())})
+    return [kept[str(index)] for index in range(len(kept))]

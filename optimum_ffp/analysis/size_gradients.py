@@ -1,0 +1,96 @@
+"""How the loss changes where a policy keeps a little less or more of any unit: one backward pass tells it for all."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..allocation.policy import PruningPolicy
+from ..compression.sorted_model import NestedModel
+from .backward import UNKNOWN, backward_passes
+
+
+@dataclass(frozen=True)
+class LossSlopes:
+    """Losses of a policy, and their change to first order where one unit goes to a neighbouring size.
+
+    Attributes:
+        losses: Nats a token, shape `[windows]`.
+        fewer: Change where the unit goes to its size in the smaller of `policy.neighbours()`, `[windows, units]`.
+        more: The same for the larger one.
+    """
+
+    losses: np.ndarray
+    fewer: np.ndarray
+    more: np.ndarray
+
+
+def measure_loss_slopes(
+    nested: NestedModel, policy: PruningPolicy, windows: torch.Tensor, dtype: torch.dtype | None = None
+) -> LossSlopes:
+    """One forward and one backward pass a window, after ridge regression, for all units at once.
+
+    A compensated unit's output is `Σ_{j<k} V_j z_j` for every size `k` (see `PrefixRidge.components`). The model runs
+    with the inputs of the larger neighbour, of which the policy's output weights ignore what is not kept. With the
+    loss gradient `g` at the output, keeping the columns `k` to `l` too changes the loss by `Σ_tokens Σ_{k≤j<l} (g·V_j)
+    z_j`, and giving up those before `k` by the same sum with the opposite sign.
+
+    Args:
+        nested: The sorted model, with its ridge factors.
+        policy: Where to measure.
+        windows: Token ids, shape `[windows, window length]`.
+        dtype: Type to compute in under autocast; `None` for the model's own.
+    """
+    fewer, more = policy.neighbours()
+    slopes = np.zeros((2, len(windows), len(policy.units)))
+    losses = np.zeros(len(windows))
+    probes, outputs = [], {}
+    for index, unit in enumerate(nested.model_units):
+        low, kept, high = (one.sizes[index] * unit.output.block for one in (fewer, policy, more))
+        weight = nested.compensated_output(index, policy.sizes[index])
+        probes.append(_Probe(*nested.ridges[index].components(low, high), kept - low, weight.dtype))
+        outputs[index] = nn.functional.pad(weight, (0, high - kept))
+    watchers = {unit.output.module: probe.watch for unit, probe in zip(nested.model_units, probes)}
+    layers = nested.model.base_model.get_submodule(nested.family.layers)
+    with nested.applied(more, outputs) as model:
+        for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
+            losses[number] = loss
+            slopes[:, number] = np.array([probe.finish() for probe in probes]).T
+    tokens = windows.shape[1] - 1
+    return LossSlopes(losses / tokens, *(slopes / tokens))
+
+
+class _Probe:
+    """Watches one unit's output projection, and what its components between two sizes would add to the loss."""
+
+    def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int, dtype: torch.dtype):
+        self.directions, self.mixing, self.kept = directions.to(dtype), mixing.to(dtype), kept
+        self.changes: tuple[float, float] | None = None
+        self.watching = False
+
+    def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if self.watching:
+            # The layer runs again for its backward pass.
+            return
+        self.watching = True
+        found = inputs[0].detach().flatten(0, -2)
+        components = found @ self.mixing.to(found.dtype)
+
+        def follow(gradient: torch.Tensor) -> None:
+            gradient = gradient.flatten(0, -2)
+            felt = gradient @ self.directions.to(gradient.dtype)
+            totals = (felt.float() * components.float()).sum(0)
+            self.changes = -float(totals[: self.kept].sum()), float(totals[self.kept :].sum())
+
+        output.register_hook(follow)
+
+    def finish(self) -> tuple[float, float]:
+        """The changes that the window's backward pass has shown."""
+        self.watching = False
+        return self.changes
+
+
+def _next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
+    labels = window[start + 1 : start + 1 + len(probabilities)]
+    return nn.functional.pad(labels, (0, len(probabilities) - len(labels)), value=UNKNOWN)

@@ -1,0 +1,196 @@
+"""The model card, from `model_card_template.md`."""
+
+import json
+import math
+import os
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
+
+from ..config import FFPConfig
+from ..data import NAMED
+from ..errors import FFPError
+from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
+from ..options import AGENT
+from .gguf.architectures import check_exportable, choose_architecture, padded_size
+from .gguf.tensors import layer_sizes
+from .result import PruningResult, package_versions
+
+
+TEMPLATE = "model_card_template.md"
+# No package index has it yet.
+INSTALL = "from a checkout of it: `pip install -e .`"
+# `other` stands for a licence that the two others name and link to.
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def template_path() -> Path:
+    """Where the template is: in an installed package, or at the top of a checkout."""
+    packaged = Path(str(files("optimum_ffp"))) / TEMPLATE
+    return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
+
+
+def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str, str], name: str) -> None:
+    """Writes `README.md` with the figures, the plots and the lines that load the model.
+
+    Args:
+        result: What to describe.
+        folder: The checkpoint's folder.
+        plots: File names of the pictures in it, as `write_plots` returns them.
+        name: What the folder will be called. The commands take it for a folder of the current one.
+    """
+    fields = _fields(result, plots) | {
+        "python_name": json.dumps(f"./{name}", ensure_ascii=False),
+        "shell_name": shlex.quote(f"./{name}"),
+        "gguf_file": shlex.quote(f"{name}.gguf"),
+    }
+    card = ModelCard.from_template(_metadata(result), template_path=str(template_path()), **fields)
+    card.save(Path(folder) / "README.md")
+
+
+def _base_metadata(base_model: str) -> dict[str, Any]:
+    """The licence of the base model, as its own card states it."""
+    try:
+        readme = base_model if is_hub_id(base_model) else Path(base_model).expanduser() / "README.md"
+        data = ModelCard.load(readme, ignore_metadata_errors=True).data
+    # A card is a courtesy: a base model without a readable one is pruned all the same.
+    except Exception:
+        return {}
+    return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
+
+
+def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
+    """Id and configuration of a dataset, if the Hub has it."""
+    if dataset in NAMED:
+        return NAMED[dataset]
+    dataset_id, _, name = dataset.partition(":")
+    return (dataset_id, name or None) if "/" in dataset_id and is_hub_id(dataset_id) else None
+
+
+def _metadata(result: PruningResult) -> ModelCardData:
+    base, config = result.base_model, result.config
+    found = [_hub_dataset(name) for name in (config.dataset, config.eval_dataset) if name]
+    return ModelCardData(
+        base_model=base if is_hub_id(base) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pruned", "optimum-ffp", "structured-pruning"],
+        datasets=list(dict.fromkeys(dataset[0] for dataset in found if dataset)) or None,
+        model_name=f"{short_name(base)}, {result.policy.sparsity:.0%} pruned",
+        eval_results=_evaluations(result),
+        **_base_metadata(base),
+    )
+
+
+def _evaluations(result: PruningResult) -> list[EvalResult]:
+    test, perplexity = result.test, result.perplexity
+    # JSON, which the Hub reads this into, has no infinity.
+    if not math.isfinite(perplexity):
+        return []
+    dataset_id, name = _hub_dataset(test.dataset) or (short_name(test.dataset), None)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=dataset_id,
+            dataset_name=f"{dataset_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
+            dataset_config=name,
+            dataset_split=test.split,
+            metric_type="perplexity",
+            metric_name="Perplexity",
+            metric_value=round(perplexity, 4),
+        )
+    ]
+
+
+def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
+    base, config = result.base_model, result.config
+    return {
+        "name": model_name(base),
+        "base": _base_link(base, result.revision) if is_hub_id(base) else short_name(base),
+        "result": result,
+        "config": config,
+        "policy": result.policy,
+        "search": result.search,
+        "test": result.test,
+        "repeated": result.search["repeated_windows"],
+        "windows": result.search["calibrated_on"],
+        "data": {"calibration": dataset_name(config.dataset), "test": dataset_name(result.test.dataset)},
+        "plots": plots,
+        "versions": package_versions(),
+        "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
+        "chat": bool(getattr(result.tokenizer, "chat_template", None)),
+        "gguf": _gguf_option(result),
+        # What torchao quantises. GPT-2 has transposed projections of its own instead.
+        "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
+        "install": INSTALL,
+        "command": command_line(result),
+    }
+
+
+def _base_link(base: str, revision: str | None) -> str:
+    link = f"[{base}](https://huggingface.co/{base})"
+    return f"{link} (revision [{revision[:12]}](https://huggingface.co/{base}/tree/{revision}))" if revision else link
+
+
+def _gguf_option(result: PruningResult) -> str | None:
+    """What `ffp export` needs for this model beside its names, or `None` if llama.cpp can't run it."""
+    config = result.model.config
+    try:
+        check_exportable(config)
+    except FFPError:
+        return None
+    sizes = layer_sizes(result.model)
+    for option, written in (("", sizes), (" --pad-uniform", [padded_size(config, sizes)])):
+        try:
+            choose_architecture(config, written)
+            return option
+        except FFPError:
+            continue
+    return None
+
+
+def command_line(result: PruningResult) -> str:
+    """The command that repeats this prune: where it began, and what it read that isn't the preset's."""
+    config, search = result.config, result.search
+    # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
+    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | search.get("sweep", {})
+    agent = search.get("warm_start")
+    stated = {
+        "model": short_name(result.base_model),
+        "revision": result.revision,
+        "dtype": result.dtype,
+        "trust_remote_code": result.trust_remote_code or None,
+        "warm_start": short_name(agent) if agent and AGENT.holds(config) else None,
+        "sparsity": values["sparsity"],
+        **_stated_knobs(config, values),
+    }
+    words = ["optimum-cli ffp prune"]
+    for name, value in stated.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            words.append(f"--{option} {' '.join(map(str, value))}")
+        elif value is not None:
+            words.append(f"--{option} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def _stated_knobs(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """The knobs that a command has to state, and the seed: those that its preset wouldn't give."""
+    for preset in (values["preset"], FFPConfig.preset):
+        # Without a backward pass, or with a reward before calibration, others have another default too.
+        defaults = FFPConfig(preset=preset, grad=values["grad"], reward=values["reward"]).to_dict()
+        # An option can't be set to nothing.
+        if all(values[name] is not None or default is None for name, default in defaults.items()):
+            break
+    alone = FFPConfig(preset=preset)
+    defaults |= {"preset": FFPConfig.preset, "grad": alone.grad, "reward": alone.reward, "seed": None}
+    values = values | {"preset": preset}
+    read = [name for name in config.knob_names() if name != "sparsity" and config.reads(name)]
+    return {name: values[name] for name in read if values[name] != defaults[name]}

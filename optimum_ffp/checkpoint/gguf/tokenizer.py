@@ -1,0 +1,116 @@
+"""A fast tokenizer as the keys that llama.cpp reads."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import FFPError
+
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+# What splits text into words, by llama.cpp's name for it: it has the regular expressions built in.
+SPLITTERS: dict[str, list[tuple[str, Any]]] = {
+    "gpt-2": [("ByteLevel", True)],
+    "smollm": [("Digits", True), ("ByteLevel", True)],
+    "llama-bpe": [("Split", LLAMA3_WORDS), ("ByteLevel", False)],
+    "qwen2": [("Split", QWEN2_WORDS), ("ByteLevel", False)],
+}
+BYTE_TOKENS = {f"<0x{value:02X}>" for value in range(256)}
+
+
+def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Adds all `tokenizer.*` keys.
+
+    Args:
+        writer: Of the file.
+        tokenizer: A fast tokenizer whose model is BPE: byte-level as GPT-2's, or with byte fallback as Llama 2's.
+        vocabulary: Rows of the embedding; those without a token become unused tokens.
+
+    Raises:
+        FFPError: If llama.cpp has no such tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise FFPError(f"a tokenizer of type {model['type']} can't be exported to GGUF; llama.cpp needs BPE")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    names, kinds = _tokens(tokenizer, description, vocabulary)
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(names, merges))
+        writer.add_add_space_prefix(len(tokenizer.tokenize("a")) > 0 and tokenizer.tokenize("a")[0].startswith("▁"))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_splitter(description["pre_tokenizer"]))
+        writer.add_token_merges(merges)
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+    for name in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{name}_token_id")
+        if index is not None:
+            getattr(writer, f"add_{name}_token_id")(index)
+    encoded = tokenizer("a").input_ids
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and encoded[:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and encoded[-1:] == [tokenizer.eos_token_id])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, description: dict[str, Any], vocabulary: int
+) -> tuple[list[str], list[int]]:
+    from gguf import TokenType
+
+    names = [f"[UNUSED{index}]" for index in range(vocabulary)]
+    kinds = [int(TokenType.UNUSED)] * vocabulary
+    for name, index in tokenizer.get_vocab().items():
+        if index >= vocabulary:
+            raise FFPError(f"token {name!r} has index {index}, but the embedding has {vocabulary} rows")
+        names[index] = name
+        kinds[index] = int(TokenType.BYTE if name in BYTE_TOKENS else TokenType.NORMAL)
+    for added in description["added_tokens"] or []:
+        kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+    if tokenizer.unk_token_id is not None and description["model"].get("byte_fallback"):
+        kinds[tokenizer.unk_token_id] = int(TokenType.UNKNOWN)
+    return names, kinds
+
+
+def _scores(names: list[str], merges: list[str]) -> list[float]:
+    # llama.cpp joins the pair whose union has the highest score; BPE the one whose merge comes first.
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", "", 1), rank)
+    return [-float(ranks.get(name, len(merges))) for name in names]
+
+
+def _splitter(pre_tokenizer: dict[str, Any] | None) -> str:
+    steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    found = []
+    for step in steps:
+        match step["type"]:
+            case "ByteLevel":
+                found.append(("ByteLevel", step.get("use_regex", True)))
+            case "Digits":
+                found.append(("Digits", step["individual_digits"]))
+            case "Split":
+                found.append(("Split", step["pattern"].get("Regex")))
+            case other:
+                found.append((other, None))
+    for name, expected in SPLITTERS.items():
+        if found == expected:
+            return name
+    raise FFPError(
+        f"the tokenizer splits words by {found}, for which this exporter knows no name of llama.cpp's; it knows those "
+        f"of {', '.join(SPLITTERS)}"
+    )

@@ -1,0 +1,123 @@
+"""Writes the GGUF file."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import FFPError
+from .architectures import Architecture, LayerSizes, check_exportable, choose_architecture, padded_size
+from .tensors import head_dimension, layer_sizes, tensors
+from .tokenizer import write_tokenizer
+
+
+OUTPUT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+
+@torch.no_grad()
+def export_gguf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | os.PathLike,
+    output_type: str = "f16",
+    pad_uniform: bool = False,
+) -> Architecture:
+    """Writes a dense or pruned model as one GGUF file.
+
+    Matrices are written in the output type, vectors in float32. Matrices whose rows don't divide into its blocks of 32
+    stay float16, and with `q4_0` embeddings are `q8_0`, as llama.cpp's own tools leave them.
+
+    Args:
+        model: A loaded causal LM, dense or pruned.
+        tokenizer: Its tokenizer.
+        path: The file. It appears whole or not at all.
+        output_type: One of `OUTPUT_TYPES`.
+        pad_uniform: Whether to pad every layer to the widest with zeros, for the standard architecture.
+
+    Returns:
+        The architecture that it was written as.
+
+    Raises:
+        FFPError: If llama.cpp can't run such a model or tokenizer, or the `gguf` package is missing.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise FFPError("GGUF files need the gguf package: pip install gguf") from None
+    check_exportable(model.config)
+    sizes = layer_sizes(model)
+    padded = padded_size(model.config, sizes) if pad_uniform else None
+    architecture = choose_architecture(model.config, [padded] if padded else sizes)
+    path = Path(path).expanduser()
+    partial = path.with_name(f".{path.name}.partial")
+    writer = gguf.GGUFWriter(partial, architecture.name)
+    try:
+        write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
+        _write_sizes(writer, model.config, [padded] * len(sizes) if padded else sizes)
+        writer.add_name(Path(model.config._name_or_path).name or "model")
+        writer.add_file_type(int(_FILE_TYPES[output_type](gguf.LlamaFileType)))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for name, tensor in tensors(model, architecture, padded):
+            kind = _tensor_type(gguf.GGMLQuantizationType, name, tensor, output_type)
+            data = gguf.quants.quantize(tensor.cpu().contiguous().numpy(), kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        partial.replace(path)
+    except OSError as error:
+        raise FFPError(f"{path} can't be written: {error}; nothing was left there") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return architecture
+
+
+_FILE_TYPES = {
+    "f32": lambda types: types.ALL_F32,
+    "f16": lambda types: types.MOSTLY_F16,
+    "bf16": lambda types: types.MOSTLY_BF16,
+    "q8_0": lambda types: types.MOSTLY_Q8_0,
+    "q4_0": lambda types: types.MOSTLY_Q4_0,
+}
+
+
+def _tensor_type(types, name: str, tensor: torch.Tensor, output_type: str):
+    if tensor.dim() == 1:
+        return types.F32
+    if output_type in ("q8_0", "q4_0"):
+        if tensor.shape[-1] % 32:
+            return types.F16
+        if name in ("token_embd.weight", "output.weight"):
+            return types.Q8_0
+    return types[output_type.upper()]
+
+
+def _write_sizes(writer, config: PretrainedConfig, sizes: list[LayerSizes]) -> None:
+    columns = {name: [getattr(size, name) for size in sizes] for name in ("heads", "kv_heads", "width")}
+    uniform = len(set(sizes)) == 1
+    heads, kv_heads, width = (column[0] if uniform else column for column in columns.values())
+    window = getattr(config, "sliding_window", None)
+    # Within the sliding window attention is full, so a model cut to that context is exact.
+    context = min(config.max_position_embeddings, window or config.max_position_embeddings)
+    parameters, dimension = config.rope_parameters, head_dimension(config)
+    writer.add_block_count(len(sizes))
+    writer.add_context_length(context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    # Without these llama.cpp derives them from the number of heads of the first layer.
+    writer.add_key_length(dimension)
+    writer.add_value_length(dimension)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(dimension)
+    writer.add_rope_freq_base(parameters["rope_theta"])
+    if parameters.get("rope_type") == "linear":
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(parameters["factor"])

@@ -1,0 +1,139 @@
+"""`report.html`: what was done to a model, in one file that needs nothing beside it."""
+
+import base64
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..allocation.policy import block_parameters
+from ..hub.naming import PLACES, dataset_name, is_hub_id, model_name, short_name
+from .card import command_line
+from .plots import format_lambda
+from .result import PruningResult, package_versions
+
+
+TEMPLATE = "report_template.html"
+REPORT_FILE = "report.html"
+
+
+def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mapping[str, str]) -> Path:
+    """Writes `report.html` with everything that is known of a prune; what a run doesn't have gets no section.
+
+    Args:
+        result: What to report on.
+        folder: The checkpoint's folder.
+        plots: File names of the pictures in it, as `write_plots` returns them; they are embedded.
+
+    Returns:
+        The file.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": format_number, "windows": describe_windows, "lambda": format_lambda}
+    pictures = {name: _embed(Path(folder) / file) for name, file in plots.items()}
+    path = Path(folder) / REPORT_FILE
+    path.write_text(environment.get_template(TEMPLATE).render(_fields(result), pictures=pictures), encoding="utf-8")
+    return path
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """A figure with its decimals, or in words where it is infinite or no number."""
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "not finite"
+
+
+def describe_windows(windows: Mapping[str, Any]) -> str:
+    """Dataset, split, number and length of windows (`Windows.describe`) in a line."""
+    count, length = windows["windows"], windows["window_length"]
+    return f"{dataset_name(windows['dataset'])}, {windows['split']}, {count} × {length} tokens"
+
+
+def _embed(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+
+
+def _fields(result: PruningResult) -> dict[str, Any]:
+    base, cost = result.base_model, result.cost
+    total = sum(cost.seconds.values())
+    return {
+        "name": model_name(base),
+        "base": short_name(base),
+        "base_link": f"https://huggingface.co/{base}" if is_hub_id(base) else None,
+        "result": result,
+        "config": result.config,
+        "policy": result.policy,
+        "block_parameters": block_parameters(result.policy.units),
+        "search": result.search,
+        "perplexities": _perplexities(result),
+        "held_out": _held_out(result),
+        "layers": _layers(result),
+        "front": result.search.get("front"),
+        "stages": [(name, cost.peak_bytes[name], time, time / total) for name, time in cost.seconds.items()],
+        "total": total,
+        "settings": _settings(result),
+        "versions": package_versions(),
+        "command": command_line(result),
+    }
+
+
+def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
+    """Every perplexity of the run beside the dense model's on the same windows."""
+    calibrated = "calibrated" in result.perplexities
+    names = {
+        "dense": "dense",
+        "searched": "pruned, before calibration" if calibrated else "pruned",
+        "calibrated": "pruned and calibrated",
+    }
+    test = [(names[name], value) for name, value in result.perplexities.items()]
+    seen = result.search["perplexity"]
+    rewarded = "after ridge regression" if result.config.reward == "calibrated" else "before calibration"
+    found = [("dense", seen["dense"]), (f"policy kept, {rewarded}", seen["best"])]
+    found += [(f"policy “{name}”, {rewarded}", value) for name, value in result.search.get("baselines", {}).items()]
+    tables = (("test windows", result.test.describe(), test), ("search windows", seen, found))
+    return [
+        {"role": role, "windows": windows | {"dataset": dataset_name(windows["dataset"])}, "rows": rows}
+        for role, windows, rows in tables
+    ]
+
+
+def _held_out(result: PruningResult) -> dict[str, Any] | None:
+    """Mean error of calibration by kind of unit, with the windows that it was measured on."""
+    units = result.calibration.get("units")
+    if not units:
+        return None
+    errors = {kind: [row["error"] for row in units if row["unit"] == kind] for kind in ("attention", "ffn")}
+    means = {kind: sum(values) / len(values) for kind, values in errors.items() if values}
+    return {"means": means, "windows": {name: value for name, value in result.calibration.items() if name != "units"}}
+
+
+def _layers(result: PruningResult) -> list[dict[str, Any]]:
+    """One row a layer: for attention and FFN the items kept, and what calibration measured."""
+    fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
+    layers: dict[int, dict[str, Any]] = {}
+    for unit, size in zip(result.policy.units, result.policy.sizes):
+        cell = {"kept": size, "dense": unit.items, "fit": fits.get((unit.layer, unit.kind))}
+        layers.setdefault(unit.layer, {"layer": unit.layer})[unit.kind] = cell
+    return list(layers.values())
+
+
+def _settings(result: PruningResult) -> list[tuple[str, str]]:
+    config = result.config
+    values = {name: getattr(config, name) for name in config.knob_names()}
+    values |= {name: dataset_name(values[name]) for name in PLACES if values.get(name)}
+    return [(name, _show(value)) for name, value in values.items()]
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "automatic"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,70 @@
+"""The Pareto front of a sweep over sparsities, as JSON and as a picture."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import FFPError
+from ..hub.naming import without_folders
+from ..utils.folders import RECORD
+from ..utils.json import to_json
+from .plots import write_front
+from .result import PruningResult
+
+
+class ParetoFront:
+    """Size and perplexity at every sparsity of a sweep, beside the dense model and the baselines.
+
+    `search_perplexity` compares policies alike: all before the final calibration, on the search windows.
+    `perplexity` is that of the finished model on the test windows.
+    """
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+        self._title = ""
+
+    def add(self, result: PruningResult) -> None:
+        """Adds one result of `FFPPruner.sweep`."""
+        search, seen = result.search, dict(result.search["perplexity"])
+        dense = {
+            "parameters": result.dense_parameters,
+            "search_perplexity": seen.pop("dense"),
+            "perplexity": result.perplexities["dense"],
+        }
+        row = {
+            "sparsity": result.policy.sparsity,
+            "parameters": result.parameters,
+            "search_perplexity": search["baselines"] | {"searched": seen.pop("best")},
+            "perplexity": result.perplexity,
+            "candidate_evaluations": search["candidate_evaluations"],
+            "tokens_evaluated": search["tokens_evaluated"],
+        }
+        pruned = [*self.record.get("pruned", []), row]
+        windows = without_folders({"search_windows": seen, "test_windows": result.test.describe()})
+        self.record = {"dense": dense, "pruned": pruned, **windows}
+        self._title = "{dataset}, {split}, {windows} x {window_length} tokens".format(**windows["search_windows"])
+
+    def write(self, stem: str | os.PathLike) -> list[Path]:
+        """Writes `STEM.json` and `STEM.png`.
+
+        Args:
+            stem: Path without a suffix.
+
+        Returns:
+            The two files.
+
+        Raises:
+            FFPError: If they can't be written.
+        """
+        files = [Path(name) for name in front_files(stem)]
+        try:
+            files[0].write_text(to_json(self.record, indent=2) + "\n", encoding="utf-8")
+            write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
+        except OSError as error:
+            raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None
+        return files
+
+
+def front_files(stem: str | os.PathLike) -> dict[str, bytes]:
+    """What `ParetoFront.write` writes, and what these files begin with."""
+    return {f"{stem}.json": b'{"dense":', f"{stem}.png": b"\x89PNG"}

@@ -1,0 +1,188 @@
+"""A pruned model as a folder, whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import extract_commit_hash
+
+from ..errors import FFPError
+from ..hub.naming import without_folders
+from ..hub.upload import check_push, explain, one_line, push_folder
+from ..hub.validate_checkpoint import check_checkpoint
+from ..utils.folders import check_output, is_checkpoint, whole_folder
+from ..utils.json import to_json
+from .card import write_card
+from .html_report import write_report
+from .plots import write_plots
+from .result import PruningResult
+
+
+# Not beside the weights: vLLM takes every .safetensors file of a folder for a part of the model.
+AGENT_FILE = "search/agent.safetensors"
+LOG_FILE = "search_log.jsonl"
+
+
+def save_checkpoint(
+    result: PruningResult, directory: str | os.PathLike, overwrite: bool = False, work_folder: Path | None = None
+) -> Path:
+    """Writes everything that belongs to a pruned model.
+
+    Args:
+        result: What to save.
+        directory: The folder. It appears whole or not at all.
+        overwrite: Whether to replace an empty folder, or a checkpoint of ours without other files.
+        work_folder: Where finished work is kept: what an error says of how to go on.
+
+    Raises:
+        FFPError: If the folder exists and may not be replaced, or can't be written.
+    """
+    path = check_output(directory, overwrite)
+    try:
+        with whole_folder(path) as folder:
+            _write(result, folder, Path(os.path.abspath(directory)).name)
+            # Others may have written there meanwhile.
+            check_output(directory, overwrite)
+    except Exception as error:
+        # Libraries that are written in Rust have exceptions of their own for what the system says.
+        if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
+            raise
+        kept = f"; what is finished is in {work_folder}: make room and go on with --resume" if work_folder else ""
+        raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{kept}") from None
+    return path
+
+
+def _write(result: PruningResult, folder: Path, name: str) -> None:
+    result.model.save_pretrained(folder)
+    save_tokenizer(result.tokenizer, folder)
+    record = without_folders(result.config.to_dict() | result.to_dict())
+    (folder / result.config.CONFIG_NAME).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
+        file.writelines(to_json(entry) + "\n" for entry in result.log)
+    if result.agent is not None:
+        (folder / AGENT_FILE).parent.mkdir()
+        save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
+    plots = write_plots(result, folder)
+    write_card(result, folder, plots, name)
+    write_report(result, folder, plots)
+
+
+def check_saved(directory: str | os.PathLike) -> Path:
+    """The folder, if `save_checkpoint` has written it.
+
+    Raises:
+        FFPError: If there is none, it holds something else, or its weights are gone or broken.
+    """
+    path = Path(directory).expanduser()
+    if not path.is_dir():
+        raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
+    if not is_checkpoint(path) or not any(path.glob("model*.safetensors")):
+        raise FFPError(
+            f"{directory} holds no pruned model with its weights; name a folder that `ffp prune` has written"
+        )
+    check_checkpoint(path)
+    return path
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer so that transformers 4 reads it too.
+
+    Since 5 a tokenizer that comes from `tokenizer.json` alone is of class `TokenizersBackend`, which 4 doesn't know;
+    the name that both know is `PreTrainedTokenizerFast`, and there 4 must be told not to make `token_type_ids`.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class SavedAgent(dict[str, np.ndarray]):
+    """Weights of an agent by name.
+
+    Args:
+        weights: Of the agent.
+        source: The checkpoint that they are from: a folder, or `id@commit`.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], source: str):
+        super().__init__(weights)
+        self.source = source
+
+
+def find_agent(
+    warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+) -> SavedAgent | None:
+    """The agent that a search goes on from, loaded if it is named, with what a record can say of where it is from."""
+    if isinstance(warm_start, (str, os.PathLike)):
+        return load_agent(warm_start, token, cache_dir)
+    if warm_start is None or isinstance(warm_start, SavedAgent):
+        return warm_start
+    return SavedAgent(warm_start, "an agent in memory")
+
+
+def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None) -> SavedAgent:
+    """Weights of the agent that searched a checkpoint.
+
+    Args:
+        source: A checkpoint's folder, or its Hub id; `id@revision` names a branch, tag or commit.
+        token: Of the Hub.
+        cache_dir: Where downloads are kept.
+
+    Raises:
+        FFPError: If there is none, or the file is broken.
+    """
+    folder = Path(source).expanduser()
+    path, name = folder / AGENT_FILE, os.fspath(source)
+    if not path.is_file():
+        if folder.is_dir():
+            raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
+        repo_id, _, revision = os.fspath(source).partition("@")
+        try:
+            path = Path(
+                hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token, cache_dir=cache_dir)
+            )
+        # The HTTP library's own exceptions too.
+        except Exception as error:
+            reason = explain(error, token)
+            raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
+        name = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
+    try:
+        return SavedAgent(load_file(path), name)
+    except (SafetensorError, OSError) as error:
+        raise FFPError(f"{path} is no valid safetensors file: {error}") from None
+
+
+def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Uploads a checkpoint in one commit.
+
+    Args:
+        result: What to upload.
+        repo_id: `name` or `owner/name`; created if it doesn't exist.
+        private: Whether a new repository is private.
+        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FFPError: If the Hub can't be reached or refuses; the message says how to go on.
+    """
+    check_push(repo_id, token)
+    parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
+    folder = save_checkpoint(result, parent / repo_id.rpartition("/")[2])
+    # A folder that could not be uploaded stays: the error names it, and it may be all that is left of a long search.
+    address = push_folder(folder, repo_id, private, token)
+    shutil.rmtree(parent)
+    return address

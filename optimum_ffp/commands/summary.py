@@ -1,0 +1,44 @@
+"""The closing table of a prune."""
+
+from typing import Any
+
+from ..checkpoint.result import PruningResult
+
+
+def summary(result: PruningResult, folder: str) -> str:
+    """Parameters, sparsity, perplexities, time of every stage, and the lines that load the model."""
+    config = result.config
+    policy, test, search = result.policy, result.test, result.search
+    seconds, peaks = result.cost.seconds, result.cost.peak_bytes
+    total = sum(seconds.values())
+    rows = [
+        ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
+        ("sparsity of the blocks", f"{policy.sparsity:.4%} (asked: {result.config.sparsity:.4%})"),
+        ("sparsity of the model", f"{result.model_sparsity:.4%}"),
+        *((f"perplexity, {name}", f"{value:.4f}") for name, value in result.perplexities.items()),
+        ("calibrated on", _windows(search["calibrated_on"], config.num_samples)),
+        ("searched on", _windows(search["perplexity"], config.search_samples)),
+        ("measured on", _windows(test.describe(), config.eval_samples)),
+        *(
+            ("but", f"{count} {role} windows repeat text that was calibrated or searched on")
+            for role, count in search["repeated_windows"].items()
+        ),
+        ("search", f"{search['candidate_evaluations']} candidates, {search['tokens_evaluated']:,} tokens"),
+        *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in seconds.items()),
+        ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
+        ("saved in", folder),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = ["", *(f"{name:<{width}}  {value}" for name, value in rows), "", "Load it with"]
+    lines += [
+        "    from transformers import AutoModelForCausalLM",
+        f'    model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)',
+    ]
+    return "\n".join(lines)
+
+
+def _windows(found: dict[str, Any], wanted: int | None) -> str:
+    """Where windows are from and how many, with how many were wanted if there was less text."""
+    count = found["windows"]
+    count = f"only {count} of {wanted}" if wanted and count < wanted else count
+    return f"{found['dataset']}, {found['split']}, {count} windows of {found['window_length']} tokens"

@@ -1,0 +1,1 @@
+"""The sorted model and the repair of its weights."""

@@ -1,0 +1,79 @@
+"""Ridge regression that makes the items kept stand in for those removed (Eq. 6 and 7 of the paper)."""
+
+import torch
+
+from ..utils.cholesky import factorise, ridge_damping
+
+
+def ridge_direct(
+    weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01, relative: bool = True
+) -> torch.Tensor:
+    """Compensated weight of one prefix by solving Eq. 6 as it stands.
+
+    `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
+
+    Args:
+        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
+        kept: Columns that stay.
+        ridge_lambda: λ (the paper: 0.01).
+        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+
+    Returns:
+        `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
+    """
+    damping = ridge_damping(gram, ridge_lambda, relative)
+    damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
+    coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
+    return (retained + removed @ coefficients.T).to(weight.dtype)
+
+
+class PrefixRidge:
+    """Compensated weights of every prefix of a unit from one Cholesky factor.
+
+    Prefixes are nested, so with `H + λI = L Lᵀ` in the sorted order the solution of Eq. 6-7 for the first `k` columns
+    is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorisation.
+
+    Args:
+        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`. Kept as a
+            reference, not copied.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`. The factor stays on its device: factors of
+            all units are more than half as large as a model, so an accelerator is lent one at a time.
+        ridge_lambda: λ (the paper: 0.01).
+        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+    """
+
+    def __init__(self, weight: torch.Tensor, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True):
+        self.weight = weight
+        # Factored in float64, kept in float32: as large as the Gram matrix, and exact enough for a solve.
+        matrix = gram.to(weight.device).double()
+        factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
+        self.factor = factor.float().to(gram.device)
+        if weight.is_cuda and not self.factor.is_cuda:
+            self.factor = self.factor.pin_memory()
+
+    def compensated(self, kept: int) -> torch.Tensor:
+        """`W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
+        if kept == self.weight.shape[1]:
+            return self.weight
+        factor = self.factor[:, :kept].to(self.weight.device)
+        removed = self.weight[:, kept:].float() @ factor[kept:]
+        correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)
+        return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)
+
+    def components(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the output of `stop` columns has beyond that of `start`, both compensated.
+
+        With `V = W L` and `z = L⁻¹ x`, of which the first `k` entries need the first `k` inputs alone, the output of a
+        prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
+
+        Returns:
+            `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape
+            `[stop, stop - start]`, both float32.
+        """
+        factor = self.factor[:, :stop].to(self.weight.device)
+        selected = torch.eye(stop, device=factor.device)[:, start:]
+        return self.weight.float() @ factor[:, start:], torch.linalg.solve_triangular(
+            factor[:stop].T, selected, upper=True
+        )

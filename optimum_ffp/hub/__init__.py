@@ -1,0 +1,1 @@
+"""The Hub: names, uploads, and what is not to be trusted."""

@@ -1,0 +1,176 @@
+"""A checkpoint is data: what its JSON files name are files of its own folder, and never code."""
+
+import json
+import os
+import re
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from ..errors import FFPError
+
+
+INDEX_SUFFIX = ".safetensors.index.json"
+LAYER_COUNTS = {"num_hidden_layers", "n_layer"}
+SIZE_NAMES = LAYER_COUNTS | {
+    *("hidden_size", "n_embd", "vocab_size", "head_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads"),
+    *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"),
+}
+# Masks and frequencies that earlier releases of transformers saved beside the weights of every layer.
+SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
+# What torch.compile puts before the names of what it has wrapped.
+COMPILED = "_orig_mod."
+# A missing file, a closed repository and a broken connection are for the loading itself to report.
+QUIETLY = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
+
+
+def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
+    """Looks through a checkpoint's JSON files before anything is loaded from it.
+
+    Args:
+        source: Hub id or folder.
+        variant: Of the weights, as in `from_pretrained`.
+        hub: `revision`, `token`, `cache_dir` and the like.
+
+    Raises:
+        FFPError: If it names a file outside its folder, weights that aren't safetensors, or an attention kernel of
+            another repository, if its weights are integers or have the names of a compiled model, if its sizes can't
+            be those of its weights, or if it is an adapter, which names the repository of its base.
+    """
+    if _read(source, "adapter_config.json", hub) is not None:
+        raise FFPError(
+            f"{source} holds an adapter; merge it into its base first (peft: merge_and_unload) and save that"
+        )
+    config = _read(source, "config.json", hub) or {}
+    for key, value in config.items():
+        # Transformers fetches such a kernel and runs it.
+        if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise FFPError(
+                f"config.json of {source} asks for the code of another repository, {key} {value!r}; remove the entry, "
+                f"or ask for it yourself when you load"
+            )
+    named = config.get("transformers_weights")
+    index = f"model{INDEX_SUFFIX if variant is None else INDEX_SUFFIX.replace('.json', f'.{variant}.json')}"
+    if named is not None:
+        _check_name(source, "config.json", named, (".safetensors", INDEX_SUFFIX))
+        index = named if named.endswith(INDEX_SUFFIX) else index
+    files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
+    for name in files:
+        _check_name(source, index, name, (".safetensors",))
+    weights = _read_headers(source, files or {"model.safetensors"}, hub)
+    _check_weights(source, config, weights)
+    auto_map = config.get("auto_map") or {}
+    if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
+        raise FFPError(
+            f"auto_map in config.json of {source} must give a class to every Auto class, found {auto_map!r}"
+        )
+    _check_sizes(source, config, [weight.shape for weight in weights.values()])
+    tokenizer = _read(source, "tokenizer_config.json", hub) or {}
+    for name in tokenizer.get("fast_tokenizer_files") or []:
+        _check_name(source, "tokenizer_config.json", name, (".json",))
+
+
+def is_ignored(key: str, model_type: str | None) -> bool:
+    """Whether a tensor is none of the weights of a causal LM: an old buffer, or something that its class ignores."""
+    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""), None)
+    patterns = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in (*SAVED_BUFFERS, *patterns))
+
+
+class _Header(NamedTuple):
+    shape: list[int]
+    kind: str
+
+
+def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any]) -> dict[str, _Header]:
+    """Shapes and types of all tensors, from the headers of the files: no tensor is read."""
+    headers = {}
+    for name in files:
+        path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
+        if path is None:
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (a file is no dictionary)
+                    tensor = file.get_slice(key)
+                    headers[key] = _Header(tensor.get_shape(), tensor.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise FFPError(f"{name} of {source} is no valid safetensors file: {error}; download it anew") from None
+    return headers
+
+
+def _check_weights(source: str | os.PathLike, config: dict[str, Any], headers: dict[str, _Header]) -> None:
+    for key, header in headers.items():
+        if COMPILED in key:
+            raise FFPError(
+                f"{source} was saved from a model that torch.compile had wrapped: it calls a weight {key}; save the "
+                "model inside of it, model._orig_mod, by save_pretrained"
+            )
+        whole_number = header.kind[0] in "IUB" and header.kind != "BF16"
+        if whole_number and "quantization_config" not in config and not is_ignored(key, config.get("model_type")):
+            raise FFPError(
+                f"{source} holds weights of type {header.kind}, such as {key}; those of a model are floating point "
+                "numbers: give the model that it was quantised from"
+            )
+
+
+def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list[list[int]]) -> None:
+    """No size can be larger than the largest dimension of any tensor: a model of it would fill the memory in vain."""
+    if not shapes:
+        return
+    largest = max(max(shape, default=1) for shape in shapes)
+    layers = config.get("per_layer_config") or {}
+    if not isinstance(layers, dict) or not all(isinstance(values, dict) for values in layers.values()):
+        raise FFPError(f"per_layer_config in config.json of {source} must give an object to every layer")
+    count = config.get("num_hidden_layers", config.get("n_layer"))
+    wrong = [index for index in layers if not (index.isdecimal() and isinstance(count, int) and int(index) < count)]
+    if wrong:
+        raise FFPError(f"per_layer_config in config.json of {source} names layer {wrong[0]!r}; the model has {count}")
+    for where, values in (("", config), *((f" of layer {index}", one) for index, one in layers.items())):
+        for name in SIZE_NAMES & values.keys():
+            limit = len(shapes) if name in LAYER_COUNTS else largest
+            value = values[name]
+            if value is not None and not (type(value) is int and 0 < value <= limit):
+                raise FFPError(
+                    f"config.json of {source} says {name} {value!r}{where}; by the shapes of the weights it is a "
+                    f"whole number from 1 to {limit}"
+                )
+
+
+def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise FFPError(f"{name} of {source} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise FFPError(f"{name} of {source} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _values(source: str | os.PathLike, where: str, mapping: Any) -> set[str]:
+    if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+        raise FFPError(f"weight_map in {where} of {source} must give a file's name to every weight")
+    return set(mapping.values())
+
+
+def _check_name(source: str | os.PathLike, where: str, name: Any, suffixes: tuple[str, ...]) -> None:
+    if not isinstance(name, str) or not name.endswith(suffixes):
+        raise FFPError(f"{where} of {source} names the file {name!r}; only {' or '.join(suffixes)} files are read")
+    if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\\" in name or ":" in name:
+        raise FFPError(
+            f"{where} of {source} names the file {name!r}, which is outside of the checkpoint; don't trust "
+            "this checkpoint: whoever wrote it wants to read other files"
+        )

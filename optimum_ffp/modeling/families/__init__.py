@@ -1,0 +1,73 @@
+"""Where each model type keeps its projections: one record a family, one table.
+
+To add a family, write its record in a file of this folder, put it into `FAMILIES`, and write the code that its
+checkpoints carry into `optimum_ffp/modeling/modeling_ffp_<model_type>.py`. A family from outside of this package puts
+its record into `FAMILIES` too and names its module of modelling code in `Family.modeling`.
+"""
+
+from transformers import PretrainedConfig
+
+from ...errors import FFPError
+from .base import Family, ModelUnit, Slice, find_units
+from .fused import GPT2, GPT_NEOX, PHI3, TransposedLinear
+from .llama import GEMMA2, GEMMA3, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from .opt import OPT
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GRANITE, SMOLLM3),
+        *(PHI3, GPT_NEOX, GPT2, OPT),
+    )
+}
+
+# Why some that people ask for are not in the table.
+REFUSED = {
+    "olmo2": "its query and key norms run across all heads, so that removing one would change those that stay",
+    "gemma3": "it also sees pictures; load its language model, save it as gemma3_text and prune that",
+}
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def get_family(model_type: str) -> Family:
+    """The record of a model type.
+
+    Raises:
+        FFPError: If the model type isn't supported; the message says why, or lists those that are.
+    """
+    if model_type in REFUSED:
+        raise FFPError(f"model type {model_type!r} can't be pruned: {REFUSED[model_type]}")
+    if model_type not in FAMILIES:
+        raise FFPError(
+            f"model type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
+            "The README says how to add one"
+        )
+    return FAMILIES[model_type]
+
+
+def find_family(config: PretrainedConfig) -> Family:
+    """The record of a model's family, from its config.
+
+    Raises:
+        FFPError: If the model can't be pruned: a mixture of experts, or an unsupported model type.
+    """
+    experts = next((getattr(config, name) for name in EXPERT_COUNTS if getattr(config, name, None)), None)
+    if experts is not None:
+        raise FFPError(
+            f"model type {config.model_type!r} is a mixture of {experts} experts, which can't be pruned: a router "
+            "sends each token to experts of one size; choose a dense model"
+        )
+    return get_family(config.model_type)
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "ModelUnit",
+    "Slice",
+    "TransposedLinear",
+    "find_family",
+    "find_units",
+    "get_family",
+]

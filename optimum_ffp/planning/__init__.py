@@ -1,0 +1,1 @@
+"""What a prune will need, and what stands in its way, before it starts."""

@@ -1,0 +1,229 @@
+"""What every stage of a prune holds in memory, from the shapes of a model that needs no weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from ..analysis.importance import CRITERIA, obs
+from ..config import FFPConfig
+from ..data import DataRequest
+from ..data.self_generated import passages_at_once, passages_of
+from ..modeling.families import Family, ModelUnit
+from ..utils.lm_head import POSITIONS
+
+
+# Python with all libraries loaded and their threads started.
+PROCESS_BYTES = 640 * 2**20
+# glibc takes larger blocks from the system one by one and gives them back as soon as they are free.
+RETURNED_BYTES = 32 * 2**20
+# What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while items are eliminated
+# one after another, while the matrix is factored, and while a unit is fitted, there beside its output weights.
+ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 42, 44
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What is alive when a stage needs the most.
+
+    Attributes:
+        name: Of the stage, as in `PruningResult.cost`.
+        device: Bytes on the model's device, by what they are.
+        host: Bytes in host memory wherever the model is. If it is there too, a process holds both.
+    """
+
+    name: str
+    device: Parts
+    host: Parts
+
+    def largest(self, count: int = 3) -> str:
+        """The parts that take the most, in GiB."""
+        parts = sorted((self.device | self.host).items(), key=lambda part: -part[1])
+        return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:count] if size)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where things are, and what in.
+
+    Attributes:
+        compute_size: Bytes of a number that the model computes with, which under autocast are fewer than its own.
+        accelerator: Whether the model is elsewhere than in host memory.
+        matrices_beside: Whether Gram matrices and factors live beside the model.
+        journal: Whether what is finished is kept on disk, for a resumption.
+        several: Whether there is more than one sparsity, so that a pruned model stays until the next is done.
+    """
+
+    compute_size: int
+    accelerator: bool = False
+    matrices_beside: bool = True
+    journal: bool = False
+    several: bool = False
+
+
+class MemoryModel:
+    """Follows a prune from stage to stage and adds up what lives in each.
+
+    Windows go one batch at a time, so that peaks don't grow with their number, with two exceptions: sequential
+    calibration keeps the hidden states of all its windows, and a model that writes its own text writes a batch of
+    windows at once. The text of a dataset is not counted: how long it is shows when it is read.
+
+    Args:
+        model: The dense model; on the meta device it costs nothing.
+        units: Its units.
+        family: The record of its family.
+        config: All knobs but the sparsity.
+        sparsity: Of the pruned model.
+        placement: Where things are.
+
+    Attributes:
+        weights, pruned: Bytes of the dense and of the pruned model.
+        grams, fishers: Bytes of all Gram and of all Fisher matrices.
+        outputs: Bytes of the pruned model's output projections.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        units: Sequence[ModelUnit],
+        family: Family,
+        config: FFPConfig,
+        sparsity: float,
+        placement: Placement,
+    ):
+        self.config, self.placement, self.size = config, placement, model.dtype.itemsize
+        shape, kept, outputs = model.config, 1 - sparsity, [unit.output.module for unit in units]
+        heads, kv_heads, head_dim = family.heads(shape)
+        self.hidden, self.vocabulary, self.layers = shape.hidden_size, shape.vocab_size, len(units) // 2
+        self.features = [module.in_features for module in outputs]
+        eager = getattr(shape, "_attn_implementation", None) == "eager"
+        self.attention = 8 * heads * config.seq_len if eager else 0
+        self.cache = 2 * self.layers * kv_heads * head_dim * self.size
+
+        blocks = sum(unit.unit.parameters for unit in units) * self.size
+        self.weights = model.get_memory_footprint()
+        self.pruned = self.weights - int(sparsity * blocks)
+        self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
+        self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
+        self.components = sum(map(_component_bytes, units))
+        self.grams = sum(4 * count**2 for count in self.features)
+        self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
+        self.factors = self.grams if config.needs_factors else 0
+
+    def stages(self) -> Iterator[StageMemory]:
+        """Every stage of the prune, in the order in which they come."""
+        config, place, entries = self.config, self.placement, max(self.features) ** 2
+        weights = {"weights": self.weights}
+        yield self._stage("data", weights | self._writing())
+
+        grams = "Gram matrices", self.grams
+        process = {"Gram matrices on their way to disk": self.grams * (place.accelerator and place.journal)}
+        yield self._stage("statistics", weights | self._forward(self.size), grams, process)
+        process = {"Fisher matrices": self.fishers}
+        if self.fishers:
+            yield self._stage("fisher", weights | self._backward(), grams, process | self._holes())
+        workspace = {"workspace": ELIMINATION_BYTES * entries * (CRITERIA[config.criterion] is obs)}
+        yield self._stage("importance", weights | workspace, grams, process)
+
+        factors = "factors", self.factors
+        if self.factors:
+            workspace = {"workspace": FACTORISATION_BYTES * entries}
+            yield self._stage("factorisation", weights | workspace, factors, process)
+            if not config.grad:
+                logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
+                yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
+
+        weights |= {"pruned model before": self.pruned * place.several}
+        candidate = {"compensated weights": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
+        passes = self._forward(place.compute_size) | self._logits(place.compute_size)
+        if config.follows_gradient:
+            gradient = self._backward() | {"components": self.components} | self._holes()
+            passes = max(passes, gradient, key=lambda parts: sum(parts.values()))
+        yield self._stage("search", weights | candidate | passes, factors)
+        outputs = {"compensated weights": self.outputs * (config.calibration != "none")}
+        fitting, hidden = self._fitting() if config.calibration == "sequential" else ({}, {})
+        yield self._stage("calibration", weights | outputs | fitting, factors, hidden)
+        passes = self._forward(self.size) | self._logits(self.size)
+        yield self._stage("evaluation", weights | outputs | passes, factors)
+        pruned = {"pruned model": self.pruned}
+        yield self._stage("surgery", weights | outputs, factors, pruned)
+        yield self._stage("save", weights, factors, pruned)
+
+    def _stage(
+        self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
+    ) -> StageMemory:
+        label, size = matrices
+        host = {"process": PROCESS_BYTES} | (host or {})
+        if self.placement.matrices_beside:
+            return StageMemory(name, beside | {label: size}, host)
+        # Units borrow the accelerator one after another.
+        return StageMemory(name, beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size})
+
+    def _forward(self, size: int, batch: int | None = None) -> Parts:
+        """Activations of one layer at its widest, and what hooks make of them in float32."""
+        tokens = self.config.seq_len * (batch or self.config.batch_size)
+        widest = max(self.features)
+        return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
+
+    def _logits(self, size: int) -> Parts:
+        """Of a piece: as the model gives them, in float32, and their log-probabilities; the head, if it is cast."""
+        logits = self._piece(size) + self._piece(4) * (1 + (size < 4))
+        return {"logits": self.config.batch_size * logits + self._cast_head(size)}
+
+    def _piece(self, size: int) -> int:
+        return min(POSITIONS, self.config.seq_len) * self.vocabulary * size
+
+    def _cast_head(self, size: int) -> int:
+        return self.vocabulary * self.hidden * size * (size < self.size)
+
+    def _backward(self) -> Parts:
+        """One window: layers' inputs, one layer run again, a piece of the logits, probabilities and their gradient."""
+        size = self.placement.compute_size
+        pieces = 2 * (self._piece(4) + self._piece(size))
+        logits = {"logits and gradient": pieces + self._cast_head(size)}
+        activations = 2 * self._forward(size, 1)["activations"]
+        return logits | {"activations": activations, "layer inputs": self._layer_inputs()}
+
+    def _layer_inputs(self) -> int:
+        return self.layers * self.config.seq_len * self.hidden * self.size
+
+    def _holes(self) -> Parts:
+        # Every layer's input is kept among blocks that are freed, so that the heap ends with holes between them.
+        small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES and not self.placement.accelerator
+        return {"heap with holes": 3 * self._layer_inputs() * small}
+
+    def _fitting(self) -> tuple[Parts, Parts]:
+        """Beside the model, and in host memory."""
+        config, widest = self.config, max(self.features)
+        tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
+        workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
+        beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)
+        return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
+
+    def _writing(self) -> Parts:
+        written = DataRequest.of(self.config).all_written(self.config.dataset, self.config.eval_dataset)
+        if not written:
+            return {}
+        _, tokens = passages_of(self.config.seq_len)
+        at_once = passages_at_once(written, self.config.seq_len)
+        return {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
+
+
+def _component_bytes(unit: ModelUnit) -> int:
+    """What a backward pass keeps of a unit to see what a step down and a step up would change."""
+    module = unit.output.module
+    return (
+        module.weight.dtype.itemsize
+        * 2
+        * unit.unit.step
+        * unit.output.block
+        * (module.out_features + module.in_features)
+    )
+
+
+def _fused_parameters(unit: ModelUnit) -> int:
+    """Parameters of projections that are fused: their prefixes lie apart, so that a policy copies them."""
+    modules = [part.module for part in unit.slices]
+    return sum(module.weight.numel() for module in set(modules) if modules.count(module) > 1)

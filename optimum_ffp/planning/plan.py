@@ -1,0 +1,264 @@
+"""What a prune would do and need, from the model's config alone."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from ..allocation.mapping import Budget
+from ..allocation.policy import Unit
+from ..analysis.gram import describe_shortage
+from ..config import FFPConfig, check_sparsity
+from ..data import DataRequest, check_calibration_tokens, with_window_length
+from ..modeling.families import find_family, find_units
+from ..modeling.loading import explained, resolve_dtype
+from ..options import GRADIENT_COST
+from ..search import NO_SEARCH, finalist_count
+from ..utils.precision import autocast_dtype
+from .machine import Machine, measure_machine
+from .memory import MemoryModel, Placement, StageMemory
+
+
+GIB = 2**30
+# Tokenizer, modelling code, card and plots.
+BESIDE_WEIGHTS_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a prune will do and need.
+
+    Attributes:
+        model: Hub id, folder or file of the dense model.
+        family: Its model type.
+        parameters: Of the whole dense model.
+        dtype: Type of its weights.
+        units: Its units.
+        features: Columns of the output projection of every unit.
+        sparsities: Those asked for.
+        feasible: Smallest and largest sparsity of the blocks that the retention bounds allow.
+        bounds: These bounds.
+        candidate_evaluations: Of all searches together.
+        tokens: Tokens that will be read, by stage, or for `data` written by the model; an upper bound for the search,
+            `None` where all text there is.
+        evaluated: Models that the test windows are run through.
+        memory: What is alive in every stage, in the order of the stages.
+        disk: Bytes that a stage writes: what a resumption would need, which is removed at the end, and checkpoints.
+        machine: What there is to run on.
+    """
+
+    model: str
+    family: str
+    parameters: int
+    dtype: torch.dtype
+    units: tuple[Unit, ...]
+    features: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    feasible: tuple[float, float]
+    bounds: tuple[float, float]
+    candidate_evaluations: int
+    tokens: dict[str, int | None]
+    evaluated: int
+    memory: tuple[StageMemory, ...]
+    disk: dict[str, int]
+    machine: Machine
+
+    def host_bytes(self, stage: StageMemory) -> int:
+        """Estimated peak of this process's memory in a stage."""
+        on_host = self.machine.device_free is None
+        return sum(stage.host.values()) + (sum(stage.device.values()) if on_host else 0)
+
+    def device_bytes(self, stage: StageMemory) -> int:
+        """Estimated peak of the accelerator's memory in a stage; 0 if there is none."""
+        return 0 if self.machine.device_free is None else sum(stage.device.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated peak of what `PruningResult.cost` measures: the accelerator's memory, or the process's."""
+        used = self.host_bytes if self.machine.device_free is None else self.device_bytes
+        return max(map(used, self.memory))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of free disk that the whole prune needs, all checkpoints included."""
+        return sum(self.disk.values())
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for every kind of memory that will not suffice."""
+        found = []
+        for where, used, free in (
+            ("memory", self.host_bytes, self.machine.host_free),
+            (f"memory on {self.machine.device}", self.device_bytes, self.machine.device_free),
+        ):
+            stage = max(self.memory, key=used)
+            if free is not None and used(stage) > free:
+                found.append(
+                    f"this will hardly fit: {stage.name} needs about {_gib(used(stage))} of {where}, and "
+                    f"{_gib(free)} are free; it is an estimate. What takes the most: {stage.largest()} GiB"
+                )
+        return found
+
+    def describe(self) -> str:
+        """All of it as a text of several lines."""
+        low, high = self.feasible
+        counts = Counter((unit.kind, unit.items, unit.multiple) for unit in self.units)
+        rows = [
+            ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
+            ("family", self.family),
+            ("units", ", ".join(_describe_units(count, *kind) for kind, count in counts.items())),
+            ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
+            ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
+            ("candidate evaluations", f"{self.candidate_evaluations:,}"),
+            *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        columns: dict[str, Callable[[StageMemory], int]] = {"memory": self.host_bytes}
+        if self.machine.device_free is not None:
+            columns["device"] = self.device_bytes
+        columns["disk"] = lambda stage: self.disk.get(stage.name, 0)
+        lines += ["", f"{'GiB':<{width}}" + "".join(f"{name:>9}" for name in columns) + "   most of the memory"]
+        for stage in self.memory:
+            figures = "".join(f"{column(stage) / GIB:9.2f}" for column in columns.values())
+            lines.append(f"{stage.name:<{width}}{figures}   {stage.largest()}")
+        free = f"{_gib(self.machine.host_free)} of memory are free"
+        if self.machine.device_free is not None:
+            free += f", and {_gib(self.machine.device_free)} on {self.machine.device}"
+        lines += ["", f"estimated peak {_gib(self.peak_bytes)} on {self.machine.device}; {free}"]
+        lines += self.warnings or ["it fits into memory"]
+        # There may be less text than is asked for, which a prune will see.
+        shortage = describe_shortage(self.features, self.tokens["statistics"])
+        return "\n".join(lines + ([shortage] if shortage else []))
+
+    def _describe_tokens(self, stage: str, count: int | None) -> str:
+        if stage == "evaluation":
+            return f"{'all of the test text' if count is None else f'{count:,}'}, {self.evaluated} times"
+        if stage == "data":
+            return f"{count:,}, written by the model"
+        return f"{'at most ' if stage == 'search' else ''}{count:,}"
+
+
+def _describe_units(count: int, kind: str, items: int, multiple: int) -> str:
+    what = "KV groups" if kind == "attention" else "channels"
+    return f"{count} x {kind} of {items:,} {what}" + (f" in steps of {multiple}" if multiple > 1 else "")
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def make_plan(
+    model_config: PretrainedConfig,
+    config: FFPConfig | None = None,
+    sparsities: Sequence[float] | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    journal: bool = True,
+) -> Plan:
+    """What a prune of a model will do and need. No weights are loaded or made.
+
+    Args:
+        model_config: The dense model's config.
+        config: All knobs; the default ones if `None`.
+        sparsities: Fractions of the block parameters to remove; `config.sparsity` if `None`.
+        device: Where the model will go; the accelerator if there is one.
+        dtype: `"auto"` for the config's, or a name of a torch type.
+        device_map: Where accelerate will put the model, instead of `device`; all accelerators count as one.
+        journal: Whether finished work is kept on disk for a resumption, as the command line does.
+
+    Returns:
+        The plan. Its `describe()` is what the command line prints.
+
+    Raises:
+        FFPError: If the model can't be pruned, or a sparsity can't be met.
+    """
+    config = with_window_length(config or FFPConfig(), model_config)
+    sparsities = tuple(sparsities or [config.sparsity])
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+    family, machine = find_family(model_config), measure_machine(device, device_map)
+    found = model_config.dtype or torch.float32
+    weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
+    name = model_config._name_or_path or "the model"
+    with explained(name, None):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
+        units = find_units(model, family, config.ffn_multiple)
+    shapes = tuple(unit.unit for unit in units)
+    bounds = config.min_retention, config.max_retention
+    budget, *_ = [Budget(shapes, sparsity, *bounds, config.rate_precision) for sparsity in sparsities]
+
+    accelerator = machine.device_free is not None
+    compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
+    features = tuple(unit.output.module.in_features for unit in units)
+    check_calibration_tokens(config.num_samples * config.seq_len, max(features))
+    matrices = sum(4 * count**2 for count in features)
+    placement = Placement(
+        compute_size=(compute or weights_dtype).itemsize,
+        accelerator=accelerator,
+        matrices_beside=not accelerator or machine.device_free - model.get_memory_footprint() > 2 * matrices,
+        journal=journal,
+        several=len(sparsities) > 1,
+    )
+    # The least sparsity makes the largest pruned model.
+    models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
+    written = {"statistics": models[0].grams, "fisher": models[0].fishers}
+    if config.calibration == "sequential":
+        written["calibration"] = sum(one.outputs for one in models)
+    checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
+    evaluations, tokens = _count(config, len(sparsities))
+    results = config.reports_searched + (config.calibration != "none")
+    return Plan(
+        model=name,
+        family=model_config.model_type,
+        parameters=model.num_parameters(),
+        dtype=weights_dtype,
+        units=shapes,
+        features=features,
+        sparsities=sparsities,
+        feasible=budget.feasible,
+        bounds=bounds,
+        candidate_evaluations=evaluations,
+        tokens=tokens,
+        evaluated=1 + results * len(sparsities),
+        memory=tuple(models[0].stages()),
+        disk=(written if journal else {}) | {"save": checkpoints},
+        machine=machine,
+    )
+
+
+def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | None]]:
+    """Candidate evaluations, and tokens by stage."""
+    length, every = config.seq_len, config.search_samples
+    tokens: dict[str, int | None] = {}
+    written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
+    if any(written.values()):
+        tokens["data"] = sum(written.values()) * length
+    tokens["statistics"] = config.num_samples * length
+    if config.needs_fishers:
+        tokens["fisher"] = min(config.fisher_samples, config.num_samples) * length
+    evaluations = windows = 0
+    for number in range(sparsities):
+        steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
+        final = finalist_count(steps)
+        if config.method in NO_SEARCH or (config.method == "ffp" and config.agent == "ppo"):
+            final = steps
+        baselines = 2 * (sparsities > 1)
+        cost = GRADIENT_COST if config.follows_gradient else 1
+        updates = (steps - final) // cost
+        evaluations += updates + final + baselines
+        # The dense model too reads every window.
+        windows += updates * cost * min(config.update_samples, every) + (final + baselines + 1) * every
+    tokens["search"] = windows * length
+    held_out = min(config.held_out_samples, every)
+    fitted = sparsities * (config.num_samples + held_out) * length
+    tokens["calibration"] = fitted if config.calibration == "sequential" else 0
+    test = written.get("test", config.eval_samples)
+    tokens["evaluation"] = test and test * length
+    return evaluations, tokens

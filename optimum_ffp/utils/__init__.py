@@ -1,0 +1,1 @@
+"""What every stage needs, and none of the project alone."""

@@ -1,0 +1,40 @@
+"""Going on with smaller batches where memory runs out."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from ..errors import FFPError
+
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
+    """What `run` returns for this batch size, or for the largest half, quarter, ... of it that memory suffices for.
+
+    Args:
+        run: Does the whole work, from its beginning, with the batch size that it is given.
+        batch_size: Windows, passages or samples a forward pass.
+
+    Raises:
+        FFPError: If memory doesn't suffice for one window.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            reason = str(error).splitlines()[0]
+        if batch_size == 1:
+            raise FFPError(
+                f"memory doesn't suffice for one window ({reason}); choose a smaller seq_len, dtype bfloat16, "
+                "--no-grad, or another device"
+            )
+        clear_device_cache(garbage_collection=True)
+        logger.warning("out of memory with batches of %d; going on with %d", batch_size, batch_size // 2)
+        batch_size //= 2

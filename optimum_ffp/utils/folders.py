@@ -1,0 +1,230 @@
+"""Folders and files that a run writes: what it may replace, by one run at a time, and whole or not at all."""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import FFPError
+
+
+logger = logging.getLogger(__name__)
+RECORD = "ffp_config.json"
+# What file systems answer that have no locks, some of those on a network; filelock may answer without a number.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
+# All that a checkpoint may hold, as paths within its folder: another file in there is somebody's own.
+CHECKPOINT_FILES = (
+    *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
+    *("policy.png", "search.png", "calibration.png", "pareto.png"),
+    *("config.json", "generation_config.json", "modeling_ffp_*.py"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenization_*.py"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+)
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """The place that a path means: absolute, `~` and links followed, no trailing slash."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def name_some(names: Iterable[str], most: int = 3) -> str:
+    """The first names of many, and how many more there are."""
+    names = sorted(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+class FolderLock:
+    """Keeps other processes from writing a folder, until it is released or this process ends, however it does.
+
+    A process may lock the same folder several times: it stays locked until each of them is released.
+
+    Args:
+        folder: The folder, which needn't exist; the lock is a file beside it.
+
+    Raises:
+        FFPError: If another process has locked it, or there can be no file beside it.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.name:
+            raise FFPError(f"{folder} can't be replaced; name a folder in it")
+        missing = [parent for parent in folder.parents if not parent.exists()]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0, thread_local=False, is_singleton=True)
+            lock.acquire()
+        except Timeout:
+            raise FFPError(f"{folder} is in use by another run; wait for its end, or name another folder") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) not in NO_LOCKS:
+                raise FFPError(f"{folder} can't be written: {error}") from None
+            logger.warning("%s is on a file system without locks: start no second run into it", folder)
+        self.release = weakref.finalize(self, _unlock, lock, missing)
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.release()
+
+
+def _unlock(lock: FileLock, made: list[Path]) -> None:
+    if lock.lock_counter <= 1:
+        # While it is locked still, or it might be another's by then. Windows does so by itself.
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+    lock.release()
+    with suppress(OSError):
+        for parent in made:
+            parent.rmdir()
+
+
+def check_apart(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
+    """Raises `FFPError` if a folder or file to write is one that is read, or holds it."""
+    path = resolve(output)
+    for source in sources:
+        read = resolve(source)
+        if read.exists() and read.is_relative_to(path):
+            found = "is what this command reads" if read == path else f"holds {source}, which this command reads"
+            raise FFPError(f"{output} {found}: it can't be written too; name another output")
+
+
+def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
+    """The folder to write, if it can be written.
+
+    What exists is replaced only if `overwrite` is on and it is empty, or a checkpoint of ours without other files.
+
+    Raises:
+        FFPError: If it exists and may not be replaced, or its parent can't be written to.
+    """
+    path = resolve(directory)
+    if os.path.islink(os.path.expanduser(directory)) and not path.exists():
+        raise FFPError(f"{directory} is a link to {path}, which doesn't exist; make that folder, or name another")
+    if path.exists():
+        _check_replaceable(path, directory)
+        if not overwrite:
+            raise FFPError(
+                f"{directory} exists; name another folder, or give --overwrite (overwrite=True) to replace it"
+            )
+    check_writable(path, directory)
+    return path
+
+
+def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
+    if not path.is_dir():
+        raise FFPError(f"{directory} is a file; name a folder")
+    if os.path.ismount(path) or Path.cwd().is_relative_to(path):
+        what = "a mounted disk" if os.path.ismount(path) else "the folder that you are in"
+        raise FFPError(f"{directory} is {what}, which can't be replaced; name a folder in it")
+    if not is_checkpoint(path):
+        if found := [entry.name for entry in path.iterdir()]:
+            raise FFPError(
+                f"{directory} is no checkpoint of ours, it holds {name_some(found)}: it is never replaced; name "
+                "another folder"
+            )
+        return
+    files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
+    if foreign := [file for file in files if not any(fnmatch(file, pattern) for pattern in CHECKPOINT_FILES)]:
+        raise FFPError(
+            f"{directory} holds a checkpoint, and {name_some(foreign)}, which would be lost with it: move that away, "
+            "or name another folder"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder has the record of a prune."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys()
+
+
+def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) -> Path:
+    """A single file to write, if it can be written.
+
+    Args:
+        file: Its path.
+        begins: What all such files begin with, without whitespace: others are never replaced.
+        overwrite: Whether one that exists may be replaced.
+
+    Raises:
+        FFPError: If it exists and may not be replaced, or it or its folder can't be written to.
+    """
+    # Links are left as they are: /dev/stdout is one that leads to no path.
+    path = Path(os.path.abspath(os.path.expanduser(file)))
+    if path.is_dir():
+        raise FFPError(f"{file} is a folder; name a file")
+    if not path.exists():
+        check_writable(path, file)
+        return path
+    if not overwrite:
+        raise FFPError(f"{file} exists; name another file, or give --overwrite to replace it")
+    try:
+        with open(path, "rb+" if path.is_file() else "wb") as opened:
+            head = b"".join(opened.read(64).split()) if path.is_file() else b""
+    except OSError as error:
+        raise FFPError(f"{file} can't be written: {error.strerror}; name another file") from None
+    if head and not head.startswith(begins):
+        raise FFPError(f"{file} is something else than what would be written: it is never replaced; name another file")
+    return path
+
+
+def check_writable(path: Path, label: str | os.PathLike) -> None:
+    """Raises `FFPError` if nothing can be written beside `path`, or where its parents would be made."""
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        # Tried, since a disk may be mounted to be read alone, whoever asks.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise FFPError(
+            f"{label} can't be written: {parent} is not a folder that you may write to ({error.strerror})"
+        ) from None
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the context ends well, and vanishes otherwise.
+
+    Raises:
+        FFPError: If another process is writing `path`.
+    """
+    with FolderLock(path):
+        _remove_remains(path)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            yield staging
+            staging.chmod(0o755)
+            if path.exists():
+                replaced = staging.with_suffix(".replaced")
+                path.rename(replaced)
+                staging.rename(path)
+                shutil.rmtree(replaced)
+            else:
+                staging.rename(path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_remains(path: Path) -> None:
+    """Removes what processes have left beside `path` that were killed while they wrote it: while it is locked, all."""
+    for rest in path.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)", rest.name):
+            shutil.rmtree(rest, ignore_errors=True)

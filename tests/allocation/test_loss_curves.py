@@ -1,0 +1,91 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_ffp.allocation.loss_curves import CurveMapping, lower_hull
+from optimum_ffp.allocation.mapping import Budget
+from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
+
+
+def falling_curve(items: int, seed: int, decay: float) -> np.ndarray:
+    steps = np.random.default_rng(seed).uniform(0.5, 1.5, items) * decay ** np.arange(items)
+    return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.4]))
+def test_prior_is_optimal_on_convex_curves(seed, sparsity):
+    units = [Unit(layer, "ffn", 6, 10) for layer in range(4)]
+    # Convex: every further item that goes costs more than the one before.
+    steps = np.sort(np.random.default_rng(seed).uniform(0, 1, (4, 6)))
+    curves = [np.append(np.cumsum(row)[::-1], 0.0) for row in steps]
+    budget = Budget(units, sparsity)
+    policy = CurveMapping(curves)(np.zeros(4), budget)
+
+    def loss(sizes):
+        return sum(curve[size] for curve, size in zip(curves, sizes))
+
+    affordable = [sizes for sizes in itertools.product(range(1, 7), repeat=4) if 10 * sum(sizes) <= budget.allowed]
+    assert loss(policy.sizes) == pytest.approx(min(map(loss, affordable)))
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=8, max_size=8),
+    st.floats(0.05, 0.7),
+    st.integers(0, 100),
+)
+def test_budget_holds(scores, sparsity, seed):
+    units = [
+        Unit(i // 2, "attention" if i % 2 == 0 else "ffn", 4 if i % 2 == 0 else 400, 700 if i % 2 == 0 else 9)
+        for i in range(8)
+    ]
+    curves = [falling_curve(unit.items, seed + i, 0.9) for i, unit in enumerate(units)]
+    policy = CurveMapping(curves)(np.array(scores), Budget(units, sparsity, 0.2))
+    gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
+    assert 0 <= gap < 9 + 1
+
+
+def test_a_trusted_curve_gets_more():
+    units = [Unit(layer, "ffn", 100, 10) for layer in range(3)]
+    mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
+    sizes = [mapping(np.array([score, 0.0, 0.0]), Budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_part_that_is_trusted_is_kept_and_one_that_is_not_goes():
+    units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
+    mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
+    scores = np.zeros((3, 4))
+    # The last quarter of the first unit costs next to nothing, its third quarter much.
+    scores[0] = [0, 0, 2, -2]
+    scores[1:, 3] = 0.1
+    assert mapping(scores, Budget(units, 1 / 12)).sizes == (9, 12, 12)
+    assert mapping(scores, Budget(units, 2 / 12)).sizes[0] == 9
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.sampled_from([0.1, 0.25, 0.4]))
+def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
+    units = [Unit(layer, "ffn", 24, 10) for layer in range(4)]
+    mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
+    budget = Budget(units, sparsity, 0.2)
+    whole, parts = mapping(np.array(scores), budget), mapping(np.tile(np.array(scores)[:, None], 12), budget)
+    trust = np.exp(scores)
+    costs = [float(trust @ mapping.predict(policy)) for policy in (whole, parts)]
+    assert costs[0] == pytest.approx(costs[1])
+
+
+def test_falls_are_what_the_curve_falls_by_part_by_part():
+    units = tuple(Unit(layer, "ffn", 24, 10) for layer in range(2))
+    mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
+    fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))
+    falls = mapping.falls(fewer, more, 12)
+    assert falls[0].sum() == pytest.approx(mapping.curves[0][5] - mapping.curves[0][14])
+    assert falls[0, 2] == pytest.approx(mapping.curves[0][5] - mapping.curves[0][6])
+    assert np.flatnonzero(falls[0]).tolist() == [2, 3, 4, 5, 6] and not falls[1].any()
+
+
+def test_hull_drops_what_is_above_it():
+    x = np.arange(5)
+    assert lower_hull(x, np.array([4.0, 3.5, 1.0, 0.9, 0.0])).tolist() == [0, 2, 4]

@@ -1,0 +1,38 @@
+import pytest
+
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.errors import FFPError
+
+
+UNITS = (Unit(0, "attention", 4, 100, 10), Unit(0, "ffn", 16, 30))
+
+
+def test_figures_of_a_policy():
+    policy = PruningPolicy(UNITS, (2, 12))
+    assert policy.retentions == (0.5, 0.75)
+    assert policy.kept_parameters == 2 * 100 + 10 + 12 * 30
+    assert policy.sparsity == pytest.approx(1 - 570 / 890)
+    assert PruningPolicy.dense(UNITS).sparsity == 0
+
+
+def test_round_trip():
+    policy = PruningPolicy(UNITS, (2, 12))
+    assert PruningPolicy.from_dict(policy.to_dict(), UNITS) == policy
+
+
+@pytest.mark.parametrize("sizes", [(0, 12), (5, 12), (2, 17), (2,), (2, 12, 1), (2.0, 12), (True, 12), ("2", 12)])
+def test_sizes_that_can_not_be_are_refused(sizes):
+    with pytest.raises(FFPError):
+        PruningPolicy(UNITS, sizes)
+
+
+@pytest.mark.parametrize("data", [{}, {"units": 3}, {"units": [{"layer": 0}]}, [], None])
+def test_broken_policies_are_refused(data):
+    with pytest.raises(FFPError, match="no saved policy"):
+        PruningPolicy.from_dict(data, UNITS)
+
+
+def test_policy_of_another_model_is_refused():
+    saved = PruningPolicy(UNITS, (2, 12)).to_dict()
+    with pytest.raises(FFPError, match="belongs to a model with other"):
+        PruningPolicy.from_dict(saved, (UNITS[0], Unit(0, "ffn", 32, 30)))

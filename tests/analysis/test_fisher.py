@@ -1,0 +1,74 @@
+import copy
+
+import numpy as np
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
+from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
+from optimum_ffp.modeling.families import find_units, get_family
+
+
+def layers_of(model):
+    return model.base_model.get_submodule(get_family(model.config.model_type).layers)
+
+
+def test_curve_without_weights_is_the_error_that_calibration_leaves():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    weight, gram = torch.randn(5, 12, generator=generator), inputs.T @ inputs / 500
+    curve = loss_curve(PrefixRidge(weight, gram, 0.01), 2 * torch.eye(5), block=1)
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(12)
+    for kept in range(1, 12):
+        repaired = torch.zeros_like(weight)
+        repaired[:, :kept] = ridge_direct(weight, gram, kept, 0.01)
+        change = repaired - weight
+        # Eq. 6 minimises over S for the removed channels: its objective is the damped metric of the change.
+        assert np.isclose(curve[kept], (change @ damped * change).sum(), rtol=1e-3)
+    assert curve[12] == 0 and (np.diff(curve) <= 1e-9).all()
+
+
+def test_fisher_matrices_predict_small_changes_of_the_loss(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    before = copy.deepcopy(picomodel.state_dict())
+    fishers = collect_fisher(picomodel, units, layers_of(picomodel), windows.repeat(20, 1))
+    assert not any(unit.output.module._forward_hooks for unit in units)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in picomodel.state_dict().items())
+    logits = picomodel(windows).logits.log_softmax(-1)
+    unit, fisher = units[-1], fishers[-1]
+    assert torch.allclose(fisher, fisher.T, atol=1e-6)
+    # A constant shift d of the last FFN's output changes the KL divergence by d' G d / 2 to second order.
+    shift = 0.05 * torch.randn(32, generator=torch.Generator().manual_seed(3))
+    hook = unit.output.module.register_forward_hook(lambda module, inputs, output: output + shift)
+    moved = picomodel(windows).logits.log_softmax(-1)
+    hook.remove()
+    measured = (logits.exp() * (logits - moved)).sum(-1).mean()
+    predicted = shift @ fisher @ shift / 2
+    # The shift is constant over tokens, so cross terms of different tokens vanish only in expectation.
+    assert 0.5 < predicted / measured < 2.0
+
+
+def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    recomputed = collect_fisher(picomodel, units, layers_of(picomodel), windows)
+    kept = collect_fisher(picomodel, units, [], windows)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-9) for one, other in zip(recomputed, kept))
+    assert not any("forward" in vars(layer) for layer in layers_of(picomodel))
+
+
+def test_layers_keep_the_hooks_that_accelerate_has_given_them(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    layers = layers_of(picomodel)
+    alone = collect_fisher(picomodel, units, layers, windows)
+    for layer in layers:
+        add_hook_to_module(layer, AlignDevicesHook("cpu", io_same_device=True))
+    wrapped = [vars(layer)["forward"] for layer in layers]
+    hooked = collect_fisher(picomodel, units, layers, windows)
+    assert all(torch.equal(one, other) for one, other in zip(alone, hooked))
+    assert [vars(layer)["forward"] for layer in layers] == wrapped
+
+
+def test_same_seed_same_matrices(picomodel, windows):
+    units = find_units(picomodel, get_family(picomodel.config.model_type))
+    first, again, other = (collect_fisher(picomodel, units, layers_of(picomodel), windows, seed) for seed in (0, 0, 1))
+    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])

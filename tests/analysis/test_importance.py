@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from optimum_ffp.analysis.gram import Statistics
+from optimum_ffp.analysis.importance import OBS_DAMPING, flap, order_items, wanda
+from optimum_ffp.compression.ridge import ridge_direct
+
+
+def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
+    weight = torch.tensor([[1.0, -2.0, 0.0, 3.0], [0.5, 0.0, -1.0, 1.0]])
+    inputs = torch.tensor([[1.0, 0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 1.0]])
+    found = Statistics(inputs.T @ inputs, inputs.mean(0), 2)
+    columns = weight.abs().sum(0) * inputs.norm(dim=0)
+    assert torch.allclose(wanda(weight, found, 1), columns)
+    assert torch.allclose(wanda(weight, found, 2), torch.stack([columns[:2].sum(), columns[2:].sum()]))
+    assert order_items("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
+
+
+def random_problem(features: int = 16):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(300, features, generator=generator) @ torch.randn(features, features, generator=generator)
+    return (
+        torch.randn(6, features, generator=generator),
+        Statistics(inputs.T @ inputs / 300, inputs.mean(0), 300),
+        inputs,
+    )
+
+
+def test_flap_is_weight_norm_times_variance():
+    weight, found, inputs = random_problem()
+    expected = weight.square().sum(0) * inputs.var(0, correction=0)
+    assert torch.allclose(flap(weight, found, 1), expected, rtol=1e-3)
+    assert torch.allclose(flap(weight, found, 4), expected.view(-1, 4).sum(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_obs_removes_what_ridge_regression_replaces_best(block):
+    weight, found, _ = random_problem()
+    items = 16 // block
+    order = order_items("obs", weight, found, block).tolist()
+    assert sorted(order) == list(range(items))
+
+    def loss(removed):
+        # What Eq. 6 leaves when these items are gone, solved as it stands.
+        gone = [item * block + column for item in removed for column in range(block)]
+        kept = [column for column in range(16) if column not in gone]
+        index = torch.tensor(kept + gone)
+        moved = found.gram[index][:, index]
+        repaired = torch.zeros_like(weight)
+        repaired[:, : len(kept)] = ridge_direct(weight[:, index], moved, len(kept), OBS_DAMPING)
+        # obs keeps the damping of the whole matrix, as the factor of all prefixes does.
+        damped = moved + OBS_DAMPING * moved.diagonal().mean() * torch.eye(16)
+        change = repaired - weight[:, index]
+        return float((change @ damped * change).sum())
+
+    removed = []
+    for item in reversed(order[1:]):
+        best = min((loss([*removed, other]), other) for other in range(items) if other not in removed)[1]
+        assert item == best
+        removed.append(item)

@@ -1,0 +1,145 @@
+import pytest
+import torch
+
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.checkpoint.gguf import export_gguf
+from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.errors import FFPError
+from optimum_ffp.modeling.families import find_units, get_family
+from tests.checkpoint.gguf.conftest import make_byte_fallback_tokenizer, make_byte_level_tokenizer
+from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+
+
+VOCABULARY = 600
+TEXTS = ["the quick brown fox", "Zwölf foxes' dens 1987,  at\n night:", "the"]
+
+
+def make_model(name="llama", pruned=True, **sizes):
+    """A picomodel with a large vocabulary, dense or with a different size in every layer."""
+    model = make_picomodel(name, vocab_size=VOCABULARY, **sizes)
+    if not pruned:
+        return model
+    family = get_family(model.config.model_type)
+    units = find_units(model, family)
+    # Layer 0 loses heads too: llama.cpp derives sizes from it where they aren't given.
+    kept = [unit.unit.items - 1 - index % 3 for index, unit in enumerate(units)]
+    nested = NestedModel(model, units, [torch.arange(unit.unit.items) for unit in units], family)
+    return nested.materialise(PruningPolicy(nested.units, tuple(kept)))
+
+
+def check(model, tokenizer, path, run_llama_cpp, count=8):
+    """Same tokens, same log-probabilities of what comes next, same greedy tokens."""
+    for text, found in zip(TEXTS, run_llama_cpp(path, TEXTS, count)):
+        ids = tokenizer(text).input_ids
+        assert found["tokens"] == ids
+        expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        order, values = zip(*found["logprobs"])
+        assert len(set(order)) == VOCABULARY
+        assert torch.allclose(torch.tensor(values), expected[list(order)], atol=2e-3)
+        options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        answer = model.generate(torch.tensor([ids]), max_new_tokens=count, **options)
+        assert found["greedy"] == answer[0, len(ids) :].tolist()
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+TIED = {"tie_word_embeddings": True}
+CASES = {
+    "llama": ("llama", {}, "deci"),
+    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE}, "deci"),
+    "llama-linear-rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+        "deci",
+    ),
+    "mistral": ("mistral", {"sliding_window": 32}, "deci"),
+    "qwen2": ("qwen2", {}, "deci"),
+    "qwen3": ("qwen3", TIED, "openelm"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_llama_cpp, tmp_path):
+    name, sizes, architecture = CASES[case]
+    model, tokenizer, path = make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
+    assert export_gguf(model, tokenizer, path, "f32").name == architecture
+    check(model, tokenizer, path, run_llama_cpp)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
+)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_dense_and_padded_models_are_of_the_standard_architecture(name, architecture, pruned, run_llama_cpp, tmp_path):
+    model, tokenizer, path = make_model(name, pruned), make_byte_level_tokenizer(), tmp_path / "model.gguf"
+    assert export_gguf(model, tokenizer, path, "f32", pad_uniform=pruned).name == architecture
+    check(model, tokenizer, path, run_llama_cpp)
+
+
+def test_tokenizer_with_byte_fallback(run_llama_cpp, tmp_path):
+    model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
+    export_gguf(model, tokenizer, path, "f32")
+    check(model, tokenizer, path, run_llama_cpp)
+
+
+@pytest.mark.parametrize("output_type", ["f16", "bf16", "q8_0", "q4_0"])
+def test_smaller_types_hold_the_weights_as_well_as_they_can(output_type, tmp_path):
+    import gguf
+
+    model = make_model(pruned=False, hidden_size=64, intermediate_size=96)
+    export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", output_type)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    written = tensors["blk.1.ffn_down.weight"]
+    assert written.tensor_type.name == output_type.upper()
+    weight = model.model.layers[1].mlp.down_proj.weight
+    restored = torch.from_numpy(gguf.quants.dequantize(written.data, written.tensor_type).copy()).view_as(weight)
+    error = float((restored - weight).norm() / weight.norm())
+    assert error < {"f16": 1e-3, "bf16": 4e-3, "q8_0": 0.01, "q4_0": 0.15}[output_type]
+    assert tensors["token_embd.weight"].tensor_type.name == ("Q8_0" if output_type == "q4_0" else output_type.upper())
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+
+
+def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
+    import gguf
+
+    export_gguf(make_model(), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"
+    assert tensors["blk.0.ffn_up.weight"].tensor_type.name == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("opt", {}, "no architecture that this exporter writes for model type 'opt'"),
+        ("qwen3", {}, "only if its input and output embeddings are tied.*--pad-uniform"),
+        ("llama-mha", {"mlp_bias": False}, "no bias on the attention output"),
+        ("llama", {"hidden_act": "gelu"}, "has a SiLU in its FFN, this model a gelu"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "type 'dynamic' aren't exported",
+        ),
+    ],
+)
+def test_what_llama_cpp_cannot_run_is_refused_with_the_reason(name, sizes, message, tmp_path):
+    with pytest.raises(FFPError, match=message):
+        export_gguf(make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    with pytest.raises(FFPError, match="type WordLevel can't be exported"):
+        export_gguf(make_model(), make_tokenizer(), tmp_path / "model.gguf")
+
+
+def test_every_exported_model_type_has_a_picomodel():
+    from optimum_ffp.checkpoint.gguf.architectures import PER_LAYER, UNIFORM
+
+    assert set(UNIFORM) == set(PER_LAYER) <= {model_type for model_type, _ in CONFIGS.values()}

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from optimum_ffp.checkpoint.pareto import ParetoFront
+from tests.test_pruner import make_pruner
+
+
+def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_picomodel, data_folder, tmp_path):
+    pruner = make_pruner(save_picomodel(), data_folder, search_steps=64)
+    front, results = ParetoFront(), list(pruner.sweep([0.2, 0.3, 0.4]))
+    for result in results:
+        front.add(result)
+    files = front.write(tmp_path / "front")
+    record = json.loads(files[0].read_text())
+    assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == data_folder.name
+    assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
+    assert [row["candidate_evaluations"] for row in record["pruned"]] == [24, 12, 12]
+    for row, result in zip(record["pruned"], results):
+        seen = row["search_perplexity"]
+        assert set(seen) == {"uniform", "prior", "searched"}
+        # The prior is a finalist of every search, so nothing that is kept is worse.
+        assert seen["searched"] <= seen["prior"] * (1 + 1e-9)
+        assert row["perplexity"] == result.perplexities["calibrated"]
+    assert record["dense"]["parameters"] == results[0].dense_parameters
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_baselines_are_the_policies_of_the_methods_of_their_names(save_picomodel, data_folder):
+    folder = save_picomodel()
+    result = next(iter(make_pruner(folder, data_folder).sweep([0.3])))
+    for method, perplexity in result.search["baselines"].items():
+        alone = make_pruner(folder, data_folder, method=method).prune(0.3)
+        assert alone.search["perplexity"]["best"] == pytest.approx(perplexity, rel=1e-6)

@@ -1,0 +1,231 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
+
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
+from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint
+
+
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
+FILES = {
+    "README.md",
+    "calibration.png",
+    "config.json",
+    "ffp_config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_ffp_llama.py",
+    "policy.png",
+    "report.html",
+    "search/agent.safetensors",
+    "search.png",
+    "search_log.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
+    from tests.conftest import make_picomodel, make_text, make_tokenizer
+
+    base = tmp_path_factory.mktemp("base")
+    make_picomodel().save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    data = tmp_path_factory.mktemp("data")
+    for seed, split in enumerate(("train", "validation", "test")):
+        (data / f"{split}.txt").write_text(make_text(1500, seed))
+    pruner = FFPPruner.from_pretrained(base, FFPConfig(dataset=str(data), sparsity=0.3, **SETTINGS), device="cpu")
+    pruner.prune()
+    folder = tmp_path_factory.mktemp("out") / "pruned"
+    pruner.save_pretrained(folder)
+    return pruner, folder
+
+
+def test_loads_with_attributes_of_the_config(pruned):
+    _, folder = pruned
+    options = {"use_cache": False, "dtype": torch.bfloat16, "attn_implementation": "eager"}
+    ours, theirs = (
+        one.from_pretrained(folder, trust_remote_code=True, **options)
+        for one in (FFPModelForCausalLM, AutoModelForCausalLM)
+    )
+    assert ours.config.use_cache is False and ours.config._attn_implementation == "eager"
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
+    with pytest.raises(FFPError, match="unexpected keyword argument 'no_option'"):
+        FFPModelForCausalLM.from_pretrained(folder, no_option=1)
+
+
+def test_folder_holds_what_it_should_and_nothing_pickled(pruned):
+    _, folder = pruned
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
+
+
+@pytest.mark.parametrize("loader", ["remote", "package"])
+def test_reload_gives_the_same_logits(pruned, windows, loader):
+    pruner, folder = pruned
+    if loader == "remote":
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    else:
+        model = FFPModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model(windows).logits, pruner.result.model(windows).logits)
+    prompt = windows[:2, :5]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    cached = model.generate(prompt, **options)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
+
+
+def test_saving_a_loaded_model_again_takes_the_code_along(pruned, windows, tmp_path):
+    _, folder = pruned
+    model = FFPModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again(windows).logits, model(windows).logits)
+
+
+def test_auto_model_builds_the_pruned_base_model(pruned, windows):
+    pruner, folder = pruned
+    expected = pruner.result.model.base_model(windows).last_hidden_state
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(base(windows).last_hidden_state, expected)
+    config = AutoConfig.from_pretrained(folder)
+    built = AutoModel.from_config(config, trust_remote_code=True)
+    assert {name: tuple(p.shape) for name, p in built.named_parameters()} == {
+        name: tuple(p.shape) for name, p in base.named_parameters()
+    }
+
+
+def test_pipeline_generates_and_has_nothing_to_complain_of(pruned):
+    _, folder = pruned
+    with CaptureLogger(logging.get_logger("transformers.pipelines.base")) as captured:
+        generator = pipeline("text-generation", model=str(folder), trust_remote_code=True, device="cpu")
+    assert "not supported" not in captured.out
+    (answer,) = generator("w5 w6 w7", max_new_tokens=4, do_sample=False)
+    assert len(answer["generated_text"]) > len("w5 w6 w7")
+
+
+def test_forgetting_trust_remote_code_is_an_error(pruned):
+    _, folder = pruned
+    with pytest.raises((RuntimeError, ValueError)):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+
+
+def test_record_repeats_the_policy_and_the_figures(pruned):
+    pruner, folder = pruned
+    record = json.loads((folder / "ffp_config.json").read_text())
+    assert PruningPolicy.from_dict(record["policy"], pruner.units) == pruner.result.policy
+    search = record["search"]
+    assert search["candidate_evaluations"] == len((folder / "search_log.jsonl").read_text().splitlines())
+    assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0
+    assert search["sizes"] == list(pruner.result.policy.sizes)
+    assert {"dataset", "split", "windows", "window_length", "best"} <= set(search["perplexity"])
+    assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexities["calibrated"]
+    config = pruner.result.config
+    published = config.to_dict() | {"dataset": Path(config.dataset).name}
+    assert FFPConfig.from_pretrained(folder).to_dict() == published
+
+
+def test_card_is_one_that_the_hub_can_read(pruned):
+    _, folder = pruned
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert card.data.eval_results[0].metric_type == "perplexity"
+    for text in ("policy.png", "search.png", "trust_remote_code=True", "optimum-cli ffp prune", "disjoint"):
+        assert text in card.content
+    assert str(folder.parent.parent) not in card.content
+
+
+def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
+    pruner, folder = pruned
+    agent = load_agent(folder)
+    assert set(agent) == set(pruner.result.agent)
+    saved = pruner.result
+    assert pruner.prune(0.4, warm_start=folder).policy.sparsity == pytest.approx(0.4, abs=0.01)
+    pruner.result = saved
+    with pytest.raises(FFPError, match="holds no search/agent.safetensors"):
+        load_agent(tmp_path)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "agent.safetensors").write_bytes(b"broken")
+    with pytest.raises(FFPError, match="no valid safetensors"):
+        load_agent(tmp_path)
+    with pytest.raises(FFPError, match="no folder nobody/nothing, and the Hub gives no agent"):
+        load_agent("nobody/nothing")
+
+
+def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):
+    with pytest.raises(FFPError, match="was not pruned by optimum-ffp; load it with AutoModelForCausalLM"):
+        FFPModelForCausalLM.from_pretrained(save_picomodel())
+
+
+def test_tokenizer_comes_along(pruned):
+    _, folder = pruned
+    assert AutoTokenizer.from_pretrained(folder)("w9 w10").input_ids[-2:] == [9, 10]
+
+
+def test_saving_before_pruning_is_an_error(save_picomodel, tmp_path):
+    pruner = FFPPruner.from_pretrained(save_picomodel(), device="cpu")
+    with pytest.raises(FFPError, match="call prune"):
+        pruner.save_pretrained(tmp_path / "out")
+
+
+def test_overwrite_replaces(pruned, tmp_path):
+    pruner, folder = pruned
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
+    with pytest.raises(FFPError, match="exists"):
+        pruner.save_pretrained(target)
+    pruner.save_pretrained(target, overwrite=True)
+    assert (target / "model.safetensors").is_file()
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(FFPError, match="holds a checkpoint, and notes.txt, which would be lost with it"):
+        pruner.save_pretrained(target, overwrite=True)
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left (os error 28)")])
+def test_a_full_disk_leaves_nothing_and_the_way_to_go_on(pruned, tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("optimum_ffp.checkpoint.saving.save_tokenizer", fail)
+    with pytest.raises(FFPError, match="No space left.*; nothing was changed there; what is finished is in .*work: "):
+        save_checkpoint(pruned[0].result, tmp_path / "out", work_folder=tmp_path / "work")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.checkpoint.saving.save_tokenizer", None)
+    with pytest.raises(TypeError):
+        save_checkpoint(pruned[0].result, tmp_path / "out")
+
+
+def test_figures_that_are_not_finite_leave_every_file_valid(save_picomodel, data_folder, tmp_path):
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS)
+    pruner = FFPPruner.from_pretrained(save_picomodel(), config, device="cpu")
+    (result,) = pruner.sweep([0.4])
+    result.perplexities["calibrated"] = result.search["perplexity"]["dense"] = math.inf
+    result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
+    result.calibration["units"][0]["ridge_lambda"] = math.inf
+    for row in pruner.front.record["pruned"]:
+        row["search_perplexity"] |= {"uniform": math.inf, "prior": math.nan}
+        row["perplexity"] = math.inf
+    save_checkpoint(result, tmp_path / "out")
+    pruner.front.write(tmp_path / "out" / "front")
+    files = [*(tmp_path / "out").rglob("*.json"), *(tmp_path / "out").rglob("*.jsonl")]
+    assert {"ffp_config.json", "search_log.jsonl", "front.json"} <= {file.name for file in files}
+    for file in files:
+        for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
+    assert record["provenance"]["perplexity"]["calibrated"] is None
+    assert "not finite" in (tmp_path / "out" / "report.html").read_text()
+    assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == 0.4

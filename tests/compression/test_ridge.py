@@ -1,0 +1,52 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
+
+
+def problem(features: int = 24, outputs: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(features, features, generator=generator)
+    inputs = torch.randn(400, features, generator=generator) @ mixing
+    return torch.randn(outputs, features, generator=generator), inputs, inputs.T @ inputs / len(inputs)
+
+
+@settings(deadline=None)
+@given(
+    kept=st.integers(1, 23), seed=st.integers(0, 50), ridge=st.sampled_from([1e-3, 0.01, 1.0]), relative=st.booleans()
+)
+def test_prefix_ridge_equals_the_direct_solve(kept, seed, ridge, relative):
+    weight, _, gram = problem(seed=seed)
+    expected = ridge_direct(weight, gram, kept, ridge, relative)
+    found = PrefixRidge(weight, gram, ridge, relative).compensated(kept)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", [5, 12])
+def test_direct_solve_equals_least_squares_on_the_activations(kept):
+    weight, inputs, gram = problem()
+    # Eq. 6 as it is printed: for every removed channel, regress its activation on the retained ones.
+    ridge = 0.5
+    retained, removed = inputs[:, :kept].double(), inputs[:, kept:].double()
+    penalty = (ridge * len(inputs)) ** 0.5 * torch.eye(kept, dtype=torch.float64)
+    rows = torch.cat([retained, penalty])
+    targets = torch.cat([removed, torch.zeros(kept, removed.shape[1], dtype=torch.float64)])
+    coefficients = torch.linalg.lstsq(rows, targets).solution
+    expected = weight[:, :kept].double() + weight[:, kept:].double() @ coefficients.T
+    found = ridge_direct(weight, gram, kept, ridge, relative=False)
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_retained_is_the_identity():
+    weight, _, gram = problem()
+    assert torch.equal(PrefixRidge(weight, gram).compensated(24), weight)
+    assert torch.equal(ridge_direct(weight, gram, 24), weight)
+
+
+def test_dead_channels_do_not_break_the_factor():
+    weight, inputs, _ = problem()
+    inputs[:, 3:9] = 0
+    found = PrefixRidge(weight, inputs.T @ inputs / len(inputs)).compensated(12)
+    assert torch.isfinite(found).all()

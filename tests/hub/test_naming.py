@@ -1,0 +1,23 @@
+from optimum_ffp.hub.naming import dataset_name, model_name, short_name, without_folders
+
+
+def test_hub_ids_stay_and_folders_go(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    assert short_name(str(tmp_path / "model")) == "model"
+    for source in ("owner/text:english", "owner/pruned@v1.0"):
+        assert short_name(source) == source
+    assert short_name("/data/a:b") == "a:b"
+    assert (model_name("meta-llama/Llama-2-7b-hf"), model_name("/models/smol.gguf")) == ("Llama-2-7b-hf", "smol")
+    assert dataset_name("/data/my_text.jsonl") == "my_text.jsonl" and "itself" in dataset_name("self")
+
+
+def test_a_record_is_published_without_folders_at_any_depth():
+    record = {"dataset": "/data/wiki", "eval_dataset": None, "seed": 3, "more": {"base_model": "/m/x.gguf", "at": "/"}}
+    assert without_folders(record) == {
+        "dataset": "wiki",
+        "eval_dataset": None,
+        "seed": 3,
+        "more": {"base_model": "x.gguf", "at": "/"},
+    }
+    assert record["dataset"] == "/data/wiki"

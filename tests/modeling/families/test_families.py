@@ -1,0 +1,64 @@
+import re
+
+import pytest
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from optimum_ffp.errors import FFPError
+from optimum_ffp.modeling import pruned_model_class
+from optimum_ffp.modeling.families import FAMILIES, find_family, find_units, get_family
+from optimum_ffp.modeling.families.base import quantisable_multiple
+from tests.conftest import CONFIGS
+
+
+def test_units_cover_all_projections_of_the_blocks(picomodel):
+    family = get_family(picomodel.config.model_type)
+    units = find_units(picomodel, family)
+    layers = picomodel.base_model.get_submodule(family.layers)
+    expected = sum(
+        parameter.numel()
+        for name, parameter in layers.named_parameters()
+        if not re.match(r".*norm|ln_\d", name.split(".")[-2])
+    )
+    assert sum(unit.unit.parameters for unit in units) == expected
+    assert [unit.unit.kind for unit in units] == ["attention", "ffn"] * 3
+
+
+def test_every_family_has_a_picomodel_and_code_for_its_checkpoints():
+    assert {model_type for model_type, _ in CONFIGS.values()} == set(FAMILIES)
+    for family in FAMILIES.values():
+        model_class = pruned_model_class(family)
+        assert model_class.config_class.model_type == family.model_type
+        # What pipelines go by.
+        assert model_class.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def test_layer_overrides_name_only_what_differs():
+    family = get_family("llama")
+    config = AutoConfig.for_model("llama", num_attention_heads=8, num_key_value_heads=4, intermediate_size=48)
+    assert family.layer_overrides(config, {"attention": 4, "ffn": 48}) == {}
+    assert family.layer_overrides(config, {"attention": 3, "ffn": 48}) == {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+    }
+
+
+def test_unsupported_family_lists_the_supported():
+    with pytest.raises(FFPError, match="'bert' is not supported; supported are gemma2, gemma3_text, gpt2, .* qwen3"):
+        get_family("bert")
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "granitemoe"])
+def test_mixtures_of_experts_are_refused_with_the_reason(model_type):
+    with pytest.raises(FFPError, match=r"is a mixture of \d+ experts, which can't be pruned: a router sends"):
+        find_family(AutoConfig.for_model(model_type))
+
+
+def test_norms_across_heads_are_refused_with_the_reason():
+    with pytest.raises(FFPError, match="'olmo2' can't be pruned: its query and key norms run across all heads"):
+        find_family(AutoConfig.for_model("olmo2"))
+
+
+@pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
+def test_widths_stay_quantisable_where_the_model_is_wide_enough(width, multiple):
+    assert quantisable_multiple(width) == multiple

@@ -1,0 +1,50 @@
+"""A family that the package doesn't know, added from outside as the README says: one record and the code it names."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.modeling.families import FAMILIES, Family
+from tests.conftest import GATED, fill_with_noise, make_tokenizer
+
+
+STARCODER2 = Family(
+    model_type="starcoder2",
+    ffn_inputs=("mlp.c_fc",),
+    ffn_output="mlp.c_proj",
+    modeling="tests.modeling.families.modeling_ffp_starcoder2",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = AutoConfig.for_model("starcoder2", **GATED, sliding_window=None)
+    fill_with_noise(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "dense")
+    make_tokenizer().save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def test_it_is_pruned_saved_and_loaded_like_any_other(folder, data_folder, windows, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "starcoder2", STARCODER2)
+    sizes = {"seq_len": 24, "num_samples": 6, "search_samples": 2, "eval_samples": 2, "search_steps": 8}
+    pruner = FFPPruner.from_pretrained(
+        folder, FFPConfig(dataset=str(data_folder), sparsity=0.3, **sizes), device="cpu"
+    )
+    model = pruner.prune().model
+    pruned = tmp_path / "pruned"
+    pruner.save_pretrained(pruned)
+    assert (pruned / "modeling_ffp_starcoder2.py").is_file()
+    logits = model(windows).logits
+    assert FFPModelForCausalLM.from_pretrained(pruned)(windows).logits.equal(logits)
+
+    expected = {"windows": windows, "logits": logits, "hidden": model.base_model(windows).last_hidden_state}
+    save_file(expected, pruned / "expected.safetensors")
+    script = Path(__file__).parents[2] / "stranger.py"
+    done = subprocess.run([sys.executable, script, pruned], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == {str(pruned): {}}

@@ -1,0 +1,161 @@
+"""Checkpoints whose weights aren't those of their config, and others that only look like a model."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_ffp import FFPError, FFPPruner
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
+from tests.conftest import make_tokenizer
+
+
+CPU = LoadOptions(device="cpu")
+MASK = torch.ones(1, 1, 64, 64).tril()
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    changed = change(weights)
+    save_file(changed if isinstance(changed, dict) else weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def load_to_prune(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    pruner = FFPPruner.from_pretrained(model_id, **vars(options))
+    return pruner.model, pruner.tokenizer
+
+
+def refused_by_both(folder: Path, *words: str) -> None:
+    for load in (load_to_prune, load_any):
+        with pytest.raises(FFPError) as caught:
+            load(str(folder), CPU)
+        message = str(caught.value)
+        assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        (
+            "gpt-neox",
+            {"gpt_neox.layers.{}.attention.bias": MASK.byte(), "gpt_neox.layers.{}.attention.masked_bias": -1e9},
+        ),
+        ("gpt2", {"transformer.h.{}.attn.bias": MASK.bool(), "transformer.h.{}.attn.masked_bias": -1e4}),
+        ("llama", {"model.layers.{}.self_attn.rotary_emb.inv_freq": torch.ones(2)}),
+    ],
+)
+def test_masks_of_earlier_releases_are_left_out(save_picomodel, name, buffers, capfd):
+    base = save_picomodel(name)
+    expected = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    edit_weights(
+        base,
+        lambda w: w.update(
+            {key.format(layer): torch.as_tensor(value).clone() for key, value in buffers.items() for layer in range(3)}
+        ),
+    )
+    for load in (load_dense, load_any):
+        found = load(str(base), CPU)[0].state_dict()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+
+
+def test_integers_are_no_weights_all_the_same(save_picomodel):
+    base = save_picomodel("gpt-neox")
+    edit_weights(base, lambda w: w.update({"gpt_neox.layers.0.attention.dense.bias": torch.ones(32).byte()}))
+    refused_by_both(base, "type U8, such as gpt_neox.layers.0.attention.dense.bias")
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), {}, "have no model.layers.1.mlp.up_proj.weight; put"),
+        (lambda w: w, {"num_hidden_layers": 5}, "have no model.layers.3.input_layernorm.weight (and 17 more)"),
+        (lambda w: w, {"num_hidden_layers": 2}, "has no place for model.layers.2.input_layernorm.weight (and 8 more)"),
+        (lambda w: w, {"intermediate_size": 47}, "mlp.down_proj.weight, of shape [32, 48] in place of [32, 47]"),
+        (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}), {}, "has no place for"),
+        (lambda w: {f"_orig_mod.{key}": value for key, value in w.items()}, {}, "torch.compile had wrapped"),
+    ],
+    ids=["missing", "more layers", "fewer layers", "other shape", "bias", "compiled"],
+)
+def test_weights_and_config_must_agree(save_picomodel, change, config, message, capfd):
+    base = save_picomodel()
+    edit_weights(base, change)
+    edit_config(base, **config)
+    refused_by_both(base, message)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
+def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_picomodel):
+    base = save_picomodel("qwen2")
+    assert "lm_head.weight" not in load_file(base / "model.safetensors")
+    edit_weights(base, lambda w: {key.removeprefix("model."): value for key, value in w.items()})
+    for load in (load_to_prune, load_any):
+        assert load(str(base), CPU)[0].lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(save_picomodel, value):
+    base = save_picomodel()
+    edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
+    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
+
+
+def test_a_type_that_is_too_small(save_picomodel):
+    base = save_picomodel()
+    edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
+    load_to_prune(str(base), CPU)
+    with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
+        load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
+
+
+def test_a_tokenizer_of_another_model(save_picomodel):
+    base, tokenizer = save_picomodel(), make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(base)
+    load_to_prune(str(base), CPU)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(base)
+    refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
+
+
+def test_a_model_that_overflows(save_picomodel):
+    base = save_picomodel()
+    edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
+    load_any(str(base), CPU)
+    with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
+        load_to_prune(str(base), CPU)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_folder_without_a_tokenizer(save_picomodel, name):
+    """Transformers has no tokenizer of a llama, and an empty one of a gpt2."""
+    base = save_picomodel(name)
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    refused_by_both(base, "it has no tokenizer; copy tokenizer.json and tokenizer_config.json")
+
+
+def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_picomodel, tmp_path):
+    base, adapter = save_picomodel(), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
+    refused_by_both(adapter, "holds an adapter; merge it into its base")
+    refused_by_both(base / "config.json", f"is a file; give the folder of the model, {base},")
+
+
+def test_offline_is_what_the_hub_library_says(monkeypatch):
+    """It takes `HF_HUB_OFFLINE=yes` too."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused_by_both(Path("nobody/nothing"), "it is not in the local cache, and offline mode is on")

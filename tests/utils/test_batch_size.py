@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from optimum_ffp.errors import FFPError
+from optimum_ffp.utils.batch_size import with_halving_batches
+from tests.test_pruner import make_pruner
+
+
+def test_batches_are_halved_until_they_fit():
+    tried = []
+
+    def run(size: int) -> str:
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return "done"
+
+    assert with_halving_batches(run, 12) == "done" and tried == [12, 6, 3]
+
+
+def test_one_window_too_many_is_an_error_that_says_what_to_do():
+    def run(size: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(FFPError, match=r"one window \(CUDA out of memory. Tried .*\); choose a smaller seq_len"):
+        with_halving_batches(run, 4)
+
+
+def test_other_errors_pass():
+    def run(size: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        with_halving_batches(run, 4)
+
+
+def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_picomodel, data_folder):
+    folder = save_picomodel()
+    expected = make_pruner(folder, data_folder, method="prior").prune()
+    pruner = make_pruner(folder, data_folder, method="prior", batch_size=4)
+    seen: list[int] = []
+
+    def too_large(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    # The last of the layers: by then those before it have added to their statistics.
+    pruner.model.base_model.layers[-1].mlp.act_fn.register_forward_pre_hook(too_large)
+    result = pruner.prune()
+    assert {1, 2, 4} <= set(seen)
+    assert result.policy == expected.policy
+    assert result.perplexities["dense"] == pytest.approx(expected.perplexities["dense"], rel=1e-6)

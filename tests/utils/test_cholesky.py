@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from optimum_ffp.analysis.fisher import loss_curve
+from optimum_ffp.analysis.gram import Statistics
+from optimum_ffp.analysis.importance import order_items
+from optimum_ffp.compression.ridge import PrefixRidge
+from optimum_ffp.errors import FFPError
+from optimum_ffp.utils.cholesky import check_finite, factorise, ridge_damping
+
+
+def gram_of_rank(rank: int, features: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, rank, generator=generator) @ torch.randn(rank, features, generator=generator)
+    return inputs.T @ inputs / 400
+
+
+def test_an_ordinary_matrix_gets_lambda_and_no_more():
+    gram = gram_of_rank(24).double()
+    damping = ridge_damping(gram, 0.01)
+    assert damping == 0.01 * float(gram.diagonal().mean()) and ridge_damping(gram, 0.5, relative=False) == 0.5
+    before = gram.clone()
+    factor, used = factorise(gram, damping)
+    assert used == damping and torch.equal(gram, before)
+    assert torch.equal(factor, torch.linalg.cholesky(gram + damping * torch.eye(24, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_a_singular_matrix_needs_no_lambda(rank):
+    weight, gram = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)), gram_of_rank(rank)
+    ridge = PrefixRidge(weight, gram, ridge_lambda=0)
+    found = ridge.compensated(12)
+    # Twelve columns are all that five dimensions need; of no input there is nothing to repair.
+    assert torch.allclose(found @ gram[:12], weight @ gram, atol=1e-2)
+    assert torch.equal(found, weight[:, :12]) == (rank == 0)
+    assert loss_curve(ridge, torch.eye(10), 1)[12] < 1e-3
+    statistics = Statistics(gram, torch.zeros(24), 400)
+    for block in (1, 4):
+        assert sorted(order_items("obs", weight, statistics, block).tolist()) == list(range(24 // block))
+
+
+def test_more_is_added_where_rounding_has_left_a_matrix_indefinite():
+    gram = gram_of_rank(5).double() - 1e-3 * torch.eye(24, dtype=torch.float64)
+    factor, used = factorise(gram, 1e-6)
+    assert 1e-3 < used < 1e-1 and torch.isfinite(factor).all()
+    assert torch.allclose(factor @ factor.T, gram + used * torch.eye(24, dtype=torch.float64))
+
+
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(FFPError, match="not finite"):
+        factorise(torch.full((3, 3), torch.nan, dtype=torch.float64), 0.1)
+    check_finite(torch.zeros(3), "nothing")
+    with pytest.raises(FFPError, match="what layer 1 reads is not finite: .*--dtype float32"):
+        check_finite(torch.tensor([1.0, torch.inf]), "what layer 1 reads")

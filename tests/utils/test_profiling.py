@@ -1,0 +1,31 @@
+import time
+
+import pytest
+import torch
+
+from optimum_ffp.utils.profiling import StageMeter
+
+
+def test_a_stage_that_comes_again_adds_to_its_time_and_keeps_its_peak():
+    meter = StageMeter()
+    with meter.stage("large"):
+        held = torch.ones(64 * 2**20)
+        time.sleep(0.2)
+    del held
+    with meter.stage("small"):
+        time.sleep(0.1)
+    with meter.stage("large"):
+        time.sleep(0.1)
+    assert meter.seconds["large"] >= 0.3 and meter.seconds["small"] >= 0.1
+    assert meter.peak_bytes["large"] - meter.peak_bytes["small"] > 200 * 2**20
+    after = StageMeter(meter)
+    with after.stage("other"):
+        pass
+    assert after.seconds["large"] == meter.seconds["large"] and "other" not in meter.seconds
+
+
+def test_a_stage_that_fails_is_measured_all_the_same():
+    meter = StageMeter()
+    with pytest.raises(ValueError), meter.stage("broken"):
+        raise ValueError
+    assert "broken" in meter.seconds
