@@ -1,13 +1,13 @@
-"""What every idea brings: the default with one knob changed at a time, and the paper's Table 3.
+"""What every idea brings: the default with one option changed at a time, and the paper's Table 3.
 
     python benchmarks/ablation.py MODEL DATASET [--variants default prior ...] [--sparsity 0.2] [--seed 0]
-        [--eval-samples 10] [--seq-len 2048] [--knobs num_samples=32 ...] [--work FOLDER]
+        [--eval-samples 10] [--seq-len 2048] [--options num_samples=32 ...] [--work FOLDER]
         [--output ablation.json]
 
 Prints a table: perplexity before (where that was asked for) and after calibration, candidates and tokens evaluated.
 Variants are calibrated by ridge regression, which is what the search rewards, but for `uncalibrated` and those named
 `sequential*`; and those named `prior-*` evaluate one candidate, so that they show the idea without the search. What
-variants in a row have in common, up to the policy that was found, is done once. `--knobs` sets any other knob of
+variants in a row have in common, up to the policy that was found, is done once. `--options` sets any other option of
 `FFPConfig` for the variants of the default preset. With `--work` a run that was cut off goes on where it was.
 """
 
@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from compare import describe, read_knobs
+from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
@@ -32,20 +32,20 @@ VARIANTS = {
     "bandit": {"agent": "bandit"},
     "ppo-on-curves": {"agent": "ppo"},
     "reward-searched": {"reward": "searched"},
-    "prior": {"method": "prior"},
+    "no-search": {"method": "no-search"},
     "uniform": {"method": "uniform"},
-    "prior-16-fisher-windows": {"method": "prior", "fisher_samples": 16},
-    "prior-32-windows": {"method": "prior", "num_samples": 32},
-    "prior-obs": {"method": "prior", "criterion": "obs"},
-    "prior-flap": {"method": "prior", "criterion": "flap"},
-    "prior-wanda": {"method": "prior", "criterion": "wanda"},
+    "no-search-16-fisher-windows": {"method": "no-search", "fisher_samples": 16},
+    "no-search-32-windows": {"method": "no-search", "num_samples": 32},
+    "no-search-obs": {"method": "no-search", "criterion": "obs"},
+    "no-search-flap": {"method": "no-search", "criterion": "flap"},
+    "no-search-wanda": {"method": "no-search", "criterion": "wanda"},
     "no-grad": {"grad": False},
     "ppo-water-filling": {"agent": "ppo", "mapping": "water-filling"},
     "ppo-greedy": {"agent": "ppo", "mapping": "greedy"},
     "table3-calibration-only": {"preset": "paper", "method": "uniform"},
     "table3-search-and-calibration": {"preset": "paper", "search_steps": 64},
 }
-# Knobs that nothing before the search depends on, and those that the search doesn't depend on either.
+# Options that nothing before the search depends on, and those that the search doesn't depend on either.
 OF_SEARCH = {"method", "agent", "reward", "search_steps", "update_samples"}
 OF_CALIBRATION = {"calibration", "dense_target", "sequential_lambda", "held_out_samples"}
 
@@ -59,20 +59,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--seq-len", type=int, default=2048)
-    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     args = parser.parse_args()
 
     shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "eval_samples", "seq_len")}
     shared["calibration"] = "ridge"
-    knobs = read_knobs(args.knobs)
+    options = read_options(args.options)
     records = []
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
     pruner = found = None
     for name in args.variants:
         variant = VARIANTS[name]
-        config = FFPConfig(**shared | ({} if "preset" in variant else knobs) | variant)
+        config = FFPConfig(**shared | ({} if "preset" in variant else options) | variant)
         if pruner is None or differs(config, pruner.config, OF_SEARCH | OF_CALIBRATION):
             # Those before go first: there is no need for several models.
             pruner = found = result = None
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def differs(config: FFPConfig, other: FFPConfig, besides: set[str]) -> bool:
-    """Whether any other knob than these has another value."""
+    """Whether any other option than these has another value."""
     theirs = other.to_dict()
     return any(value != theirs[name] for name, value in config.to_dict().items() if name not in besides)
 

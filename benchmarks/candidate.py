@@ -1,12 +1,12 @@
 """What a candidate evaluation costs beside a dense forward pass on the same tokens, interleaved in one run.
 
     python benchmarks/candidate.py MODEL DATASET [--sparsities 0.2 0.3] [--repeats 7] [--device cpu]
-        [--knobs num_samples=16 fisher_samples=4 ...] [--output candidate.json]
+        [--options num_samples=16 fisher_samples=4 ...] [--output candidate.json]
 
 A candidate is what the search evaluates: the prior policy at that sparsity, ridge-compensated, on the windows of one
 update. Prints medians: the candidate in multiples of the dense pass, the share of it that is not a forward pass, and
 an update of the default agent, a forward and a backward pass, in the same multiples (the search counts it as 3).
-`--knobs` sets any knob of `FFPConfig`; fewer calibration windows make it quicker, and change nothing that is timed.
+`--options` sets any option of `FFPConfig`; fewer calibration windows make it quicker, and change nothing that is timed.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from compare import read_knobs
+from compare import read_options
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
-from optimum_ffp.analysis.size_gradients import measure_loss_slopes
+from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.utils.precision import autocast_dtype, computing_in
@@ -33,28 +33,28 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device")
-    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("candidate.json"))
     args = parser.parse_args()
 
-    config = FFPConfig(dataset=args.dataset, eval_samples=1, **read_knobs(args.knobs))
+    config = FFPConfig(dataset=args.dataset, eval_samples=1, **read_options(args.options))
     pruner = FFPPruner.from_pretrained(args.model, config, device=args.device)
-    nested, curves = pruner.prepared.nested, pruner.prepared.curves
+    sorted_model, curves = pruner.prepared.sorted_model, pruner.prepared.curves
     windows = pruner.data.search.tokens[: config.update_samples]
     dtype = autocast_dtype(pruner.model, config.search_dtype)
     dense = PruningPolicy.dense(pruner.units)
 
     def seconds(policy: PruningPolicy, compensate: bool) -> tuple[float, float]:
         start = clock(args.device)
-        outputs = nested.compensated(policy) if compensate else None
+        outputs = sorted_model.compensated(policy) if compensate else None
         middle = clock(args.device)
-        with nested.applied(policy, outputs) as model, computing_in(model.device, dtype):
+        with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
             window_losses(model, windows)
         return middle - start, clock(args.device) - middle
 
     def update_seconds(policy: PruningPolicy) -> float:
         start = clock(args.device)
-        measure_loss_slopes(nested, policy, windows, dtype)
+        measure_size_gradients(sorted_model, policy, windows, dtype)
         return clock(args.device) - start
 
     record = {}

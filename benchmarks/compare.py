@@ -2,14 +2,14 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
-        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--knobs num_samples=32 ...]
+        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--options num_samples=32 ...]
         [--save FOLDER] [--work FOLDER] [--output compare.json]
 
 Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
 importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
 what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
-written as they come. `--knobs` sets any other knob of `FFPConfig` for the methods of the default preset. With `--work`
+written as they come. `--options` sets any other option of `FFPConfig` for the methods of the default preset. With `--work`
 a run that was cut off goes on where it was, and one with more methods takes what is there; the seconds on record are
 those of the last process.
 """
@@ -28,7 +28,7 @@ from optimum_ffp.hub.naming import without_folders
 
 
 # `paper` is a preset and `bandit` an agent; the others are methods of the default preset.
-METHODS = ("paper", "uniform", "prior", "random", "evolutionary", "bandit", "ffp")
+METHODS = ("paper", "uniform", "no-search", "random", "evolutionary", "bandit", "ffp")
 AGENTS = {"paper": "ppo", "bandit": "bandit"}
 
 
@@ -42,12 +42,12 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations, of the default preset's methods.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the paper's preset.")
     parser.add_argument("--eval-samples", type=int, default=10)
-    parser.add_argument("--sequential", nargs="*", default=("prior", "ffp"), choices=METHODS)
+    parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
     parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--eval-dataset", help="Where the test windows come from, if elsewhere than the rest.")
-    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
 
@@ -65,24 +65,24 @@ def main() -> None:
 def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     """One pruner a seed and preset: what is measured once serves all of its methods."""
     if preset == "paper":
-        knobs = {"search_steps": args.paper_steps}
+        options = {"search_steps": args.paper_steps}
     else:
-        knobs = read_knobs(args.knobs)
-        knobs |= {"search_steps": args.search_steps} if args.search_steps else {}
+        options = read_options(args.options)
+        options |= {"search_steps": args.search_steps} if args.search_steps else {}
     data = {
         "dataset": args.dataset,
         "eval_dataset": args.eval_dataset,
         "eval_samples": args.eval_samples,
         "seq_len": args.seq_len,
     }
-    config = FFPConfig(preset=preset, seed=seed, **data, **knobs)
+    config = FFPConfig(preset=preset, seed=seed, **data, **options)
     work = args.work and args.work / f"{preset}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)
     for sparsity in args.sparsities:
         for method in methods:
             pruner.config.method = "ffp" if method in AGENTS else method
-            pruner.config.agent = AGENTS.get(method, "pathwise")
+            pruner.config.agent = AGENTS.get(method, "gradient")
             found = pruner.search(sparsity)
             calibrations = ["ridge", "sequential"] if preset == "default" and method in args.sequential else ["ridge"]
             for calibration in calibrations:
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
                     save_checkpoint(result, args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
 
 
-def read_knobs(words: list[str]) -> dict:
-    """Knobs of `FFPConfig` from words `NAME=VALUE`, whose values are JSON."""
+def read_options(words: list[str]) -> dict:
+    """Options of `FFPConfig` from words `NAME=VALUE`, whose values are JSON."""
     return {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
 
 

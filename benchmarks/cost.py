@@ -1,12 +1,12 @@
 """What a prune of a model of any shape costs: time and peak memory of every stage, without its weights.
 
-    python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--knobs search_steps=96 ...]
+    python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--options search_steps=96 ...]
         [--eval-samples 10] [--output cost.json]
 
 CONFIG is a `config.json` or a folder with one. Models with random weights and that many layers are built, and
 pruned on random tokens: neither changes what an operation costs. Where the whole model fits, name its number of layers
 alone. Of two smaller numbers the rest is extrapolated: every stage's time and memory is a constant plus a part
-proportional to the layers, and the table says so. `--knobs` sets any knob of `FFPConfig`.
+proportional to the layers, and the table says so. `--options` sets any option of `FFPConfig`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import torch
-from compare import read_knobs
+from compare import read_options
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
@@ -32,18 +32,18 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, help="One number, or two to extrapolate from. Default: all.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--knobs", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("cost.json"))
     args = parser.parse_args()
 
     shape = AutoConfig.from_pretrained(args.config)
     layers = args.layers or [shape.num_hidden_layers]
-    config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_knobs(args.knobs))
+    config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_options(args.options))
     runs = {count: measure(shape, count, config, args) for count in sorted(layers)}
     record = {
         "shape": shape.to_dict() | {"_name_or_path": short_name(str(args.config))},
-        "knobs": config.to_dict(),
+        "options": config.to_dict(),
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
         "dtype": args.dtype,
         "measured": runs,

@@ -1,4 +1,4 @@
-"""FFPConfig: every knob, with its unit and the paper's value."""
+"""FFPConfig: every option, with its unit and the paper's value."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .options import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Knobs
+from .options import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Options
 from .version import __version__
 
 
-class FFPConfig(Knobs, BaseConfig):
+class FFPConfig(Options, BaseConfig):
     """How to prune. Saved as `ffp_config.json`.
 
     Values that are not given come from the preset: `FFPConfig(preset="paper")` sets exactly the paper's numbers.
@@ -22,11 +22,11 @@ class FFPConfig(Knobs, BaseConfig):
         sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
         method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"prior"` (what
             the mapping makes of equal scores, no search), `"random"`, `"evolutionary"` and `"uniform"`.
-        agent: Of method `"ffp"`: `"pathwise"` (follows the derivative of the reward by backward passes), `"bandit"`
+        agent: Of method `"ffp"`: `"gradient"` (follows the derivative of the reward by backward passes), `"bandit"`
             (Thompson sampling over loss curves, the default where there is no backward pass or the reward is taken
             before calibration) or `"ppo"` (the paper's).
         preset: `"default"` or `"paper"`.
-        criterion: Importance of items: `"wanda"` (the paper's), `"flap"`, `"obs"` (backward elimination), or
+        criterion: Importance of groups: `"wanda"` (the paper's), `"flap"`, `"obs"` (backward elimination), or
             `"fisher-obs"` (the same, weighted by what the loss feels).
         mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1), `"water-filling"`, or `"curves"` (where
             the loss curves fall fastest).
@@ -54,7 +54,7 @@ class FFPConfig(Knobs, BaseConfig):
         update_samples: Search windows that an update of the default agents sees, others every time; all that there
             are, if there are fewer. With the default numbers each is seen once: an agent that sees the same text again
             learns that text.
-        grad: Whether a backward pass through the dense model may be run. Without one the order of items is that of
+        grad: Whether a backward pass through the dense model may be run. Without one the order of groups is that of
             `"obs"`, and the loss curves get their scale from pruning one unit at a time.
         fisher_samples: Calibration windows of the backward pass.
         slope_samples: Calibration windows of every one-unit probe, where there is no backward pass.
@@ -68,8 +68,8 @@ class FFPConfig(Knobs, BaseConfig):
         hidden_sizes: Layers of the agent's MLP (the paper: 256 and 128, ReLU).
         search_dtype: `"auto"` computes candidates in bfloat16 where the hardware multiplies it natively, `"model"` in
             the model's own type.
-        min_retention: Smallest fraction of its items that a unit keeps, `a_min`.
-        max_retention: Largest fraction of its items that a unit keeps, `a_max`.
+        min_retention: Smallest fraction of its groups that a unit keeps, `a_min`.
+        max_retention: Largest fraction of its groups that a unit keeps, `a_max`.
         rate_precision: Grid that retentions are rounded to (the paper: 0.01); `None` for none.
         ffn_multiple: FFN widths are multiples of this many channels. By default 256, the block of llama.cpp's
             K-quants, or 32, that of its simpler ones, where that leaves at least 32 steps, otherwise 1 (the paper: 1).
@@ -82,35 +82,35 @@ class FFPConfig(Knobs, BaseConfig):
     CONFIG_NAME: ClassVar[str] = "ffp_config.json"
     FULL_CONFIGURATION_FILE: ClassVar[str] = "ffp_config.json"
 
-    def __init__(self, **knobs: Any):
-        known = self.knob_names()
-        # What optimum and transformers write beside the knobs, and the results that a checkpoint keeps with them.
+    def __init__(self, **options: Any):
+        known = self.option_names()
+        # What optimum and transformers write beside the options, and the results that a checkpoint keeps with them.
         for name in ("policy", "search", "provenance", "transformers_version", "optimum_version", "ffp_version"):
-            knobs.pop(name, None)
-        unknown = sorted(set(knobs) - set(known))
+            options.pop(name, None)
+        unknown = sorted(set(options) - set(known))
         if unknown:
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
         super().__init__()
-        preset = knobs.get("preset", "default")
+        preset = options.get("preset", "default")
         if preset == "paper":
             defaults = PAPER
-        elif knobs.get("grad") is False:
+        elif options.get("grad") is False:
             defaults = {"criterion": "obs", "agent": "bandit"}
-        elif knobs.get("reward") == "searched":
+        elif options.get("reward") == "searched":
             defaults = {"agent": "bandit"}
         else:
             defaults = {}
         for name in known:
-            setattr(self, name, knobs.get(name, defaults.get(name, getattr(type(self), name))))
+            setattr(self, name, options.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()
 
     @classmethod
-    def knob_names(cls) -> list[str]:
-        """Names of all knobs, in the order of the documentation."""
-        return [field.name for field in fields(Knobs)]
+    def option_names(cls) -> list[str]:
+        """Names of all options, in the order of the documentation."""
+        return [field.name for field in fields(Options)]
 
     def reads(self, name: str) -> bool:
-        """Whether a knob makes a difference, with the others as they are."""
+        """Whether an option makes a difference, with the others as they are."""
         return name not in READ_WHEN or READ_WHEN[name].holds(self)
 
     @property
@@ -126,7 +126,7 @@ class FFPConfig(Knobs, BaseConfig):
     @property
     def follows_gradient(self) -> bool:
         """Whether the search runs backward passes."""
-        return self.method == "ffp" and self.agent == "pathwise"
+        return self.method == "ffp" and self.agent == "gradient"
 
     @property
     def reports_searched(self) -> bool:
@@ -134,8 +134,8 @@ class FFPConfig(Knobs, BaseConfig):
         return self.reward == "searched" or self.calibration == "none"
 
     @property
-    def measured_knobs(self) -> dict[str, Any]:
-        """The knobs that what is measured before any search depends on."""
+    def measured_options(self) -> dict[str, Any]:
+        """The options that what is measured before any search depends on."""
         return {name: getattr(self, name) for name in MEASURED}
 
     def check_change(self, changed: "FFPConfig") -> None:
@@ -205,7 +205,7 @@ class FFPConfig(Knobs, BaseConfig):
                 f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
             )
         if self.follows_gradient and not (self.grad and self.reward == "calibrated"):
-            raise FFPError("agent 'pathwise' needs a backward pass and reward 'calibrated'; or choose agent 'bandit'")
+            raise FFPError("agent 'gradient' needs a backward pass and reward 'calibrated'; or choose agent 'bandit'")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
         sizes = self.hidden_sizes
@@ -223,35 +223,35 @@ class FFPConfig(Knobs, BaseConfig):
                 raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All knobs, with the version that wrote them."""
-        knobs = {name: getattr(self, name) for name in self.knob_names()}
-        return knobs | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
+        """All options, with the version that wrote them."""
+        options = {name: getattr(self, name) for name in self.option_names()}
+        return options | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All knobs too: a default may change, what was done with a checkpoint may not."""
+        """All options too: a default may change, what was done with a checkpoint may not."""
         return self.to_dict()
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
-        """Reads a JSON file of knobs.
+        """Reads a JSON file of options.
 
         Args:
             path: The file.
-            overrides: Knobs that replace those of the file; a preset replaces all that presets set.
+            overrides: Options that replace those of the file; a preset replaces all that presets set.
 
         Raises:
-            FFPError: If the file can't be read or isn't an object of known knobs.
+            FFPError: If the file can't be read or isn't an object of known options.
         """
         try:
             with open(path, encoding="utf-8") as file:
-                knobs = json.load(file)
+                options = json.load(file)
         except (OSError, ValueError) as error:
             raise FFPError(f"{path} can't be read as a config: {error}") from None
-        if not isinstance(knobs, dict):
-            raise FFPError(f"{path} must hold a JSON object of knobs, found {type(knobs).__name__}")
+        if not isinstance(options, dict):
+            raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")
         if "preset" in overrides:
-            knobs = {name: value for name, value in knobs.items() if name not in PAPER}
-        return cls(**(knobs | overrides))
+            options = {name: value for name, value in options.items() if name not in PAPER}
+        return cls(**(options | overrides))
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -1,4 +1,4 @@
-"""Every knob's default, the paper's values, what may be chosen and when it is read: light, for `--help` shows them."""
+"""Every option's default, the paper's values, what may be chosen and when it is read: light, for `--help` shows them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 
 CHOICES = {
-    "method": ("ffp", "prior", "random", "evolutionary", "uniform"),
-    "agent": ("pathwise", "bandit", "ppo"),
+    "method": ("ffp", "no-search", "random", "evolutionary", "uniform"),
+    "agent": ("gradient", "bandit", "ppo"),
     "preset": ("default", "paper"),
     "criterion": ("wanda", "flap", "obs", "fisher-obs"),
     "mapping": ("greedy", "water-filling", "curves"),
@@ -47,13 +47,13 @@ MEASURED = (
 
 
 @dataclass(kw_only=True)
-class Knobs:
+class Options:
     """Defaults of `FFPConfig`, which documents them."""
 
     sparsity: float = 0.2
     method: str = "ffp"
     preset: str = "default"
-    agent: str = "pathwise"
+    agent: str = "gradient"
     criterion: str = "fisher-obs"
     mapping: str = "curves"
     reward: str = "calibrated"
@@ -109,7 +109,7 @@ RIDGE = Condition(
     lambda config: config.needs_factors,
 )
 SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")
-# Knobs that only some configs read, and which. All others are always read.
+# Options that only some configs read, and which. All others are always read.
 READ_WHEN = {
     "agent": AGENT,
     "mapping": Condition("with a --method other than uniform", lambda config: config.method != "uniform"),
@@ -124,7 +124,7 @@ READ_WHEN = {
     ),
     "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
     "update_samples": _with(
-        "with --agent pathwise or bandit, --method random or evolutionary", "pathwise", "bandit", *SEARCHES
+        "with --agent gradient or bandit, --method random or evolutionary", "gradient", "bandit", *SEARCHES
     ),
     "fisher_samples": Condition(
         "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers

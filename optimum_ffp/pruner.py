@@ -48,7 +48,7 @@ class FFPPruner:
         model: The dense model, of a supported family. The pruner owns it: it asks for no gradients any more, and its
             heads and channels are reordered.
         tokenizer: Its tokenizer.
-        config: All knobs.
+        config: All options.
         model_id: Where the model comes from, for the record.
         work_folder: Where to keep what is finished, so that `prune(resume=True)` of another process can go on from
             there. It holds Gram and Fisher matrices too, and is new, empty or what another prune has left; one process
@@ -114,7 +114,7 @@ class FFPPruner:
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
-            config: All knobs; the default ones if `None`.
+            config: All options; the default ones if `None`.
             work_folder: Where to keep what is finished, for `prune(resume=True)`.
             report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
             options: See `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
@@ -226,7 +226,7 @@ class FFPPruner:
             return
         identity = {
             "model": self._fingerprint,
-            "config": self._measured_with.measured_knobs,
+            "config": self._measured_with.measured_options,
             "versions": package_versions(),
             "device": device_name(self.model.device),
         }
@@ -254,21 +254,21 @@ class FFPPruner:
         """
         config, policy = with_window_length(found.config, self.model.config), found.policy
         self._measured_with.check_change(config)
-        data, nested = self.data, self.prepared.nested
+        data, sorted_model = self.data, self.prepared.sorted_model
         journal = self.journal.part(config.to_dict(), policy.sizes)
         perplexities = {"dense": self.dense_perplexity}
         meter = StageMeter(self.meter)
         if config.reports_searched:
-            with meter.stage("evaluation"), nested.applied(policy) as model:
+            with meter.stage("evaluation"), sorted_model.applied(policy) as model:
                 perplexities["searched"] = self._perplexity(model, "searched", journal)
         with meter.stage("calibration"):
-            outputs, calibration = repair(nested, policy, data, config, journal)
+            outputs, calibration = repair(sorted_model, policy, data, config, journal)
         if config.calibration != "none":
             # On views of the dense model, so that there is no second model beside the activations.
-            with meter.stage("evaluation"), nested.applied(policy, outputs) as model:
+            with meter.stage("evaluation"), sorted_model.applied(policy, outputs) as model:
                 perplexities["calibrated"] = self._perplexity(model, "calibrated", journal)
-        with meter.stage("surgery"):
-            pruned = nested.materialise(policy, outputs)
+        with meter.stage("slicing"):
+            pruned = sorted_model.materialise(policy, outputs)
             del outputs
         self.result = PruningResult(
             model=pruned,
@@ -338,7 +338,10 @@ class FFPPruner:
     @cached_property
     def dense_perplexity(self) -> float:
         """Perplexity of the dense model on the test windows."""
-        with self.meter.stage("evaluation"), self.prepared.nested.applied(PruningPolicy.dense(self.units)) as model:
+        with (
+            self.meter.stage("evaluation"),
+            self.prepared.sorted_model.applied(PruningPolicy.dense(self.units)) as model,
+        ):
             return self._perplexity(model, "dense", self.journal)
 
     @cached_property

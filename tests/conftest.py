@@ -74,7 +74,7 @@ def quiet_progress() -> None:
     logging.disable_progress_bar()
 
 
-def make_picomodel(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+def make_tiny_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family."""
     model_type, sizes = CONFIGS[name]
     torch.manual_seed(seed)
@@ -108,8 +108,8 @@ def make_text(words: int, seed: int = 0) -> str:
 
 
 @pytest.fixture(params=CONFIGS)
-def picomodel(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return make_picomodel(request.param)
+def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_tiny_model(request.param)
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def run_ffp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 
 
 @pytest.fixture
-def save_picomodel(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes a picomodel and its tokenizer as a folder that the command line can be given."""
+def save_tiny_model(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a tiny model and its tokenizer as a folder that the command line can be given."""
 
     def save(name: str = "llama") -> Path:
-        folder = tmp_path / f"pico-{name}"
-        make_picomodel(name).save_pretrained(folder)
+        folder = tmp_path / f"tiny-{name}"
+        make_tiny_model(name).save_pretrained(folder)
         make_tokenizer().save_pretrained(folder)
         return folder
 

@@ -31,14 +31,14 @@ SETTINGS = {
 }
 
 
-def start(model: Path, data: Path, folder: Path, knobs: dict) -> int:
+def start(model: Path, data: Path, folder: Path, options: dict) -> int:
     """Forks a process that prunes to `folder/out`, going on from `folder/work` if that is there."""
     child = os.fork()
     if child:
         return child
     work, out = folder / "work", folder / "out"
     overwrite = work.exists()
-    config = FFPConfig(dataset=str(data), **SETTINGS | knobs)
+    config = FFPConfig(dataset=str(data), **SETTINGS | options)
     pruner = FFPPruner.from_pretrained(model, config, work_folder=work, device="cpu")
     pruner.prune(resume=True)
     pruner.save_pretrained(out, overwrite=overwrite)
@@ -58,22 +58,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: text for name, text in files.items() if not name.endswith((".png", ".html", ".md"))}
 
 
-def main(model: Path, data: Path, scratch: Path, kills: int, knobs: dict) -> None:
+def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> None:
     began = time.monotonic()
-    finish(start(model, data, scratch / "whole", knobs))
+    finish(start(model, data, scratch / "whole", options))
     seconds = time.monotonic() - began
     expected = contents(scratch / "whole")
     generator = random.Random(0)
     for number in range(kills):
         folder = scratch / str(number)
         moment = generator.uniform(0, seconds)
-        child = start(model, data, folder, knobs)
+        child = start(model, data, folder, options)
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
         finish(child)
         entries = len(list((folder / "work").glob("*"))) if (folder / "work").exists() else 0
         if not (folder / "out").exists() or entries:
-            finish(start(model, data, folder, knobs))
+            finish(start(model, data, folder, options))
         found = contents(folder)
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         left = sorted(path.name for path in folder.iterdir() if path.name != "out")

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM, PruningPolicy
-from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling.families import find_units, get_family
-from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -20,14 +20,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 WITHOUT_DEFAULT_TARGETS = ("granite", "smollm3", "phi3")
 
 
-def prune_picomodel(name: str, folder: Path) -> Path:
+def prune_tiny_model(name: str, folder: Path) -> Path:
     """A checkpoint with different heads and channels in every layer, and a tokenizer."""
-    model = make_picomodel(name)
+    model = make_tiny_model(name)
     family = get_family(model.config.model_type)
     units = find_units(model, family)
-    kept = tuple(max(1, unit.unit.items * (5 + index % 3) // 8) for index, unit in enumerate(units))
-    nested = NestedModel(model, units, [torch.arange(unit.unit.items) for unit in units], family)
-    nested.materialise(PruningPolicy(nested.units, kept)).save_pretrained(folder)
+    kept = tuple(max(1, unit.unit.groups * (5 + index % 3) // 8) for index, unit in enumerate(units))
+    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    sorted_model.materialise(PruningPolicy(sorted_model.units, kept)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -45,7 +45,7 @@ def run_example(*arguments: str | Path) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
-    folder = prune_picomodel(name, tmp_path / "pruned")
+    folder = prune_tiny_model(name, tmp_path / "pruned")
     # peft finds the family's default targets by the model type, which pruning keeps.
     targets = "all-linear" if name in WITHOUT_DEFAULT_TARGETS else None
     model = peft.get_peft_model(load(folder), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
@@ -79,7 +79,7 @@ def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
 def test_recovery_example_lowers_perplexity(data_folder, windows, tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("trl")
-    folder, output = prune_picomodel("llama", tmp_path / "pruned"), tmp_path / "recovered"
+    folder, output = prune_tiny_model("llama", tmp_path / "pruned"), tmp_path / "recovered"
     sizes = ["--steps", "3", "--seq-len", "24", "--eval-seq-len", "24", "--eval-samples", "6", "--rank", "8"]
     options = [*sizes, "--learning-rate", "0.01", "--output", output]
     printed = run_example(EXAMPLES / "recover_with_lora.py", folder, data_folder, *options)
@@ -100,8 +100,8 @@ def relative_error(model: PreTrainedModel, exact: PreTrainedModel, windows: torc
 def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
-    make_picomodel(name).save_pretrained(tmp_path / "dense")
-    folder = prune_picomodel(name, tmp_path / "pruned")
+    make_tiny_model(name).save_pretrained(tmp_path / "dense")
+    folder = prune_tiny_model(name, tmp_path / "pruned")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", **options)
     pruned = FFPModelForCausalLM.from_pretrained(folder, **options)
     of_dense = relative_error(dense, AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), windows)
@@ -117,7 +117,7 @@ def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_p
 
 def test_quantization_example(data_folder, tmp_path):
     pytest.importorskip("torchao")
-    folder = prune_picomodel("llama", tmp_path / "pruned")
+    folder = prune_tiny_model("llama", tmp_path / "pruned")
     sizes = ["--seq-len", "24", "--eval-samples", "6", "--output", tmp_path / "int8"]
     printed = run_example(EXAMPLES / "quantize.py", folder, data_folder, *sizes)
     before, after = map(float, re.findall(r"perplexity ([\d.]+)", printed))
@@ -126,7 +126,7 @@ def test_quantization_example(data_folder, tmp_path):
 
 def test_eight_bits_by_bitsandbytes(windows, tmp_path):
     pytest.importorskip("bitsandbytes")
-    folder = prune_picomodel("llama", tmp_path / "pruned")
+    folder = prune_tiny_model("llama", tmp_path / "pruned")
     options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "cpu"}
     quantized = FFPModelForCausalLM.from_pretrained(folder, **options)
     assert 0 < relative_error(quantized, load(folder), windows) < 0.1

@@ -1,4 +1,4 @@
-"""The benchmarks on picomodels: they run to the end, and what they print and write is what was measured."""
+"""The benchmarks on tiny models: they run to the end, and what they print and write is what was measured."""
 
 import json
 import runpy
@@ -8,7 +8,7 @@ import pytest
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.evaluation import TaskSuite
-from tests.conftest import make_picomodel, make_tokenizer
+from tests.conftest import make_tiny_model, make_tokenizer
 from tests.evaluation.conftest import CHOICES, make_task
 
 
@@ -18,8 +18,8 @@ FEW = ["num_samples=4", "search_samples=2", "fisher_samples=2", "search_steps=6"
 
 
 @pytest.fixture
-def dense(save_picomodel) -> Path:
-    return save_picomodel()
+def dense(save_tiny_model) -> Path:
+    return save_tiny_model()
 
 
 @pytest.fixture
@@ -57,19 +57,19 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
         "--paper-steps",
         "4",
         *SHORT,
-        "--knobs",
+        "--options",
         *FEW,
     ]
     _, first = run("compare", dense, data_folder, "--methods", "ffp", *folders, *rest)
     assert [record["calibration"] for record in first] == ["ridge", "sequential"]
     monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_statistics", None)
     monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_fisher", None)
-    printed, records = run("compare", dense, data_folder, "--methods", "ffp", "prior", *folders, *rest)
-    assert [record["method"] for record in records] == ["ffp", "ffp", "prior"]
+    printed, records = run("compare", dense, data_folder, "--methods", "ffp", "no-search", *folders, *rest)
+    assert [record["method"] for record in records] == ["ffp", "ffp", "no-search"]
     assert [record["perplexities"] for record in records[:2]] == [record["perplexities"] for record in first]
     assert f"| ffp | sequential | 30% | {first[1]['perplexities']['calibrated']:.2f} |" in printed
     assert str(data_folder) not in json.dumps(records)
-    assert FFPModelForCausalLM.from_pretrained(tmp_path / "models" / "prior-30-seed0").num_parameters() > 0
+    assert FFPModelForCausalLM.from_pretrained(tmp_path / "models" / "no-search-30-seed0").num_parameters() > 0
 
 
 def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_folder):
@@ -86,7 +86,7 @@ def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_fol
 
 
 def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeypatch):
-    rest = ["--variants", "prior", "--work", tmp_path / "work", *SHORT, "--knobs", *FEW]
+    rest = ["--variants", "no-search", "--work", tmp_path / "work", *SHORT, "--options", *FEW]
     printed, first = run("ablation", dense, data_folder, *rest)
     for expensive in ("analysis.prepare.collect_statistics", "analysis.prepare.collect_fisher"):
         monkeypatch.setattr(f"optimum_ffp.{expensive}", None)
@@ -96,7 +96,7 @@ def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkey
 
 
 def test_candidate_beside_a_dense_pass(run, dense, data_folder):
-    rest = ["--sparsities", "0.3", "--repeats", "2", "--device", "cpu", "--knobs", "seq_len=24", *FEW]
+    rest = ["--sparsities", "0.3", "--repeats", "2", "--device", "cpu", "--options", "seq_len=24", *FEW]
     printed, record = run("candidate", dense, data_folder, *rest)
     figures = record["0.3"]
     assert 0 < figures["share_not_forward"] < 1
@@ -106,12 +106,12 @@ def test_candidate_beside_a_dense_pass(run, dense, data_folder):
 
 def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
     pytest.importorskip("lm_eval")
-    tasks, other = tmp_path / "tasks", make_picomodel(seed=5)
+    tasks, other = tmp_path / "tasks", make_tiny_model(seed=5)
     rows = make_task(tasks, samples=18)
     other.save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
     models = [dense, tmp_path / "other", dense]
-    printed, records = run("zero_shot", *models, "--tasks", "pico", "--balanced", "pico", "--tasks-path", tasks)
+    printed, records = run("zero_shot", *models, "--tasks", "tiny", "--balanced", "tiny", "--tasks-path", tasks)
     for kind in ("acc", "acc_norm", "balanced"):
         means = [record[kind]["mean"][0] for record in records]
         if kind != "balanced":
@@ -121,10 +121,10 @@ def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
         assert records[2][kind]["first_has_more"][1] == 0
     assert len(printed.splitlines()) == 5
     assert {record["dtype"] for record in records} == {"float32"}
-    _, (record,) = run("zero_shot", dense, "--tasks", "pico", "--tasks-path", tasks, "--dtype", "bfloat16")
+    _, (record,) = run("zero_shot", dense, "--tasks", "tiny", "--tasks-path", tasks, "--dtype", "bfloat16")
     assert record["dtype"] == "bfloat16"
 
-    (score,) = TaskSuite(["pico"], str(tasks)).score(other, make_tokenizer(), with_samples=True)
+    (score,) = TaskSuite(["tiny"], str(tasks)).score(other, make_tokenizer(), with_samples=True)
     hits = {label: [] for label in range(CHOICES)}
     for row, hit in zip(rows, score["per_sample"]["acc_norm"]):
         hits[row["label"]].append(hit)
@@ -135,7 +135,7 @@ def test_zero_shot_compares_on_the_same_samples(run, dense, tmp_path):
 
 
 def test_cost_extrapolates_to_all_layers(run, dense):
-    printed, record = run("cost", dense, "--layers", "1", "2", "--device", "cpu", "--knobs", "seq_len=24", *FEW)
+    printed, record = run("cost", dense, "--layers", "1", "2", "--device", "cpu", "--options", "seq_len=24", *FEW)
     low, high = (record["measured"][count]["peak_bytes"]["search"] for count in ("1", "2"))
     assert record["stages"]["search"]["peak_bytes"] == high + max(0, high - low)
     assert str(dense) not in json.dumps(record)
@@ -144,6 +144,6 @@ def test_cost_extrapolates_to_all_layers(run, dense):
 
 def test_latency_of_both_models(run, dense):
     printed, record = run("latency", dense, dense, "--prompt", "8", "--new", "4", "--repeats", "1")
-    assert record["settings"]["dense"] == "pico-llama"
+    assert record["settings"]["dense"] == "tiny-llama"
     assert record["dense"]["parameters"] == record["pruned"]["parameters"]
     assert f"{record['pruned']['decode']:,.1f}" in printed

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from optimum_ffp.modeling import FFPModelForCausalLM
-from tests.compression.test_sorted_model import make_nested, random_policy
-from tests.conftest import make_picomodel
+from tests.compression.test_sorted_model import make_sorted_model, random_policy
+from tests.conftest import make_tiny_model
 
 
 def has_compiler() -> bool:
@@ -26,8 +26,8 @@ INDUCTOR = pytest.param(
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_compiled_forward_and_generation_with_a_static_cache(backend, windows, tmp_path):
     torch.compiler.reset()
-    nested, _ = make_nested(make_picomodel(), windows)
-    nested.materialise(random_policy(nested, 1)).save_pretrained(tmp_path)
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    sorted_model.materialise(random_policy(sorted_model, 1)).save_pretrained(tmp_path)
     model = FFPModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(windows).logits

@@ -27,22 +27,22 @@ def test_round_trip(tmp_path):
     config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", ffn_multiple=32)
     config.save_pretrained(tmp_path)
     assert FFPConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
-    assert set(FFPConfig.knob_names()) <= set(json.loads((tmp_path / "ffp_config.json").read_text()))
+    assert set(FFPConfig.option_names()) <= set(json.loads((tmp_path / "ffp_config.json").read_text()))
 
 
 def test_the_default_agent_is_the_best_that_can_run():
-    assert FFPConfig().agent == "pathwise" and FFPConfig(preset="paper").agent == "ppo"
+    assert FFPConfig().agent == "gradient" and FFPConfig(preset="paper").agent == "ppo"
     assert FFPConfig(grad=False).agent == FFPConfig(reward="searched").agent == "bandit"
-    for knobs in ({"grad": False}, {"reward": "searched"}):
-        with pytest.raises(FFPError, match="agent 'pathwise' needs a backward pass and reward 'calibrated'"):
-            FFPConfig(agent="pathwise", criterion="obs", **knobs)
-    for agent in ("pathwise", "bandit"):
+    for options in ({"grad": False}, {"reward": "searched"}):
+        with pytest.raises(FFPError, match="agent 'gradient' needs a backward pass and reward 'calibrated'"):
+            FFPConfig(agent="gradient", criterion="obs", **options)
+    for agent in ("gradient", "bandit"):
         with pytest.raises(FFPError, match=f"agent '{agent}' needs mapping 'curves', found 'greedy'"):
             FFPConfig(agent=agent, mapping="greedy")
 
 
 def test_file_with_overrides(tmp_path):
-    path = tmp_path / "knobs.json"
+    path = tmp_path / "options.json"
     path.write_text('{"sparsity": 0.4, "seed": 3}')
     config = FFPConfig.from_file(path, seed=5)
     assert (config.sparsity, config.seed) == (0.4, 5)
@@ -69,16 +69,16 @@ def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
     assert FFPConfig.from_file(tmp_path / "ffp_config.json").to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_knob": 1}', '{"sparsity": "much"}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_option": 1}', '{"sparsity": "much"}', "\x00"])
 def test_broken_files_are_refused(tmp_path, content):
-    path = tmp_path / "knobs.json"
+    path = tmp_path / "options.json"
     path.write_text(content)
     with pytest.raises(FFPError):
         FFPConfig.from_file(path)
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"sparsity": 0.0},
         {"sparsity": 1.0},
@@ -104,11 +104,11 @@ def test_broken_files_are_refused(tmp_path, content):
         {"ridge_lambda_relative": 1},
     ],
 )
-def test_values_that_are_not_allowed(knobs):
-    with pytest.raises(FFPError, match=next(iter(knobs))):
-        FFPConfig(**knobs)
+def test_values_that_are_not_allowed(options):
+    with pytest.raises(FFPError, match=next(iter(options))):
+        FFPConfig(**options)
 
 
-def test_every_knob_is_documented():
-    for name in FFPConfig.knob_names():
+def test_every_option_is_documented():
+    for name in FFPConfig.option_names():
         assert f"{name}: " in FFPConfig.__doc__

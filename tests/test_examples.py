@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 from tests.evaluation.conftest import make_task
-from tests.test_after_pruning import prune_picomodel
+from tests.test_after_pruning import prune_tiny_model
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def dense(tmp_path) -> Path:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }} w9 {% endfor %}"
-    for one in (make_picomodel(), tokenizer):
+    for one in (make_tiny_model(), tokenizer):
         one.save_pretrained(tmp_path / "dense")
     return tmp_path / "dense"
 
@@ -72,6 +72,6 @@ def test_prune_at_two_sparsities(dense, tmp_path):
 def test_lm_eval_takes_a_pruned_model(tmp_path):
     pytest.importorskip("lm_eval")
     make_task(tmp_path / "tasks")
-    folder = prune_picomodel("llama", tmp_path / "pruned")
-    printed = run("evaluate_with_lm_eval.py", folder, "--tasks", "pico", "--tasks-path", tmp_path / "tasks")
-    assert "|pico " in printed and "acc_norm" in printed
+    folder = prune_tiny_model("llama", tmp_path / "pruned")
+    printed = run("evaluate_with_lm_eval.py", folder, "--tasks", "tiny", "--tasks-path", tmp_path / "tasks")
+    assert "|tiny " in printed and "acc_norm" in printed

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 
 
 SECONDS, GIBIBYTES = 20, 6
@@ -60,7 +60,7 @@ SIZES = [
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dense") / "model"
-    make_picomodel().save_pretrained(folder)
+    make_tiny_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -75,7 +75,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(dense, data, tmp_path_factory) -> Path:
-    config = FFPConfig(dataset=str(data), sparsity=0.4, method="prior", seq_len=24, num_samples=4, eval_samples=2)
+    config = FFPConfig(dataset=str(data), sparsity=0.4, method="no-search", seq_len=24, num_samples=4, eval_samples=2)
     pruner = FFPPruner.from_pretrained(dense, config, device="cpu")
     pruner.prune()
     folder = tmp_path_factory.mktemp("pruned") / "model"

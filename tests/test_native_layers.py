@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.compression.test_sorted_model import make_nested, random_policy
-from tests.conftest import CONFIGS, make_picomodel
+from tests.compression.test_sorted_model import make_sorted_model, random_policy
+from tests.conftest import CONFIGS, make_tiny_model
 
 
 # OPT, GPT-NeoX and GPT-2 take their head dimension from the number of heads, which that alone doesn't change.
@@ -13,8 +13,8 @@ NATIVE = [name for name in CONFIGS if not name.startswith(("opt", "gpt"))]
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_same_folder_loads_as_the_base_class(name, windows, tmp_path, monkeypatch):
-    nested, _ = make_nested(make_picomodel(name), windows)
-    pruned = nested.materialise(random_policy(nested, 1))
+    sorted_model, _ = make_sorted_model(make_tiny_model(name), windows)
+    pruned = sorted_model.materialise(random_policy(sorted_model, 1))
     pruned.save_pretrained(tmp_path)
     layer_class = type(pruned.base_model.layers[0])
     build = layer_class.__init__

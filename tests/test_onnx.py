@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.test_after_pruning import EXAMPLES, prune_picomodel
+from tests.test_after_pruning import EXAMPLES, prune_tiny_model
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "qwen3", "gemma3", "phi3", "gpt-neox", "gpt2"])
@@ -12,7 +12,7 @@ def test_onnx_runtime_gives_the_logits_of_torch(name, tmp_path, monkeypatch, cap
     for module in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(module)
     script, output = EXAMPLES / "export_onnx.py", tmp_path / "model.onnx"
-    monkeypatch.setattr(sys, "argv", [str(script), str(prune_picomodel(name, tmp_path / "pruned")), str(output)])
+    monkeypatch.setattr(sys, "argv", [str(script), str(prune_tiny_model(name, tmp_path / "pruned")), str(output)])
     runpy.run_path(str(script), run_name="__main__")
     differences = re.findall(r"differ by (\S+)", capsys.readouterr().out)
     assert len(differences) == 3 and max(map(float, differences)) < 1e-4

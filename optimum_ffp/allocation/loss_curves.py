@@ -18,10 +18,10 @@ class CurveMapping:
     Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
     segments is optimal, and it is the same for every budget, so one set of scores serves all sparsities. Scores of
     zero give the prior: the policy that the curves alone ask for. A unit may also have several scores, for parts of
-    its curve that cover equally many items each: then what every part falls by is multiplied on its own.
+    its curve that cover equally many groups each: then what every part falls by is multiplied on its own.
 
     Args:
-        curves: Estimated loss in nats of every unit for every number of items kept, one array of shape `[items + 1]` a
+        curves: Estimated loss in nats of every unit for every number of groups kept, one array of shape `[groups + 1]` a
             unit. Not increasing.
     """
 
@@ -32,7 +32,7 @@ class CurveMapping:
     def __call__(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
         """The policy for these scores, shape `[units]`, or `[units, parts]` for parts of every curve."""
         if scores.ndim > 1:
-            return self._trusted(scores)(np.zeros(len(scores)), budget)
+            return self._multiplied(scores)(np.zeros(len(scores)), budget)
         unit, steps, cost, slope = self._segments(budget)
         weighted = slope * np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))[unit]
         order = np.argsort(-weighted, kind="stable")
@@ -44,7 +44,7 @@ class CurveMapping:
         units, first = np.unique(unit[order[affordable:]], return_index=True)
         waiting = units[np.argsort(first)]
         settled = np.setdiff1d(np.arange(len(budget.units)), waiting)
-        return budget.discretize_and_correct(sizes / budget.items, np.concatenate([waiting, settled]))
+        return budget.discretize_and_correct(sizes / budget.groups, np.concatenate([waiting, settled]))
 
     def predict(self, policy: PruningPolicy) -> np.ndarray:
         """What the curves say that every unit of a policy costs, nats, shape `[units]`."""
@@ -56,7 +56,7 @@ class CurveMapping:
         Args:
             fewer: The policy that keeps no more of any unit.
             more: The other one.
-            parts: Into how many parts of equally many items every curve is divided.
+            parts: Into how many parts of equally many groups every curve is divided.
 
         Returns:
             Share of every part, shape `[units, parts]`.
@@ -66,10 +66,10 @@ class CurveMapping:
             np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))
         return falls
 
-    def _trusted(self, scores: np.ndarray) -> "CurveMapping":
-        trust = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
+    def _multiplied(self, scores: np.ndarray) -> "CurveMapping":
+        multiplier = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
         curves = []
-        for row, curve in zip(trust, self.curves):
+        for row, curve in zip(multiplier, self.curves):
             falls = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
             curves.append(np.append(np.cumsum(falls[::-1])[::-1], 0.0))
         return CurveMapping(curves)
@@ -82,15 +82,15 @@ class CurveMapping:
                 sizes = np.arange(budget.smallest[index], budget.largest[index] + 1, budget.multiples[index])
                 corners = lower_hull(sizes, curve[sizes])
                 steps = np.diff(sizes[corners])
-                cost = steps * budget.item_parameters[index]
+                cost = steps * budget.group_parameters[index]
                 pieces.append((np.full(len(steps), index), steps, cost, -np.diff(curve[sizes[corners]]) / cost))
             self._hulls[key] = tuple(np.concatenate(column) for column in zip(*pieces))
         return self._hulls[key]
 
 
-def parts_of(items: int, parts: int) -> np.ndarray:
-    """The part that every item belongs to, most important first, shape `[items]`."""
-    return np.arange(items) * parts // items
+def parts_of(groups: int, parts: int) -> np.ndarray:
+    """The part that every group belongs to, most important first, shape `[groups]`."""
+    return np.arange(groups) * parts // groups
 
 
 def lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -21,12 +21,12 @@ class Budget:
     Args:
         units: The units of the model.
         sparsity: Fraction of the block parameters to remove, `σ`.
-        min_retention: Smallest fraction of its items that a unit may keep, `a_min`. At least one step always stays.
-        max_retention: Largest fraction of its items that a unit may keep, `a_max`.
+        min_retention: Smallest fraction of its groups that a unit may keep, `a_min`. At least one step always stays.
+        max_retention: Largest fraction of its groups that a unit may keep, `a_max`.
         precision: Grid that rates are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
 
     Attributes:
-        allowed: Parameters that the items kept may have together.
+        allowed: Parameters that the groups kept may have together.
         least_sparsity: The sparsity of the largest policy within the bounds.
         feasible: Smallest and largest sparsity that can be asked for, rounded to four places.
 
@@ -46,11 +46,11 @@ class Budget:
         self.sparsity = sparsity
         self.min_retention, self.max_retention = min_retention, max_retention
         self.precision = precision
-        self.items = np.array([unit.items for unit in units], dtype=np.int64)
+        self.groups = np.array([unit.groups for unit in units], dtype=np.int64)
         self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
-        self.item_parameters = np.array([unit.item_parameters for unit in units], dtype=np.int64)
-        self.quanta = self.multiples * self.item_parameters
-        steps = self.items / self.multiples
+        self.group_parameters = np.array([unit.group_parameters for unit in units], dtype=np.int64)
+        self.quanta = self.multiples * self.group_parameters
+        steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
         self._check_bounds()
@@ -76,20 +76,20 @@ class Budget:
 
     def _check_bounds(self) -> None:
         for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
-            if unit.items % unit.multiple:
+            if unit.groups % unit.multiple:
                 raise FFPError(
-                    f"{unit.name} has {unit.items} items, which {unit.multiple} does not divide; "
+                    f"{unit.name} has {unit.groups} groups, which {unit.multiple} does not divide; "
                     "choose ffn_multiple among the divisors of the FFN width"
                 )
             if smallest > largest:
                 raise FFPError(
                     f"{unit.name} has no size between min_retention {self.min_retention:g} and max_retention "
-                    f"{self.max_retention:g} in steps of {unit.multiple} of its {unit.items} items; widen the bounds"
+                    f"{self.max_retention:g} in steps of {unit.multiple} of its {unit.groups} groups; widen the bounds"
                 )
 
     def parameters(self, sizes: np.ndarray) -> int:
-        """Parameters of the items that these sizes keep."""
-        return int(sizes @ self.item_parameters)
+        """Parameters of the groups that these sizes keep."""
+        return int(sizes @ self.group_parameters)
 
     def policy(self, sizes: np.ndarray) -> PruningPolicy:
         """These sizes as a policy."""
@@ -108,7 +108,7 @@ class Budget:
         """
         if self.precision:
             rates = np.round(rates / self.precision) * self.precision
-        sizes = np.round(rates * self.items / self.multiples).astype(np.int64) * self.multiples
+        sizes = np.round(rates * self.groups / self.multiples).astype(np.int64) * self.multiples
         sizes = np.clip(sizes, self.smallest, self.largest)
         fine = self.quanta[preference] == self.quanta.min()
         order = np.concatenate([preference[fine], preference[~fine]])
@@ -139,7 +139,7 @@ class Budget:
         return remaining
 
     def _exchange(self, sizes: np.ndarray, coarse: np.ndarray, fine: np.ndarray, remaining: int) -> None:
-        spare = int((sizes - self.smallest)[fine] @ self.item_parameters[fine])
+        spare = int((sizes - self.smallest)[fine] @ self.group_parameters[fine])
         for unit in coarse:
             missing = int(self.quanta[unit]) - remaining
             if sizes[unit] < self.largest[unit] and missing <= spare:
@@ -172,8 +172,8 @@ def greedy(scores: np.ndarray, budget: Budget) -> PruningPolicy:
         budget: Bounds and parameters to spend.
     """
     _, preference = retention_scores(scores, budget)
-    low, high = budget.smallest / budget.items, budget.largest / budget.items
-    weights = budget.items * budget.item_parameters
+    low, high = budget.smallest / budget.groups, budget.largest / budget.groups
+    weights = budget.groups * budget.group_parameters
     rates = low.copy()
     remaining = budget.allowed - float(low @ weights)
     for unit in preference:
@@ -195,7 +195,7 @@ def water_filling(scores: np.ndarray, budget: Budget) -> PruningPolicy:
         budget: Bounds and parameters to spend.
     """
     squashed, preference = retention_scores(scores, budget)
-    steps = _fill(squashed, budget, budget.allowed) * budget.items / budget.multiples
+    steps = _fill(squashed, budget, budget.allowed) * budget.groups / budget.multiples
     return _level_fine_units(squashed, np.round(steps), budget, preference)
 
 
@@ -206,7 +206,7 @@ def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     make up for it together.
     """
     rates = np.full(len(budget.units), 1 - budget.sparsity)
-    steps = np.ceil(rates * budget.items / budget.multiples - 1e-9)
+    steps = np.ceil(rates * budget.groups / budget.multiples - 1e-9)
     return _level_fine_units(rates, steps, budget, np.arange(len(rates)))
 
 
@@ -216,13 +216,13 @@ def _level_fine_units(
     # The rounding of coarse units is worth many steps of a fine one: all fine units share it, not the first in order.
     coarse = budget.quanta > budget.quanta.min()
     sizes = np.clip(coarse_steps * budget.multiples, budget.smallest, budget.largest) * coarse
-    leveled = _fill(rates, budget, budget.allowed - float(sizes @ budget.item_parameters), ~coarse)
-    return budget.discretize_and_correct(np.where(coarse, sizes / budget.items, leveled), preference)
+    leveled = _fill(rates, budget, budget.allowed - float(sizes @ budget.group_parameters), ~coarse)
+    return budget.discretize_and_correct(np.where(coarse, sizes / budget.groups, leveled), preference)
 
 
 def _fill(rates: np.ndarray, budget: Budget, allowed: float, members: np.ndarray | bool = True) -> np.ndarray:
-    low, high = budget.smallest / budget.items, budget.largest / budget.items
-    weights = budget.items * budget.item_parameters * members
+    low, high = budget.smallest / budget.groups, budget.largest / budget.groups
+    weights = budget.groups * budget.group_parameters * members
     below, above = -2.0, 2.0
     for _ in range(60):
         level = (below + above) / 2

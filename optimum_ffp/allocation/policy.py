@@ -1,4 +1,4 @@
-"""What a pruning decision is: units, and how many items of every unit stay. Plain arithmetic, no torch."""
+"""What a pruning decision is: units, and how many groups of every unit stay. Plain arithmetic, no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..errors import FFPError
 
 
-# Share of a unit's items by which neighbouring policies differ.
+# Share of a unit's groups by which neighbouring policies differ.
 STEP = 1 / 12
 
 
@@ -17,34 +17,34 @@ class Unit:
 
     Attributes:
         layer: Index of the decoder layer.
-        kind: `"attention"` (items are KV groups: a KV head with all its query heads) or `"ffn"` (items are channels).
-        items: Number of items in the dense model.
-        item_parameters: Parameters that disappear with one item, biases included.
-        fixed_parameters: Parameters of the unit's projections that no item owns (the bias of its output projection).
-        multiple: Sizes are multiples of this many items.
+        kind: `"attention"` (groups are KV groups: a KV head with all its query heads) or `"ffn"` (groups are channels).
+        groups: Number of groups in the dense model.
+        group_parameters: Parameters that disappear with one group, biases included.
+        fixed_parameters: Parameters of the unit's projections that no group owns (the bias of its output projection).
+        multiple: Sizes are multiples of this many groups.
     """
 
     layer: int
     kind: Literal["attention", "ffn"]
-    items: int
-    item_parameters: int
+    groups: int
+    group_parameters: int
     fixed_parameters: int = 0
     multiple: int = 1
 
     @property
     def parameters(self) -> int:
         """Parameters of the dense unit, `w_i` of the paper's Algorithm 1."""
-        return self.items * self.item_parameters + self.fixed_parameters
+        return self.groups * self.group_parameters + self.fixed_parameters
 
     @property
     def quantum(self) -> int:
         """Parameters by which the unit can grow or shrink at the least."""
-        return self.multiple * self.item_parameters
+        return self.multiple * self.group_parameters
 
     @property
     def step(self) -> int:
-        """Items by which neighbouring sizes differ: about a twelfth of all, in whole multiples and at least one."""
-        return self.multiple * max(1, round(self.items * STEP / self.multiple))
+        """Groups by which neighbouring sizes differ: about a twelfth of all, in whole multiples and at least one."""
+        return self.multiple * max(1, round(self.groups * STEP / self.multiple))
 
     @property
     def name(self) -> str:
@@ -59,9 +59,9 @@ def block_parameters(units: Sequence[Unit]) -> int:
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """How many items every unit keeps.
+    """How many groups every unit keeps.
 
-    Items are sorted by importance once, so a size is all there is to say: unit `i` keeps its first `sizes[i]` items.
+    Groups are sorted by importance once, so a size is all there is to say: unit `i` keeps its first `sizes[i]` groups.
     """
 
     units: tuple[Unit, ...]
@@ -71,23 +71,23 @@ class PruningPolicy:
         if len(self.units) != len(self.sizes):
             raise FFPError(f"a policy has one size a unit: found {len(self.sizes)} sizes for {len(self.units)} units")
         for unit, size in zip(self.units, self.sizes):
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= unit.items:
-                raise FFPError(f"{unit.name} can keep 1 to {unit.items} items, found {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= unit.groups:
+                raise FFPError(f"{unit.name} can keep 1 to {unit.groups} groups, found {size!r}")
 
     @classmethod
     def dense(cls, units: Sequence[Unit]) -> "PruningPolicy":
         """The policy that keeps everything."""
-        return cls(tuple(units), tuple(unit.items for unit in units))
+        return cls(tuple(units), tuple(unit.groups for unit in units))
 
     @property
     def retentions(self) -> tuple[float, ...]:
-        """Fraction of its items that every unit keeps, `a_i`."""
-        return tuple(size / unit.items for unit, size in zip(self.units, self.sizes))
+        """Fraction of its groups that every unit keeps, `a_i`."""
+        return tuple(size / unit.groups for unit, size in zip(self.units, self.sizes))
 
     @property
     def kept_parameters(self) -> int:
         """Parameters of the projections of all decoder blocks that stay."""
-        return sum(size * unit.item_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes))
+        return sum(size * unit.group_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes))
 
     @property
     def sparsity(self) -> float:
@@ -98,14 +98,14 @@ class PruningPolicy:
 
     def neighbours(self) -> tuple["PruningPolicy", "PruningPolicy"]:
         """The policies in which every unit keeps a step less and a step more, as far as it can."""
-        fewer = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
-        more = tuple(min(unit.items, k + unit.step) for unit, k in zip(self.units, self.sizes))
-        return PruningPolicy(self.units, fewer), PruningPolicy(self.units, more)
+        down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
+        up = tuple(min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
+        return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form: one row a unit, with its size in the dense and in the pruned model."""
         rows = [
-            {"layer": unit.layer, "unit": unit.kind, "items": unit.items, "kept": size, "retention": round(rate, 6)}
+            {"layer": unit.layer, "unit": unit.kind, "items": unit.groups, "kept": size, "retention": round(rate, 6)}
             for unit, size, rate in zip(self.units, self.sizes, self.retentions)
         ]
         return {"sparsity": self.sparsity, "units": rows}
@@ -122,6 +122,6 @@ class PruningPolicy:
             sizes = tuple(row["kept"] for row in data["units"])
         except (KeyError, TypeError) as error:
             raise FFPError(f"this is no saved policy: {error!r} where a list of units was expected") from None
-        if found != [(unit.layer, unit.kind, unit.items) for unit in units]:
+        if found != [(unit.layer, unit.kind, unit.groups) for unit in units]:
             raise FFPError("the saved policy belongs to a model with other layers, heads or FFN widths than this one")
         return cls(tuple(units), sizes)

@@ -6,47 +6,47 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..allocation.policy import PruningPolicy
-from ..compression.sorted_model import NestedModel
+from ..compression.sorted_model import SortedModel
 from ..utils.lm_head import decode, logits_in_pieces
 from ..utils.precision import computing_in
 from ..utils.progress import progress_bar
 
 
-# Of its items, what a unit is left with while its slope is measured.
+# Of its groups, what a unit is left with while its slope is measured.
 PROBE_RETENTION = 2 / 3
 
 
 @torch.no_grad()
 def measure_slopes(
-    nested: NestedModel, windows: torch.Tensor, errors: list[np.ndarray], dtype: torch.dtype | None = None
+    sorted_model: SortedModel, windows: torch.Tensor, errors: list[np.ndarray], dtype: torch.dtype | None = None
 ) -> list[float]:
     """Loss in nats per output error of every unit, from pruning one unit at a time.
 
-    Every unit alone is pruned to two thirds of its items and repaired by ridge regression. The divergence from the
+    Every unit alone is pruned to two thirds of its groups and repaired by ridge regression. The divergence from the
     dense model, `KL(dense ‖ pruned)`, is what its Fisher matrix would predict to second order, never negative, and far
     less noisy than a difference of losses on a few windows.
 
     Args:
-        nested: The sorted model, with its ridge factors.
+        sorted_model: The sorted model, with its ridge factors.
         windows: Token ids, shape `[windows, window length]`.
-        errors: Output error `Σ_{j≥k} ‖V_j‖²` of every unit by number of items kept, each of shape `[items + 1]`.
+        errors: Output error `Σ_{j≥k} ‖V_j‖²` of every unit by number of groups kept, each of shape `[groups + 1]`.
         dtype: Type to compute in under autocast; `None` for the model's own.
 
     Returns:
         One slope a unit, at least 0.
     """
-    dense = PruningPolicy.dense(nested.units)
-    probes = [max(1, min(unit.items - 1, round(PROBE_RETENTION * unit.items))) for unit in nested.units]
+    dense = PruningPolicy.dense(sorted_model.units)
+    probes = [max(1, min(unit.groups - 1, round(PROBE_RETENTION * unit.groups))) for unit in sorted_model.units]
     divergences = torch.zeros(len(probes), dtype=torch.float64)
     with progress_bar(len(windows) * len(probes), "Slopes", "probe") as bar:
         for window in windows.split(1):
-            expected = _decode(nested, dense, {}, window, dtype)
+            expected = _decode(sorted_model, dense, {}, window, dtype)
             for index, size in enumerate(probes):
                 sizes = list(dense.sizes)
                 sizes[index] = size
-                output = {index: nested.compensated_output(index, size)}
-                found = _decode(nested, PruningPolicy(nested.units, tuple(sizes)), output, window, dtype)
-                divergences[index] += _divergence(nested.model, expected, found, dtype) / windows.numel()
+                output = {index: sorted_model.compensated_output(index, size)}
+                found = _decode(sorted_model, PruningPolicy(sorted_model.units, tuple(sizes)), output, window, dtype)
+                divergences[index] += _divergence(sorted_model.model, expected, found, dtype) / windows.numel()
                 bar.update()
     return [
         max(0.0, float(divergence)) / max(float(error[size]), torch.finfo(torch.float32).tiny)
@@ -55,13 +55,13 @@ def measure_slopes(
 
 
 def _decode(
-    nested: NestedModel,
+    sorted_model: SortedModel,
     policy: PruningPolicy,
     outputs: dict[int, torch.Tensor],
     window: torch.Tensor,
     dtype: torch.dtype | None,
 ) -> ModelOutput:
-    with nested.applied(policy, outputs) as model, computing_in(model.device, dtype):
+    with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
         return decode(model, window)
 
 

@@ -69,7 +69,7 @@ def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: tor
 
 
 def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
-    """What the loss grows by when a unit keeps its first `k` items, after ridge regression, for every `k`.
+    """What the loss grows by when a unit keeps its first `k` groups, after ridge regression, for every `k`.
 
     With `H + λI = L Lᵀ` in the sorted order and `V = W L`, calibration leaves exactly `Σ_{j≥k} ‖V_j‖²` of output error
     in the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
@@ -77,14 +77,14 @@ def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> n
     Args:
         ridge: The unit's factor and weight.
         fisher: `G`, shape `[out_features, out_features]`; `None` for the output error as it is.
-        block: Columns of one item.
+        block: Columns of one group.
 
     Returns:
-        Nats a token (or squared output error a token), float64, shape `[items + 1]`, falling to 0.
+        Nats a token (or squared output error a token), float64, shape `[groups + 1]`, falling to 0.
     """
     rotated = ridge.weight.float() @ ridge.factor.to(ridge.weight.device)
     losses = (
         rotated.square().sum(0) if fisher is None else (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
     )
-    per_item = losses.view(-1, block).sum(1).double().cpu().numpy()
-    return np.append(np.cumsum(per_item[::-1])[::-1], 0.0)
+    per_group = losses.view(-1, block).sum(1).double().cpu().numpy()
+    return np.append(np.cumsum(per_group[::-1])[::-1], 0.0)

@@ -35,7 +35,7 @@ class Statistics:
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
     def permuted(self, order: torch.Tensor, block: int) -> "Statistics":
-        """The same statistics with items of `block` features each reordered; `order` has shape `[items]`."""
+        """The same statistics with groups of `block` features each reordered; `order` has shape `[groups]`."""
         gram = permute_blocks(permute_blocks(self.gram, 0, block, order), 1, block, order)
         return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..allocation.loss_curves import CurveMapping
 from ..compression.ridge import PrefixRidge
-from ..compression.sorted_model import NestedModel
+from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..modeling.families import Family, ModelUnit
 from ..utils.batch_size import with_halving_batches
@@ -19,7 +19,7 @@ from ..utils.resume import Journal
 from .curve_estimation import measure_slopes
 from .fisher import collect_fisher, loss_curve
 from .gram import collect_statistics, describe_shortage, matrix_device, pack, unpack
-from .importance import order_items
+from .importance import order_groups
 
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ class Prepared:
     """What searches share.
 
     Attributes:
-        nested: The model with its items sorted, with the factors of its ridge regressions.
+        sorted_model: The model with its groups sorted, with the factors of its ridge regressions.
         curves: Loss curves of all units, if the config's mapping needs them.
     """
 
-    nested: NestedModel
+    sorted_model: SortedModel
     curves: CurveMapping | None
 
 
@@ -47,7 +47,7 @@ def prepare(
     meter: StageMeter,
     journal: Journal,
 ) -> Prepared:
-    """Runs the calibration windows through the dense model, sorts its items and factors what they will need.
+    """Runs the calibration windows through the dense model, sorts its groups and factors what they will need.
 
     Args:
         model: The dense model. Its heads and channels are reordered in place.
@@ -84,32 +84,33 @@ def prepare(
             journal,
             "importance",
             lambda: [
-                order_items(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
+                order_groups(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
                 for unit, found, fisher in zip(units, statistics, fishers)
             ],
         )
-    nested = NestedModel(model, units, orders, family)
+    sorted_model = SortedModel(model, units, orders, family)
     if not config.needs_factors:
-        return Prepared(nested, None)
+        return Prepared(sorted_model, None)
 
     with meter.stage("factorisation"):
-        nested.ridges = []
+        sorted_model.ridges = []
         for unit, order in zip(units, orders):
             # A factor takes the place of its Gram matrix: there is never a second set of matrices.
             gram = statistics.pop(0).permuted(order, unit.output.block).gram
             weight = unit.output.module.weight.data
-            nested.ridges.append(PrefixRidge(weight, gram, config.ridge_lambda, config.ridge_lambda_relative))
+            sorted_model.ridges.append(PrefixRidge(weight, gram, config.ridge_lambda, config.ridge_lambda_relative))
         if config.mapping != "curves":
-            return Prepared(nested, None)
+            return Prepared(sorted_model, None)
         curves = [
-            loss_curve(ridge, fisher, unit.output.block) for ridge, fisher, unit in zip(nested.ridges, fishers, units)
+            loss_curve(ridge, fisher, unit.output.block)
+            for ridge, fisher, unit in zip(sorted_model.ridges, fishers, units)
         ]
     if not config.grad:
         with meter.stage("slopes"):
             probed = windows[: config.slope_samples]
-            slopes = journal.value("slopes", lambda: measure_slopes(nested, probed, curves, dtype))
+            slopes = journal.value("slopes", lambda: measure_slopes(sorted_model, probed, curves, dtype))
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
-    return Prepared(nested, CurveMapping(curves))
+    return Prepared(sorted_model, CurveMapping(curves))
 
 
 def _by_unit(journal: Journal, name: str, measure: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:

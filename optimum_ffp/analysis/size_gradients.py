@@ -7,28 +7,28 @@ import torch
 from torch import nn
 
 from ..allocation.policy import PruningPolicy
-from ..compression.sorted_model import NestedModel
+from ..compression.sorted_model import SortedModel
 from .backward import UNKNOWN, backward_passes
 
 
 @dataclass(frozen=True)
-class LossSlopes:
+class SizeGradients:
     """Losses of a policy, and their change to first order where one unit goes to a neighbouring size.
 
     Attributes:
         losses: Nats a token, shape `[windows]`.
-        fewer: Change where the unit goes to its size in the smaller of `policy.neighbours()`, `[windows, units]`.
-        more: The same for the larger one.
+        down: Change where the unit goes to its size in the smaller of `policy.neighbours()`, `[windows, units]`.
+        up: The same for the larger one.
     """
 
     losses: np.ndarray
-    fewer: np.ndarray
-    more: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
 
 
-def measure_loss_slopes(
-    nested: NestedModel, policy: PruningPolicy, windows: torch.Tensor, dtype: torch.dtype | None = None
-) -> LossSlopes:
+def measure_size_gradients(
+    sorted_model: SortedModel, policy: PruningPolicy, windows: torch.Tensor, dtype: torch.dtype | None = None
+) -> SizeGradients:
     """One forward and one backward pass a window, after ridge regression, for all units at once.
 
     A compensated unit's output is `Σ_{j<k} V_j z_j` for every size `k` (see `PrefixRidge.components`). The model runs
@@ -37,28 +37,28 @@ def measure_loss_slopes(
     z_j`, and giving up those before `k` by the same sum with the opposite sign.
 
     Args:
-        nested: The sorted model, with its ridge factors.
+        sorted_model: The sorted model, with its ridge factors.
         policy: Where to measure.
         windows: Token ids, shape `[windows, window length]`.
         dtype: Type to compute in under autocast; `None` for the model's own.
     """
-    fewer, more = policy.neighbours()
+    down, up = policy.neighbours()
     slopes = np.zeros((2, len(windows), len(policy.units)))
     losses = np.zeros(len(windows))
     probes, outputs = [], {}
-    for index, unit in enumerate(nested.model_units):
-        low, kept, high = (one.sizes[index] * unit.output.block for one in (fewer, policy, more))
-        weight = nested.compensated_output(index, policy.sizes[index])
-        probes.append(_Probe(*nested.ridges[index].components(low, high), kept - low, weight.dtype))
+    for index, unit in enumerate(sorted_model.model_units):
+        low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
+        weight = sorted_model.compensated_output(index, policy.sizes[index])
+        probes.append(_Probe(*sorted_model.ridges[index].components(low, high), kept - low, weight.dtype))
         outputs[index] = nn.functional.pad(weight, (0, high - kept))
-    watchers = {unit.output.module: probe.watch for unit, probe in zip(nested.model_units, probes)}
-    layers = nested.model.base_model.get_submodule(nested.family.layers)
-    with nested.applied(more, outputs) as model:
+    watchers = {unit.output.module: probe.watch for unit, probe in zip(sorted_model.model_units, probes)}
+    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
+    with sorted_model.applied(up, outputs) as model:
         for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
             losses[number] = loss
             slopes[:, number] = np.array([probe.finish() for probe in probes]).T
     tokens = windows.shape[1] - 1
-    return LossSlopes(losses / tokens, *(slopes / tokens))
+    return SizeGradients(losses / tokens, *(slopes / tokens))
 
 
 class _Probe:

@@ -167,7 +167,7 @@ def command_line(result: PruningResult) -> str:
         "trust_remote_code": result.trust_remote_code or None,
         "warm_start": short_name(agent) if agent and AGENT.holds(config) else None,
         "sparsity": values["sparsity"],
-        **_stated_knobs(config, values),
+        **_stated_options(config, values),
     }
     words = ["optimum-cli ffp prune"]
     for name, value in stated.items():
@@ -181,8 +181,8 @@ def command_line(result: PruningResult) -> str:
     return " ".join(words)
 
 
-def _stated_knobs(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that a command has to state, and the seed: those that its preset wouldn't give."""
+def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """The options that a command has to state, and the seed: those that its preset wouldn't give."""
     for preset in (values["preset"], FFPConfig.preset):
         # Without a backward pass, or with a reward before calibration, others have another default too.
         defaults = FFPConfig(preset=preset, grad=values["grad"], reward=values["reward"]).to_dict()
@@ -192,5 +192,5 @@ def _stated_knobs(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
     alone = FFPConfig(preset=preset)
     defaults |= {"preset": FFPConfig.preset, "grad": alone.grad, "reward": alone.reward, "seed": None}
     values = values | {"preset": preset}
-    read = [name for name in config.knob_names() if name != "sparsity" and config.reads(name)]
+    read = [name for name in config.option_names() if name != "sparsity" and config.reads(name)]
     return {name: values[name] for name in read if values[name] != defaults[name]}

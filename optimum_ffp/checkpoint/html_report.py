@@ -115,18 +115,18 @@ def _held_out(result: PruningResult) -> dict[str, Any] | None:
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:
-    """One row a layer: for attention and FFN the items kept, and what calibration measured."""
+    """One row a layer: for attention and FFN the groups kept, and what calibration measured."""
     fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
     layers: dict[int, dict[str, Any]] = {}
     for unit, size in zip(result.policy.units, result.policy.sizes):
-        cell = {"kept": size, "dense": unit.items, "fit": fits.get((unit.layer, unit.kind))}
+        cell = {"kept": size, "dense": unit.groups, "fit": fits.get((unit.layer, unit.kind))}
         layers.setdefault(unit.layer, {"layer": unit.layer})[unit.kind] = cell
     return list(layers.values())
 
 
 def _settings(result: PruningResult) -> list[tuple[str, str]]:
     config = result.config
-    values = {name: getattr(config, name) for name in config.knob_names()}
+    values = {name: getattr(config, name) for name in config.option_names()}
     values |= {name: dataset_name(values[name]) for name in PLACES if values.get(name)}
     return [(name, _show(value)) for name, value in values.items()]
 

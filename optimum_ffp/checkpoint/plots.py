@@ -18,7 +18,7 @@ COLORS = {
 }
 KINDS = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}
 # The prior often is the policy kept, so its marker is large enough to be seen behind.
-FRONT = {"uniform": ("#7a7a7a", "s", 5), "prior": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
+FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
 # Inches. Wide enough for eighty layers, and text of 10 points stays legible where the picture is shown at half size.
 WIDTH, DPI = 9, 150
 

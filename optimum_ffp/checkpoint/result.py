@@ -21,7 +21,7 @@ class PruningResult:
     Attributes:
         model: The pruned model, a real `PreTrainedModel`.
         tokenizer: The dense model's.
-        config: All knobs; `config.sparsity` is what was asked for.
+        config: All options; `config.sparsity` is what was asked for.
         policy: What every unit keeps.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
@@ -75,7 +75,7 @@ class PruningResult:
         return self.perplexities.get("calibrated", self.perplexities.get("searched"))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `ffp_config.json` keeps beside the knobs."""
+        """What `ffp_config.json` keeps beside the options."""
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,

@@ -14,10 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..options import CHOICES, Condition, Knobs
+from ..options import CHOICES, Condition, Options
 
 
-KNOBS = {field.name: field for field in fields(Knobs)}
+OPTIONS = {field.name: field for field in fields(Options)}
 SEQ_LEN_DEFAULT = "what the model has positions for, up to 2048"
 METAVARS = {int: "N", float: "X"}
 
@@ -43,17 +43,17 @@ def add_option(group: ArgumentParser | _ArgumentGroup, name: str, *short: str, h
         group.add_argument(f"--{dest}", help=SUPPRESS, **options)
 
 
-def add_knob(group: _ArgumentGroup, name: str, help: str, default: str | None = None, **options: Any) -> None:
-    """Adds an option for a knob of `FFPConfig`, which stays `None` if it isn't given.
+def add_config_option(group: _ArgumentGroup, name: str, help: str, default: str | None = None, **options: Any) -> None:
+    """Adds an option for an option of `FFPConfig`, which stays `None` if it isn't given.
 
     Args:
         group: Where to add it.
         name: Of the option.
         help: What it is.
         default: What happens if it isn't given, if that takes more than the value.
-        options: Of `add_argument`, where they don't follow from the knob's type.
+        options: Of `add_argument`, where they don't follow from the option's type.
     """
-    field = KNOBS[name.replace("-", "_")]
+    field = OPTIONS[name.replace("-", "_")]
     kinds = [kind for kind in get_args(field.type) if kind in (int, float, str)]
     if field.type is bool:
         options.setdefault("action", BooleanOptionalAction)

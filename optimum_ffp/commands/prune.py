@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import AGENT, Condition
-from ..options import READ_WHEN as KNOBS_READ_WHEN
+from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
     StoreOnce,
+    add_config_option,
     add_hub_options,
-    add_knob,
     add_load_options,
     add_option,
     add_text_column,
@@ -83,32 +83,32 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
 
     data = parser.add_argument_group("Data")
-    add_knob(
+    add_config_option(
         data,
         "dataset",
         "Text to calibrate and search on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, "
         "validation and test files, or self (text sampled from the model, which takes a while: choose fewer "
         "--num-samples).",
     )
-    add_knob(data, "eval-dataset", "Text to report perplexity on.", "the test split of --dataset")
+    add_config_option(data, "eval-dataset", "Text to report perplexity on.", "the test split of --dataset")
     add_text_column(data)
 
     pruning = parser.add_argument_group("Pruning")
-    add_knob(
+    add_config_option(
         pruning,
         "sparsity",
         "Fraction of the decoder blocks' parameters to remove. Several share one agent and give a Pareto front.",
         type=fraction,
         nargs="+",
     )
-    add_knob(
+    add_config_option(
         pruning,
         "method",
         "How it is found what every layer keeps: ffp (a search that learns from the loss), prior (no search: what "
         "measurements of the single layers say), uniform (the same share everywhere), or, to compare with, the "
         "searches random and evolutionary.",
     )
-    add_knob(
+    add_config_option(
         pruning,
         "preset",
         "Where values that are not given come from: default, or paper for those of the FastForward Pruning paper.",
@@ -120,26 +120,26 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         help="JSON file of settings, such as the ffp_config.json of a pruned model. Options given here win, --preset "
         "over all that it sets. Default: none.",
     )
-    add_knob(pruning, "seed", "Of everything random.")
+    add_config_option(pruning, "seed", "Of everything random.")
 
     text = parser.add_argument_group("Advanced: how much text")
-    add_knob(text, "num-samples", "Calibration windows.")
-    add_knob(text, "search-samples", "Search windows.")
-    add_knob(text, "eval-samples", "Test windows.", "all")
-    add_knob(text, "seq-len", "Tokens a window.", SEQ_LEN_DEFAULT)
-    add_knob(text, "self-share", "Share of calibration and search windows that the model writes.")
+    add_config_option(text, "num-samples", "Calibration windows.")
+    add_config_option(text, "search-samples", "Search windows.")
+    add_config_option(text, "eval-samples", "Test windows.", "all")
+    add_config_option(text, "seq-len", "Tokens a window.", SEQ_LEN_DEFAULT)
+    add_config_option(text, "self-share", "Share of calibration and search windows that the model writes.")
 
     units = parser.add_argument_group("Advanced: what may be removed")
-    add_knob(
+    add_config_option(
         units,
         "criterion",
         "How the importance of heads and channels within a layer is measured.",
         "fisher-obs, or obs with --no-grad",
     )
-    add_knob(units, "min-retention", "Smallest fraction of its heads or channels that a layer keeps.")
-    add_knob(units, "max-retention", "Largest fraction of its heads or channels that a layer keeps.")
-    add_knob(units, "rate-precision", "Grid that these fractions are rounded to.", "none")
-    add_knob(
+    add_config_option(units, "min-retention", "Smallest fraction of its heads or channels that a layer keeps.")
+    add_config_option(units, "max-retention", "Largest fraction of its heads or channels that a layer keeps.")
+    add_config_option(units, "rate-precision", "Grid that these fractions are rounded to.", "none")
+    add_config_option(
         units,
         "ffn-multiple",
         "FFN widths are multiples of this.",
@@ -147,20 +147,26 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
 
     search = parser.add_argument_group("Advanced: search")
-    add_knob(
+    add_config_option(
         search,
         "agent",
-        "What searches with --method ffp: pathwise follows the derivative of the loss, bandit needs no backward pass, "
+        "What searches with --method ffp: gradient follows the derivative of the loss, bandit needs no backward pass, "
         "ppo is the paper's.",
-        "pathwise, or bandit with --no-grad or --reward searched",
+        "gradient, or bandit with --no-grad or --reward searched",
     )
-    add_knob(search, "search-steps", "Candidates to evaluate; one with a backward pass counts for three.")
-    add_knob(search, "update-samples", "Search windows that one update of the agent sees.")
-    add_knob(search, "candidates", "Candidates of one update of the agent.")
-    add_knob(search, "reward", "Whether candidates are judged as the search leaves them, or after ridge regression.")
-    add_knob(search, "mapping", "How scores of the agent become sizes of the layers.")
-    add_knob(search, "fisher-samples", "Calibration windows of the backward pass that measures what the loss feels.")
-    add_knob(search, "slope-samples", "With --no-grad, calibration windows on which pruning one layer is tried.")
+    add_config_option(search, "search-steps", "Candidates to evaluate; one with a backward pass counts for three.")
+    add_config_option(search, "update-samples", "Search windows that one update of the agent sees.")
+    add_config_option(search, "candidates", "Candidates of one update of the agent.")
+    add_config_option(
+        search, "reward", "Whether candidates are judged as the search leaves them, or after ridge regression."
+    )
+    add_config_option(search, "mapping", "How scores of the agent become sizes of the layers.")
+    add_config_option(
+        search, "fisher-samples", "Calibration windows of the backward pass that measures what the loss feels."
+    )
+    add_config_option(
+        search, "slope-samples", "With --no-grad, calibration windows on which pruning one layer is tried."
+    )
     add_option(
         search,
         "warm-start",
@@ -177,38 +183,40 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
 
     ppo = parser.add_argument_group("Advanced: the paper's agent (--agent ppo)")
-    add_knob(ppo, "alpha-start", "Fraction of the sparsity and of the windows that the search begins with.")
-    add_knob(ppo, "learning-rate", "Step size of the optimizer.")
-    add_knob(ppo, "clip-range", "How far one update may move the agent.")
-    add_knob(ppo, "hidden-sizes", "Widths of its network's layers.")
+    add_config_option(ppo, "alpha-start", "Fraction of the sparsity and of the windows that the search begins with.")
+    add_config_option(ppo, "learning-rate", "Step size of the optimizer.")
+    add_config_option(ppo, "clip-range", "How far one update may move the agent.")
+    add_config_option(ppo, "hidden-sizes", "Widths of its network's layers.")
 
     repair = parser.add_argument_group("Advanced: calibration")
-    add_knob(
+    add_config_option(
         repair,
         "calibration",
         "How the weights that stay are repaired: layer by layer from what the pruned layers before produce, by ridge "
         "regression for every layer alone, or not at all.",
     )
-    add_knob(repair, "ridge-lambda", "Strength of the ridge regression's penalty.")
-    add_knob(repair, "ridge-lambda-relative", "Whether that is relative to the size of the layer's inputs.")
-    add_knob(repair, "dense-target", "Share of the dense model in what sequential calibration aims at.")
-    add_knob(
+    add_config_option(repair, "ridge-lambda", "Strength of the ridge regression's penalty.")
+    add_config_option(repair, "ridge-lambda-relative", "Whether that is relative to the size of the layer's inputs.")
+    add_config_option(repair, "dense-target", "Share of the dense model in what sequential calibration aims at.")
+    add_config_option(
         repair,
         "sequential-lambda",
         "Pull of sequential calibration towards what ridge regression gives.",
         "chosen for every layer on held-out windows",
     )
-    add_knob(repair, "held-out-samples", "Search windows that sequential calibration is measured on.")
+    add_config_option(repair, "held-out-samples", "Search windows that sequential calibration is measured on.")
 
     resources = parser.add_argument_group("Advanced: resources")
     add_load_options(resources)
-    add_knob(resources, "batch-size", "Windows a forward pass.")
-    add_knob(
+    add_config_option(resources, "batch-size", "Windows a forward pass.")
+    add_config_option(
         resources,
         "grad",
         "Whether backward passes may be run. Without them less memory is needed, and the search knows less.",
     )
-    add_knob(resources, "search-dtype", "Type to evaluate candidates in: auto is bfloat16 where the hardware has it.")
+    add_config_option(
+        resources, "search-dtype", "Type to evaluate candidates in: auto is bfloat16 where the hardware has it."
+    )
 
     hub = parser.add_argument_group("Advanced: the Hub")
     add_hub_options(hub)
@@ -239,13 +247,15 @@ def read_config(args: Namespace) -> "FFPConfig":
     """The config of the file, if one is named, with the options that were given."""
     from ..config import FFPConfig
 
-    given = {name: getattr(args, name, None) for name in FFPConfig.knob_names() if name != "sparsity"}
+    given = {name: getattr(args, name, None) for name in FFPConfig.option_names() if name != "sparsity"}
     given = {name: value for name, value in given.items() if value is not None}
     if args.sparsity:
         given["sparsity"] = args.sparsity[0]
     config = FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
     # What a file holds, or Python is given, may serve several methods; what is typed is meant for this prune.
-    check_read([*given, *(["warm_start"] if args.warm_start else [])], KNOBS_READ_WHEN | {"warm_start": AGENT}, config)
+    check_read(
+        [*given, *(["warm_start"] if args.warm_start else [])], OPTIONS_READ_WHEN | {"warm_start": AGENT}, config
+    )
     return config
 
 

@@ -10,19 +10,19 @@ from ..data import DataSplits
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
 from .sequential import calibrate_sequentially
-from .sorted_model import NestedModel
+from .sorted_model import SortedModel
 
 
 def repair(
-    nested: NestedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
+    sorted_model: SortedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
 ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
     """Fits the output projections of a policy in the way that the config names.
 
     Args:
-        nested: The sorted model, with its ridge factors.
+        sorted_model: The sorted model, with its ridge factors.
         policy: What to keep.
         data: Calibration windows to fit to, and search windows to choose λ on.
-        config: `calibration` and its knobs.
+        config: `calibration` and its options.
         journal: Keeps what was fitted one by one.
 
     Returns:
@@ -32,20 +32,20 @@ def repair(
     if config.calibration == "none":
         return None, {}
     if config.calibration == "ridge":
-        return nested.compensated(policy), {}
+        return sorted_model.compensated(policy), {}
     held_out = data.search.first(config.held_out_samples)
     fits = calibrate_sequentially(
-        nested,
+        sorted_model,
         policy,
         data.calibration.tokens,
         held_out.tokens,
         config.dense_target,
         config.sequential_lambda,
-        autocast_dtype(nested.model, config.search_dtype),
+        autocast_dtype(sorted_model.model, config.search_dtype),
         journal,
     )
     rows = [
         {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
-        for unit, fit in ((nested.units[index], fit) for index, fit in sorted(fits.items()))
+        for unit, fit in ((sorted_model.units[index], fit) for index, fit in sorted(fits.items()))
     ]
     return {index: fit.weight for index, fit in fits.items()}, {"units": rows} | held_out.describe()

@@ -1,4 +1,4 @@
-"""Ridge regression that makes the items kept stand in for those removed (Eq. 6 and 7 of the paper)."""
+"""Ridge regression that makes the groups kept stand in for those removed (Eq. 6 and 7 of the paper)."""
 
 import torch
 

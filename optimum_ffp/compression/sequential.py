@@ -15,7 +15,7 @@ from ..utils.precision import float32_products
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .layer_runner import LayerRunner, enter
-from .sorted_model import NestedModel
+from .sorted_model import SortedModel
 
 
 # λ is chosen from these, relative to the mean diagonal of the kept inputs' Gram matrix. Those of `STRONG_LAMBDAS` are
@@ -51,7 +51,7 @@ class UnitFit:
 
 @torch.no_grad()
 def calibrate_sequentially(
-    nested: NestedModel,
+    sorted_model: SortedModel,
     policy: PruningPolicy,
     windows: torch.Tensor,
     held_out: torch.Tensor,
@@ -68,7 +68,7 @@ def calibrate_sequentially(
     own; `m = 1` lets it make up for all units before it, which fits the calibration text better and other text worse.
 
     Args:
-        nested: The sorted model, with its ridge factors.
+        sorted_model: The sorted model, with its ridge factors.
         policy: What to keep.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
         held_out: Windows of the same length that nothing was fitted to; λ is chosen on them.
@@ -86,13 +86,13 @@ def calibrate_sequentially(
         FFPError: If what a unit reads is not finite.
     """
     journal = journal or Journal()
-    layers = nested.model.base_model.get_submodule(nested.family.layers)
-    states, arguments = enter(nested.model, layers, torch.cat([windows, held_out]), dtype)
-    calibration = _Calibration(nested, policy, states, len(windows), dense_target, ridge_lambda)
+    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
+    states, arguments = enter(sorted_model.model, layers, torch.cat([windows, held_out]), dtype)
+    calibration = _Calibration(sorted_model, policy, states, len(windows), dense_target, ridge_lambda)
     with progress_bar(len(layers), "Calibration", "layer") as bar:
         for index, layer in enumerate(layers):
             runner = LayerRunner(layer, arguments[index], dtype)
-            members = [member for member, unit in enumerate(nested.units) if unit.layer == index]
+            members = [member for member, unit in enumerate(sorted_model.units) if unit.layer == index]
             for member in members:
                 fit = partial(calibration.fit, member, runner, member == members[-1])
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
@@ -116,14 +116,14 @@ class _Calibration:
 
     def __init__(
         self,
-        nested: NestedModel,
+        sorted_model: SortedModel,
         policy: PruningPolicy,
         states: torch.Tensor,
         windows: int,
         dense_target: float,
         ridge_lambda: float | None,
     ):
-        self.nested, self.policy, self.windows = nested, policy, windows
+        self.sorted_model, self.policy, self.windows = sorted_model, policy, windows
         self.in_dense, self.in_pruned = states, states.clone()
         self.dense_layers = 0
         self.dense_target, self.ridge_lambda = dense_target, ridge_lambda
@@ -135,8 +135,8 @@ class _Calibration:
         That is made anew for every window, rather than kept for all. With the last unit of a layer the states of the
         dense model go on to the next, which saves a pass.
         """
-        weight, unit = self.nested.dense_output(member), self.nested.model_units[member]
-        start, module = self.nested.compensated_output(member, self.policy.sizes[member]), unit.output.module
+        weight, unit = self.sorted_model.dense_output(member), self.sorted_model.model_units[member]
+        start, module = self.sorted_model.compensated_output(member, self.policy.sizes[member]), unit.output.module
         seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
         for number, (in_dense, in_pruned) in enumerate(zip(self.in_dense.split(1), self.in_pruned.split(1))):
             if last:
@@ -165,15 +165,15 @@ class _Calibration:
 
     def _applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
         """The model with what is fitted of this layer. It is the layer alone that will run."""
-        sizes, outputs = [unit.items for unit in self.nested.units], {}
+        sizes, outputs = [unit.groups for unit in self.sorted_model.units], {}
         for member, fit in self.fits.items():
-            if self.nested.units[member].layer == layer:
+            if self.sorted_model.units[member].layer == layer:
                 sizes[member], outputs[member] = self.policy.sizes[member], fit.weight
-        return self.nested.applied(PruningPolicy(self.nested.units, tuple(sizes)), outputs)
+        return self.sorted_model.applied(PruningPolicy(self.sorted_model.units, tuple(sizes)), outputs)
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Prunes the unit and gives it the weights of its fit."""
-        self.fits[member] = UnitFit.unpack(fit, self.nested.dense_output(member).device)
+        self.fits[member] = UnitFit.unpack(fit, self.sorted_model.dense_output(member).device)
 
 
 class _Moments:

@@ -1,4 +1,4 @@
-"""A model with its items sorted by importance, so that every policy is a prefix of it."""
+"""A model with its groups sorted by importance, so that every policy is a prefix of it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ from .ridge import PrefixRidge
 
 @dataclass(frozen=True)
 class SortedTensor:
-    """A parameter of a projection, its items sorted.
+    """A parameter of a projection, its groups sorted.
 
     Attributes:
         module, name: Where it is.
         full: All of it.
-        dim: The dimension whose entries belong to items.
-        blocks: Entries of one item, once for each of the projections that are fused in it.
+        dim: The dimension whose entries belong to groups.
+        blocks: Entries of one group, once for each of the projections that are fused in it.
     """
 
     module: nn.Module
@@ -33,11 +33,11 @@ class SortedTensor:
     blocks: tuple[int, ...]
 
     def prefix(self, size: int) -> torch.Tensor:
-        """The first `size` items: a view, or a copy where projections are fused, since their prefixes lie apart."""
-        items = self.full.shape[self.dim] // sum(self.blocks)
-        if size == items:
+        """The first `size` groups: a view, or a copy where projections are fused, since their prefixes lie apart."""
+        groups = self.full.shape[self.dim] // sum(self.blocks)
+        if size == groups:
             return self.full
-        parts = self.full.split([items * block for block in self.blocks], self.dim)
+        parts = self.full.split([groups * block for block in self.blocks], self.dim)
         views = [part.narrow(self.dim, 0, size * block) for part, block in zip(parts, self.blocks)]
         return views[0] if len(views) == 1 else torch.cat(views, self.dim)
 
@@ -49,13 +49,13 @@ def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
         dim, blocks = parts[0].dim, tuple(part.block for part in parts)
         for name in parts[0].tensors():
             parameter = getattr(module, name)
-            fused = zip(parameter.data.split([unit.unit.items * block for block in blocks], dim), blocks)
+            fused = zip(parameter.data.split([unit.unit.groups * block for block in blocks], dim), blocks)
             parameter.data = torch.cat([permute_blocks(rows, dim, block, order) for rows, block in fused], dim)
             found.append(SortedTensor(module, name, parameter.data, dim, blocks))
     return found
 
 
-class NestedModel:
+class SortedModel:
     """Runs any policy on views `W[:k]` of weights that were sorted once: no masks, no copies.
 
     Sorting reorders heads and channels of the given model in place, which leaves its function as it was.
@@ -63,7 +63,7 @@ class NestedModel:
     Args:
         model: The dense model. It is reordered in place.
         units: Its units.
-        orders: Items from most to least important, one tensor a unit, each of shape `[items]`.
+        orders: Groups from most to least important, one tensor a unit, each of shape `[groups]`.
         family: The record of its family.
     """
 
@@ -89,7 +89,7 @@ class NestedModel:
         return {index: self.compensated_output(index, size) for index, size in enumerate(policy.sizes)}
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
-        """That of one unit with this many items, shape `[out_features, kept columns]`."""
+        """That of one unit with this many groups, shape `[out_features, kept columns]`."""
         return self.ridges[index].compensated(size * self.model_units[index].output.block)
 
     @contextmanager

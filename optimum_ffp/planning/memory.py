@@ -17,7 +17,7 @@ from ..utils.lm_head import POSITIONS
 PROCESS_BYTES = 640 * 2**20
 # glibc takes larger blocks from the system one by one and gives them back as soon as they are free.
 RETURNED_BYTES = 32 * 2**20
-# What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while items are eliminated
+# What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while groups are eliminated
 # one after another, while the matrix is factored, and while a unit is fitted, there beside its output weights.
 ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 42, 44
 
@@ -74,7 +74,7 @@ class MemoryModel:
         model: The dense model; on the meta device it costs nothing.
         units: Its units.
         family: The record of its family.
-        config: All knobs but the sparsity.
+        config: All options but the sparsity.
         sparsity: Of the pruned model.
         placement: Where things are.
 
@@ -148,7 +148,7 @@ class MemoryModel:
         passes = self._forward(self.size) | self._logits(self.size)
         yield self._stage("evaluation", weights | outputs | passes, factors)
         pruned = {"pruned model": self.pruned}
-        yield self._stage("surgery", weights | outputs, factors, pruned)
+        yield self._stage("slicing", weights | outputs, factors, pruned)
         yield self._stage("save", weights, factors, pruned)
 
     def _stage(

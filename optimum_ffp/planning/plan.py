@@ -106,7 +106,7 @@ class Plan:
     def describe(self) -> str:
         """All of it as a text of several lines."""
         low, high = self.feasible
-        counts = Counter((unit.kind, unit.items, unit.multiple) for unit in self.units)
+        counts = Counter((unit.kind, unit.groups, unit.multiple) for unit in self.units)
         rows = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
             ("family", self.family),
@@ -143,9 +143,9 @@ class Plan:
         return f"{'at most ' if stage == 'search' else ''}{count:,}"
 
 
-def _describe_units(count: int, kind: str, items: int, multiple: int) -> str:
+def _describe_units(count: int, kind: str, groups: int, multiple: int) -> str:
     what = "KV groups" if kind == "attention" else "channels"
-    return f"{count} x {kind} of {items:,} {what}" + (f" in steps of {multiple}" if multiple > 1 else "")
+    return f"{count} x {kind} of {groups:,} {what}" + (f" in steps of {multiple}" if multiple > 1 else "")
 
 
 def _gib(size: int) -> str:
@@ -165,7 +165,7 @@ def make_plan(
 
     Args:
         model_config: The dense model's config.
-        config: All knobs; the default ones if `None`.
+        config: All options; the default ones if `None`.
         sparsities: Fractions of the block parameters to remove; `config.sparsity` if `None`.
         device: Where the model will go; the accelerator if there is one.
         dtype: `"auto"` for the config's, or a name of a torch type.

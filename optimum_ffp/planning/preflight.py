@@ -38,7 +38,7 @@ def find_problems(
 
     Args:
         plan: What the prune needs.
-        config: All knobs.
+        config: All options.
         folders: Where checkpoints go.
         front: Files that the Pareto front is written to, and what they begin with.
         work_folder: Where finished work is kept for a resumption.

@@ -16,7 +16,7 @@ from .task import SearchResult, SearchTask
 NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared in (0.0, 0.03, 0.1, 0.3)]
 
 
-class TrustPosterior:
+class MultiplierPosterior:
     """Bayesian linear regression of measured losses on what the curves predict.
 
     The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, K)`: a unit whose curve is right has
@@ -79,7 +79,7 @@ class TrustPosterior:
 def search_with_bandit(
     task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None = None
 ) -> SearchResult:
-    """Thompson sampling: draw trusts from the posterior, evaluate what they ask for, update, repeat.
+    """Thompson sampling: draw multipliers from the posterior, evaluate what they ask for, update, repeat.
 
     A contextual linear bandit, the single-step problem with a model of the reward in place of a network: context is
     the sparsity, the action is the trust in every curve, and the reward is linear in the unknown trusts. Each update
@@ -88,7 +88,7 @@ def search_with_bandit(
     between them (what was learned from few windows is half noise) and the best candidates too.
 
     Args:
-        task: What to search for. Its actions are trusts of the curves behind `task.curves`.
+        task: What to search for. Its actions are multipliers of the curves behind `task.curves`.
         config: Candidates of an update.
         warm_start: Posterior of a search at other sparsities: its equations are taken over.
 
@@ -96,7 +96,7 @@ def search_with_bandit(
         FFPError: If `warm_start` is no posterior for this number of units.
     """
     generator = np.random.default_rng(config.seed)
-    posterior = TrustPosterior(task.units)
+    posterior = MultiplierPosterior(task.units)
     if warm_start is not None:
         posterior.observe(*_read_posterior(warm_start, task.actions))
     budget = task.steps - task.finalists

@@ -9,7 +9,7 @@ from ..errors import FFPError
 
 
 # Trust in a curve can't be negative, and beyond these factors a unit is at its bounds anyway.
-TRUST_RANGE = (0.05, 20.0)
+MULTIPLIER_RANGE = (0.05, 20.0)
 # Prior standard deviations of trust: of what all units have in common, of what varies smoothly with depth (over this
 # part of the model's depth, for attention and FFN apart), and of a unit on its own.
 COMMON_SPREAD, DEPTH_SPREAD, OWN_SPREAD = 0.5, 0.4, 0.2
@@ -38,12 +38,12 @@ def shared_covariance(units: Sequence[Unit]) -> np.ndarray:
     return COMMON_SPREAD**2 + DEPTH_SPREAD**2 * near
 
 
-def to_scores(trust: np.ndarray) -> np.ndarray:
+def to_scores(multiplier: np.ndarray) -> np.ndarray:
     """Raw scores of a curve mapping: the logarithm of the trust."""
-    return np.log(np.clip(trust, *TRUST_RANGE))
+    return np.log(np.clip(multiplier, *MULTIPLIER_RANGE))
 
 
-class TrustRegression:
+class MultiplierRegression:
     """Bayesian linear regression of measured slopes on how far the curves fall.
 
     With `C_p` what the curve of a unit falls by in part `p` between the sizes of two neighbours, and `C = Σ C_p`,
@@ -54,7 +54,7 @@ class TrustRegression:
         Σ T_p C_p = D + q C    where the unit keeps them (D is that of giving them up),
         Σ T_p C_p = -(D + q C) where it does not         (D is that of keeping them too).
 
-    So every slope, divided by `C`, is one linear equation in the trusts `T` and the curvature of the unit's kind, all
+    So every slope, divided by `C`, is one linear equation in the multipliers `T` and the curvature of the unit's kind, all
     of which are 1 if the curves are right. Parts of one curve that are close, and units of one kind that are close in
     depth, lend each other strength.
 
@@ -75,16 +75,16 @@ class TrustRegression:
             "error": np.zeros(0),
         }
 
-    def observe(self, fewer: np.ndarray, more: np.ndarray, loses: np.ndarray, gains: np.ndarray) -> None:
+    def observe(self, down: np.ndarray, up: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> None:
         """Adds what was measured at one policy.
 
         Args:
-            fewer: First-order change where a unit goes to its smaller neighbouring size, `[windows, units]`.
-            more: The same for the larger one.
-            loses: What the curves fall by from the smaller size to the policy's, shape `[units, PARTS]`.
-            gains: What they fall by from the policy's size to the larger one.
+            down: First-order change where a unit goes to its smaller neighbouring size, `[windows, units]`.
+            up: The same for the larger one.
+            falls_down: What the curves fall by from the smaller size to the policy's, shape `[units, PARTS]`.
+            falls_up: What they fall by from the policy's size to the larger one.
         """
-        for sign, slopes, falls in ((1.0, fewer, loses), (-1.0, -more, gains)):
+        for sign, slopes, falls in ((1.0, down, falls_down), (-1.0, -up, falls_up)):
             (known,) = np.nonzero(falls.sum(1) > FLAT)
             total = falls[known].sum(1)
             slopes = slopes[:, known] / total

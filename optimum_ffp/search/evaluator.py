@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ..allocation.policy import PruningPolicy
-from ..analysis.size_gradients import LossSlopes, measure_loss_slopes
-from ..compression.sorted_model import NestedModel
+from ..analysis.size_gradients import SizeGradients, measure_size_gradients
+from ..compression.sorted_model import SortedModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity, window_losses
 from ..options import GRADIENT_COST
@@ -25,7 +25,7 @@ class CandidateEvaluator:
     share it, whatever they were begun with.
 
     Args:
-        nested: The model with its items sorted.
+        sorted_model: The model with its groups sorted.
         windows: Search windows, token ids of shape `[windows, window length]`.
         compensated: Whether candidates are evaluated after ridge regression.
         batch_size: Windows a forward pass.
@@ -41,7 +41,7 @@ class CandidateEvaluator:
 
     def __init__(
         self,
-        nested: NestedModel,
+        sorted_model: SortedModel,
         windows: torch.Tensor,
         compensated: bool = False,
         batch_size: int = 1,
@@ -49,7 +49,12 @@ class CandidateEvaluator:
         journal: Journal | None = None,
         dense_losses: np.ndarray | None = None,
     ):
-        self.nested, self.windows, self.compensated, self.batch_size = nested, windows, compensated, batch_size
+        self.sorted_model, self.windows, self.compensated, self.batch_size = (
+            sorted_model,
+            windows,
+            compensated,
+            batch_size,
+        )
         self.dtype = dtype
         self.journal = (journal or Journal()).part(windows.tolist(), compensated, batch_size, str(dtype))
         self.evaluations = self.tokens = self.non_finite = 0
@@ -63,7 +68,7 @@ class CandidateEvaluator:
             FFPError: If its perplexity isn't finite.
         """
         if self._dense is None:
-            self._dense = self._kept_losses(PruningPolicy.dense(self.nested.units), np.arange(len(self.windows)))
+            self._dense = self._kept_losses(PruningPolicy.dense(self.sorted_model.units), np.arange(len(self.windows)))
             if not math.isfinite(to_perplexity(float(self._dense.mean()))):
                 raise FFPError(
                     "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -79,7 +84,7 @@ class CandidateEvaluator:
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 
-    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> LossSlopes:
+    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
         """Losses of one policy on the windows with these indices and how they change with the size of every unit.
 
         A forward and a backward pass, which counts as three times its tokens.
@@ -87,10 +92,12 @@ class CandidateEvaluator:
         chosen = self.windows[torch.from_numpy(windows)]
 
         def measure() -> list[list]:
-            found = with_halving_batches(lambda _: measure_loss_slopes(self.nested, policy, chosen, self.dtype), 1)
-            return [found.losses.tolist(), found.fewer.tolist(), found.more.tolist()]
+            found = with_halving_batches(
+                lambda _: measure_size_gradients(self.sorted_model, policy, chosen, self.dtype), 1
+            )
+            return [found.losses.tolist(), found.down.tolist(), found.up.tolist()]
 
-        found = LossSlopes(*map(np.array, self._journal_of(policy, windows).value("slopes", measure)))
+        found = SizeGradients(*map(np.array, self._journal_of(policy, windows).value("slopes", measure)))
         self.evaluations += 1
         self.tokens += GRADIENT_COST * chosen.numel()
         self.non_finite += int(not np.isfinite(found.losses).all())
@@ -105,6 +112,6 @@ class CandidateEvaluator:
         return np.array(journal.value("losses", lambda: self._losses(policy, chosen).tolist()))
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
-        outputs = self.nested.compensated(policy) if self.compensated else None
-        with self.nested.applied(policy, outputs) as model, computing_in(model.device, self.dtype):
+        outputs = self.sorted_model.compensated(policy) if self.compensated else None
+        with self.sorted_model.applied(policy, outputs) as model, computing_in(model.device, self.dtype):
             return with_halving_batches(lambda size: window_losses(model, windows, size), self.batch_size).numpy()

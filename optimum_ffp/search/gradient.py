@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import FFPConfig
 from ..options import GRADIENT_COST
-from .curve_posterior import PARTS, TrustRegression, to_scores
+from .curve_posterior import PARTS, MultiplierRegression, to_scores
 from .task import SearchResult, SearchTask
 
 
@@ -23,38 +23,38 @@ def search_by_gradient(
     The action is the logarithm of the trust in every part of every loss curve, and the reward's derivative is not
     guessed from how candidates compare, as by the bandit: it is followed through the model (a pathwise derivative). At
     a policy it says for every unit how the loss really changes from its size to the next smaller and larger one, which
-    a regression turns into trusts of the curves around that size. The next policy is made from them. That ends where
+    a regression turns into multipliers of the curves around that size. The next policy is made from them. That ends where
     no step of a unit is worth more than another's, and every update measures anew the steps that the last one took.
 
     The evaluations that are left for finalists compare on all windows of the pool the last scores and the prior, and
-    of a longer search what the trusts ask for undamped and the mean of the scores of its second half too.
+    of a longer search what the multipliers ask for undamped and the mean of the scores of its second half too.
 
     Args:
-        task: What to search for. Its actions are trusts of parts of `task.curves`.
+        task: What to search for. Its actions are multipliers of parts of `task.curves`.
         config: Windows of one update.
         warm_start: What a search at another sparsity has measured.
 
     Raises:
         FFPError: If `warm_start` is not of this number of units.
     """
-    trusts = TrustRegression(task.units)
+    multipliers = MultiplierRegression(task.units)
     if warm_start is not None:
-        trusts.restore(warm_start)
+        multipliers.restore(warm_start)
     order = np.random.default_rng(config.seed).permutation(task.max_samples)
-    trail = [trusts.solve()]
+    trail = [multipliers.solve()]
     for update in range((task.steps - task.finalists) // GRADIENT_COST):
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
         policy = task.map_scores(_damped(trail[-1]), task.sparsity)
-        fewer, more = task.slopes(policy, windows)
-        if np.isfinite(fewer).all() and np.isfinite(more).all():
+        down, up = task.slopes(policy, windows)
+        if np.isfinite(down).all() and np.isfinite(up).all():
             smaller, larger = policy.neighbours()
-            loses = task.curves.falls(smaller, policy, PARTS)
-            trusts.observe(fewer, more, loses, task.curves.falls(policy, larger, PARTS))
-        trail.append(trusts.solve())
-    settled = np.mean([_damped(trust) for trust in trail[len(trail) // 2 :]], axis=0)
+            falls_down = task.curves.falls(smaller, policy, PARTS)
+            multipliers.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
+        trail.append(multipliers.solve())
+    settled = np.mean([_damped(multiplier) for multiplier in trail[len(trail) // 2 :]], axis=0)
     answers = [_damped(trail[-1]), np.zeros(task.actions), to_scores(trail[-1]), settled]
-    return task.conclude(answers[: task.finalists], trusts.state())
+    return task.conclude(answers[: task.finalists], multipliers.state())
 
 
-def _damped(trust: np.ndarray) -> np.ndarray:
-    return to_scores(1 + DAMPING * (trust - 1))
+def _damped(multiplier: np.ndarray) -> np.ndarray:
+    return to_scores(1 + DAMPING * (multiplier - 1))

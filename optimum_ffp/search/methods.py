@@ -17,7 +17,7 @@ Method = Callable[[SearchTask, FFPConfig, Agent | None], SearchResult]
 
 def search_with_agent(task: SearchTask, config: FFPConfig, warm_start: Agent | None) -> SearchResult:
     """FastForward Pruning: single-step reinforcement learning with the agent that the config names."""
-    if config.agent == "pathwise":
+    if config.agent == "gradient":
         return search_by_gradient(task, config, warm_start)
     if config.agent == "bandit":
         return search_with_bandit(task, config, warm_start)
@@ -29,13 +29,13 @@ def search_with_agent(task: SearchTask, config: FFPConfig, warm_start: Agent | N
 
 METHODS: dict[str, Method] = {
     "ffp": search_with_agent,
-    "prior": evaluate_once,
+    "no-search": evaluate_once,
     "random": search_at_random,
     "evolutionary": search_by_evolution,
     "uniform": evaluate_once,
 }
 # Methods that evaluate one candidate whatever may be spent.
-NO_SEARCH = ("prior", "uniform")
+NO_SEARCH = ("no-search", "uniform")
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: Agent | None = None) -> SearchResult:

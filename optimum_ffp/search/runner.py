@@ -26,7 +26,7 @@ class FoundPolicy:
 
     Attributes:
         policy: What every unit keeps.
-        config: All knobs; `config.sparsity` is what was asked for.
+        config: All options; `config.sparsity` is what was asked for.
         record: Counts and figures of the search.
         log: One record a candidate evaluation.
         agent: Weights of the agent for policy transfer, if the method has one.
@@ -46,7 +46,7 @@ class PolicySearch:
         prepared: The sorted model, its ridge factors and loss curves.
         windows: Search windows.
         budget: Bounds and parameters to spend at a sparsity.
-        config: All knobs.
+        config: All options.
         dtype: Type to compute candidates in under autocast; `None` for the model's own.
         journal: Keeps what candidates were worth.
         dense_losses: Losses of the dense model on these windows, if another search has measured them.
@@ -63,10 +63,10 @@ class PolicySearch:
         dense_losses: np.ndarray | None = None,
     ):
         self.curves, self.windows, self.budget, self.config = prepared.curves, windows, budget, config
-        self.units = prepared.nested.units
+        self.units = prepared.sorted_model.units
         compensated = config.reward == "calibrated"
         self.evaluator = CandidateEvaluator(
-            prepared.nested, windows.tokens, compensated, config.batch_size, dtype, journal, dense_losses
+            prepared.sorted_model, windows.tokens, compensated, config.batch_size, dtype, journal, dense_losses
         )
         self.mapping = uniform if config.method == "uniform" else self.curves or MAPPINGS[config.mapping]
 
@@ -115,4 +115,4 @@ class PolicySearch:
         scores, budget = np.zeros(len(self.units)), self.budget(self.config.sparsity)
         policies = [mapping(scores, budget) for mapping in (uniform, self.mapping)]
         losses = self.evaluator(policies, np.arange(len(self.windows))).mean(1)
-        return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "prior"), losses)}
+        return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "no-search"), losses)}

@@ -17,15 +17,15 @@ def finalist_count(steps: int) -> int:
     return min(max(2, steps // 16), steps)
 
 
-class Slopes(Protocol):
+class SizeGradients(Protocol):
     """Losses of a policy, nats a token, shape `[windows]`, and how they change to first order.
 
-    `fewer` and `more`, each of shape `[windows, units]`, are for one unit going to its size in `policy.neighbours()`.
+    `down` and `up`, each of shape `[windows, units]`, are for one unit going to its size in `policy.neighbours()`.
     """
 
     losses: np.ndarray
-    fewer: np.ndarray
-    more: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
 
 
 class Evaluate(Protocol):
@@ -36,7 +36,7 @@ class Evaluate(Protocol):
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token."""
 
-    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> Slopes:
+    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
         """Losses of one policy on these windows and their slopes, by a backward pass."""
 
 
@@ -116,7 +116,7 @@ class SearchTask:
         """
         found = self.evaluate.slopes(policy, windows)
         self._account([policy], found.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
-        return found.fewer, found.more
+        return found.down, found.up
 
     def _account(
         self,

@@ -10,15 +10,15 @@ from optimum_ffp.allocation.mapping import Budget
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 
 
-def falling_curve(items: int, seed: int, decay: float) -> np.ndarray:
-    steps = np.random.default_rng(seed).uniform(0.5, 1.5, items) * decay ** np.arange(items)
+def falling_curve(groups: int, seed: int, decay: float) -> np.ndarray:
+    steps = np.random.default_rng(seed).uniform(0.5, 1.5, groups) * decay ** np.arange(groups)
     return np.append(np.cumsum(steps[::-1])[::-1], 0.0)
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.4]))
-def test_prior_is_optimal_on_convex_curves(seed, sparsity):
+def test_equal_scores_are_optimal_on_convex_curves(seed, sparsity):
     units = [Unit(layer, "ffn", 6, 10) for layer in range(4)]
-    # Convex: every further item that goes costs more than the one before.
+    # Convex: every further group that goes costs more than the one before.
     steps = np.sort(np.random.default_rng(seed).uniform(0, 1, (4, 6)))
     curves = [np.append(np.cumsum(row)[::-1], 0.0) for row in steps]
     budget = Budget(units, sparsity)
@@ -41,20 +41,20 @@ def test_budget_holds(scores, sparsity, seed):
         Unit(i // 2, "attention" if i % 2 == 0 else "ffn", 4 if i % 2 == 0 else 400, 700 if i % 2 == 0 else 9)
         for i in range(8)
     ]
-    curves = [falling_curve(unit.items, seed + i, 0.9) for i, unit in enumerate(units)]
+    curves = [falling_curve(unit.groups, seed + i, 0.9) for i, unit in enumerate(units)]
     policy = CurveMapping(curves)(np.array(scores), Budget(units, sparsity, 0.2))
     gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
     assert 0 <= gap < 9 + 1
 
 
-def test_a_trusted_curve_gets_more():
+def test_a_curve_with_a_large_multiplier_gets_more():
     units = [Unit(layer, "ffn", 100, 10) for layer in range(3)]
     mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
     sizes = [mapping(np.array([score, 0.0, 0.0]), Budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_part_that_is_trusted_is_kept_and_one_that_is_not_goes():
+def test_a_part_with_a_large_multiplier_is_kept_and_one_with_a_small_goes():
     units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
     mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
     scores = np.zeros((3, 4))
@@ -71,8 +71,8 @@ def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
     budget = Budget(units, sparsity, 0.2)
     whole, parts = mapping(np.array(scores), budget), mapping(np.tile(np.array(scores)[:, None], 12), budget)
-    trust = np.exp(scores)
-    costs = [float(trust @ mapping.predict(policy)) for policy in (whole, parts)]
+    multiplier = np.exp(scores)
+    costs = [float(multiplier @ mapping.predict(policy)) for policy in (whole, parts)]
     assert costs[0] == pytest.approx(costs[1])
 
 

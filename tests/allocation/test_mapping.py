@@ -27,8 +27,8 @@ units_strategy = st.lists(
         Unit,
         layer=st.integers(0, 50),
         kind=st.sampled_from(["attention", "ffn"]),
-        items=st.integers(1, 40).map(lambda steps: steps * 4),
-        item_parameters=st.integers(1, 5000),
+        groups=st.integers(1, 40).map(lambda steps: steps * 4),
+        group_parameters=st.integers(1, 5000),
         fixed_parameters=st.integers(0, 100),
         multiple=st.sampled_from([1, 2, 4]),
     ),
@@ -63,7 +63,7 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
     assert (sizes >= budget.smallest).all() and (sizes <= budget.largest).all()
     assert (sizes % budget.multiples == 0).all()
     finest, coarsest = budget.quanta.min(), budget.quanta.max()
-    room = ((budget.largest - budget.smallest) * budget.item_parameters)[budget.quanta == finest].sum()
+    room = ((budget.largest - budget.smallest) * budget.group_parameters)[budget.quanta == finest].sum()
     assert gap < coarsest + 1
     if room >= coarsest:
         assert gap < finest + 1
@@ -72,7 +72,7 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
 def check_infeasible(units, sparsity, bounds):
     def kept(retention, rounding):
         return sum(
-            max(1, rounding(retention * unit.items / unit.multiple)) * unit.quantum + unit.fixed_parameters
+            max(1, rounding(retention * unit.groups / unit.multiple)) * unit.quantum + unit.fixed_parameters
             for unit in units
         )
 
@@ -109,14 +109,14 @@ def test_the_sparsity_that_an_error_suggests_can_be_met():
 
 
 def test_width_that_the_multiple_does_not_divide_is_refused():
-    with pytest.raises(FFPError, match="layer 3 ffn has 100 items, which 32 does not divide"):
+    with pytest.raises(FFPError, match="layer 3 ffn has 100 groups, which 32 does not divide"):
         Budget([Unit(3, "ffn", 100, 10, multiple=32)], 0.2)
 
 
 def test_greedy_is_all_or_nothing_in_the_order_of_the_scores():
     units = [Unit(layer, "ffn", 100, 10) for layer in range(4)]
     policy = greedy(np.array([0.3, -1.0, 2.0, 0.1]), Budget(units, 0.5, 0.2))
-    # 200 items stay: 20 everywhere, then 80 to the first, and the last 40 to the second in order.
+    # 200 groups stay: 20 everywhere, then 80 to the first, and the last 40 to the second in order.
     assert policy.sizes == (60, 20, 100, 20)
 
 

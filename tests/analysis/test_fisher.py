@@ -28,19 +28,19 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
     assert curve[12] == 0 and (np.diff(curve) <= 1e-9).all()
 
 
-def test_fisher_matrices_predict_small_changes_of_the_loss(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
-    before = copy.deepcopy(picomodel.state_dict())
-    fishers = collect_fisher(picomodel, units, layers_of(picomodel), windows.repeat(20, 1))
+def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    before = copy.deepcopy(tiny_model.state_dict())
+    fishers = collect_fisher(tiny_model, units, layers_of(tiny_model), windows.repeat(20, 1))
     assert not any(unit.output.module._forward_hooks for unit in units)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in picomodel.state_dict().items())
-    logits = picomodel(windows).logits.log_softmax(-1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
+    logits = tiny_model(windows).logits.log_softmax(-1)
     unit, fisher = units[-1], fishers[-1]
     assert torch.allclose(fisher, fisher.T, atol=1e-6)
     # A constant shift d of the last FFN's output changes the KL divergence by d' G d / 2 to second order.
     shift = 0.05 * torch.randn(32, generator=torch.Generator().manual_seed(3))
     hook = unit.output.module.register_forward_hook(lambda module, inputs, output: output + shift)
-    moved = picomodel(windows).logits.log_softmax(-1)
+    moved = tiny_model(windows).logits.log_softmax(-1)
     hook.remove()
     measured = (logits.exp() * (logits - moved)).sum(-1).mean()
     predicted = shift @ fisher @ shift / 2
@@ -48,27 +48,29 @@ def test_fisher_matrices_predict_small_changes_of_the_loss(picomodel, windows):
     assert 0.5 < predicted / measured < 2.0
 
 
-def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
-    recomputed = collect_fisher(picomodel, units, layers_of(picomodel), windows)
-    kept = collect_fisher(picomodel, units, [], windows)
+def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    recomputed = collect_fisher(tiny_model, units, layers_of(tiny_model), windows)
+    kept = collect_fisher(tiny_model, units, [], windows)
     assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-9) for one, other in zip(recomputed, kept))
-    assert not any("forward" in vars(layer) for layer in layers_of(picomodel))
+    assert not any("forward" in vars(layer) for layer in layers_of(tiny_model))
 
 
-def test_layers_keep_the_hooks_that_accelerate_has_given_them(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
-    layers = layers_of(picomodel)
-    alone = collect_fisher(picomodel, units, layers, windows)
+def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    layers = layers_of(tiny_model)
+    alone = collect_fisher(tiny_model, units, layers, windows)
     for layer in layers:
         add_hook_to_module(layer, AlignDevicesHook("cpu", io_same_device=True))
     wrapped = [vars(layer)["forward"] for layer in layers]
-    hooked = collect_fisher(picomodel, units, layers, windows)
+    hooked = collect_fisher(tiny_model, units, layers, windows)
     assert all(torch.equal(one, other) for one, other in zip(alone, hooked))
     assert [vars(layer)["forward"] for layer in layers] == wrapped
 
 
-def test_same_seed_same_matrices(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
-    first, again, other = (collect_fisher(picomodel, units, layers_of(picomodel), windows, seed) for seed in (0, 0, 1))
+def test_same_seed_same_matrices(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    first, again, other = (
+        collect_fisher(tiny_model, units, layers_of(tiny_model), windows, seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])

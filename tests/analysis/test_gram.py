@@ -4,8 +4,8 @@ from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.modeling.families import find_units, get_family
 
 
-def test_statistics_equal_those_of_the_recorded_inputs(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
+def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     recorded = {}
 
     def record(index):
@@ -15,11 +15,11 @@ def test_statistics_equal_those_of_the_recorded_inputs(picomodel, windows):
         return hook
 
     hooks = [unit.output.module.register_forward_pre_hook(record(index)) for index, unit in enumerate(units)]
-    picomodel(windows)
+    tiny_model(windows)
     for hook in hooks:
         hook.remove()
     for batch_size in (1, 4):
-        for index, found in enumerate(collect_statistics(picomodel, units, windows, batch_size)):
+        for index, found in enumerate(collect_statistics(tiny_model, units, windows, batch_size)):
             inputs = recorded[index]
             assert found.tokens == len(inputs) == windows.numel()
             assert torch.allclose(found.gram, inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-4)
@@ -27,18 +27,18 @@ def test_statistics_equal_those_of_the_recorded_inputs(picomodel, windows):
             assert torch.allclose(found.variance, inputs.var(0, correction=0), rtol=1e-2, atol=1e-3)
 
 
-def test_no_hook_is_left_behind(picomodel, windows):
-    units = find_units(picomodel, get_family(picomodel.config.model_type))
-    collect_statistics(picomodel, units, windows)
+def test_no_hook_is_left_behind(tiny_model, windows):
+    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    collect_statistics(tiny_model, units, windows)
     assert not any(unit.output.module._forward_pre_hooks for unit in units)
 
 
-def test_permuted_reorders_whole_items(picomodel, windows):
-    unit = find_units(picomodel, get_family(picomodel.config.model_type))[0]
-    (found,) = collect_statistics(picomodel, [unit], windows)
-    items, block = unit.unit.items, unit.output.block
-    order = torch.arange(items).flip(0)
-    index = torch.cat([torch.arange(item * block, (item + 1) * block) for item in order.tolist()])
+def test_permuted_reorders_whole_groups(tiny_model, windows):
+    unit = find_units(tiny_model, get_family(tiny_model.config.model_type))[0]
+    (found,) = collect_statistics(tiny_model, [unit], windows)
+    groups, block = unit.unit.groups, unit.output.block
+    order = torch.arange(groups).flip(0)
+    index = torch.cat([torch.arange(group * block, (group + 1) * block) for group in order.tolist()])
     moved = found.permuted(order, block)
     assert torch.equal(moved.gram, found.gram[index][:, index])
     assert torch.equal(moved.mean, found.mean[index])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from optimum_ffp.analysis.gram import Statistics
-from optimum_ffp.analysis.importance import OBS_DAMPING, flap, order_items, wanda
+from optimum_ffp.analysis.importance import OBS_DAMPING, flap, order_groups, wanda
 from optimum_ffp.compression.ridge import ridge_direct
 
 
@@ -13,7 +13,7 @@ def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
     columns = weight.abs().sum(0) * inputs.norm(dim=0)
     assert torch.allclose(wanda(weight, found, 1), columns)
     assert torch.allclose(wanda(weight, found, 2), torch.stack([columns[:2].sum(), columns[2:].sum()]))
-    assert order_items("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
+    assert order_groups("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
 
 
 def random_problem(features: int = 16):
@@ -36,13 +36,13 @@ def test_flap_is_weight_norm_times_variance():
 @pytest.mark.parametrize("block", [1, 4])
 def test_obs_removes_what_ridge_regression_replaces_best(block):
     weight, found, _ = random_problem()
-    items = 16 // block
-    order = order_items("obs", weight, found, block).tolist()
-    assert sorted(order) == list(range(items))
+    groups = 16 // block
+    order = order_groups("obs", weight, found, block).tolist()
+    assert sorted(order) == list(range(groups))
 
     def loss(removed):
-        # What Eq. 6 leaves when these items are gone, solved as it stands.
-        gone = [item * block + column for item in removed for column in range(block)]
+        # What Eq. 6 leaves when these groups are gone, solved as it stands.
+        gone = [group * block + column for group in removed for column in range(block)]
         kept = [column for column in range(16) if column not in gone]
         index = torch.tensor(kept + gone)
         moved = found.gram[index][:, index]
@@ -54,7 +54,7 @@ def test_obs_removes_what_ridge_regression_replaces_best(block):
         return float((change @ damped * change).sum())
 
     removed = []
-    for item in reversed(order[1:]):
-        best = min((loss([*removed, other]), other) for other in range(items) if other not in removed)[1]
-        assert item == best
-        removed.append(item)
+    for group in reversed(order[1:]):
+        best = min((loss([*removed, other]), other) for other in range(groups) if other not in removed)[1]
+        assert group == best
+        removed.append(group)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.analysis.size_gradients import measure_loss_slopes
+from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.compression.test_sorted_model import make_nested, random_policy
+from tests.compression.test_sorted_model import make_sorted_model, random_policy
 
 
 STEP = 1e-3
@@ -27,48 +27,48 @@ def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
         assert torch.allclose(directions @ mixing.T, expected, atol=1e-4)
 
 
-def test_slopes_are_finite_differences_of_the_loss(picomodel, windows):
-    nested, _ = make_nested(picomodel.double(), windows)
-    policy = random_policy(nested, 2)
-    fewer, more = policy.neighbours()
-    found = measure_loss_slopes(nested, policy, windows)
-    assert found.losses == pytest.approx(_losses(nested, policy, policy, windows, 0, 0.0), rel=1e-6)
+def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model.double(), windows)
+    policy = random_policy(sorted_model, 2)
+    down, up = policy.neighbours()
+    found = measure_size_gradients(sorted_model, policy, windows)
+    assert found.losses == pytest.approx(_losses(sorted_model, policy, policy, windows, 0, 0.0), rel=1e-6)
     for index in range(len(policy.units)):
-        for neighbour, slope in ((fewer, found.fewer), (more, found.more)):
-            below, above = (_losses(nested, policy, neighbour, windows, index, step) for step in (-STEP, STEP))
+        for neighbour, slope in ((down, found.down), (up, found.up)):
+            below, above = (_losses(sorted_model, policy, neighbour, windows, index, step) for step in (-STEP, STEP))
             expected = (above - below) / (2 * STEP)
             assert np.allclose(slope[:, index], expected, atol=3e-4 + 1e-2 * np.abs(expected).max())
 
 
-def _losses(nested, policy, neighbour, windows, index, step):
+def _losses(sorted_model, policy, neighbour, windows, index, step):
     """Losses where one unit's output weight is moved this share of the way to that of its neighbour."""
-    _, more = policy.neighbours()
+    _, up = policy.neighbours()
     outputs = {}
-    for i, unit in enumerate(nested.model_units):
-        here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbour, more))
+    for i, unit in enumerate(sorted_model.model_units):
+        here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbour, up))
         weight, other = (
-            nn.functional.pad(nested.ridges[i].compensated(size), (0, width - size)) for size in (here, there)
+            nn.functional.pad(sorted_model.ridges[i].compensated(size), (0, width - size)) for size in (here, there)
         )
         outputs[i] = torch.lerp(weight, other, step) if i == index else weight
-    with nested.applied(more, outputs) as model:
+    with sorted_model.applied(up, outputs) as model:
         # In float64, as differences of them would be rounding errors otherwise.
         logits = model(windows).logits[:, :-1].double()
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()
 
 
-def test_neighbours_are_a_step_away_and_within_the_unit(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    dense = PruningPolicy.dense(nested.units)
-    fewer, more = dense.neighbours()
-    assert more == dense
-    assert [full - size for full, size in zip(dense.sizes, fewer.sizes)] == [unit.step for unit in nested.units]
-    least = PruningPolicy(nested.units, tuple(unit.multiple for unit in nested.units))
+def test_neighbours_are_a_step_away_and_within_the_unit(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    dense = PruningPolicy.dense(sorted_model.units)
+    down, up = dense.neighbours()
+    assert up == dense
+    assert [full - size for full, size in zip(dense.sizes, down.sizes)] == [unit.step for unit in sorted_model.units]
+    least = PruningPolicy(sorted_model.units, tuple(unit.multiple for unit in sorted_model.units))
     assert least.neighbours()[0] == least
 
 
-def test_the_model_is_left_as_it_was(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    before = nested.model(windows).logits
-    measure_loss_slopes(nested, random_policy(nested, 1), windows[:2])
-    assert torch.equal(nested.model(windows).logits, before)
-    assert all(parameter.grad is None for parameter in nested.model.parameters())
+def test_the_model_is_left_as_it_was(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    before = sorted_model.model(windows).logits
+    measure_size_gradients(sorted_model, random_policy(sorted_model, 1), windows[:2])
+    assert torch.equal(sorted_model.model(windows).logits, before)
+    assert all(parameter.grad is None for parameter in sorted_model.model.parameters())

@@ -8,7 +8,7 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.commands.prune import parse_args_ffp_prune, read_config
-from tests.conftest import make_picomodel, make_tokenizer
+from tests.conftest import make_tiny_model, make_tokenizer
 from tests.test_pruner import SETTINGS, make_pruner
 
 
@@ -43,7 +43,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         UNUSUAL,
         {"grad": False},
@@ -52,8 +52,8 @@ UNUSUAL = {
         {"method": "uniform", "grad": False},
     ],
 )
-def test_command_repeats_the_config(knobs):
-    config = FFPConfig(**knobs)
+def test_command_repeats_the_config(options):
+    config = FFPConfig(**options)
     assert read_config(read(command_of(config))).to_dict() == config.to_dict()
 
 
@@ -76,8 +76,8 @@ def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from()
     assert "mine" not in command_of(FFPConfig(method="uniform"), search={"warm_start": "/models/mine"})
 
 
-def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_picomodel, data_folder):
-    pruner = make_pruner(save_picomodel(), data_folder)
+def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder)
     first = pruner.prune(0.2)
     assert first.search["warm_start"] is None
     second = pruner.prune(0.3, warm_start=first.agent)
@@ -92,5 +92,5 @@ def test_dtype_of_a_model_that_was_loaded_by_the_caller(data_folder):
     from optimum_ffp import FFPPruner
 
     config = FFPConfig(dataset=str(data_folder), method="uniform", **SETTINGS)
-    pruner = FFPPruner(make_picomodel().to(torch.bfloat16), make_tokenizer(), config)
+    pruner = FFPPruner(make_tiny_model().to(torch.bfloat16), make_tokenizer(), config)
     assert read(command_line(pruner.prune(0.3))).dtype == "bfloat16"

@@ -52,9 +52,9 @@ def report(result, folder, name="report") -> Page:
 
 
 @pytest.fixture
-def swept(save_picomodel, data_folder):
+def swept(save_tiny_model, data_folder):
     front = ParetoFront()
-    for result in make_pruner(save_picomodel(), data_folder, search_steps=16).sweep([0.2, 0.4]):
+    for result in make_pruner(save_tiny_model(), data_folder, search_steps=16).sweep([0.2, 0.4]):
         front.add(result)
         result.search["front"] = front.record
     return result
@@ -84,7 +84,7 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
         assert stage in text
     assert command_line(swept) in text
     for unit, size, fit in zip(swept.policy.units, swept.policy.sizes, swept.calibration["units"]):
-        assert f"{size} of {unit.items} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
+        assert f"{size} of {unit.groups} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
 
 
 def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):
@@ -95,8 +95,8 @@ def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):
     assert json.loads((target / "ffp_config.json").read_text())["search"]["front"]["pruned"]
 
 
-def test_what_a_run_does_not_have_has_no_section(save_picomodel, data_folder, tmp_path):
-    folder = save_picomodel()
+def test_what_a_run_does_not_have_has_no_section(save_tiny_model, data_folder, tmp_path):
+    folder = save_tiny_model()
     plain = make_pruner(folder, data_folder, method="uniform", calibration="none").prune(0.3)
     page = report(plain, tmp_path, "plain")
     assert page.headings == ["Results", "What was kept", "What it cost", "Repeat it"] and len(page.pictures) == 1
@@ -106,8 +106,8 @@ def test_what_a_run_does_not_have_has_no_section(save_picomodel, data_folder, tm
     assert "pruned, before calibration" in page.text and "λ" not in page.text
 
 
-def test_names_are_escaped_and_only_hub_ids_are_linked(save_picomodel, data_folder, tmp_path):
-    result = make_pruner(save_picomodel(), data_folder, method="uniform").prune(0.3)
+def test_names_are_escaped_and_only_hub_ids_are_linked(save_tiny_model, data_folder, tmp_path):
+    result = make_pruner(save_tiny_model(), data_folder, method="uniform").prune(0.3)
     result.base_model = "owner/name"
     assert "https://huggingface.co/owner/name" in report(result, tmp_path, "hub").links
     result.base_model = "/models/<script>alert(1)<b>"

@@ -6,8 +6,8 @@ from optimum_ffp.checkpoint.pareto import ParetoFront
 from tests.test_pruner import make_pruner
 
 
-def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_picomodel, data_folder, tmp_path):
-    pruner = make_pruner(save_picomodel(), data_folder, search_steps=64)
+def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, search_steps=64)
     front, results = ParetoFront(), list(pruner.sweep([0.2, 0.3, 0.4]))
     for result in results:
         front.add(result)
@@ -18,16 +18,16 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_picomodel, d
     assert [row["candidate_evaluations"] for row in record["pruned"]] == [24, 12, 12]
     for row, result in zip(record["pruned"], results):
         seen = row["search_perplexity"]
-        assert set(seen) == {"uniform", "prior", "searched"}
+        assert set(seen) == {"uniform", "no-search", "searched"}
         # The prior is a finalist of every search, so nothing that is kept is worse.
-        assert seen["searched"] <= seen["prior"] * (1 + 1e-9)
+        assert seen["searched"] <= seen["no-search"] * (1 + 1e-9)
         assert row["perplexity"] == result.perplexities["calibrated"]
     assert record["dense"]["parameters"] == results[0].dense_parameters
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
-def test_baselines_are_the_policies_of_the_methods_of_their_names(save_picomodel, data_folder):
-    folder = save_picomodel()
+def test_baselines_are_the_policies_of_the_methods_of_their_names(save_tiny_model, data_folder):
+    folder = save_tiny_model()
     result = next(iter(make_pruner(folder, data_folder).sweep([0.3])))
     for method, perplexity in result.search["baselines"].items():
         alone = make_pruner(folder, data_folder, method=method).prune(0.3)

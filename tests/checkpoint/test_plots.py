@@ -11,14 +11,14 @@ from optimum_ffp.checkpoint.plots import write_front, write_plots
 
 def make_units(layers: int) -> tuple[Unit, ...]:
     return tuple(
-        Unit(layer, kind, items, 100) for layer in range(layers) for kind, items in (("attention", 8), ("ffn", 96))
+        Unit(layer, kind, groups, 100) for layer in range(layers) for kind, groups in (("attention", 8), ("ffn", 96))
     )
 
 
 def make_result(layers: int = 30, evaluations: int = 64, calibrated: bool = True, swept: bool = True):
     """What the plots read of a result, with a candidate that has no finite perplexity."""
     generator, units = np.random.default_rng(0), make_units(layers)
-    policy = PruningPolicy(units, tuple(int(generator.integers(1, unit.items + 1)) for unit in units))
+    policy = PruningPolicy(units, tuple(int(generator.integers(1, unit.groups + 1)) for unit in units))
     log = [
         {
             "evaluation": number,
@@ -35,7 +35,7 @@ def make_result(layers: int = 30, evaluations: int = 64, calibrated: bool = True
         for index, unit in enumerate(units)
     ]
     dense = {"parameters": 10_000_000, "search_perplexity": 20.0}
-    row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "prior": 31.0, "searched": 30.0}}
+    row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "no-search": 31.0, "searched": 30.0}}
     search = {"perplexity": {"dense": 20.0, "best": 30.0}}
     return SimpleNamespace(
         policy=policy,
@@ -100,6 +100,6 @@ def test_front_has_a_line_a_baseline_and_the_dense_model(figures, tmp_path):
     front = make_result().search["front"]
     write_front(front["dense"], front["pruned"], "words, test", tmp_path / "front.png")
     (axes,) = figures[0].axes
-    assert [line.get_label() for line in axes.lines] == ["uniform", "prior", "searched", "dense"]
+    assert [line.get_label() for line in axes.lines] == ["uniform", "no-search", "searched", "dense"]
     assert axes.lines[2].get_xydata().tolist() == [[8.0, 30.0], [10.0, 20.0]]
     assert axes.get_yscale() == "log"

@@ -35,10 +35,10 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
-    from tests.conftest import make_picomodel, make_text, make_tokenizer
+    from tests.conftest import make_text, make_tiny_model, make_tokenizer
 
     base = tmp_path_factory.mktemp("base")
-    make_picomodel().save_pretrained(base)
+    make_tiny_model().save_pretrained(base)
     make_tokenizer().save_pretrained(base)
     data = tmp_path_factory.mktemp("data")
     for seed, split in enumerate(("train", "validation", "test")):
@@ -161,9 +161,9 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
         load_agent("nobody/nothing")
 
 
-def test_a_dense_checkpoint_is_not_for_our_loader(save_picomodel):
+def test_a_dense_checkpoint_is_not_for_our_loader(save_tiny_model):
     with pytest.raises(FFPError, match="was not pruned by optimum-ffp; load it with AutoModelForCausalLM"):
-        FFPModelForCausalLM.from_pretrained(save_picomodel())
+        FFPModelForCausalLM.from_pretrained(save_tiny_model())
 
 
 def test_tokenizer_comes_along(pruned):
@@ -171,8 +171,8 @@ def test_tokenizer_comes_along(pruned):
     assert AutoTokenizer.from_pretrained(folder)("w9 w10").input_ids[-2:] == [9, 10]
 
 
-def test_saving_before_pruning_is_an_error(save_picomodel, tmp_path):
-    pruner = FFPPruner.from_pretrained(save_picomodel(), device="cpu")
+def test_saving_before_pruning_is_an_error(save_tiny_model, tmp_path):
+    pruner = FFPPruner.from_pretrained(save_tiny_model(), device="cpu")
     with pytest.raises(FFPError, match="call prune"):
         pruner.save_pretrained(tmp_path / "out")
 
@@ -208,15 +208,15 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
         save_checkpoint(pruned[0].result, tmp_path / "out")
 
 
-def test_figures_that_are_not_finite_leave_every_file_valid(save_picomodel, data_folder, tmp_path):
+def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, data_folder, tmp_path):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
-    pruner = FFPPruner.from_pretrained(save_picomodel(), config, device="cpu")
+    pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")
     (result,) = pruner.sweep([0.4])
     result.perplexities["calibrated"] = result.search["perplexity"]["dense"] = math.inf
     result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
     result.calibration["units"][0]["ridge_lambda"] = math.inf
     for row in pruner.front.record["pruned"]:
-        row["search_perplexity"] |= {"uniform": math.inf, "prior": math.nan}
+        row["search_perplexity"] |= {"uniform": math.inf, "no-search": math.nan}
         row["perplexity"] = math.inf
     save_checkpoint(result, tmp_path / "out")
     pruner.front.write(tmp_path / "out" / "front")

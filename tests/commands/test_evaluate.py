@@ -12,7 +12,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
 from tests.checkpoint.gguf.conftest import SAMPLE, make_byte_level_tokenizer
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 from tests.evaluation.conftest import make_task
 from tests.evaluation.test_size import prune
 
@@ -50,9 +50,9 @@ def perplexity_by_hand(model, text, length, count=None):
     return float(torch.stack(losses).mean().exp()), len(rows)
 
 
-def test_a_dense_model_alone(figures, save_picomodel, data_folder):
-    report, output = figures("-m", save_picomodel(), "--dataset", data_folder, "--batch-size", 4)
-    expected, count = perplexity_by_hand(make_picomodel(), (data_folder / "test.txt").read_text(), 24)
+def test_a_dense_model_alone(figures, save_tiny_model, data_folder):
+    report, output = figures("-m", save_tiny_model(), "--dataset", data_folder, "--batch-size", 4)
+    expected, count = perplexity_by_hand(make_tiny_model(), (data_folder / "test.txt").read_text(), 24)
     measured = report["model"]["perplexity"]
     assert measured["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert (measured["windows"], measured["window_length"], measured["split"]) == (count, 24, "test")
@@ -62,44 +62,44 @@ def test_a_dense_model_alone(figures, save_picomodel, data_folder):
 
 
 @pytest.mark.parametrize("arguments", [["--eval-samples", 5], ["--split", "validation"]])
-def test_other_windows(figures, save_picomodel, data_folder, arguments):
-    report, _ = figures("-m", save_picomodel(), "--dataset", data_folder, "--no-speed", *arguments)
+def test_other_windows(figures, save_tiny_model, data_folder, arguments):
+    report, _ = figures("-m", save_tiny_model(), "--dataset", data_folder, "--no-speed", *arguments)
     split = "validation" if "--split" in arguments else "test"
     text = (data_folder / f"{split}.txt").read_text()
-    expected, count = perplexity_by_hand(make_picomodel(), text, 24, 5 if split == "test" else None)
+    expected, count = perplexity_by_hand(make_tiny_model(), text, 24, 5 if split == "test" else None)
     assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert report["model"]["perplexity"]["windows"] == count and "speed" not in report["model"]
 
 
-def test_a_column_that_is_named_in_windows_as_long_as_the_model_knows(run_ffp, save_picomodel, tmp_path):
+def test_a_column_that_is_named_in_windows_as_long_as_the_model_knows(run_ffp, save_tiny_model, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"id": "w3", "body": make_text(900)}))
-    words = ("evaluate", *FAST, "-m", save_picomodel(), "--dataset", tmp_path / "data.jsonl", "--no-speed")
+    words = ("evaluate", *FAST, "-m", save_tiny_model(), "--dataset", tmp_path / "data.jsonl", "--no-speed")
     code, _, errors = run_ffp(*words)
     assert code == 2 and "has the columns id, body" in errors
     code, output, _ = run_ffp(*words, "--text-column", "body")
     assert code == 0 and "14 windows of 64 tokens" in output
 
 
-def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_picomodel, tmp_path):
+def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_tiny_model, tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(make_text(1500))
-    model = save_picomodel()
+    model = save_tiny_model()
     report, _ = figures("-m", model, "--dataset", path, "--no-speed")
-    expected, count = perplexity_by_hand(make_picomodel(), path.read_text(), 24)
+    expected, count = perplexity_by_hand(make_tiny_model(), path.read_text(), 24)
     assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert report["model"]["perplexity"]["windows"] == count == 62
 
     request = DataRequest(length=24, calibration=1, search=1, test=None, seed=0)
-    test = load_windows(str(path), None, make_tokenizer(), make_picomodel(), request).test
+    test = load_windows(str(path), None, make_tokenizer(), make_tiny_model(), request).test
     report, _ = figures("-m", model, "--dataset", path, "--no-speed", "--split", "test")
-    losses = [make_picomodel()(row[None], labels=row[None]).loss.double() for row in test.tokens]
+    losses = [make_tiny_model()(row[None], labels=row[None]).loss.double() for row in test.tokens]
     expected = float(torch.stack(losses).mean().exp())
     assert report["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert report["model"]["perplexity"]["split"] == "test part of my.txt"
 
 
-def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_picomodel, data_folder, tmp_path):
-    dense = save_picomodel()
+def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_tiny_model, data_folder, tmp_path):
+    dense = save_tiny_model()
     sizes = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "method": "uniform"}
     pruner = FFPPruner.from_pretrained(dense, FFPConfig(sparsity=0.3, dataset=str(data_folder), **sizes), device="cpu")
     result = pruner.prune()
@@ -135,7 +135,7 @@ def sample(tmp_path):
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_a_gguf_file_is_the_model_that_it_was_made_from(name, figures, sample, tmp_path):
     pytest.importorskip("gguf")
-    model = make_picomodel(name, vocab_size=320)
+    model = make_tiny_model(name, vocab_size=320)
     folder, file = byte_level_folder(tmp_path / "folder", model), tmp_path / "model.gguf"
     export_gguf(model, make_byte_level_tokenizer(), file, "f32")
     report, output = figures("-m", file, "--baseline", folder, "--dataset", sample)
@@ -177,21 +177,21 @@ LLAMA3 = {
 )
 def test_a_gguf_file_that_transformers_would_misread_is_refused(name, changes, pruned, message, run, sample, tmp_path):
     pytest.importorskip("gguf")
-    model = make_picomodel(name, vocab_size=320, **changes)
+    model = make_tiny_model(name, vocab_size=320, **changes)
     export_gguf(prune(model)[0] if pruned else model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
     refused(run("-m", tmp_path / "model.gguf", "--dataset", sample), message)
 
 
 @needs_lm_eval
-def test_tasks_beside_a_baseline(figures, save_picomodel, tmp_path):
+def test_tasks_beside_a_baseline(figures, save_tiny_model, tmp_path):
     make_task(tmp_path / "tasks")
     common = ["--no-perplexity", "--no-speed", "--tasks-path", tmp_path / "tasks", "--limit", 6]
-    report, output = figures("-m", save_picomodel(), "--baseline", save_picomodel("opt"), *common)
+    report, output = figures("-m", save_tiny_model(), "--baseline", save_tiny_model("opt"), *common)
     for role in ("model", "baseline"):
         (task,) = report[role]["tasks"]
-        assert task["task"] == "pico" and task["samples"] == 6 and set(task["metrics"]) == {"acc", "acc_norm"}
+        assert task["task"] == "tiny" and task["samples"] == 6 and set(task["metrics"]) == {"acc", "acc_norm"}
         assert "perplexity" not in report[role]
-    assert "pico, acc" in output and "6 samples" in output and "±" in output
+    assert "tiny, acc" in output and "6 samples" in output and "±" in output
 
 
 def test_options_that_nothing_would_read_are_named(run_ffp):
@@ -236,30 +236,30 @@ def refused(ended, message):
         (["--device", "warp"], "device 'warp' can't be used here"),
     ],
 )
-def test_wrong_input_is_one_line(run, save_picomodel, data_folder, arguments, message):
-    refused(run("-m", save_picomodel(), "--dataset", data_folder, *arguments), message)
+def test_wrong_input_is_one_line(run, save_tiny_model, data_folder, arguments, message):
+    refused(run("-m", save_tiny_model(), "--dataset", data_folder, *arguments), message)
 
 
-def test_the_table_is_printed_though_its_file_can_not_be_written(run, save_picomodel, data_folder, monkeypatch):
+def test_the_table_is_printed_though_its_file_can_not_be_written(run, save_tiny_model, data_folder, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", fail)
     words = ["--dataset", data_folder, "--no-speed", "--json", data_folder / "figures.json"]
-    ended = run("-m", save_picomodel(), *words)
+    ended = run("-m", save_tiny_model(), *words)
     refused(ended, "figures.json can't be written: .*No space left on device")
     assert "perplexity" in ended[1]
 
 
-def test_a_file_of_others_is_not_replaced_by_figures(run, save_picomodel, data_folder):
-    model = save_picomodel()
+def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_folder):
+    model = save_tiny_model()
     refused(run("-m", model, "--dataset", data_folder, "--json", model / "config.json"), "it is never replaced")
     refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "is what this command reads")
 
 
-def test_a_split_of_one_text(run, save_picomodel, data_folder):
+def test_a_split_of_one_text(run, save_tiny_model, data_folder):
     arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
-    refused(run("-m", save_picomodel(), *arguments), "is one text, found --split validation; leave it out")
+    refused(run("-m", save_tiny_model(), *arguments), "is one text, found --split validation; leave it out")
 
 
 def test_a_broken_gguf_file(run, data_folder, tmp_path):
@@ -268,25 +268,25 @@ def test_a_broken_gguf_file(run, data_folder, tmp_path):
     refused(run("-m", tmp_path / "model.gguf", "--dataset", data_folder), "is no GGUF file that can be read")
 
 
-def test_tasks_without_lm_eval(run, save_picomodel, data_folder, monkeypatch):
+def test_tasks_without_lm_eval(run, save_tiny_model, data_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    ended = run("-m", save_picomodel(), "--dataset", data_folder, "--tasks", "boolq")
+    ended = run("-m", save_tiny_model(), "--dataset", data_folder, "--tasks", "boolq")
     refused(ended, "tasks need the lm-eval package: pip install lm-eval")
 
 
 def test_where_memory_runs_out_batches_are_halved_and_speed_is_left_out(
-    figures, save_picomodel, data_folder, monkeypatch
+    figures, save_tiny_model, data_folder, monkeypatch
 ):
-    forward = type(make_picomodel()).forward
+    forward = type(make_tiny_model()).forward
 
     def short_of_memory(self, input_ids=None, **arguments):
         if len(input_ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, input_ids, **arguments)
 
-    monkeypatch.setattr(type(make_picomodel()), "forward", short_of_memory)
-    report, _ = figures("-m", save_picomodel(), "--dataset", data_folder, "--batch-size", 4)
+    monkeypatch.setattr(type(make_tiny_model()), "forward", short_of_memory)
+    report, _ = figures("-m", save_tiny_model(), "--dataset", data_folder, "--batch-size", 4)
     assert report["model"]["perplexity"]["perplexity"] > 1 and "speed" not in report["model"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.checkpoint.gguf.conftest import make_byte_level_tokenizer
-from tests.conftest import make_picomodel
+from tests.conftest import make_tiny_model
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def run(run_ffp):
 @pytest.fixture
 def model(tmp_path):
     folder = tmp_path / "model"
-    make_picomodel(vocab_size=320).save_pretrained(folder)
+    make_tiny_model(vocab_size=320).save_pretrained(folder)
     make_byte_level_tokenizer().save_pretrained(folder)
     return folder
 
@@ -28,7 +28,7 @@ def test_a_file_of_the_asked_type(run, model, tmp_path):
     code, output, _ = run("-m", model, out, "--outtype", "f32")
     assert code == 0 and "f32, architecture llama" in output
     (found,) = [tensor for tensor in gguf.GGUFReader(out).tensors if tensor.name == "token_embd.weight"]
-    expected = make_picomodel(vocab_size=320).model.embed_tokens.weight
+    expected = make_tiny_model(vocab_size=320).model.embed_tokens.weight
     assert torch.equal(torch.from_numpy(found.data.copy()), expected)
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
 

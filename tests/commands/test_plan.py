@@ -38,8 +38,8 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
-def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_picomodel, data_folder, tmp_path):
-    model = save_picomodel()
+def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
     for file in model.iterdir():
         if file.name != "config.json":
             file.unlink()
@@ -53,8 +53,8 @@ def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_picomodel, dat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_path, monkeypatch):
-    model, out = save_picomodel(), tmp_path / "out"
+def test_a_plan_names_all_that_would_stop_the_prune(run, save_tiny_model, tmp_path, monkeypatch):
+    model, out = save_tiny_model(), tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
@@ -73,25 +73,25 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_picomodel, tmp_pat
     assert code == 2 and "exists; name" not in output and work.is_dir()
 
 
-def test_a_model_that_can_not_be_pruned_has_no_plan(run, save_picomodel, data_folder, tmp_path):
-    code, output, errors = run("-m", save_picomodel(), "--dataset", data_folder, "--plan", "--sparsity", 0.95)
+def test_a_model_that_can_not_be_pruned_has_no_plan(run, save_tiny_model, data_folder, tmp_path):
+    code, output, errors = run("-m", save_tiny_model(), "--dataset", data_folder, "--plan", "--sparsity", 0.95)
     assert code == 2 and output == "" and "can't be met" in errors
     code, _, errors = run("-m", tmp_path / "nowhere", "--plan")
     assert code == 2 and "there is no folder" in errors
 
 
-def test_a_prune_is_stopped_before_it_loads_anything(run, save_picomodel, data_folder, tmp_path, monkeypatch):
+def test_a_prune_is_stopped_before_it_loads_anything(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
-    code, _, errors = run("-m", save_picomodel(), tmp_path / "out", "--dataset", data_folder)
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--dataset", data_folder)
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code == 2 and "has 0.00 GiB of free disk" in line and "make room" in line
 
 
-def test_too_little_memory_is_a_warning_in_one_line(run, save_picomodel, data_folder, tmp_path, monkeypatch):
+def test_too_little_memory_is_a_warning_in_one_line(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40)}))
     words = ["--dataset", data_folder, "--method", "uniform"]
-    code, _, errors = run("-m", save_picomodel(), tmp_path / "out", *words)
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *words)
     (line,) = [line for line in errors.splitlines() if line.startswith("warning: ")]
     assert code == 0 and "this will hardly fit" in line and (tmp_path / "out" / "config.json").is_file()
 
@@ -153,9 +153,9 @@ def test_offline_nothing_is_uploaded(monkeypatch):
         check_repositories(["me/mine"], TOKEN)
 
 
-def test_a_prune_asks_the_hub_before_it_loads_anything(run, hub, save_picomodel, data_folder, tmp_path, monkeypatch):
+def test_a_prune_asks_the_hub_before_it_loads_anything(run, hub, save_tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
     words = ["--dataset", data_folder, "--push-to-hub", "--hub-model-id", "org/theirs"]
-    code, _, errors = run("-m", save_picomodel(), tmp_path / "out", *words)
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *words)
     assert code == 2 and "error: org/theirs can't be created by me" in errors
     assert not Path(tmp_path / "out").exists()

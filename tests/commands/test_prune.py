@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 from optimum_ffp import FFPConfig
 from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
 from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.options import Knobs
+from optimum_ffp.options import Options
 from optimum_ffp.utils.resume import Journal
 from tests.conftest import make_text
 
@@ -31,9 +31,9 @@ def run(run_ffp):
     return run
 
 
-def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tmp_path, windows):
+def test_one_sparsity_into_the_named_folder(run, save_tiny_model, data_folder, tmp_path, windows):
     out = tmp_path / "out"
-    code, output, _ = run("-m", save_picomodel(), out, "--sparsity", 0.3, "--dataset", data_folder, "--seed", 0)
+    code, output, _ = run("-m", save_tiny_model(), out, "--sparsity", 0.3, "--dataset", data_folder, "--seed", 0)
     assert code == 0
     for text in ("parameters", "perplexity, dense", "perplexity, calibrated", "time, search"):
         assert text in output
@@ -42,11 +42,11 @@ def test_one_sparsity_into_the_named_folder(run, save_picomodel, data_folder, tm
     assert torch.isfinite(model(windows).logits).all()
 
 
-def test_little_text_and_text_that_is_repeated_are_shown(run, save_picomodel, data_folder, tmp_path, caplog):
+def test_little_text_and_text_that_is_repeated_are_shown(run, save_tiny_model, data_folder, tmp_path, caplog):
     for split in ("train", "validation", "test"):
         (data_folder / f"{split}.txt").write_text(make_text(150))
     out = tmp_path / "out"
-    code, output, _ = run("-m", save_picomodel(), out, "--dataset", data_folder, "--method", "uniform")
+    code, output, _ = run("-m", save_tiny_model(), out, "--dataset", data_folder, "--method", "uniform")
     assert code == 0
     assert f"calibrated on           {data_folder}, train, only 6 of 8 windows of 24 tokens" in output
     assert "but                     3 test windows repeat text that was calibrated or searched on" in output
@@ -55,9 +55,9 @@ def test_little_text_and_text_that_is_repeated_are_shown(run, save_picomodel, da
     assert "2 search windows and 3 test windows repeat" in card and "disjoint" not in card
 
 
-def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_picomodel, data_folder, tmp_path):
+def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
-    code, output, _ = run("-m", save_picomodel(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
+    code, output, _ = run("-m", save_tiny_model(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
     assert code == 0
     assert f"Pareto front: {out}-ffp-pareto.json, {out}-ffp-pareto.png" in output
     sparsities = [
@@ -67,8 +67,8 @@ def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_picom
     assert sparsities == [pytest.approx(0.2, abs=0.01), pytest.approx(0.3, abs=0.01)]
 
 
-def test_warm_start_from_a_folder(run, save_picomodel, data_folder, tmp_path):
-    model = save_picomodel()
+def test_warm_start_from_a_folder(run, save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
     first, second = tmp_path / "first", tmp_path / "second"
     assert run("-m", model, first, "--sparsity", 0.2, "--dataset", data_folder)[0] == 0
     assert run("-m", model, second, "--sparsity", 0.3, "--dataset", data_folder, "--warm-start", first)[0] == 0
@@ -76,17 +76,17 @@ def test_warm_start_from_a_folder(run, save_picomodel, data_folder, tmp_path):
     assert code == 2 and "holds no search/agent.safetensors" in errors
 
 
-def test_default_folder_and_text_from_the_model_itself(run, save_picomodel, tmp_path, monkeypatch):
+def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, _ = run("-m", save_picomodel(), "--sparsity", 0.25, "--dataset", "self", "--method", "uniform")
-    assert code == 0 and (tmp_path / "pico-llama-ffp-25" / "model.safetensors").is_file()
+    code, _, _ = run("-m", save_tiny_model(), "--sparsity", 0.25, "--dataset", "self", "--method", "uniform")
+    assert code == 0 and (tmp_path / "tiny-llama-ffp-25" / "model.safetensors").is_file()
 
 
-def test_config_file_with_options_that_win(run, save_picomodel, data_folder, tmp_path):
-    knobs = tmp_path / "knobs.json"
-    knobs.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "searched"}))
+def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tmp_path):
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "searched"}))
     out = tmp_path / "out"
-    assert run("-m", save_picomodel(), out, "--config", knobs, "--seed", 9)[0] == 0
+    assert run("-m", save_tiny_model(), out, "--config", options, "--seed", 9)[0] == 0
     config = FFPConfig.from_pretrained(out)
     assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "bandit")
 
@@ -96,7 +96,7 @@ def test_config_file_with_options_that_win(run, save_picomodel, data_folder, tmp
     [
         ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (read only with --agent ppo)"),
         ("--agent ppo --mapping greedy --candidates 8 --update-samples 2", "--update-samples (read only with --agent"),
-        ("--method prior --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
+        ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
         ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
         ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),
         ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with --calibration ridge"),
@@ -113,17 +113,17 @@ def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
     assert errors.startswith("error: nothing would read ") and unread in errors
 
 
-def test_what_a_file_holds_need_not_be_read(run_ffp, save_picomodel, data_folder, tmp_path):
+def test_what_a_file_holds_need_not_be_read(run_ffp, save_tiny_model, data_folder, tmp_path):
     FFPConfig(method="uniform", learning_rate=0.5, dataset=str(data_folder), seq_len=24).save_pretrained(tmp_path)
-    words = ["prune", "-m", save_picomodel(), "--plan", "--config", tmp_path / "ffp_config.json"]
+    words = ["prune", "-m", save_tiny_model(), "--plan", "--config", tmp_path / "ffp_config.json"]
     assert run_ffp(*words, "--num-samples", 4)[0] == 0
     assert run_ffp(*words, "--method", "ffp", "--agent", "ppo", "--learning-rate", 1e-3)[0] == 0
     assert run_ffp(*words, "--learning-rate", 1e-3)[0] == 2
 
 
-def test_the_output_by_name(run, save_picomodel, data_folder, tmp_path):
+def test_the_output_by_name(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
-    words = ["-m", save_picomodel(), "--dataset", data_folder, "--method", "uniform", "--sparsity", 0.2]
+    words = ["-m", save_tiny_model(), "--dataset", data_folder, "--method", "uniform", "--sparsity", 0.2]
     for twice in ([out, "--output", out], ["--output", out, out]):
         code, _, errors = run(*twice, *words)
         assert code == 2 and f"OUT is given twice, as {out} and {out}; leave out one" in errors
@@ -133,8 +133,8 @@ def test_the_output_by_name(run, save_picomodel, data_folder, tmp_path):
     assert run(*words, "--output", out)[0] == 0 and (out / "model.safetensors").is_file()
 
 
-def test_every_sparsity_is_checked(run, save_picomodel, data_folder):
-    code, _, errors = run("-m", save_picomodel(), "--dataset", data_folder, "--sparsity", 0.2, 30)
+def test_every_sparsity_is_checked(run, save_tiny_model, data_folder):
+    code, _, errors = run("-m", save_tiny_model(), "--dataset", data_folder, "--sparsity", 0.2, 30)
     assert code == 2 and "found 30.0; for 30 % give 0.3" in errors
 
 
@@ -143,7 +143,7 @@ def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
     assert code == 0
     # An option begins a line, its help follows.
     options = dict(re.findall(r"^  (?:-m MODEL, )?--([a-z-]+)(.*?)(?=^  -|^\S|\Z)", output, re.MULTILINE | re.DOTALL))
-    for field in fields(Knobs):
+    for field in fields(Options):
         shown = " ".join(options[field.name.replace("_", "-")].split())
         default = field.default if type(field.default) in (int, str) else ""
         assert f"Default: {default}" in shown, field.name
@@ -154,10 +154,10 @@ def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
     assert output.index("Advanced") < output.index("--num-samples") < output.index("--learning-rate")
 
 
-def test_underscores_work_as_dashes_do(run, save_picomodel, data_folder, tmp_path):
+def test_underscores_work_as_dashes_do(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     arguments = ["--method", "uniform", "--ffn_multiple", 4, "--min_retention", 0.3, "--trust_remote_code"]
-    assert run("-m", save_picomodel(), out, "--dataset", data_folder, *arguments)[0] == 0
+    assert run("-m", save_tiny_model(), out, "--dataset", data_folder, *arguments)[0] == 0
     assert FFPConfig.from_pretrained(out).ffn_multiple == 4
 
 
@@ -184,15 +184,15 @@ def corrupt(path, text="{"):
         ("output exists", "exists; name another folder, or give --overwrite"),
         ("already pruned", "is already pruned; prune the dense model"),
         ("corrupt config", "can't be read as a config"),
-        ("unknown knob", "FFPConfig has no speed"),
+        ("unknown option", "FFPConfig has no speed"),
         ("bad dtype", "dtype 'float7' is not known"),
         ("bad device", "device 'warp' can't be used here"),
         ("quantised", "is quantised; prune the model in full precision"),
         ("own code", "brings modelling code of its own"),
     ],
 )
-def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_picomodel, data_folder, tmp_path, case, message):
-    model, out, data, more = save_picomodel(), tmp_path / "out", data_folder, []
+def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_tiny_model, data_folder, tmp_path, case, message):
+    model, out, data, more = save_tiny_model(), tmp_path / "out", data_folder, []
     config = json.loads((model / "config.json").read_text())
     match case:
         case "unsupported family":
@@ -227,7 +227,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_picomodel, data_
             model = tmp_path / "pruned"
         case "corrupt config":
             more = ["--config", corrupt(tmp_path / "ffp_config.json")]
-        case "unknown knob":
+        case "unknown option":
             more = ["--config", corrupt(tmp_path / "ffp_config.json", '{"speed": 9}')]
         case "bad dtype":
             more = ["--dtype", "float7"]
@@ -264,10 +264,10 @@ def test_help_does_not_import_torch(arguments):
     assert "prune" in done.stdout or "ffp" in done.stdout
 
 
-def test_every_knob_is_an_option():
+def test_every_option_is_on_the_command_line():
     parser = ArgumentParser()
     parse_args_ffp_prune(parser)
-    assert set(FFPConfig.knob_names()) <= {action.dest for action in parser._actions}
+    assert set(FFPConfig.option_names()) <= {action.dest for action in parser._actions}
 
 
 def test_load_options_are_those_of_the_command_line():
@@ -283,18 +283,18 @@ def test_gguf_file_is_dequantised(run, data_folder, tmp_path):
     assert code == 2 and "can't be loaded as a causal LM" in errors
 
 
-def test_pruned_config_keeps_the_base_model_type(run, save_picomodel, data_folder, tmp_path):
+def test_pruned_config_keeps_the_base_model_type(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
-    assert run("-m", save_picomodel("opt"), out, "--dataset", data_folder, "--sparsity", 0.3)[0] == 0
+    assert run("-m", save_tiny_model("opt"), out, "--dataset", data_folder, "--sparsity", 0.3)[0] == 0
     config = AutoConfig.from_pretrained(out)
     assert config.model_type == "opt" and config.is_heterogeneous and config.head_dim == 4
 
 
-def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, tmp_path, monkeypatch):
+def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     from optimum_ffp.search import evaluator
 
-    command = ["-m", save_picomodel(), tmp_path / "out", "--sparsity", 0.3, "--dataset", data_folder]
-    measure, calls = evaluator.measure_loss_slopes, []
+    command = ["-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.3, "--dataset", data_folder]
+    measure, calls = evaluator.measure_size_gradients, []
 
     def press_ctrl_c(*arguments, **options):
         calls.append(arguments)
@@ -316,9 +316,9 @@ def test_interrupted_in_one_line_and_resumed(run, save_picomodel, data_folder, t
     assert code == 0 and (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out.work").exists()
 
 
-def test_overwrite_throws_away_what_was_interrupted(run, save_picomodel, data_folder, tmp_path):
+def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_folder, tmp_path):
     Journal.open(tmp_path / "out.work", {}, resume=False).value("x", lambda: 1)
-    command = ["-m", save_picomodel(), f"{tmp_path / 'out'}/", "--dataset", data_folder, "--method", "uniform"]
+    command = ["-m", save_tiny_model(), f"{tmp_path / 'out'}/", "--dataset", data_folder, "--method", "uniform"]
     # A sweep has saved a first folder before it was killed.
     (tmp_path / "out").mkdir()
     code, _, errors = run(*command)
@@ -326,7 +326,7 @@ def test_overwrite_throws_away_what_was_interrupted(run, save_picomodel, data_fo
     code, _, errors = run(*command, "--overwrite", "--resume")
     assert code == 2 and "is of another prune" in errors
     assert run(*command, "--overwrite")[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "data", "pico-llama"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "data", "tiny-llama"}
     # There is nothing to resume now, and what is there was saved by another prune.
     code, _, errors = run(*command, "--resume")
     assert code == 2 and "out exists; name another folder" in errors
@@ -343,8 +343,8 @@ def refuse_before_loading(run, monkeypatch, *words):
     return line
 
 
-def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_picomodel, data_folder, tmp_path, monkeypatch):
-    model, out = save_picomodel(), tmp_path / "out"
+def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
+    model, out = save_tiny_model(), tmp_path / "out"
     words = ["-m", model, out, "--dataset", data_folder, "--overwrite"]
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "thesis.txt").write_text("mine")
@@ -364,8 +364,8 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_picomodel, d
     assert not list(tmp_path.glob(".*"))
 
 
-def test_two_runs_into_one_output(run, hold, save_picomodel, data_folder, tmp_path, monkeypatch):
-    words = ["-m", save_picomodel(), tmp_path / "out", "--dataset", data_folder, "--sparsity", 0.1, 0.2]
+def test_two_runs_into_one_output(run, hold, save_tiny_model, data_folder, tmp_path, monkeypatch):
+    words = ["-m", save_tiny_model(), tmp_path / "out", "--dataset", data_folder, "--sparsity", 0.1, 0.2]
     for name in ("out-ffp-10.work", "out-ffp-20", "out-ffp-pareto.json"):
         kill = hold(tmp_path / name)
         assert f"{name} is in use by another run; wait" in refuse_before_loading(run, monkeypatch, *words)

@@ -41,13 +41,13 @@ def test_what_should_be_private_is_not_put_where_all_can_see_it(run_ffp, hub, fo
         ("bad token", "the upload to me/it would fail: 401"),
     ],
 )
-def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(run_ffp, hub, folder, save_picomodel, case, message):
+def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(run_ffp, hub, folder, save_tiny_model, case, message):
     repo_id, more = "me/it", []
     match case:
         case "no folder":
             shutil.rmtree(folder)
         case "dense":
-            folder = save_picomodel()
+            folder = save_tiny_model()
         case "no weights":
             (folder / "model.safetensors").unlink()
         case "broken weights":

@@ -6,101 +6,101 @@ import torch
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.sequential import LAMBDAS, STRONG_LAMBDAS, UnitFit, calibrate_sequentially
 from optimum_ffp.evaluation import window_losses
-from tests.compression.test_sorted_model import make_nested, random_policy
-from tests.conftest import make_picomodel
+from tests.compression.test_sorted_model import make_sorted_model, random_policy
+from tests.conftest import make_tiny_model
 
 
-def test_nothing_pruned_changes_nothing(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    dense = PruningPolicy.dense(nested.units)
+def test_nothing_pruned_changes_nothing(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    dense = PruningPolicy.dense(sorted_model.units)
     for dense_target in (0.0, 1.0):
-        outputs = calibrate_sequentially(nested, dense, windows, windows, dense_target)
+        outputs = calibrate_sequentially(sorted_model, dense, windows, windows, dense_target)
         for index, fit in outputs.items():
-            assert torch.allclose(fit.weight, nested.dense_output(index), atol=1e-3)
+            assert torch.allclose(fit.weight, sorted_model.dense_output(index), atol=1e-3)
 
 
-def test_first_unit_with_its_own_target_is_the_solution_on_recorded_inputs(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    policy = random_policy(nested, 2)
-    outputs = calibrate_sequentially(nested, policy, windows, windows, dense_target=0.0, ridge_lambda=0.1)
-    unit, seen = nested.model_units[0], []
+def test_first_unit_with_its_own_target_is_the_solution_on_recorded_inputs(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    policy = random_policy(sorted_model, 2)
+    outputs = calibrate_sequentially(sorted_model, policy, windows, windows, dense_target=0.0, ridge_lambda=0.1)
+    unit, seen = sorted_model.model_units[0], []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
-        nested.model(windows)
-    inputs, weight = seen[0].double(), nested.dense_output(0).double()
+        sorted_model.model(windows)
+    inputs, weight = seen[0].double(), sorted_model.dense_output(0).double()
     kept = policy.sizes[0] * unit.output.block
     retained = inputs[:, :kept]
     damping = 0.1 * (retained.T @ retained).diagonal().mean()
     rows = torch.cat([retained, damping.sqrt() * torch.eye(kept)])
-    start = nested.compensated(policy)[0].double()
+    start = sorted_model.compensated(policy)[0].double()
     targets = torch.cat([inputs @ weight.T, damping.sqrt() * start.T])
     expected = torch.linalg.lstsq(rows, targets).solution.T
     assert torch.allclose(outputs[0].weight.double(), expected, atol=1e-3)
 
 
 def test_an_endless_pull_gives_the_ridge_solution(windows):
-    nested, _ = make_nested(make_picomodel(), windows)
-    policy = random_policy(nested, 2)
-    outputs = calibrate_sequentially(nested, policy, windows, windows, ridge_lambda=1e9)
-    for index, weight in nested.compensated(policy).items():
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    policy = random_policy(sorted_model, 2)
+    outputs = calibrate_sequentially(sorted_model, policy, windows, windows, ridge_lambda=1e9)
+    for index, weight in sorted_model.compensated(policy).items():
         assert torch.allclose(outputs[index].weight, weight, atol=1e-4)
 
 
 def test_it_brings_the_loss_on_the_calibration_text_closer():
-    model = make_picomodel()
+    model = make_tiny_model()
     windows = torch.randint(3, 128, (48, 24), generator=torch.Generator().manual_seed(1))
     # Text that the model is sure about, so that damage shows.
     windows[:, 1:] = model(windows).logits.argmax(-1)[:, :-1]
-    nested, _ = make_nested(model, windows)
-    policy = random_policy(nested, 4)
+    sorted_model, _ = make_sorted_model(model, windows)
+    policy = random_policy(sorted_model, 4)
 
     def distance(outputs):
         dense = model(windows).logits.log_softmax(-1)
-        with nested.applied(policy, outputs) as pruned:
+        with sorted_model.applied(policy, outputs) as pruned:
             return float((dense.exp() * (dense - pruned(windows).logits.log_softmax(-1))).sum(-1).mean())
 
-    plain, ridge = distance(None), distance(nested.compensated(policy))
-    fits = calibrate_sequentially(nested, policy, windows, windows[:4], dense_target=1.0, ridge_lambda=0.03)
+    plain, ridge = distance(None), distance(sorted_model.compensated(policy))
+    fits = calibrate_sequentially(sorted_model, policy, windows, windows[:4], dense_target=1.0, ridge_lambda=0.03)
     assert distance({index: fit.weight for index, fit in fits.items()}) < min(plain, ridge)
     assert torch.isfinite(window_losses(model, windows)).all()
 
 
 def test_lambda_is_the_one_that_errs_least_on_windows_that_were_held_out(windows):
-    nested, _ = make_nested(make_picomodel(), windows)
-    policy = PruningPolicy(nested.units, tuple(unit.items // 2 for unit in nested.units))
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    policy = PruningPolicy(sorted_model.units, tuple(unit.groups // 2 for unit in sorted_model.units))
     held_out = torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
-    chosen = calibrate_sequentially(nested, policy, windows, held_out, dense_target=0.0)
+    chosen = calibrate_sequentially(sorted_model, policy, windows, held_out, dense_target=0.0)
     # Later units see what earlier ones were fitted to; only the first sees the same input in all runs. An endless pull
     # leaves it as it is before the fit.
     errors = {
-        value: calibrate_sequentially(nested, policy, windows, held_out, 0.0, value)[0].held_out_error
+        value: calibrate_sequentially(sorted_model, policy, windows, held_out, 0.0, value)[0].held_out_error
         for value in (*LAMBDAS, *STRONG_LAMBDAS, 1e12)
     }
     assert chosen[0].held_out_error == pytest.approx(min(errors.values()), rel=1e-6)
     assert min(errors, key=errors.get) == 1e12 and chosen[0].ridge_lambda == math.inf
 
-    unit, seen = nested.model_units[0], []
+    unit, seen = sorted_model.model_units[0], []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
-        nested.model(held_out)
-    target = seen[0] @ nested.dense_output(0).T
+        sorted_model.model(held_out)
+    target = seen[0] @ sorted_model.dense_output(0).T
     left = target - seen[0][:, : chosen[0].weight.shape[1]] @ chosen[0].weight.T
     expected = float(left.square().sum() / target.square().sum())
     assert expected > 1e-3 and chosen[0].held_out_error == pytest.approx(expected, rel=1e-3)
 
 
 def test_with_little_text_units_stay_close_to_the_ridge_solution(windows):
-    nested, _ = make_nested(make_picomodel(), windows)
-    policy = PruningPolicy(nested.units, tuple(unit.items // 2 for unit in nested.units))
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    policy = PruningPolicy(sorted_model.units, tuple(unit.groups // 2 for unit in sorted_model.units))
     held_out = torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
-    fits = calibrate_sequentially(nested, policy, windows[:1], held_out, dense_target=0.0)
+    fits = calibrate_sequentially(sorted_model, policy, windows[:1], held_out, dense_target=0.0)
     # None stops where λ was tried first, none is worse than before, and what is left as it was is the same to the bit.
     assert any(fit.ridge_lambda in STRONG_LAMBDAS for fit in fits.values())
     assert not any(fit.ridge_lambda == LAMBDAS[-1] for fit in fits.values())
     assert fits[0].ridge_lambda == math.inf
-    assert torch.equal(fits[0].weight, nested.compensated_output(0, policy.sizes[0]))
+    assert torch.equal(fits[0].weight, sorted_model.compensated_output(0, policy.sizes[0]))
     assert all(UnitFit.unpack(fit.pack(), "cpu").ridge_lambda == fit.ridge_lambda for fit in fits.values())
 
 
 def test_no_hook_is_left_behind(windows):
-    nested, _ = make_nested(make_picomodel(), windows)
-    calibrate_sequentially(nested, random_policy(nested, 0), windows, windows)
-    assert not any(module._forward_pre_hooks for module in nested.model.modules())
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    calibrate_sequentially(sorted_model, random_policy(sorted_model, 0), windows, windows)
+    assert not any(module._forward_pre_hooks for module in sorted_model.model.modules())

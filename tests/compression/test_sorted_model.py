@@ -10,27 +10,27 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from optimum_ffp.allocation.mapping import Budget, greedy
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.gram import collect_statistics
-from optimum_ffp.analysis.importance import order_items
+from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.compression.ridge import PrefixRidge
-from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.families import find_units, get_family
 
 
-def make_nested(model: PreTrainedModel, windows: torch.Tensor) -> tuple[NestedModel, list[torch.Tensor]]:
+def make_sorted_model(model: PreTrainedModel, windows: torch.Tensor) -> tuple[SortedModel, list[torch.Tensor]]:
     family = get_family(model.config.model_type)
     units = find_units(model, family)
     statistics = collect_statistics(model, units, windows)
     orders = [
-        order_items("wanda", unit.output.module.weight, found, unit.output.block)
+        order_groups("wanda", unit.output.module.weight, found, unit.output.block)
         for unit, found in zip(units, statistics)
     ]
-    nested = NestedModel(model, units, orders, family)
-    nested.ridges = [
+    sorted_model = SortedModel(model, units, orders, family)
+    sorted_model.ridges = [
         PrefixRidge(unit.output.module.weight.data, found.permuted(order, unit.output.block).gram)
         for unit, found, order in zip(units, statistics, orders)
     ]
-    return nested, orders
+    return sorted_model, orders
 
 
 def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPolicy) -> PreTrainedModel:
@@ -39,8 +39,8 @@ def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPo
     units = find_units(model, get_family(model.config.model_type))
     for unit, order, size in zip(units, orders, policy.sizes):
         weight = unit.output.module.weight.data
-        for item in order[size:].tolist():
-            weight[:, item * unit.output.block : (item + 1) * unit.output.block] = 0
+        for group in order[size:].tolist():
+            weight[:, group * unit.output.block : (group + 1) * unit.output.block] = 0
     return model
 
 
@@ -49,31 +49,31 @@ def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
 
 
-def random_policy(nested: NestedModel, seed: int) -> PruningPolicy:
-    scores = np.random.default_rng(seed).normal(size=len(nested.units))
-    return greedy(scores, Budget(nested.units, 0.4, 0.1))
+def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
+    scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
+    return greedy(scores, Budget(sorted_model.units, 0.4, 0.1))
 
 
-def test_sorting_leaves_the_function_as_it_was(picomodel, windows):
-    before = picomodel(windows).logits
-    nested, orders = make_nested(picomodel, windows)
+def test_sorting_leaves_the_function_as_it_was(tiny_model, windows):
+    before = tiny_model(windows).logits
+    sorted_model, orders = make_sorted_model(tiny_model, windows)
     assert any((order != torch.arange(len(order))).any() for order in orders)
-    assert (nested.model(windows).logits - before).abs().max() < 1e-4
+    assert (sorted_model.model(windows).logits - before).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_sliced_equals_masked_before_and_after_save(picomodel, windows, tmp_path, seed):
-    dense = copy.deepcopy(picomodel)
-    nested, orders = make_nested(picomodel, windows)
-    policy = random_policy(nested, seed)
+def test_sliced_equals_masked_before_and_after_save(tiny_model, windows, tmp_path, seed):
+    dense = copy.deepcopy(tiny_model)
+    sorted_model, orders = make_sorted_model(tiny_model, windows)
+    policy = random_policy(sorted_model, seed)
     expected = masked(dense, orders, policy)(windows).logits
 
-    with nested.applied(policy) as model:
+    with sorted_model.applied(policy) as model:
         assert agree(model(windows).logits, expected)
-    sliced = nested.materialise(policy)
+    sliced = sorted_model.materialise(policy)
     assert agree(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
-    blocks = sum(unit.parameters for unit in nested.units)
+    blocks = sum(unit.parameters for unit in sorted_model.units)
     assert removed == blocks - policy.kept_parameters
 
     sliced.save_pretrained(tmp_path)
@@ -84,51 +84,51 @@ def test_sliced_equals_masked_before_and_after_save(picomodel, windows, tmp_path
         assert torch.equal(loaded(windows).logits, sliced(windows).logits)
 
 
-def test_full_retention_is_the_identity(picomodel, windows):
-    before = picomodel(windows).logits
-    nested, _ = make_nested(picomodel, windows)
-    dense = PruningPolicy.dense(nested.units)
-    for outputs in (None, nested.compensated(dense)):
-        assert (nested.materialise(dense, outputs)(windows).logits - before).abs().max() < 1e-4
+def test_full_retention_is_the_identity(tiny_model, windows):
+    before = tiny_model(windows).logits
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    dense = PruningPolicy.dense(sorted_model.units)
+    for outputs in (None, sorted_model.compensated(dense)):
+        assert (sorted_model.materialise(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
-def test_a_context_leaves_the_dense_model_behind(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    before = nested.model(windows).logits
-    policy = random_policy(nested, 0)
-    with pytest.raises(RuntimeError), nested.applied(policy, nested.compensated(policy)):
+def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    before = sorted_model.model(windows).logits
+    policy = random_policy(sorted_model, 0)
+    with pytest.raises(RuntimeError), sorted_model.applied(policy, sorted_model.compensated(policy)):
         raise RuntimeError
-    assert torch.equal(nested.model(windows).logits, before)
+    assert torch.equal(sorted_model.model(windows).logits, before)
 
 
-def test_candidates_run_on_views(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    storage = {id(unit): unit.output.module.weight.data_ptr() for unit in nested.model_units}
-    with nested.applied(random_policy(nested, 0)):
-        for unit in nested.model_units:
+def test_candidates_run_on_views(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    storage = {id(unit): unit.output.module.weight.data_ptr() for unit in sorted_model.model_units}
+    with sorted_model.applied(random_policy(sorted_model, 0)):
+        for unit in sorted_model.model_units:
             assert unit.output.module.weight.data_ptr() == storage[id(unit)]
 
 
-def test_compensation_brings_outputs_closer(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    unit = nested.model_units[1]
+def test_compensation_brings_outputs_closer(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    unit = sorted_model.model_units[1]
     seen = []
     with unit.output.module.register_forward_hook(lambda module, inputs, output: seen.append(output)):
-        nested.model(windows)
+        sorted_model.model(windows)
         # Only this unit is pruned, so that its input is that of the dense model.
-        sizes = [other.unit.items for other in nested.model_units]
+        sizes = [other.unit.groups for other in sorted_model.model_units]
         sizes[1] = 20
-        one_pruned = PruningPolicy(nested.units, tuple(sizes))
-        for outputs in (None, nested.compensated(one_pruned)):
-            with nested.applied(one_pruned, outputs) as model:
+        one_pruned = PruningPolicy(sorted_model.units, tuple(sizes))
+        for outputs in (None, sorted_model.compensated(one_pruned)):
+            with sorted_model.applied(one_pruned, outputs) as model:
                 model(windows)
     plain, repaired = (seen[1] - seen[0]).norm(), (seen[2] - seen[0]).norm()
     assert repaired < 0.95 * plain
 
 
-def test_generation_with_a_cache_whose_width_differs_by_layer(picomodel, windows):
-    nested, _ = make_nested(picomodel, windows)
-    sliced = nested.materialise(random_policy(nested, 5))
+def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    sliced = sorted_model.materialise(random_policy(sorted_model, 5))
     prompt = windows[:2, :5]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
     cached = sliced.generate(prompt, use_cache=True, **options)

@@ -5,7 +5,7 @@ import pytest
 
 from optimum_ffp.data import DataRequest, load_windows, read_splits
 from optimum_ffp.errors import FFPError
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 
 
 REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
@@ -56,7 +56,7 @@ def test_no_column_is_guessed(tmp_path, row):
 def load(path, template):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
-    return load_windows(path, None, tokenizer, make_picomodel(), REQUEST)
+    return load_windows(path, None, tokenizer, make_tiny_model(), REQUEST)
 
 
 def test_conversations_are_rendered_by_the_chat_template(tmp_path):

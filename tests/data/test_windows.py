@@ -9,14 +9,14 @@ from huggingface_hub import constants
 from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.data.self_generated import sample_from_model
 from optimum_ffp.errors import FFPError
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 
 
 REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
 
 
 def load(dataset, eval_dataset=None, request=REQUEST):
-    return load_windows(str(dataset), eval_dataset and str(eval_dataset), make_tokenizer(), make_picomodel(), request)
+    return load_windows(str(dataset), eval_dataset and str(eval_dataset), make_tokenizer(), make_tiny_model(), request)
 
 
 def rows_of(*windows):
@@ -106,7 +106,7 @@ def test_a_share_of_text_that_can_not_be_begun_is_refused(data_folder):
     tokenizer.bos_token = tokenizer.eos_token = None
     request = replace(REQUEST, self_share=0.25)
     with pytest.raises(FFPError, match="neither a start nor an end token to sample text from.*leave self_share at 0"):
-        load_windows(str(data_folder), None, tokenizer, make_picomodel(), request)
+        load_windows(str(data_folder), None, tokenizer, make_tiny_model(), request)
 
 
 def write(path, content):
@@ -226,4 +226,4 @@ def test_a_special_token_that_the_model_does_not_know(tmp_path):
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     (tmp_path / "text.txt").write_text(make_text(1500) + "w5 <pad> w6\n")
     with pytest.raises(FFPError, match=r"text.txt.* has the token '<pad>', for which the model has no embedding"):
-        load_windows(str(tmp_path / "text.txt"), None, tokenizer, make_picomodel(), REQUEST)
+        load_windows(str(tmp_path / "text.txt"), None, tokenizer, make_tiny_model(), REQUEST)

@@ -14,7 +14,7 @@ CHOICES = 4
 METRICS = ("acc", "acc_norm")
 
 
-def make_task(folder: Path, name: str = "pico", samples: int = 9, **changes: Any) -> list[dict[str, Any]]:
+def make_task(folder: Path, name: str = "tiny", samples: int = 9, **changes: Any) -> list[dict[str, Any]]:
     """Writes a task of multiple choice, and returns its samples."""
     folder.mkdir(exist_ok=True)
     words = iter(make_text(samples * 30, seed=3).split())

@@ -4,24 +4,24 @@ import pytest
 import torch
 
 from optimum_ffp.evaluation import Perplexity, window_losses
-from tests.conftest import make_picomodel
+from tests.conftest import make_tiny_model
 
 
-def test_losses_equal_those_of_transformers(picomodel, windows):
-    expected = [float(picomodel(row[None], labels=row[None]).loss) for row in windows]
+def test_losses_equal_those_of_transformers(tiny_model, windows):
+    expected = [float(tiny_model(row[None], labels=row[None]).loss) for row in windows]
     for batch_size in (1, 4):
-        assert window_losses(picomodel, windows, batch_size).tolist() == pytest.approx(expected, rel=1e-5)
+        assert window_losses(tiny_model, windows, batch_size).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_long_windows_are_scored_in_pieces(monkeypatch, windows):
-    model = make_picomodel()
+    model = make_tiny_model()
     whole = window_losses(model, windows)
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
     assert torch.allclose(window_losses(model, windows), whole)
 
 
 def test_metric_is_the_exponential_of_the_mean(windows):
-    model, seen = make_picomodel(), []
+    model, seen = make_tiny_model(), []
     figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=4, on_batch=seen.append)
     assert figures["perplexity"] == pytest.approx(math.exp(window_losses(model, windows).mean()))
     assert (figures["windows"], figures["window_length"], seen) == (6, 24, [4, 2])

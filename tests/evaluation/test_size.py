@@ -5,30 +5,30 @@ import torch
 from transformers import Cache
 
 from optimum_ffp.allocation.policy import PruningPolicy, block_parameters
-from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.evaluation import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.conftest import CONFIGS, make_picomodel
+from tests.conftest import CONFIGS, make_tiny_model
 
 
 def prune(model):
-    """A different number of items in every unit."""
+    """A different number of groups in every unit."""
     family = find_family(model.config)
     units = find_units(model, family)
-    nested = NestedModel(model, units, [torch.arange(unit.unit.items) for unit in units], family)
-    sizes = tuple(max(1, unit.unit.items - 1 - index % 3) for index, unit in enumerate(units))
-    policy = PruningPolicy(nested.units, sizes)
-    return nested.materialise(policy), policy
+    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    sizes = tuple(max(1, unit.unit.groups - 1 - index % 3) for index, unit in enumerate(units))
+    policy = PruningPolicy(sorted_model.units, sizes)
+    return sorted_model.materialise(policy), policy
 
 
 def test_projections_of_a_llama_by_hand():
     # Query and output, key and value of 4 of 8 heads, and gate, up and down, in three layers.
-    assert projection_parameters(make_picomodel()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    assert projection_parameters(make_tiny_model()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_projections_are_what_the_budget_is_spent_on(name):
-    model = make_picomodel(name)
+    model = make_tiny_model(name)
     before = projection_parameters(model)
     pruned, policy = prune(model)
     assert before == block_parameters(policy.units)
@@ -36,14 +36,14 @@ def test_projections_are_what_the_budget_is_spent_on(name):
 
 
 def test_a_family_without_a_record_has_no_projections_to_count():
-    model = make_picomodel()
+    model = make_tiny_model()
     model.config.model_type = "unheard-of"
     assert projection_parameters(model) is None
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cache_of_a_dense_model_by_formula(name):
-    model = make_picomodel(name)
+    model = make_tiny_model(name)
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
     assert kv_cache_bytes(model) == 3 * 2 * kv_heads * head_dim * 4
     assert kv_cache_bytes(model.bfloat16()) == 3 * 2 * kv_heads * head_dim * 2
@@ -51,7 +51,7 @@ def test_cache_of_a_dense_model_by_formula(name):
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "phi3", "gemma3"])
 def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
-    model, policy = prune(make_picomodel(name))
+    model, policy = prune(make_tiny_model(name))
     head_dim = find_family(model.config).heads(model.config)[2]
     kept = sum(size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "attention")
     assert kv_cache_bytes(model) == 2 * kept * head_dim * 4
@@ -61,7 +61,7 @@ def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
 
 
 def test_bytes_of_the_weights_of_a_folder(tmp_path):
-    model = make_picomodel()
+    model = make_tiny_model()
     model.save_pretrained(tmp_path / "whole")
     assert weight_bytes(tmp_path / "whole") == (tmp_path / "whole" / "model.safetensors").stat().st_size
     model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
@@ -78,7 +78,7 @@ def test_bytes_of_a_gguf_file(tmp_path):
 def test_a_repository_is_looked_up_in_the_cache(tmp_path):
     repository = tmp_path / "models--someone--model"
     snapshot = repository / "snapshots" / ("0" * 40)
-    make_picomodel().save_pretrained(snapshot)
+    make_tiny_model().save_pretrained(snapshot)
     (snapshot / "ffp_config.json").write_text('{"policy": {"sparsity": 0.25}, "provenance": {"model_sparsity": 0.2}}')
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)

@@ -11,7 +11,7 @@ from optimum_ffp.evaluation import (
     size_record,
     window_losses,
 )
-from tests.conftest import make_picomodel
+from tests.conftest import make_tiny_model
 from tests.evaluation.test_size import prune
 
 
@@ -20,7 +20,7 @@ ORIGIN = {"dataset": "text", "split": "test"}
 
 @pytest.fixture
 def records(tmp_path, windows):
-    dense, pruned = make_picomodel(), prune(make_picomodel())[0]
+    dense, pruned = make_tiny_model(), prune(make_tiny_model())[0]
     made = {}
     for role, model in (("model", pruned), ("baseline", dense)):
         model.save_pretrained(tmp_path / role)
@@ -35,7 +35,7 @@ def cells(table):
 
 
 def test_record_of_a_model(records, windows):
-    record, model = records["baseline"], make_picomodel()
+    record, model = records["baseline"], make_tiny_model()
     assert (record["model_type"], record["dtype"], record["device"]) == ("llama", "float32", "cpu")
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     expected = math.exp(float(window_losses(model, windows).mean()))
@@ -46,10 +46,10 @@ def test_record_of_a_model(records, windows):
 def test_sparsity_and_speed_against_the_baseline(records, windows):
     speeds = {"model": Speed(300.0, 30.0, 8, 4, 1, 5), "baseline": Speed(200.0, 20.0, 8, 4, 1, 5)}
     compare_records(records, {"model": windows, "baseline": windows}, speeds)
-    policy = prune(make_picomodel())[1]
+    policy = prune(make_tiny_model())[1]
     model = records["model"]
     assert model["sparsity"] == pytest.approx(policy.sparsity)
-    kept = sum(parameter.numel() for parameter in prune(make_picomodel())[0].parameters())
+    kept = sum(parameter.numel() for parameter in prune(make_tiny_model())[0].parameters())
     assert model["model_sparsity"] == pytest.approx(1 - kept / records["baseline"]["parameters"])
     assert model["speed_ratio"] == {"prefill": 1.5, "decode": 1.5}
     table = cells(comparison_table(records))
@@ -84,20 +84,20 @@ def test_one_model_alone(records):
 
 def test_tasks_that_were_measured_on_other_samples_have_no_ratio(records):
     for count, record in zip((20, 30), records.values()):
-        task = {"task": "pico", "samples": count, "fewshot": 2, "stderr": {"acc": 0.1}}
+        task = {"task": "tiny", "samples": count, "fewshot": 2, "stderr": {"acc": 0.1}}
         record["tasks"] = [task | {"metrics": {"acc": 0.5, "mcc": None, "chance": 0.25}}]
     table = cells(comparison_table(records))
-    assert table["pico, acc"] == [
+    assert table["tiny, acc"] == [
         "0.5000 ± 0.1000",
         "0.5000 ± 0.1000",
         "-",
         "20 samples, 2 shots | 30 samples, 2 shots",
     ]
-    assert table["pico, mcc"][:2] == ["not finite", "not finite"] and table["pico, chance"][0] == "0.2500"
+    assert table["tiny, mcc"][:2] == ["not finite", "not finite"] and table["tiny, chance"][0] == "0.2500"
 
 
 def test_what_is_not_finite_can_be_written_as_json(windows):
-    model = make_picomodel()
+    model = make_tiny_model()
     model.lm_head.weight.data.fill_(torch.nan)
     record = perplexity_record(model, windows, ORIGIN, 1)
     assert record["perplexity"] is None and record["loss"] is None

@@ -5,7 +5,7 @@ import torch
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation import TaskSuite
-from tests.conftest import make_picomodel, make_tokenizer
+from tests.conftest import make_tiny_model, make_tokenizer
 from tests.evaluation.conftest import make_task
 
 
@@ -40,13 +40,13 @@ def accuracy_by_hand(model, rows):
 
 def test_accuracy_by_hand_and_by_lm_eval_alone(lm_eval, tmp_path):
     rows = make_task(tmp_path / "tasks", samples=20)
-    model, tokenizer = make_picomodel(), make_tokenizer()
-    suite = TaskSuite(["pico"], str(tmp_path / "tasks"))
+    model, tokenizer = make_tiny_model(), make_tokenizer()
+    suite = TaskSuite(["tiny"], str(tmp_path / "tasks"))
     (record,) = suite.score(model, tokenizer, batch_size=2)
     assert record["metrics"] == accuracy_by_hand(model, rows)
-    assert {"task": "pico", "samples": 20, "fewshot": 0, "version": 7.0}.items() <= record.items()
+    assert {"task": "tiny", "samples": 20, "fewshot": 0, "version": 7.0}.items() <= record.items()
     # The same suite serves the baseline too.
-    other = make_picomodel(seed=5)
+    other = make_tiny_model(seed=5)
     (again,) = suite.score(other, tokenizer, with_samples=True)
     assert again["metrics"] == accuracy_by_hand(other, rows)
     assert {name: sum(scores) / len(scores) for name, scores in again["per_sample"].items()} == again["metrics"]
@@ -57,45 +57,45 @@ def test_accuracy_by_hand_and_by_lm_eval_alone(lm_eval, tmp_path):
     alone = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(tmp_path / "model")},
-        tasks=["pico"],
+        tasks=["tiny"],
         task_manager=manager,
         device="cpu",
         batch_size=2,
-    )["results"]["pico"]
+    )["results"]["tiny"]
     for name in ("acc", "acc_norm"):
         assert record["metrics"][name] == alone[f"{name},none"]
         assert record["stderr"][name] == alone[f"{name}_stderr,none"]
 
 
 def test_limit_is_a_number_or_a_fraction(lm_eval, tasks_folder):
-    model, tokenizer = make_picomodel(), make_tokenizer()
+    model, tokenizer = make_tiny_model(), make_tokenizer()
     suite = TaskSuite([], str(tasks_folder))
     assert [suite.score(model, tokenizer, limit)[0]["samples"] for limit in (4.0, 0.5)] == [4, 5]
 
 
 def test_tasks_by_file_and_by_wildcard(lm_eval, tasks_folder):
-    make_task(tasks_folder, "pico_other")
+    make_task(tasks_folder, "tiny_other")
     make_task(tasks_folder, "else")
-    assert TaskSuite(["pico*"], str(tasks_folder)).names == ["pico", "pico_other"]
-    assert TaskSuite([], str(tasks_folder)).names == ["else", "pico", "pico_other"]
+    assert TaskSuite(["tiny*"], str(tasks_folder)).names == ["tiny", "tiny_other"]
+    assert TaskSuite([], str(tasks_folder)).names == ["else", "tiny", "tiny_other"]
     file = str(tasks_folder / "else.yaml")
-    (record,) = TaskSuite([file], str(tasks_folder)).score(make_picomodel(), make_tokenizer(), 2)
+    (record,) = TaskSuite([file], str(tasks_folder)).score(make_tiny_model(), make_tokenizer(), 2)
     assert record["task"] == "else"
 
 
 def test_solved_examples_before_the_question(lm_eval, tmp_path):
     make_task(tmp_path / "tasks", fewshot_split="test")
     suite = TaskSuite([], str(tmp_path / "tasks"), num_fewshot=2)
-    assert suite.score(make_picomodel(), make_tokenizer(), 3)[0]["fewshot"] == 2
+    assert suite.score(make_tiny_model(), make_tokenizer(), 3)[0]["fewshot"] == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset_path": "nobody/nothing"}, "pico can't be evaluated: .*Tasks whose data is on the Hub need"),
-        ({"dataset_kwargs": {"data_files": {"test": "nowhere.jsonl"}}}, "pico can't be evaluated: FileNotFoundError"),
-        ({"test_split": "other"}, "pico can't be evaluated"),
-        ({"output_type": "telepathy"}, "pico can't be evaluated"),
+        ({"dataset_path": "nobody/nothing"}, "tiny can't be evaluated: .*Tasks whose data is on the Hub need"),
+        ({"dataset_kwargs": {"data_files": {"test": "nowhere.jsonl"}}}, "tiny can't be evaluated: FileNotFoundError"),
+        ({"test_split": "other"}, "tiny can't be evaluated"),
+        ({"output_type": "telepathy"}, "tiny can't be evaluated"),
     ],
 )
 def test_a_task_that_cannot_be_read_is_one_line_before_any_model(lm_eval, changes, message, tmp_path):
@@ -107,13 +107,13 @@ def test_a_task_that_cannot_be_read_is_one_line_before_any_model(lm_eval, change
 
 def test_a_task_that_cannot_be_run_is_one_line(lm_eval, tmp_path):
     make_task(tmp_path / "tasks", doc_to_choice="{{options.nothing}}")
-    with pytest.raises(FFPError, match="pico can't be evaluated"):
-        TaskSuite([], str(tmp_path / "tasks")).score(make_picomodel(), make_tokenizer())
+    with pytest.raises(FFPError, match="tiny can't be evaluated"):
+        TaskSuite([], str(tmp_path / "tasks")).score(make_tiny_model(), make_tokenizer())
 
 
 def test_unknown_names(lm_eval, tasks_folder, tmp_path):
-    with pytest.raises(FFPError, match="there is no task 'pica'.*did you mean .*pico"):
-        TaskSuite(["pico", "pica"], str(tasks_folder))
+    with pytest.raises(FFPError, match="there is no task 'pica'.*did you mean .*tiny"):
+        TaskSuite(["tiny", "pica"], str(tasks_folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FFPError, match="holds no task"):
         TaskSuite([], str(tmp_path / "empty"))

@@ -18,7 +18,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import check_push, name_repository, push_folder
 from tests.checkpoint import test_saving
-from tests.conftest import make_picomodel, make_text, make_tokenizer
+from tests.conftest import make_text, make_tiny_model, make_tokenizer
 from tests.hub_server import Hub, Repository, run_hub
 
 
@@ -29,7 +29,7 @@ pruned = test_saving.pruned
 CLI = "import time; time.sleep = lambda seconds: None; from optimum.commands.optimum_cli import main; main()"
 SMALL = "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --sparsity 0.3 --device cpu"
 
-# What a stranger does with a repository: first without our package, then with it, then as its card says.
+# What a standalone does with a repository: first without our package, then with it, then as its card says.
 PULL = """
 import re, sys, torch
 from importlib.util import find_spec
@@ -79,7 +79,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(pruned, tmp_path) -> Path:
-    return shutil.copytree(pruned[1], tmp_path / "pico ffp")
+    return shutil.copytree(pruned[1], tmp_path / "tiny ffp")
 
 
 def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
@@ -114,13 +114,13 @@ def write_data(folder: Path) -> Path:
 
 def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
     data, base = write_data(tmp_path / "some data"), tmp_path / "base"
-    make_picomodel().save_pretrained(base)
+    make_tiny_model().save_pretrained(base)
     make_tokenizer().save_pretrained(base)
-    (base / "README.md").write_text("---\nlicense: other\nlicense_name: pico\nlicense_link: LICENSE\n---\n# Base\n")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE\n---\n# Base\n")
     with run_hub(TOKEN) as hub:
-        hub.repositories["org/pico"] = Repository(private=False)
-        hub.repositories["org/pico"].commit("initial commit", contents(base))
-        command = f"ffp prune -m org/pico out --push-to-hub --hub-model-id pico-ffp --private --token {TOKEN} {SMALL}"
+        hub.repositories["org/tiny"] = Repository(private=False)
+        hub.repositories["org/tiny"].commit("initial commit", contents(base))
+        command = f"ffp prune -m org/tiny out --push-to-hub --hub-model-id tiny-ffp --private --token {TOKEN} {SMALL}"
         done = subprocess.run(
             [sys.executable, "-c", CLI, *command.split(), "--dataset", data],
             cwd=tmp_path,
@@ -129,10 +129,10 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        repository = hub.repositories["me/pico-ffp"]
+        repository = hub.repositories["me/tiny-ffp"]
         assert repository.private and len(repository.commits) == 2
-        assert f"uploaded: {hub.url}/me/pico-ffp/commit/{repository.commits[-1].oid}" in done.stdout
-        assert uploaded(repository) == published(tmp_path / "out", "me/pico-ffp")
+        assert f"uploaded: {hub.url}/me/tiny-ffp/commit/{repository.commits[-1].oid}" in done.stdout
+        assert uploaded(repository) == published(tmp_path / "out", "me/tiny-ffp")
         assert set(uploaded(repository)) == test_saving.FILES
         assert [status for *_, status in hub.requests if status >= 500] == []
 
@@ -142,16 +142,16 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
         assert TOKEN not in done.stdout + done.stderr
 
         card = ModelCard(uploaded(repository)["README.md"].decode())
-        assert (card.data.base_model, card.data.license, card.data.license_name) == ("org/pico", "other", "pico")
-        assert 'from_pretrained("me/pico-ffp", trust_remote_code=True)' in card.content
-        assert "optimum-cli ffp export --model me/pico-ffp out.gguf\n" in card.content
+        assert (card.data.base_model, card.data.license, card.data.license_name) == ("org/tiny", "other", "tiny")
+        assert 'from_pretrained("me/tiny-ffp", trust_remote_code=True)' in card.content
+        assert "optimum-cli ffp export --model me/tiny-ffp out.gguf\n" in card.content
         assert "./out" not in card.content
         # Nothing says where the data and the model were on this machine.
         assert not [name for name, data in uploaded(repository).items() if str(tmp_path).encode() in data]
 
         # A later commit takes the weights away; the revision still has them.
         done = subprocess.run(
-            [sys.executable, "-c", PULL, "me/pico-ffp", tmp_path / "out", repository.commits[-1].oid],
+            [sys.executable, "-c", PULL, "me/tiny-ffp", tmp_path / "out", repository.commits[-1].oid],
             env=environment(hub, tmp_path / "home"),
             capture_output=True,
             text=True,
@@ -266,7 +266,7 @@ def test_a_result_that_could_not_be_uploaded_is_kept(pruned, hub):
 @pytest.mark.parametrize("name", ["403", "cut"])
 def test_command_line_ends_with_the_line_and_code_2(hub, tmp_path, name):
     base = tmp_path / "base"
-    make_picomodel().save_pretrained(base)
+    make_tiny_model().save_pretrained(base)
     make_tokenizer().save_pretrained(base)
     method, path, status, said, _ = FAILURES[name]
     hub.fail(method, path, status, said)
@@ -375,9 +375,9 @@ def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_mo
     data, oids = write_data(tmp_path / "data"), []
 
     def push_base(seed: int) -> None:
-        make_picomodel(seed=seed).save_pretrained("base")
+        make_tiny_model(seed=seed).save_pretrained("base")
         make_tokenizer().save_pretrained("base")
-        repository = hub.repositories.setdefault("org/pico", Repository(private=False))
+        repository = hub.repositories.setdefault("org/tiny", Repository(private=False))
         oids.append(repository.commit(f"seed {seed}", contents(Path("base"))).oid)
 
     def push_agent(sparsity: float) -> str:
@@ -391,7 +391,7 @@ def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_mo
     agent = push_agent(0.2)
     options = ("--device", "cpu", "--dtype", "bfloat16", "--warm-start", "me/agent", "--dataset", "data")
     sizes = SMALL.partition(" --sparsity")[0].split()
-    code, _, errors = run_ffp("prune", "-m", "org/pico", "first", "--sparsity", 0.3, *sizes, *options)
+    code, _, errors = run_ffp("prune", "-m", "org/tiny", "first", "--sparsity", 0.3, *sizes, *options)
     assert code == 0, errors
     push_base(1)
     push_agent(0.4)
@@ -399,7 +399,7 @@ def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_mo
     provenance = json.loads(Path("first", "ffp_config.json").read_text())["provenance"]
     assert (provenance["revision"], provenance["dtype"]) == (oids[0], "bfloat16")
     card = Path("first", "README.md").read_text()
-    assert f"[org/pico](https://huggingface.co/org/pico) (revision [{oids[0][:12]}]" in card
+    assert f"[org/tiny](https://huggingface.co/org/tiny) (revision [{oids[0][:12]}]" in card
     (command,) = re.findall(r"^optimum-cli ffp prune .*$", card, re.M)
     assert f"--revision {oids[0]} --dtype bfloat16 --warm-start me/agent@{agent}" in command
     code, _, errors = run_ffp(*shlex.split(command)[2:], "second", "--device", "cpu")

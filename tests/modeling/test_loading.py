@@ -55,8 +55,8 @@ def refused_by_both(folder: Path, *words: str) -> None:
         ("llama", {"model.layers.{}.self_attn.rotary_emb.inv_freq": torch.ones(2)}),
     ],
 )
-def test_masks_of_earlier_releases_are_left_out(save_picomodel, name, buffers, capfd):
-    base = save_picomodel(name)
+def test_masks_of_earlier_releases_are_left_out(save_tiny_model, name, buffers, capfd):
+    base = save_tiny_model(name)
     expected = AutoModelForCausalLM.from_pretrained(base).state_dict()
     edit_weights(
         base,
@@ -70,8 +70,8 @@ def test_masks_of_earlier_releases_are_left_out(save_picomodel, name, buffers, c
     assert "UNEXPECTED" not in "".join(capfd.readouterr())
 
 
-def test_integers_are_no_weights_all_the_same(save_picomodel):
-    base = save_picomodel("gpt-neox")
+def test_integers_are_no_weights_all_the_same(save_tiny_model):
+    base = save_tiny_model("gpt-neox")
     edit_weights(base, lambda w: w.update({"gpt_neox.layers.0.attention.dense.bias": torch.ones(32).byte()}))
     refused_by_both(base, "type U8, such as gpt_neox.layers.0.attention.dense.bias")
 
@@ -88,16 +88,16 @@ def test_integers_are_no_weights_all_the_same(save_picomodel):
     ],
     ids=["missing", "more layers", "fewer layers", "other shape", "bias", "compiled"],
 )
-def test_weights_and_config_must_agree(save_picomodel, change, config, message, capfd):
-    base = save_picomodel()
+def test_weights_and_config_must_agree(save_tiny_model, change, config, message, capfd):
+    base = save_tiny_model()
     edit_weights(base, change)
     edit_config(base, **config)
     refused_by_both(base, message)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
-def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_picomodel):
-    base = save_picomodel("qwen2")
+def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_tiny_model):
+    base = save_tiny_model("qwen2")
     assert "lm_head.weight" not in load_file(base / "model.safetensors")
     edit_weights(base, lambda w: {key.removeprefix("model."): value for key, value in w.items()})
     for load in (load_to_prune, load_any):
@@ -105,22 +105,22 @@ def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_pico
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_no_numbers(save_picomodel, value):
-    base = save_picomodel()
+def test_weights_that_are_no_numbers(save_tiny_model, value):
+    base = save_tiny_model()
     edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
     refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
 
 
-def test_a_type_that_is_too_small(save_picomodel):
-    base = save_picomodel()
+def test_a_type_that_is_too_small(save_tiny_model):
+    base = save_tiny_model()
     edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
     load_to_prune(str(base), CPU)
     with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
         load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
 
 
-def test_a_tokenizer_of_another_model(save_picomodel):
-    base, tokenizer = save_picomodel(), make_tokenizer()
+def test_a_tokenizer_of_another_model(save_tiny_model):
+    base, tokenizer = save_tiny_model(), make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(base)
     load_to_prune(str(base), CPU)
@@ -129,8 +129,8 @@ def test_a_tokenizer_of_another_model(save_picomodel):
     refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
 
 
-def test_a_model_that_overflows(save_picomodel):
-    base = save_picomodel()
+def test_a_model_that_overflows(save_tiny_model):
+    base = save_tiny_model()
     edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
     load_any(str(base), CPU)
     with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
@@ -138,16 +138,16 @@ def test_a_model_that_overflows(save_picomodel):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_folder_without_a_tokenizer(save_picomodel, name):
+def test_a_folder_without_a_tokenizer(save_tiny_model, name):
     """Transformers has no tokenizer of a llama, and an empty one of a gpt2."""
-    base = save_picomodel(name)
+    base = save_tiny_model(name)
     for path in base.glob("tokenizer*"):
         path.unlink()
     refused_by_both(base, "it has no tokenizer; copy tokenizer.json and tokenizer_config.json")
 
 
-def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_picomodel, tmp_path):
-    base, adapter = save_picomodel(), tmp_path / "adapter"
+def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_tiny_model, tmp_path):
+    base, adapter = save_tiny_model(), tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
     refused_by_both(adapter, "holds an adapter; merge it into its base")

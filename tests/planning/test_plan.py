@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaConfig
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.planning.machine import Machine, measure_machine
 from optimum_ffp.planning.plan import make_plan
-from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
 from tests.test_pruner import SETTINGS, make_pruner
 from tests.test_smollm2 import smollm2_path
 
@@ -30,12 +30,12 @@ LLAMA_2_70B = {
 }
 
 
-def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **knobs):
-    """The plan of a prune of a picomodel."""
+def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **options):
+    """The plan of a prune of a tiny model."""
     if machine is not None:
         monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
     model_type, sizes = CONFIGS[name]
-    return make_plan(AutoConfig.for_model(model_type, **sizes), FFPConfig(**SETTINGS | knobs), sparsities, "cpu")
+    return make_plan(AutoConfig.for_model(model_type, **sizes), FFPConfig(**SETTINGS | options), sparsities, "cpu")
 
 
 def stages(plan):
@@ -44,7 +44,7 @@ def stages(plan):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_units_and_sizes_are_those_of_the_model(name, data_folder):
-    plan, model = planned(name), make_picomodel(name)
+    plan, model = planned(name), make_tiny_model(name)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
     assert plan.units == pruner.units and plan.parameters == model.num_parameters()
     matrices = sum(4 * unit.output.module.in_features**2 for unit in pruner.model_units)
@@ -54,7 +54,7 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {},
         {"preset": "paper"},
@@ -64,15 +64,15 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     ],
     ids=["default", "paper", "evolutionary", "uniform", "no-grad"],
 )
-def test_a_prune_keeps_to_its_plan(save_picomodel, data_folder, tmp_path, knobs):
-    pruner = make_pruner(save_picomodel(), data_folder, tmp_path / "work", **knobs)
+def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, options):
+    pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", **options)
     plan = make_plan(pruner.model.config, pruner.config, device="cpu")
     result = pruner.prune()
     search = result.search
     assert plan.candidate_evaluations == search["candidate_evaluations"]
     dense = pruner.config.search_samples * pruner.config.seq_len
     assert search["tokens_evaluated"] <= plan.tokens["search"] - dense
-    if knobs.get("preset") != "paper":
+    if options.get("preset") != "paper":
         assert search["tokens_evaluated"] == plan.tokens["search"] - dense
     assert plan.evaluated == len(result.perplexities)
     assert set(result.cost.peak_bytes) == {stage.name for stage in plan.memory} - {"save"}
@@ -85,8 +85,8 @@ def test_a_prune_keeps_to_its_plan(save_picomodel, data_folder, tmp_path, knobs)
     assert stages(plan)["save"]["pruned model"] == pytest.approx(weights, rel=0.15) and saved < plan.disk["save"]
 
 
-def test_a_sweep_keeps_to_its_plan(save_picomodel, data_folder):
-    pruner = make_pruner(save_picomodel(), data_folder)
+def test_a_sweep_keeps_to_its_plan(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder)
     plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], "cpu")
     found = [result.search["candidate_evaluations"] for result in pruner.sweep([0.2, 0.3])]
     # Two baselines a sparsity are evaluated beside the search and don't count as its candidates.

@@ -3,104 +3,110 @@ import pytest
 
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.curve_posterior import PARTS, TrustRegression
+from optimum_ffp.search.curve_posterior import PARTS, MultiplierRegression
 
 
-UNITS = tuple(Unit(layer, kind, items, 10) for layer in range(6) for kind, items in (("attention", 12), ("ffn", 240)))
+UNITS = tuple(
+    Unit(layer, kind, groups, 10) for layer in range(6) for kind, groups in (("attention", 12), ("ffn", 240))
+)
 KINDS = np.array([unit.kind for unit in UNITS])
 CURVATURE = np.where(KINDS == "attention", 2.0, 1.4)
 
 
 def steps(generator: np.random.Generator, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What curves of all units fall by in the parts below and above those that are kept."""
-    loses, gains = np.zeros((2, len(UNITS), PARTS))
+    falls_down, falls_up = np.zeros((2, len(UNITS), PARTS))
     rows = np.arange(len(UNITS))
-    loses[rows, kept - 1] = generator.uniform(0.5, 1.5, len(UNITS)) * 0.01
-    gains[rows, kept] = loses[rows, kept - 1] / 2
-    return loses, gains
+    falls_down[rows, kept - 1] = generator.uniform(0.5, 1.5, len(UNITS)) * 0.01
+    falls_up[rows, kept] = falls_down[rows, kept - 1] / 2
+    return falls_down, falls_up
 
 
-def slopes(trust: np.ndarray, loses: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def slopes(multiplier: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First-order changes where giving up a step really costs `Σ T C`, with the curvature of the unit's kind."""
-    fewer = (trust * loses).sum(1) - CURVATURE * loses.sum(1)
-    more = -(trust * gains).sum(1) - CURVATURE * gains.sum(1)
-    return fewer, more
+    down = (multiplier * falls_down).sum(1) - CURVATURE * falls_down.sum(1)
+    up = -(multiplier * falls_up).sum(1) - CURVATURE * falls_up.sum(1)
+    return down, up
 
 
 def observed(noise: float, windows: int = 4, updates: int = 8, wild: int | None = None):
     generator = np.random.default_rng(0)
-    trust = np.tile(1 + 0.3 * generator.standard_normal(len(UNITS))[:, None], PARTS)
-    regression = TrustRegression(UNITS)
+    multiplier = np.tile(1 + 0.3 * generator.standard_normal(len(UNITS))[:, None], PARTS)
+    regression = MultiplierRegression(UNITS)
     for update in range(updates):
-        loses, gains = steps(generator, np.full(len(UNITS), 5 + update % 2))
+        falls_down, falls_up = steps(generator, np.full(len(UNITS), 5 + update % 2))
         spread = np.full(len(UNITS), noise)
         if wild is not None:
             spread[wild] = 50.0
         measured = []
-        for slope, falls in zip(slopes(trust, loses, gains), (loses, gains)):
+        for slope, falls in zip(slopes(multiplier, falls_down, falls_up), (falls_down, falls_up)):
             shaken = spread * falls.sum(1) * generator.standard_normal((windows, len(UNITS)))
             measured.append(slope + shaken)
-        regression.observe(*measured, loses, gains)
-    return trust, regression
+        regression.observe(*measured, falls_down, falls_up)
+    return multiplier, regression
 
 
 def test_believes_the_curves_until_something_was_measured():
-    assert np.allclose(TrustRegression(UNITS).solve(), 1)
+    assert np.allclose(MultiplierRegression(UNITS).solve(), 1)
 
 
-def test_finds_trust_and_curvature_where_it_has_looked():
-    trust, regression = observed(noise=1e-3)
-    assert np.allclose(regression.solve()[:, 4:7], trust[:, 4:7], atol=0.05)
+def test_finds_multipliers_and_curvature_where_it_has_looked():
+    multiplier, regression = observed(noise=1e-3)
+    assert np.allclose(regression.solve()[:, 4:7], multiplier[:, 4:7], atol=0.05)
 
 
 def test_a_part_that_was_not_seen_is_expected_to_be_like_those_near_it():
-    trust, regression = observed(noise=1e-3)
+    multiplier, regression = observed(noise=1e-3)
     found = regression.solve()
-    errors = np.abs(found - trust).mean(0)
+    errors = np.abs(found - multiplier).mean(0)
     assert errors[5] < errors[8] < errors[11]
 
 
-def test_one_unit_of_wild_slopes_leaves_what_others_of_its_kind_are_trusted():
-    trust, calm = observed(noise=0.2)
+def test_one_unit_of_wild_ratios_leaves_the_multipliers_of_others():
+    multiplier, calm = observed(noise=0.2)
     _, shaken = observed(noise=0.2, wild=0)
     others = slice(1, None)
-    error = np.abs(calm.solve() - trust)[others, 4:7].mean()
-    assert np.abs(shaken.solve() - trust)[others, 4:7].mean() < 1.3 * error
+    error = np.abs(calm.solve() - multiplier)[others, 4:7].mean()
+    assert np.abs(shaken.solve() - multiplier)[others, 4:7].mean() < 1.3 * error
     assert np.abs(shaken.solve()[0, 5] - 1) < 1
 
 
 def test_a_flat_curve_is_believed():
-    regression = TrustRegression(UNITS)
-    loses, gains = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
-    loses[3], gains[3] = 0, 1e-200
-    fewer, more = (np.random.default_rng(1).normal(0, 0.01, (4, len(UNITS))) for _ in range(2))
-    regression.observe(fewer, more, loses, gains)
+    regression = MultiplierRegression(UNITS)
+    falls_down, falls_up = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
+    falls_down[3], falls_up[3] = 0, 1e-200
+    down, up = (np.random.default_rng(1).normal(0, 0.01, (4, len(UNITS))) for _ in range(2))
+    regression.observe(down, up, falls_down, falls_up)
     assert np.isfinite(regression.solve()).all() and not (regression.equations["unit"] == 3).any()
 
 
 def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
     """A part is above a policy and then below it: both measurements count."""
-    trust = np.ones((len(UNITS), PARTS))
-    regression = TrustRegression(UNITS)
+    multiplier = np.ones((len(UNITS), PARTS))
+    regression = MultiplierRegression(UNITS)
     generator = np.random.default_rng(1)
     for kept, level in ((5, 2.0), (6, 1.0)):
-        loses, gains = steps(generator, np.full(len(UNITS), kept))
-        loses[1:], gains[1:] = 0, 0
-        regression.observe(*(np.tile(slope, (4, 1)) for slope in slopes(level * trust, loses, gains)), loses, gains)
+        falls_down, falls_up = steps(generator, np.full(len(UNITS), kept))
+        falls_down[1:], falls_up[1:] = 0, 0
+        regression.observe(
+            *(np.tile(slope, (4, 1)) for slope in slopes(level * multiplier, falls_down, falls_up)),
+            falls_down,
+            falls_up,
+        )
     assert 1.2 < regression.solve()[0, 5] < 1.8
 
 
 def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
-    trust, regression = observed(noise=0.2)
-    other = TrustRegression(UNITS)
+    multiplier, regression = observed(noise=0.2)
+    other = MultiplierRegression(UNITS)
     other.restore(regression.state())
     assert np.abs(other.solve() - 1).mean() < np.abs(regression.solve() - 1).mean()
     assert np.corrcoef(other.solve()[:, 5], regression.solve()[:, 5])[0, 1] > 0.9
     with pytest.raises(FFPError, match="no slopes of 10 units; warm-start from a checkpoint of the same model"):
-        TrustRegression(UNITS[:10]).restore(regression.state())
+        MultiplierRegression(UNITS[:10]).restore(regression.state())
 
 
 def test_neighbouring_policies_differ_by_one_part():
-    kept = PruningPolicy(UNITS, tuple(unit.items // 2 for unit in UNITS))
+    kept = PruningPolicy(UNITS, tuple(unit.groups // 2 for unit in UNITS))
     for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbours()[1].sizes):
-        assert (larger - size) * PARTS == unit.items
+        assert (larger - size) * PARTS == unit.groups

@@ -4,12 +4,12 @@ import pytest
 from optimum_ffp.allocation.loss_curves import CurveMapping
 from optimum_ffp.allocation.mapping import Budget, water_filling
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
-from optimum_ffp.analysis.size_gradients import LossSlopes
+from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
 from optimum_ffp.errors import FFPError
 from optimum_ffp.options import CHOICES, GRADIENT_COST
 from optimum_ffp.search import METHODS, NO_SEARCH, SearchTask, search
-from optimum_ffp.search.bandit import TrustPosterior
+from optimum_ffp.search.bandit import MultiplierPosterior
 from optimum_ffp.search.schedule import ProgressiveSchedule
 
 
@@ -20,7 +20,7 @@ CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
 TRUST = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
 KINDS = [
     *(("ffp", agent) for agent in CHOICES["agent"]),
-    *((method, "bandit") for method in ("random", "evolutionary", "prior")),
+    *((method, "bandit") for method in ("random", "evolutionary", "no-search")),
 ]
 
 
@@ -56,14 +56,14 @@ class KnownLandscape:
             sizes = zip(TRUST, CURVES, policy.sizes, neighbour.sizes)
             change = [t * rise * (c[there] - c[here]) - abs(c[there] - c[here]) for t, c, here, there in sizes]
             changes.append(np.array(change) * self.difficulty[windows, None])
-        return LossSlopes(losses, *changes)
+        return SizeGradients(losses, *changes)
 
 
-def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **knobs):
+def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **options):
     landscape = landscape or KnownLandscape()
     mapping = CurveMapping(CURVES)
     used = water_filling if agent == "ppo" else mapping
-    config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **knobs)
+    config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
     task = SearchTask(
         units=UNITS,
         map_scores=lambda scores, target: used(scores, Budget(UNITS, target, 0.1)),
@@ -139,20 +139,20 @@ def test_ppo_learns_where_it_hurts():
 
 
 @pytest.mark.parametrize("interaction", [0.0, 0.5])
-@pytest.mark.parametrize("agent", ["pathwise", "bandit"])
-def test_agents_learn_which_curves_to_trust(agent, interaction):
+@pytest.mark.parametrize("agent", ["gradient", "bandit"])
+def test_agents_learn_the_multipliers_of_the_curves(agent, interaction):
     landscape = KnownLandscape(interaction=interaction)
     found, _, _ = run(agent=agent, landscape=landscape)
     perfect = CurveMapping([t * curve for t, curve in zip(TRUST, CURVES)])(np.zeros(6), Budget(UNITS, 0.3, 0.1))
-    prior, _, _ = run("prior", landscape=landscape)
+    prior, _, _ = run("no-search", landscape=landscape)
     loss, best, start = (landscape.loss(policy) for policy in (found.policy, perfect, prior.policy))
     assert loss - best < 0.15 * (start - best)
     for method in ("random", "evolutionary"):
         assert loss < landscape.loss(run(method, landscape=landscape)[0].policy)
 
 
-def test_posterior_finds_the_trusts_and_knows_what_it_does_not_know():
-    posterior = TrustPosterior(UNITS)
+def test_posterior_finds_the_multipliers_and_knows_what_it_does_not_know():
+    posterior = MultiplierPosterior(UNITS)
     generator = np.random.default_rng(0)
     features = generator.uniform(0, 1, (60, 6))
     features[:, 5] = 0
@@ -160,16 +160,16 @@ def test_posterior_finds_the_trusts_and_knows_what_it_does_not_know():
         # All candidates of an update are off by the same factor, as they are on easy or hard windows.
         seen = features[start : start + 6]
         posterior.observe(seen, seen @ TRUST * np.exp(0.1 * generator.standard_normal()))
-    # A factor that all trusts share changes no policy.
+    # A factor that all multipliers share changes no policy.
     assert np.allclose(posterior.mean[:5] / posterior.mean[2], TRUST[:5] / TRUST[2], rtol=0.05)
     spread = np.sqrt(np.diag(posterior.covariance))
     assert spread[5] > spread[:5].max()
 
 
-@pytest.mark.parametrize(("agent", "steps"), [("pathwise", 48), ("bandit", 48), ("ppo", 800)])
+@pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("bandit", 48), ("ppo", 800)])
 def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
-    knobs = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
-    first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **knobs)
+    options = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
+    first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **options)
     fresh, _, _ = run(agent=agent, steps=8)
     warm, _, _ = run(agent=agent, steps=8, warm_start=first.agent)
     assert warm.perplexity < fresh.perplexity
@@ -191,11 +191,11 @@ def test_every_method_has_a_name_in_the_config():
 
 def test_units_that_are_close_in_depth_and_of_one_kind_are_expected_to_err_alike():
     units = [Unit(layer, kind, 4, 10) for layer in range(8) for kind in ("attention", "ffn")]
-    covariance = TrustPosterior(units).covariance
+    covariance = MultiplierPosterior(units).covariance
     assert np.allclose(covariance, covariance.T) and np.linalg.eigvalsh(covariance).min() > 0
     # Unit 0 is the attention of layer 0, unit 1 its FFN, unit 2 and 14 the attention of layers 1 and 7.
     assert covariance[0, 2] > covariance[0, 14] > covariance[0, 1] - 1e-9
-    posterior = TrustPosterior(units)
+    posterior = MultiplierPosterior(units)
     features = np.zeros((1, 16))
     features[0, 0] = 0.1
     posterior.observe(features, np.array([0.2]))

@@ -3,7 +3,7 @@ import torch
 
 from optimum_ffp.analysis.fisher import loss_curve
 from optimum_ffp.analysis.gram import Statistics
-from optimum_ffp.analysis.importance import order_items
+from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.errors import FFPError
 from optimum_ffp.utils.cholesky import check_finite, factorise, ridge_damping
@@ -36,7 +36,7 @@ def test_a_singular_matrix_needs_no_lambda(rank):
     assert loss_curve(ridge, torch.eye(10), 1)[12] < 1e-3
     statistics = Statistics(gram, torch.zeros(24), 400)
     for block in (1, 4):
-        assert sorted(order_items("obs", weight, statistics, block).tolist()) == list(range(24 // block))
+        assert sorted(order_groups("obs", weight, statistics, block).tolist()) == list(range(24 // block))
 
 
 def test_more_is_added_where_rounding_has_left_a_matrix_indefinite():

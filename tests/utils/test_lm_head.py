@@ -4,21 +4,21 @@ import torch
 from optimum_ffp.utils.lm_head import decode, logits_in_pieces
 
 
-def test_pieces_are_the_models_own_logits(picomodel, windows, monkeypatch):
-    expected = picomodel(windows).logits
+def test_pieces_are_the_models_own_logits(tiny_model, windows, monkeypatch):
+    expected = tiny_model(windows).logits
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
-    pieces = list(logits_in_pieces(picomodel, decode(picomodel, windows)))
+    pieces = list(logits_in_pieces(tiny_model, decode(tiny_model, windows)))
     assert [start for start, _ in pieces] == [0, 7, 14, 21]
     assert torch.allclose(torch.cat([logits for _, logits in pieces], 1), expected, atol=1e-5)
-    assert torch.equal(picomodel(windows).logits, expected)
+    assert torch.equal(tiny_model(windows).logits, expected)
 
 
-def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(picomodel, windows):
-    head = picomodel.get_output_embeddings()
+def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(tiny_model, windows):
+    head = tiny_model.get_output_embeddings()
     before = head.weight.clone()
     with torch.autocast("cpu", torch.bfloat16):
-        expected, decoded = picomodel(windows).logits, decode(picomodel, windows)
-        pieces = logits_in_pieces(picomodel, decoded, decoded)
+        expected, decoded = tiny_model(windows).logits, decode(tiny_model, windows)
+        pieces = logits_in_pieces(tiny_model, decoded, decoded)
         start, logits, again = next(pieces)
         assert head.weight.dtype == torch.bfloat16 and torch.equal(logits, again) and start == 0
         assert torch.equal(logits, expected[:, : logits.shape[1]])
@@ -26,14 +26,14 @@ def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(picomodel, wind
     assert torch.equal(head.weight, before)
 
 
-def test_decoder_is_left_as_it_was_when_the_head_fails(picomodel, windows, monkeypatch):
-    decoded, decoder = decode(picomodel, windows), picomodel.get_decoder()
+def test_decoder_is_left_as_it_was_when_the_head_fails(tiny_model, windows, monkeypatch):
+    decoded, decoder = decode(tiny_model, windows), tiny_model.get_decoder()
 
     def wrapped(*inputs, **options):
         return type(decoder).forward(decoder, *inputs, **options)
 
     decoder.forward = wrapped
-    monkeypatch.setattr(picomodel.get_output_embeddings(), "forward", lambda hidden: 1 / 0)
+    monkeypatch.setattr(tiny_model.get_output_embeddings(), "forward", lambda hidden: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        next(logits_in_pieces(picomodel, decoded))
+        next(logits_in_pieces(tiny_model, decoded))
     assert decoder.forward is wrapped

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.utils.resume import Journal, fingerprint
-from tests.conftest import make_picomodel
+from tests.conftest import make_tiny_model
 
 
 def refuse() -> None:
@@ -142,7 +142,7 @@ def test_damaged_entries_are_named(tmp_path, content):
 
 
 def test_a_fingerprint_tells_models_apart():
-    first, again, seed = make_picomodel(), make_picomodel(), make_picomodel(seed=1)
+    first, again, seed = make_tiny_model(), make_tiny_model(), make_tiny_model(seed=1)
     assert fingerprint(first) == fingerprint(again) != fingerprint(seed)
     again.config.rms_norm_eps = 1e-3
     assert fingerprint(first) != fingerprint(again)

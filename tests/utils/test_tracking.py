@@ -44,10 +44,10 @@ def library(request, monkeypatch) -> SimpleNamespace:
 
 def test_every_evaluation_is_logged_with_the_figures_that_it_has(library):
     check_trackers([library.name])
-    with Tracker([library.name], "pico-30", FFPConfig(seed=3).to_dict()) as tracker:
+    with Tracker([library.name], "tiny-30", FFPConfig(seed=3).to_dict()) as tracker:
         for entry in ENTRIES:
             tracker.log(entry)
-    assert library.runs == [{"project": "optimum-ffp", "name": "pico-30"}]
+    assert library.runs == [{"project": "optimum-ffp", "name": "tiny-30"}]
     assert library.settings["seed"] == 3 and library.settings["hidden_sizes"] == "256, 128"
     assert "eval_samples" not in library.settings
     assert [step for step, _ in library.rows] == [1, 2, 3] and library.finished == 1
@@ -57,7 +57,7 @@ def test_every_evaluation_is_logged_with_the_figures_that_it_has(library):
 
 def test_the_environment_names_the_project(library, monkeypatch):
     monkeypatch.setenv(f"{library.name.upper()}_PROJECT", "mine")
-    with Tracker([library.name], "pico-30"):
+    with Tracker([library.name], "tiny-30"):
         pass
     assert library.runs[0]["project"] == "mine"
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_reached_costs_a_warning_and_nothing_else(library, monkey
 
     lost = SimpleNamespace(log=fail, finish=fail)
     monkeypatch.setattr(library.module, "init", fail if broken == "init" else lambda **options: lost)
-    with Tracker([library.name], "pico-30") as tracker:
+    with Tracker([library.name], "tiny-30") as tracker:
         for entry in ENTRIES:
             tracker.log(entry)
     assert [record.getMessage() for record in caplog.records] == [
@@ -90,10 +90,10 @@ def test_tensorboard_gets_the_curves(monkeypatch, tmp_path):
     if not any(map(_installed, ("tensorboard", "tensorboardX"))):
         pytest.skip("needs tensorboard or tensorboardX")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-    with Tracker(["tensorboard"], "pico-30", {"seed": 0}) as tracker:
+    with Tracker(["tensorboard"], "tiny-30", {"seed": 0}) as tracker:
         for entry in ENTRIES:
             tracker.log(entry)
-    (events,) = (tmp_path / "pico-30").glob("events.out.tfevents.*")
+    (events,) = (tmp_path / "tiny-30").glob("events.out.tfevents.*")
     assert events.read_bytes().count(b"search/reward") == 3 and events.read_bytes().count(b"search/perplexity") == 2
 
 

@@ -91,14 +91,14 @@ class Family:
 
 @dataclass(frozen=True)
 class Slice:
-    """The part of a projection that belongs to the items of a unit.
+    """The part of a projection that belongs to the groups of a unit.
 
     Several slices of one module follow one another in its rows.
 
     Attributes:
         module: The projection, weight shape `[out_features, in_features]`.
-        dim: 0 if items own rows (outputs), 1 if they own columns (inputs).
-        block: Rows or columns of one item.
+        dim: 0 if groups own rows (outputs), 1 if they own columns (inputs).
+        block: Rows or columns of one group.
     """
 
     module: nn.Linear
@@ -106,7 +106,7 @@ class Slice:
     block: int
 
     def tensors(self) -> Iterator[str]:
-        """Names of the module's parameters that items own a part of."""
+        """Names of the module's parameters that groups own a part of."""
         yield "weight"
         if self.dim == 0 and self.module.bias is not None:
             yield "bias"
@@ -119,7 +119,7 @@ class ModelUnit:
     Attributes:
         unit: What the budget sees.
         slices: All projections that lose rows or columns; the output projection is the last.
-        counters: What must follow the unit's size: object, attribute, and how many one item counts.
+        counters: What must follow the unit's size: object, attribute, and how many one group counts.
     """
 
     unit: Unit
@@ -192,6 +192,6 @@ def _count_parameters(slices: tuple[Slice, ...]) -> tuple[int, int]:
 
 
 def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:
-    """Reorders blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[items]`."""
+    """Reorders blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[groups]`."""
     index = (order[:, None] * block + torch.arange(block, device=order.device)).flatten()
     return tensor.index_select(dim, index.to(tensor.device))

@@ -3,11 +3,11 @@ import torch
 
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.checkpoint.gguf import export_gguf
-from optimum_ffp.compression.sorted_model import NestedModel
+from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_units, get_family
 from tests.checkpoint.gguf.conftest import make_byte_fallback_tokenizer, make_byte_level_tokenizer
-from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
 
 
 VOCABULARY = 600
@@ -15,16 +15,16 @@ TEXTS = ["the quick brown fox", "Zwölf foxes' dens 1987,  at\n night:", "the"]
 
 
 def make_model(name="llama", pruned=True, **sizes):
-    """A picomodel with a large vocabulary, dense or with a different size in every layer."""
-    model = make_picomodel(name, vocab_size=VOCABULARY, **sizes)
+    """A tiny model with a large vocabulary, dense or with a different size in every layer."""
+    model = make_tiny_model(name, vocab_size=VOCABULARY, **sizes)
     if not pruned:
         return model
     family = get_family(model.config.model_type)
     units = find_units(model, family)
     # Layer 0 loses heads too: llama.cpp derives sizes from it where they aren't given.
-    kept = [unit.unit.items - 1 - index % 3 for index, unit in enumerate(units)]
-    nested = NestedModel(model, units, [torch.arange(unit.unit.items) for unit in units], family)
-    return nested.materialise(PruningPolicy(nested.units, tuple(kept)))
+    kept = [unit.unit.groups - 1 - index % 3 for index, unit in enumerate(units)]
+    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    return sorted_model.materialise(PruningPolicy(sorted_model.units, tuple(kept)))
 
 
 def check(model, tokenizer, path, run_llama_cpp, count=8):
@@ -139,7 +139,7 @@ def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
         export_gguf(make_model(), make_tokenizer(), tmp_path / "model.gguf")
 
 
-def test_every_exported_model_type_has_a_picomodel():
+def test_every_exported_model_type_has_a_tiny_model():
     from optimum_ffp.checkpoint.gguf.architectures import PER_LAYER, UNIFORM
 
     assert set(UNIFORM) == set(PER_LAYER) <= {model_type for model_type, _ in CONFIGS.values()}

@@ -11,10 +11,10 @@ from optimum_ffp.modeling.families.base import quantisable_multiple
 from tests.conftest import CONFIGS
 
 
-def test_units_cover_all_projections_of_the_blocks(picomodel):
-    family = get_family(picomodel.config.model_type)
-    units = find_units(picomodel, family)
-    layers = picomodel.base_model.get_submodule(family.layers)
+def test_units_cover_all_projections_of_the_blocks(tiny_model):
+    family = get_family(tiny_model.config.model_type)
+    units = find_units(tiny_model, family)
+    layers = tiny_model.base_model.get_submodule(family.layers)
     expected = sum(
         parameter.numel()
         for name, parameter in layers.named_parameters()
@@ -24,7 +24,7 @@ def test_units_cover_all_projections_of_the_blocks(picomodel):
     assert [unit.unit.kind for unit in units] == ["attention", "ffn"] * 3
 
 
-def test_every_family_has_a_picomodel_and_code_for_its_checkpoints():
+def test_every_family_has_a_tiny_model_and_code_for_its_checkpoints():
     assert {model_type for model_type, _ in CONFIGS.values()} == set(FAMILIES)
     for family in FAMILIES.values():
         model_class = pruned_model_class(family)

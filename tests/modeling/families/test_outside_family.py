@@ -45,6 +45,6 @@ def test_it_is_pruned_saved_and_loaded_like_any_other(folder, data_folder, windo
 
     expected = {"windows": windows, "logits": logits, "hidden": model.base_model(windows).last_hidden_state}
     save_file(expected, pruned / "expected.safetensors")
-    script = Path(__file__).parents[2] / "stranger.py"
+    script = Path(__file__).parents[2] / "standalone.py"
     done = subprocess.run([sys.executable, script, pruned], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {str(pruned): {}}

@@ -1,6 +1,6 @@
 """What somebody does who has never heard of optimum-ffp: loads saved folders with plain transformers, and checks them.
 
-    python tests/stranger.py FOLDER...
+    python tests/standalone.py FOLDER...
 
 Each folder holds a checkpoint and `expected.safetensors`: token ids and the logits that they must give. Prints one
 JSON object: by folder, the checks that failed and why.
@@ -33,7 +33,7 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert error < 2e-5 * max(1.0, float(expected.abs().max())), f"logits are off by {error:.2g}"
 
 
-class Stranger:
+class Standalone:
     """The checks, one method each, on one folder."""
 
     def __init__(self, folder: Path):
@@ -169,4 +169,4 @@ class Stranger:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(json.dumps({folder: Stranger(Path(folder)).failures() for folder in sys.argv[1:]}))
+    print(json.dumps({folder: Standalone(Path(folder)).failures() for folder in sys.argv[1:]}))

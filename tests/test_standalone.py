@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from tests.compression.test_sorted_model import make_nested, random_policy
-from tests.conftest import CONFIGS, make_picomodel, make_tokenizer
+from tests.compression.test_sorted_model import make_sorted_model, random_policy
+from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
 
 
 # Older releases lie over the installed packages, in a folder of their own that comes first on the path.
@@ -25,12 +25,12 @@ VERSIONS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A pruned picomodel of every family, with what it must give."""
+    """A pruned tiny model of every family, with what it must give."""
     windows = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
     found = {}
     for name in CONFIGS:
-        nested, _ = make_nested(make_picomodel(name), windows)
-        pruned = nested.materialise(random_policy(nested, 1))
+        sorted_model, _ = make_sorted_model(make_tiny_model(name), windows)
+        pruned = sorted_model.materialise(random_policy(sorted_model, 1))
         found[name] = tmp_path_factory.mktemp("pruned") / name
         pruned.save_pretrained(found[name])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.
@@ -59,9 +59,9 @@ def overlay(request: pytest.FixtureRequest) -> Path | None:
     return folder
 
 
-def test_a_stranger_finds_nothing_wrong(folders, overlay):
+def test_plain_transformers_finds_nothing_wrong(folders, overlay):
     environment = os.environ | ({"PYTHONPATH": str(overlay)} if overlay else {})
-    script = Path(__file__).with_name("stranger.py")
+    script = Path(__file__).with_name("standalone.py")
     command = [sys.executable, script, *folders.values()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
