@@ -51,7 +51,7 @@ class FFPGPT2Model(GPT2Model):
 
 
 class FFPGPT2ForCausalLM(GPT2LMHeadModel):
-    """The decoder without a head; every layer has sizes of its own."""
+    """The decoder with its language modelling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

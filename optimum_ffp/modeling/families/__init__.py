@@ -1,7 +1,7 @@
 """Where each model type keeps its projections: one record a family, one table.
 
-To add a family, write its record in a file of this folder, put it into `FAMILIES`, and write the code that its
-checkpoints carry into `optimum_ffp/modeling/modeling_ffp_<model_type>.py`. A family from outside of this package puts
+To add a family, write its record in a file of this folder, put it into `FAMILIES`, and run `make style`, which writes
+the code that its checkpoints carry (`optimum_ffp/modeling/generate.py`). A family from outside of this package puts
 its record into `FAMILIES` too and names its module of modelling code in `Family.modeling`.
 """
 

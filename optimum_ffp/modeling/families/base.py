@@ -37,6 +37,7 @@ class Family:
         head_counters: What else in a layer must follow the number of heads: the attribute's path, and what it counts
             (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
         prepare: What a loaded dense model needs done before its units are found, if anything.
+        title: What the code in its checkpoints calls it, if not by the prefix of its classes.
         modeling: Full name of the module that checkpoints carry, for a family from outside of this package.
     """
 
@@ -55,6 +56,7 @@ class Family:
     default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = ()
     prepare: Callable[[PreTrainedModel], None] | None = None
+    title: str | None = None
     modeling: str | None = None
 
     @property

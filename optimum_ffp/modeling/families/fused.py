@@ -31,6 +31,7 @@ def _transpose_projections(model: PreTrainedModel) -> None:
 
 PHI3 = Family(
     model_type="phi3",
+    title="Phi-3",
     query="self_attn.qkv_proj",
     key="self_attn.qkv_proj",
     value="self_attn.qkv_proj",
@@ -41,6 +42,7 @@ PHI3 = Family(
 
 GPT_NEOX = Family(
     model_type="gpt_neox",
+    title="GPT-NeoX",
     query="attention.query_key_value",
     fused_by_head=True,
     attention_output="attention.dense",
@@ -52,6 +54,7 @@ GPT_NEOX = Family(
 
 GPT2 = Family(
     model_type="gpt2",
+    title="GPT-2",
     layers="h",
     query="attn.c_attn",
     key="attn.c_attn",

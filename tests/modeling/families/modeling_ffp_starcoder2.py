@@ -1,14 +1,33 @@
-"""StarCoder2 whose layers differ in heads and FFN width: a family from outside of the package, added by its user."""
+"""Starcoder2 whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+
+The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+those of Starcoder2.
+"""
 
 import copy
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, __version__
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.starcoder2.modeling_starcoder2 import (
     Starcoder2DecoderLayer,
     Starcoder2ForCausalLM,
     Starcoder2Model,
 )
+
+
+def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+    parameters = getattr(config, "rope_parameters", None)
+    if int(__version__.split(".")[0]) >= 5 or not parameters:
+        return config
+    rope = dict(parameters.get("full_attention", parameters))
+    config.rope_theta = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+    if "sliding_attention" in parameters:
+        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
+    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+    return config
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
@@ -28,7 +47,7 @@ class FFPStarcoder2Model(Starcoder2Model):
     """The decoder without a head; every layer has sizes of its own."""
 
     def __init__(self, config: PretrainedConfig):
-        super().__init__(config)
+        super().__init__(adapt_config(config))
         for layer_idx in range(config.num_hidden_layers):
             layer = Starcoder2DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
             # The layer's config is a copy, which would not follow a later set_attn_implementation.
