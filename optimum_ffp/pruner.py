@@ -22,8 +22,9 @@ from .config import FFPConfig
 from .data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from .errors import FFPError
 from .evaluation import Perplexity
+from .modeling.checks import check_model
 from .modeling.families import find_family, find_units
-from .modeling.loading import LoadOptions, check_model, load_dense, pin_commit
+from .modeling.loading import LoadOptions, load_dense, pin_commit
 from .planning.machine import device_name
 from .search.runner import FoundPolicy, PolicySearch
 from .utils.batch_size import with_halving_batches

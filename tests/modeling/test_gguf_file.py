@@ -1,0 +1,49 @@
+"""GGUF files as models: read whole, or refused in one line."""
+
+import pytest
+import torch
+
+from optimum_ffp.checkpoint.gguf import export_gguf
+from optimum_ffp.errors import FFPError
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
+from tests.checkpoint.gguf.conftest import make_byte_level_tokenizer
+from tests.conftest import make_tiny_model
+
+
+gguf = pytest.importorskip("gguf")
+CPU = LoadOptions(device="cpu")
+
+
+def test_a_file_is_the_model_that_it_was_written_from(tmp_path):
+    model, path = make_tiny_model("llama", vocab_size=600), tmp_path / "model.gguf"
+    export_gguf(model, make_byte_level_tokenizer(), path, "f32")
+    expected = model.state_dict()
+    for loaded, tokenizer in (load_any(str(path), CPU, gguf=True), load_dense(str(path), CPU)):
+        assert loaded.dtype == torch.float32 and loaded.state_dict().keys() == expected.keys()
+        assert all(torch.allclose(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+        assert tokenizer("the quick").input_ids == make_byte_level_tokenizer()("the quick").input_ids
+
+
+@pytest.mark.parametrize("architecture", ["deci", "openelm"])
+def test_architectures_that_transformers_does_not_read(architecture, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    for load in (load_dense, lambda *arguments: load_any(*arguments, gguf=True)):
+        with pytest.raises(FFPError, match=f"architecture {architecture}, whose layers differ in size"):
+            load(str(tmp_path / "model.gguf"), CPU)
+
+
+def test_a_file_of_something_else(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(FFPError, match="is no GGUF file that can be read") as caught:
+        load_dense(str(tmp_path / "model.gguf"), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_more_weights_than_transformers_reads(tmp_path):
+    model = make_tiny_model("llama-mha", vocab_size=600)
+    export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
+    with pytest.raises(FFPError, match="doesn't read this GGUF file whole"):
+        load_dense(str(tmp_path / "model.gguf"), CPU)
