@@ -10,21 +10,7 @@ from ...errors import FFPError
 from .architectures import Architecture, LayerSizes
 
 
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-MODEL_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm"}
-QUERY_KEY_VALUE = ("attn_q", "attn_k", "attn_v")
+QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q", "k", "v", "qkv"))
 
 
 def head_dimension(config: PretrainedConfig) -> int:
@@ -55,11 +41,15 @@ def tensors(
         architecture: What to write it as.
         padded: Sizes to pad every layer to with rows and columns of zeros, which change nothing.
     """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
     base = model.base_model
-    for name, target in MODEL_NAMES.items():
-        yield f"{target}.weight", base.get_submodule(name).weight.float()
+    numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    names = get_tensor_name_map(numbers[architecture.name], len(base.layers))
+    for module in ("embed_tokens", "norm"):
+        yield f"{names[f'model.{module}']}.weight", base.get_submodule(module).weight.float()
     if not model.config.tie_word_embeddings:
-        yield "output.weight", model.get_output_embeddings().weight.float()
+        yield f"{names['lm_head']}.weight", model.get_output_embeddings().weight.float()
     factors = rotary_factors(model.config)
     if factors is not None:
         yield "rope_freqs.weight", factors
@@ -67,29 +57,34 @@ def tensors(
     for index, layer in enumerate(base.layers):
         found = dict(_layer(layer, dimension, padded))
         if architecture.interleaved:
-            for name in found:
-                if name.startswith(("attn_q.", "attn_k.")):
-                    found[name] = interleave(found[name], dimension)
+            for module, kind in found:
+                if module in (QUERY, KEY):
+                    found[module, kind] = interleave(found[module, kind], dimension)
         if architecture.fused:
-            found["attn_qkv.weight"] = torch.cat([found.pop(f"{name}.weight") for name in QUERY_KEY_VALUE])
-        for name, tensor in found.items():
-            yield f"blk.{index}.{name}", tensor
+            parts = [found.pop((module, "weight")) for module in (QUERY, KEY, VALUE)]
+            found[QUERY_KEY_VALUE, "weight"] = torch.cat(parts)
+        for (module, kind), tensor in found.items():
+            yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
 
 
-def _layer(layer: torch.nn.Module, dimension: int, padded: LayerSizes | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _layer(
+    layer: torch.nn.Module, dimension: int, padded: LayerSizes | None
+) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+    """Parameters by module and kind (`"weight"` or `"bias"`)."""
     rows: dict[str, int] = {}
+    columns: dict[str, int] = {}
     if padded is not None:
-        rows = {"attn_q": padded.heads * dimension, "ffn_gate": padded.width, "ffn_up": padded.width}
-        rows |= {"attn_k": padded.kv_heads * dimension, "attn_v": padded.kv_heads * dimension}
-    columns = {"attn_output": rows["attn_q"], "ffn_down": rows["ffn_up"]} if rows else {}
+        queries, keys = padded.heads * dimension, padded.kv_heads * dimension
+        rows = {QUERY: queries, KEY: keys, VALUE: keys, "mlp.gate_proj": padded.width, "mlp.up_proj": padded.width}
+        columns = {"self_attn.o_proj": queries, "mlp.down_proj": padded.width}
     for name, parameter in layer.named_parameters():
         module, _, kind = name.rpartition(".")
-        target, tensor = LAYER_NAMES[module], parameter.float()
-        if target in rows:
-            tensor = _grown(tensor, 0, rows[target])
-        elif target in columns and kind == "weight":
-            tensor = _grown(tensor, 1, columns[target])
-        yield f"{target}.{kind}", tensor
+        tensor = parameter.float()
+        if module in rows:
+            tensor = _grown(tensor, 0, rows[module])
+        elif module in columns and kind == "weight":
+            tensor = _grown(tensor, 1, columns[module])
+        yield (module, kind), tensor
 
 
 def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
