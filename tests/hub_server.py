@@ -21,6 +21,7 @@ from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 
+TOKEN = "hf_secretOfTheTests"
 LFS_SUFFIXES = (".safetensors", ".png")
 
 
@@ -330,3 +331,8 @@ def git_hash(content: bytes) -> str:
 def oid_of(path: str, content: bytes) -> str:
     """What the Hub calls a file by: its SHA-256 under LFS, otherwise git's hash."""
     return hashlib.sha256(content).hexdigest() if path.endswith(LFS_SUFFIXES) else git_hash(content)
+
+
+def uploaded(repository: Repository, commit: int = -1) -> dict[str, bytes]:
+    """What a commit holds but for what the Hub itself has added."""
+    return {name: data for name, data in repository.commits[commit].files.items() if name != ".gitattributes"}

@@ -9,27 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from optimum_ffp import FFPModelForCausalLM, PruningPolicy
-from optimum_ffp.compression.sorted_model import SortedModel
-from optimum_ffp.modeling.families import find_units, get_family
-from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
+from optimum_ffp import FFPModelForCausalLM
+from tests.helpers import CONFIGS, EVERY_MODEL, EXAMPLES, make_tiny_model, prune_tiny_model
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 # peft knows no default targets for these, pruned or not.
 WITHOUT_DEFAULT_TARGETS = ("granite", "smollm3", "phi3")
-
-
-def prune_tiny_model(name: str, folder: Path) -> Path:
-    """A checkpoint with different heads and channels in every layer, and a tokenizer."""
-    model = make_tiny_model(name)
-    family = get_family(model.config.model_type)
-    units = find_units(model, family)
-    kept = tuple(max(1, unit.unit.groups * (5 + index % 3) // 8) for index, unit in enumerate(units))
-    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
-    sorted_model.materialise(PruningPolicy(sorted_model.units, kept)).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -42,7 +27,7 @@ def run_example(*arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
     folder = prune_tiny_model(name, tmp_path / "pruned")

@@ -8,8 +8,7 @@ import pytest
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.evaluation import TaskSuite
-from tests.conftest import make_tiny_model, make_tokenizer
-from tests.evaluation.conftest import CHOICES, make_task
+from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from optimum_ffp.modeling import FFPModelForCausalLM
-from tests.compression.test_sorted_model import make_sorted_model, random_policy
-from tests.conftest import make_tiny_model
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 
 
 def has_compiler() -> bool:

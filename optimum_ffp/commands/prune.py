@@ -251,11 +251,10 @@ def read_config(args: Namespace) -> "FFPConfig":
     given = {name: value for name, value in given.items() if value is not None}
     if args.sparsity:
         given["sparsity"] = args.sparsity[0]
-    config = FFPConfig.from_file(args.config, **given) if args.config else FFPConfig(**given)
+    config = FFPConfig.from_file(args.config, **given) if args.config is not None else FFPConfig(**given)
     # What a file holds, or Python is given, may serve several methods; what is typed is meant for this prune.
-    check_read(
-        [*given, *(["warm_start"] if args.warm_start else [])], OPTIONS_READ_WHEN | {"warm_start": AGENT}, config
-    )
+    typed = [*given] if args.warm_start is None else [*given, "warm_start"]
+    check_read(typed, OPTIONS_READ_WHEN | {"warm_start": AGENT}, config)
     return config
 
 
@@ -353,7 +352,7 @@ def write_checkpoints(
         print(f"there is nothing to resume, {work} holds no state: starting anew", file=sys.stderr)
     if not args.resume:
         remove_work(work)
-    agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start else None
+    agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1

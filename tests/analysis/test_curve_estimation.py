@@ -4,7 +4,7 @@ import pytest
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.curve_estimation import PROBE_RETENTION, measure_slopes
 from optimum_ffp.analysis.fisher import loss_curve
-from tests.compression.test_sorted_model import make_sorted_model
+from tests.helpers import make_sorted_model
 
 
 def test_scaled_curves_tell_what_pruning_one_unit_does_to_the_output(tiny_model, windows):

@@ -31,7 +31,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     before = copy.deepcopy(tiny_model.state_dict())
-    fishers = collect_fisher(tiny_model, units, layers_of(tiny_model), windows.repeat(20, 1))
+    fishers = collect_fisher(tiny_model, units, layers_of(tiny_model), windows.repeat(8, 1))
     assert not any(unit.output.module._forward_hooks for unit in units)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
     logits = tiny_model(windows).logits.log_softmax(-1)

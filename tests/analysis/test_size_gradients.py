@@ -8,7 +8,7 @@ from torch import nn
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.compression.test_sorted_model import make_sorted_model, random_policy
+from tests.helpers import make_sorted_model, random_policy
 
 
 STEP = 1e-3

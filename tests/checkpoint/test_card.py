@@ -8,8 +8,7 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.commands.prune import parse_args_ffp_prune, read_config
-from tests.conftest import make_tiny_model, make_tokenizer
-from tests.test_pruner import SETTINGS, make_pruner
+from tests.helpers import SETTINGS, make_pruner, make_tiny_model, make_tokenizer
 
 
 def read(command: str) -> Namespace:

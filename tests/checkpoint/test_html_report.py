@@ -9,7 +9,7 @@ from optimum_ffp.checkpoint.html_report import describe_windows, format_number, 
 from optimum_ffp.checkpoint.pareto import ParetoFront
 from optimum_ffp.checkpoint.plots import format_lambda, write_plots
 from optimum_ffp.checkpoint.saving import save_checkpoint
-from tests.test_pruner import SETTINGS, make_pruner
+from tests.helpers import SETTINGS, make_pruner
 
 
 VOID = {"img", "meta", "br"}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from tests.test_pruner import make_pruner
+from tests.helpers import make_pruner
 
 
 def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, data_folder, tmp_path):

@@ -12,42 +12,7 @@ from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint
-
-
-SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
-FILES = {
-    "README.md",
-    "calibration.png",
-    "config.json",
-    "ffp_config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "modeling_ffp_llama.py",
-    "policy.png",
-    "report.html",
-    "search/agent.safetensors",
-    "search.png",
-    "search_log.jsonl",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
-    from tests.conftest import make_text, make_tiny_model, make_tokenizer
-
-    base = tmp_path_factory.mktemp("base")
-    make_tiny_model().save_pretrained(base)
-    make_tokenizer().save_pretrained(base)
-    data = tmp_path_factory.mktemp("data")
-    for seed, split in enumerate(("train", "validation", "test")):
-        (data / f"{split}.txt").write_text(make_text(1500, seed))
-    pruner = FFPPruner.from_pretrained(base, FFPConfig(dataset=str(data), sparsity=0.3, **SETTINGS), device="cpu")
-    pruner.prune()
-    folder = tmp_path_factory.mktemp("out") / "pruned"
-    pruner.save_pretrained(folder)
-    return pruner, folder
+from tests.helpers import FILES, SETTINGS
 
 
 def test_loads_with_attributes_of_the_config(pruned):

@@ -11,10 +11,15 @@ import torch
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
-from tests.checkpoint.gguf.conftest import SAMPLE, make_byte_level_tokenizer
-from tests.conftest import make_text, make_tiny_model, make_tokenizer
-from tests.evaluation.conftest import make_task
-from tests.evaluation.test_size import prune
+from tests.helpers import (
+    SAMPLE,
+    make_byte_level_tokenizer,
+    make_task,
+    make_text,
+    make_tiny_model,
+    make_tokenizer,
+    prune_by_hand,
+)
 
 
 FAST = ["--device", "cpu"]
@@ -178,7 +183,9 @@ LLAMA3 = {
 def test_a_gguf_file_that_transformers_would_misread_is_refused(name, changes, pruned, message, run, sample, tmp_path):
     pytest.importorskip("gguf")
     model = make_tiny_model(name, vocab_size=320, **changes)
-    export_gguf(prune(model)[0] if pruned else model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
+    export_gguf(
+        prune_by_hand(model)[0] if pruned else model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32"
+    )
     refused(run("-m", tmp_path / "model.gguf", "--dataset", sample), message)
 
 

@@ -4,8 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.checkpoint.gguf.conftest import make_byte_level_tokenizer
-from tests.conftest import make_tiny_model
+from tests.helpers import make_byte_level_tokenizer, make_tiny_model
 
 
 @pytest.fixture

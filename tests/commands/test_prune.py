@@ -7,14 +7,16 @@ from dataclasses import fields
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
+from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.options import Options
 from optimum_ffp.utils.resume import Journal
-from tests.conftest import make_text
+from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model
 
 
 SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
@@ -274,12 +276,30 @@ def test_load_options_are_those_of_the_command_line():
     assert set(LOAD_OPTIONS) == set(LoadOptions.__dataclass_fields__)
 
 
-def test_gguf_file_is_dequantised(run, data_folder, tmp_path):
-    """A GGUF file written by the `gguf` package itself; the real SmolLM2 is in tests/test_smollm2.py."""
+def test_gguf_file_is_dequantised(run, tmp_path):
+    """What the `gguf` package reads from a file of 8 bits; the real SmolLM2 is in tests/test_smollm2.py."""
+    gguf = pytest.importorskip("gguf")
+    file, out, text = tmp_path / "model.gguf", tmp_path / "out", tmp_path / "text.txt"
+    model = make_tiny_model(vocab_size=320, hidden_size=64, intermediate_size=96)
+    export_gguf(model, make_byte_level_tokenizer(), file, "q8_0")
+    text.write_text(SAMPLE * 20)
+    assert run("-m", file, out, "--dataset", text, "--method", "uniform", "--sparsity", 0.3)[0] == 0
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    pruned = load_file(out / "model.safetensors")
+    for layer in range(3):
+        written = tensors[f"blk.{layer}.ffn_up.weight"]
+        restored = torch.from_numpy(gguf.quants.dequantize(written.data, written.tensor_type))
+        kept = pruned[f"model.layers.{layer}.mlp.up_proj.weight"]
+        # No calibration changes these: every channel that is kept is one of the file, as the file has rounded it.
+        assert len(kept) < 96 and torch.equal(kept, restored[torch.cdist(kept, restored).argmin(1)])
+        assert not torch.equal(restored, model.model.layers[layer].mlp.up_proj.weight)
+
+
+def test_a_broken_gguf_file_is_refused(run, data_folder, tmp_path):
     pytest.importorskip("gguf")
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + b"\0" * 64)
-    code, _, errors = run("-m", broken, tmp_path / "out", "--dataset", data_folder)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    code, _, errors = run("-m", tmp_path / "broken.gguf", tmp_path / "out", "--dataset", data_folder)
     assert code == 2 and "can't be loaded as a causal LM" in errors
 
 

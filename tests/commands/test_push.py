@@ -3,22 +3,19 @@ import shutil
 import pytest
 
 from optimum_ffp import FFPModelForCausalLM
-from tests.checkpoint import test_saving
-from tests.hub import test_upload
-
-
-pruned, hub, folder = test_saving.pruned, test_upload.hub, test_upload.folder
+from tests.helpers import contents, published
+from tests.hub_server import uploaded
 
 
 def test_a_folder_goes_up_in_one_commit_and_stays_as_it_is(run_ffp, hub, folder, tmp_path):
-    before = test_upload.contents(folder)
+    before = contents(folder)
     code, output, _ = run_ffp("push", folder, "it", "--private")
     repository = hub.repositories["me/it"]
     assert code == 0 and output.strip() == f"uploaded: {hub.url}/me/it/commit/{repository.commits[-1].oid}"
     assert repository.private and len(repository.commits) == 2
-    assert test_upload.uploaded(repository) == test_upload.published(folder, "me/it")
-    assert b'from_pretrained("me/it", trust_remote_code=True)' in test_upload.uploaded(repository)["README.md"]
-    assert test_upload.contents(folder) == before
+    assert uploaded(repository) == published(folder, "me/it")
+    assert b'from_pretrained("me/it", trust_remote_code=True)' in uploaded(repository)["README.md"]
+    assert contents(folder) == before
     FFPModelForCausalLM.from_pretrained("me/it", cache_dir=tmp_path / "cache")
 
 

@@ -2,35 +2,14 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from optimum_ffp.allocation.mapping import Budget, greedy
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.analysis.gram import collect_statistics
-from optimum_ffp.analysis.importance import order_groups
-from optimum_ffp.compression.ridge import PrefixRidge
-from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.families import find_units, get_family
-
-
-def make_sorted_model(model: PreTrainedModel, windows: torch.Tensor) -> tuple[SortedModel, list[torch.Tensor]]:
-    family = get_family(model.config.model_type)
-    units = find_units(model, family)
-    statistics = collect_statistics(model, units, windows)
-    orders = [
-        order_groups("wanda", unit.output.module.weight, found, unit.output.block)
-        for unit, found in zip(units, statistics)
-    ]
-    sorted_model = SortedModel(model, units, orders, family)
-    sorted_model.ridges = [
-        PrefixRidge(unit.output.module.weight.data, found.permuted(order, unit.output.block).gram)
-        for unit, found, order in zip(units, statistics, orders)
-    ]
-    return sorted_model, orders
+from tests.helpers import make_sorted_model, random_policy
 
 
 def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPolicy) -> PreTrainedModel:
@@ -47,11 +26,6 @@ def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPo
 def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether logits are the same but for float32's rounding, of which large logits have more."""
     return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
-
-
-def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
-    scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
-    return greedy(scores, Budget(sorted_model.units, 0.4, 0.1))
 
 
 def test_sorting_leaves_the_function_as_it_was(tiny_model, windows):

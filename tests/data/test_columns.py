@@ -5,7 +5,7 @@ import pytest
 
 from optimum_ffp.data import DataRequest, load_windows, read_splits
 from optimum_ffp.errors import FFPError
-from tests.conftest import make_text, make_tiny_model, make_tokenizer
+from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
 
 REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)

@@ -4,7 +4,7 @@ import torch
 from optimum_ffp import FFPError
 from optimum_ffp.data import self_generated
 from optimum_ffp.data.self_generated import sample_from_model
-from tests.conftest import make_tiny_model, make_tokenizer
+from tests.helpers import make_tiny_model, make_tokenizer
 
 
 def sample(model, count, seed=0):

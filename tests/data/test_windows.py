@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.data.self_generated import sample_from_model
 from optimum_ffp.errors import FFPError
-from tests.conftest import make_text, make_tiny_model, make_tokenizer
+from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
 
 REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)

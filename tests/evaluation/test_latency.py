@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optimum_ffp.evaluation import Speed, latency, measure_speed
-from tests.conftest import make_tiny_model
+from tests.helpers import make_tiny_model
 
 
 def test_models_take_turns_and_the_first_round_is_not_counted(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_ffp.evaluation import Perplexity, window_losses
-from tests.conftest import make_tiny_model
+from tests.helpers import make_tiny_model
 
 
 def test_losses_equal_those_of_transformers(tiny_model, windows):

@@ -1,24 +1,12 @@
 import json
 
 import pytest
-import torch
 from transformers import Cache
 
-from optimum_ffp.allocation.policy import PruningPolicy, block_parameters
-from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.allocation.policy import block_parameters
 from optimum_ffp.evaluation import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
-from optimum_ffp.modeling.families import find_family, find_units
-from tests.conftest import CONFIGS, make_tiny_model
-
-
-def prune(model):
-    """A different number of groups in every unit."""
-    family = find_family(model.config)
-    units = find_units(model, family)
-    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
-    sizes = tuple(max(1, unit.unit.groups - 1 - index % 3) for index, unit in enumerate(units))
-    policy = PruningPolicy(sorted_model.units, sizes)
-    return sorted_model.materialise(policy), policy
+from optimum_ffp.modeling.families import find_family
+from tests.helpers import EVERY_MODEL, make_tiny_model, prune_by_hand
 
 
 def test_projections_of_a_llama_by_hand():
@@ -26,11 +14,11 @@ def test_projections_of_a_llama_by_hand():
     assert projection_parameters(make_tiny_model()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_projections_are_what_the_budget_is_spent_on(name):
     model = make_tiny_model(name)
     before = projection_parameters(model)
-    pruned, policy = prune(model)
+    pruned, policy = prune_by_hand(model)
     assert before == block_parameters(policy.units)
     assert projection_parameters(pruned) == policy.kept_parameters
 
@@ -41,7 +29,7 @@ def test_a_family_without_a_record_has_no_projections_to_count():
     assert projection_parameters(model) is None
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_cache_of_a_dense_model_by_formula(name):
     model = make_tiny_model(name)
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
@@ -51,7 +39,7 @@ def test_cache_of_a_dense_model_by_formula(name):
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "phi3", "gemma3"])
 def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
-    model, policy = prune(make_tiny_model(name))
+    model, policy = prune_by_hand(make_tiny_model(name))
     head_dim = find_family(model.config).heads(model.config)[2]
     kept = sum(size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "attention")
     assert kv_cache_bytes(model) == 2 * kept * head_dim * 4

@@ -11,8 +11,7 @@ from optimum_ffp.evaluation import (
     size_record,
     window_losses,
 )
-from tests.conftest import make_tiny_model
-from tests.evaluation.test_size import prune
+from tests.helpers import make_tiny_model, prune_by_hand
 
 
 ORIGIN = {"dataset": "text", "split": "test"}
@@ -20,7 +19,7 @@ ORIGIN = {"dataset": "text", "split": "test"}
 
 @pytest.fixture
 def records(tmp_path, windows):
-    dense, pruned = make_tiny_model(), prune(make_tiny_model())[0]
+    dense, pruned = make_tiny_model(), prune_by_hand(make_tiny_model())[0]
     made = {}
     for role, model in (("model", pruned), ("baseline", dense)):
         model.save_pretrained(tmp_path / role)
@@ -46,10 +45,10 @@ def test_record_of_a_model(records, windows):
 def test_sparsity_and_speed_against_the_baseline(records, windows):
     speeds = {"model": Speed(300.0, 30.0, 8, 4, 1, 5), "baseline": Speed(200.0, 20.0, 8, 4, 1, 5)}
     compare_records(records, {"model": windows, "baseline": windows}, speeds)
-    policy = prune(make_tiny_model())[1]
+    policy = prune_by_hand(make_tiny_model())[1]
     model = records["model"]
     assert model["sparsity"] == pytest.approx(policy.sparsity)
-    kept = sum(parameter.numel() for parameter in prune(make_tiny_model())[0].parameters())
+    kept = sum(parameter.numel() for parameter in prune_by_hand(make_tiny_model())[0].parameters())
     assert model["model_sparsity"] == pytest.approx(1 - kept / records["baseline"]["parameters"])
     assert model["speed_ratio"] == {"prefill": 1.5, "decode": 1.5}
     table = cells(comparison_table(records))

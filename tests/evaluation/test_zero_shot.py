@@ -5,8 +5,7 @@ import torch
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation import TaskSuite
-from tests.conftest import make_tiny_model, make_tokenizer
-from tests.evaluation.conftest import make_task
+from tests.helpers import make_task, make_tiny_model, make_tokenizer
 
 
 def test_without_the_package(monkeypatch):
@@ -112,8 +111,8 @@ def test_a_task_that_cannot_be_run_is_one_line(lm_eval, tmp_path):
 
 
 def test_unknown_names(lm_eval, tasks_folder, tmp_path):
-    with pytest.raises(FFPError, match="there is no task 'pica'.*did you mean .*tiny"):
-        TaskSuite(["tiny", "pica"], str(tasks_folder))
+    with pytest.raises(FFPError, match="there is no task 'tinny'.*did you mean .*tiny"):
+        TaskSuite(["tiny", "tinny"], str(tasks_folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FFPError, match="holds no task"):
         TaskSuite([], str(tmp_path / "empty"))

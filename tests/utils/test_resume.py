@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.utils.resume import Journal, fingerprint
-from tests.conftest import make_tiny_model
+from tests.helpers import make_tiny_model
 
 
 def refuse() -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp as node-llama-cpp carries it, and tokenizers that it knows."""
+"""llama.cpp as node-llama-cpp carries it."""
 
 import json
 import platform
@@ -9,38 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 
 NODE_LLAMA_CPP = "3.22.1"
-SAMPLE = "the quick brown fox jumps over the lazy dog while the other foxes sleep in their den at night "
-
-
-def make_byte_level_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
-    """BPE on bytes, as GPT-2's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([SAMPLE], trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.add_special_tokens({"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>"})
-    return fast
-
-
-def make_byte_fallback_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
-    """BPE on characters that falls back to bytes, as Llama 2's."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary + len(special), special_tokens=special)
-    tokenizer.train_from_iterator(SAMPLE.split(" "), trainer)
-    trained = json.loads(tokenizer.to_str())
-    trained["added_tokens"] = trained["added_tokens"][:3]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(trained)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
 
 
 @pytest.fixture(scope="session")

