@@ -41,7 +41,7 @@ def get_family(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise FFPError(
             f"model type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
-            "The README says how to add one"
+            "docs/families.md says how to add one"
         )
     return FAMILIES[model_type]
 
