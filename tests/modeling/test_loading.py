@@ -1,7 +1,6 @@
 """Checkpoints whose weights aren't those of their config, and others that only look like a model."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from optimum_ffp import FFPError, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
-from tests.helpers import make_tokenizer
 
 
 CPU = LoadOptions(device="cpu")
@@ -102,39 +100,6 @@ def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_tiny
     edit_weights(base, lambda w: {key.removeprefix("model."): value for key, value in w.items()})
     for load in (load_to_prune, load_any):
         assert load(str(base), CPU)[0].lm_head.weight.numel()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_no_numbers(save_tiny_model, value):
-    base = save_tiny_model()
-    edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
-    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
-
-
-def test_a_type_that_is_too_small(save_tiny_model):
-    base = save_tiny_model()
-    edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
-    load_to_prune(str(base), CPU)
-    with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
-        load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
-
-
-def test_a_tokenizer_of_another_model(save_tiny_model):
-    base, tokenizer = save_tiny_model(), make_tokenizer()
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    tokenizer.save_pretrained(base)
-    load_to_prune(str(base), CPU)
-    tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(base)
-    refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
-
-
-def test_a_model_that_overflows(save_tiny_model):
-    base = save_tiny_model()
-    edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
-    load_any(str(base), CPU)
-    with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
-        load_to_prune(str(base), CPU)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

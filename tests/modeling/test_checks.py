@@ -1,0 +1,43 @@
+"""Models that are whole, and can't be used all the same."""
+
+import math
+
+import pytest
+
+from optimum_ffp import FFPError
+from optimum_ffp.modeling.loading import LoadOptions, load_any
+from tests.helpers import make_tokenizer
+from tests.modeling.test_loading import CPU, edit_weights, load_to_prune, refused_by_both
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(save_tiny_model, value):
+    base = save_tiny_model()
+    edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
+    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
+
+
+def test_a_type_that_is_too_small(save_tiny_model):
+    base = save_tiny_model()
+    edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
+    load_to_prune(str(base), CPU)
+    with pytest.raises(FFPError, match=r"model.norm.weight of .* in float16; .* try dtype bfloat16"):
+        load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
+
+
+def test_a_tokenizer_of_another_model(save_tiny_model):
+    base, tokenizer = save_tiny_model(), make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(base)
+    load_to_prune(str(base), CPU)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(base)
+    refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
+
+
+def test_a_model_that_overflows(save_tiny_model):
+    base = save_tiny_model()
+    edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
+    load_any(str(base), CPU)
+    with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
+        load_to_prune(str(base), CPU)
