@@ -1,4 +1,4 @@
-"""A family that the package doesn't know, added from outside as docs/families.md says: its record and a generated file."""
+"""A family from outside of the package, added as docs/families.md says: its record and a generated file."""
 
 import json
 import subprocess
