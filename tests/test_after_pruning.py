@@ -13,6 +13,9 @@ from optimum_ffp import FFPModelForCausalLM
 from tests.helpers import CONFIGS, EVERY_MODEL, EXAMPLES, make_tiny_model, prune_tiny_model
 
 
+pytestmark = pytest.mark.slow
+
+
 # peft knows no default targets for these, pruned or not.
 WITHOUT_DEFAULT_TARGETS = ("granite", "smollm3", "phi3")
 

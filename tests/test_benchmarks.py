@@ -11,6 +11,9 @@ from optimum_ffp.evaluation import TaskSuite
 from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer
 
 
+pytestmark = pytest.mark.slow
+
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SHORT = ["--eval-samples", "2", "--seq-len", "24"]
 FEW = ["num_samples=4", "search_samples=2", "fisher_samples=2", "search_steps=6"]

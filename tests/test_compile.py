@@ -11,6 +11,9 @@ from optimum_ffp.modeling import FFPModelForCausalLM
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 
 
+pytestmark = pytest.mark.slow
+
+
 def has_compiler() -> bool:
     """Whether the C++ compiler that inductor would call can be started."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))

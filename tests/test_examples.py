@@ -14,6 +14,9 @@ from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from tests.helpers import EXAMPLES, make_task, make_text, make_tiny_model, make_tokenizer, prune_tiny_model
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def dense(tmp_path) -> Path:
     tokenizer = make_tokenizer()

@@ -6,6 +6,9 @@ from transformers import AutoModelForCausalLM
 from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, random_policy
 
 
+pytestmark = pytest.mark.slow
+
+
 # OPT, GPT-NeoX and GPT-2 take their head dimension from the number of heads, which that alone doesn't change.
 NATIVE = [name for name in CONFIGS if not name.startswith(("opt", "gpt"))]
 

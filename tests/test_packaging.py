@@ -13,6 +13,8 @@ from optimum_ffp.checkpoint.card import template_path
 ROOT = Path(optimum_ffp.__file__).parent.parent
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs a checkout")
 def test_wheel_holds_the_command_and_the_card_and_hides_nothing_of_optimum(tmp_path):
     subprocess.run(

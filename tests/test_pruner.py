@@ -10,6 +10,7 @@ from optimum_ffp.options import MEASURED
 from tests.helpers import EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_MODEL)
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
@@ -24,6 +25,7 @@ def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     assert float(measured) == pytest.approx(result.perplexities["calibrated"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_same_seed_same_policy_and_weights(save_tiny_model, data_folder):
     folder = save_tiny_model()
     first, second = (make_pruner(folder, data_folder).prune() for _ in range(2))
@@ -33,6 +35,7 @@ def test_same_seed_same_policy_and_weights(save_tiny_model, data_folder):
     assert make_pruner(folder, data_folder, seed=1).prune().log != first.log
 
 
+@pytest.mark.slow
 def test_one_pruner_serves_several_sparsities(save_tiny_model, data_folder):
     folder = save_tiny_model()
     pruner = make_pruner(folder, data_folder, method="uniform")
@@ -42,6 +45,7 @@ def test_one_pruner_serves_several_sparsities(save_tiny_model, data_folder):
     assert first.parameters > second.parameters
 
 
+@pytest.mark.slow
 def test_the_documented_constructor(save_tiny_model, data_folder):
     folder = save_tiny_model()
     model = AutoModelForCausalLM.from_pretrained(folder).train()
@@ -51,6 +55,7 @@ def test_the_documented_constructor(save_tiny_model, data_folder):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in result.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_what_is_read_later_may_change_between_prunes(save_tiny_model, data_folder):
     later = {"method": "random", "calibration": "ridge", "min_retention": 0.5, "update_samples": 1, "search_steps": 5}
     pruner = make_pruner(save_tiny_model(), data_folder)
@@ -62,6 +67,7 @@ def test_what_is_read_later_may_change_between_prunes(save_tiny_model, data_fold
     assert result.config.to_dict() == alone.config.to_dict()
 
 
+@pytest.mark.slow
 def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="ridge")
     found = pruner.search()
@@ -80,6 +86,7 @@ def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
         pruner.prune()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"grad": False, "self_share": 0.5}], ids=["default", "no-grad"])
 def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_folder, monkeypatch, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
@@ -105,6 +112,7 @@ def test_a_type_is_named_or_given(save_tiny_model, data_folder):
         FFPPruner.from_pretrained(folder, config, dtype=torch.int8)
 
 
+@pytest.mark.slow
 def test_without_a_backward_pass(save_tiny_model, data_folder, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda *args: pytest.fail("a backward pass was run"))
     pruner = make_pruner(save_tiny_model(), data_folder, grad=False)
@@ -115,6 +123,7 @@ def test_without_a_backward_pass(save_tiny_model, data_folder, monkeypatch):
         FFPConfig(grad=False, criterion="fisher-obs")
 
 
+@pytest.mark.slow
 def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
     record = pruner.prune().to_dict()["provenance"]["held_out"]
@@ -124,6 +133,7 @@ def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder)
     assert make_pruner(save_tiny_model(), data_folder, calibration="ridge").prune().calibration == {}
 
 
+@pytest.mark.slow
 def test_windows_on_record_are_those_that_there_were(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, num_samples=10_000)
     record = pruner.prune().search["calibrated_on"]
@@ -145,6 +155,7 @@ def test_roles_do_not_share_windows(save_tiny_model, data_folder):
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
 
+@pytest.mark.slow
 def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
     options = {"min_retention": 0.5, "max_retention": 0.75, "ffn_multiple": 4, "sparsity": 0.4}
     result = make_pruner(save_tiny_model(), data_folder, **options).prune()
@@ -152,6 +163,7 @@ def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
         assert 0.5 <= size / unit.groups <= 0.75 and (unit.kind == "attention" or size % 4 == 0)
 
 
+@pytest.mark.slow
 def test_calibration_can_be_left_out(save_tiny_model, data_folder):
     result = make_pruner(save_tiny_model(), data_folder, calibration="none", reward="searched").prune()
     assert list(result.perplexities) == ["dense", "searched"]
@@ -162,6 +174,7 @@ def test_windows_longer_than_the_model_knows(save_tiny_model, data_folder):
         make_pruner(save_tiny_model(), data_folder, seq_len=65)
 
 
+@pytest.mark.slow
 def test_windows_are_as_long_as_the_model_knows(data_folder):
     config = FFPConfig(dataset=str(data_folder), method="uniform", preset="paper", num_samples=4, search_samples=2)
     result = FFPPruner(make_tiny_model("gpt2"), make_tokenizer(), config).prune()
@@ -213,6 +226,7 @@ def test_offloaded_weights_are_refused(tmp_path):
         FFPPruner(model, make_tokenizer(), FFPConfig())
 
 
+@pytest.mark.slow
 def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
     model = make_tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data.zero_()
@@ -235,6 +249,7 @@ def test_activations_that_overflow_end_in_one_line_that_names_the_layer(data_fol
         pruner.prune()
 
 
+@pytest.mark.slow
 def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, data_folder, caplog):
     folder, words = save_tiny_model(), (data_folder / "train.txt").read_text().split()
     make_pruner(folder, data_folder, method="uniform").prune()
@@ -245,6 +260,7 @@ def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, da
     assert "6 of 6 units have more channels (up to 48) than there are calibration tokens (24)" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_dense_model_whose_perplexity_overflows(data_folder):
     model = make_tiny_model()
     model.lm_head.weight.data.mul_(1e8)

@@ -15,6 +15,9 @@ from optimum_ffp.search.evaluator import CandidateEvaluator
 from tests.helpers import make_pruner
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize(
     "kills, options",

@@ -17,6 +17,9 @@ from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
 from tests.hub_server import run_hub
 
 
+pytestmark = pytest.mark.slow
+
+
 CPU = LoadOptions(device="cpu")
 
 

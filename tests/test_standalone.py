@@ -14,6 +14,9 @@ from optimum_ffp.checkpoint.saving import save_tokenizer
 from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
 
 
+pytestmark = pytest.mark.slow
+
+
 # Older releases lie over the installed packages, in a folder of their own that comes first on the path.
 VERSIONS = {
     "installed": [],
@@ -46,7 +49,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+INSTALLED = [pytest.param(name, marks=pytest.mark.network) if VERSIONS[name] else name for name in VERSIONS]
+
+
+@pytest.fixture(scope="module", params=INSTALLED)
 def overlay(request: pytest.FixtureRequest) -> Path | None:
     """A folder with that release of transformers, kept between runs."""
     if not VERSIONS[request.param]:

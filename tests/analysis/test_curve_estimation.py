@@ -7,6 +7,7 @@ from optimum_ffp.analysis.fisher import loss_curve
 from tests.helpers import make_sorted_model
 
 
+@pytest.mark.slow
 def test_scaled_curves_tell_what_pruning_one_unit_does_to_the_output(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     errors = [

@@ -1,6 +1,7 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
@@ -28,6 +29,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
     assert curve[12] == 0 and (np.diff(curve) <= 1e-9).all()
 
 
+@pytest.mark.slow
 def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     before = copy.deepcopy(tiny_model.state_dict())
@@ -68,6 +70,7 @@ def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, window
     assert [vars(layer)["forward"] for layer in layers] == wrapped
 
 
+@pytest.mark.slow
 def test_same_seed_same_matrices(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     first, again, other = (

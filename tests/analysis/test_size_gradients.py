@@ -27,6 +27,7 @@ def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
         assert torch.allclose(directions @ mixing.T, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model.double(), windows)
     policy = random_policy(sorted_model, 2)

@@ -75,6 +75,7 @@ def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from()
     assert "mine" not in command_of(FFPConfig(method="uniform"), search={"warm_start": "/models/mine"})
 
 
+@pytest.mark.slow
 def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
     first = pruner.prune(0.2)
@@ -87,6 +88,7 @@ def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_tiny_m
     assert agents == ["an agent in memory"] * 2
 
 
+@pytest.mark.slow
 def test_dtype_of_a_model_that_was_loaded_by_the_caller(data_folder):
     from optimum_ffp import FFPPruner
 

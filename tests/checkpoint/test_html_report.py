@@ -12,6 +12,9 @@ from optimum_ffp.checkpoint.saving import save_checkpoint
 from tests.helpers import SETTINGS, make_pruner
 
 
+pytestmark = pytest.mark.slow
+
+
 VOID = {"img", "meta", "br"}
 
 

@@ -6,6 +6,9 @@ from optimum_ffp.checkpoint.pareto import ParetoFront
 from tests.helpers import make_pruner
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, search_steps=64)
     front, results = ParetoFront(), list(pruner.sweep([0.2, 0.3, 0.4]))

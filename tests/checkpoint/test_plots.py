@@ -9,6 +9,9 @@ from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.plots import write_front, write_plots
 
 
+pytestmark = pytest.mark.slow
+
+
 def make_units(layers: int) -> tuple[Unit, ...]:
     return tuple(
         Unit(layer, kind, groups, 100) for layer in range(layers) for kind, groups in (("attention", 8), ("ffn", 96))

@@ -109,6 +109,7 @@ def test_card_is_one_that_the_hub_can_read(pruned):
     assert str(folder.parent.parent) not in card.content
 
 
+@pytest.mark.slow
 def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
     pruner, folder = pruned
     agent = load_agent(folder)
@@ -142,6 +143,7 @@ def test_saving_before_pruning_is_an_error(save_tiny_model, tmp_path):
         pruner.save_pretrained(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_overwrite_replaces(pruned, tmp_path):
     pruner, folder = pruned
     target = tmp_path / "copy"
@@ -173,6 +175,7 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
         save_checkpoint(pruned[0].result, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, data_folder, tmp_path):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")

@@ -55,6 +55,7 @@ def perplexity_by_hand(model, text, length, count=None):
     return float(torch.stack(losses).mean().exp()), len(rows)
 
 
+@pytest.mark.slow
 def test_a_dense_model_alone(figures, save_tiny_model, data_folder):
     report, output = figures("-m", save_tiny_model(), "--dataset", data_folder, "--batch-size", 4)
     expected, count = perplexity_by_hand(make_tiny_model(), (data_folder / "test.txt").read_text(), 24)
@@ -66,6 +67,7 @@ def test_a_dense_model_alone(figures, save_tiny_model, data_folder):
     assert report["settings"]["batch_size"] == 4 and "torch" in report["versions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--eval-samples", 5], ["--split", "validation"]])
 def test_other_windows(figures, save_tiny_model, data_folder, arguments):
     report, _ = figures("-m", save_tiny_model(), "--dataset", data_folder, "--no-speed", *arguments)
@@ -85,6 +87,7 @@ def test_a_column_that_is_named_in_windows_as_long_as_the_model_knows(run_ffp, s
     assert code == 0 and "14 windows of 64 tokens" in output
 
 
+@pytest.mark.slow
 def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_tiny_model, tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(make_text(1500))
@@ -103,6 +106,7 @@ def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_tiny_model, tmp
     assert report["model"]["perplexity"]["split"] == "test part of my.txt"
 
 
+@pytest.mark.slow
 def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_tiny_model, data_folder, tmp_path):
     dense = save_tiny_model()
     sizes = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "method": "uniform"}
@@ -190,6 +194,7 @@ def test_a_gguf_file_that_transformers_would_misread_is_refused(name, changes, p
 
 
 @needs_lm_eval
+@pytest.mark.slow
 def test_tasks_beside_a_baseline(figures, save_tiny_model, tmp_path):
     make_task(tmp_path / "tasks")
     common = ["--no-perplexity", "--no-speed", "--tasks-path", tmp_path / "tasks", "--limit", 6]
@@ -282,6 +287,7 @@ def test_tasks_without_lm_eval(run, save_tiny_model, data_folder, monkeypatch):
     refused(ended, "tasks need the lm-eval package: pip install lm-eval")
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_batches_are_halved_and_speed_is_left_out(
     figures, save_tiny_model, data_folder, monkeypatch
 ):
@@ -297,6 +303,7 @@ def test_where_memory_runs_out_batches_are_halved_and_speed_is_left_out(
     assert report["model"]["perplexity"]["perplexity"] > 1 and "speed" not in report["model"]
 
 
+@pytest.mark.slow
 def test_help_does_not_import_torch():
     program = (
         "import sys; from optimum.commands.optimum_cli import main\n"

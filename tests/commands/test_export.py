@@ -46,6 +46,7 @@ def test_wrong_input_is_one_line(run, model, tmp_path, arguments, message):
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.slow
 def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_path):
     out, words = tmp_path / "out.gguf", ["-m", model, tmp_path / "out.gguf"]
     out.write_text("mine")

@@ -53,6 +53,7 @@ def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_tiny_model, da
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_plan_names_all_that_would_stop_the_prune(run, save_tiny_model, tmp_path, monkeypatch):
     model, out = save_tiny_model(), tmp_path / "out"
     out.mkdir()
@@ -88,6 +89,7 @@ def test_a_prune_is_stopped_before_it_loads_anything(run, save_tiny_model, data_
     assert code == 2 and "has 0.00 GiB of free disk" in line and "make room" in line
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_a_warning_in_one_line(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40)}))
     words = ["--dataset", data_folder, "--method", "uniform"]

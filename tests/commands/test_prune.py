@@ -44,6 +44,7 @@ def test_one_sparsity_into_the_named_folder(run, save_tiny_model, data_folder, t
     assert torch.isfinite(model(windows).logits).all()
 
 
+@pytest.mark.slow
 def test_little_text_and_text_that_is_repeated_are_shown(run, save_tiny_model, data_folder, tmp_path, caplog):
     for split in ("train", "validation", "test"):
         (data_folder / f"{split}.txt").write_text(make_text(150))
@@ -57,6 +58,7 @@ def test_little_text_and_text_that_is_repeated_are_shown(run, save_tiny_model, d
     assert "2 search windows and 3 test windows repeat" in card and "disjoint" not in card
 
 
+@pytest.mark.slow
 def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     code, output, _ = run("-m", save_tiny_model(), out, "--sparsity", 0.2, 0.3, "--dataset", data_folder)
@@ -69,6 +71,7 @@ def test_two_sparsities_into_two_folders_the_second_warm_started(run, save_tiny_
     assert sparsities == [pytest.approx(0.2, abs=0.01), pytest.approx(0.3, abs=0.01)]
 
 
+@pytest.mark.slow
 def test_warm_start_from_a_folder(run, save_tiny_model, data_folder, tmp_path):
     model = save_tiny_model()
     first, second = tmp_path / "first", tmp_path / "second"
@@ -78,12 +81,14 @@ def test_warm_start_from_a_folder(run, save_tiny_model, data_folder, tmp_path):
     assert code == 2 and "holds no search/agent.safetensors" in errors
 
 
+@pytest.mark.slow
 def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, _ = run("-m", save_tiny_model(), "--sparsity", 0.25, "--dataset", "self", "--method", "uniform")
     assert code == 0 and (tmp_path / "tiny-llama-ffp-25" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tmp_path):
     options = tmp_path / "options.json"
     options.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "searched"}))
@@ -123,6 +128,7 @@ def test_what_a_file_holds_need_not_be_read(run_ffp, save_tiny_model, data_folde
     assert run_ffp(*words, "--learning-rate", 1e-3)[0] == 2
 
 
+@pytest.mark.slow
 def test_the_output_by_name(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     words = ["-m", save_tiny_model(), "--dataset", data_folder, "--method", "uniform", "--sparsity", 0.2]
@@ -156,6 +162,7 @@ def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
     assert output.index("Advanced") < output.index("--num-samples") < output.index("--learning-rate")
 
 
+@pytest.mark.slow
 def test_underscores_work_as_dashes_do(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     arguments = ["--method", "uniform", "--ffn_multiple", 4, "--min_retention", 0.3, "--trust_remote_code"]
@@ -254,6 +261,7 @@ def test_model_is_required(run):
     assert code == 2 and "-m/--model" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["ffp", "--help"], ["ffp", "prune", "--help"]])
 def test_help_does_not_import_torch(arguments):
     program = (
@@ -276,6 +284,7 @@ def test_load_options_are_those_of_the_command_line():
     assert set(LOAD_OPTIONS) == set(LoadOptions.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_gguf_file_is_dequantised(run, tmp_path):
     """What the `gguf` package reads from a file of 8 bits; the real SmolLM2 is in tests/test_smollm2.py."""
     gguf = pytest.importorskip("gguf")
@@ -303,6 +312,7 @@ def test_a_broken_gguf_file_is_refused(run, data_folder, tmp_path):
     assert code == 2 and "can't be loaded as a causal LM" in errors
 
 
+@pytest.mark.slow
 def test_pruned_config_keeps_the_base_model_type(run, save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     assert run("-m", save_tiny_model("opt"), out, "--dataset", data_folder, "--sparsity", 0.3)[0] == 0
@@ -310,6 +320,7 @@ def test_pruned_config_keeps_the_base_model_type(run, save_tiny_model, data_fold
     assert config.model_type == "opt" and config.is_heterogeneous and config.head_dim == 4
 
 
+@pytest.mark.slow
 def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     from optimum_ffp.search import evaluator
 
@@ -336,6 +347,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, 
     assert code == 0 and (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out.work").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_folder, tmp_path):
     Journal.open(tmp_path / "out.work", {}, resume=False).value("x", lambda: 1)
     command = ["-m", save_tiny_model(), f"{tmp_path / 'out'}/", "--dataset", data_folder, "--method", "uniform"]
@@ -363,6 +375,7 @@ def refuse_before_loading(run, monkeypatch, *words):
     return line
 
 
+@pytest.mark.slow
 def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     model, out = save_tiny_model(), tmp_path / "out"
     words = ["-m", model, out, "--dataset", data_folder, "--overwrite"]

@@ -7,6 +7,9 @@ from tests.helpers import contents, published
 from tests.hub_server import uploaded
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_a_folder_goes_up_in_one_commit_and_stays_as_it_is(run_ffp, hub, folder, tmp_path):
     before = contents(folder)
     code, output, _ = run_ffp("push", folder, "it", "--private")

@@ -9,6 +9,7 @@ from optimum_ffp.evaluation import window_losses
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 
 
+@pytest.mark.slow
 def test_nothing_pruned_changes_nothing(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
@@ -44,6 +45,7 @@ def test_an_endless_pull_gives_the_ridge_solution(windows):
         assert torch.allclose(outputs[index].weight, weight, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_brings_the_loss_on_the_calibration_text_closer():
     model = make_tiny_model()
     # Text that the model is sure about, so that damage shows.
@@ -66,6 +68,7 @@ def test_it_brings_the_loss_on_the_calibration_text_closer():
         assert 0 < after < 0.9 * min(before, repaired)
 
 
+@pytest.mark.slow
 def test_lambda_is_the_one_that_errs_least_on_windows_that_were_held_out(windows):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = PruningPolicy(sorted_model.units, tuple(unit.groups // 2 for unit in sorted_model.units))

@@ -11,6 +11,7 @@ def sample(model, count, seed=0):
     return sample_from_model(model, make_tokenizer(), count, 12, seed)
 
 
+@pytest.mark.slow
 def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
     monkeypatch.setattr(self_generated, "TOKENS_AT_ONCE", 3 * 12)
     model = make_tiny_model()
@@ -60,6 +61,7 @@ def test_a_token_that_starts_and_ends_documents_comes_as_it_likes():
     assert ends.any() and not (windows[:, 2:] == tokenizer.eos_token_id)[ends].all()
 
 
+@pytest.mark.slow
 def test_fewer_windows_at_once_where_memory_runs_out(monkeypatch):
     model, sizes = make_tiny_model(), []
     generate = model.generate

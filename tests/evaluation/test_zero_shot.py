@@ -8,6 +8,9 @@ from optimum_ffp.evaluation import TaskSuite
 from tests.helpers import make_task, make_tiny_model, make_tokenizer
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)

@@ -20,6 +20,9 @@ from tests.helpers import FILES, SETTINGS, contents, make_tiny_model, make_token
 from tests.hub_server import TOKEN, Hub, Repository, run_hub, uploaded
 
 
+pytestmark = pytest.mark.slow
+
+
 BINARIES = Path(sys.executable).parent
 # Without the pauses between the attempts of huggingface_hub.
 CLI = "import time; time.sleep = lambda seconds: None; from optimum.commands.optimum_cli import main; main()"

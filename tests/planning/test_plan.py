@@ -49,6 +49,7 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     assert parts["statistics"]["Gram matrices"] == parts["search"]["factors"] == matrices == plan.disk["statistics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -81,6 +82,7 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
     assert stages(plan)["save"]["pruned model"] == pytest.approx(weights, rel=0.15) and saved < plan.disk["save"]
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_to_its_plan(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
     plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], "cpu")
@@ -211,6 +213,7 @@ def test_too_few_tokens_to_calibrate_on_are_refused_before_they_are_read():
         planned(num_samples=1, seq_len=2)
 
 
+@pytest.mark.slow
 def test_llama_2_70b_in_ten_seconds_and_two_gibibytes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
     program = (

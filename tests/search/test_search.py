@@ -132,6 +132,7 @@ def test_candidates_of_the_curriculum_are_not_kept():
     assert min(entry["perplexity"] for entry in result.log) < result.perplexity
 
 
+@pytest.mark.slow
 def test_ppo_learns_where_it_hurts():
     result, _, _ = run("ffp", "ppo", steps=1200, learning_rate=3e-3, alpha_start=1.0)
     losses = [-np.log(entry["reward"]) for entry in result.log]
@@ -166,6 +167,7 @@ def test_posterior_finds_the_multipliers_and_knows_what_it_does_not_know():
     assert spread[5] > spread[:5].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("bandit", 48), ("ppo", 800)])
 def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
     options = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}

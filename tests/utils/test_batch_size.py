@@ -6,6 +6,7 @@ from optimum_ffp.utils.batch_size import with_halving_batches
 from tests.helpers import make_pruner
 
 
+@pytest.mark.slow
 def test_batches_are_halved_until_they_fit():
     tried = []
 
@@ -18,6 +19,7 @@ def test_batches_are_halved_until_they_fit():
     assert with_halving_batches(run, 12) == "done" and tried == [12, 6, 3]
 
 
+@pytest.mark.slow
 def test_one_window_too_many_is_an_error_that_says_what_to_do():
     def run(size: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -34,6 +36,7 @@ def test_other_errors_pass():
         with_halving_batches(run, 4)
 
 
+@pytest.mark.slow
 def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_model, data_folder):
     folder = save_tiny_model()
     expected = make_pruner(folder, data_folder, method="no-search").prune()

@@ -69,6 +69,8 @@ CASES = {
 }
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_llama_cpp, tmp_path):
     name, sizes, architecture = CASES[case]
@@ -77,6 +79,8 @@ def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_lla
     check(model, tokenizer, path, run_llama_cpp)
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "architecture"), [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
 )
@@ -87,6 +91,8 @@ def test_dense_and_padded_models_are_of_the_standard_architecture(name, architec
     check(model, tokenizer, path, run_llama_cpp)
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_tokenizer_with_byte_fallback(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")

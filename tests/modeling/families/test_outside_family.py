@@ -14,6 +14,9 @@ from optimum_ffp.modeling.families import FAMILIES, Family
 from tests.helpers import GATED, fill_with_noise, make_tokenizer
 
 
+pytestmark = pytest.mark.slow
+
+
 STARCODER2 = Family(
     model_type="starcoder2",
     ffn_inputs=("mlp.c_fc",),
