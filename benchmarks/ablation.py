@@ -45,9 +45,6 @@ VARIANTS = {
     "table3-calibration-only": {"preset": "paper", "method": "uniform"},
     "table3-search-and-calibration": {"preset": "paper", "search_steps": 64},
 }
-# Options that nothing before the search depends on, and those that the search doesn't depend on either.
-OF_SEARCH = {"method", "agent", "reward", "search_steps", "update_samples"}
-OF_CALIBRATION = {"calibration", "dense_target", "sequential_lambda", "held_out_samples"}
 
 
 def main() -> None:
@@ -69,32 +66,24 @@ def main() -> None:
     options = read_options(args.options)
     records = []
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")
-    pruner = found = None
+    pruner = found = searched = None
     for name in args.variants:
         variant = VARIANTS[name]
         config = FFPConfig(**shared | ({} if "preset" in variant else options) | variant)
-        if pruner is None or differs(config, pruner.config, OF_SEARCH | OF_CALIBRATION):
+        if pruner is None or pruner.measured.differences(config):
             # Those before go first: there is no need for several models.
             pruner = found = result = None
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
             pruner.open_journal(resume=args.work is not None)
-        if found is None or differs(config, pruner.config, OF_CALIBRATION):
-            pruner.config = config
-            found = pruner.search()
-        pruner.config = found.config = config
-        result = pruner.finish(found)
+        if found is None or config.search_options != searched:
+            found, searched = pruner.search(config=config), config.search_options
+        result = pruner.finish(found, config)
         records.append({"variant": name} | describe(result))
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         search, figures = result.search, result.perplexities
         before, after = (f"{figures[stage]:.2f}" if stage in figures else "" for stage in ("searched", "calibrated"))
-        counts = f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,}"
+        counts = f"{search.candidate_evaluations} | {search.tokens_evaluated:,}"
         print(f"| {name} | {before} | {after} | {counts} |", flush=True)
-
-
-def differs(config: FFPConfig, other: FFPConfig, besides: set[str]) -> bool:
-    """Whether any other option than these has another value."""
-    theirs = other.to_dict()
-    return any(value != theirs[name] for name, value in config.to_dict().items() if name not in besides)
 
 
 if __name__ == "__main__":

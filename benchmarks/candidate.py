@@ -3,10 +3,10 @@
     python benchmarks/candidate.py MODEL DATASET [--sparsities 0.2 0.3] [--repeats 7] [--device cpu]
         [--options num_samples=16 fisher_samples=4 ...] [--output candidate.json]
 
-A candidate is what the search evaluates: the prior policy at that sparsity, ridge-compensated, on the windows of one
-update. Prints medians: the candidate in multiples of the dense pass, the share of it that is not a forward pass, and
-an update of the default agent, a forward and a backward pass, in the same multiples (the search counts it as 3).
-`--options` sets any option of `FFPConfig`; fewer calibration windows make it quicker, and change nothing that is timed.
+A candidate is what the search evaluates: the no-search policy at that sparsity, ridge-compensated, on the windows of
+one update. Prints medians: the candidate in multiples of the dense pass, the share of it that is not a forward pass,
+and an update of the default agent, a forward and a backward pass, in the same multiples (the search counts it as 3).
+`--options` sets any option of `FFPConfig`; fewer calibration windows make it quicker and change nothing that is timed.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def main() -> None:
 
     config = FFPConfig(dataset=args.dataset, eval_samples=1, **read_options(args.options))
     pruner = FFPPruner.from_pretrained(args.model, config, device=args.device)
-    sorted_model, curves = pruner.prepared.sorted_model, pruner.prepared.curves
-    windows = pruner.data.search.tokens[: config.update_samples]
+    sorted_model, curves = pruner.measured.prepared.sorted_model, pruner.measured.prepared.curves
+    windows = pruner.measured.data.search.tokens[: config.update_samples]
     dtype = autocast_dtype(pruner.model, config.search_dtype)
-    dense = PruningPolicy.dense(pruner.units)
+    dense = PruningPolicy.dense(pruner.measured.units)
 
     def seconds(policy: PruningPolicy, compensate: bool) -> tuple[float, float]:
         start = clock(args.device)
@@ -60,7 +60,7 @@ def main() -> None:
     record = {}
     print("| sparsity | candidate / dense | not a forward pass | update / dense |\n|---|---:|---:|---:|")
     for sparsity in args.sparsities:
-        policy = curves(np.zeros(len(pruner.units)), pruner.budget(sparsity))
+        policy = curves(np.zeros(len(pruner.measured.units)), pruner.budget(sparsity))
         rows = [
             (seconds(dense, False)[1], *seconds(policy, True), update_seconds(policy)) for _ in range(args.repeats + 1)
         ][1:]

@@ -9,9 +9,9 @@ Writes one JSON record a prune (perplexities, sparsity reached, candidate evalua
 peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
 importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
 what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
-written as they come. `--options` sets any other option of `FFPConfig` for the methods of the default preset. With `--work`
-a run that was cut off goes on where it was, and one with more methods takes what is there; the seconds on record are
-those of the last process.
+written as they come. `--options` sets any other option of `FFPConfig` for the methods of the default preset. With
+`--work` a run that was cut off goes on where it was, and one with more methods takes what is there; the seconds on
+record are those of the last process.
 """
 
 import argparse
@@ -81,13 +81,11 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     pruner.open_journal(resume=work is not None)
     for sparsity in args.sparsities:
         for method in methods:
-            pruner.config.method = "ffp" if method in AGENTS else method
-            pruner.config.agent = AGENTS.get(method, "gradient")
-            found = pruner.search(sparsity)
+            name, agent = ("ffp", AGENTS[method]) if method in AGENTS else (method, config.agent)
+            found = pruner.search(sparsity, config=config.replace(method=name, agent=agent))
             calibrations = ["ridge", "sequential"] if preset == "default" and method in args.sequential else ["ridge"]
             for calibration in calibrations:
-                found.config.calibration = calibration
-                result = pruner.finish(found)
+                result = pruner.finish(found, found.config.replace(calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
                 if calibration == calibrations[-1] and args.save:
                     # Not by the pruner, whose work would be done with that.
@@ -107,7 +105,7 @@ def describe(result: PruningResult) -> dict:
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
         "test": result.test.describe(),
-        "search": result.search,
+        "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
         "seconds": result.cost.seconds,
         "peak_gib": {name: value / 2**30 for name, value in result.cost.peak_bytes.items()},

@@ -63,8 +63,8 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
         )
     # It reads nothing, since the windows are there, but there is no prune without one.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"word": 0}, unk_token="word")))
-    pruner = FFPPruner(model, tokenizer, config, "random weights")
-    pruner.data = random_windows(with_window_length(config, shape), shape.vocab_size)
+    windows = random_windows(with_window_length(config, shape), shape.vocab_size)
+    pruner = FFPPruner(model, tokenizer, config, "random weights", data=windows)
     cost = pruner.prune().cost
     result = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}
     del model, pruner, cost

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .options import CHOICES, FISHER_CRITERIA, MEASURED, PAPER, READ_WHEN, Options
+from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, READ_WHEN, Options
 from .version import __version__
 
 
@@ -20,8 +20,8 @@ class FFPConfig(Options, BaseConfig):
 
     Args:
         sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
-        method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"prior"` (what
-            the mapping makes of equal scores, no search), `"random"`, `"evolutionary"` and `"uniform"`.
+        method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"no-search"`
+            (what the mapping makes of equal scores), `"random"`, `"evolutionary"` and `"uniform"`.
         agent: Of method `"ffp"`: `"gradient"` (follows the derivative of the reward by backward passes), `"bandit"`
             (Thompson sampling over loss curves, the default where there is no backward pass or the reward is taken
             before calibration) or `"ppo"` (the paper's).
@@ -30,8 +30,8 @@ class FFPConfig(Options, BaseConfig):
             `"fisher-obs"` (the same, weighted by what the loss feels).
         mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1), `"water-filling"`, or `"curves"` (where
             the loss curves fall fastest).
-        reward: Whether candidates are rewarded as `"searched"` (the paper's) or after ridge regression,
-            `"calibrated"`.
+        reward: Whether candidates are rewarded as they are `"pruned"` (the paper's) or after ridge regression,
+            `"compensated"`.
         calibration: `"ridge"` (Eq. 6-7), `"sequential"` (starts from there and fits layer by layer to what the pruned
             layers before produce), or `"none"`.
         ridge_lambda: λ of the ridge regression (the paper: 0.01).
@@ -73,7 +73,7 @@ class FFPConfig(Options, BaseConfig):
         rate_precision: Grid that retentions are rounded to (the paper: 0.01); `None` for none.
         ffn_multiple: FFN widths are multiples of this many channels. By default 256, the block of llama.cpp's
             K-quants, or 32, that of its simpler ones, where that leaves at least 32 steps, otherwise 1 (the paper: 1).
-        seed: Of everything random.
+        seed: Random seed.
 
     Raises:
         FFPError: If a value is not allowed, or a name is not known.
@@ -91,12 +91,15 @@ class FFPConfig(Options, BaseConfig):
         if unknown:
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
         super().__init__()
+        for name, values in FORMER.items():
+            if isinstance(options.get(name), str):
+                options[name] = values.get(options[name], options[name])
         preset = options.get("preset", "default")
         if preset == "paper":
             defaults = PAPER
         elif options.get("grad") is False:
             defaults = {"criterion": "obs", "agent": "bandit"}
-        elif options.get("reward") == "searched":
+        elif options.get("reward") == "pruned":
             defaults = {"agent": "bandit"}
         else:
             defaults = {}
@@ -116,12 +119,12 @@ class FFPConfig(Options, BaseConfig):
     @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are collected, by a backward pass."""
-        return self.grad and (self.mapping == "curves" or self.criterion in FISHER_CRITERIA)
+        return self.grad and (self.mapping == "curves" or self.criterion.startswith(FISHER))
 
     @property
     def needs_factors(self) -> bool:
         """Whether the ridge regressions of all units are factored."""
-        return self.calibration != "none" or self.reward != "searched" or self.mapping == "curves"
+        return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
 
     @property
     def follows_gradient(self) -> bool:
@@ -131,25 +134,25 @@ class FFPConfig(Options, BaseConfig):
     @property
     def reports_searched(self) -> bool:
         """Whether perplexity before calibration says something: a policy may be chosen for what calibration leaves."""
-        return self.reward == "searched" or self.calibration == "none"
+        return self.reward == "pruned" or self.calibration == "none"
 
     @property
     def measured_options(self) -> dict[str, Any]:
         """The options that what is measured before any search depends on."""
         return {name: getattr(self, name) for name in MEASURED}
 
-    def check_change(self, changed: "FFPConfig") -> None:
-        """Checks that a pruner which was made with this config can go on with another.
+    @property
+    def search_options(self) -> dict[str, Any]:
+        """The options that the policy depends on: all but those of its calibration."""
+        return {name: getattr(self, name) for name in self.option_names() if name not in CALIBRATION}
+
+    def replace(self, **options: Any) -> "FFPConfig":
+        """A copy in which these options have other values.
 
         Raises:
-            FFPError: If something would have to be measured anew.
+            FFPError: As the constructor does.
         """
-        pairs = [(name, getattr(self, name), getattr(changed, name)) for name in MEASURED]
-        differing = [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
-        if changed.needs_factors and not self.needs_factors:
-            differing.append("reward and calibration did without ridge regression and now ask for it")
-        if differing:
-            raise FFPError(f"{'; '.join(differing)}: that is measured once; make a new FFPPruner with this config")
+        return FFPConfig(**{name: getattr(self, name) for name in self.option_names()} | options)
 
     def steps_in_sweep(self, number: int) -> int:
         """Candidate evaluations of a sweep's search: the first has all, those after it go on from its agent."""
@@ -196,16 +199,17 @@ class FFPConfig(Options, BaseConfig):
         for name in ("ridge_lambda_relative", "grad"):
             if not isinstance(getattr(self, name), bool):
                 raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
-        if self.criterion in FISHER_CRITERIA and not self.grad:
+        if self.criterion.startswith(FISHER) and not self.grad:
+            others = ", ".join(name for name in CHOICES["criterion"] if not name.startswith(FISHER))
             raise FFPError(
-                f"criterion {self.criterion!r} needs a backward pass; choose obs, flap or wanda, or leave grad on"
+                f"criterion {self.criterion!r} needs a backward pass; choose from {others}, or leave grad on"
             )
         if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
             raise FFPError(
                 f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
             )
-        if self.follows_gradient and not (self.grad and self.reward == "calibrated"):
-            raise FFPError("agent 'gradient' needs a backward pass and reward 'calibrated'; or choose agent 'bandit'")
+        if self.follows_gradient and not (self.grad and self.reward == "compensated"):
+            raise FFPError("agent 'gradient' needs a backward pass and reward 'compensated'; or choose agent 'bandit'")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
         sizes = self.hidden_sizes

@@ -1,23 +1,42 @@
-"""Every option's default, the paper's values, what may be chosen and when it is read: light, for `--help` shows them."""
+"""Every option's default, the paper's values, the choices, and when an option is read. Light: `--help` reads it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 
+def modules_of(package: str) -> tuple[str, ...]:
+    """What may be chosen where every choice is a module of its own: `fisher_obs.py` is `fisher-obs`.
+
+    Args:
+        package: Path of the folder below this one. Nothing of it is imported.
+    """
+    found = iter_modules([str(Path(__file__).parent / package)])
+    return tuple(sorted(module.name.replace("_", "-") for module in found))
+
+
 CHOICES = {
-    "method": ("ffp", "no-search", "random", "evolutionary", "uniform"),
-    "agent": ("gradient", "bandit", "ppo"),
+    "method": modules_of("search/methods"),
+    "agent": modules_of("search/agents"),
     "preset": ("default", "paper"),
-    "criterion": ("wanda", "flap", "obs", "fisher-obs"),
-    "mapping": ("greedy", "water-filling", "curves"),
-    "reward": ("searched", "calibrated"),
+    "criterion": modules_of("analysis/criteria"),
+    "mapping": modules_of("allocation/mappings"),
+    "reward": ("pruned", "compensated"),
     "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
 }
-
-# Criteria that see the weights through the Fisher matrix, so that they count loss where others count output error.
-FISHER_CRITERIA = ("fisher-obs",)
+# Choices as they were called before. Commands and files that have them keep working.
+FORMER = {
+    "method": {"prior": "no-search"},
+    "agent": {"pathwise": "gradient"},
+    "reward": {"searched": "pruned", "calibrated": "compensated"},
+}
+# Criteria whose names begin so are given weights multiplied by the Fisher matrix's root: they count loss, not error.
+FISHER = "fisher-"
+# Methods that evaluate one candidate whatever may be spent.
+NO_SEARCH = ("no-search", "uniform")
 # Forward passes that a forward and backward pass counts for, in candidate evaluations and in tokens.
 GRADIENT_COST = 3
 # What the paper states; everything else it leaves open has one value for both presets.
@@ -25,7 +44,7 @@ PAPER = {
     "agent": "ppo",
     "criterion": "wanda",
     "mapping": "greedy",
-    "reward": "searched",
+    "reward": "pruned",
     "calibration": "ridge",
     "search_steps": 1000,
     "search_samples": 4,
@@ -44,6 +63,8 @@ MEASURED = (
     *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
     *("criterion", "mapping", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
+# Calibration alone depends on these; on all others the policy depends too.
+CALIBRATION = ("calibration", "dense_target", "sequential_lambda", "held_out_samples")
 
 
 @dataclass(kw_only=True)
@@ -56,7 +77,7 @@ class Options:
     agent: str = "gradient"
     criterion: str = "fisher-obs"
     mapping: str = "curves"
-    reward: str = "calibrated"
+    reward: str = "compensated"
     calibration: str = "sequential"
     ridge_lambda: float = 0.01
     ridge_lambda_relative: bool = True
@@ -105,7 +126,7 @@ SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
 PPO = _with("with --agent ppo", "ppo")
 RIDGE = Condition(
-    "with --calibration ridge or sequential, --reward calibrated or --mapping curves",
+    "with --calibration ridge or sequential, --reward compensated or --mapping curves",
     lambda config: config.needs_factors,
 )
 SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")

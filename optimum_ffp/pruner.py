@@ -1,9 +1,7 @@
-"""FFPPruner: the story of a prune, one stage after another."""
+"""FFPPruner: the stages of a prune, one after another."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +9,31 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .allocation.mapping import Budget
-from .allocation.policy import PruningPolicy
-from .analysis.prepare import Prepared, prepare
+from .allocation.budget import Budget
+from .analysis.measurements import Measurements
 from .checkpoint.pareto import ParetoFront
-from .checkpoint.result import PruningResult, package_versions
+from .checkpoint.result import FoundPolicy, PruningResult, package_versions
 from .checkpoint.saving import find_agent, push_checkpoint, save_checkpoint
 from .compression.repair import repair
 from .config import FFPConfig
-from .data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
+from .data import DataSplits, with_window_length
 from .errors import FFPError
-from .evaluation import Perplexity
 from .modeling.checks import check_model
-from .modeling.families import find_family, find_units
 from .modeling.loading import LoadOptions, load_dense, pin_commit
+from .options import CALIBRATION
 from .planning.machine import device_name
-from .search.runner import FoundPolicy, PolicySearch
-from .utils.batch_size import with_halving_batches
-from .utils.precision import autocast_dtype
+from .search.runner import PolicySearch
 from .utils.profiling import StageMeter
-from .utils.progress import progress_bar
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
-
-
-logger = logging.getLogger(__name__)
 
 
 class FFPPruner:
     """Prunes one model, at one sparsity or several.
 
-    Data, statistics and the sorted model are made once, when first needed, and serve every call of `prune`. Between
-    calls `config` may change in what is read later (`sparsity`, `method`, `calibration`, ...); a change in what they
-    depend on is an error.
+    Data, statistics and the sorted model (`measured`) are made once, when first needed, and serve every call of
+    `prune`. Between calls `config` may change in options that are read later (`sparsity`, `method`, `calibration`,
+    ...); a change of an option that `measured` depends on is an error.
 
     Args:
         model: The dense model, of a supported family. The pruner owns it: it asks for no gradients any more, and its
@@ -56,6 +46,11 @@ class FFPPruner:
             uses it at a time. `None` keeps nothing.
         report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: How the model was loaded, for the record.
+        data: Windows that take the place of those that the config names.
+
+    Attributes:
+        measured: Text, sorted model and losses of the dense model, which do not depend on what is then searched for.
+        result: The last result of `finish`, `prune` or `sweep`.
 
     Raises:
         FFPError: If the model can't be pruned, or the sparsity can't be met.
@@ -75,6 +70,7 @@ class FFPPruner:
         work_folder: str | os.PathLike | None = None,
         report_to: Sequence[str] = (),
         options: LoadOptions | None = None,
+        data: DataSplits | None = None,
     ):
         check_trackers(report_to)
         if work_folder is not None:
@@ -82,20 +78,10 @@ class FFPPruner:
             check_work_folder(work_folder, resume=True)
         self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         check_model(model, tokenizer, self.model_id)
-        self.report_to, self.options = report_to, options or LoadOptions()
+        self.report_to, self.options, self.work_folder = report_to, options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self._measured_with = with_window_length(config, model.config)
-        self.family = find_family(model.config)
-        self.model_units = find_units(model, self.family, config.ffn_multiple)
-        self.units = tuple(unit.unit for unit in self.model_units)
-        self.meter = StageMeter()
-        self.journal = Journal()
-        self.work_folder = work_folder
-        self._sweeping = False
-        # On the search windows: all searches compare with the same.
-        self._dense_losses: np.ndarray | None = None
+        self.measured = Measurements(model, tokenizer, config, data)
         self.result: PruningResult | None = None
-        self.front = ParetoFront()
         # Before its heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
@@ -130,7 +116,7 @@ class FFPPruner:
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
         config = self.config
-        return Budget(self.units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+        return Budget(self.measured.units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
 
     def prune(
         self,
@@ -166,7 +152,7 @@ class FFPPruner:
 
         The agent's state is the target sparsity, so what it learns at one serves all: the first search may spend all
         of `config.search_steps`, those after it go on from its agent with half of them. Beside every result's policy
-        those of the baselines `uniform` and `prior` are evaluated on the search windows, for a Pareto plot.
+        those of the baselines `uniform` and `no-search` are evaluated on the search windows, for a Pareto plot.
 
         Args:
             sparsities: Fractions of the block parameters to remove.
@@ -175,7 +161,7 @@ class FFPPruner:
                 resumed, if the sweep is broken off.
 
         Yields:
-            One result a sparsity, as it is done.
+            One result per sparsity, as it is done.
 
         Raises:
             FFPError: As `prune`; sparsities that can't be met are found before anything expensive.
@@ -184,26 +170,18 @@ class FFPPruner:
         for sparsity in sparsities:
             self.budget(sparsity)
         self.open_journal(resume)
-        self.front = ParetoFront()
-        begun_with = warm_start = find_agent(warm_start, self.options.token, self.options.cache_dir)
-        self._sweeping = True
-        try:
-            for number, sparsity in enumerate(sparsities):
-                config = self._config_at(sparsity)
-                config.search_steps = config.steps_in_sweep(number)
-                found = self._find(config, warm_start, with_baselines=True)
-                warm_start = found.agent
-                result = self.finish(found)
-                self.front.add(result)
-                result.search |= {
-                    "front": self.front.record,
-                    "sweep": {"sparsity": sparsities, "search_steps": self.config.search_steps},
-                    "warm_start": getattr(begun_with, "source", None),
-                }
-                yield result
-        finally:
-            # However it ends: broken off, too.
-            self._sweeping = False
+        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
+        begun_with, front = getattr(agent, "source", None), ParetoFront()
+        sweep = {"sparsity": sparsities, "search_steps": self.config.search_steps}
+        for number, sparsity in enumerate(sparsities):
+            config = self._searched_with(self.config, sparsity)
+            found = self._find(config.replace(search_steps=config.steps_in_sweep(number)), agent, with_baselines=True)
+            agent = find_agent(found.agent)
+            found.search.sweep, found.search.warm_start = sweep, begun_with
+            result = self.finish(found)
+            front.add(result)
+            found.search.front = front.record
+            yield result
         self._close_journal()
 
     def open_journal(self, resume: bool = False) -> None:
@@ -223,146 +201,110 @@ class FFPPruner:
                 raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
             return
         # What an earlier call has kept serves this one too.
-        if self.journal.folder is not None:
+        if self.measured.journal.folder is not None:
             return
         identity = {
             "model": self._fingerprint,
-            "config": self._measured_with.measured_options,
+            "config": self.measured.config.measured_options,
             "versions": package_versions(),
             "device": device_name(self.model.device),
         }
         # Matrices are factored in another order by more threads.
-        self.journal = Journal.open(self.work_folder, identity, resume, notes={"threads": torch.get_num_threads()})
+        notes = {"threads": torch.get_num_threads()}
+        self.measured.journal = Journal.open(self.work_folder, identity, resume, notes)
 
     def _close_journal(self) -> None:
-        self.journal.remove()
-        self.journal = Journal()
+        self.measured.journal.remove()
+        self.measured.journal = Journal()
 
     def search(
-        self, sparsity: float | None = None, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None
+        self,
+        sparsity: float | None = None,
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
+        config: FFPConfig | None = None,
     ) -> FoundPolicy:
-        """The first half of `prune`: finds the policy. Arguments and errors are the same."""
-        return self._find(self._config_at(sparsity), warm_start)
+        """The first half of `prune`: finds the policy.
 
-    def finish(self, found: FoundPolicy) -> PruningResult:
+        Args:
+            sparsity: As in `prune`.
+            warm_start: As in `prune`.
+            config: Options of this search; `self.config` if `None`.
+
+        Raises:
+            FFPError: As `prune`, or if the config needs other measurements than those of this pruner.
+        """
+        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
+        return self._find(self._searched_with(config or self.config, sparsity), agent)
+
+    def finish(self, found: FoundPolicy, config: FFPConfig | None = None) -> PruningResult:
         """The second half of `prune`: calibrates, slices and evaluates a policy.
 
         Args:
-            found: What `search` returned; with another `config` the same policy is calibrated another way.
+            found: The policy, from `search`.
+            config: Options of calibration, to calibrate one policy in several ways; those of the search if `None`.
 
         Returns:
             The pruned model with its figures; also kept as `self.result`.
+
+        Raises:
+            FFPError: If the config needs other measurements than those of this pruner.
         """
-        config, policy = with_window_length(found.config, self.model.config), found.policy
-        self._measured_with.check_change(config)
-        data, sorted_model = self.data, self.prepared.sorted_model
-        journal = self.journal.part(config.to_dict(), policy.sizes)
-        perplexities = {"dense": self.dense_perplexity}
-        meter = StageMeter(self.meter)
+        measured, policy = self.measured, found.policy
+        config = found.config.replace(**{name: getattr(config or found.config, name) for name in CALIBRATION})
+        measured.check(config)
+        sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(config.to_dict(), policy.sizes)
+        perplexities = {"dense": measured.dense_perplexity}
+        meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
             with meter.stage("evaluation"), sorted_model.applied(policy) as model:
-                perplexities["searched"] = self._perplexity(model, "searched", journal)
+                perplexities["searched"] = measured.perplexity(model, "searched", journal, config.batch_size)
         with meter.stage("calibration"):
-            outputs, calibration = repair(sorted_model, policy, data, config, journal)
+            outputs, calibration = repair(sorted_model, policy, measured.data, config, journal)
         if config.calibration != "none":
             # On views of the dense model, so that there is no second model beside the activations.
             with meter.stage("evaluation"), sorted_model.applied(policy, outputs) as model:
-                perplexities["calibrated"] = self._perplexity(model, "calibrated", journal)
+                perplexities["calibrated"] = measured.perplexity(model, "calibrated", journal, config.batch_size)
         with meter.stage("slicing"):
             pruned = sorted_model.materialise(policy, outputs)
             del outputs
         self.result = PruningResult(
             model=pruned,
             tokenizer=self.tokenizer,
+            found=found,
             config=config,
-            policy=policy,
             base_model=self.model_id,
             dense_parameters=self._dense_parameters,
             perplexities=perplexities,
-            test=data.test,
-            search=found.record,
+            test=measured.data.test,
             calibration=calibration,
-            log=found.log,
-            agent=found.agent,
             cost=meter,
             revision=self.options.revision,
             trust_remote_code=self.options.trust_remote_code,
         )
         return self.result
 
-    def _config_at(self, sparsity: float | None) -> FFPConfig:
-        config = with_window_length(self.config, self.model.config)
-        self._measured_with.check_change(config)
-        config.sparsity = self.config.sparsity if sparsity is None else sparsity
-        return config
+    def _searched_with(self, config: FFPConfig, sparsity: float | None) -> FFPConfig:
+        """A copy of the config at a sparsity, if it can use what is measured."""
+        config = with_window_length(config, self.model.config)
+        self.measured.check(config)
+        return config if sparsity is None else config.replace(sparsity=sparsity)
 
     def _find(
-        self,
-        config: FFPConfig,
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
-        with_baselines: bool = False,
+        self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:
         self.budget(config.sparsity)
-        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
-        data, prepared = self.data, self.prepared
-        self.meter.seconds.pop("search", None)
-        with self.meter.stage("search"):
-            dtype = autocast_dtype(self.model, config.search_dtype)
-            policy_search = PolicySearch(
-                prepared, data.search, self.budget, config, dtype, self.journal, self._dense_losses
-            )
+        # What is measured first has stages of its own.
+        _ = self.measured.prepared
+        meter = StageMeter()
+        with meter.stage("search"):
+            policy_search = PolicySearch(self.measured, self.budget, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(agent, tracker.log)
-            self._dense_losses = policy_search.evaluator.dense_losses
-            # There may be less text than was asked for.
-            found.record |= {"calibrated_on": data.calibration.describe(), "repeated_windows": data.repeated()}
-            found.record["warm_start"] = getattr(agent, "source", None)
             if with_baselines:
-                found.record["baselines"] = policy_search.baselines()
+                found.search.baselines = policy_search.baselines()
+        found.cost = meter
         return found
-
-    @cached_property
-    def data(self) -> DataSplits:
-        """Calibration, search and test windows."""
-        config, request = self._measured_with, DataRequest.of(self._measured_with)
-        sources = config.dataset, config.eval_dataset, self.tokenizer, self.model
-        with self.meter.stage("data"):
-            data = DataSplits.from_dict(self.journal.value("data", lambda: load_windows(*sources, request).to_dict()))
-        check_calibration_tokens(
-            data.calibration.tokens.numel(), max(unit.output.module.in_features for unit in self.model_units)
-        )
-        for warning in data.warnings(request):
-            logger.warning(warning)
-        return data
-
-    @cached_property
-    def dense_perplexity(self) -> float:
-        """Perplexity of the dense model on the test windows."""
-        with (
-            self.meter.stage("evaluation"),
-            self.prepared.sorted_model.applied(PruningPolicy.dense(self.units)) as model,
-        ):
-            return self._perplexity(model, "dense", self.journal)
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        """Statistics, sorted model, ridge factors and loss curves."""
-        windows = self.data.calibration.tokens
-        config = self._measured_with
-        return prepare(self.model, self.model_units, self.family, config, windows, self.meter, self.journal)
-
-    def _perplexity(self, model: PreTrainedModel, name: str, journal: Journal) -> float:
-        windows = self.data.test.tokens
-
-        def measure(batch_size: int) -> float:
-            with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
-                figures = Perplexity().compute(
-                    predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=bar.update
-                )
-            return figures["perplexity"]
-
-        return journal.value(f"perplexity-{name}", lambda: with_halving_batches(measure, self.config.batch_size))
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
@@ -374,8 +316,10 @@ class FFPPruner:
         Raises:
             FFPError: If nothing is pruned yet, or the folder exists and may not be replaced.
         """
-        save_checkpoint(self._finished(), directory, overwrite, self.journal.folder)
-        if not self._sweeping:
+        result = self._finished()
+        save_checkpoint(result, directory, overwrite, self.measured.journal.folder)
+        # A sweep has more to do: it ends its work itself.
+        if result.search.sweep is None:
             self._close_journal()
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:

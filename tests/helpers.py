@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.allocation.mapping import Budget, greedy
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.analysis.importance import order_groups
-from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.hub.upload import name_repository
 from optimum_ffp.modeling.families import find_family, find_units, get_family
@@ -184,16 +184,14 @@ def make_sorted_model(model: PreTrainedModel, windows: torch.Tensor) -> tuple[So
         for unit, found in zip(units, statistics)
     ]
     sorted_model = SortedModel(model, units, orders, family)
-    sorted_model.ridges = [
-        PrefixRidge(unit.output.module.weight.data, found.permuted(order, unit.output.block).gram)
-        for unit, found, order in zip(units, statistics, orders)
-    ]
+    permuted = (found.permuted(order, unit.output.block) for unit, found, order in zip(units, statistics, orders))
+    sorted_model.factorise((found.gram for found in permuted), ridge_lambda=0.01, relative=True)
     return sorted_model, orders
 
 
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
-    return greedy(scores, Budget(sorted_model.units, 0.4, 0.1))
+    return greedy.map_scores(scores, Budget(sorted_model.units, 0.4, 0.1))
 
 
 def prune_by_hand(model: PreTrainedModel) -> tuple[PreTrainedModel, PruningPolicy]:

@@ -10,7 +10,7 @@ def test_paper_preset_is_the_papers_numbers():
     assert (config.criterion, config.mapping, config.reward, config.calibration) == (
         "wanda",
         "greedy",
-        "searched",
+        "pruned",
         "ridge",
     )
     assert (config.learning_rate, config.clip_range, config.hidden_sizes) == (1e-4, 0.2, (256, 128))
@@ -32,9 +32,9 @@ def test_round_trip(tmp_path):
 
 def test_the_default_agent_is_the_best_that_can_run():
     assert FFPConfig().agent == "gradient" and FFPConfig(preset="paper").agent == "ppo"
-    assert FFPConfig(grad=False).agent == FFPConfig(reward="searched").agent == "bandit"
-    for options in ({"grad": False}, {"reward": "searched"}):
-        with pytest.raises(FFPError, match="agent 'gradient' needs a backward pass and reward 'calibrated'"):
+    assert FFPConfig(grad=False).agent == FFPConfig(reward="pruned").agent == "bandit"
+    for options in ({"grad": False}, {"reward": "pruned"}):
+        with pytest.raises(FFPError, match="agent 'gradient' needs a backward pass and reward 'compensated'"):
             FFPConfig(agent="gradient", criterion="obs", **options)
     for agent in ("gradient", "bandit"):
         with pytest.raises(FFPError, match=f"agent '{agent}' needs mapping 'curves', found 'greedy'"):

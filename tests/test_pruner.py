@@ -17,11 +17,11 @@ def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     config = FFPConfig(dataset=str(data_folder), preset=preset, sparsity=0.3, **SETTINGS)
     pruner = FFPPruner(make_tiny_model(name), make_tokenizer(), config)
     result = pruner.prune()
-    quantum = min(unit.quantum for unit in pruner.units)
-    total = sum(unit.parameters for unit in pruner.units)
+    quantum = min(unit.quantum for unit in pruner.measured.units)
+    total = sum(unit.parameters for unit in pruner.measured.units)
     assert 0 <= result.policy.sparsity - 0.3 < quantum / total + 1e-12
     assert result.dense_parameters - result.parameters == total - result.policy.kept_parameters
-    measured = window_losses(result.model, pruner.data.test.tokens).mean().exp()
+    measured = window_losses(result.model, pruner.measured.data.test.tokens).mean().exp()
     assert float(measured) == pytest.approx(result.perplexities["calibrated"], rel=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
         with pytest.raises(FFPError, match="dataset was .* and is 'self'; num_samples was 8 and is 4"):
             call()
 
-    options = {"reward": "searched", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
+    options = {"reward": "pruned", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     pruner.config.calibration = "ridge"
     with pytest.raises(FFPError, match="did without ridge regression and now ask for it"):
@@ -98,7 +98,7 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
 
     with monkeypatch.context() as patch:
         patch.setattr(FFPConfig, "__getattribute__", watch)
-        assert pruner.prepared.curves is not None
+        assert pruner.measured.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
     assert read & {*FFPConfig.option_names()} <= {*MEASURED, "batch_size", "reward", "calibration"}
@@ -118,7 +118,7 @@ def test_without_a_backward_pass(save_tiny_model, data_folder, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder, grad=False)
     assert pruner.config.criterion == "obs"
     assert pruner.prune().policy.sparsity == pytest.approx(0.2, abs=0.01)
-    assert "slopes" in pruner.meter.seconds and "fisher" not in pruner.meter.seconds
+    assert "slopes" in pruner.measured.meter.seconds and "fisher" not in pruner.measured.meter.seconds
     with pytest.raises(FFPError, match="criterion 'fisher-obs' needs a backward pass"):
         FFPConfig(grad=False, criterion="fisher-obs")
 
@@ -128,7 +128,9 @@ def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder)
     pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
     record = pruner.prune().to_dict()["provenance"]["held_out"]
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
-    assert [(row["layer"], row["unit"]) for row in record["units"]] == [(u.layer, u.kind) for u in pruner.units]
+    assert [(row["layer"], row["unit"]) for row in record["units"]] == [
+        (u.layer, u.kind) for u in pruner.measured.units
+    ]
     assert max(row["error"] for row in record["units"]) > 0
     assert make_pruner(save_tiny_model(), data_folder, calibration="ridge").prune().calibration == {}
 
@@ -136,8 +138,8 @@ def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder)
 @pytest.mark.slow
 def test_windows_on_record_are_those_that_there_were(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, num_samples=10_000)
-    record = pruner.prune().search["calibrated_on"]
-    assert (record["windows"], record["split"]) == (len(pruner.data.calibration), "train")
+    record = pruner.prune().search.calibrated_on
+    assert (record["windows"], record["split"]) == (len(pruner.measured.data.calibration), "train")
     pruner.save_pretrained(tmp_path / "out")
     assert f"{record['windows']} windows of 24 tokens" in (tmp_path / "out" / "README.md").read_text()
 
@@ -146,7 +148,7 @@ def test_sweep_finds_what_cannot_be_met_before_it_starts(save_tiny_model, data_f
     pruner = make_pruner(save_tiny_model(), data_folder)
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
         next(pruner.sweep([0.2, 0.9]))
-    assert not pruner.meter.seconds
+    assert not pruner.measured.meter.seconds
 
 
 def test_roles_do_not_share_windows(save_tiny_model, data_folder):
@@ -165,7 +167,7 @@ def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
 
 @pytest.mark.slow
 def test_calibration_can_be_left_out(save_tiny_model, data_folder):
-    result = make_pruner(save_tiny_model(), data_folder, calibration="none", reward="searched").prune()
+    result = make_pruner(save_tiny_model(), data_folder, calibration="none", reward="pruned").prune()
     assert list(result.perplexities) == ["dense", "searched"]
 
 

@@ -98,7 +98,7 @@ def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, da
 
     monkeypatch.setattr(CandidateEvaluator, "_losses", watched)
     found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
-    assert evaluated.count(PruningPolicy.dense(pruner.units)) == 1
+    assert evaluated.count(PruningPolicy.dense(pruner.measured.units)) == 1
     assert len({one.record["perplexity"]["dense"] for one in found}) == 1
 
 
@@ -172,7 +172,7 @@ def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, m
         with monkeypatch.context() as patch:
             patch.setattr("optimum_ffp.pruner.device_name", lambda _: device_name(torch.device("cuda", index)))
             pruner.open_journal(resume)
-        pruner.journal.value("entry", lambda: index)
+        pruner.measured.journal.value("entry", lambda: index)
 
     open_on(0, resume=False)
     open_on(1)

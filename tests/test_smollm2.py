@@ -57,20 +57,20 @@ def folder(pruner, tmp_path_factory) -> Path:
 
 
 def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
-    result, total = pruner.result, sum(unit.parameters for unit in pruner.units)
-    quantum = min(unit.quantum for unit in pruner.units)
+    result, total = pruner.result, sum(unit.parameters for unit in pruner.measured.units)
+    quantum = min(unit.quantum for unit in pruner.measured.units)
     assert total == 106_168_320
     assert 0 <= result.policy.sparsity - 0.2 < quantum / total
     assert result.parameters == 134_515_008 - (total - result.policy.kept_parameters)
-    with pruner.prepared.sorted_model.applied(result.policy) as plain:
-        uncalibrated = float(window_losses(plain, pruner.data.test.tokens).mean().exp())
+    with pruner.measured.prepared.sorted_model.applied(result.policy) as plain:
+        uncalibrated = float(window_losses(plain, pruner.measured.data.test.tokens).mean().exp())
     # 38.7, 46.4 and 51.1 when this was written.
     dense, calibrated = result.perplexities["dense"], result.perplexities["calibrated"]
     assert 20 < dense < calibrated < min(uncalibrated, 1.3 * dense)
 
 
 def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
-    windows = str(pruner.data.test.tokens.tolist())
+    windows = str(pruner.measured.data.test.tokens.tolist())
     done = subprocess.run([sys.executable, "-c", STANDALONE, folder, windows], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     perplexity, text = done.stdout.strip().splitlines()

@@ -1,4 +1,4 @@
-"""What a pruning decision is: units, and how many groups of every unit stay. Plain arithmetic, no torch."""
+"""Units, and the policy that says how many groups of every unit stay. Plain arithmetic, no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ class Unit:
 
     Attributes:
         layer: Index of the decoder layer.
-        kind: `"attention"` (groups are KV groups: a KV head with all its query heads) or `"ffn"` (groups are channels).
+        kind: `"attention"`, whose groups are KV groups (a KV head with all its query heads), or `"ffn"`, whose groups
+            are channels.
         groups: Number of groups in the dense model.
         group_parameters: Parameters that disappear with one group, biases included.
         fixed_parameters: Parameters of the unit's projections that no group owns (the bias of its output projection).
@@ -69,7 +70,9 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         if len(self.units) != len(self.sizes):
-            raise FFPError(f"a policy has one size a unit: found {len(self.sizes)} sizes for {len(self.units)} units")
+            raise FFPError(
+                f"a policy has one size per unit: found {len(self.sizes)} sizes for {len(self.units)} units"
+            )
         for unit, size in zip(self.units, self.sizes):
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= unit.groups:
                 raise FFPError(f"{unit.name} can keep 1 to {unit.groups} groups, found {size!r}")
@@ -97,13 +100,13 @@ class PruningPolicy:
         return (total - self.kept_parameters) / total
 
     def neighbours(self) -> tuple["PruningPolicy", "PruningPolicy"]:
-        """The policies in which every unit keeps a step less and a step more, as far as it can."""
+        """The policies in which every unit keeps a step down and a step up, as far as it can."""
         down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
         up = tuple(min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: one row a unit, with its size in the dense and in the pruned model."""
+        """A JSON-ready form: one row per unit, with its size in the dense and in the pruned model."""
         rows = [
             {"layer": unit.layer, "unit": unit.kind, "items": unit.groups, "kept": size, "retention": round(rate, 6)}
             for unit, size, rate in zip(self.units, self.sizes, self.retentions)

@@ -1,4 +1,4 @@
-"""Everything that is measured once, before any search: statistics, importance, factors, loss curves."""
+"""From calibration windows to a sorted model with its ridge factors and loss curves."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..allocation.loss_curves import CurveMapping
-from ..compression.ridge import PrefixRidge
+from ..allocation.mappings.curves import CurveMapping
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..modeling.families import Family, ModelUnit
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What searches share.
+    """A sorted model and its loss curves, which all searches share.
 
     Attributes:
         sorted_model: The model with its groups sorted, with the factors of its ridge regressions.
@@ -47,7 +46,7 @@ def prepare(
     meter: StageMeter,
     journal: Journal,
 ) -> Prepared:
-    """Runs the calibration windows through the dense model, sorts its groups and factors what they will need.
+    """Runs the calibration windows through the dense model, sorts its groups and factors the ridge regressions.
 
     Args:
         model: The dense model. Its heads and channels are reordered in place.
@@ -93,12 +92,9 @@ def prepare(
         return Prepared(sorted_model, None)
 
     with meter.stage("factorisation"):
-        sorted_model.ridges = []
-        for unit, order in zip(units, orders):
-            # A factor takes the place of its Gram matrix: there is never a second set of matrices.
-            gram = statistics.pop(0).permuted(order, unit.output.block).gram
-            weight = unit.output.module.weight.data
-            sorted_model.ridges.append(PrefixRidge(weight, gram, config.ridge_lambda, config.ridge_lambda_relative))
+        # A factor takes the place of its Gram matrix: there is never a second set of matrices.
+        grams = (statistics.pop(0).permuted(order, unit.output.block).gram for unit, order in zip(units, orders))
+        sorted_model.factorise(grams, config.ridge_lambda, config.ridge_lambda_relative)
         if config.mapping != "curves":
             return Prepared(sorted_model, None)
         curves = [

@@ -1,4 +1,4 @@
-"""How the loss changes where a policy keeps a little less or more of any unit: one backward pass tells it for all."""
+"""Gradients of the loss with respect to the sizes of all units, from one backward pass."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from .backward import UNKNOWN, backward_passes
 
 @dataclass(frozen=True)
 class SizeGradients:
-    """Losses of a policy, and their change to first order where one unit goes to a neighbouring size.
+    """Losses of a policy, and their first-order change for one unit at a time going to a neighbouring size.
 
     Attributes:
         losses: Nats a token, shape `[windows]`.
@@ -43,7 +43,7 @@ def measure_size_gradients(
         dtype: Type to compute in under autocast; `None` for the model's own.
     """
     down, up = policy.neighbours()
-    slopes = np.zeros((2, len(windows), len(policy.units)))
+    changes = np.zeros((2, len(windows), len(policy.units)))
     losses = np.zeros(len(windows))
     probes, outputs = [], {}
     for index, unit in enumerate(sorted_model.model_units):
@@ -56,9 +56,9 @@ def measure_size_gradients(
     with sorted_model.applied(up, outputs) as model:
         for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
             losses[number] = loss
-            slopes[:, number] = np.array([probe.finish() for probe in probes]).T
+            changes[:, number] = np.array([probe.finish() for probe in probes]).T
     tokens = windows.shape[1] - 1
-    return SizeGradients(losses / tokens, *(slopes / tokens))
+    return SizeGradients(losses / tokens, *(changes / tokens))
 
 
 class _Probe:

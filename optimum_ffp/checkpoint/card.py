@@ -117,8 +117,8 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "policy": result.policy,
         "search": result.search,
         "test": result.test,
-        "repeated": result.search["repeated_windows"],
-        "windows": result.search["calibrated_on"],
+        "repeated": result.search.repeated_windows,
+        "windows": result.search.calibrated_on,
         "data": {"calibration": dataset_name(config.dataset), "test": dataset_name(result.test.dataset)},
         "plots": plots,
         "versions": package_versions(),
@@ -158,8 +158,8 @@ def command_line(result: PruningResult) -> str:
     """The command that repeats this prune: where it began, and what it read that isn't the preset's."""
     config, search = result.config, result.search
     # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
-    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | search.get("sweep", {})
-    agent = search.get("warm_start")
+    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | (search.sweep or {})
+    agent = search.warm_start
     stated = {
         "model": short_name(result.base_model),
         "revision": result.revision,

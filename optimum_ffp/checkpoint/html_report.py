@@ -75,7 +75,7 @@ def _fields(result: PruningResult) -> dict[str, Any]:
         "perplexities": _perplexities(result),
         "held_out": _held_out(result),
         "layers": _layers(result),
-        "front": result.search.get("front"),
+        "front": result.search.front,
         "stages": [(name, cost.peak_bytes[name], time, time / total) for name, time in cost.seconds.items()],
         "total": total,
         "settings": _settings(result),
@@ -93,11 +93,11 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
         "calibrated": "pruned and calibrated",
     }
     test = [(names[name], value) for name, value in result.perplexities.items()]
-    seen = result.search["perplexity"]
-    rewarded = "after ridge regression" if result.config.reward == "calibrated" else "before calibration"
-    found = [("dense", seen["dense"]), (f"policy kept, {rewarded}", seen["best"])]
-    found += [(f"policy “{name}”, {rewarded}", value) for name, value in result.search.get("baselines", {}).items()]
-    tables = (("test windows", result.test.describe(), test), ("search windows", seen, found))
+    search = result.search
+    rewarded = "after ridge regression" if result.config.reward == "compensated" else "before calibration"
+    found = [("dense", search.dense_perplexity), (f"policy kept, {rewarded}", search.best_perplexity)]
+    found += [(f"policy “{name}”, {rewarded}", value) for name, value in search.baselines.items()]
+    tables = (("test windows", result.test.describe(), test), ("search windows", search.windows, found))
     return [
         {"role": role, "windows": windows | {"dataset": dataset_name(windows["dataset"])}, "rows": rows}
         for role, windows, rows in tables

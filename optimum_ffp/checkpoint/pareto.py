@@ -25,22 +25,22 @@ class ParetoFront:
 
     def add(self, result: PruningResult) -> None:
         """Adds one result of `FFPPruner.sweep`."""
-        search, seen = result.search, dict(result.search["perplexity"])
+        search = result.search
         dense = {
             "parameters": result.dense_parameters,
-            "search_perplexity": seen.pop("dense"),
+            "search_perplexity": search.dense_perplexity,
             "perplexity": result.perplexities["dense"],
         }
         row = {
             "sparsity": result.policy.sparsity,
             "parameters": result.parameters,
-            "search_perplexity": search["baselines"] | {"searched": seen.pop("best")},
+            "search_perplexity": search.baselines | {"searched": search.best_perplexity},
             "perplexity": result.perplexity,
-            "candidate_evaluations": search["candidate_evaluations"],
-            "tokens_evaluated": search["tokens_evaluated"],
+            "candidate_evaluations": search.candidate_evaluations,
+            "tokens_evaluated": search.tokens_evaluated,
         }
         pruned = [*self.record.get("pruned", []), row]
-        windows = without_folders({"search_windows": seen, "test_windows": result.test.describe()})
+        windows = without_folders({"search_windows": search.windows, "test_windows": result.test.describe()})
         self.record = {"dense": dense, "pruned": pruned, **windows}
         self._title = "{dataset}, {split}, {windows} x {window_length} tokens".format(**windows["search_windows"])
 

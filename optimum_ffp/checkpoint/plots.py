@@ -17,7 +17,7 @@ COLORS = {
     "failed": "#c0392b",
 }
 KINDS = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}
-# The prior often is the policy kept, so its marker is large enough to be seen behind.
+# The no-search policy often is the one kept, so its marker is large enough to be seen behind.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
 # Inches. Wide enough for eighty layers, and text of 10 points stays legible where the picture is shown at half size.
 WIDTH, DPI = 9, 150
@@ -34,7 +34,7 @@ def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, s
         "policy": (_draw_policy, 4.4, True),
         "search": (_draw_search, 6.4, len(result.log) > 1),
         "calibration": (_draw_calibration, 4.8, result.calibration.get("units")),
-        "pareto": (_draw_sweep, 4.6, result.search.get("front")),
+        "pareto": (_draw_sweep, 4.6, result.search.front),
     }
     for name, (draw, height, needed) in wanted.items():
         if needed:
@@ -104,7 +104,7 @@ def _draw_search(figure, result: PruningResult) -> None:
     if failed:
         reward.scatter(failed, [0] * len(failed), s=20, marker="x", color=COLORS["failed"], label="not finite")
     perplexity.axhline(
-        result.search["perplexity"]["dense"], color=COLORS["target"], linestyle="--", linewidth=1, label="dense"
+        result.search.dense_perplexity, color=COLORS["target"], linestyle="--", linewidth=1, label="dense"
     )
     _compress(perplexity, _column(finite, "perplexity"))
     perplexity.set(ylabel="perplexity")
@@ -147,9 +147,9 @@ def _draw_calibration(figure, result: PruningResult) -> None:
 
 
 def _draw_sweep(figure, result: PruningResult) -> None:
-    front = result.search["front"]
+    front = result.search.front
     axes = _draw_front(figure, front["dense"], front["pruned"], "search windows")
-    point = result.parameters / 1e6, result.search["perplexity"]["best"]
+    point = result.parameters / 1e6, result.search.best_perplexity
     axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
 

@@ -1,7 +1,8 @@
-"""What a prune has produced: the model, and everything that a report needs to say."""
+"""Results: of a search, the policy; of a prune, the model and everything that a report says."""
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +15,75 @@ from ..data import Windows
 from ..utils.profiling import StageMeter
 
 
+# Figures that a search has only as part of a sweep.
+OF_A_SWEEP = ("baselines", "sweep", "front")
+
+
+@dataclass
+class SearchRecord:
+    """Counts and figures of a search.
+
+    Attributes:
+        method: The option of that name.
+        seed: The option of that name.
+        candidate_evaluations: Number of policies evaluated.
+        tokens_evaluated: Tokens that these evaluations read; three times those of a forward and backward pass.
+        non_finite: Number of candidates whose loss is not finite.
+        dense_perplexity: Of the dense model on the search windows.
+        best_perplexity: Of the policy that was found, on the same windows.
+        windows: Description of the search windows.
+        calibrated_on: Description of the calibration windows.
+        repeated_windows: Number of windows by role that repeat text of other roles.
+        warm_start: Checkpoint whose agent the search began with.
+        baselines: Perplexity of the policies of no search, by method, if they were evaluated.
+        sweep: `sparsity` and `search_steps` of the sweep that this search is part of.
+        front: Record of the sweep's Pareto front up to this search.
+    """
+
+    method: str
+    seed: int
+    candidate_evaluations: int
+    tokens_evaluated: int
+    non_finite: int
+    dense_perplexity: float
+    best_perplexity: float
+    windows: dict[str, Any]
+    calibrated_on: dict[str, Any]
+    repeated_windows: dict[str, int]
+    warm_start: str | None = None
+    baselines: dict[str, float] = field(default_factory=dict)
+    sweep: dict[str, Any] | None = None
+    front: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form that `ffp_config.json` keeps."""
+        record = asdict(self)
+        perplexity = {"dense": record.pop("dense_perplexity"), "best": record.pop("best_perplexity")}
+        record["perplexity"] = perplexity | record.pop("windows")
+        return {name: value for name, value in record.items() if name not in OF_A_SWEEP or value}
+
+
+@dataclass
+class FoundPolicy:
+    """A policy and how it was found.
+
+    Attributes:
+        policy: Number of groups that every unit keeps.
+        config: All options; `config.sparsity` is what was asked for.
+        search: Counts and figures of the search.
+        log: One record per candidate evaluation.
+        agent: State of the agent for policy transfer, if the method has one.
+        cost: Time and memory of the search.
+    """
+
+    policy: PruningPolicy
+    config: FFPConfig
+    search: SearchRecord
+    log: list[dict[str, Any]]
+    agent: Mapping[str, np.ndarray] | None = None
+    cost: StageMeter = field(default_factory=StageMeter)
+
+
 @dataclass
 class PruningResult:
     """A pruned model and how it came about.
@@ -21,18 +91,15 @@ class PruningResult:
     Attributes:
         model: The pruned model, a real `PreTrainedModel`.
         tokenizer: The dense model's.
-        config: All options; `config.sparsity` is what was asked for.
-        policy: What every unit keeps.
+        found: The policy and its search.
+        config: All options; those of calibration may differ from `found.config`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
         perplexities: `dense`, `searched` (before calibration, if that is what was searched for) and `calibrated`, on
             the test windows.
         test: The test windows.
-        search: Counts and figures of the search.
         calibration: Of sequential calibration: λ and relative error on held-out windows of every unit. λ is infinite,
             in JSON `null`, where what ridge regression gives is better than any fit.
-        log: One record a candidate evaluation.
-        agent: Weights of the agent for policy transfer.
         cost: Time and peak memory of every stage.
         revision: Commit of the dense model on the Hub, if it is from there.
         trust_remote_code: Whether code of the tokenizer's repository could run.
@@ -40,19 +107,36 @@ class PruningResult:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    found: FoundPolicy
     config: FFPConfig
-    policy: PruningPolicy
     base_model: str
     dense_parameters: int
     perplexities: dict[str, float]
     test: Windows
-    search: dict[str, Any]
     calibration: dict[str, Any]
-    log: list[dict[str, Any]]
-    agent: dict[str, np.ndarray] | None
     cost: StageMeter
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def policy(self) -> PruningPolicy:
+        """Number of groups that every unit keeps."""
+        return self.found.policy
+
+    @property
+    def search(self) -> SearchRecord:
+        """Counts and figures of the search."""
+        return self.found.search
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """One record per candidate evaluation."""
+        return self.found.log
+
+    @property
+    def agent(self) -> Mapping[str, np.ndarray] | None:
+        """State of the agent for policy transfer."""
+        return self.found.agent
 
     @property
     def dtype(self) -> str:
@@ -75,7 +159,7 @@ class PruningResult:
         return self.perplexities.get("calibrated", self.perplexities.get("searched"))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `ffp_config.json` keeps beside the options."""
+        """Policy, search and provenance, which `ffp_config.json` keeps beside the options."""
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,
@@ -89,7 +173,7 @@ class PruningResult:
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }
-        search = self.search | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
+        search = self.search.to_dict() | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
         return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}
 
 

@@ -104,7 +104,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         pruning,
         "method",
-        "How it is found what every layer keeps: ffp (a search that learns from the loss), prior (no search: what "
+        "How it is found what every layer keeps: ffp (a search that learns from the loss), no-search (what "
         "measurements of the single layers say), uniform (the same share everywhere), or, to compare with, the "
         "searches random and evolutionary.",
     )
@@ -341,6 +341,7 @@ def write_checkpoints(
 ) -> None:
     """What `prune` does once nothing stands in the way."""
     # A plan doesn't have to wait for these.
+    from ..checkpoint.pareto import ParetoFront
     from ..checkpoint.saving import load_agent
     from ..errors import FFPError
     from ..hub.upload import push_folder
@@ -355,12 +356,14 @@ def write_checkpoints(
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
-    several = len(sparsities) > 1
+    several, front = len(sparsities) > 1, ParetoFront()
     failed = []
     results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
     for result, folder, repo_id in zip(results, folders, repositories):
         pruner.save_pretrained(folder, overwrite=overwrite)
         print(summary(result, folder))
+        if several:
+            front.add(result)
         # An upload that fails must not cost the sparsities that are still to come.
         try:
             if repo_id:
@@ -368,6 +371,6 @@ def write_checkpoints(
         except FFPError as error:
             failed.append(str(error))
     if several:
-        print(f"Pareto front: {', '.join(map(str, pruner.front.write(f'{output_name(args)}-ffp-pareto')))}")
+        print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
     if failed:
         raise FFPError("; ".join(failed))

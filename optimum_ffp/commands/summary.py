@@ -5,6 +5,10 @@ from typing import Any
 from ..checkpoint.result import PruningResult
 
 
+# Of the perplexities that a result has.
+LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
+
+
 def summary(result: PruningResult, folder: str) -> str:
     """Parameters, sparsity, perplexities, time of every stage, and the lines that load the model."""
     config = result.config
@@ -15,15 +19,15 @@ def summary(result: PruningResult, folder: str) -> str:
         ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
         ("sparsity of the blocks", f"{policy.sparsity:.4%} (asked: {result.config.sparsity:.4%})"),
         ("sparsity of the model", f"{result.model_sparsity:.4%}"),
-        *((f"perplexity, {name}", f"{value:.4f}") for name, value in result.perplexities.items()),
-        ("calibrated on", _windows(search["calibrated_on"], config.num_samples)),
-        ("searched on", _windows(search["perplexity"], config.search_samples)),
+        *((f"perplexity, {LABELS[name]}", f"{value:.4f}") for name, value in result.perplexities.items()),
+        ("calibrated on", _windows(search.calibrated_on, config.num_samples)),
+        ("searched on", _windows(search.windows, config.search_samples)),
         ("measured on", _windows(test.describe(), config.eval_samples)),
         *(
             ("but", f"{count} {role} windows repeat text that was calibrated or searched on")
-            for role, count in search["repeated_windows"].items()
+            for role, count in search.repeated_windows.items()
         ),
-        ("search", f"{search['candidate_evaluations']} candidates, {search['tokens_evaluated']:,} tokens"),
+        ("search", f"{search.candidate_evaluations} candidates, {search.tokens_evaluated:,} tokens"),
         *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in seconds.items()),
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),

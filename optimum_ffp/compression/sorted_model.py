@@ -1,6 +1,6 @@
 """A model with its groups sorted by importance, so that every policy is a prefix of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ class SortedModel:
     Args:
         model: The dense model. It is reordered in place.
         units: Its units.
-        orders: Groups from most to least important, one tensor a unit, each of shape `[groups]`.
+        orders: Groups from most to least important, one tensor per unit, each of shape `[groups]`.
         family: The record of its family.
     """
 
@@ -83,6 +83,18 @@ class SortedModel:
         for parameter in self.model.parameters():
             if parameter.data_ptr() not in own:
                 parameter.data = parameter.data.clone()
+
+    def factorise(self, grams: Iterable[torch.Tensor], ridge_lambda: float, relative: bool) -> None:
+        """Factors the ridge regression of every unit, after which outputs can be compensated.
+
+        Args:
+            grams: Gram matrices in the sorted order, one per unit. Each is taken when its unit is factored, and may be
+                freed then: its factor takes its place.
+            ridge_lambda: λ (the paper: 0.01).
+            relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+        """
+        weights = (unit.output.module.weight.data for unit in self.model_units)
+        self.ridges = [PrefixRidge(weight, gram, ridge_lambda, relative) for weight, gram in zip(weights, grams)]
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
         """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class DataSplits:
     search: Windows
     test: Windows
 
+    @cached_property
     def repeated(self) -> dict[str, int]:
         """Search and test windows by role that repeat text of the roles before them; empty if all are disjoint."""
         counts = {
@@ -80,23 +82,26 @@ class DataSplits:
     def warnings(self, request: DataRequest) -> list[str]:
         """One line for every role that has fewer windows than were asked for, or repeats text of another."""
         found = []
-        for role, windows in vars(self).items():
+        for role, windows in self._roles().items():
             wanted = getattr(request, role)
             if wanted and len(windows) < wanted:
                 found.append(
                     f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
                     f"windows of {windows.length} tokens that are wanted; give more text, or a smaller seq_len"
                 )
-        for role, count in self.repeated().items():
+        for role, count in self.repeated.items():
             found.append(
                 f"{count} of {len(getattr(self, role))} {role} windows repeat text that is calibrated or searched on, "
                 "so that perplexity flatters the pruned model; give other text for them"
             )
         return found
 
+    def _roles(self) -> dict[str, Windows]:
+        return {role: getattr(self, role) for role in ROLES}
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All windows as JSON has them."""
-        return {role: vars(windows) | {"tokens": windows.tokens.tolist()} for role, windows in vars(self).items()}
+        return {role: vars(windows) | {"tokens": windows.tokens.tolist()} for role, windows in self._roles().items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, dict[str, Any]]) -> "DataSplits":

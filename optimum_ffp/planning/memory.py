@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..analysis.importance import CRITERIA, obs
+from ..analysis.importance import find_criterion
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
@@ -17,9 +17,9 @@ from ..utils.lm_head import POSITIONS
 PROCESS_BYTES = 640 * 2**20
 # glibc takes larger blocks from the system one by one and gives them back as soon as they are free.
 RETURNED_BYTES = 32 * 2**20
-# What is alive at once in float64 and float32, bytes an entry of the largest Gram matrix: while groups are eliminated
-# one after another, while the matrix is factored, and while a unit is fitted, there beside its output weights.
-ELIMINATION_BYTES, FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 36, 44, 42, 44
+# What is alive at once in float64 and float32, bytes per entry of the largest Gram matrix: while the matrix is
+# factored, and while a unit is fitted, there beside its output weights.
+FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 44, 42, 44
 
 Parts = dict[str, int]
 
@@ -124,7 +124,7 @@ class MemoryModel:
         process = {"Fisher matrices": self.fishers}
         if self.fishers:
             yield self._stage("fisher", weights | self._backward(), grams, process | self._holes())
-        workspace = {"workspace": ELIMINATION_BYTES * entries * (CRITERIA[config.criterion] is obs)}
+        workspace = {"workspace": getattr(find_criterion(config.criterion), "WORKSPACE_BYTES", 0) * entries}
         yield self._stage("importance", weights | workspace, grams, process)
 
         factors = "factors", self.factors
@@ -136,7 +136,7 @@ class MemoryModel:
                 yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
 
         weights |= {"pruned model before": self.pruned * place.several}
-        candidate = {"compensated weights": self.outputs * (config.reward == "calibrated"), "fused": self.fused}
+        candidate = {"compensated weights": self.outputs * (config.reward == "compensated"), "fused": self.fused}
         passes = self._forward(place.compute_size) | self._logits(place.compute_size)
         if config.follows_gradient:
             gradient = self._backward() | {"components": self.components} | self._holes()

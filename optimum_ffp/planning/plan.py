@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ..allocation.mapping import Budget
+from ..allocation.budget import Budget
 from ..allocation.policy import Unit
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..modeling.families import find_family, find_units
 from ..modeling.loading import explained, resolve_dtype
-from ..options import GRADIENT_COST
-from ..search import NO_SEARCH, finalist_count
+from ..options import GRADIENT_COST, NO_SEARCH
+from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype
 from .machine import Machine, measure_machine
 from .memory import MemoryModel, Placement, StageMemory

@@ -1,6 +1,5 @@
-"""What candidate policies are worth: their loss on the search windows, paired with the dense model's."""
+"""Losses of candidate policies on the search windows, paired with those of the dense model."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +8,7 @@ import torch
 from ..allocation.policy import PruningPolicy
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
-from ..errors import FFPError
-from ..evaluation import to_perplexity, window_losses
+from ..evaluation import window_losses
 from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import computing_in
@@ -18,20 +16,19 @@ from ..utils.resume import Journal
 
 
 class CandidateEvaluator:
-    """Evaluates policies on views of one nested model.
+    """Evaluates policies on views of one sorted model.
 
-    All candidates of a call see the same windows, and the dense model's losses on them are cached, so that what is
-    compared are paired differences. What is kept in the journal goes by all that it depends on, so that searches may
-    share it, whatever they were begun with.
+    All candidates of a call see the same windows, so that differences are paired. Journal entries are keyed by all
+    that they depend on, so that searches share them.
 
     Args:
         sorted_model: The model with its groups sorted.
+        dense_losses: Losses of the dense model on all search windows, nats a token, shape `[windows]`.
         windows: Search windows, token ids of shape `[windows, window length]`.
         compensated: Whether candidates are evaluated after ridge regression.
         batch_size: Windows a forward pass.
         dtype: Type to compute in (`torch.bfloat16` runs under autocast); `None` for the model's own.
         journal: Keeps the losses.
-        dense_losses: Losses of the dense model on all windows, if another search has measured them.
 
     Attributes:
         evaluations: Candidate evaluations so far.
@@ -42,39 +39,17 @@ class CandidateEvaluator:
     def __init__(
         self,
         sorted_model: SortedModel,
+        dense_losses: np.ndarray,
         windows: torch.Tensor,
         compensated: bool = False,
         batch_size: int = 1,
         dtype: torch.dtype | None = None,
         journal: Journal | None = None,
-        dense_losses: np.ndarray | None = None,
     ):
-        self.sorted_model, self.windows, self.compensated, self.batch_size = (
-            sorted_model,
-            windows,
-            compensated,
-            batch_size,
-        )
-        self.dtype = dtype
+        self.sorted_model, self.dense_losses, self.windows = sorted_model, dense_losses, windows
+        self.compensated, self.batch_size, self.dtype = compensated, batch_size, dtype
         self.journal = (journal or Journal()).part(windows.tolist(), compensated, batch_size, str(dtype))
         self.evaluations = self.tokens = self.non_finite = 0
-        self._dense = dense_losses
-
-    @property
-    def dense_losses(self) -> np.ndarray:
-        """Losses of the dense model, nats a token, shape `[windows]`. Measured once, when first asked for.
-
-        Raises:
-            FFPError: If its perplexity isn't finite.
-        """
-        if self._dense is None:
-            self._dense = self._kept_losses(PruningPolicy.dense(self.sorted_model.units), np.arange(len(self.windows)))
-            if not math.isfinite(to_perplexity(float(self._dense.mean()))):
-                raise FFPError(
-                    "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
-                    "dtype of more bits, or another dataset, or download the model anew"
-                )
-        return self._dense
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token, shape `[policies, windows]`."""
@@ -84,8 +59,8 @@ class CandidateEvaluator:
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 
-    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Losses of one policy on the windows with these indices and how they change with the size of every unit.
+    def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
+        """Losses of one policy on the windows with these indices, and their changes with the size of every unit.
 
         A forward and a backward pass, which counts as three times its tokens.
         """
@@ -97,7 +72,7 @@ class CandidateEvaluator:
             )
             return [found.losses.tolist(), found.down.tolist(), found.up.tolist()]
 
-        found = SizeGradients(*map(np.array, self._journal_of(policy, windows).value("slopes", measure)))
+        found = SizeGradients(*map(np.array, self._journal_of(policy, windows).value("size_gradients", measure)))
         self.evaluations += 1
         self.tokens += GRADIENT_COST * chosen.numel()
         self.non_finite += int(not np.isfinite(found.losses).all())

@@ -1,81 +1,78 @@
-"""From a prepared model to the policy that is kept: the search task, its evaluator, and what goes on record."""
+"""From measurements to the policy that is kept: the search task, its evaluator, and the record of the search."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..allocation.mapping import MAPPINGS, Budget, uniform
-from ..allocation.policy import PruningPolicy
-from ..analysis.prepare import Prepared
+from ..allocation.budget import Budget
+from ..allocation.mapping import find_mapping, uniform
+from ..analysis.measurements import Measurements
+from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
-from ..data import Windows
 from ..evaluation import to_perplexity
+from ..options import NO_SEARCH
+from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
-from ..utils.resume import Journal
 from .evaluator import CandidateEvaluator
-from .methods import NO_SEARCH, search
-from .task import SearchTask
-
-
-@dataclass
-class FoundPolicy:
-    """A policy and how it was found.
-
-    Attributes:
-        policy: What every unit keeps.
-        config: All options; `config.sparsity` is what was asked for.
-        record: Counts and figures of the search.
-        log: One record a candidate evaluation.
-        agent: Weights of the agent for policy transfer, if the method has one.
-    """
-
-    policy: PruningPolicy
-    config: FFPConfig
-    record: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    agent: dict[str, np.ndarray] | None = None
+from .methods import find_method
+from .task import AgentState, SearchResult, SearchTask
 
 
 class PolicySearch:
-    """Searches policies of one prepared model on one set of windows.
+    """Searches policies of one measured model.
 
     Args:
-        prepared: The sorted model, its ridge factors and loss curves.
-        windows: Search windows.
+        measured: The sorted model, its loss curves and the search windows.
         budget: Bounds and parameters to spend at a sparsity.
         config: All options.
-        dtype: Type to compute candidates in under autocast; `None` for the model's own.
-        journal: Keeps what candidates were worth.
-        dense_losses: Losses of the dense model on these windows, if another search has measured them.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        windows: Windows,
-        budget: Callable[[float], Budget],
-        config: FFPConfig,
-        dtype: torch.dtype | None,
-        journal: Journal,
-        dense_losses: np.ndarray | None = None,
-    ):
-        self.curves, self.windows, self.budget, self.config = prepared.curves, windows, budget, config
-        self.units = prepared.sorted_model.units
-        compensated = config.reward == "calibrated"
+    def __init__(self, measured: Measurements, budget: Callable[[float], Budget], config: FFPConfig):
+        self.measured, self.budget, self.config = measured, budget, config
+        prepared, windows = measured.prepared, measured.data.search.tokens
         self.evaluator = CandidateEvaluator(
-            prepared.sorted_model, windows.tokens, compensated, config.batch_size, dtype, journal, dense_losses
+            prepared.sorted_model,
+            measured.dense_losses,
+            windows,
+            config.reward == "compensated",
+            config.batch_size,
+            autocast_dtype(measured.model, config.search_dtype),
+            measured.journal,
         )
-        self.mapping = uniform if config.method == "uniform" else self.curves or MAPPINGS[config.mapping]
+        self.curves = prepared.curves
+        self.mapping = uniform if config.method == "uniform" else self.curves or find_mapping(config.mapping)
 
     def run(
         self,
-        warm_start: Mapping[str, np.ndarray] | None = None,
+        warm_start: AgentState | None = None,
         on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None,
     ) -> FoundPolicy:
-        """The search that the config names. Every record of its log is given to `on_entry` as it is made."""
+        """Runs the search that the config names, the module of that name in `methods`.
+
+        Args:
+            warm_start: State of an agent to start from.
+            on_entry: Called with every record of the log as it is made.
+        """
+        found = self._search(warm_start, on_entry)
+        data, evaluator = self.measured.data, self.evaluator
+        record = SearchRecord(
+            method=self.config.method,
+            seed=self.config.seed,
+            candidate_evaluations=evaluator.evaluations,
+            tokens_evaluated=evaluator.tokens,
+            non_finite=evaluator.non_finite,
+            dense_perplexity=float(np.exp(evaluator.dense_losses.mean())),
+            best_perplexity=found.perplexity,
+            windows=data.search.describe(),
+            # There may be less text than was asked for.
+            calibrated_on=data.calibration.describe(),
+            repeated_windows=data.repeated,
+            warm_start=getattr(warm_start, "source", None),
+        )
+        return FoundPolicy(found.policy, self.config, record, found.log, found.agent)
+
+    def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> SearchResult:
         config = self.config
         # The curriculum begins with less than the bounds may allow.
         least = self.budget(config.sparsity).least_sparsity
@@ -89,30 +86,20 @@ class PolicySearch:
                     on_entry(entry)
 
             task = SearchTask(
-                units=self.units,
+                units=self.measured.units,
                 map_scores=lambda scores, sparsity: self.mapping(scores, self.budget(max(sparsity, least))),
                 evaluate=self.evaluator,
                 sparsity=config.sparsity,
                 steps=steps,
-                max_samples=len(self.windows),
+                max_samples=len(self.measured.data.search),
                 curves=self.curves,
                 on_evaluated=show,
             )
-            found = search(task, config, warm_start)
-        dense = float(np.exp(self.evaluator.dense_losses.mean()))
-        record = {
-            "method": config.method,
-            "seed": config.seed,
-            "candidate_evaluations": self.evaluator.evaluations,
-            "tokens_evaluated": self.evaluator.tokens,
-            "non_finite": self.evaluator.non_finite,
-            "perplexity": {"dense": dense, "best": found.perplexity} | self.windows.describe(),
-        }
-        return FoundPolicy(found.policy, config, record, found.log, found.agent)
+            return find_method(config.method).search(task, config, warm_start)
 
     def baselines(self) -> dict[str, float]:
-        """Perplexity on all search windows of what costs no search: the policies `uniform` and `prior`."""
-        scores, budget = np.zeros(len(self.units)), self.budget(self.config.sparsity)
+        """Perplexity on all search windows of the policies that need no search, by method."""
+        scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)
         policies = [mapping(scores, budget) for mapping in (uniform, self.mapping)]
-        losses = self.evaluator(policies, np.arange(len(self.windows))).mean(1)
+        losses = self.evaluator(policies, np.arange(len(self.measured.data.search))).mean(1)
         return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "no-search"), losses)}

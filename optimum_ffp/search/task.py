@@ -1,31 +1,25 @@
-"""What a search is given and what it returns."""
+"""The input and the result of a search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..allocation.loss_curves import CurveMapping
+from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
+from ..analysis.size_gradients import SizeGradients
 from ..errors import FFPError
 from ..options import GRADIENT_COST
+
+
+# Arrays by name: what an agent has learned, for policy transfer.
+AgentState = Mapping[str, np.ndarray]
 
 
 def finalist_count(steps: int) -> int:
     """Of this many candidate evaluations, those that a search on few windows keeps for its finalists."""
     return min(max(2, steps // 16), steps)
-
-
-class SizeGradients(Protocol):
-    """Losses of a policy, nats a token, shape `[windows]`, and how they change to first order.
-
-    `down` and `up`, each of shape `[windows, units]`, are for one unit going to its size in `policy.neighbours()`.
-    """
-
-    losses: np.ndarray
-    down: np.ndarray
-    up: np.ndarray
 
 
 class Evaluate(Protocol):
@@ -36,8 +30,8 @@ class Evaluate(Protocol):
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Losses of the policies on the windows with these indices, nats a token."""
 
-    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Losses of one policy on these windows and their slopes, by a backward pass."""
+    def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
+        """Losses of one policy on these windows and their size gradients, by a backward pass."""
 
 
 @dataclass
@@ -45,7 +39,7 @@ class SearchTask:
     """One search: from scores to policies, from policies to losses, and how much may be spent.
 
     Attributes:
-        units: What a policy gives sizes to; it is made from one score a unit.
+        units: What a policy gives sizes to; it is made from one score per unit.
         map_scores: Raw scores and a sparsity to a policy that meets it.
         evaluate: Losses of policies.
         sparsity: The target.
@@ -54,7 +48,7 @@ class SearchTask:
         curves: The loss curves of all units, if there are any.
         on_evaluated: Called with the records of every batch of candidates, the evaluations that they count for, and
             the best perplexity so far.
-        log: One record a candidate evaluation.
+        log: One record per candidate evaluation.
         best: Perplexity and policy of the best candidate at the target and full fidelity.
     """
 
@@ -103,8 +97,8 @@ class SearchTask:
         """
         return self._account(policies, self.evaluate(policies, windows).mean(1), sparsity, windows)
 
-    def slopes(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How the loss of a candidate at the target changes with the size of every unit.
+    def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Changes of a candidate's loss with the size of every unit, at the target sparsity.
 
         Args:
             policy: The candidate.
@@ -114,7 +108,7 @@ class SearchTask:
             First-order changes for one unit at a time going to its smaller and to its larger size of
             `policy.neighbours()`, nats a token, each of shape `[windows, units]`.
         """
-        found = self.evaluate.slopes(policy, windows)
+        found = self.evaluate.size_gradients(policy, windows)
         self._account([policy], found.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
         return found.down, found.up
 
@@ -150,12 +144,12 @@ class SearchTask:
         self.on_evaluated(self.log[-len(policies) :], cost * len(policies), best)
         return excess
 
-    def conclude(self, finalists: Sequence[np.ndarray], agent: dict[str, np.ndarray] | None = None) -> "SearchResult":
+    def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> "SearchResult":
         """Compares finalists at the target on all windows; the best of them is the result.
 
         Args:
             finalists: Raw actions, each of shape `[actions]`.
-            agent: Weights of the agent, for policy transfer.
+            agent: State of the agent, for policy transfer.
 
         Raises:
             FFPError: If none of them has a finite perplexity.
@@ -177,11 +171,11 @@ class SearchResult:
     Attributes:
         policy: The policy.
         perplexity: Its perplexity on all search windows.
-        log: One record a candidate evaluation.
-        agent: Weights of the trained agent by name, if the method has one.
+        log: One record per candidate evaluation.
+        agent: State of the agent, if the method has one.
     """
 
     policy: PruningPolicy
     perplexity: float
     log: list[dict[str, Any]]
-    agent: dict[str, np.ndarray] | None = None
+    agent: AgentState | None = None

@@ -18,15 +18,18 @@ SAMPLING_SECONDS = 0.05
 class StageMeter:
     """Time and peak memory of named stages; a stage that comes again adds to its time.
 
+    Args:
+        before: Meters of the stages before, whose figures this one begins with.
+
     Attributes:
         seconds: By stage.
         peak_bytes: By stage, the whole process's: of the accelerator if one is used, otherwise resident memory, which
             is sampled twenty times a second.
     """
 
-    def __init__(self, before: "StageMeter | None" = None):
-        self.seconds: dict[str, float] = dict(before.seconds) if before else {}
-        self.peak_bytes: dict[str, int] = dict(before.peak_bytes) if before else {}
+    def __init__(self, *before: "StageMeter"):
+        self.seconds = {name: value for meter in before for name, value in meter.seconds.items()}
+        self.peak_bytes = {name: value for meter in before for name, value in meter.peak_bytes.items()}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -7,9 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from optimum_ffp.allocation.mapping import MAPPINGS, Budget, greedy, retention_scores, uniform, water_filling
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mapping import find_mapping, retention_scores, uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
 from optimum_ffp.errors import FFPError
+
+
+greedy, water_filling = find_mapping("greedy"), find_mapping("water-filling")
 
 
 def transformer(layers: int, groups: int, group_parameters: int, channels: int, channel_parameters: int) -> list[Unit]:
@@ -43,7 +47,7 @@ units_strategy = st.lists(
     sparsity=st.floats(0.001, 0.999),
     bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
     precision=st.sampled_from([None, 0.01, 0.1]),
-    mapping=st.sampled_from([*MAPPINGS.values(), uniform]),
+    mapping=st.sampled_from([greedy, water_filling, uniform]),
 )
 def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, mapping):
     scores = np.array(data.draw(st.lists(st.floats(-50, 50), min_size=len(units), max_size=len(units))))

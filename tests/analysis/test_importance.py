@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from optimum_ffp.analysis.criteria import flap, wanda
+from optimum_ffp.analysis.criteria.obs import DAMPING
 from optimum_ffp.analysis.gram import Statistics
-from optimum_ffp.analysis.importance import OBS_DAMPING, flap, order_groups, wanda
+from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.compression.ridge import ridge_direct
 
 
@@ -11,8 +13,8 @@ def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
     inputs = torch.tensor([[1.0, 0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 1.0]])
     found = Statistics(inputs.T @ inputs, inputs.mean(0), 2)
     columns = weight.abs().sum(0) * inputs.norm(dim=0)
-    assert torch.allclose(wanda(weight, found, 1), columns)
-    assert torch.allclose(wanda(weight, found, 2), torch.stack([columns[:2].sum(), columns[2:].sum()]))
+    assert torch.allclose(wanda.score(weight, found, 1), columns)
+    assert torch.allclose(wanda.score(weight, found, 2), torch.stack([columns[:2].sum(), columns[2:].sum()]))
     assert order_groups("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
 
 
@@ -29,8 +31,8 @@ def random_problem(features: int = 16):
 def test_flap_is_weight_norm_times_variance():
     weight, found, inputs = random_problem()
     expected = weight.square().sum(0) * inputs.var(0, correction=0)
-    assert torch.allclose(flap(weight, found, 1), expected, rtol=1e-3)
-    assert torch.allclose(flap(weight, found, 4), expected.view(-1, 4).sum(1), rtol=1e-3)
+    assert torch.allclose(flap.score(weight, found, 1), expected, rtol=1e-3)
+    assert torch.allclose(flap.score(weight, found, 4), expected.view(-1, 4).sum(1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("block", [1, 4])
@@ -47,9 +49,9 @@ def test_obs_removes_what_ridge_regression_replaces_best(block):
         index = torch.tensor(kept + gone)
         moved = found.gram[index][:, index]
         repaired = torch.zeros_like(weight)
-        repaired[:, : len(kept)] = ridge_direct(weight[:, index], moved, len(kept), OBS_DAMPING)
+        repaired[:, : len(kept)] = ridge_direct(weight[:, index], moved, len(kept), DAMPING)
         # obs keeps the damping of the whole matrix, as the factor of all prefixes does.
-        damped = moved + OBS_DAMPING * moved.diagonal().mean() * torch.eye(16)
+        damped = moved + DAMPING * moved.diagonal().mean() * torch.eye(16)
         change = repaired - weight[:, index]
         return float((change @ damped * change).sum())
 

@@ -35,7 +35,7 @@ UNUSUAL = {
     "rate_precision": 0.02,
     "search_dtype": "model",
     "eval_samples": 7,
-    "reward": "calibrated",
+    "reward": "compensated",
     "calibration": "none",
     "seed": 5,
 }
@@ -46,8 +46,8 @@ UNUSUAL = {
     [
         UNUSUAL,
         {"grad": False},
-        {"reward": "searched"},
-        {"preset": "paper", "grad": False, "reward": "calibrated"},
+        {"reward": "pruned"},
+        {"preset": "paper", "grad": False, "reward": "compensated"},
         {"method": "uniform", "grad": False},
     ],
 )
@@ -79,12 +79,12 @@ def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from()
 def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
     first = pruner.prune(0.2)
-    assert first.search["warm_start"] is None
+    assert first.search.warm_start is None
     second = pruner.prune(0.3, warm_start=first.agent)
     provenance = second.to_dict()["provenance"]
     assert (provenance["revision"], provenance["dtype"]) == (None, "float32")
     assert read(command_line(second)).warm_start == "an agent in memory"
-    agents = [result.search["warm_start"] for result in pruner.sweep([0.2, 0.3], warm_start=first.agent)]
+    agents = [result.search.warm_start for result in pruner.sweep([0.2, 0.3], warm_start=first.agent)]
     assert agents == ["an agent in memory"] * 2
 
 

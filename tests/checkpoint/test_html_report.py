@@ -59,7 +59,7 @@ def swept(save_tiny_model, data_folder):
     front = ParetoFront()
     for result in make_pruner(save_tiny_model(), data_folder, search_steps=16).sweep([0.2, 0.4]):
         front.add(result)
-        result.search["front"] = front.record
+        result.search.front = front.record
     return result
 
 
@@ -103,7 +103,7 @@ def test_what_a_run_does_not_have_has_no_section(save_tiny_model, data_folder, t
     plain = make_pruner(folder, data_folder, method="uniform", calibration="none").prune(0.3)
     page = report(plain, tmp_path, "plain")
     assert page.headings == ["Results", "What was kept", "What it cost", "Repeat it"] and len(page.pictures) == 1
-    ridge = make_pruner(folder, data_folder, calibration="ridge", reward="searched").prune(0.3)
+    ridge = make_pruner(folder, data_folder, calibration="ridge", reward="pruned").prune(0.3)
     page = report(ridge, tmp_path, "ridge")
     assert page.headings == ["Results", "What was kept", "How it was found", "What it cost", "Repeat it"]
     assert "pruned, before calibration" in page.text and "λ" not in page.text
@@ -125,5 +125,5 @@ def test_figures_in_words():
 
 
 def test_candidates_without_a_finite_perplexity_are_counted(swept, tmp_path):
-    swept.search["non_finite"] = 2
+    swept.search.non_finite = 2
     assert re.search(r"perplexity of 2 of the candidates is not finite", report(swept, tmp_path).text)

@@ -32,6 +32,6 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
 def test_baselines_are_the_policies_of_the_methods_of_their_names(save_tiny_model, data_folder):
     folder = save_tiny_model()
     result = next(iter(make_pruner(folder, data_folder).sweep([0.3])))
-    for method, perplexity in result.search["baselines"].items():
+    for method, perplexity in result.search.baselines.items():
         alone = make_pruner(folder, data_folder, method=method).prune(0.3)
-        assert alone.search["perplexity"]["best"] == pytest.approx(perplexity, rel=1e-6)
+        assert alone.search.best_perplexity == pytest.approx(perplexity, rel=1e-6)

@@ -87,7 +87,7 @@ def test_forgetting_trust_remote_code_is_an_error(pruned):
 def test_record_repeats_the_policy_and_the_figures(pruned):
     pruner, folder = pruned
     record = json.loads((folder / "ffp_config.json").read_text())
-    assert PruningPolicy.from_dict(record["policy"], pruner.units) == pruner.result.policy
+    assert PruningPolicy.from_dict(record["policy"], pruner.measured.units) == pruner.result.policy
     search = record["search"]
     assert search["candidate_evaluations"] == len((folder / "search_log.jsonl").read_text().splitlines())
     assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0
@@ -180,7 +180,7 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")
     (result,) = pruner.sweep([0.4])
-    result.perplexities["calibrated"] = result.search["perplexity"]["dense"] = math.inf
+    result.perplexities["calibrated"] = result.search.dense_perplexity = math.inf
     result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
     result.calibration["units"][0]["ridge_lambda"] = math.inf
     for row in pruner.front.record["pruned"]:

@@ -91,7 +91,7 @@ def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp
 @pytest.mark.slow
 def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tmp_path):
     options = tmp_path / "options.json"
-    options.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "searched"}))
+    options.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "pruned"}))
     out = tmp_path / "out"
     assert run("-m", save_tiny_model(), out, "--config", options, "--seed", 9)[0] == 0
     config = FFPConfig.from_pretrained(out)

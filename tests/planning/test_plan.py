@@ -42,8 +42,8 @@ def stages(plan):
 def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     plan, model = planned(name), make_tiny_model(name)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
-    assert plan.units == pruner.units and plan.parameters == model.num_parameters()
-    matrices = sum(4 * unit.output.module.in_features**2 for unit in pruner.model_units)
+    assert plan.units == pruner.measured.units and plan.parameters == model.num_parameters()
+    matrices = sum(4 * unit.output.module.in_features**2 for unit in pruner.measured.model_units)
     parts = stages(plan)
     assert parts["statistics"]["weights"] == model.get_memory_footprint()
     assert parts["statistics"]["Gram matrices"] == parts["search"]["factors"] == matrices == plan.disk["statistics"]
@@ -56,7 +56,7 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
         {},
         {"preset": "paper"},
         {"method": "evolutionary"},
-        {"method": "uniform", "mapping": "greedy", "criterion": "wanda", "calibration": "none", "reward": "searched"},
+        {"method": "uniform", "mapping": "greedy", "criterion": "wanda", "calibration": "none", "reward": "pruned"},
         {"grad": False, "method": "random", "calibration": "ridge"},
     ],
     ids=["default", "paper", "evolutionary", "uniform", "no-grad"],
@@ -66,7 +66,7 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
     plan = make_plan(pruner.model.config, pruner.config, device="cpu")
     result = pruner.prune()
     search = result.search
-    assert plan.candidate_evaluations == search["candidate_evaluations"]
+    assert plan.candidate_evaluations == search.candidate_evaluations
     dense = pruner.config.search_samples * pruner.config.seq_len
     assert search["tokens_evaluated"] <= plan.tokens["search"] - dense
     if options.get("preset") != "paper":
@@ -86,7 +86,7 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
 def test_a_sweep_keeps_to_its_plan(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
     plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], "cpu")
-    found = [result.search["candidate_evaluations"] for result in pruner.sweep([0.2, 0.3])]
+    found = [result.search.candidate_evaluations for result in pruner.sweep([0.2, 0.3])]
     # Two baselines a sparsity are evaluated beside the search and don't count as its candidates.
     assert plan.candidate_evaluations == sum(found) + 4
     assert plan.evaluated == 3 and "pruned model before" in stages(plan)["evaluation"]

@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.allocation.loss_curves import CurveMapping
-from optimum_ffp.allocation.mapping import Budget, water_filling
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings import water_filling
+from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
 from optimum_ffp.errors import FFPError
-from optimum_ffp.options import CHOICES, GRADIENT_COST
-from optimum_ffp.search import METHODS, NO_SEARCH, SearchTask, search
-from optimum_ffp.search.bandit import MultiplierPosterior
-from optimum_ffp.search.schedule import ProgressiveSchedule
+from optimum_ffp.options import CHOICES, GRADIENT_COST, NO_SEARCH
+from optimum_ffp.search.agents.bandit import MultiplierPosterior
+from optimum_ffp.search.agents.ppo import ProgressiveSchedule
+from optimum_ffp.search.methods import find_method
+from optimum_ffp.search.task import SearchTask
 
 
 UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
@@ -73,7 +75,7 @@ def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsit
         max_samples=8,
         curves=mapping,
     )
-    return search(task, config, warm_start), landscape, task
+    return find_method(config.method).search(task, config, warm_start), landscape, task
 
 
 def test_schedule_rises_from_easy_to_the_target():
@@ -188,7 +190,8 @@ def test_agent_of_another_shape_is_refused(agent):
 
 
 def test_every_method_has_a_name_in_the_config():
-    assert set(METHODS) == set(CHOICES["method"])
+    assert {"ffp", "no-search", "random", "evolutionary", "uniform"} == set(CHOICES["method"])
+    assert all(callable(find_method(name).search) for name in CHOICES["method"])
 
 
 def test_units_that_are_close_in_depth_and_of_one_kind_are_expected_to_err_alike():

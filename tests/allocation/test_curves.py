@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ffp.allocation.loss_curves import CurveMapping, lower_hull
-from optimum_ffp.allocation.mapping import Budget
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings.curves import CurveMapping, lower_hull
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 
 

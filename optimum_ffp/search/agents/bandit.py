@@ -1,14 +1,14 @@
-"""Thompson sampling over how far each loss curve can be trusted: the agent where no backward pass fits."""
+"""Thompson sampling over the multipliers of the loss curves: the agent where no backward pass fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..allocation.policy import Unit
-from ..config import FFPConfig
-from ..errors import FFPError
-from .curve_posterior import OWN_SPREAD, shared_covariance, to_scores
-from .task import SearchResult, SearchTask
+from ...allocation.policy import Unit
+from ...config import FFPConfig
+from ...errors import FFPError
+from ..curve_posterior import OWN_SPREAD, shared_covariance, to_scores
+from ..task import AgentState, SearchResult, SearchTask
 
 
 # Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because
@@ -17,12 +17,11 @@ NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared
 
 
 class MultiplierPosterior:
-    """Bayesian linear regression of measured losses on what the curves predict.
+    """Bayesian linear regression of measured losses on the curves' predictions.
 
     The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, K)`: a unit whose curve is right has
-    `θ_i = 1`, and units of one kind err alike if they are close in depth. Every candidate at any sparsity is one
-    equation, so nothing that was measured is lost. Noise is correlated within an update: its windows are harder or
-    easier to all candidates.
+    `θ_i = 1`, and errors of units of one kind are correlated if they are close in depth. Every candidate at any
+    sparsity adds one equation. Noise is correlated within an update, whose candidates all see the same windows.
 
     Args:
         units: The model's units.
@@ -40,7 +39,7 @@ class MultiplierPosterior:
         """Adds candidates.
 
         Args:
-            features: What the curves predict for every unit, nats, shape `[candidates, units]`.
+            features: Predicted loss of every unit, nats, shape `[candidates, units]`.
             losses: Measured loss above that of the dense model on the same windows, nats, shape `[candidates]`.
             updates: Number of the update that each was seen in, shape `[candidates]`; a new one for all if `None`.
         """
@@ -70,22 +69,20 @@ class MultiplierPosterior:
         return float(np.linalg.slogdet(total)[1] + surprise @ np.linalg.solve(total, surprise))
 
     def sample(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Scores (log trust) drawn from the posterior, shape `[count, units]`."""
+        """Scores (logarithms of multipliers) drawn from the posterior, shape `[count, units]`."""
         values, vectors = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
         noise = generator.standard_normal((count, len(self.mean)))
         return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
 
 
-def search_with_bandit(
-    task: SearchTask, config: FFPConfig, warm_start: Mapping[str, np.ndarray] | None = None
-) -> SearchResult:
-    """Thompson sampling: draw multipliers from the posterior, evaluate what they ask for, update, repeat.
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+    """Thompson sampling: draw multipliers from the posterior, evaluate their policies, update the posterior, repeat.
 
-    A contextual linear bandit, the single-step problem with a model of the reward in place of a network: context is
-    the sparsity, the action is the trust in every curve, and the reward is linear in the unknown trusts. Each update
-    sees other windows of the pool, always paired with the dense model. The evaluations that are left for finalists
-    compare on all windows of the pool the posterior's mean and the prior, and of a longer search the policy half-way
-    between them (what was learned from few windows is half noise) and the best candidates too.
+    A contextual linear bandit, that is the single-step problem with a linear model of the reward in place of a
+    network: the context is the sparsity, the action is one multiplier per curve. Each update sees other search
+    windows, always paired with the dense model. The evaluations that are left for finalists compare, on all search
+    windows, the posterior's mean and the curves alone, and in a longer search also the policy half-way between them
+    and the best candidates.
 
     Args:
         task: What to search for. Its actions are multipliers of the curves behind `task.curves`.
@@ -119,7 +116,7 @@ def search_with_bandit(
     return task.conclude(answers[: task.finalists], equations)
 
 
-def _read_posterior(weights: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, ...]:
+def _read_posterior(weights: AgentState, units: int) -> tuple[np.ndarray, ...]:
     features, losses, updates = (weights.get(name) for name in ("features", "losses", "updates"))
     shapes = [None if column is None else column.shape for column in (features, losses, updates)]
     count = len(losses) if losses is not None and losses.ndim == 1 else -1

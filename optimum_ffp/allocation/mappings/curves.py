@@ -1,28 +1,28 @@
-"""Loss curves: what every size of every unit costs, and the policy that spends the budget best. Numpy alone."""
+"""Loss curves: the loss that every size of every unit costs, and the policy that spends the budget best."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from .mapping import Budget
-from .policy import PruningPolicy
+from ..budget import Budget
+from ..policy import PruningPolicy
 
 
-# Scores beyond change nothing any more, since units are then at their bounds.
+# Larger scores change nothing: units are then at their bounds.
 SCORE_LIMIT = 20.0
 
 
 class CurveMapping:
-    """Spends the budget where the curves fall fastest; scores say how far to trust each curve.
+    """Spends the budget where the curves fall fastest; scores are the logarithms of the curves' multipliers.
 
     Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
     segments is optimal, and it is the same for every budget, so one set of scores serves all sparsities. Scores of
-    zero give the prior: the policy that the curves alone ask for. A unit may also have several scores, for parts of
-    its curve that cover equally many groups each: then what every part falls by is multiplied on its own.
+    zero give the no-search policy, which the curves alone ask for. A unit may also have several scores, for parts of
+    its curve that cover equally many groups each: then the fall of every part is multiplied on its own.
 
     Args:
-        curves: Estimated loss in nats of every unit for every number of groups kept, one array of shape `[groups + 1]` a
-            unit. Not increasing.
+        curves: Estimated loss in nats of every unit for every number of groups kept, one array of shape
+            `[groups + 1]` per unit. Not increasing.
     """
 
     def __init__(self, curves: Sequence[np.ndarray]):
@@ -33,8 +33,8 @@ class CurveMapping:
         """The policy for these scores, shape `[units]`, or `[units, parts]` for parts of every curve."""
         if scores.ndim > 1:
             return self._multiplied(scores)(np.zeros(len(scores)), budget)
-        unit, steps, cost, slope = self._segments(budget)
-        weighted = slope * np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))[unit]
+        unit, steps, cost, gain = self._segments(budget)
+        weighted = gain * np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))[unit]
         order = np.argsort(-weighted, kind="stable")
         spent = np.cumsum(cost[order])
         affordable = int(np.searchsorted(spent, budget.allowed - budget.parameters(budget.smallest), side="right"))
@@ -50,26 +50,26 @@ class CurveMapping:
         """What the curves say that every unit of a policy costs, nats, shape `[units]`."""
         return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
 
-    def falls(self, fewer: PruningPolicy, more: PruningPolicy, parts: int) -> np.ndarray:
+    def falls(self, down: PruningPolicy, up: PruningPolicy, parts: int) -> np.ndarray:
         """How far every curve falls from one policy's size to that of a larger one, nats.
 
         Args:
-            fewer: The policy that keeps no more of any unit.
-            more: The other one.
-            parts: Into how many parts of equally many groups every curve is divided.
+            down: The policy of the smaller sizes.
+            up: The policy of the larger sizes.
+            parts: Number of parts, of equally many groups each, that every curve is divided into.
 
         Returns:
             Share of every part, shape `[units, parts]`.
         """
         falls = np.zeros((len(self.curves), parts))
-        for row, curve, low, high in zip(falls, self.curves, fewer.sizes, more.sizes):
+        for row, curve, low, high in zip(falls, self.curves, down.sizes, up.sizes):
             np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))
         return falls
 
     def _multiplied(self, scores: np.ndarray) -> "CurveMapping":
-        multiplier = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
+        multipliers = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
         curves = []
-        for row, curve in zip(multiplier, self.curves):
+        for row, curve in zip(multipliers, self.curves):
             falls = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
             curves.append(np.append(np.cumsum(falls[::-1])[::-1], 0.0))
         return CurveMapping(curves)

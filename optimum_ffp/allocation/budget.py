@@ -1,0 +1,148 @@
+"""The budget: bounds of every unit, the parameters they share, and sizes that meet it. Numpy alone."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from ..errors import FFPError
+from .policy import PruningPolicy, Unit, block_parameters
+
+
+class Budget:
+    """What may be kept: bounds of every unit and the parameters they share.
+
+    Every mapping returns a policy whose kept parameters are at most `(1 - sparsity) * Σ w_i` and less than one
+    smallest quantum below it, provided that the units with the smallest quantum have at least one largest quantum of
+    room between their bounds (true of every transformer: FFN channels are fine, KV groups coarse). Without that room
+    the gap is still smaller than the largest quantum.
+
+    Args:
+        units: The units of the model.
+        sparsity: Fraction of the block parameters to remove, `σ`.
+        min_retention: Smallest fraction of its groups that a unit may keep, `a_min`. At least one step always stays.
+        max_retention: Largest fraction of its groups that a unit may keep, `a_max`.
+        precision: Grid that rates are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
+
+    Attributes:
+        allowed: Parameters that the groups kept may have together.
+        least_sparsity: The sparsity of the largest policy within the bounds.
+        feasible: Smallest and largest sparsity that can be asked for, rounded to four places.
+
+    Raises:
+        FFPError: If the sparsity can't be met within the bounds; the message gives the feasible range.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        sparsity: float,
+        min_retention: float = 0.0,
+        max_retention: float = 1.0,
+        precision: float | None = None,
+    ):
+        self.units = tuple(units)
+        self.sparsity = sparsity
+        self.min_retention, self.max_retention = min_retention, max_retention
+        self.precision = precision
+        self.groups = np.array([unit.groups for unit in units], dtype=np.int64)
+        self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
+        self.group_parameters = np.array([unit.group_parameters for unit in units], dtype=np.int64)
+        self.quanta = self.multiples * self.group_parameters
+        steps = self.groups / self.multiples
+        self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
+        self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
+        self._check_bounds()
+
+        total = block_parameters(units)
+        fixed = sum(unit.fixed_parameters for unit in units)
+        # As it was typed: in binary 1 - 0.775 is a little less than 0.225.
+        self.allowed = math.floor((1 - Fraction(str(sparsity))) * total) - fixed
+        least, most = self.parameters(self.smallest), self.parameters(self.largest)
+        self.least_sparsity = 1 - (most + fixed) / total
+        fewest, highest = (Fraction(total - fixed - kept, total) * 10**4 for kept in (most, least))
+        low, high = self.feasible = math.ceil(fewest) / 1e4, math.floor(highest) / 1e4
+        if self.allowed < least:
+            raise FFPError(
+                f"sparsity {sparsity} can't be met: with min_retention {min_retention:g} at most {high:g} of the "
+                "block parameters can be removed; lower sparsity or min_retention"
+            )
+        if self.allowed >= most + self.quanta.min():
+            raise FFPError(
+                f"sparsity {sparsity} can't be met: with max_retention {max_retention:g} at least {low:g} of the "
+                "block parameters are removed; raise sparsity or max_retention"
+            )
+
+    def _check_bounds(self) -> None:
+        for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
+            if unit.groups % unit.multiple:
+                raise FFPError(
+                    f"{unit.name} has {unit.groups} groups, which {unit.multiple} does not divide; "
+                    "choose ffn_multiple among the divisors of the FFN width"
+                )
+            if smallest > largest:
+                raise FFPError(
+                    f"{unit.name} has no size between min_retention {self.min_retention:g} and max_retention "
+                    f"{self.max_retention:g} in steps of {unit.multiple} of its {unit.groups} groups; widen the bounds"
+                )
+
+    def parameters(self, sizes: np.ndarray) -> int:
+        """Parameters of the groups that these sizes keep."""
+        return int(sizes @ self.group_parameters)
+
+    def policy(self, sizes: np.ndarray) -> PruningPolicy:
+        """These sizes as a policy."""
+        return PruningPolicy(self.units, tuple(int(size) for size in sizes))
+
+    def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
+        """DiscretizeAndCorrect of Algorithm 1: rates to sizes that meet the budget.
+
+        Rates are rounded to the grid and to whole steps, then units are corrected in the order of preference until
+        the budget is met: fine units before coarse ones, whose steps are worth more than the whole correction. Where
+        only coarse units have room left, one grows and the least preferred fine units give back the difference.
+
+        Args:
+            rates: Retention of every unit, shape `[units]`.
+            preference: Unit indices, most important first, shape `[units]`.
+        """
+        if self.precision:
+            rates = np.round(rates / self.precision) * self.precision
+        sizes = np.round(rates * self.groups / self.multiples).astype(np.int64) * self.multiples
+        sizes = np.clip(sizes, self.smallest, self.largest)
+        fine = self.quanta[preference] == self.quanta.min()
+        order = np.concatenate([preference[fine], preference[~fine]])
+        remaining = self.allowed - self.parameters(sizes)
+        if remaining < 0:
+            remaining = self._shrink(sizes, order, remaining)
+        remaining = self._grow(sizes, order, remaining)
+        if remaining >= self.quanta.min():
+            self._exchange(sizes, preference[~fine], preference[fine], remaining)
+        return self.policy(sizes)
+
+    def _shrink(self, sizes: np.ndarray, order: np.ndarray, remaining: int) -> int:
+        for unit in order:
+            if remaining >= 0:
+                break
+            quantum = int(self.quanta[unit])
+            steps = min(-(remaining // quantum), int(sizes[unit] - self.smallest[unit]) // int(self.multiples[unit]))
+            sizes[unit] -= steps * self.multiples[unit]
+            remaining += steps * quantum
+        return remaining
+
+    def _grow(self, sizes: np.ndarray, order: np.ndarray, remaining: int) -> int:
+        for unit in order:
+            quantum = int(self.quanta[unit])
+            steps = min(remaining // quantum, int(self.largest[unit] - sizes[unit]) // int(self.multiples[unit]))
+            sizes[unit] += steps * self.multiples[unit]
+            remaining -= steps * quantum
+        return remaining
+
+    def _exchange(self, sizes: np.ndarray, coarse: np.ndarray, fine: np.ndarray, remaining: int) -> None:
+        spare = int((sizes - self.smallest)[fine] @ self.group_parameters[fine])
+        for unit in coarse:
+            missing = int(self.quanta[unit]) - remaining
+            if sizes[unit] < self.largest[unit] and missing <= spare:
+                sizes[unit] += self.multiples[unit]
+                self._shrink(sizes, fine[::-1], -missing)
+                return

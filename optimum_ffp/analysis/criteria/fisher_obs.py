@@ -1,0 +1,6 @@
+"""Backward elimination by what the loss feels: `obs` on weights multiplied by the root of the Fisher matrix."""
+
+from .obs import WORKSPACE_BYTES, score
+
+
+__all__ = ["WORKSPACE_BYTES", "score"]

@@ -1,0 +1,150 @@
+"""Everything that is measured once of a dense model, whatever it is then pruned to."""
+
+import logging
+import math
+from functools import cached_property
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..allocation.policy import PruningPolicy
+from ..config import FFPConfig
+from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
+from ..errors import FFPError
+from ..evaluation import Perplexity, to_perplexity, window_losses
+from ..modeling.families import find_family, find_units
+from ..utils.batch_size import with_halving_batches
+from ..utils.precision import autocast_dtype, computing_in
+from ..utils.profiling import StageMeter
+from ..utils.progress import progress_bar
+from ..utils.resume import Journal
+from .prepare import Prepared, prepare
+
+
+logger = logging.getLogger(__name__)
+
+
+class Measurements:
+    """Text, sorted model and losses of one dense model, each measured when it is first asked for.
+
+    All of it depends on the model and on `config.measured_options` alone, so that searches and calibrations with other
+    options share it. `check` refuses a config that would need other measurements.
+
+    Args:
+        model: The dense model. Its heads and channels are reordered when `prepared` is first asked for.
+        tokenizer: Its tokenizer.
+        config: How to measure. Later changes of this object have no effect.
+        data: Windows that take the place of those that the config names.
+
+    Attributes:
+        config: A copy of the config, in which `seq_len` is a number.
+        units: Attention and FFN of every layer.
+        meter: Time and memory of what was measured.
+        journal: Keeps what is measured. One in memory at first; another may take its place.
+
+    Raises:
+        FFPError: If the model is of no supported family, or the windows are longer than it has positions.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: FFPConfig,
+        data: DataSplits | None = None,
+    ):
+        self.model, self.tokenizer, self._given_data = model, tokenizer, data
+        self.config = with_window_length(config, model.config)
+        self.family = find_family(model.config)
+        self.model_units = find_units(model, self.family, config.ffn_multiple)
+        self.units = tuple(unit.unit for unit in self.model_units)
+        self.meter = StageMeter()
+        self.journal = Journal()
+
+    def differences(self, config: FFPConfig) -> list[str]:
+        """What a config would need measured otherwise, in words; empty if it can use these measurements."""
+        before, now = self.config.measured_options, with_window_length(config, self.model.config).measured_options
+        found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
+        if config.needs_factors and not self.config.needs_factors:
+            found.append("reward and calibration did without ridge regression and now ask for it")
+        return found
+
+    def check(self, config: FFPConfig) -> None:
+        """Raises `FFPError` if a config would need other measurements."""
+        if found := self.differences(config):
+            raise FFPError(f"{'; '.join(found)}: that is measured once; make a new FFPPruner with this config")
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """Calibration, search and test windows."""
+        request = DataRequest.of(self.config)
+        with self.meter.stage("data"):
+            data = DataSplits.from_dict(self.journal.value("data", lambda: self._load(request).to_dict()))
+        widest = max(unit.output.module.in_features for unit in self.model_units)
+        check_calibration_tokens(data.calibration.tokens.numel(), widest)
+        for warning in data.warnings(request):
+            logger.warning(warning)
+        return data
+
+    def _load(self, request: DataRequest) -> DataSplits:
+        config = self.config
+        return self._given_data or load_windows(
+            config.dataset, config.eval_dataset, self.tokenizer, self.model, request
+        )
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The sorted model, its ridge factors and loss curves."""
+        windows = self.data.calibration.tokens
+        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter, self.journal)
+
+    @cached_property
+    def dense_losses(self) -> np.ndarray:
+        """Losses of the dense model on the search windows as candidates are computed, nats a token, shape `[windows]`.
+
+        Raises:
+            FFPError: If its perplexity isn't finite.
+        """
+        config, windows = self.config, self.data.search.tokens
+        dtype = autocast_dtype(self.model, config.search_dtype)
+
+        def measure() -> list[float]:
+            dense = PruningPolicy.dense(self.units)
+            with self.prepared.sorted_model.applied(dense) as model, computing_in(model.device, dtype):
+                losses = with_halving_batches(lambda size: window_losses(model, windows, size), config.batch_size)
+            return losses.tolist()
+
+        losses = np.array(self.journal.part(config.batch_size).value("dense-losses", measure))
+        if not math.isfinite(to_perplexity(float(losses.mean()))):
+            raise FFPError(
+                "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
+                "dtype of more bits, or another dataset, or download the model anew"
+            )
+        return losses
+
+    @cached_property
+    def dense_perplexity(self) -> float:
+        """Perplexity of the dense model on the test windows."""
+        dense = PruningPolicy.dense(self.units)
+        with self.meter.stage("evaluation"), self.prepared.sorted_model.applied(dense) as model:
+            return self.perplexity(model, "dense", self.journal, self.config.batch_size)
+
+    def perplexity(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> float:
+        """Perplexity of any model on the test windows.
+
+        Args:
+            model: The model.
+            name: Its name in the progress bar and in the journal.
+            journal: Keeps the figure.
+            batch_size: Windows per forward pass, halved where memory runs out.
+        """
+        windows = self.data.test.tokens
+
+        def measure(size: int) -> float:
+            with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
+                figures = Perplexity().compute(
+                    predictions=windows.tolist(), model=model, batch_size=size, on_batch=bar.update
+                )
+            return figures["perplexity"]
+
+        return journal.value(f"perplexity-{name}", lambda: with_halving_batches(measure, batch_size))

@@ -1,0 +1,172 @@
+"""The paper's agent: PPO from stable-baselines3 on a one-step environment, under a progressive schedule."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
+
+from ...config import FFPConfig
+from ...errors import FFPError
+from ..task import AgentState, SearchResult, SearchTask
+
+
+# tanh is flat beyond; stable-baselines3 wants finite bounds and clips to them.
+ACTION_LIMIT = 10.0
+
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+    """Trains the agent under the progressive schedule, then compares finalists at the real target.
+
+    The schedule ends close to the final sparsity, not at it (`α(T) = 0.995`), and the last sample is not the best one.
+    So an eighth of the evaluations is kept for finalists: the agent's own answer to the final sparsity and those
+    actions of the last half of the search that did best among the candidates of their update, all mapped to the
+    final sparsity and evaluated on all windows.
+
+    Args:
+        task: What to search for.
+        config: Learning rate, clip range, layers, candidates of an update, `α_start`.
+        warm_start: Weights of an agent trained at another sparsity (policy transfer).
+
+    Raises:
+        FFPError: If `warm_start` is an agent for another number of units or layers.
+    """
+    finalists = max(1, task.steps // 8)
+    candidates = max(2, min(config.candidates, task.steps - finalists))
+    updates = max(0, (task.steps - finalists) // candidates)
+    schedule = ProgressiveSchedule(updates * candidates, task.sparsity, task.max_samples, config.alpha_start)
+    environment = PruningEnvironment(task, schedule, candidates)
+    agent = PPO(
+        "MlpPolicy",
+        environment,
+        learning_rate=config.learning_rate,
+        clip_range=config.clip_range,
+        n_steps=1,
+        batch_size=candidates,
+        policy_kwargs={"net_arch": list(config.hidden_sizes), "activation_fn": torch.nn.ReLU},
+        seed=config.seed,
+        device="cpu",
+    )
+    if warm_start is not None:
+        restore_weights(agent, warm_start)
+    if updates:
+        agent.learn(updates * candidates)
+
+    recent = environment.history[-max(finalists, len(environment.history) // 2) :]
+    ranked = sorted(recent, key=lambda entry: -entry[1])
+    answer, _ = agent.predict(np.array([task.sparsity], dtype=np.float32), deterministic=True)
+    last = [answer] + [action for action, _ in ranked]
+    weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
+    return task.conclude(last[: task.steps - updates * candidates], weights)
+
+
+def restore_weights(agent: PPO, weights: AgentState) -> None:
+    """Policy transfer: the agent goes on from these weights.
+
+    Raises:
+        FFPError: If they are those of another architecture.
+    """
+    own = agent.policy.state_dict()
+    for name, tensor in own.items():
+        found = weights[name].shape if name in weights else None
+        if found != tuple(tensor.shape):
+            raise FFPError(
+                f"the warm-start agent has {name} of shape {found}, this search needs {tuple(tensor.shape)}; "
+                "warm-start from a checkpoint of the same model, searched with the same hidden_sizes"
+            )
+    agent.policy.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in own})
+
+
+@dataclass(frozen=True)
+class ProgressiveSchedule:
+    """Sparsity and fidelity curricula governed by one sigmoid.
+
+    The paper prints Eq. 3 with `exp(-k (t0 - t))`, by which `α` would fall with `t`; the text says from easy to hard,
+    so the sign is turned. Its k = 0.01 and t0 = 500 are for 1000 steps: for `T` steps `t0 = T / 2` and `k = 5 / t0`.
+
+    Attributes:
+        steps: Candidate evaluations in all, `T`.
+        final_sparsity: `S_final`.
+        max_samples: Search windows at full fidelity, `N_max`.
+        start: `α_start`, the fraction of both that the search begins with; 1 switches the curriculum off.
+    """
+
+    steps: int
+    final_sparsity: float
+    max_samples: int
+    start: float = 0.3
+
+    def alpha(self, step: int) -> float:
+        """`α(t) = α_start + (1 - α_start) · sigmoid(k (t - t0))`."""
+        midpoint = self.steps / 2
+        steepness = 5 / midpoint
+        return self.start + (1 - self.start) / (1 + math.exp(-steepness * (step - midpoint)))
+
+    def sparsity(self, step: int) -> float:
+        """`σ_t = S_final · α(t)` (Eq. 4)."""
+        return self.final_sparsity * self.alpha(step)
+
+    def samples(self, step: int) -> int:
+        """`N_eval(t) = round(N_max · α(t))`, at least 1 (Eq. 5)."""
+        return max(1, round(self.max_samples * self.alpha(step)))
+
+
+class PruningEnvironment(VecEnv):
+    """A vectorised one-step environment in which all candidates of an update are evaluated in one call.
+
+    The state is the current target sparsity `σ_t` alone; the action is a raw score for every unit; the reward is
+    `PPL_dense / PPL` on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows.
+
+    Args:
+        task: What to search for.
+        schedule: Curricula of sparsity and fidelity.
+        candidates: Candidates of an update.
+    """
+
+    def __init__(self, task: SearchTask, schedule: ProgressiveSchedule, candidates: int):
+        self.task, self.schedule = task, schedule
+        self.step_count = 0
+        self.history: list[tuple[np.ndarray, float]] = []
+        observation = spaces.Box(0.0, 1.0, shape=(1,), dtype=np.float32)
+        action = spaces.Box(-ACTION_LIMIT, ACTION_LIMIT, shape=(task.actions,), dtype=np.float32)
+        super().__init__(candidates, observation, action)
+
+    def _observe(self) -> np.ndarray:
+        return np.full((self.num_envs, 1), self.schedule.sparsity(self.step_count), dtype=np.float32)
+
+    def reset(self) -> np.ndarray:
+        return self._observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
+        policies = [self.task.map_scores(action, sparsity) for action in self._actions]
+        rewards = self.task.rewards(policies, sparsity, self.task.windows(samples))
+        # Rewards of different sparsities don't compare; how a candidate did among those of its update does.
+        advantages = rewards - rewards.mean()
+        self.history += [(action.copy(), float(gain)) for action, gain in zip(self._actions, advantages)]
+        self.step_count += self.num_envs
+        done = np.ones(self.num_envs, dtype=bool)
+        return self._observe(), rewards.astype(np.float32), done, [{} for _ in range(self.num_envs)]
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self, attr_name, None)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> Sequence[bool]:
+        return [False] * self.num_envs

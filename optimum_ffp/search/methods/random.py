@@ -1,0 +1,42 @@
+"""Random search around equal scores."""
+
+import numpy as np
+
+from ...config import FFPConfig
+from ..task import AgentState, SearchResult, SearchTask
+from . import no_search
+
+
+# Standard deviation of the scores of random candidates.
+SPREAD = 0.5
+
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+    """Candidates drawn around equal scores, the first of them equal scores themselves; the best ones are finalists."""
+    generator = np.random.default_rng(config.seed)
+    if task.steps <= task.finalists:
+        return no_search.search(task, config, warm_start)
+    scores = SPREAD * generator.standard_normal((task.steps - task.finalists, task.actions))
+    scores[0] = 0
+    losses = evaluate(task, config, scores)
+    return task.conclude(scores[np.argsort(losses)][: task.finalists])
+
+
+def evaluate(task: SearchTask, config: FFPConfig, scores: np.ndarray) -> np.ndarray:
+    """Losses above the dense model's of candidates on the windows of one update, nats a token.
+
+    Args:
+        task: What to search for.
+        config: Windows of an update, candidates evaluated together.
+        scores: Of the candidates, shape `[candidates, actions]`.
+
+    Returns:
+        Losses, shape `[candidates]`.
+    """
+    # The same windows for all: without a model of the reward, losses on different windows don't compare.
+    windows = task.windows(config.update_samples)
+    losses = []
+    for start in range(0, len(scores), config.candidates):
+        policies = [task.map_scores(row, task.sparsity) for row in scores[start : start + config.candidates]]
+        losses.append(task.excess_losses(policies, task.sparsity, windows))
+    return np.concatenate(losses)
