@@ -152,7 +152,7 @@ def test_sweep_finds_what_cannot_be_met_before_it_starts(save_tiny_model, data_f
 
 
 def test_roles_do_not_share_windows(save_tiny_model, data_folder):
-    data = make_pruner(save_tiny_model(), data_folder / "train.txt").data
+    data = make_pruner(save_tiny_model(), data_folder / "train.txt").measured.data
     parts = [set(map(tuple, part.tokens.tolist())) for part in (data.calibration, data.search, data.test)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
@@ -189,7 +189,7 @@ def test_too_little_text_is_refused_and_little_text_is_said(data_folder, tmp_pat
     config = FFPConfig(dataset=str(text), seq_len=16)
     with pytest.raises(FFPError, match="48 calibration tokens are too few for units of 1,024 channels: at least 64"):
         FFPPruner(model, make_tokenizer(), config).prune()
-    assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).data.calibration) == 3
+    assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).measured.data.calibration) == 3
     assert "gives 3 of the 128 calibration windows of 16 tokens" in caplog.text
 
 

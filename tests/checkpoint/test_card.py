@@ -8,7 +8,7 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.commands.prune import parse_args_ffp_prune, read_config
-from tests.helpers import SETTINGS, make_pruner, make_tiny_model, make_tokenizer
+from tests.helpers import SETTINGS, make_pruner, make_record, make_tiny_model, make_tokenizer
 
 
 def read(command: str) -> Namespace:
@@ -22,7 +22,7 @@ def read(command: str) -> Namespace:
 
 def command_of(config: FFPConfig, **more) -> str:
     facts = {"base_model": "someone/model", "revision": None, "dtype": "float32", "trust_remote_code": False}
-    return command_line(SimpleNamespace(config=config, **facts | {"search": {}} | more))
+    return command_line(SimpleNamespace(config=config, **facts | {"search": make_record()} | more))
 
 
 UNUSUAL = {
@@ -64,15 +64,15 @@ def test_command_states_nothing_that_is_the_default_and_everything_that_no_optio
 
 
 def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from():
-    search = {"sweep": {"sparsity": [0.2, 0.3], "search_steps": 64}, "warm_start": "me/agents@" + "a" * 40}
+    search = make_record(sweep={"sparsity": [0.2, 0.3], "search_steps": 64}, warm_start="me/agents@" + "a" * 40)
     facts = {"revision": "b" * 40, "dtype": "bfloat16", "trust_remote_code": True, "search": search}
     args = read(command_of(FFPConfig(search_steps=32, sparsity=0.3), **facts))
     assert (args.model, args.revision, args.dtype) == ("someone/model", "b" * 40, "bfloat16")
     assert args.trust_remote_code and args.warm_start == "me/agents@" + "a" * 40
     assert args.sparsity == [0.2, 0.3] and args.search_steps == 64
     # The folder of an agent is its own, and not the machine's; without a search none is read.
-    assert read(command_of(FFPConfig(), search={"warm_start": "/models/mine"})).warm_start == "mine"
-    assert "mine" not in command_of(FFPConfig(method="uniform"), search={"warm_start": "/models/mine"})
+    assert read(command_of(FFPConfig(), search=make_record(warm_start="/models/mine"))).warm_start == "mine"
+    assert "mine" not in command_of(FFPConfig(method="uniform"), search=make_record(warm_start="/models/mine"))
 
 
 @pytest.mark.slow

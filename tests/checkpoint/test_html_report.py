@@ -6,7 +6,6 @@ import pytest
 
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.checkpoint.html_report import describe_windows, format_number, write_report
-from optimum_ffp.checkpoint.pareto import ParetoFront
 from optimum_ffp.checkpoint.plots import format_lambda, write_plots
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from tests.helpers import SETTINGS, make_pruner
@@ -56,10 +55,7 @@ def report(result, folder, name="report") -> Page:
 
 @pytest.fixture
 def swept(save_tiny_model, data_folder):
-    front = ParetoFront()
-    for result in make_pruner(save_tiny_model(), data_folder, search_steps=16).sweep([0.2, 0.4]):
-        front.add(result)
-        result.search.front = front.record
+    *_, result = make_pruner(save_tiny_model(), data_folder, search_steps=16).sweep([0.2, 0.4])
     return result
 
 
@@ -81,7 +77,7 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     for name in ("dense", "calibrated"):
         assert f"{swept.perplexities[name]:,.3f}" in text
     assert f"data test {count} × {length} tokens" in text
-    assert f"{swept.search['perplexity']['best']:,.3f}" in text
+    assert f"{swept.search.best_perplexity:,.3f}" in text
     assert f"{100 * swept.policy.sparsity:.2f} %" in text and f"{swept.parameters:,}" in text
     for stage in swept.cost.seconds:
         assert stage in text

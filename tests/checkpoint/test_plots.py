@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.plots import write_front, write_plots
+from tests.helpers import make_record
 
 
 pytestmark = pytest.mark.slow
@@ -39,12 +40,11 @@ def make_result(layers: int = 30, evaluations: int = 64, calibrated: bool = True
     ]
     dense = {"parameters": 10_000_000, "search_perplexity": 20.0}
     row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "no-search": 31.0, "searched": 30.0}}
-    search = {"perplexity": {"dense": 20.0, "best": 30.0}}
     return SimpleNamespace(
         policy=policy,
         log=log,
         parameters=8_000_000,
-        search=search | ({"front": {"dense": dense, "pruned": [row]}} if swept else {}),
+        search=make_record(front={"dense": dense, "pruned": [row]} if swept else None),
         calibration={"units": fits} if calibrated else {},
     )
 
@@ -100,7 +100,7 @@ def test_calibration_shows_a_lambda_of_zero_too(figures, tmp_path):
 
 
 def test_front_has_a_line_a_baseline_and_the_dense_model(figures, tmp_path):
-    front = make_result().search["front"]
+    front = make_result().search.front
     write_front(front["dense"], front["pruned"], "words, test", tmp_path / "front.png")
     (axes,) = figures[0].axes
     assert [line.get_label() for line in axes.lines] == ["uniform", "no-search", "searched", "dense"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from optimum_ffp.allocation.budget import Budget
-from optimum_ffp.allocation.mappings import water_filling
 from optimum_ffp.allocation.mappings.curves import CurveMapping
+from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
@@ -47,7 +47,7 @@ class KnownLandscape:
         losses = np.array([np.nan if self.broken else self.loss(policy) for policy in policies])
         return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
 
-    def slopes(self, policy, windows):
+    def size_gradients(self, policy, windows):
         """What a backward pass would tell: the derivative of the loss, less the second-order term of each step."""
         losses = self([policy], windows)[0]
         self.spent += GRADIENT_COST - 1
