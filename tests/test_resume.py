@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_ffp import FFPError, PruningPolicy
+from optimum_ffp import FFPError
+from optimum_ffp.evaluation import window_losses
 from optimum_ffp.planning.machine import device_name
-from optimum_ffp.search.evaluator import CandidateEvaluator
 from tests.helpers import make_pruner
 
 
@@ -68,7 +68,8 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
@@ -80,7 +81,8 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
-    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -90,16 +92,18 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
 
 def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, data_folder, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder)
-    evaluated, losses = [], CandidateEvaluator._losses
+    # The dense model's parameters are whole while it is measured.
+    whole, measured = pruner.model.num_parameters(), []
 
-    def watched(evaluator, policy, windows):
-        evaluated.append(policy)
-        return losses(evaluator, policy, windows)
+    def watched(model, windows, batch_size=1):
+        measured.append(model.num_parameters() == whole)
+        return window_losses(model, windows, batch_size)
 
-    monkeypatch.setattr(CandidateEvaluator, "_losses", watched)
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", watched)
     found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
-    assert evaluated.count(PruningPolicy.dense(pruner.measured.units)) == 1
-    assert len({one.record["perplexity"]["dense"] for one in found}) == 1
+    assert measured.count(True) == 1 < len(measured)
+    assert len({one.search.dense_perplexity for one in found}) == 1
 
 
 def assert_same(result, other):
@@ -127,7 +131,8 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, da
 def test_searches_share_what_the_same_policy_was_worth(save_tiny_model, data_folder, tmp_path, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="no-search")
     first = pruner.prune()
-    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 

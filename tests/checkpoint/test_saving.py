@@ -11,6 +11,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
+from optimum_ffp.checkpoint.pareto import ParetoFront
 from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint
 from tests.helpers import FILES, SETTINGS
 
@@ -180,14 +181,17 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")
     (result,) = pruner.sweep([0.4])
+    front = ParetoFront()
+    front.add(result)
+    result.search.front = front.record
     result.perplexities["calibrated"] = result.search.dense_perplexity = math.inf
     result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
     result.calibration["units"][0]["ridge_lambda"] = math.inf
-    for row in pruner.front.record["pruned"]:
+    for row in front.record["pruned"]:
         row["search_perplexity"] |= {"uniform": math.inf, "no-search": math.nan}
         row["perplexity"] = math.inf
     save_checkpoint(result, tmp_path / "out")
-    pruner.front.write(tmp_path / "out" / "front")
+    front.write(tmp_path / "out" / "front")
     files = [*(tmp_path / "out").rglob("*.json"), *(tmp_path / "out").rglob("*.jsonl")]
     assert {"ffp_config.json", "search_log.jsonl", "front.json"} <= {file.name for file in files}
     for file in files:

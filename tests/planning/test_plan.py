@@ -68,9 +68,9 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
     search = result.search
     assert plan.candidate_evaluations == search.candidate_evaluations
     dense = pruner.config.search_samples * pruner.config.seq_len
-    assert search["tokens_evaluated"] <= plan.tokens["search"] - dense
+    assert search.tokens_evaluated <= plan.tokens["search"] - dense
     if options.get("preset") != "paper":
-        assert search["tokens_evaluated"] == plan.tokens["search"] - dense
+        assert search.tokens_evaluated == plan.tokens["search"] - dense
     assert plan.evaluated == len(result.perplexities)
     assert set(result.cost.peak_bytes) == {stage.name for stage in plan.memory} - {"save"}
     assert ("fisher" in plan.tokens) == ("fisher" in result.cost.seconds)
