@@ -1,0 +1,90 @@
+"""What the documentation names is there: links, pages, files, and the options of every command."""
+
+import argparse
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+import optimum_ffp
+from optimum_ffp.commands import FFPCommand
+
+
+ROOT = Path(optimum_ffp.__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs a checkout")
+of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """Where GitHub lets a link to a page point to."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    """The words of every command of a page that begins so."""
+    lines = page.read_text().replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if re.match(rf" +{re.escape(program)}", line)]
+
+
+@of_every_page
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@of_every_page
+def test_files_that_are_named_exist(page):
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page.read_text()):
+        assert (ROOT / path).exists() or (ROOT / "optimum_ffp" / path).exists(), path
+    for program in ("python -m pytest ", ".venv/bin/python -m pytest "):
+        for words in commands(page, program):
+            assert all((ROOT / path).exists() for path in words[3:]), words
+
+
+@of_every_page
+def test_commands_are_understood(page):
+    parsers = {}
+    for command in FFPCommand.SUBCOMMANDS:
+        parsers[command.name] = argparse.ArgumentParser(exit_on_error=False)
+        command.subcommand_class.parse_args(parsers[command.name])
+    for _, _, name, *words in commands(page, "optimum-cli ffp "):
+        parsers[name].parse_args(words)
+
+
+@of_every_page
+def test_benchmarks_take_what_they_are_given(page, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    def parse(parser: argparse.ArgumentParser) -> None:
+        parser.parse_known_args()
+        raise Understood
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    for _, script, *words in commands(page, "python benchmarks/"):
+        monkeypatch.setattr("sys.argv", [script, *words])
+        with pytest.raises(Understood):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = PAGES[0].read_text()
+    assert len(text) <= 8000
+    for page in PAGES[2:]:
+        title = page.read_text().splitlines()[0].removeprefix("# ")
+        assert f"(docs/{page.name}) | {title} |" in text and title.endswith("?")
+
+
+def test_make_has_the_targets_that_are_named():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"`make ([\w-]+)`", page.read_text())) <= targets
