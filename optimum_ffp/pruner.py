@@ -22,7 +22,7 @@ from .modeling.checks import check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit
 from .options import CALIBRATION
 from .planning.machine import device_name
-from .search.runner import PolicySearch
+from .search.runner import PolicySearch, budget_at
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -115,8 +115,7 @@ class FFPPruner:
 
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
-        config = self.config
-        return Budget(self.measured.units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+        return budget_at(self.measured.units, sparsity, self.config)
 
     def prune(
         self,
@@ -292,12 +291,12 @@ class FFPPruner:
     def _find(
         self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:
-        self.budget(config.sparsity)
-        # What is measured first has stages of its own.
+        budget_at(self.measured.units, config.sparsity, config)
+        # Measurements have stages of their own.
         _ = self.measured.prepared
         meter = StageMeter()
         with meter.stage("search"):
-            policy_search = PolicySearch(self.measured, self.budget, config)
+            policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(agent, tracker.log)

@@ -166,6 +166,31 @@ def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
 
 
 @pytest.mark.slow
+def test_a_search_and_a_calibration_with_other_options_than_the_pruners(save_tiny_model, data_folder):
+    folder, other = save_tiny_model(), {"method": "random", "min_retention": 0.5, "calibration": "none"}
+    pruner = make_pruner(folder, data_folder, sparsity=0.3)
+    config = pruner.config.replace(**other)
+    found = pruner.search(config=config)
+    assert min(found.policy.retentions) >= 0.5 and pruner.config.method == "ffp"
+    calibrated = pruner.finish(found, found.config.replace(calibration="ridge"))
+    assert (calibrated.config.method, calibrated.config.calibration) == ("random", "ridge")
+    alone = make_pruner(folder, data_folder, sparsity=0.3, **other | {"calibration": "ridge"}).prune()
+    assert alone.policy == calibrated.policy and alone.perplexities == calibrated.perplexities
+    with pytest.raises(FFPError, match="criterion was 'fisher-obs' and is 'wanda': that is measured once"):
+        pruner.search(config=config.replace(criterion="wanda"))
+
+
+def test_a_sweep_that_is_broken_off_leaves_the_pruner_as_it_was(save_tiny_model, data_folder, tmp_path):
+    pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work")
+    for _ in pruner.sweep([0.2, 0.3]):
+        break
+    pruner.save_pretrained(tmp_path / "first")
+    assert (tmp_path / "work").is_dir()
+    assert pruner.prune(0.3).search.sweep is None
+    pruner.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "work").exists()
+
+
 def test_calibration_can_be_left_out(save_tiny_model, data_folder):
     result = make_pruner(save_tiny_model(), data_folder, calibration="none", reward="pruned").prune()
     assert list(result.perplexities) == ["dense", "searched"]

@@ -1,12 +1,13 @@
 """From measurements to the policy that is kept: the search task, its evaluator, and the record of the search."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..allocation.budget import Budget
 from ..allocation.mapping import find_mapping, uniform
+from ..allocation.policy import Unit
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
@@ -19,17 +20,21 @@ from .methods import find_method
 from .task import AgentState, SearchResult, SearchTask
 
 
+def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
+    """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
+    return Budget(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+
+
 class PolicySearch:
     """Searches policies of one measured model.
 
     Args:
         measured: The sorted model, its loss curves and the search windows.
-        budget: Bounds and parameters to spend at a sparsity.
         config: All options.
     """
 
-    def __init__(self, measured: Measurements, budget: Callable[[float], Budget], config: FFPConfig):
-        self.measured, self.budget, self.config = measured, budget, config
+    def __init__(self, measured: Measurements, config: FFPConfig):
+        self.measured, self.config = measured, config
         prepared, windows = measured.prepared, measured.data.search.tokens
         self.evaluator = CandidateEvaluator(
             prepared.sorted_model,
@@ -71,6 +76,10 @@ class PolicySearch:
             warm_start=getattr(warm_start, "source", None),
         )
         return FoundPolicy(found.policy, self.config, record, found.log, found.agent)
+
+    def budget(self, sparsity: float) -> Budget:
+        """Bounds and parameters to spend at a sparsity."""
+        return budget_at(self.measured.units, sparsity, self.config)
 
     def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> SearchResult:
         config = self.config
