@@ -211,7 +211,7 @@ def test_text_that_is_repeated_is_found_wherever_it_begins(tmp_path, moved):
         (tmp_path / f"{split}.txt").write_text(" ".join(part))
     request = DataRequest(length=160, calibration=10, search=3, test=4, seed=0)
     data = load(tmp_path, request=request)
-    assert data.repeated() == {"test": 4}
+    assert data.repeated == {"test": 4}
     assert any("4 of 4 test windows repeat text" in line for line in data.warnings(request))
 
 
