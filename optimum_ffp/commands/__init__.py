@@ -1,4 +1,4 @@
-"""`optimum-cli ffp`: argparse only; what is heavy is imported when a command runs."""
+"""`optimum-cli ffp`: argparse only; heavy packages are imported when a command runs."""
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, how they are spelled, and what is said of those that nothing reads."""
+"""Options that several commands share, and the check that every given option is read."""
 
 from argparse import (
     SUPPRESS,
@@ -18,12 +18,12 @@ from ..options import CHOICES, Condition, Options
 
 
 OPTIONS = {field.name: field for field in fields(Options)}
-SEQ_LEN_DEFAULT = "what the model has positions for, up to 2048"
+SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 METAVARS = {int: "N", float: "X"}
 
 
 def on_the_hub(model: str | None) -> bool:
-    """Whether a model that was named is none of this machine's files."""
+    """Whether a model is given and is not a local file or folder."""
     return model is not None and not Path(model).expanduser().exists()
 
 
@@ -31,7 +31,7 @@ ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args
 
 
 def add_option(group: ArgumentParser | _ArgumentGroup, name: str, *short: str, help: str, **options: Any) -> None:
-    """Adds `--some-option` with its default and, for those who know it from other plugins, `--some_option` unseen."""
+    """Adds `--some-option`, with its default in the help, and the hidden alias `--some_option`."""
     if options.get("default") not in (None, ()):
         help += " Default: %(default)s."
     if "choices" not in options and options.get("type") in METAVARS:
@@ -44,14 +44,14 @@ def add_option(group: ArgumentParser | _ArgumentGroup, name: str, *short: str, h
 
 
 def add_config_option(group: _ArgumentGroup, name: str, help: str, default: str | None = None, **options: Any) -> None:
-    """Adds an option for an option of `FFPConfig`, which stays `None` if it isn't given.
+    """Adds an option of `FFPConfig`; the parsed value is `None` if it is not given.
 
     Args:
-        group: Where to add it.
-        name: Of the option.
-        help: What it is.
-        default: What happens if it isn't given, if that takes more than the value.
-        options: Of `add_argument`, where they don't follow from the option's type.
+        group: Group to add it to.
+        name: Name of the option, with dashes.
+        help: Help text, without the default.
+        default: Description of the default; the default value if `None`.
+        options: Arguments of `add_argument` that replace those derived from the option's type.
     """
     field = OPTIONS[name.replace("-", "_")]
     kinds = [kind for kind in get_args(field.type) if kind in (int, float, str)]
@@ -75,10 +75,10 @@ def _shown(value: Any, name: str) -> str:
 
 
 class StoreOnce(Action):
-    """Stores a value that may be given by place or by name, but not both."""
+    """Stores a value that may be given as a positional argument or by name, but not both."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None):
-        """Stores it, or ends with a line that has both."""
+        """Stores the value; a parser error if there is one already."""
         before = getattr(namespace, self.dest, None)
         if before is not None:
             parser.error(f"{self.metavar} is given twice, as {before} and {values}; leave out one")
@@ -86,7 +86,7 @@ class StoreOnce(Action):
 
 
 def fraction(text: str) -> float:
-    """A number that an option may be followed by more of."""
+    """Parses one of several numbers; the error explains where an output folder goes."""
     try:
         return float(text)
     except ValueError:
@@ -97,17 +97,20 @@ def fraction(text: str) -> float:
 
 
 def given_options(parser: ArgumentParser, args: Namespace) -> list[str]:
-    """Names of the options that have another value than their default."""
+    """Names of the options whose values differ from their defaults."""
     return [name for name, value in vars(args).items() if value != parser.get_default(name)]
 
 
 def check_read(given: Iterable[str], read_when: Mapping[str, Condition], settings: Any) -> None:
-    """Raises `FFPError` that names all options which were given, but which nothing reads with these settings.
+    """Checks that every given option has an effect.
 
     Args:
-        given: Names of what was given.
-        read_when: Conditions of those that are not always read.
-        settings: What the conditions are of.
+        given: Names of the given options.
+        read_when: Conditions of the options that are not always read.
+        settings: Argument of the conditions.
+
+    Raises:
+        FFPError: If options have no effect with these settings; the message names all of them.
     """
     from ..errors import FFPError
 
@@ -121,37 +124,44 @@ def check_read(given: Iterable[str], read_when: Mapping[str, Condition], setting
 
 
 def add_load_options(group: _ArgumentGroup) -> None:
-    """Options of `LoadOptions`, but for those of the Hub."""
+    """Adds the options of `LoadOptions` except those of the Hub."""
     add_device_options(group)
     add_option(
-        group, "device-map", metavar="MAP", help="Device map of accelerate, such as auto. Default: none, one device."
+        group,
+        "device-map",
+        metavar="MAP",
+        help="Device map of accelerate, such as auto, to spread the model over several devices. Default: one device.",
     )
 
 
 def add_device_options(group: _ArgumentGroup) -> None:
-    """Where to run, and what in."""
-    add_option(group, "device", help="Where to run: cpu, cuda, cuda:0, mps. Default: the accelerator if there is one.")
+    """Adds `--device` and `--dtype`."""
+    add_option(
+        group,
+        "device",
+        help="Device to run on: cpu, cuda, cuda:0, mps. Default: the accelerator if there is one, otherwise cpu.",
+    )
     add_option(
         group,
         "dtype",
         default="auto",
-        help="Type of the weights: auto (the checkpoint's), float32, bfloat16 or float16.",
+        help="Dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16.",
     )
 
 
 def add_hub_options(group: _ArgumentGroup) -> None:
-    """Where a model is on the Hub."""
-    add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: its main branch.")
-    add_option(group, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
-    add_option(group, "cache-dir", metavar="DIR", help="Where downloads are kept. Default: the Hub's own cache.")
+    """Adds `--revision`, `--token` and `--cache-dir`."""
+    add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")
+    add_option(group, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
+    add_option(group, "cache-dir", metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
 
 
 def add_text_column(group: _ArgumentGroup) -> None:
-    """Which column of a data set is read."""
+    """Adds `--text-column`."""
     add_option(
         group,
         "text-column",
         metavar="NAME",
-        help="Column to read where there are columns: of texts, or of conversations, which the chat template renders. "
-        "Default: the first that is there of text, messages, conversations, content, document; no other is guessed.",
+        help="Dataset column with texts, or with conversations, which the chat template renders. "
+        "Default: the first that exists of text, messages, conversations, content, document.",
     )

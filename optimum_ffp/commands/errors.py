@@ -1,4 +1,4 @@
-"""How a command ends that can't go on: with one line, and an exit code that says why."""
+"""Errors as one line and an exit code instead of a traceback."""
 
 import sys
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 @contextmanager
 def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process without a traceback where the user can do something about it.
+    """Ends the process without a traceback on `FFPError` (exit code 2) and Ctrl-C (exit code 130).
 
     Args:
-        interrupted: What to say after Ctrl-C.
+        interrupted: Message after Ctrl-C.
     """
     from ..errors import FFPError
 

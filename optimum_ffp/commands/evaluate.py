@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..modeling.loading import LoadOptions
 
 logger = logging.getLogger(__name__)
-# The least that makes sense of every number.
+# Minimum value per option.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
 SETTINGS = (
     *LEAST,
@@ -67,6 +67,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp evaluate`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.usage = "optimum-cli ffp evaluate -m MODEL [options]"
+    parser.description = "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline."
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(
@@ -78,28 +79,28 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         output,
         "baseline",
         metavar="MODEL",
-        help="Model to compare with, such as the dense one. Default: none.",
+        help="Model to compare with, such as the dense one: Hub id, folder or .gguf file. Default: none.",
     )
-    add_option(output, "json", metavar="FILE", help="Write all figures as JSON too. Default: they are printed alone.")
+    add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
 
     text = parser.add_argument_group("Perplexity")
     add_option(
         text,
         "dataset",
         default="wikitext2",
-        help="wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with train, validation and "
-        "test files.",
+        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with "
+        "train, validation and test files.",
     )
     add_option(
         text,
         "split",
-        help="train, validation or test. One file is used whole, unless test asks for the part of it that a prune "
-        "reports on. Default: test, or the whole file.",
+        help="Split of the dataset: train, validation or test. A single file is used whole; with test, only the part "
+        "of it that a prune reports on. Default: test, or the whole file.",
     )
     add_text_column(text)
-    add_option(text, "eval-samples", type=int, help="Windows, the first ones. Default: all.")
-    add_option(text, "seq-len", type=int, help=f"Tokens a window. Default: {SEQ_LEN_DEFAULT}.")
-    add_option(text, "no-perplexity", action="store_true", help="Leave it out.")
+    add_option(text, "eval-samples", type=int, help="Number of windows, taken from the start. Default: all.")
+    add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
+    add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity.")
 
     tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
     add_option(
@@ -107,28 +108,34 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         "tasks",
         nargs="+",
         metavar="TASK",
-        help="Names of lm-eval, with * as a wildcard, or .yaml files. Default: none, or all of --tasks-path.",
+        help="Tasks to score: names of lm-eval tasks, with * as a wildcard, or .yaml files. Default: none, or all "
+        "tasks in --tasks-path.",
     )
     add_option(
         tasks,
         "tasks-path",
         metavar="DIR",
-        help="Folder of lm-eval's .yaml files, whose data may be local. Functions they name are run. Default: none.",
+        help="Folder of lm-eval task files (.yaml), whose data may be local. Functions that they name are executed. "
+        "Default: none.",
     )
-    add_option(tasks, "limit", type=float, help="Samples of every task, or a fraction of them below 1. Default: all.")
-    add_option(tasks, "num-fewshot", type=int, help="Solved examples before a question. Default: what the task says.")
+    add_option(tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all.")
+    add_option(tasks, "num-fewshot", type=int, help="Solved examples before each question. Default: the task's own.")
 
     speed = parser.add_argument_group("Speed")
-    add_option(speed, "no-speed", action="store_true", help="Leave it out; one model is then held at a time.")
-    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens of prompt.")
-    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to decode.")
-    add_option(speed, "repeats", type=int, default=5, help="Measurements of each model, in turn.")
+    add_option(
+        speed, "no-speed", action="store_true", help="Don't measure speed. Only one model is then in memory at a time."
+    )
+    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
+    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")
+    add_option(speed, "repeats", type=int, default=5, help="Measurements per model; the median is reported.")
 
     load = parser.add_argument_group("Loading and running")
-    add_option(load, "batch-size", type=int, default=1, help="Windows, requests and prompts at once.")
+    add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
     add_device_options(load)
     add_hub_options(load)
-    add_option(load, "baseline-revision", help="The same of the baseline. Default: its main branch.")
+    add_option(
+        load, "baseline-revision", help="Branch, tag or commit of the baseline on the Hub. Default: the main branch."
+    )
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):
@@ -140,14 +147,14 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
         return parse_args_ffp_evaluate(parser)
 
     def run(self) -> None:
-        """Does what was asked for, or ends in one line with exit code 2."""
+        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
             evaluate(self.args)
 
 
 def check_arguments(args: Namespace) -> None:
-    """Raises `FFPError` for what is wrong whatever the model is."""
+    """Raises `FFPError` for values that are wrong for any model."""
     from ..errors import FFPError
     from ..utils.folders import check_apart, check_file
 
@@ -160,14 +167,16 @@ def check_arguments(args: Namespace) -> None:
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
     if args.dataset == "self":
-        raise FFPError("text that a model has written says little about it; --dataset takes text from elsewhere")
+        raise FFPError(
+            "--dataset self is for pruning only: perplexity on a model's own text says little; name another dataset"
+        )
     if args.json:
         check_apart(args.json, filter(None, (args.model, args.baseline, args.dataset, args.tasks_path)))
         check_file(args.json, b'{"settings":', overwrite=True)
 
 
 def evaluate(args: Namespace) -> None:
-    """Measures the model, and the baseline beside it, and prints a table."""
+    """Measures the model and its baseline, and prints a table."""
     check_arguments(args)
 
     from ..evaluation import TaskSuite, compare_records, comparison_table
@@ -186,7 +195,7 @@ def evaluate(args: Namespace) -> None:
         options = LoadOptions(args.device, args.dtype, revision=revision, token=args.token, cache_dir=args.cache_dir)
         return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
 
-    # To be measured in turn they must all be held, and then what is wrong with one shows before another is scored.
+    # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
     held = {} if args.no_speed else {role: load(role) for role in sources}
     records, tokens = {}, {}
     for role in sources:
@@ -195,14 +204,14 @@ def evaluate(args: Namespace) -> None:
         del loaded
     speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     compare_records(records, tokens, speeds)
-    # First of all: it has taken long, and the file may not be written.
+    # Print before writing: the figures must not be lost if the file can't be written.
     print(comparison_table(records))
     if args.json:
         write_json(args, records)
 
 
 class Loaded(NamedTuple):
-    """A model, and where it is from."""
+    """A loaded model and its source."""
 
     role: str
     model_id: str
@@ -214,7 +223,7 @@ class Loaded(NamedTuple):
 def measure(
     args: Namespace, loaded: Loaded, splits: "dict[str, list[Row]]", suite: "TaskSuite | None"
 ) -> tuple[dict[str, Any], "torch.Tensor | None"]:
-    """The record of one model, without its speed, and the windows that it was scored on."""
+    """Record of one model, without its speed, and the windows of its perplexity, shape `[windows, tokens]`."""
     from ..evaluation import perplexity_record, size_record
     from ..utils.batch_size import with_halving_batches
     from ..utils.progress import progress_bar
@@ -235,7 +244,7 @@ def measure(
 
 
 def read_text(args: Namespace) -> "dict[str, list[Row]]":
-    """The text of every split, or the one text that there is."""
+    """Texts by split; a single file is one split."""
     from ..data import read_splits
     from ..errors import FFPError
 
@@ -244,14 +253,14 @@ def read_text(args: Namespace) -> "dict[str, list[Row]]":
         raise FFPError(f"{args.dataset} has the splits {', '.join(splits)}, found --split {args.split}")
     if len(splits) == 1 and args.split not in (None, "test"):
         raise FFPError(
-            f"{args.dataset} is one text, found --split {args.split}; leave it out to use all of it, or give test for "
-            "the part that a prune reports on"
+            f"{args.dataset} is a single file, found --split {args.split}; leave it out to use the whole file, or "
+            "give test for the part that a prune reports on"
         )
     return splits
 
 
 def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
-    """The first windows of the split that was asked for."""
+    """The first windows of the requested split."""
     from ..data import Windows, cut_rows, load_windows, window_length
 
     length = window_length(args.seq_len, loaded.model.config)
@@ -263,7 +272,7 @@ def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded)
 
 
 def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
-    """Test windows alone, at most of the usual length as long as no model says how long they can be."""
+    """A request for test windows alone, of `LONGEST` tokens if neither the model nor the user sets a length."""
     from ..data import LONGEST, DataRequest
 
     length = length or args.seq_len or LONGEST
@@ -271,7 +280,7 @@ def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:
-    """Speed of the models in turn, or nothing if there are none or memory doesn't suffice."""
+    """Speed of the models, measured in turns; empty if there are none or memory runs out."""
     from torch import OutOfMemoryError
 
     from ..evaluation import measure_speed
@@ -289,7 +298,7 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
 
 
 def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
-    """Writes the records with the settings and versions that they depend on."""
+    """Writes the records, settings and package versions as JSON."""
     from ..checkpoint.result import package_versions
     from ..errors import FFPError
     from ..utils.json import to_json

@@ -18,24 +18,26 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp export`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.usage = "optimum-cli ffp export -m MODEL OUT [options]"
+    parser.description = "Write a model, dense or pruned, as a GGUF file for llama.cpp."
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
-    add_option(required, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned by us.")
+    add_option(required, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
     required.add_argument("output", metavar="OUT", help="GGUF file to write.")
 
     optional = parser.add_argument_group("Optional arguments")
-    add_option(optional, "outtype", default="f16", help="Type of the matrices: f32, f16, bf16, q8_0, q4_0.")
+    add_option(optional, "outtype", default="f16", help="Type of the weight matrices: f32, f16, bf16, q8_0 or q4_0.")
     add_option(
         optional,
         "pad-uniform",
         action="store_true",
-        help="Pad every layer with zeros to the widest: larger, but runs wherever the dense model does.",
+        help="Pad every layer with zeros to the size of the largest. The file is larger, and runs wherever the dense "
+        "model does.",
     )
     add_option(
         optional,
         "overwrite",
         action="store_true",
-        help="Replace the GGUF file that is there; other files are never replaced.",
+        help="Replace an existing GGUF file; other files are never replaced.",
     )
     add_hub_options(optional)
 
@@ -49,7 +51,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
         return parse_args_ffp_export(parser)
 
     def run(self) -> None:
-        """Does what was asked for, or ends in one line with exit code 2."""
+        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
             check_read(given_options(self.parser, self.args), {"revision": ON_THE_HUB}, self.args)
             export(self.args)

@@ -39,6 +39,8 @@ READ_WHEN = {
     "private": TO_THE_HUB,
 }
 LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "revision", "token", "cache_dir")
+DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, a different number per layer,
+and adapt the remaining weights. The result is a folder that transformers loads."""
 EXAMPLES = """examples:
   optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
   optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
@@ -49,129 +51,171 @@ EXAMPLES = """examples:
 def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp prune`."""
     parser.formatter_class = RawDescriptionHelpFormatter
-    parser.usage = "optimum-cli ffp prune -m MODEL [OUT] [options]"
+    parser.usage = "optimum-cli ffp prune -m MODEL [OUT] [--sparsity X] [--dataset DATASET] [--push-to-hub] [options]"
+    parser.description = DESCRIPTION
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
-    add_option(required, "model", "-m", required=True, help="Hub id, folder, or .gguf file of the dense model.")
+    add_option(required, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file.")
+
+    common = parser.add_argument_group("Common options")
+    common.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        default=SUPPRESS,
+        action=StoreOnce,
+        help="Folder to write the pruned model to.",
+    )
+    add_option(
+        common, "output", metavar="OUT", action=StoreOnce, help="The same, by name. Default: MODEL-ffp-PERCENT."
+    )
+    add_config_option(
+        common,
+        "sparsity",
+        "Fraction of the parameters of attention and FFN to remove, between 0 and 1. Several values write one folder "
+        "each, and a plot of size against perplexity.",
+        type=fraction,
+        nargs="+",
+        metavar="X",
+    )
+    add_config_option(
+        common,
+        "dataset",
+        "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
+        ".txt/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and test "
+        "files, or self (text that the model generates, which is slow: lower --num-samples).",
+    )
+    add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
 
     output = parser.add_argument_group("Output")
-    output.add_argument(
-        "output", metavar="OUT", nargs="?", default=SUPPRESS, action=StoreOnce, help="Folder to write."
-    )
-    add_option(output, "output", metavar="OUT", action=StoreOnce, help="The same by name. Default: MODEL-ffp-PERCENT.")
     add_option(
         output,
         "overwrite",
         action="store_true",
-        help="Replace the checkpoint that is there; other folders are never replaced.",
+        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
     )
     add_option(
         output,
         "resume",
         action="store_true",
-        help="Go on from where this command was killed. The result is the same as if it had not been.",
+        help="Resume this command after it was interrupted. The result is the same as without the interruption.",
     )
     add_option(
         output,
         "plan",
         action="store_true",
-        help="Say what would be done, what it needs and what stands in the way, and end there; with exit code 2 if "
-        "anything does.",
+        help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
+        "any.",
     )
-    add_option(output, "push-to-hub", action="store_true", help="Upload the result.")
-    add_option(output, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the folder's name.")
-    add_option(output, "private", action="store_true", default=None, help="Make a new repository private.")
 
     data = parser.add_argument_group("Data")
     add_config_option(
         data,
-        "dataset",
-        "Text to calibrate and search on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, "
-        "validation and test files, or self (text sampled from the model, which takes a while: choose fewer "
-        "--num-samples).",
+        "eval-dataset",
+        "Text to report perplexity on, same choices as --dataset.",
+        "the test split of --dataset",
+        metavar="DATASET",
     )
-    add_config_option(data, "eval-dataset", "Text to report perplexity on.", "the test split of --dataset")
     add_text_column(data)
+    add_config_option(data, "seq-len", "Tokens per window; all text is cut into windows.", SEQ_LEN_DEFAULT)
+    add_config_option(data, "num-samples", "Number of calibration windows, from the train split.")
+    add_config_option(
+        data, "search-samples", "Number of search windows, from the validation split, to compare candidates on."
+    )
+    add_config_option(data, "eval-samples", "Number of test windows, from the test split.", "all")
+    add_config_option(
+        data,
+        "self-share",
+        "Share of the calibration and search windows, 0 to 1, that the model generates itself. Helps on text unlike "
+        "--dataset.",
+    )
 
     pruning = parser.add_argument_group("Pruning")
     add_config_option(
         pruning,
-        "sparsity",
-        "Fraction of the decoder blocks' parameters to remove. Several share one agent and give a Pareto front.",
-        type=fraction,
-        nargs="+",
-    )
-    add_config_option(
-        pruning,
         "method",
-        "How it is found what every layer keeps: ffp (a search that learns from the loss), no-search (what "
-        "measurements of the single layers say), uniform (the same share everywhere), or, to compare with, the "
-        "searches random and evolutionary.",
+        "How the number of heads and channels per layer is chosen: ffp (a search guided by the loss), no-search (from "
+        "measurements of single layers), uniform (the same fraction in every layer), or the baselines random and "
+        "evolutionary.",
     )
     add_config_option(
         pruning,
         "preset",
-        "Where values that are not given come from: default, or paper for those of the FastForward Pruning paper.",
+        "Values of the options that are not given: default, or paper for those of the FastForward Pruning paper.",
     )
     add_option(
         pruning,
         "config",
         metavar="FILE",
-        help="JSON file of settings, such as the ffp_config.json of a pruned model. Options given here win, --preset "
-        "over all that it sets. Default: none.",
+        help="JSON file of options, such as the ffp_config.json of a pruned model. Options of the command line "
+        "override it; --preset overrides every option that presets set. Default: none.",
     )
-    add_config_option(pruning, "seed", "Of everything random.")
-
-    text = parser.add_argument_group("Advanced: how much text")
-    add_config_option(text, "num-samples", "Calibration windows.")
-    add_config_option(text, "search-samples", "Search windows.")
-    add_config_option(text, "eval-samples", "Test windows.", "all")
-    add_config_option(text, "seq-len", "Tokens a window.", SEQ_LEN_DEFAULT)
-    add_config_option(text, "self-share", "Share of calibration and search windows that the model writes.")
-
-    units = parser.add_argument_group("Advanced: what may be removed")
     add_config_option(
-        units,
+        pruning,
         "criterion",
-        "How the importance of heads and channels within a layer is measured.",
+        "How heads and channels are ranked within a layer: fisher-obs (backward elimination, weighted by the Fisher "
+        "matrix), obs (backward elimination), flap or wanda.",
         "fisher-obs, or obs with --no-grad",
     )
-    add_config_option(units, "min-retention", "Smallest fraction of its heads or channels that a layer keeps.")
-    add_config_option(units, "max-retention", "Largest fraction of its heads or channels that a layer keeps.")
-    add_config_option(units, "rate-precision", "Grid that these fractions are rounded to.", "none")
     add_config_option(
-        units,
-        "ffn-multiple",
-        "FFN widths are multiples of this.",
-        "256 or 32, blocks of llama.cpp's types, where the model is wide enough, otherwise 1",
+        pruning,
+        "fisher-samples",
+        "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
     )
+    add_config_option(
+        pruning,
+        "slope-samples",
+        "Number of calibration windows per trial of pruning a single layer, which replaces the Fisher matrix with "
+        "--no-grad.",
+    )
+    add_config_option(pruning, "min-retention", "Smallest fraction of heads, or of FFN channels, to keep in a layer.")
+    add_config_option(pruning, "max-retention", "Largest fraction of heads, or of FFN channels, to keep in a layer.")
+    add_config_option(pruning, "rate-precision", "Step that these fractions are rounded to.", "no rounding")
+    add_config_option(
+        pruning,
+        "ffn-multiple",
+        "Round FFN widths to multiples of this number of channels.",
+        "256 or 32 (block sizes of llama.cpp) if the model is wide enough, otherwise 1",
+    )
+    add_config_option(pruning, "seed", "Random seed.")
 
-    search = parser.add_argument_group("Advanced: search")
+    search = parser.add_argument_group("Search")
     add_config_option(
         search,
         "agent",
-        "What searches with --method ffp: gradient follows the derivative of the loss, bandit needs no backward pass, "
-        "ppo is the paper's.",
-        "gradient, or bandit with --no-grad or --reward searched",
-    )
-    add_config_option(search, "search-steps", "Candidates to evaluate; one with a backward pass counts for three.")
-    add_config_option(search, "update-samples", "Search windows that one update of the agent sees.")
-    add_config_option(search, "candidates", "Candidates of one update of the agent.")
-    add_config_option(
-        search, "reward", "Whether candidates are judged as the search leaves them, or after ridge regression."
-    )
-    add_config_option(search, "mapping", "How scores of the agent become sizes of the layers.")
-    add_config_option(
-        search, "fisher-samples", "Calibration windows of the backward pass that measures what the loss feels."
+        "Search algorithm of --method ffp: gradient (follows the gradient of the loss), bandit (Thompson sampling, no "
+        "backward pass) or ppo (the paper's).",
+        "gradient, or bandit with --no-grad or --reward pruned",
     )
     add_config_option(
-        search, "slope-samples", "With --no-grad, calibration windows on which pruning one layer is tried."
+        search,
+        "search-steps",
+        "Number of candidates (pruned models) to evaluate; one with a backward pass counts as three.",
+    )
+    add_config_option(search, "candidates", "Number of candidates per update of the agent.")
+    add_config_option(search, "update-samples", "Number of search windows per update of the agent.")
+    add_config_option(
+        search,
+        "reward",
+        "When candidates are evaluated: pruned (before their weights are adapted) or compensated (after ridge "
+        "regression).",
+    )
+    add_config_option(
+        search,
+        "mapping",
+        "How the agent's score per layer becomes the size of the layer: curves (from the estimated loss of every "
+        "size), greedy (Algorithm 1 of the paper) or water-filling.",
+    )
+    add_config_option(
+        search,
+        "search-dtype",
+        "Dtype to evaluate candidates in: auto (bfloat16 if the hardware supports it) or model (that of the weights).",
     )
     add_option(
         search,
         "warm-start",
         metavar="MODEL",
-        help="Pruned model whose agent to go on from: folder, id or ID@REVISION. Default: the search begins anew.",
+        help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION. Default: none.",
     )
     add_option(
         search,
@@ -179,52 +223,71 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="Log the search live to tensorboard, trackio or wandb. Default: to none.",
+        help="Log the search to tensorboard, trackio or wandb. Default: none.",
     )
 
-    ppo = parser.add_argument_group("Advanced: the paper's agent (--agent ppo)")
-    add_config_option(ppo, "alpha-start", "Fraction of the sparsity and of the windows that the search begins with.")
-    add_config_option(ppo, "learning-rate", "Step size of the optimizer.")
-    add_config_option(ppo, "clip-range", "How far one update may move the agent.")
-    add_config_option(ppo, "hidden-sizes", "Widths of its network's layers.")
+    ppo = parser.add_argument_group("The paper's agent (with --agent ppo)")
+    add_config_option(
+        ppo, "alpha-start", "Fraction of the sparsity and of the search windows that the search starts with, 0 to 1."
+    )
+    add_config_option(ppo, "learning-rate", "Learning rate of PPO.")
+    add_config_option(ppo, "clip-range", "Clip range of PPO: limits the change of the agent per update.")
+    add_config_option(ppo, "hidden-sizes", "Widths of the hidden layers of the agent's network.", metavar="N")
 
-    repair = parser.add_argument_group("Advanced: calibration")
+    repair = parser.add_argument_group("Calibration")
     add_config_option(
         repair,
         "calibration",
-        "How the weights that stay are repaired: layer by layer from what the pruned layers before produce, by ridge "
-        "regression for every layer alone, or not at all.",
+        "How the remaining weights are adapted: sequential (layer by layer, to the outputs of the pruned layers "
+        "before), ridge (every layer alone, by ridge regression) or none.",
     )
-    add_config_option(repair, "ridge-lambda", "Strength of the ridge regression's penalty.")
-    add_config_option(repair, "ridge-lambda-relative", "Whether that is relative to the size of the layer's inputs.")
-    add_config_option(repair, "dense-target", "Share of the dense model in what sequential calibration aims at.")
+    add_config_option(repair, "ridge-lambda", "Penalty λ of ridge regression.")
+    add_config_option(
+        repair,
+        "ridge-lambda-relative",
+        "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.",
+    )
+    add_config_option(
+        repair,
+        "dense-target",
+        "Share of the dense model's output in the target of sequential calibration, 0 to 1.",
+    )
     add_config_option(
         repair,
         "sequential-lambda",
-        "Pull of sequential calibration towards what ridge regression gives.",
-        "chosen for every layer on held-out windows",
+        "Penalty λ of sequential calibration on the distance from the ridge solution.",
+        "the best one per layer on held-out windows",
     )
-    add_config_option(repair, "held-out-samples", "Search windows that sequential calibration is measured on.")
+    add_config_option(
+        repair,
+        "held-out-samples",
+        "Number of search windows that the error of sequential calibration is measured on.",
+    )
 
-    resources = parser.add_argument_group("Advanced: resources")
+    resources = parser.add_argument_group("Resources")
     add_load_options(resources)
-    add_config_option(resources, "batch-size", "Windows a forward pass.")
+    add_config_option(resources, "batch-size", "Windows per forward pass.")
     add_config_option(
         resources,
         "grad",
-        "Whether backward passes may be run. Without them less memory is needed, and the search knows less.",
-    )
-    add_config_option(
-        resources, "search-dtype", "Type to evaluate candidates in: auto is bfloat16 where the hardware has it."
+        "Whether to run backward passes. Without them, less memory is needed and the search has less information.",
     )
 
-    hub = parser.add_argument_group("Advanced: the Hub")
+    hub = parser.add_argument_group("The Hub")
+    add_option(hub, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
+    add_option(
+        hub,
+        "private",
+        action="store_true",
+        default=None,
+        help="Make the repository private if it is created. Default: the owner's setting.",
+    )
     add_hub_options(hub)
     add_option(
         hub,
         "trust-remote-code",
         action="store_true",
-        help="Let code of the tokenizer's repository run. Models that need code of their own can't be pruned.",
+        help="Allow code in the tokenizer's repository to run. Models with code of their own can't be pruned.",
     )
 
 
@@ -237,14 +300,14 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         return parse_args_ffp_prune(parser)
 
     def run(self) -> None:
-        """Does what was asked for, or ends in one line with exit code 2."""
-        with one_line_endings("interrupted; give the same command with --resume to go on from here"):
+        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
+        with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
             prune(self.args)
 
 
 def read_config(args: Namespace) -> "FFPConfig":
-    """The config of the file, if one is named, with the options that were given."""
+    """The config: that of `--config` if given, overridden by the options of the command line."""
     from ..config import FFPConfig
 
     given = {name: getattr(args, name, None) for name in FFPConfig.option_names() if name != "sparsity"}
@@ -252,14 +315,14 @@ def read_config(args: Namespace) -> "FFPConfig":
     if args.sparsity:
         given["sparsity"] = args.sparsity[0]
     config = FFPConfig.from_file(args.config, **given) if args.config is not None else FFPConfig(**given)
-    # What a file holds, or Python is given, may serve several methods; what is typed is meant for this prune.
+    # Only options on the command line must be read: a file may hold options of other methods.
     typed = [*given] if args.warm_start is None else [*given, "warm_start"]
     check_read(typed, OPTIONS_READ_WHEN | {"warm_start": AGENT}, config)
     return config
 
 
 def output_name(args: Namespace) -> str:
-    """The output folder, or what several are named after: by default the model's name, a local one's as it lies."""
+    """The output folder, or the prefix of several; by default the name of the model or of its local folder."""
     path = Path(args.output or args.model).expanduser()
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
@@ -267,7 +330,7 @@ def output_name(args: Namespace) -> str:
 
 
 def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
-    """One folder a sparsity: the one that was named, or one with the percentage in its name."""
+    """One folder per sparsity: the output folder, or one with the percentage in its name."""
     from ..errors import FFPError
 
     if args.output and len(sparsities) == 1:
@@ -280,7 +343,7 @@ def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
 
 
 def repository_names(args: Namespace, folders: list[str], sparsities: list[float]) -> list[str | None]:
-    """The repository that each folder is uploaded to, or `None`."""
+    """Repository per folder, or `None` without `--push-to-hub`."""
     if not args.push_to_hub:
         return [None] * len(folders)
     if args.hub_model_id and len(folders) > 1:
@@ -289,7 +352,7 @@ def repository_names(args: Namespace, folders: list[str], sparsities: list[float
 
 
 def prune(args: Namespace) -> None:
-    """Prunes at every sparsity that was asked for; several share one agent."""
+    """Prunes at every requested sparsity; several share one agent."""
     config = read_config(args)
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
@@ -302,10 +365,10 @@ def prune(args: Namespace) -> None:
     from ..utils.resume import holds_work
     from ..utils.tracking import check_trackers
 
-    # Beside the output, so that it is on the same disk and found again by the same command.
+    # Next to the output: on the same disk, and found again by the same command.
     work = Path(f"{resolve(folders[0])}.work")
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
-    # What a prune that was killed has saved already is its own to replace.
+    # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
     check_trackers(args.report_to)
     repositories = repository_names(args, folders, sparsities)
@@ -316,7 +379,7 @@ def prune(args: Namespace) -> None:
     problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
     if args.plan:
         problems = [*problems]
-        print("\n".join([plan.describe(), *(f"but: {problem}" for problem in problems)]))
+        print("\n".join([plan.describe(), *(f"problem: {problem}" for problem in problems)]))
         if problems:
             sys.exit(USER_ERROR)
         return
@@ -339,8 +402,8 @@ def write_checkpoints(
     work: Path,
     overwrite: bool,
 ) -> None:
-    """What `prune` does once nothing stands in the way."""
-    # A plan doesn't have to wait for these.
+    """Prunes and saves, after all checks have passed."""
+    # Imported here: `--plan` doesn't need them.
     from ..checkpoint.pareto import ParetoFront
     from ..checkpoint.saving import load_agent
     from ..errors import FFPError
@@ -350,7 +413,7 @@ def write_checkpoints(
     from .summary import summary
 
     if args.resume and not holds_work(work):
-        print(f"there is nothing to resume, {work} holds no state: starting anew", file=sys.stderr)
+        print(f"there is nothing to resume, {work} holds no state: starting from the beginning", file=sys.stderr)
     if not args.resume:
         remove_work(work)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
@@ -364,7 +427,7 @@ def write_checkpoints(
         print(summary(result, folder))
         if several:
             front.add(result)
-        # An upload that fails must not cost the sparsities that are still to come.
+        # A failed upload must not stop the remaining sparsities.
         try:
             if repo_id:
                 print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")

@@ -17,14 +17,19 @@ EXAMPLES = """examples:
 def parse_args_ffp_push(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp push`."""
     parser.formatter_class = RawDescriptionHelpFormatter
+    parser.description = "Upload the folder of a pruned model to the Hub, in one commit."
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
-    required.add_argument("folder", help="Folder of a pruned model, as `ffp prune` has written it. It stays as it is.")
-    required.add_argument("repository", help="Repository to upload to, NAME or OWNER/NAME; made if there is none.")
+    required.add_argument("folder", help="Folder of a pruned model, as written by `ffp prune`. It is not changed.")
+    required.add_argument(
+        "repository", help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist."
+    )
 
     optional = parser.add_argument_group("Optional arguments")
-    add_option(optional, "private", action="store_true", default=None, help="Make a new repository private.")
-    add_option(optional, "token", help="Token of the Hub. Default: the one that `hf auth login` has stored.")
+    add_option(
+        optional, "private", action="store_true", default=None, help="Make the repository private if it is created."
+    )
+    add_option(optional, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
 
 
 class FFPPushCommand(BaseOptimumCLICommand):
@@ -36,13 +41,13 @@ class FFPPushCommand(BaseOptimumCLICommand):
         return parse_args_ffp_push(parser)
 
     def run(self) -> None:
-        """Does what was asked for, or ends in one line with exit code 2."""
+        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
             push(self.args)
 
 
 def push(args: Namespace) -> None:
-    """Uploads a folder, if it is a pruned model, in one commit."""
+    """Uploads the folder of a pruned model in one commit."""
     from ..checkpoint.saving import check_saved
     from ..hub.upload import push_folder
     from ..planning.preflight import check_repositories

@@ -1,30 +1,30 @@
-"""The closing table of a prune."""
+"""The table that a prune prints at the end."""
 
 from typing import Any
 
 from ..checkpoint.result import PruningResult
 
 
-# Of the perplexities that a result has.
+# Labels of `PruningResult.perplexities`.
 LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
 
 
 def summary(result: PruningResult, folder: str) -> str:
-    """Parameters, sparsity, perplexities, time of every stage, and the lines that load the model."""
+    """Parameters, sparsity, perplexities, time per stage, and the code that loads the model."""
     config = result.config
     policy, test, search = result.policy, result.test, result.search
     seconds, peaks = result.cost.seconds, result.cost.peak_bytes
     total = sum(seconds.values())
     rows = [
         ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
-        ("sparsity of the blocks", f"{policy.sparsity:.4%} (asked: {result.config.sparsity:.4%})"),
+        ("sparsity of the blocks", f"{policy.sparsity:.4%} (target: {result.config.sparsity:.4%})"),
         ("sparsity of the model", f"{result.model_sparsity:.4%}"),
         *((f"perplexity, {LABELS[name]}", f"{value:.4f}") for name, value in result.perplexities.items()),
         ("calibrated on", _windows(search.calibrated_on, config.num_samples)),
         ("searched on", _windows(search.windows, config.search_samples)),
         ("measured on", _windows(test.describe(), config.eval_samples)),
         *(
-            ("but", f"{count} {role} windows repeat text that was calibrated or searched on")
+            ("warning", f"{count} {role} windows repeat calibration or search text")
             for role, count in search.repeated_windows.items()
         ),
         ("search", f"{search.candidate_evaluations} candidates, {search.tokens_evaluated:,} tokens"),
@@ -42,7 +42,7 @@ def summary(result: PruningResult, folder: str) -> str:
 
 
 def _windows(found: dict[str, Any], wanted: int | None) -> str:
-    """Where windows are from and how many, with how many were wanted if there was less text."""
+    """Dataset, split, number and length of windows; also the requested number if there was less text."""
     count = found["windows"]
     count = f"only {count} of {wanted}" if wanted and count < wanted else count
     return f"{found['dataset']}, {found['split']}, {count} windows of {found['window_length']} tokens"

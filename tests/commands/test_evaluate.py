@@ -230,7 +230,7 @@ def refused(ended, message):
         (["--repeats", -3], "--repeats must be at least 1, found -3"),
         (["--limit", 0, "--tasks", "boolq"], "--limit is a number of samples"),
         (["--num-fewshot", -1, "--tasks", "boolq"], "--num-fewshot must be at least 0"),
-        (["--dataset", "self"], "text that a model has written says little about it"),
+        (["--dataset", "self"], "--dataset self is for pruning only"),
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         # Text of its own, which it would not take, is not among what is offered.
         (
@@ -271,7 +271,7 @@ def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_
 
 def test_a_split_of_one_text(run, save_tiny_model, data_folder):
     arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
-    refused(run("-m", save_tiny_model(), *arguments), "is one text, found --split validation; leave it out")
+    refused(run("-m", save_tiny_model(), *arguments), "is a single file, found --split validation; leave it out")
 
 
 def test_a_broken_gguf_file(run, data_folder, tmp_path):

@@ -49,7 +49,7 @@ def test_a_plan_needs_a_config_alone_and_writes_nothing(run, save_tiny_model, da
     )
     assert code == 0 and "error" not in errors
     assert f"model                   {model}: " in output and "20.00%, 30.00%" in output and "it fits" in output
-    assert "but: " not in output
+    assert "problem: " not in output
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -60,7 +60,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_tiny_model, tmp_pa
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
     assert code == 2
-    problems = [line for line in output.splitlines() if line.startswith("but: ")]
+    problems = [line for line in output.splitlines() if line.startswith("problem: ")]
     for problem, words in zip(
         problems, ("exists; name another folder", "0.00 GiB of free disk", "there is no file"), strict=True
     ):
@@ -69,7 +69,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_tiny_model, tmp_pa
     work = tmp_path / "out.work"
     Journal.open(work, {}, resume=False).value("x", lambda: 1)
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
-    assert "but: " in output and "holds the state of a prune that was interrupted" in output
+    assert "problem: " in output and "holds the state of a prune that was interrupted" in output
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan", "--overwrite")
     assert code == 2 and "exists; name" not in output and work.is_dir()
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.checkpoint.gguf import export_gguf
-from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
+from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune, read_config
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.options import Options
 from optimum_ffp.utils.resume import Journal
@@ -53,7 +53,7 @@ def test_little_text_and_text_that_is_repeated_are_shown(run, save_tiny_model, d
     assert code == 0
     shown = " ".join(output.split())
     assert f"calibrated on {data_folder}, train, only 6 of 8 windows of 24 tokens" in shown
-    assert "but 3 test windows repeat text that was calibrated or searched on" in shown
+    assert "warning 3 test windows repeat calibration or search text" in shown
     assert "3 of 3 test windows repeat text" in caplog.text
     card = (out / "README.md").read_text()
     assert "2 search windows and 3 test windows repeat" in card and "disjoint" not in card
@@ -121,6 +121,22 @@ def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
     assert errors.startswith("error: nothing would read ") and unread in errors
 
 
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [
+        ("--method prior", "--method no-search"),
+        ("--agent pathwise", "--agent gradient"),
+        ("--reward searched", "--reward pruned"),
+        ("--preset paper --reward calibrated", "--preset paper --reward compensated"),
+    ],
+)
+def test_names_of_earlier_versions_keep_working(former, current):
+    parser = ArgumentParser()
+    parse_args_ffp_prune(parser)
+    configs = [read_config(parser.parse_args(["-m", "model", *words.split()])) for words in (former, current)]
+    assert configs[0].to_dict() == configs[1].to_dict()
+
+
 def test_what_a_file_holds_need_not_be_read(run_ffp, save_tiny_model, data_folder, tmp_path):
     FFPConfig(method="uniform", learning_rate=0.5, dataset=str(data_folder), seq_len=24).save_pretrained(tmp_path)
     words = ["prune", "-m", save_tiny_model(), "--plan", "--config", tmp_path / "ffp_config.json"]
@@ -147,7 +163,7 @@ def test_every_sparsity_is_checked(run, save_tiny_model, data_folder):
     assert code == 2 and "found 30.0; for 30 % give 0.3" in errors
 
 
-def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
+def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):
     code, output, _ = run_ffp("prune", "--help")
     assert code == 0
     # An option begins a line, its help follows.
@@ -158,9 +174,9 @@ def test_help_shows_defaults_and_what_is_advanced_last(run_ffp):
         assert f"Default: {default}" in shown, field.name
     assert not re.search(r"--\w+_", output)
     titles = re.findall(r"^([A-Z].*):$", output, re.MULTILINE)
-    basic = ["Required arguments", "Output", "Data", "Pruning"]
-    assert titles[:4] == basic and all(title.startswith("Advanced") for title in titles[4:])
-    assert output.index("Advanced") < output.index("--num-samples") < output.index("--learning-rate")
+    assert titles[:4] == ["Required arguments", "Common options", "Output", "Data"]
+    assert list(options)[:5] == ["model", "output", "sparsity", "dataset", "push-to-hub"]
+    assert titles.index("Search") < titles.index("The paper's agent (with --agent ppo)") < titles.index("Calibration")
 
 
 @pytest.mark.slow
@@ -337,7 +353,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, 
     monkeypatch.setattr(evaluator, "measure_size_gradients", press_ctrl_c)
     code, _, errors = run(*command)
     assert code == 130 and "Traceback" not in errors
-    assert errors.splitlines()[-1] == "interrupted; give the same command with --resume to go on from here"
+    assert errors.splitlines()[-1] == "interrupted; run the same command with --resume to continue"
     assert {path.name for path in tmp_path.iterdir()} >= {"out.work"} and not (tmp_path / "out").exists()
 
     code, _, errors = run(*command)
