@@ -1,4 +1,4 @@
-"""optimum-ffp: makes causal LMs physically smaller without retraining, by FastForward Pruning."""
+"""optimum-ffp: structured pruning of causal LMs without retraining, by FastForward Pruning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .modeling import FFPModelForCausalLM
     from .pruner import FFPPruner
 
-# Resolved when first used: `optimum-cli` imports this package at every start and must not wait for torch.
+# Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
 _PUBLIC = {
     "FFPConfig": ".config",
     "FFPError": ".errors",

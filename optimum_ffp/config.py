@@ -1,4 +1,4 @@
-"""FFPConfig: every option, with its unit and the paper's value."""
+"""FFPConfig: all options of a prune, with units, defaults and the paper's values."""
 
 import json
 import math
@@ -14,69 +14,79 @@ from .version import __version__
 
 
 class FFPConfig(Options, BaseConfig):
-    """How to prune. Saved as `ffp_config.json`.
+    """Options of a prune, saved as `ffp_config.json`.
 
-    Values that are not given come from the preset: `FFPConfig(preset="paper")` sets exactly the paper's numbers.
+    Options that are not given take the values of the preset; `FFPConfig(preset="paper")` has the paper's numbers. A
+    window is a sequence of `seq_len` tokens; a unit is the attention or the FFN of a layer; a group is what a unit can
+    lose, a KV head with its query heads or an FFN channel; a candidate is a pruned model that the search evaluates.
 
     Args:
-        sparsity: Fraction of the parameters of the decoder blocks' projections to remove (the paper: 0.2 and 0.3).
-        method: How the policy is found: `"ffp"` (the agent). As baselines behind the same evaluator `"no-search"`
-            (what the mapping makes of equal scores), `"random"`, `"evolutionary"` and `"uniform"`.
-        agent: Of method `"ffp"`: `"gradient"` (follows the derivative of the reward by backward passes), `"bandit"`
-            (Thompson sampling over loss curves, the default where there is no backward pass or the reward is taken
-            before calibration) or `"ppo"` (the paper's).
+        sparsity: Fraction of the parameters of the decoder blocks' projections to remove, default 0.2 (the paper: 0.2
+            and 0.3).
+        method: How the number of groups per unit is chosen: `"ffp"` (default, a search by the agent), or one of the
+            baselines `"no-search"` (what the mapping makes of equal scores), `"random"`, `"evolutionary"` and
+            `"uniform"`.
+        agent: Search algorithm of method `"ffp"`: `"gradient"` (default, follows the gradient of the loss),
+            `"bandit"` (Thompson sampling over loss curves, default if `grad` is off or `reward` is `"pruned"`) or
+            `"ppo"` (the paper's).
         preset: `"default"` or `"paper"`.
-        criterion: Importance of groups: `"wanda"` (the paper's), `"flap"`, `"obs"` (backward elimination), or
-            `"fisher-obs"` (the same, weighted by what the loss feels).
-        mapping: From scores to a policy: `"greedy"` (the paper's Algorithm 1), `"water-filling"`, or `"curves"` (where
-            the loss curves fall fastest).
-        reward: Whether candidates are rewarded as they are `"pruned"` (the paper's) or after ridge regression,
-            `"compensated"`.
-        calibration: `"ridge"` (Eq. 6-7), `"sequential"` (starts from there and fits layer by layer to what the pruned
-            layers before produce), or `"none"`.
-        ridge_lambda: λ of the ridge regression (the paper: 0.01).
-        ridge_lambda_relative: λ in multiples of the mean diagonal of the Gram matrix; otherwise absolute.
-        dense_target: Share of the dense model in the target of sequential calibration, 0 to 1.
-        sequential_lambda: λ of sequential calibration, relative to the mean diagonal; pulls towards ridge. `None`
-            chooses it for every unit on held-out windows, or leaves what ridge regression gives where that is better.
-        held_out_samples: Search windows that sequential calibration measures its error on.
-        dataset: Text to calibrate and search on: `"wikitext2"`, `"c4"`, a Hub id, a file, a folder, or `"self"`.
-        eval_dataset: Text to report on; that of `dataset` if `None`.
-        text_column: Column of a .jsonl, .parquet or Hub dataset to read: of texts, or of conversations, which the chat
-            template renders. `None` takes the first that is there of `text`, `messages`, `conversations`, `content`
-            and `document`.
-        self_share: Share of the calibration and search windows that the model writes itself, 0 to 1 (the paper: 0). A
-            model that is pruned for one kind of text alone is worse on others.
-        num_samples: Calibration windows (the paper: 32).
-        seq_len: Tokens a window (the paper: 2048). `None` is what the model has positions for, up to 2048;
+        criterion: Ranking of the groups of a unit: `"fisher-obs"` (default, backward elimination, weighted by the
+            Fisher matrix), `"obs"` (backward elimination, default if `grad` is off), `"flap"` or `"wanda"` (the
+            paper's).
+        mapping: From the agent's scores to a policy: `"curves"` (default, from the loss curves), `"water-filling"` or
+            `"greedy"` (the paper's Algorithm 1).
+        reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
+            `"pruned"` (the paper's).
+        calibration: How the remaining weights are adapted: `"sequential"` (default, starts from ridge regression and
+            fits layer by layer to the outputs of the pruned layers before), `"ridge"` (Eq. 6-7) or `"none"`.
+        ridge_lambda: λ of ridge regression, default 0.01 (the paper's).
+        ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
+        dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.
+        sequential_lambda: λ of sequential calibration, the penalty on the distance from the ridge solution, relative
+            to the mean diagonal. `None` (default) chooses it per unit on held-out windows, or keeps the ridge solution
+            where that is better.
+        held_out_samples: Number of search windows that the error of sequential calibration is measured on, default 4.
+        dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
+            `"self"` (text that the model generates).
+        eval_dataset: Text to report perplexity on; `None` (default) uses `dataset`.
+        text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat
+            template renders. `None` (default) takes the first that exists of `text`, `messages`, `conversations`,
+            `content` and `document`.
+        self_share: Share of the calibration and search windows that the model generates itself, 0 to 1, default 0 (the
+            paper's). It reduces the loss on text unlike `dataset`.
+        num_samples: Number of calibration windows, default 128 (the paper: 32).
+        seq_len: Tokens per window (the paper: 2048). `None` (default) is the model's maximum length, up to 2048;
             `PruningResult.config` and `ffp_config.json` have the number.
-        search_samples: Search windows at full fidelity, `N_max`.
-        update_samples: Search windows that an update of the default agents sees, others every time; all that there
-            are, if there are fewer. With the default numbers each is seen once: an agent that sees the same text again
-            learns that text.
-        grad: Whether a backward pass through the dense model may be run. Without one the order of groups is that of
-            `"obs"`, and the loss curves get their scale from pruning one unit at a time.
-        fisher_samples: Calibration windows of the backward pass.
-        slope_samples: Calibration windows of every one-unit probe, where there is no backward pass.
-        eval_samples: Test windows; all there are if `None`.
-        batch_size: Windows a forward pass.
-        search_steps: Candidate evaluations of the search (the paper: 1000); one with a backward pass counts for three.
-        candidates: Candidates of one update of the agent.
-        alpha_start: Fraction of target sparsity and fidelity that the progressive schedule starts with.
-        learning_rate: Of PPO (the paper: 1e-4).
-        clip_range: Of PPO (the paper: 0.2).
-        hidden_sizes: Layers of the agent's MLP (the paper: 256 and 128, ReLU).
-        search_dtype: `"auto"` computes candidates in bfloat16 where the hardware multiplies it natively, `"model"` in
-            the model's own type.
-        min_retention: Smallest fraction of its groups that a unit keeps, `a_min`.
-        max_retention: Largest fraction of its groups that a unit keeps, `a_max`.
-        rate_precision: Grid that retentions are rounded to (the paper: 0.01); `None` for none.
-        ffn_multiple: FFN widths are multiples of this many channels. By default 256, the block of llama.cpp's
-            K-quants, or 32, that of its simpler ones, where that leaves at least 32 steps, otherwise 1 (the paper: 1).
-        seed: Random seed.
+        search_samples: Number of search windows at full fidelity, `N_max`, default 32 (paper preset: 4).
+        update_samples: Number of search windows per update of the agents `"gradient"` and `"bandit"` and per candidate
+            of methods `"random"` and `"evolutionary"`, default 4 and at most `search_samples`. The agents take other
+            windows in every update; with the defaults none is used twice, so that the agent does not overfit.
+        grad: Whether backward passes through the dense model may be run, default `True`. Without them groups are
+            ranked by `"obs"`, and the loss curves are scaled by pruning one unit at a time.
+        fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
+        slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
+        eval_samples: Number of test windows; `None` (default) takes all.
+        batch_size: Windows per forward pass, default 1.
+        search_steps: Number of candidate evaluations, default 26 (the paper: 1000); one with a backward pass counts as
+            three.
+        candidates: Number of candidates per update of the agent, default 8.
+        alpha_start: Fraction of the target sparsity and of the search windows that PPO's progressive schedule starts
+            with, default 0.3.
+        learning_rate: Learning rate of PPO, default 1e-4 (the paper's).
+        clip_range: Clip range of PPO, default 0.2 (the paper's).
+        hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
+        search_dtype: Dtype of candidates: `"auto"` (default) is bfloat16 where the hardware multiplies it natively,
+            `"model"` is the model's own.
+        min_retention: Smallest fraction of its groups that a unit keeps, `a_min`, default 0.2.
+        max_retention: Largest fraction of its groups that a unit keeps, `a_max`, default 1.
+        rate_precision: Step that retentions are rounded to (the paper: 0.01); `None` (default) does not round.
+        ffn_multiple: FFN widths are multiples of this number of channels (the paper: 1). `None` (default) is 256, the
+            block size of llama.cpp's K-quants, or 32, that of its simpler types, if that leaves at least 32 steps, and
+            otherwise 1.
+        seed: Random seed, default 0.
 
     Raises:
-        FFPError: If a value is not allowed, or a name is not known.
+        FFPError: If a value is not allowed, or an option is unknown.
     """
 
     CONFIG_NAME: ClassVar[str] = "ffp_config.json"
@@ -84,7 +94,7 @@ class FFPConfig(Options, BaseConfig):
 
     def __init__(self, **options: Any):
         known = self.option_names()
-        # What optimum and transformers write beside the options, and the results that a checkpoint keeps with them.
+        # Entries of `ffp_config.json` that are not options: versions, and the results that a checkpoint keeps.
         for name in ("policy", "search", "provenance", "transformers_version", "optimum_version", "ffp_version"):
             options.pop(name, None)
         unknown = sorted(set(options) - set(known))
@@ -109,11 +119,11 @@ class FFPConfig(Options, BaseConfig):
 
     @classmethod
     def option_names(cls) -> list[str]:
-        """Names of all options, in the order of the documentation."""
+        """Names of all options."""
         return [field.name for field in fields(Options)]
 
     def reads(self, name: str) -> bool:
-        """Whether an option makes a difference, with the others as they are."""
+        """Whether an option has an effect, given the values of the others."""
         return name not in READ_WHEN or READ_WHEN[name].holds(self)
 
     @property
@@ -133,21 +143,21 @@ class FFPConfig(Options, BaseConfig):
 
     @property
     def reports_searched(self) -> bool:
-        """Whether perplexity before calibration says something: a policy may be chosen for what calibration leaves."""
+        """Whether perplexity before calibration is reported; not if the search optimises compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
 
     @property
     def measured_options(self) -> dict[str, Any]:
-        """The options that what is measured before any search depends on."""
+        """Options that the measurements before the search depend on."""
         return {name: getattr(self, name) for name in MEASURED}
 
     @property
     def search_options(self) -> dict[str, Any]:
-        """The options that the policy depends on: all but those of its calibration."""
+        """Options that the policy depends on: all except those of calibration."""
         return {name: getattr(self, name) for name in self.option_names() if name not in CALIBRATION}
 
     def replace(self, **options: Any) -> "FFPConfig":
-        """A copy in which these options have other values.
+        """Returns a copy with new values of these options.
 
         Raises:
             FFPError: As the constructor does.
@@ -155,7 +165,7 @@ class FFPConfig(Options, BaseConfig):
         return FFPConfig(**{name: getattr(self, name) for name in self.option_names()} | options)
 
     def steps_in_sweep(self, number: int) -> int:
-        """Candidate evaluations of a sweep's search: the first has all, those after it go on from its agent."""
+        """Candidate evaluations of search `number` in a sweep; searches after the first start from its agent: half."""
         return self.search_steps if number == 0 else max(1, self.search_steps // 2)
 
     def _validate(self) -> None:
@@ -227,21 +237,21 @@ class FFPConfig(Options, BaseConfig):
                 raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, with the version that wrote them."""
+        """All options, and the version of optimum-ffp."""
         options = {name: getattr(self, name) for name in self.option_names()}
         return options | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All options too: a default may change, what was done with a checkpoint may not."""
+        """The same as `to_dict`: a record without the defaults would change its meaning when a default changes."""
         return self.to_dict()
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
-        """Reads a JSON file of options.
+        """Reads options from a JSON file.
 
         Args:
-            path: The file.
-            overrides: Options that replace those of the file; a preset replaces all that presets set.
+            path: Path of the file.
+            overrides: Options that replace those of the file; `preset` replaces all that presets set.
 
         Raises:
             FFPError: If the file can't be read or isn't an object of known options.
@@ -259,10 +269,10 @@ class FFPConfig(Options, BaseConfig):
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Whether something is a fraction that may be removed of a model.
+    """Checks that a sparsity is a number between 0 and 1, both excluded.
 
     Raises:
-        FFPError: If it isn't.
+        FFPError: If it is not.
     """
     number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
     if not number or not 0 < sparsity < 1:

@@ -1,9 +1,9 @@
-"""The one exception that stands for a mistake of the user, not of the program."""
+"""The exception for errors of the user, as opposed to bugs."""
 
 
 class FFPError(ValueError):
-    """Something the user can put right: a value, a file, a model that isn't supported.
+    """An error that the user can correct: a wrong value, a missing file, an unsupported model.
 
-    The message is one line that says what was found, what is allowed and what to do. The command line prints that
-    line alone and ends with exit code 2.
+    The message is one line that says what was found, what is allowed and what to do. The command line prints only that
+    line and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""Every option's default, the paper's values, the choices, and when an option is read. Light: `--help` reads it."""
+"""Defaults of all options, the paper's values, the choices, and when an option is read. Imports nothing heavy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 
 def modules_of(package: str) -> tuple[str, ...]:
-    """What may be chosen where every choice is a module of its own: `fisher_obs.py` is `fisher-obs`.
+    """Choices that are modules of a package: `fisher_obs.py` is the choice `fisher-obs`.
 
     Args:
-        package: Path of the folder below this one. Nothing of it is imported.
+        package: Path of the package, relative to this folder. It is not imported.
     """
     found = iter_modules([str(Path(__file__).parent / package)])
     return tuple(sorted(module.name.replace("_", "-") for module in found))
@@ -27,19 +27,19 @@ CHOICES = {
     "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
 }
-# Choices as they were called before. Commands and files that have them keep working.
+# Former names of choices, still accepted from the command line and from files.
 FORMER = {
     "method": {"prior": "no-search"},
     "agent": {"pathwise": "gradient"},
     "reward": {"searched": "pruned", "calibrated": "compensated"},
 }
-# Criteria whose names begin so are given weights multiplied by the Fisher matrix's root: they count loss, not error.
+# Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
 FISHER = "fisher-"
-# Methods that evaluate one candidate whatever may be spent.
+# Methods that evaluate a single candidate, whatever `search_steps` is.
 NO_SEARCH = ("no-search", "uniform")
-# Forward passes that a forward and backward pass counts for, in candidate evaluations and in tokens.
+# Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
 GRADIENT_COST = 3
-# What the paper states; everything else it leaves open has one value for both presets.
+# Values that the paper states; options that it leaves open have the same value in both presets.
 PAPER = {
     "agent": "ppo",
     "criterion": "wanda",
@@ -56,20 +56,20 @@ PAPER = {
     "ridge_lambda": 0.01,
     "num_samples": 32,
 }
-# What a pruner measures once, before any search, depends on these.
+# Options that the measurements before the search depend on.
 MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
     *("dataset", "eval_dataset", "text_column", "self_share", "seq_len"),
     *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
     *("criterion", "mapping", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
-# Calibration alone depends on these; on all others the policy depends too.
+# Options of calibration alone; the policy depends on all others.
 CALIBRATION = ("calibration", "dense_target", "sequential_lambda", "held_out_samples")
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Defaults of `FFPConfig`, which documents them."""
+    """Defaults of the options; `FFPConfig` documents them."""
 
     sparsity: float = 0.2
     method: str = "ffp"
@@ -112,7 +112,7 @@ class Options:
 
 
 class Condition(NamedTuple):
-    """When an option is read: in words, and of what was asked for."""
+    """When an option is read: in words, and as a function of the settings."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -130,7 +130,7 @@ RIDGE = Condition(
     lambda config: config.needs_factors,
 )
 SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")
-# Options that only some configs read, and which. All others are always read.
+# Conditions of options that are not always read.
 READ_WHEN = {
     "agent": AGENT,
     "mapping": Condition("with a --method other than uniform", lambda config: config.method != "uniform"),

@@ -1,4 +1,4 @@
-"""FFPPruner: the stages of a prune, one after another."""
+"""FFPPruner: runs the stages of a prune."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,28 +29,28 @@ from .utils.tracking import Tracker, check_trackers
 
 
 class FFPPruner:
-    """Prunes one model, at one sparsity or several.
+    """Prunes a model, at one or several sparsities.
 
-    Data, statistics and the sorted model (`measured`) are made once, when first needed, and serve every call of
+    Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
     `prune`. Between calls `config` may change in options that are read later (`sparsity`, `method`, `calibration`,
-    ...); a change of an option that `measured` depends on is an error.
+    ...); changing an option that `measured` depends on is an error.
 
     Args:
-        model: The dense model, of a supported family. The pruner owns it: it asks for no gradients any more, and its
+        model: The dense model, of a supported family. The pruner modifies it: `requires_grad` is turned off, and its
             heads and channels are reordered.
-        tokenizer: Its tokenizer.
-        config: All options.
-        model_id: Where the model comes from, for the record.
-        work_folder: Where to keep what is finished, so that `prune(resume=True)` of another process can go on from
-            there. It holds Gram and Fisher matrices too, and is new, empty or what another prune has left; one process
-            uses it at a time. `None` keeps nothing.
-        report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
+        tokenizer: Tokenizer of the model.
+        config: Options of the prune.
+        model_id: Hub id or path of the model, for the record.
+        work_folder: Folder for finished work, including Gram and Fisher matrices, so that `prune(resume=True)` of
+            another process can resume from it. It must be new, empty or left by another prune, and is used by one
+            process at a time. `None` saves nothing.
+        report_to: Where to log the search: `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: How the model was loaded, for the record.
-        data: Windows that take the place of those that the config names.
+        data: Windows to use instead of the datasets of the config.
 
     Attributes:
-        measured: Text, sorted model and losses of the dense model, which do not depend on what is then searched for.
-        result: The last result of `finish`, `prune` or `sweep`.
+        measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
+        result: Last result of `finish`, `prune` or `sweep`.
 
     Raises:
         FFPError: If the model can't be pruned, or the sparsity can't be met.
@@ -74,7 +74,7 @@ class FFPPruner:
     ):
         check_trackers(report_to)
         if work_folder is not None:
-            # Whether to resume is said later.
+            # `prune` and `sweep` check `resume`.
             check_work_folder(work_folder, resume=True)
         self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         check_model(model, tokenizer, self.model_id)
@@ -82,7 +82,7 @@ class FFPPruner:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.measured = Measurements(model, tokenizer, config, data)
         self.result: PruningResult | None = None
-        # Before its heads and channels are reordered.
+        # Computed before heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
         self.budget(config.sparsity)
@@ -101,10 +101,10 @@ class FFPPruner:
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
-            config: All options; the default ones if `None`.
-            work_folder: Where to keep what is finished, for `prune(resume=True)`.
-            report_to: What to log the search to, live: `"tensorboard"`, `"trackio"`, `"wandb"`.
-            options: See `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
+            config: Options of the prune; the defaults if `None`.
+            work_folder: Folder for finished work, for `prune(resume=True)`.
+            report_to: Where to log the search: `"tensorboard"`, `"trackio"`, `"wandb"`.
+            options: Fields of `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
 
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
@@ -114,7 +114,7 @@ class FFPPruner:
         return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to, pinned)
 
     def budget(self, sparsity: float) -> Budget:
-        """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
+        """The parameter budget and retention bounds at a sparsity. Raises `FFPError` if it can't be met."""
         return budget_at(self.measured.units, sparsity, self.config)
 
     def prune(
@@ -123,16 +123,16 @@ class FFPPruner:
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         resume: bool = False,
     ) -> PruningResult:
-        """Search, calibrate, slice, evaluate.
+        """Searches, calibrates, slices and evaluates.
 
         Args:
             sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
-            warm_start: An agent to go on from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
-            resume: Whether to go on from what a process that was killed has left in the work folder. The result is
-                the same, bit for bit, as if it had not been killed. `save_pretrained` removes that folder.
+            warm_start: Agent to start from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
+            resume: Whether to resume from the state that an interrupted process left in the work folder. The result is
+                bitwise the same as without the interruption. `save_pretrained` removes that folder.
 
         Returns:
-            The pruned model with its figures; also kept as `self.result`.
+            The pruned model and its record; also stored as `self.result`.
 
         Raises:
             FFPError: If the sparsity can't be met, the data or the agent can't be used, or the work folder holds the
@@ -149,21 +149,21 @@ class FFPPruner:
     ) -> Iterator[PruningResult]:
         """Prunes at several sparsities with one agent.
 
-        The agent's state is the target sparsity, so what it learns at one serves all: the first search may spend all
-        of `config.search_steps`, those after it go on from its agent with half of them. Beside every result's policy
-        those of the baselines `uniform` and `no-search` are evaluated on the search windows, for a Pareto plot.
+        The agent's state is the target sparsity, so that it transfers between sparsities: the first search takes all
+        of `config.search_steps`, each later one starts from its agent and takes half of them. The policies of the
+        baselines `uniform` and `no-search` are evaluated on the search windows too, for a Pareto plot.
 
         Args:
             sparsities: Fractions of the block parameters to remove.
-            warm_start: An agent that the first search goes on from.
-            resume: As in `prune`. The work folder is removed when the last result has been taken; it stays, to be
-                resumed, if the sweep is broken off.
+            warm_start: Agent that the first search starts from.
+            resume: As in `prune`. The work folder is removed after the last result has been consumed; it remains, to
+                be resumed, if the sweep is interrupted.
 
         Yields:
-            One result per sparsity, as it is done.
+            One result per sparsity.
 
         Raises:
-            FFPError: As `prune`; sparsities that can't be met are found before anything expensive.
+            FFPError: As `prune`; all sparsities are checked before anything expensive.
         """
         sparsities = list(sparsities)
         for sparsity in sparsities:
@@ -184,13 +184,13 @@ class FFPPruner:
         self._close_journal()
 
     def open_journal(self, resume: bool = False) -> None:
-        """Begins to keep what is finished in the work folder, until `save_pretrained`.
+        """Starts saving finished work in the work folder, until `save_pretrained`.
 
-        `prune` and `sweep` do that by themselves. Whoever calls `search` and `finish` may do so before. What any of
-        them has measured is not measured again, at whatever sparsity and with whatever `config`.
+        `prune` and `sweep` call it themselves; callers of `search` and `finish` may call it first. Measurements are
+        reused at any sparsity and with any `config`.
 
         Args:
-            resume: Whether to go on from what a process that was killed has left.
+            resume: Whether to resume from the state of an interrupted process.
 
         Raises:
             FFPError: If the work folder holds the state of another prune, or there is none to resume from.
@@ -199,7 +199,7 @@ class FFPPruner:
             if resume:
                 raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
             return
-        # What an earlier call has kept serves this one too.
+        # The journal of an earlier call is reused.
         if self.measured.journal.folder is not None:
             return
         identity = {
@@ -208,7 +208,7 @@ class FFPPruner:
             "versions": package_versions(),
             "device": device_name(self.model.device),
         }
-        # Matrices are factored in another order by more threads.
+        # Factorisations round differently with another number of threads.
         notes = {"threads": torch.get_num_threads()}
         self.measured.journal = Journal.open(self.work_folder, identity, resume, notes)
 
@@ -222,7 +222,7 @@ class FFPPruner:
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         config: FFPConfig | None = None,
     ) -> FoundPolicy:
-        """The first half of `prune`: finds the policy.
+        """Finds the policy: the first half of `prune`.
 
         Args:
             sparsity: As in `prune`.
@@ -230,23 +230,23 @@ class FFPPruner:
             config: Options of this search; `self.config` if `None`.
 
         Raises:
-            FFPError: As `prune`, or if the config needs other measurements than those of this pruner.
+            FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
         agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
         return self._find(self._searched_with(config or self.config, sparsity), agent)
 
     def finish(self, found: FoundPolicy, config: FFPConfig | None = None) -> PruningResult:
-        """The second half of `prune`: calibrates, slices and evaluates a policy.
+        """Calibrates, slices and evaluates a policy: the second half of `prune`.
 
         Args:
-            found: The policy, from `search`.
+            found: Policy from `search`.
             config: Options of calibration, to calibrate one policy in several ways; those of the search if `None`.
 
         Returns:
-            The pruned model with its figures; also kept as `self.result`.
+            The pruned model and its record; also stored as `self.result`.
 
         Raises:
-            FFPError: If the config needs other measurements than those of this pruner.
+            FFPError: If the config differs in options that `measured` depends on.
         """
         measured, policy = self.measured, found.policy
         config = found.config.replace(**{name: getattr(config or found.config, name) for name in CALIBRATION})
@@ -260,7 +260,7 @@ class FFPPruner:
         with meter.stage("calibration"):
             outputs, calibration = repair(sorted_model, policy, measured.data, config, journal)
         if config.calibration != "none":
-            # On views of the dense model, so that there is no second model beside the activations.
+            # Evaluated on views of the dense model, so that only one model is in memory.
             with meter.stage("evaluation"), sorted_model.applied(policy, outputs) as model:
                 perplexities["calibrated"] = measured.perplexity(model, "calibrated", journal, config.batch_size)
         with meter.stage("slicing"):
@@ -283,7 +283,7 @@ class FFPPruner:
         return self.result
 
     def _searched_with(self, config: FFPConfig, sparsity: float | None) -> FFPConfig:
-        """A copy of the config at a sparsity, if it can use what is measured."""
+        """Copies the config with a sparsity, after checking that it matches the measurements."""
         config = with_window_length(config, self.model.config)
         self.measured.check(config)
         return config if sparsity is None else config.replace(sparsity=sparsity)
@@ -292,7 +292,7 @@ class FFPPruner:
         self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:
         budget_at(self.measured.units, config.sparsity, config)
-        # Measurements have stages of their own.
+        # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.prepared
         meter = StageMeter()
         with meter.stage("search"):
@@ -309,26 +309,31 @@ class FFPPruner:
         """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
 
         Args:
-            directory: The folder to write. It appears whole or not at all.
-            overwrite: Whether to replace an empty folder, or a checkpoint of ours without other files.
+            directory: Folder to write. It is written completely or not at all.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
 
         Raises:
-            FFPError: If nothing is pruned yet, or the folder exists and may not be replaced.
+            FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         result = self._finished()
         save_checkpoint(result, directory, overwrite, self.measured.journal.folder)
-        # A sweep has more to do: it ends its work itself.
+        # A sweep closes its journal after the last result.
         if result.search.sweep is None:
             self._close_journal()
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-        """Puts the last result on the Hub in one commit.
+        """Uploads the last result to the Hub in one commit.
+
+        Args:
+            repo_id: `name` or `owner/name`; created if it does not exist.
+            private: Whether the repository is private if it is created.
+            token: Access token for the Hub.
 
         Returns:
-            The address of the commit.
+            URL of the commit.
 
         Raises:
-            FFPError: If nothing is pruned yet, or the Hub refuses.
+            FFPError: If nothing has been pruned, or the upload fails.
         """
         return push_checkpoint(self._finished(), repo_id, private, token)
 
