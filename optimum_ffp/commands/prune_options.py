@@ -1,0 +1,266 @@
+"""The options of `optimum-cli ffp prune`, in the groups of `--help`."""
+
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+
+from .arguments import (
+    SEQ_LEN_DEFAULT,
+    StoreOnce,
+    add_config_option,
+    add_hub_options,
+    add_load_options,
+    add_option,
+    add_text_column,
+    fraction,
+)
+
+
+DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, a different number per layer,
+and adapt the remaining weights. The result is a folder that transformers loads."""
+EXAMPLES = """examples:
+  optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
+  optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
+  optimum-cli ffp prune -m model.gguf out --dataset self --preset paper --search-steps 64
+"""
+
+
+def parse_args_ffp_prune(parser: ArgumentParser) -> None:
+    """Adds the options of `optimum-cli ffp prune`."""
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp prune -m MODEL [OUT] [--sparsity X] [--dataset DATASET] [--push-to-hub] [options]"
+    parser.description = DESCRIPTION
+    parser.epilog = EXAMPLES
+    required = parser.add_argument_group("Required arguments")
+    add_option(required, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file.")
+
+    common = parser.add_argument_group("Common options")
+    common.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        default=SUPPRESS,
+        action=StoreOnce,
+        help="Folder to write the pruned model to.",
+    )
+    add_option(
+        common, "output", metavar="OUT", action=StoreOnce, help="The same, by name. Default: MODEL-ffp-PERCENT."
+    )
+    add_config_option(
+        common,
+        "sparsity",
+        "Fraction of the parameters of attention and FFN to remove, between 0 and 1. Several values write one folder "
+        "each, and a plot of size against perplexity.",
+        type=fraction,
+        nargs="+",
+        metavar="X",
+    )
+    add_config_option(
+        common,
+        "dataset",
+        "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
+        ".txt/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and test "
+        "files, or self (text that the model generates, which is slow: lower --num-samples).",
+    )
+    add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
+
+    output = parser.add_argument_group("Output")
+    add_option(
+        output,
+        "overwrite",
+        action="store_true",
+        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
+    )
+    add_option(
+        output,
+        "resume",
+        action="store_true",
+        help="Resume this command after it was interrupted. The result is the same as without the interruption.",
+    )
+    add_option(
+        output,
+        "plan",
+        action="store_true",
+        help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
+        "any.",
+    )
+
+    data = parser.add_argument_group("Data")
+    add_config_option(
+        data,
+        "eval-dataset",
+        "Text to report perplexity on, same choices as --dataset.",
+        "the test split of --dataset",
+        metavar="DATASET",
+    )
+    add_text_column(data)
+    add_config_option(data, "seq-len", "Tokens per window; all text is cut into windows.", SEQ_LEN_DEFAULT)
+    add_config_option(data, "num-samples", "Number of calibration windows, from the train split.")
+    add_config_option(
+        data, "search-samples", "Number of search windows, from the validation split, to compare candidates on."
+    )
+    add_config_option(data, "eval-samples", "Number of test windows, from the test split.", "all")
+    add_config_option(
+        data,
+        "self-share",
+        "Share of the calibration and search windows, 0 to 1, that the model generates itself. Helps on text unlike "
+        "--dataset.",
+    )
+
+    pruning = parser.add_argument_group("Pruning")
+    add_config_option(
+        pruning,
+        "method",
+        "How the number of heads and channels per layer is chosen: ffp (a search guided by the loss), no-search (from "
+        "measurements of single layers), uniform (the same fraction in every layer), or the baselines random and "
+        "evolutionary.",
+    )
+    add_config_option(
+        pruning,
+        "preset",
+        "Values of the options that are not given: default, or paper for those of the FastForward Pruning paper.",
+    )
+    add_option(
+        pruning,
+        "config",
+        metavar="FILE",
+        help="JSON file of options, such as the ffp_config.json of a pruned model. Options of the command line "
+        "override it; --preset overrides every option that presets set. Default: none.",
+    )
+    add_config_option(
+        pruning,
+        "criterion",
+        "How heads and channels are ranked within a layer: fisher-obs (backward elimination, weighted by the Fisher "
+        "matrix), obs (backward elimination), flap or wanda.",
+        "fisher-obs, or obs with --no-grad",
+    )
+    add_config_option(
+        pruning,
+        "fisher-samples",
+        "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
+    )
+    add_config_option(
+        pruning,
+        "slope-samples",
+        "Number of calibration windows per trial of pruning a single layer, which replaces the Fisher matrix with "
+        "--no-grad.",
+    )
+    add_config_option(pruning, "min-retention", "Smallest fraction of heads, or of FFN channels, to keep in a layer.")
+    add_config_option(pruning, "max-retention", "Largest fraction of heads, or of FFN channels, to keep in a layer.")
+    add_config_option(pruning, "rate-precision", "Step that these fractions are rounded to.", "no rounding")
+    add_config_option(
+        pruning,
+        "ffn-multiple",
+        "Round FFN widths to multiples of this number of channels.",
+        "256 or 32 (block sizes of llama.cpp) if the model is wide enough, otherwise 1",
+    )
+    add_config_option(pruning, "seed", "Random seed.")
+
+    search = parser.add_argument_group("Search")
+    add_config_option(
+        search,
+        "agent",
+        "Search algorithm of --method ffp: gradient (follows the gradient of the loss), bandit (Thompson sampling, no "
+        "backward pass) or ppo (the paper's).",
+        "gradient, or bandit with --no-grad or --reward pruned",
+    )
+    add_config_option(
+        search,
+        "search-steps",
+        "Number of candidates (pruned models) to evaluate; one with a backward pass counts as three.",
+    )
+    add_config_option(search, "candidates", "Number of candidates per update of the agent.")
+    add_config_option(search, "update-samples", "Number of search windows per update of the agent.")
+    add_config_option(
+        search,
+        "reward",
+        "When candidates are evaluated: pruned (before their weights are adapted) or compensated (after ridge "
+        "regression).",
+    )
+    add_config_option(
+        search,
+        "mapping",
+        "How the agent's score per layer becomes the size of the layer: curves (from the estimated loss of every "
+        "size), greedy (Algorithm 1 of the paper) or water-filling.",
+    )
+    add_config_option(
+        search,
+        "search-dtype",
+        "Dtype to evaluate candidates in: auto (bfloat16 if the hardware supports it) or model (that of the weights).",
+    )
+    add_option(
+        search,
+        "warm-start",
+        metavar="MODEL",
+        help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION. Default: none.",
+    )
+    add_option(
+        search,
+        "report-to",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Log the search to tensorboard, trackio or wandb. Default: none.",
+    )
+
+    ppo = parser.add_argument_group("The paper's agent (with --agent ppo)")
+    add_config_option(
+        ppo, "alpha-start", "Fraction of the sparsity and of the search windows that the search starts with, 0 to 1."
+    )
+    add_config_option(ppo, "learning-rate", "Learning rate of PPO.")
+    add_config_option(ppo, "clip-range", "Clip range of PPO: limits the change of the agent per update.")
+    add_config_option(ppo, "hidden-sizes", "Widths of the hidden layers of the agent's network.", metavar="N")
+
+    repair = parser.add_argument_group("Calibration")
+    add_config_option(
+        repair,
+        "calibration",
+        "How the remaining weights are adapted: sequential (layer by layer, to the outputs of the pruned layers "
+        "before), ridge (every layer alone, by ridge regression) or none.",
+    )
+    add_config_option(repair, "ridge-lambda", "Penalty λ of ridge regression.")
+    add_config_option(
+        repair,
+        "ridge-lambda-relative",
+        "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.",
+    )
+    add_config_option(
+        repair,
+        "dense-target",
+        "Share of the dense model's output in the target of sequential calibration, 0 to 1.",
+    )
+    add_config_option(
+        repair,
+        "sequential-lambda",
+        "Penalty λ of sequential calibration on the distance from the ridge solution.",
+        "the best one per layer on held-out windows",
+    )
+    add_config_option(
+        repair,
+        "held-out-samples",
+        "Number of search windows that the error of sequential calibration is measured on.",
+    )
+
+    resources = parser.add_argument_group("Resources")
+    add_load_options(resources)
+    add_config_option(resources, "batch-size", "Windows per forward pass.")
+    add_config_option(
+        resources,
+        "grad",
+        "Whether to run backward passes. Without them, less memory is needed and the search has less information.",
+    )
+
+    hub = parser.add_argument_group("The Hub")
+    add_option(hub, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
+    add_option(
+        hub,
+        "private",
+        action="store_true",
+        default=None,
+        help="Make the repository private if it is created. Default: the owner's setting.",
+    )
+    add_hub_options(hub)
+    add_option(
+        hub,
+        "trust-remote-code",
+        action="store_true",
+        help="Allow code in the tokenizer's repository to run. Models with code of their own can't be pruned.",
+    )
