@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from optimum_ffp.options import GRADIENT_COST
+from tests.search.landscape import KnownLandscape, regret, run
+
+
+@pytest.mark.parametrize("interaction", [0.0, 0.5])
+def test_it_learns_the_multipliers_of_the_curves(interaction):
+    found = regret("gradient", interaction)
+    assert found < 0.15
+    assert all(found < regret("gradient", interaction, method) for method in ("random", "evolutionary"))
+
+
+def test_every_update_goes_on_from_what_the_last_one_measured():
+    """Each asks for the slopes of another policy, and windows of the pool take turns."""
+    landscape = KnownLandscape()
+    asked, measure = [], landscape.size_gradients
+
+    def watch(policy, windows):
+        asked.append((policy, tuple(windows)))
+        return measure(policy, windows)
+
+    landscape.size_gradients = watch
+    run(agent="gradient", steps=16, update_samples=4, landscape=landscape)
+    assert len(asked) == (16 - 2) // GRADIENT_COST
+    policies, windows = zip(*asked)
+    assert len(set(policies)) > 1 and policies[0] == run("no-search")[0].policy
+    assert sorted(windows[0] + windows[1]) == list(range(8)) and windows[0] == windows[2]
+    assert np.isfinite([landscape.loss(policy) for policy in policies]).all()

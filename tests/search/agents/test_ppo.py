@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from optimum_ffp.search.agents.ppo import ProgressiveSchedule, PruningEnvironment
+from tests.search.landscape import KnownLandscape, run
+
+
+@pytest.fixture
+def environment() -> PruningEnvironment:
+    task = run("no-search")[2]
+    task.log.clear()
+    return PruningEnvironment(task, ProgressiveSchedule(40, 0.3, 8, start=0.25), candidates=4)
+
+
+def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(environment):
+    assert environment.reset().tolist() == pytest.approx(np.full((4, 1), 0.3 * environment.schedule.alpha(0)))
+    actions = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    observed, rewards, done, _ = environment.step(actions)
+    assert done.all() and rewards.shape == (4,)
+    assert observed == pytest.approx(np.full((4, 1), 0.3 * environment.schedule.alpha(4)))
+    assert all(environment.observation_space.contains(row) for row in observed)
+    assert all(environment.action_space.contains(row) for row in actions)
+
+
+def test_rewards_are_perplexities_paired_with_the_dense_model(environment):
+    actions = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    _, rewards, *_ = environment.step(actions)
+    # At the start a quarter of the eight windows, and of the sparsity.
+    landscape, sparsity = KnownLandscape(), environment.schedule.sparsity(0)
+    policies = [environment.task.map_scores(action, sparsity) for action in actions]
+    excess = np.array([landscape.loss(policy) for policy in policies]) * landscape.difficulty[:2].mean()
+    assert rewards == pytest.approx(np.exp(-excess), rel=1e-5)
+    assert {entry["samples"] for entry in environment.task.log} == {2}
+
+
+def test_history_says_how_a_candidate_did_among_those_of_its_update(environment):
+    for seed in range(2):
+        environment.step(np.random.default_rng(seed).normal(size=(4, 6)).astype(np.float32))
+    gains = np.array([gain for _, gain in environment.history]).reshape(2, 4)
+    assert gains.sum(1) == pytest.approx(0, abs=1e-6) and (gains.std(1) > 0).all()
+
+
+def test_schedule_rises_from_easy_to_the_target():
+    schedule = ProgressiveSchedule(1000, 0.3, 32, start=0.25)
+    alphas = [schedule.alpha(step) for step in range(0, 1001, 50)]
+    assert alphas == sorted(alphas)
+    assert schedule.alpha(500) == pytest.approx(0.625)
+    # k = 0.01 and t0 = 500 at 1000 steps, with the sign that the text asks for.
+    assert schedule.alpha(700) == pytest.approx(0.25 + 0.75 / (1 + np.exp(-0.01 * 200)))
+    assert schedule.sparsity(1000) == pytest.approx(0.3, rel=0.01)
+    assert schedule.samples(0) == 8 and schedule.samples(1000) == 32
+    assert ProgressiveSchedule(10, 0.3, 1).samples(0) == 1
+
+
+def test_candidates_of_the_curriculum_are_not_kept():
+    result, _, _ = run("ffp", "ppo")
+    assert min(entry["perplexity"] for entry in result.log) < result.perplexity
+
+
+@pytest.mark.slow
+def test_ppo_learns_where_it_hurts():
+    result, _, _ = run("ffp", "ppo", steps=1200, learning_rate=3e-3, alpha_start=1.0)
+    losses = [-np.log(entry["reward"]) for entry in result.log]
+    assert np.mean(losses[-200:]) < 0.8 * np.mean(losses[:200])

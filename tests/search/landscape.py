@@ -1,0 +1,86 @@
+"""A landscape whose loss is known stands in for the language model."""
+
+import numpy as np
+
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings.curves import CurveMapping
+from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.analysis.size_gradients import SizeGradients
+from optimum_ffp.config import FFPConfig
+from optimum_ffp.options import CHOICES, GRADIENT_COST
+from optimum_ffp.search.methods import find_method
+from optimum_ffp.search.task import SearchTask
+
+
+UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
+REMOVED = np.linspace(1, 0, 201)
+# What the curves say, and how wrong they are: the truth is `MULTIPLIERS` times as much.
+CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
+MULTIPLIERS = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
+KINDS = [
+    *(("ffp", agent) for agent in CHOICES["agent"]),
+    *((method, "bandit") for method in ("random", "evolutionary", "no-search")),
+]
+
+
+class KnownLandscape:
+    """A stand-in for the language model whose loss is known; some windows are harder to all policies than others."""
+
+    def __init__(self, broken: bool = False, interaction: float = 0.0):
+        generator = np.random.default_rng(9)
+        self.dense_losses = 3.0 + 0.3 * generator.standard_normal(8)
+        self.difficulty = np.exp(0.2 * generator.standard_normal(8))
+        self.calls: list[PruningPolicy] = []
+        self.spent = 0
+        self.broken, self.interaction = broken, interaction
+
+    def loss(self, policy: PruningPolicy) -> float:
+        total = sum(t * curve[size] for t, curve, size in zip(MULTIPLIERS, CURVES, policy.sizes))
+        return total + self.interaction * total**2
+
+    def __call__(self, policies, windows):
+        self.calls += policies
+        self.spent += len(policies)
+        losses = np.array([np.nan if self.broken else self.loss(policy) for policy in policies])
+        return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
+
+    def size_gradients(self, policy, windows):
+        """What a backward pass would tell: the derivative of the loss, less the second-order term of each step."""
+        losses = self([policy], windows)[0]
+        self.spent += GRADIENT_COST - 1
+        total = sum(t * curve[size] for t, curve, size in zip(MULTIPLIERS, CURVES, policy.sizes))
+        rise = np.nan if self.broken else 1 + 2 * self.interaction * total
+        changes = []
+        for neighbour in policy.neighbours():
+            sizes = zip(MULTIPLIERS, CURVES, policy.sizes, neighbour.sizes)
+            change = [t * rise * (c[there] - c[here]) - abs(c[there] - c[here]) for t, c, here, there in sizes]
+            changes.append(np.array(change) * self.difficulty[windows, None])
+        return SizeGradients(losses, *changes)
+
+
+def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **options):
+    landscape = landscape or KnownLandscape()
+    mapping = CurveMapping(CURVES)
+    used = water_filling if agent == "ppo" else mapping
+    config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
+    task = SearchTask(
+        units=UNITS,
+        map_scores=lambda scores, target: used(scores, Budget(UNITS, target, 0.1)),
+        evaluate=landscape,
+        sparsity=sparsity,
+        steps=steps,
+        max_samples=8,
+        curves=mapping,
+    )
+    return find_method(config.method).search(task, config, warm_start), landscape, task
+
+
+def regret(agent: str, interaction: float, method: str = "ffp") -> float:
+    """What a search leaves of the loss that knowing the multipliers would save, as a share of it."""
+    landscape = KnownLandscape(interaction=interaction)
+    perfect = CurveMapping([t * curve for t, curve in zip(MULTIPLIERS, CURVES)])(np.zeros(6), Budget(UNITS, 0.3, 0.1))
+    found = run(method, agent, landscape=landscape)[0].policy
+    start = run("no-search", landscape=landscape)[0].policy
+    found, best, start = map(landscape.loss, (found, perfect, start))
+    return (found - best) / (start - best)

@@ -1,0 +1,73 @@
+"""What holds for every method and agent."""
+
+import numpy as np
+import pytest
+
+from optimum_ffp.errors import FFPError
+from optimum_ffp.options import CHOICES, NO_SEARCH
+from optimum_ffp.search.methods import find_method
+from tests.search.landscape import KINDS, KnownLandscape, run
+
+
+def test_every_method_has_a_name_in_the_config():
+    assert {"ffp", "no-search", "random", "evolutionary", "uniform"} == set(CHOICES["method"])
+    assert all(callable(find_method(name).search) for name in CHOICES["method"])
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
+def test_no_more_evaluations_than_asked(method, agent, steps):
+    result, landscape, _ = run(method, agent, steps)
+    assert 1 <= len(landscape.calls) == len(result.log) <= landscape.spent <= steps
+    assert method in NO_SEARCH or steps - landscape.spent < 8
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_same_seed_same_policy(method, agent):
+    first, again, other = (run(method, agent, seed=seed)[0] for seed in (3, 3, 4))
+    assert first.policy == again.policy and first.log == again.log
+    assert method in NO_SEARCH or first.log != other.log
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_what_is_kept_is_the_best_seen_at_the_target_and_full_fidelity(method, agent):
+    result, landscape, _ = run(method, agent)
+    finals = [entry for entry in result.log if entry["final"]]
+    assert finals and all(entry["samples"] == 8 and entry["target_sparsity"] == 0.3 for entry in finals)
+    assert result.perplexity == min(entry["perplexity"] for entry in finals)
+    assert np.exp(landscape([result.policy], np.arange(8)).mean()) == pytest.approx(result.perplexity)
+    assert result.policy.sparsity == pytest.approx(0.3, abs=1 / 1200)
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_perplexity_that_is_not_finite_has_reward_zero(method, agent):
+    landscape = KnownLandscape(broken=True)
+    with pytest.raises(FFPError, match="no candidate at sparsity 0.3 has a finite perplexity"):
+        run(method, agent, landscape=landscape)
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_an_update_sees_no_window_twice(method, agent):
+    found, most = (run(method, agent, steps=16, update_samples=count)[0] for count in (50, 8))
+    assert found.policy == most.policy and found.log == most.log
+    assert all(entry["samples"] <= 8 for entry in found.log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("bandit", 48), ("ppo", 800)])
+def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
+    options = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
+    first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **options)
+    fresh, _, _ = run(agent=agent, steps=8)
+    warm, _, _ = run(agent=agent, steps=8, warm_start=first.agent)
+    assert warm.perplexity < fresh.perplexity
+
+
+@pytest.mark.parametrize("agent", CHOICES["agent"])
+def test_agent_of_another_shape_is_refused(agent):
+    alien = {"features": np.zeros((3, 5)), "losses": np.zeros(3)}
+    with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
+        run(agent=agent, warm_start=alien)
+    other, _, _ = run("ffp", "ppo", steps=8, hidden_sizes=(32, 32))
+    with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
+        run(agent=agent, warm_start=other.agent)

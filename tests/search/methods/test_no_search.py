@@ -1,0 +1,11 @@
+import numpy as np
+
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings.curves import CurveMapping
+from tests.search.landscape import CURVES, UNITS, run
+
+
+def test_no_search_is_the_policy_of_equal_scores():
+    result, landscape, _ = run("no-search")
+    assert landscape.calls == [result.policy]
+    assert result.policy == CurveMapping(CURVES)(np.zeros(6), Budget(UNITS, 0.3, 0.1))

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from optimum_ffp.search.evaluator import CandidateEvaluator
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+
+
+@pytest.fixture
+def sorted_model(windows):
+    return make_sorted_model(make_tiny_model(), windows)[0]
+
+
+def losses_by_transformers(model, windows) -> np.ndarray:
+    return np.array([model(row[None], labels=row[None]).loss.item() for row in windows])
+
+
+@pytest.mark.parametrize("compensated", [False, True])
+def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows, compensated):
+    policies = [random_policy(sorted_model, seed) for seed in (0, 1)]
+    evaluate = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated)
+    found = evaluate(policies, np.array([4, 1]))
+    for policy, losses in zip(policies, found):
+        outputs = sorted_model.compensated(policy) if compensated else None
+        sliced = sorted_model.materialise(policy, outputs)
+        assert losses == pytest.approx(losses_by_transformers(sliced, windows[[4, 1]]), rel=1e-5)
+
+
+def test_it_counts_what_it_reads(sorted_model, windows):
+    evaluate, policy = CandidateEvaluator(sorted_model, np.zeros(6), windows), random_policy(sorted_model, 0)
+    evaluate([policy, policy], np.arange(3))
+    evaluate.size_gradients(policy, np.arange(2))
+    # A backward pass counts for two forward ones beside its own.
+    assert (evaluate.evaluations, evaluate.tokens, evaluate.non_finite) == (3, 24 * (2 * 3 + 3 * 2), 0)
+
+
+def test_what_the_journal_has_is_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
+    policy = random_policy(sorted_model, 0)
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    first = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)([policy], np.arange(6))
+    monkeypatch.setattr("optimum_ffp.search.evaluator.window_losses", None)
+    again = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)
+    assert again([policy], np.arange(6)).tolist() == first.tolist()
+    compensated = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated=True, journal=journal)
+    with pytest.raises(TypeError):
+        compensated([policy], np.arange(6))
