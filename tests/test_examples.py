@@ -3,8 +3,6 @@
 import json
 import re
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +50,8 @@ def test_prune_on_conversations(run, dense, tmp_path):
     assert FFPConfig.from_pretrained(tmp_path / "out").dataset == "out-data"
     # What is not its own stays.
     (tmp_path / "out-data" / "test.jsonl").write_text("mine")
-    command = [sys.executable, EXAMPLES / "custom_data.py", dense, file, tmp_path / "out", *sizes]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "test.jsonl holds other text, which is not replaced" in done.stderr
+    with pytest.raises(SystemExit, match="test.jsonl holds other text, which is not replaced"):
+        run("custom_data.py", dense, file, tmp_path / "out", *sizes)
     assert (tmp_path / "out-data" / "test.jsonl").read_text() == "mine"
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
-from optimum_ffp.planning.machine import Machine, measure_machine
+from optimum_ffp.planning.machine import Machine
 from optimum_ffp.planning.plan import make_plan
 from tests.helpers import CONFIGS, EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
@@ -183,15 +183,6 @@ def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):
     machine = Machine(torch.device("cuda"), 64 * GIB, 16 * GIB)
     (warning,) = make_plan(shape).warnings
     assert "of memory on cuda" in warning and "16.00 GiB are free" in warning
-
-
-def test_containers_have_limits_of_their_own(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr("optimum_ffp.planning.machine.LIMITS", (str(limit), str(tmp_path / "nothing")))
-    limit.write_text("max\n")
-    unlimited = measure_machine("cpu").host_free
-    limit.write_text("1000000\n")
-    assert measure_machine("cpu").host_free == 1_000_000 < unlimited
 
 
 def test_windows_longer_than_the_model_knows():

@@ -1,0 +1,69 @@
+"""Gradients and losses against plain autograd on the whole model."""
+
+import pytest
+import torch
+
+from optimum_ffp.analysis.backward import UNKNOWN, backward_passes
+from optimum_ffp.modeling.families import find_units, get_family
+
+
+def next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
+    """The label of a position is the token after it, and the last has none."""
+    following = torch.cat([window[1:], torch.tensor([UNKNOWN])])
+    return following[start : start + len(probabilities)]
+
+
+def gradients_of(model, windows, module, labels_of=next_tokens, layers=True):
+    """Losses, and the gradients of a module's output, window by window."""
+    found = []
+
+    def watch(module, inputs, output):
+        output.register_hook(lambda gradient: found.append(gradient.clone()))
+
+    decoder_layers = model.base_model.get_submodule(get_family(model.config.model_type).layers) if layers else []
+    losses = list(backward_passes(model, decoder_layers, windows, {module: watch}, labels_of))
+    return losses, found
+
+
+@pytest.fixture
+def output(tiny_model):
+    """The output projection of the attention of layer 1."""
+    return find_units(tiny_model, get_family(tiny_model.config.model_type))[2].output.module
+
+
+def test_they_are_those_of_the_loss(tiny_model, windows, output):
+    losses, gradients = gradients_of(tiny_model, windows, output)
+    seen = []
+    with output.register_forward_hook(lambda module, inputs, found: seen.append(found.requires_grad_())):
+        for window, loss, gradient in zip(windows.split(1), losses, gradients):
+            logits = tiny_model(window).logits[0, :-1]
+            expected = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum")
+            assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+            (by_autograd,) = torch.autograd.grad(expected, seen.pop())
+            assert torch.allclose(gradient, by_autograd, rtol=1e-3, atol=1e-5)
+
+
+def test_pieces_of_the_head_add_up(tiny_model, windows, output, monkeypatch):
+    losses, gradients = gradients_of(tiny_model, windows[:2], output)
+    monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
+    in_pieces, same = gradients_of(tiny_model, windows[:2], output)
+    assert in_pieces == pytest.approx(losses, rel=1e-6)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(gradients, same))
+
+
+def test_positions_without_a_label_count_for_nothing(tiny_model, windows, output):
+    losses, (gradient,) = gradients_of(
+        tiny_model,
+        windows[:1],
+        output,
+        lambda window, probabilities, start: torch.full((len(probabilities),), UNKNOWN),
+    )
+    assert losses == [0] and not gradient.any()
+
+
+def test_weights_get_no_gradients_and_no_hook_stays(tiny_model, windows, output):
+    forwards = [module.forward.__func__ for module in tiny_model.modules()]
+    gradients_of(tiny_model, windows[:1], output)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in tiny_model.parameters())
+    assert not any(module._forward_hooks for module in tiny_model.modules())
+    assert [module.forward.__func__ for module in tiny_model.modules()] == forwards

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.compression.ridge import ridge_direct
+from optimum_ffp.modeling.families import find_units, get_family
+from optimum_ffp.utils.profiling import StageMeter
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import make_tiny_model
+
+
+# A prune that needs no loss curves, and one that needs no ridge regression either.
+PLAIN = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
+PLAINEST = PLAIN | {"calibration": "none", "reward": "searched"}
+
+
+@pytest.fixture
+def prepared_with(windows):
+    """What is prepared of a tiny llama with some options, and the meter of it."""
+
+    def call(journal=None, **options):
+        model, family, meter = make_tiny_model(), get_family("llama"), StageMeter()
+        units = find_units(model, family)
+        config = FFPConfig(fisher_samples=2, **options)
+        return prepare(model, units, family, config, windows, meter, journal or Journal()), meter
+
+    return call
+
+
+def test_groups_are_sorted_by_the_criterion(prepared_with, windows):
+    model = make_tiny_model()
+    unit = find_units(model, get_family("llama"))[1]
+    seen = []
+    with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
+        model(windows)
+    # Wanda of a channel: the norm of what it reads, times the sum of its weights' sizes.
+    importance = seen[0].square().mean(0).sqrt() * unit.output.module.weight.abs().sum(0)
+    prepared, _ = prepared_with(**PLAINEST)
+    sorted_weight = prepared.sorted_model.model_units[1].output.module.weight
+    assert torch.equal(sorted_weight, unit.output.module.weight[:, importance.argsort(descending=True)])
+
+
+def test_factors_are_of_the_sorted_model(prepared_with, windows):
+    prepared, _ = prepared_with()
+    unit, seen = prepared.sorted_model.model_units[3], []
+    with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
+        prepared.sorted_model.model(windows)
+    gram = seen[0].T @ seen[0] / len(seen[0])
+    expected = ridge_direct(unit.output.module.weight.data, gram, 20)
+    assert torch.allclose(prepared.sorted_model.compensated_output(3, 20), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({}, ["statistics", "fisher", "importance", "factorisation"]),
+        ({"grad": False}, ["statistics", "importance", "factorisation", "slopes"]),
+        (PLAIN, ["statistics", "importance", "factorisation"]),
+        (PLAINEST, ["statistics", "importance"]),
+    ],
+    ids=["default", "no-grad", "no curves", "no factors"],
+)
+def test_nothing_is_measured_that_nothing_reads(prepared_with, options, stages):
+    prepared, meter = prepared_with(**options)
+    assert list(meter.seconds) == stages
+    assert (prepared.curves is not None) == (options.get("mapping") is None)
+    assert (prepared.sorted_model.ridges is not None) == ("factorisation" in stages)
+
+
+def test_what_the_journal_has_is_not_measured_again(prepared_with, tmp_path, monkeypatch):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    first, _ = prepared_with(journal)
+    for name in ("collect_statistics", "collect_fisher"):
+        monkeypatch.setattr(f"optimum_ffp.analysis.prepare.{name}", None)
+    again, _ = prepared_with(journal)
+    weights = first.sorted_model.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.sorted_model.model.state_dict().items())
+    for one, other in zip(first.curves.curves, again.curves.curves):
+        assert np.array_equal(one, other)

@@ -1,0 +1,43 @@
+import json
+from importlib.metadata import version
+
+import pytest
+
+from optimum_ffp.checkpoint.result import package_versions
+
+
+def test_counts_are_those_of_the_models(pruned):
+    pruner, _ = pruned
+    result = pruner.result
+    dense = pruner.model.num_parameters()
+    assert (result.dense_parameters, result.parameters) == (dense, result.model.num_parameters())
+    removed = sum(unit.parameters for unit in pruner.units) - result.policy.kept_parameters
+    assert result.model_sparsity == pytest.approx(removed / dense)
+    assert result.dtype == "float32"
+
+
+def test_perplexity_is_that_of_the_model_as_it_is(pruned):
+    result = pruned[0].result
+    assert result.perplexity == result.perplexities["calibrated"]
+    kept, result.perplexities = result.perplexities, {"dense": 3.0, "searched": 5.0}
+    assert result.perplexity == 5.0
+    result.perplexities = kept
+
+
+def test_what_the_folder_keeps_is_json_and_has_every_figure(pruned):
+    pruner, folder = pruned
+    record = json.loads(json.dumps(pruner.result.to_dict()))
+    written = json.loads((folder / "ffp_config.json").read_text())
+    assert record["policy"] == written["policy"]
+    # What is published says nothing of the folders of this machine, so that some values of these differ.
+    assert all(record[name].keys() == written[name].keys() for name in record)
+    provenance = record["provenance"]
+    assert provenance["perplexity"] == pruner.result.perplexities | pruner.data.test.describe()
+    assert set(provenance["seconds"]) == set(provenance["peak_gib"]) == set(pruner.result.cost.seconds)
+    assert [len(record["search"][name]) for name in ("sizes", "retentions")] == [len(pruner.units)] * 2
+
+
+def test_versions_are_those_that_are_installed():
+    found = package_versions()
+    assert found["torch"] == version("torch") and found["transformers"] == version("transformers")
+    assert {"python", "optimum", "stable-baselines3"} <= set(found)

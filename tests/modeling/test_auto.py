@@ -1,0 +1,53 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from optimum_ffp import FFPError, FFPModelForCausalLM
+from optimum_ffp.modeling import pruned_config, pruned_model_class
+from optimum_ffp.modeling.auto import is_pruned, load_whole
+from optimum_ffp.modeling.families import get_family
+from tests.helpers import make_tiny_model, prune_by_hand
+
+
+def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
+    family = get_family(tiny_model.config.model_type)
+    _, policy = prune_by_hand(tiny_model)
+    config = pruned_config(tiny_model.config, family, policy)
+    built = pruned_model_class(family)(config)
+    removed = tiny_model.num_parameters() - built.num_parameters()
+    assert removed == sum(unit.parameters for unit in policy.units) - policy.kept_parameters
+    # The dense model's config is left alone, and so are the global sizes of the pruned one.
+    assert not is_pruned(tiny_model.config) and is_pruned(config)
+    assert config.num_attention_heads == tiny_model.config.num_attention_heads == 8
+
+
+def test_a_checkpoint_loads_as_what_was_saved(tiny_model, windows, tmp_path):
+    pruned, _ = prune_by_hand(tiny_model)
+    pruned.save_pretrained(tmp_path)
+    loaded, info = FFPModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(pruned) and torch.equal(loaded(windows).logits, pruned(windows).logits)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert is_pruned(AutoConfig.from_pretrained(tmp_path))
+
+
+def test_it_is_not_made_by_its_constructor():
+    with pytest.raises(OSError, match=r"FFPModelForCausalLM.from_pretrained\(id_or_folder\)"):
+        FFPModelForCausalLM()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intermediate_size": 47}, r"of shape \[32, 48\] in place of \[32, 47\]"),
+        ({"num_hidden_layers": 4}, "the weights have no model.layers.3"),
+        ({"num_hidden_layers": 2}, "the config has no place for model.layers.2"),
+    ],
+)
+def test_weights_that_the_config_does_not_describe_are_an_error(tmp_path, change, message):
+    make_tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(FFPError, match=message):
+        load_whole(AutoModelForCausalLM, tmp_path)

@@ -1,0 +1,75 @@
+"""What a stage holds, against sizes that are counted by hand or on a real model."""
+
+import pytest
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.modeling.families import find_units, get_family
+from optimum_ffp.planning.memory import MemoryModel, Placement, StageMemory
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+
+
+def stages(placement=None, sparsity=0.2, **options):
+    model, family = make_tiny_model(), get_family("llama")
+    config = FFPConfig(seq_len=24, **options)
+    memory = MemoryModel(model, find_units(model, family), family, config, sparsity, placement or Placement(4))
+    return {stage.name: stage for stage in memory.stages()}, memory
+
+
+# Three layers: 4 KV groups of two heads of 4, and 48 channels, on a hidden size of 32 and 128 tokens.
+BLOCKS = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+OTHERS = 2 * 128 * 32 + 3 * 2 * 32 + 32
+# In float32; the frequencies of the rotary embedding are two buffers of two numbers.
+WEIGHTS = 4 * (BLOCKS + OTHERS + 2 * 2)
+MATRICES = 3 * (32**2 + 48**2)
+
+
+def test_weights_and_matrices_by_hand():
+    found, memory = stages()
+    assert memory.weights == WEIGHTS
+    assert memory.grams == memory.factors == 4 * MATRICES and memory.fishers == 4 * 6 * 32**2
+    for name, matrices in (("statistics", "Gram matrices"), ("search", "factors"), ("calibration", "factors")):
+        assert found[name].device["weights"] == WEIGHTS
+        assert found[name].device[matrices] == 4 * MATRICES
+
+
+def test_the_pruned_model_is_as_large_as_it_will_be(windows):
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    policy = random_policy(sorted_model, 0)
+    _, memory = stages(sparsity=policy.sparsity)
+    assert memory.pruned == pytest.approx(sorted_model.materialise(policy).get_memory_footprint(), rel=1e-6)
+
+
+def test_stages_are_those_that_the_options_ask_for():
+    assert "fisher" in stages()[0] and "slopes" not in stages()[0]
+    without = stages(grad=False)[0]
+    assert "fisher" not in without and "slopes" in without
+    bare = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
+    bare |= {"calibration": "none", "reward": "searched"}
+    found, memory = stages(**bare)
+    assert "factorisation" not in found and memory.factors == 0
+    assert not found["search"].device.get("compensated weights")
+
+
+def test_longer_windows_cost_activations_and_more_of_them_do_not():
+    before, _ = stages()
+    model, family = make_tiny_model(), get_family("llama")
+    longer = MemoryModel(model, find_units(model, family), family, FFPConfig(seq_len=48), 0.2, Placement(4))
+    after = {stage.name: stage for stage in longer.stages()}
+    assert after["statistics"].device["activations"] == 2 * before["statistics"].device["activations"]
+    assert stages(num_samples=500)[0]["statistics"] == before["statistics"]
+
+
+def test_what_has_no_room_on_a_card_is_in_host_memory():
+    beside, apart = (
+        stages(Placement(4, accelerator=True, matrices_beside=there))[0]["search"] for there in (True, False)
+    )
+    assert beside.device["factors"] == apart.host["factors"] == 4 * MATRICES
+    assert "factors" not in apart.device and "factors" not in beside.host
+    # Units borrow the card one after another.
+    assert apart.device["one unit's matrix"] == 4 * 48**2
+
+
+def test_the_largest_parts_are_named():
+    stage = StageMemory("search", {"weights": 3 * 2**30, "logits": 2**29, "none": 0}, {"process": 2**30})
+    assert stage.largest() == "weights 3.00, process 1.00, logits 0.50"
+    assert stage.largest(1) == "weights 3.00"

@@ -1,0 +1,43 @@
+import subprocess
+import sys
+
+import pytest
+
+from optimum_ffp.utils.heap import return_free_memory
+
+
+# A process of its own, whose heap nothing else has used: 256 MiB in pieces that glibc takes from the heap, of which
+# every sixteenth stays, so that the rest are holes between them.
+PROGRAM = """
+import re
+from pathlib import Path
+from optimum_ffp.utils.heap import return_free_memory
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+pieces = [bytearray(2**16) for _ in range(4096)]
+pieces = pieces[::16]
+before = resident()
+return_free_memory()
+print(before, resident())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_holes_go_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before - after > 100
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_nothing_is_done(monkeypatch, platform):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a C library was loaded"))
+    return_free_memory()
+
+
+def test_a_c_library_without_the_function_is_left_alone(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    return_free_memory()

@@ -1,0 +1,58 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from optimum_ffp.utils.precision import autocast_dtype, computing_in, float32_products
+
+
+CPU = torch.device("cpu")
+
+
+def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+    return SimpleNamespace(dtype=dtype, device=torch.device(device))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
+    expected = torch.bfloat16 if native else None
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: native, raising=False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
+    assert [autocast_dtype(on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
+    assert autocast_dtype(on("mps"), "auto") is None
+
+
+def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
+    assert autocast_dtype(on("cpu", torch.float16), "auto") is None
+    assert autocast_dtype(on("cpu"), "model") is None
+
+
+def test_autocast_to_a_type_or_not_at_all():
+    matrix = torch.eye(3)
+    with computing_in(CPU, torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+        with computing_in(CPU, None):
+            assert (matrix @ matrix).dtype == torch.float32
+        assert (matrix @ matrix).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_in_float32_inside_of_autocast(dtype):
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
+    exact = factors[0].double() @ factors[1].double()
+    before = torch.get_float32_matmul_precision()
+    with computing_in(CPU, torch.bfloat16), float32_products(*factors) as (left, right):
+        found = left @ right
+        assert torch.get_float32_matmul_precision() == ("medium" if dtype == torch.bfloat16 else "highest")
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_an_error_puts_the_precision_back():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(RuntimeError), float32_products(torch.eye(2, dtype=torch.bfloat16)):
+        raise RuntimeError
+    assert torch.get_float32_matmul_precision() == before
