@@ -11,7 +11,7 @@ def test_counts_are_those_of_the_models(pruned):
     result = pruner.result
     dense = pruner.model.num_parameters()
     assert (result.dense_parameters, result.parameters) == (dense, result.model.num_parameters())
-    removed = sum(unit.parameters for unit in pruner.units) - result.policy.kept_parameters
+    removed = sum(unit.parameters for unit in pruner.measured.units) - result.policy.kept_parameters
     assert result.model_sparsity == pytest.approx(removed / dense)
     assert result.dtype == "float32"
 
@@ -32,9 +32,9 @@ def test_what_the_folder_keeps_is_json_and_has_every_figure(pruned):
     # What is published says nothing of the folders of this machine, so that some values of these differ.
     assert all(record[name].keys() == written[name].keys() for name in record)
     provenance = record["provenance"]
-    assert provenance["perplexity"] == pruner.result.perplexities | pruner.data.test.describe()
+    assert provenance["perplexity"] == pruner.result.perplexities | pruner.measured.data.test.describe()
     assert set(provenance["seconds"]) == set(provenance["peak_gib"]) == set(pruner.result.cost.seconds)
-    assert [len(record["search"][name]) for name in ("sizes", "retentions")] == [len(pruner.units)] * 2
+    assert [len(record["search"][name]) for name in ("sizes", "retentions")] == [len(pruner.measured.units)] * 2
 
 
 def test_versions_are_those_that_are_installed():
