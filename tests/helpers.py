@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings import greedy
-from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.result import SearchRecord
@@ -100,6 +100,12 @@ FILES = {
 }
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAMPLE = "the quick brown fox jumps over the lazy dog while the other foxes sleep in their den at night "
+# As those of SmolLM2-135M, with a few parameters of every attention that stay.
+SMOLLM2 = [
+    unit
+    for layer in range(30)
+    for unit in (Unit(layer, "attention", 3, 294912, fixed_parameters=7), Unit(layer, "ffn", 1536, 1728))
+]
 CHOICES = 4
 METRICS = ("acc", "acc_norm")
 

@@ -83,3 +83,42 @@ def test_nothing_is_ever_pickled():
     for path in FILES:
         text = path.read_text()
         assert not re.search(r"^\s*(import|from) pickle|torch\.(load|save)\b", text, re.MULTILINE)
+
+
+TESTS = Path(__file__).parent
+# Modules and packages whose tests are elsewhere.
+TESTED_IN = {
+    "analysis.criteria": "analysis/test_importance.py",
+    "checkpoint.gguf": "checkpoint/gguf/test_gguf.py",
+    "commands.arguments": "commands/test_prune.py",
+    "commands.errors": "commands/test_prune.py",
+    "commands.summary": "commands/test_prune.py",
+    "compression.repair": "test_pruner.py",
+    "data.request": "data/test_windows.py",
+    "data.sources": "data/test_windows.py",
+    "evaluation.record": "evaluation/test_table.py",
+    "modeling.families": "modeling/families/test_families.py",
+    "options": "test_config.py",
+    "planning.preflight": "commands/test_plan.py",
+}
+# A module of fewer lines is one call of another, or a record.
+LINES = 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_has_a_mirror(path):
+    name, relative = module_name(path), path.relative_to(ROOT)
+    package = name.rpartition(".")[0]
+    elsewhere = TESTED_IN.get(name) or TESTED_IN.get(package)
+    if path.name == "__init__.py" or relative.match("modeling_ffp_*.py") or len(path.read_text().splitlines()) < LINES:
+        return
+    mirror = TESTS / (elsewhere or relative.with_name(f"test_{path.name}"))
+    assert mirror.is_file(), f"{relative} has no {mirror.relative_to(TESTS)}"
+
+
+@pytest.mark.parametrize("name", TESTED_IN)
+def test_an_exception_is_one_and_is_tested(name):
+    path = ROOT.joinpath(*name.split("."))
+    assert path.is_dir() or path.with_suffix(".py").is_file()
+    assert (TESTS / TESTED_IN[name]).is_file()
+    assert not (TESTS / path.relative_to(ROOT)).with_name(f"test_{path.name}.py").is_file()

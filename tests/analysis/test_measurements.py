@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+
+from optimum_ffp import FFPConfig, FFPError
+from optimum_ffp.analysis.measurements import Measurements
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
+
+
+@pytest.fixture
+def measure(data_folder):
+    def call(**options):
+        config = FFPConfig(dataset=str(data_folder), **SETTINGS | options)
+        return Measurements(make_tiny_model(), make_tokenizer(), config), config
+
+    return call
+
+
+def losses_by_transformers(windows) -> np.ndarray:
+    model = make_tiny_model()
+    return np.array([model(row[None], labels=row[None]).loss.item() for row in windows.tokens])
+
+
+def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
+    measured, _ = measure()
+    assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
+    expected = np.exp(losses_by_transformers(measured.data.test).mean())
+    assert measured.dense_perplexity == pytest.approx(expected, rel=1e-5)
+    # Sorting was not for nothing.
+    weights = make_tiny_model().state_dict()
+    assert not all(torch.equal(tensor, weights[name]) for name, tensor in measured.model.state_dict().items())
+
+
+def test_all_of_it_is_measured_once(measure, monkeypatch):
+    measured, _ = measure()
+    found = measured.data, measured.prepared, measured.dense_losses
+    for name in ("load_windows", "prepare", "window_losses"):
+        monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
+    assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
+
+
+def test_a_config_that_changes_later_changes_nothing(measure):
+    measured, config = measure()
+    config.num_samples = 3
+    assert len(measured.data.calibration) == 8
+    with pytest.raises(FFPError, match="num_samples was 8 and is 3: that is measured once"):
+        measured.check(config)
+
+
+def test_configs_that_differ_in_other_options_share_it(measure, data_folder):
+    measured, _ = measure()
+    later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
+    assert measured.differences(FFPConfig(dataset=str(data_folder), **SETTINGS | later)) == []
+    assert len(measured.differences(FFPConfig(dataset="self", **SETTINGS | {"seed": 5}))) == 2
+
+
+def test_a_dense_model_that_overflows_is_an_error(measure):
+    measured, _ = measure()
+    measured.model.lm_head.weight.data.mul_(1e8)
+    with pytest.raises(FFPError, match="perplexity of the dense model is not finite on the search windows"):
+        _ = measured.dense_losses
