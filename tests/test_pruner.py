@@ -180,6 +180,7 @@ def test_a_search_and_a_calibration_with_other_options_than_the_pruners(save_tin
         pruner.search(config=config.replace(criterion="wanda"))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_broken_off_leaves_the_pruner_as_it_was(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work")
     for _ in pruner.sweep([0.2, 0.3]):
