@@ -16,7 +16,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..errors import FFPError
 from ..hub.naming import without_folders
-from ..hub.upload import check_push, explain, one_line, push_folder
+from ..hub.upload import check_push, describe_failure, one_line, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import check_output, is_checkpoint, whole_folder
 from ..utils.json import to_json
@@ -155,7 +155,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
             )
         # The HTTP library's own exceptions too.
         except Exception as error:
-            reason = explain(error, token)
+            reason = describe_failure(error, token)
             raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
         name = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
     try:

@@ -63,7 +63,7 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows hold no text."""
-    with _explained(path):
+    with _reader_errors(path):
         _column_of(path, text_column)
 
 
@@ -90,7 +90,7 @@ def hub_error(dataset: str, error: Exception, prunes: bool) -> FFPError:
 def _read_files(paths: list[Path], request: DataRequest) -> list[Row]:
     def texts() -> Iterator[Row]:
         for path in paths:
-            with _explained(path):
+            with _reader_errors(path):
                 column = _column_of(path, request.text_column)
                 yield from read_column(read_rows(path, column), column, str(path))
 
@@ -110,7 +110,7 @@ def _column_of(path: Path, text_column: str | None) -> str:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _reader_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FFPError:

@@ -54,7 +54,7 @@ class TaskSuite:
                 raise FFPError(f"there is no task {name!r}, neither of lm-eval nor in --tasks-path; {advice}")
         self.names = [found for name in names for found in self._find(name)]
         self.num_fewshot = num_fewshot
-        with _explained(self.names):
+        with _task_errors(self.names):
             self.manager.load(self.names)
 
     def _find(self, name: str) -> list[str]:
@@ -88,7 +88,7 @@ class TaskSuite:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        with _explained(self.names):
+        with _task_errors(self.names):
             results = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=self.names,
@@ -134,7 +134,7 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(names: list[str]) -> Iterator[None]:
+def _task_errors(names: list[str]) -> Iterator[None]:
     try:
         yield
     except (FFPError, torch.OutOfMemoryError):

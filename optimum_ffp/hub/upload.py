@@ -81,7 +81,7 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
         raise
     # The HTTP library, the storage client and the thread pool below each raise exceptions of their own.
     except Exception as error:
-        reason = explain(error, token)
+        reason = describe_failure(error, token)
     command = shlex.join(
         ["optimum-cli", "ffp", "push", os.fspath(folder), repo_id, *(["--private"] if private else [])]
     )
@@ -117,7 +117,7 @@ def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationA
     return [*additions, *(CommitOperationDelete(name) for name in stale)]
 
 
-def explain(error: BaseException, token: str | None = None) -> str:
+def describe_failure(error: BaseException, token: str | None = None) -> str:
     """What the Hub has answered, or how the connection ended, and what to do about it; one line without any token."""
     chain = [error]
     while chain[-1].__cause__ is not None:

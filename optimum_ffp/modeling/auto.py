@@ -116,7 +116,7 @@ def _no_report(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _explained(model_id: str | os.PathLike) -> Iterator[None]:
+def _checkpoint_errors(model_id: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except FFPError:
@@ -164,14 +164,14 @@ class FFPModelForCausalLM:
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
         config = kwargs.pop("config", None)
         if config is None:
-            with _explained(model_id):
+            with _checkpoint_errors(model_id):
                 config, kwargs = _read_config(model_id, hub, kwargs)
         if not is_pruned(config):
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
         model_class = pruned_model_class(get_family(config.model_type))
         cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
-        with _explained(model_id):
+        with _checkpoint_errors(model_id):
             # Whatever the caller allows: no code of a repository is needed, and a pickle can be code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
             model, info = load_whole(model_class, model_id, config=config, **kwargs)

@@ -114,7 +114,7 @@ def load_any(
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     reader = open_gguf(model_id) if extra else None
-    with explained(model_id, options.token):
+    with loading_errors(model_id, options.token):
         if not extra:
             check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
@@ -137,7 +137,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """
     source, extra = _locate(model_id)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    with explained(model_id, options.token):
+    with loading_errors(model_id, options.token):
         if not extra:
             check_checkpoint(source, **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
@@ -158,7 +158,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
     weights = _weight_options(options, extra)
-    with explained(model_id, options.token):
+    with loading_errors(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options.hub(), **extra
         )
@@ -221,7 +221,7 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def explained(model_id: str, token: str | None) -> Iterator[None]:
+def loading_errors(model_id: str, token: str | None) -> Iterator[None]:
     """Whatever goes wrong while a model is loaded becomes an `FFPError` of one line, without the token."""
     try:
         yield

@@ -15,7 +15,7 @@ from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..modeling.families import find_family, find_units
-from ..modeling.loading import explained, resolve_dtype
+from ..modeling.loading import loading_errors, resolve_dtype
 from ..options import GRADIENT_COST, NO_SEARCH
 from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype
@@ -186,7 +186,7 @@ def make_plan(
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
-    with explained(name, None):
+    with loading_errors(name, None):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
         units = find_units(model, family, config.ffn_multiple)

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from ..config import FFPConfig
 from ..data import check_text_file, find_files, hub_error, hub_source
 from ..errors import FFPError
-from ..hub.upload import check_push, explain
+from ..hub.upload import check_push, describe_failure
 from ..utils.folders import check_apart, check_file, check_output
 from ..utils.resume import check_work_folder
 from .plan import GIB, Plan
@@ -139,7 +139,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None) ->
     try:
         user = HfApi(token=token).whoami()
     except Exception as error:  # The HTTP library's own exceptions too.
-        reason = explain(error, token)
+        reason = describe_failure(error, token)
         if getattr(getattr(error, "response", None), "status_code", None) in REFUSALS:
             raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
         logger.warning("whether the Hub will take the upload is not known: %s", reason)

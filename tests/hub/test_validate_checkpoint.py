@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.checkpoint.saving import load_agent
-from optimum_ffp.hub.upload import explain, one_line, push_folder
+from optimum_ffp.hub.upload import describe_failure, one_line, push_folder
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
 from tests.hub_server import run_hub
 
@@ -189,10 +189,12 @@ def test_messages_blot_tokens_out(monkeypatch):
     assert one_line(error, "hf_given\n") == "Illegal header value b'Bearer ***\\n', nor ***"
     outer = RuntimeError("Error while uploading 'model.safetensors'")
     outer.__cause__ = OSError("Bearer hf_given refused")
-    assert explain(OSError("HTTP status client error (403 Forbidden), domain: x")).startswith(
+    assert describe_failure(OSError("HTTP status client error (403 Forbidden), domain: x")).startswith(
         "403 Forbidden; the token"
     )
-    assert "hf_given" not in explain(outer, "hf_given") and "Bearer *** refused" in explain(outer, "hf_given")
+    assert "hf_given" not in describe_failure(outer, "hf_given") and "Bearer *** refused" in describe_failure(
+        outer, "hf_given"
+    )
 
 
 def test_a_token_that_is_none_is_not_repeated(tmp_path, monkeypatch):
