@@ -1,4 +1,4 @@
-"""Picomodels of every family, built from configs: no network, a second to build."""
+"""Fixtures: tiny models saved as folders, text, a Hub of this machine."""
 
 import shutil
 import subprocess
