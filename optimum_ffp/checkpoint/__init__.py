@@ -1,1 +1,1 @@
-"""What a prune leaves: a folder with weights, card, plots and report, or a GGUF file."""
+"""Output of a prune: a folder with weights, card, plots and report, or a GGUF file."""

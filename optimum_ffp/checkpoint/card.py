@@ -1,4 +1,4 @@
-"""The model card, from `model_card_template.md`."""
+"""Writes the model card from `model_card_template.md`."""
 
 import json
 import math
@@ -22,26 +22,26 @@ from .result import PruningResult, package_versions
 
 
 TEMPLATE = "model_card_template.md"
-# No package index has it yet.
+# optimum-ffp is not on a package index yet.
 INSTALL = "from a checkout of it: `pip install -e .`"
-# `other` stands for a licence that the two others name and link to.
+# With `license: other` the other two fields give the licence's name and link.
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def template_path() -> Path:
-    """Where the template is: in an installed package, or at the top of a checkout."""
+    """Path of the template: in the installed package, or at the top of a checkout."""
     packaged = Path(str(files("optimum_ffp"))) / TEMPLATE
     return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
 
 
 def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str, str], name: str) -> None:
-    """Writes `README.md` with the figures, the plots and the lines that load the model.
+    """Writes `README.md` with the figures, the plots and the code that loads the model.
 
     Args:
-        result: What to describe.
-        folder: The checkpoint's folder.
-        plots: File names of the pictures in it, as `write_plots` returns them.
-        name: What the folder will be called. The commands take it for a folder of the current one.
+        result: Result to describe.
+        folder: Folder of the checkpoint.
+        plots: File names of the plots in it, as returned by `write_plots`.
+        name: Final name of the folder; the commands in the card refer to it as `./NAME`.
     """
     fields = _fields(result, plots) | {
         "python_name": json.dumps(f"./{name}", ensure_ascii=False),
@@ -53,18 +53,18 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
 
 
 def _base_metadata(base_model: str) -> dict[str, Any]:
-    """The licence of the base model, as its own card states it."""
+    """Licence of the base model, from its card."""
     try:
         readme = base_model if is_hub_id(base_model) else Path(base_model).expanduser() / "README.md"
         data = ModelCard.load(readme, ignore_metadata_errors=True).data
-    # A card is a courtesy: a base model without a readable one is pruned all the same.
+    # A base model without a readable card can be pruned all the same.
     except Exception:
         return {}
     return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
 
 
 def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
-    """Id and configuration of a dataset, if the Hub has it."""
+    """Id and configuration of a dataset on the Hub; `None` for local data."""
     if dataset in NAMED:
         return NAMED[dataset]
     dataset_id, _, name = dataset.partition(":")
@@ -88,7 +88,7 @@ def _metadata(result: PruningResult) -> ModelCardData:
 
 def _evaluations(result: PruningResult) -> list[EvalResult]:
     test, perplexity = result.test, result.perplexity
-    # JSON, which the Hub reads this into, has no infinity.
+    # The Hub stores this as JSON, which has no infinity.
     if not math.isfinite(perplexity):
         return []
     dataset_id, name = _hub_dataset(test.dataset) or (short_name(test.dataset), None)
@@ -125,7 +125,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
         "chat": bool(getattr(result.tokenizer, "chat_template", None)),
         "gguf": _gguf_option(result),
-        # What torchao quantises. GPT-2 has transposed projections of its own instead.
+        # torchao quantises `nn.Linear` only; GPT-2 has `Conv1D` instead.
         "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
         "install": INSTALL,
         "command": command_line(result),
@@ -138,7 +138,7 @@ def _base_link(base: str, revision: str | None) -> str:
 
 
 def _gguf_option(result: PruningResult) -> str | None:
-    """What `ffp export` needs for this model beside its names, or `None` if llama.cpp can't run it."""
+    """Options of `ffp export` for this model; `None` if llama.cpp can't run it."""
     config = result.model.config
     try:
         check_exportable(config)
@@ -155,9 +155,9 @@ def _gguf_option(result: PruningResult) -> str | None:
 
 
 def command_line(result: PruningResult) -> str:
-    """The command that repeats this prune: where it began, and what it read that isn't the preset's."""
+    """The command that reproduces this prune: model, warm start, and all options that differ from the preset."""
     config, search = result.config, result.search
-    # A sparsity of a sweep goes on from the agent of those before it, so it takes all of them to repeat one.
+    # A search of a sweep starts from the agent of the previous one, so the command has all sparsities.
     values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | (search.sweep or {})
     agent = search.warm_start
     stated = {
@@ -182,11 +182,11 @@ def command_line(result: PruningResult) -> str:
 
 
 def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """The options that a command has to state, and the seed: those that its preset wouldn't give."""
+    """The seed, and the options whose values differ from the preset's."""
     for preset in (values["preset"], FFPConfig.preset):
-        # Without a backward pass, or with a reward before calibration, others have another default too.
+        # `grad` and `reward` change the defaults of other options.
         defaults = FFPConfig(preset=preset, grad=values["grad"], reward=values["reward"]).to_dict()
-        # An option can't be set to nothing.
+        # The command line can't set an option to `None`: use the preset whose defaults have it.
         if all(values[name] is not None or default is None for name, default in defaults.items()):
             break
     alone = FFPConfig(preset=preset)

@@ -1,4 +1,4 @@
-"""`report.html`: what was done to a model, in one file that needs nothing beside it."""
+"""Writes `report.html`: everything that is known of a prune, as a single self-contained file."""
 
 import base64
 import math
@@ -21,15 +21,15 @@ REPORT_FILE = "report.html"
 
 
 def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mapping[str, str]) -> Path:
-    """Writes `report.html` with everything that is known of a prune; what a run doesn't have gets no section.
+    """Writes `report.html`; sections without data are left out.
 
     Args:
-        result: What to report on.
-        folder: The checkpoint's folder.
-        plots: File names of the pictures in it, as `write_plots` returns them; they are embedded.
+        result: Result to report.
+        folder: Folder of the checkpoint.
+        plots: File names of the plots in it, as returned by `write_plots`; they are embedded.
 
     Returns:
-        The file.
+        Path of the report.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "."),
@@ -46,12 +46,12 @@ def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mappin
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """A figure with its decimals, or in words where it is infinite or no number."""
+    """Formats a number with `digits` decimals; infinity and NaN are "not finite"."""
     return f"{value:,.{digits}f}" if math.isfinite(value) else "not finite"
 
 
 def describe_windows(windows: Mapping[str, Any]) -> str:
-    """Dataset, split, number and length of windows (`Windows.describe`) in a line."""
+    """Formats the record of `Windows.describe` as one line: dataset, split, number and length of windows."""
     count, length = windows["windows"], windows["window_length"]
     return f"{dataset_name(windows['dataset'])}, {windows['split']}, {count} × {length} tokens"
 
@@ -85,7 +85,7 @@ def _fields(result: PruningResult) -> dict[str, Any]:
 
 
 def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
-    """Every perplexity of the run beside the dense model's on the same windows."""
+    """All perplexities of the prune, on test windows and on search windows, each with the dense model's."""
     calibrated = "calibrated" in result.perplexities
     names = {
         "dense": "dense",
@@ -95,7 +95,7 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
     test = [(names[name], value) for name, value in result.perplexities.items()]
     search = result.search
     rewarded = "after ridge regression" if result.config.reward == "compensated" else "before calibration"
-    found = [("dense", search.dense_perplexity), (f"policy kept, {rewarded}", search.best_perplexity)]
+    found = [("dense", search.dense_perplexity), (f"final policy, {rewarded}", search.best_perplexity)]
     found += [(f"policy “{name}”, {rewarded}", value) for name, value in search.baselines.items()]
     tables = (("test windows", result.test.describe(), test), ("search windows", search.windows, found))
     return [
@@ -105,7 +105,7 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
 
 
 def _held_out(result: PruningResult) -> dict[str, Any] | None:
-    """Mean error of calibration by kind of unit, with the windows that it was measured on."""
+    """Mean held-out error of calibration per kind of unit, and its windows."""
     units = result.calibration.get("units")
     if not units:
         return None
@@ -115,7 +115,7 @@ def _held_out(result: PruningResult) -> dict[str, Any] | None:
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:
-    """One row a layer: for attention and FFN the groups kept, and what calibration measured."""
+    """One row per layer: for attention and FFN the number of groups kept, and the calibration record."""
     fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
     layers: dict[int, dict[str, Any]] = {}
     for unit, size in zip(result.policy.units, result.policy.sizes):

@@ -1,4 +1,4 @@
-"""The Pareto front of a sweep over sparsities, as JSON and as a picture."""
+"""The Pareto front of a sweep over sparsities, as JSON and as a plot."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ from .result import PruningResult
 
 
 class ParetoFront:
-    """Size and perplexity at every sparsity of a sweep, beside the dense model and the baselines.
+    """Size and perplexity at every sparsity of a sweep, with the dense model and the baselines.
 
-    `search_perplexity` compares policies alike: all before the final calibration, on the search windows.
-    `perplexity` is that of the finished model on the test windows.
+    `search_perplexity` compares policies before the final calibration, on the search windows. `perplexity` is that of
+    the final model on the test windows.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class ParetoFront:
             stem: Path without a suffix.
 
         Returns:
-            The two files.
+            Paths of the two files.
 
         Raises:
             FFPError: If they can't be written.
@@ -66,5 +66,5 @@ class ParetoFront:
 
 
 def front_files(stem: str | os.PathLike) -> dict[str, bytes]:
-    """What `ParetoFront.write` writes, and what these files begin with."""
+    """Names of the files of `ParetoFront.write`, with their first bytes."""
     return {f"{stem}.json": b'{"dense":', f"{stem}.png": b"\x89PNG"}

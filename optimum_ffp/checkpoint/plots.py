@@ -1,4 +1,4 @@
-"""The pictures of a model card and of a report."""
+"""The plots of the model card and of the report."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,17 +17,21 @@ COLORS = {
     "failed": "#c0392b",
 }
 KINDS = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}
-# The no-search policy often is the one kept, so its marker is large enough to be seen behind.
+# The searched policy is often the no-search one, whose marker is larger to remain visible behind.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
-# Inches. Wide enough for eighty layers, and text of 10 points stays legible where the picture is shown at half size.
+# Inches: wide enough for 80 layers; text of 10 points is legible at half size.
 WIDTH, DPI = 9, 150
 
 
 def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, str]:
-    """Draws what a run has: always the policy, and the search, the held-out error and the front where there are any.
+    """Draws the policy and, if the result has them, the search, the held-out error and the Pareto front.
+
+    Args:
+        result: Result to draw.
+        folder: Folder to write to.
 
     Returns:
-        File name of every picture that was drawn, by what it shows: `policy`, `search`, `calibration`, `pareto`.
+        File names by plot: `policy`, `search`, `calibration`, `pareto`.
     """
     drawn = {}
     wanted: dict[str, tuple[Callable, float, Any]] = {
@@ -46,13 +50,13 @@ def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, s
 
 
 def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str, path: str | os.PathLike) -> None:
-    """Draws perplexity against parameters: the Pareto front of a sweep, with its baselines.
+    """Draws the Pareto front of a sweep with its baselines: perplexity against parameters.
 
     Args:
         dense: `parameters` and `search_perplexity` of the dense model.
         rows: `parameters` and `search_perplexity` (by name in `FRONT`) of every sparsity.
-        windows: What the perplexities were measured on.
-        path: The picture to write.
+        windows: Description of the windows of the perplexities.
+        path: File to write.
     """
     figure = _new_figure(4.6)
     _draw_front(figure, dense, rows, windows)
@@ -61,12 +65,12 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
 
 
 def format_lambda(ridge_lambda: float) -> str:
-    """λ of a unit's fit. It is infinite where the ridge solution stayed as it was."""
+    """Formats the λ of a unit; infinity means that the ridge solution was kept."""
     return f"{ridge_lambda:g}".replace("inf", "∞")
 
 
 def _new_figure(height: float):
-    # Takes a while to import, and most of the package draws nothing.
+    # Imported here because it is slow and rarely needed.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
@@ -128,7 +132,7 @@ def _draw_search(figure, result: PruningResult) -> None:
 
 def _draw_calibration(figure, result: PruningResult) -> None:
     error, strength = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    # λ comes from a short list that may hold 0 or infinity, so each has a line of its own.
+    # λ takes few values, 0 and infinity among them: the axis is categorical.
     lambdas = sorted(set(_column(result.calibration["units"], "ridge_lambda")))
     for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items()):
         rows = [row for row in result.calibration["units"] if row["unit"] == kind]
@@ -168,7 +172,7 @@ def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]], w
 
 
 def _compress(axes, perplexities: Sequence[float]) -> None:
-    """A logarithmic axis where a few bad policies would press all others to its floor."""
+    """Makes the axis logarithmic if perplexities differ more than tenfold."""
     from matplotlib.ticker import LogFormatter
 
     if perplexities and max(perplexities) > 10 * min(perplexities):

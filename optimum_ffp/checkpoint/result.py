@@ -1,4 +1,4 @@
-"""Results: of a search, the policy; of a prune, the model and everything that a report says."""
+"""Results of a search and of a prune."""
 
 import platform
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ..data import Windows
 from ..utils.profiling import StageMeter
 
 
-# Figures that a search has only as part of a sweep.
+# Fields that only searches of a sweep have.
 OF_A_SWEEP = ("baselines", "sweep", "front")
 
 
@@ -24,18 +24,18 @@ class SearchRecord:
     """Counts and figures of a search.
 
     Attributes:
-        method: The option of that name.
-        seed: The option of that name.
+        method: Option `method`.
+        seed: Option `seed`.
         candidate_evaluations: Number of policies evaluated.
-        tokens_evaluated: Tokens that these evaluations read; three times those of a forward and backward pass.
+        tokens_evaluated: Tokens of these evaluations; those of a forward and backward pass count three times.
         non_finite: Number of candidates whose loss is not finite.
-        dense_perplexity: Of the dense model on the search windows.
-        best_perplexity: Of the policy that was found, on the same windows.
+        dense_perplexity: Perplexity of the dense model on the search windows.
+        best_perplexity: Perplexity of the policy found, on the same windows.
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.
-        repeated_windows: Number of windows by role that repeat text of other roles.
-        warm_start: Checkpoint whose agent the search began with.
-        baselines: Perplexity of the policies of no search, by method, if they were evaluated.
+        repeated_windows: Number of windows per role that repeat text of other roles.
+        warm_start: Checkpoint whose agent the search started from.
+        baselines: Perplexity per method that needs no search, if evaluated.
         sweep: `sparsity` and `search_steps` of the sweep that this search is part of.
         front: Record of the sweep's Pareto front up to this search.
     """
@@ -56,7 +56,7 @@ class SearchRecord:
     front: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON-ready form that `ffp_config.json` keeps."""
+        """The JSON-ready record in `ffp_config.json`."""
         record = asdict(self)
         perplexity = {"dense": record.pop("dense_perplexity"), "best": record.pop("best_perplexity")}
         record["perplexity"] = perplexity | record.pop("windows")
@@ -68,8 +68,8 @@ class FoundPolicy:
     """A policy and how it was found.
 
     Attributes:
-        policy: Number of groups that every unit keeps.
-        config: All options; `config.sparsity` is what was asked for.
+        policy: Number of groups that each unit keeps.
+        config: Options; `config.sparsity` is the target.
         search: Counts and figures of the search.
         log: One record per candidate evaluation.
         agent: State of the agent for policy transfer, if the method has one.
@@ -86,23 +86,23 @@ class FoundPolicy:
 
 @dataclass
 class PruningResult:
-    """A pruned model and how it came about.
+    """A pruned model and the record of its prune.
 
     Attributes:
-        model: The pruned model, a real `PreTrainedModel`.
-        tokenizer: The dense model's.
+        model: The pruned model, a `PreTrainedModel`.
+        tokenizer: Tokenizer of the dense model.
         found: The policy and its search.
-        config: All options; those of calibration may differ from `found.config`.
+        config: Options; those of calibration may differ from `found.config`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
-        perplexities: `dense`, `searched` (before calibration, if that is what was searched for) and `calibrated`, on
-            the test windows.
+        perplexities: On the test windows: `dense`, `searched` (before calibration, if `config.reports_searched`) and
+            `calibrated`.
         test: The test windows.
-        calibration: Of sequential calibration: λ and relative error on held-out windows of every unit. λ is infinite,
-            in JSON `null`, where what ridge regression gives is better than any fit.
-        cost: Time and peak memory of every stage.
-        revision: Commit of the dense model on the Hub, if it is from there.
-        trust_remote_code: Whether code of the tokenizer's repository could run.
+        calibration: Record of sequential calibration: λ and relative error on held-out windows per unit. λ is infinite
+            (`null` in JSON) where the ridge solution is better than any fit.
+        cost: Time and peak memory per stage.
+        revision: Commit of the dense model on the Hub, if loaded from there.
+        trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
     """
 
     model: PreTrainedModel
@@ -120,7 +120,7 @@ class PruningResult:
 
     @property
     def policy(self) -> PruningPolicy:
-        """Number of groups that every unit keeps."""
+        """Number of groups that each unit keeps."""
         return self.found.policy
 
     @property
@@ -140,7 +140,7 @@ class PruningResult:
 
     @property
     def dtype(self) -> str:
-        """Name of the torch type that everything was computed in."""
+        """Name of the dtype of the weights."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
@@ -155,11 +155,11 @@ class PruningResult:
 
     @property
     def perplexity(self) -> float:
-        """Of the model as it is: after calibration, if there was one."""
+        """Perplexity of the final model on the test windows."""
         return self.perplexities.get("calibrated", self.perplexities.get("searched"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Policy, search and provenance, which `ffp_config.json` keeps beside the options."""
+        """Policy, search and provenance, stored in `ffp_config.json` with the options."""
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,

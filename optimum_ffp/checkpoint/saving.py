@@ -1,4 +1,4 @@
-"""A pruned model as a folder, whole or not at all."""
+"""Saves a pruned model as a folder, completely or not at all."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from .plots import write_plots
 from .result import PruningResult
 
 
-# Not beside the weights: vLLM takes every .safetensors file of a folder for a part of the model.
+# In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
 
@@ -34,13 +34,16 @@ LOG_FILE = "search_log.jsonl"
 def save_checkpoint(
     result: PruningResult, directory: str | os.PathLike, overwrite: bool = False, work_folder: Path | None = None
 ) -> Path:
-    """Writes everything that belongs to a pruned model.
+    """Writes the checkpoint: weights, code, tokenizer, config, log, agent, plots, card and report.
 
     Args:
-        result: What to save.
-        directory: The folder. It appears whole or not at all.
-        overwrite: Whether to replace an empty folder, or a checkpoint of ours without other files.
-        work_folder: Where finished work is kept: what an error says of how to go on.
+        result: Result to save.
+        directory: Folder to write. It is written completely or not at all.
+        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+        work_folder: Folder of finished work, named in errors.
+
+    Returns:
+        Path of the folder.
 
     Raises:
         FFPError: If the folder exists and may not be replaced, or can't be written.
@@ -49,10 +52,10 @@ def save_checkpoint(
     try:
         with whole_folder(path) as folder:
             _write(result, folder, Path(os.path.abspath(directory)).name)
-            # Others may have written there meanwhile.
+            # Another process may have written there in the meantime.
             check_output(directory, overwrite)
     except Exception as error:
-        # Libraries that are written in Rust have exceptions of their own for what the system says.
+        # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
         if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
             raise
         kept = f"; what is finished is in {work_folder}: make room and go on with --resume" if work_folder else ""
@@ -76,10 +79,10 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
-    """The folder, if `save_checkpoint` has written it.
+    """Checks that `save_checkpoint` has written a folder, and returns its path.
 
     Raises:
-        FFPError: If there is none, it holds something else, or its weights are gone or broken.
+        FFPError: If the folder does not exist, holds something else, or its weights are missing or broken.
     """
     path = Path(directory).expanduser()
     if not path.is_dir():
@@ -93,10 +96,11 @@ def check_saved(directory: str | os.PathLike) -> Path:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a tokenizer so that transformers 4 reads it too.
+    """Saves a tokenizer so that transformers 4 can load it too.
 
-    Since 5 a tokenizer that comes from `tokenizer.json` alone is of class `TokenizersBackend`, which 4 doesn't know;
-    the name that both know is `PreTrainedTokenizerFast`, and there 4 must be told not to make `token_type_ids`.
+    transformers 5 names the class of a tokenizer from `tokenizer.json` alone `TokenizersBackend`, which version 4
+    doesn't know. Both know `PreTrainedTokenizerFast`, with which version 4 needs `model_input_names` to leave out
+    `token_type_ids`.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -110,8 +114,8 @@ class SavedAgent(dict[str, np.ndarray]):
     """Weights of an agent by name.
 
     Args:
-        weights: Of the agent.
-        source: The checkpoint that they are from: a folder, or `id@commit`.
+        weights: Arrays by name.
+        source: Checkpoint of the agent: a folder, or `id@commit`.
     """
 
     def __init__(self, weights: Mapping[str, np.ndarray], source: str):
@@ -124,7 +128,7 @@ def find_agent(
     token: str | None = None,
     cache_dir: str | None = None,
 ) -> SavedAgent | None:
-    """The agent that a search goes on from, loaded if it is named, with what a record can say of where it is from."""
+    """The agent that a search starts from, with its source; loaded if `warm_start` is a path or Hub id."""
     if isinstance(warm_start, (str, os.PathLike)):
         return load_agent(warm_start, token, cache_dir)
     if warm_start is None or isinstance(warm_start, SavedAgent):
@@ -133,15 +137,15 @@ def find_agent(
 
 
 def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None) -> SavedAgent:
-    """Weights of the agent that searched a checkpoint.
+    """Loads the agent of a checkpoint.
 
     Args:
-        source: A checkpoint's folder, or its Hub id; `id@revision` names a branch, tag or commit.
-        token: Of the Hub.
-        cache_dir: Where downloads are kept.
+        source: Folder or Hub id of the checkpoint; `id@revision` names a branch, tag or commit.
+        token: Access token for the Hub.
+        cache_dir: Folder for downloads.
 
     Raises:
-        FFPError: If there is none, or the file is broken.
+        FFPError: If the checkpoint has no agent, or the file is broken.
     """
     folder = Path(source).expanduser()
     path, name = folder / AGENT_FILE, os.fspath(source)
@@ -153,7 +157,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
             path = Path(
                 hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token, cache_dir=cache_dir)
             )
-        # The HTTP library's own exceptions too.
+        # The HTTP library raises its own exceptions too.
         except Exception as error:
             reason = describe_failure(error, token)
             raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
@@ -168,21 +172,21 @@ def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = 
     """Uploads a checkpoint in one commit.
 
     Args:
-        result: What to upload.
-        repo_id: `name` or `owner/name`; created if it doesn't exist.
-        private: Whether a new repository is private.
-        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+        result: Result to upload.
+        repo_id: `name` or `owner/name`; created if it does not exist.
+        private: Whether the repository is private if it is created.
+        token: Access token for the Hub; the one stored by `hf auth login` if `None`.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses; the message says how to go on.
+        FFPError: If the Hub can't be reached or refuses; the message says what to do.
     """
     check_push(repo_id, token)
     parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
     folder = save_checkpoint(result, parent / repo_id.rpartition("/")[2])
-    # A folder that could not be uploaded stays: the error names it, and it may be all that is left of a long search.
+    # Not removed if the upload fails: the error names the folder, which may be the only copy of the result.
     address = push_folder(folder, repo_id, private, token)
     shutil.rmtree(parent)
     return address

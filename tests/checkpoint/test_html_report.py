@@ -62,8 +62,8 @@ def swept(save_tiny_model, data_folder):
 def test_report_has_all_that_a_sweep_has_and_needs_nothing_beside_it(swept, tmp_path):
     page = report(swept, tmp_path)
     assert page.headings == [
-        *("Results", "What was kept", "How it was found", "Size and perplexity", "How well calibration fits"),
-        *("What it cost", "Repeat it"),
+        *("Results", "Policy", "Search", "Size and perplexity", "Calibration"),
+        *("Cost", "Reproduce"),
     ]
     assert len(page.pictures) == 4 and all(picture["alt"] for picture in page.pictures)
     # The base model is a local folder: nothing is linked, and nothing is loaded.
@@ -98,10 +98,10 @@ def test_what_a_run_does_not_have_has_no_section(save_tiny_model, data_folder, t
     folder = save_tiny_model()
     plain = make_pruner(folder, data_folder, method="uniform", calibration="none").prune(0.3)
     page = report(plain, tmp_path, "plain")
-    assert page.headings == ["Results", "What was kept", "What it cost", "Repeat it"] and len(page.pictures) == 1
+    assert page.headings == ["Results", "Policy", "Cost", "Reproduce"] and len(page.pictures) == 1
     ridge = make_pruner(folder, data_folder, calibration="ridge", reward="pruned").prune(0.3)
     page = report(ridge, tmp_path, "ridge")
-    assert page.headings == ["Results", "What was kept", "How it was found", "What it cost", "Repeat it"]
+    assert page.headings == ["Results", "Policy", "Search", "Cost", "Reproduce"]
     assert "pruned, before calibration" in page.text and "λ" not in page.text
 
 

@@ -1,4 +1,4 @@
-"""A model as one GGUF file for llama.cpp and what is built on it."""
+"""Export to GGUF, for llama.cpp and software based on it."""
 
 from .writer import OUTPUT_TYPES, export_gguf
 

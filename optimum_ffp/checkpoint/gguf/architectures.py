@@ -1,8 +1,8 @@
-"""Which architecture of llama.cpp runs a model, and why none does where that is so.
+"""Chooses the architecture of llama.cpp for a model.
 
-Most architectures of llama.cpp read one size for all layers. Two read a size for every layer in both their loader and
-their graph and fit models of ours: `deci` (made for Llamas that NVIDIA pruned) and `openelm` (whose queries and keys
-are normed as Qwen3's are, and whose embeddings are always tied).
+Most architectures of llama.cpp have one size for all layers. Two that fit our models have a size per layer in both
+their loader and their graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalises queries and
+keys as Qwen3 does, and always ties its embeddings).
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from ...errors import FFPError
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp wants a model.
+    """Layout of a model in llama.cpp.
 
     Attributes:
         name: `general.architecture`.
-        interleaved: Rotary embedding turns neighbouring rows of a head, not its halves: rows of query and key are
-            permuted.
-        fused: Query, key and value are one tensor.
-        all_heads: It takes the query to be as wide as the hidden size, so no head may be missing.
+        interleaved: Whether the rotary embedding rotates neighbouring rows of a head instead of its halves, so that
+            rows of query and key are permuted.
+        fused: Whether query, key and value are one tensor.
+        all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Architecture:
     all_heads: bool = False
 
 
-# One size for all layers.
+# Architectures with one size for all layers.
 UNIFORM = {
     "llama": Architecture("llama", interleaved=True),
     "mistral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2", all_heads=True),
     "qwen3": Architecture("qwen3"),
 }
-# A size for every layer. `deci` adds biases to query, key and value where there are any, as Qwen2 needs it.
+# Architectures with a size per layer. `deci` adds biases to query, key and value if there are any, as for Qwen2.
 PER_LAYER = {
     "llama": Architecture("deci", interleaved=True),
     "mistral": Architecture("deci", interleaved=True),
@@ -48,7 +48,7 @@ PER_LAYER = {
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Query heads, KV heads and FFN width of one layer."""
+    """Number of query heads and KV heads, and FFN width, of a layer."""
 
     heads: int
     kv_heads: int
@@ -56,7 +56,7 @@ class LayerSizes:
 
 
 def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes:
-    """What every layer can be padded to for the architecture that reads one size for all."""
+    """The size to pad all layers to for an architecture with one size for all layers."""
     heads, kv_heads, width = (max(getattr(size, name) for size in sizes) for name in ("heads", "kv_heads", "width"))
     if UNIFORM[config.model_type].all_heads:
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -64,7 +64,7 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
 
 
 def check_exportable(config: PretrainedConfig) -> None:
-    """Raises `FFPError` if no model of this kind can be exported, whatever its sizes."""
+    """Raises `FFPError` if models with this config can't be exported at any size."""
     model_type = config.model_type
     if model_type not in UNIFORM:
         raise FFPError(
@@ -76,7 +76,7 @@ def check_exportable(config: PretrainedConfig) -> None:
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:
-    """The architecture that runs a model with these layers.
+    """The architecture for a model with these layer sizes.
 
     Raises:
         FFPError: If llama.cpp has none; the message says why and what would work.

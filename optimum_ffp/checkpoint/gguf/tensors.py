@@ -1,4 +1,4 @@
-"""Weights of a loaded model in the names, shapes and order of rows that llama.cpp reads."""
+"""Weights of a model with the names, shapes and row order of llama.cpp."""
 
 import math
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q",
 
 
 def head_dimension(config: PretrainedConfig) -> int:
-    """Features of one head."""
+    """Dimension of a head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
-    """Sizes of all layers, from the shapes of their weights."""
+    """Sizes of all layers, from the shapes of the weights."""
     dimension = head_dimension(model.config)
     return [
         LayerSizes(
@@ -34,12 +34,12 @@ def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
 def tensors(
     model: PreTrainedModel, architecture: Architecture, padded: LayerSizes | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors under their GGUF names, float32.
+    """Yields all tensors with their GGUF names, float32.
 
     Args:
-        model: A loaded model.
-        architecture: What to write it as.
-        padded: Sizes to pad every layer to with rows and columns of zeros, which change nothing.
+        model: The model.
+        architecture: Architecture to write.
+        padded: Size to pad every layer to, with zeros, which don't change the output; `None` does not pad.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -94,16 +94,16 @@ def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-    """Rows of every head from halves to pairs: row `i` of the first half goes beside row `i` of the second."""
+    """Permutes the rows of each head from halves to pairs: row `i` of the second half follows row `i` of the first."""
     halves = tensor.view(-1, 2, dimension // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
-    """What every frequency of the rotary embedding is divided by, if that differs by frequency (Llama 3.1).
+    """Divisor per frequency of the rotary embedding, if it depends on the frequency (Llama 3.1), otherwise `None`.
 
     Raises:
-        FFPError: If the embedding is scaled in a way that isn't exported.
+        FFPError: If the type of scaling is not supported.
     """
     parameters = config.rope_parameters
     kind = parameters.get("rope_type", "default")

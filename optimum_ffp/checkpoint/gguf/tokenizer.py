@@ -1,4 +1,4 @@
-"""A fast tokenizer as the keys that llama.cpp reads."""
+"""Writes a fast tokenizer as GGUF keys."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ LLAMA3_WORDS = (
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-# What splits text into words, by llama.cpp's name for it: it has the regular expressions built in.
+# Pre-tokenizers by their names in llama.cpp, which has the regular expressions built in.
 SPLITTERS: dict[str, list[tuple[str, Any]]] = {
     "gpt-2": [("ByteLevel", True)],
     "smollm": [("Digits", True), ("ByteLevel", True)],
@@ -30,12 +30,12 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     """Adds all `tokenizer.*` keys.
 
     Args:
-        writer: Of the file.
-        tokenizer: A fast tokenizer whose model is BPE: byte-level as GPT-2's, or with byte fallback as Llama 2's.
-        vocabulary: Rows of the embedding; those without a token become unused tokens.
+        writer: Writer of the file.
+        tokenizer: A fast BPE tokenizer: byte-level (GPT-2) or with byte fallback (Llama 2).
+        vocabulary: Number of rows of the embedding; rows without a token become unused tokens.
 
     Raises:
-        FFPError: If llama.cpp has no such tokenizer.
+        FFPError: If llama.cpp does not support the tokenizer.
     """
     if not tokenizer.is_fast:
         raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
@@ -87,7 +87,7 @@ def _tokens(
 
 
 def _scores(names: list[str], merges: list[str]) -> list[float]:
-    # llama.cpp joins the pair whose union has the highest score; BPE the one whose merge comes first.
+    # llama.cpp merges the pair with the highest score, BPE the pair with the lowest merge rank.
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", "", 1), rank)

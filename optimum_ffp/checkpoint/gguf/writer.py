@@ -1,4 +1,4 @@
-"""Writes the GGUF file."""
+"""Writes GGUF files."""
 
 import os
 from pathlib import Path
@@ -25,21 +25,21 @@ def export_gguf(
 ) -> Architecture:
     """Writes a dense or pruned model as one GGUF file.
 
-    Matrices are written in the output type, vectors in float32. Matrices whose rows don't divide into its blocks of 32
-    stay float16, and with `q4_0` embeddings are `q8_0`, as llama.cpp's own tools leave them.
+    Matrices are written in the output type, vectors in float32. As in llama.cpp's own tools, matrices whose rows are
+    not a multiple of the block size 32 are float16, and with `q4_0` embeddings are `q8_0`.
 
     Args:
-        model: A loaded causal LM, dense or pruned.
-        tokenizer: Its tokenizer.
-        path: The file. It appears whole or not at all.
+        model: A causal LM, dense or pruned.
+        tokenizer: Tokenizer of the model.
+        path: File to write. It is written completely or not at all.
         output_type: One of `OUTPUT_TYPES`.
-        pad_uniform: Whether to pad every layer to the widest with zeros, for the standard architecture.
+        pad_uniform: Whether to pad all layers with zeros to the size of the largest, for the standard architecture.
 
     Returns:
-        The architecture that it was written as.
+        Architecture of the file.
 
     Raises:
-        FFPError: If llama.cpp can't run such a model or tokenizer, or the `gguf` package is missing.
+        FFPError: If llama.cpp does not support the model or its tokenizer, or the `gguf` package is missing.
     """
     try:
         import gguf
@@ -100,7 +100,7 @@ def _write_sizes(writer, config: PretrainedConfig, sizes: list[LayerSizes]) -> N
     uniform = len(set(sizes)) == 1
     heads, kv_heads, width = (column[0] if uniform else column for column in columns.values())
     window = getattr(config, "sliding_window", None)
-    # Within the sliding window attention is full, so a model cut to that context is exact.
+    # Attention is full within the sliding window, so the model is exact up to that context length.
     context = min(config.max_position_embeddings, window or config.max_position_embeddings)
     parameters, dimension = config.rope_parameters, head_dimension(config)
     writer.add_block_count(len(sizes))
@@ -110,7 +110,7 @@ def _write_sizes(writer, config: PretrainedConfig, sizes: list[LayerSizes]) -> N
     writer.add_feed_forward_length(width)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    # Without these llama.cpp derives them from the number of heads of the first layer.
+    # Otherwise llama.cpp derives them from the number of heads of the first layer.
     writer.add_key_length(dimension)
     writer.add_value_length(dimension)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
