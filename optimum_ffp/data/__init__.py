@@ -1,4 +1,4 @@
-"""Text from wherever it is, as windows of tokens."""
+"""Text from files, the Hub or the model itself, as windows of tokens."""
 
 from .columns import Row
 from .request import LONGEST, DataRequest, check_calibration_tokens, window_length, with_window_length

@@ -1,4 +1,4 @@
-"""Which column of a data set is its text, and what a row of it says."""
+"""Finds the text column of a dataset and reads its rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,29 +8,29 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import FFPError
 
 
-# Without a column named, the first of these that holds the right thing is read: texts or conversations.
+# Columns that are read by default: the first of `KNOWN_COLUMNS` that holds texts or conversations, respectively.
 TEXT_COLUMNS = ("text", "content", "document")
 CHAT_COLUMNS = ("messages", "conversations")
 KNOWN_COLUMNS = ("text", *CHAT_COLUMNS, "content", "document")
-# ShareGPT's names of who speaks.
+# Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
 
 Row = str | list[dict[str, Any]]
-"""A text, or a conversation: messages `{"role": ..., "content": ...}`."""
+"""A text, or a conversation as a list of messages `{"role": ..., "content": ...}`."""
 
 
 def choose_column(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> str:
-    """The column to read.
+    """Returns the name of the column to read.
 
-    A name says what a column is, never its type alone: names of sources and ids are strings too.
+    Other columns of strings than those of known names are not guessed: they may be ids or sources.
 
     Args:
         head: The first rows.
-        wanted: The column that the user has named, of texts or conversations.
-        label: What the data is called in errors.
+        wanted: Column named by the user, with texts or conversations; a known one if `None`.
+        label: Name of the data in errors.
 
     Raises:
-        FFPError: If there is no row, no such column, or none of a known name that holds text.
+        FFPError: If there are no rows, no such column, or no column of a known name with text.
     """
     if not head:
         raise FFPError(f"{label} holds no text: it has no rows")
@@ -47,12 +47,12 @@ def choose_column(head: Sequence[Mapping[str, Any]], wanted: str | None, label: 
         raise FFPError(f"column {wanted!r} of {label} holds neither texts nor conversations; its columns are {listed}")
     raise FFPError(
         f"{label} has the columns {listed}, and none of them is known to hold text ({', '.join(TEXT_COLUMNS)}) or "
-        f"conversations ({', '.join(CHAT_COLUMNS)}); say which one does by --text-column NAME (text_column)"
+        f"conversations ({', '.join(CHAT_COLUMNS)}); name the text column by --text-column NAME (text_column)"
     )
 
 
 def read_column(rows: Iterable[Mapping[str, Any]], column: str, label: str) -> Iterator[Row]:
-    """The texts or conversations of one column; rows that have none are left out.
+    """Yields the texts or conversations of a column; rows without one are skipped.
 
     Raises:
         FFPError: If a row holds something else.
@@ -68,15 +68,15 @@ def read_column(rows: Iterable[Mapping[str, Any]], column: str, label: str) -> I
 
 
 def length_of(row: Row) -> int:
-    """Characters of a text or conversation."""
+    """Number of characters of a text or conversation."""
     return len(row) if isinstance(row, str) else sum(len(str(message["content"])) for message in row)
 
 
 def join_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str) -> str:
-    """One text: rows joined by blank lines, as perplexity on WikiText-2 is measured, chats in the template's words.
+    """Joins rows by blank lines, as is usual for perplexity on WikiText-2; the chat template renders conversations.
 
     Raises:
-        FFPError: If there is no chat template to render a conversation by, or it refuses one.
+        FFPError: If there are conversations and no chat template, or the template fails.
     """
     return "\n\n".join(row if isinstance(row, str) else _render(row, tokenizer, label) for row in rows)
 
@@ -89,7 +89,7 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
         )
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False)
-    except Exception as error:  # A template is a program, with whatever errors its author thought of.
+    except Exception as error:  # A template is a program and may raise anything.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         begin = str(conversation[0]["content"])[:40]
         raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {reason}") from None
@@ -106,6 +106,6 @@ def _is_conversation(value: Any) -> bool:
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "role" in message:
-        # Tables fill in what only some messages have.
+        # Tables have `None` for keys that only some messages have.
         return {name: value for name, value in message.items() if value is not None or name == "content"}
     return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}

@@ -1,4 +1,4 @@
-"""Data sets on disk: files of a folder by split, and the rows of a file."""
+"""Local datasets: files of a folder by split, and rows of a file."""
 
 import gzip
 import json
@@ -11,32 +11,39 @@ from ..errors import FFPError
 
 
 SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# Rows of a table that are held at once.
+# Rows of a table that are read at once.
 TABLE_ROWS = 256
-# As the Hub names the shards of a split: train-00000-of-00002, and with a hash.
+# Suffix of shards on the Hub: train-00000-of-00002, optionally with a hash.
 SHARD = r"(-\d+-of-\d+(-[0-9a-f]+)?)?"
 
 
 def kind_of(path: Path, required: bool = True) -> str | None:
-    """`"text"`, `"json"` or `"parquet"`, by the end of a file's name; `None` if it says none of them.
+    """Returns `"text"`, `"json"` or `"parquet"`, by the suffix of a file; `None` for other suffixes.
 
     Raises:
-        FFPError: If it is `required` and there is none.
+        FFPError: If `required` and the suffix is another.
     """
     suffix = _suffix(path)
     if suffix is None and required:
-        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these endings")
+        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these suffixes")
     return suffix and SUFFIXES[suffix]
 
 
 def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """Files of every split of a folder, or of its one split.
+    """Finds the files of each split in a folder.
 
-    That is a folder that `save_to_disk` has written, or one with a file or shards for every split, in it or in its
-    folder `data`. What `save_to_disk` has written for a split counts as one file.
+    The folder is one written by `save_to_disk`, or has a file or shards per split, in it or in its subfolder `data`.
+    The output of `save_to_disk` for a split counts as one file.
+
+    Args:
+        folder: Folder of the dataset.
+        splits: Names of the splits.
+
+    Returns:
+        Files by split: of all splits, of `train` alone, or of the one split that was saved.
 
     Raises:
-        FFPError: If it is none of them, or some splits are missing. `train` alone will do.
+        FFPError: If the folder has another layout, or splits are missing.
     """
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return {folder.name: [folder]}
@@ -55,13 +62,13 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_rows(path: Path, column: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a file or of a folder that `save_to_disk` has written, one at a time.
+    """Yields the rows of a file, or of a folder written by `save_to_disk`.
 
-    A line of a .txt is a row called `text`, with its line end unless it is blank, as in WikiText-2.
+    A line of a .txt is a row with the column `text`, with its line end unless it is blank, as in WikiText-2.
 
     Args:
         path: The file or folder.
-        column: The only column that is needed.
+        column: The only column to read from tables; all if `None`.
 
     Raises:
         FFPError: If a line of a .jsonl is no JSON object.
@@ -71,7 +78,7 @@ def read_rows(path: Path, column: str | None = None) -> Iterator[dict[str, Any]]
     elif kind_of(path) == "parquet":
         yield from _read_parquet(path, column)
     else:
-        # A byte order mark is no text.
+        # utf-8-sig skips a byte order mark.
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             yield from (_read_text if kind_of(path) == "text" else _read_json)(file, path)
 
@@ -129,7 +136,7 @@ def _parse(line: str, label: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         if "\\ud" in line:
-            # Half a character, which JSON can write and nothing else can hold.
+            # A lone surrogate is valid JSON but can't be encoded.
             json.dumps(row, ensure_ascii=False).encode()
     except ValueError as error:
         raise FFPError(f"{label} is no JSON: {getattr(error, 'msg', error)}") from None

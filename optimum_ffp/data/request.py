@@ -1,4 +1,4 @@
-"""How much text a prune asks for."""
+"""Number and length of the windows that a prune needs."""
 
 import copy
 import math
@@ -10,22 +10,22 @@ from ..config import FFPConfig
 from ..errors import FFPError
 
 
-# Tokens of a window, where a model has positions for them and nothing else is asked for.
+# Default tokens per window, if the model has as many positions.
 LONGEST = 2048
-# Of the widest unit, for every token of the calibration windows: with more of them the Gram matrix means nothing.
+# Maximum channels of the widest unit per calibration token: beyond it the Gram matrix is meaningless.
 CHANNELS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """How many windows of what length each role wants; `test=None` takes all there are.
+    """Number of windows per role, and their length.
 
     Attributes:
-        length: Tokens a window.
-        calibration, search, test: Number of windows.
-        seed: Picks the calibration and search windows. Test windows are the first.
-        self_share: Share of the calibration and search windows that the model writes itself.
-        text_column: Column to read where there are columns; one of a known name if `None`.
+        length: Tokens per window.
+        calibration, search, test: Number of windows; `test=None` takes all.
+        seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
+        self_share: Share of the calibration and search windows that the model generates itself.
+        text_column: Column of a dataset to read; one of a known name if `None`.
     """
 
     length: int
@@ -38,7 +38,7 @@ class DataRequest:
 
     @classmethod
     def of(cls, config: FFPConfig) -> "DataRequest":
-        """What a prune wants, once it is known how long windows are (`with_window_length`)."""
+        """The request of a config whose `seq_len` is set (`with_window_length`)."""
         return cls(
             length=config.seq_len,
             calibration=config.num_samples,
@@ -50,7 +50,7 @@ class DataRequest:
         )
 
     def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:
-        """Windows of each role that the model has to write, if there is as much text as is asked for."""
+        """Number of windows per role that the model generates, if there is as much text as requested."""
         counts = {"calibration": self.calibration, "search": self.search}
         if dataset != "self":
             counts = {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in counts.items()}
@@ -59,14 +59,21 @@ class DataRequest:
         return counts
 
     def all_written(self, dataset: str, eval_dataset: str | None = None) -> int:
-        """All windows that the model has to write."""
+        """Total number of windows that the model generates."""
         return sum(self.written(dataset, eval_dataset).values())
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:
-    """Raises `FFPError` if so few tokens say nothing of what the widest unit's channels do together.
+    """Checks that there are enough calibration tokens for the widest unit.
 
-    A Gram matrix has at most as many dimensions as tokens went into it; beyond them ridge regression only guesses.
+    The rank of a Gram matrix is at most the number of tokens; ridge regression has no data in the other dimensions.
+
+    Args:
+        tokens: Number of calibration tokens.
+        channels: Input features of the widest unit's output projection.
+
+    Raises:
+        FFPError: If there are more than `CHANNELS_PER_TOKEN` channels per token.
     """
     least = math.ceil(channels / CHANNELS_PER_TOKEN)
     if tokens < least:
@@ -77,10 +84,10 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
 
 
 def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
-    """Tokens a window for a model with this config: `seq_len`, or its positions, up to 2048.
+    """Tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
     Raises:
-        FFPError: If that is more than it has positions.
+        FFPError: If `seq_len` is larger than the number of positions.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if seq_len is None:
@@ -91,7 +98,7 @@ def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
 
 
 def with_window_length(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
-    """A copy of a prune's config whose `seq_len` is a number. Raises `FFPError` as `window_length`."""
+    """Copies a config with `seq_len` set. Raises `FFPError` as `window_length`."""
     resolved = copy.deepcopy(config)
     resolved.seq_len = window_length(config.seq_len, model_config)
     return resolved

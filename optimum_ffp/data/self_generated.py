@@ -1,4 +1,4 @@
-"""Text that a model writes itself: beside the data, or for when there is none."""
+"""Text sampled from the model, in addition to a dataset or instead of one."""
 
 import math
 from collections.abc import Iterator
@@ -22,21 +22,21 @@ from ..utils.batch_size import with_halving_batches
 from ..utils.progress import progress_bar
 
 
-# Windows are put together from passages of at most this many tokens, each written from the start token: a small model
-# loses its thread in longer ones, and many short ones are written at the price of a few long ones.
+# Maximum tokens per passage. A window consists of passages, each sampled from the start token: small models become
+# incoherent in longer ones, and many short passages can be sampled as one batch.
 PASSAGE = 512
-# Tokens whose keys and values are held at once.
+# Maximum tokens in the KV cache.
 TOKENS_AT_ONCE = 16 * 1024
 
 
 def passages_of(length: int) -> tuple[int, int]:
-    """How many passages a window of this many tokens is put together from, and their length."""
+    """Number of passages per window of `length` tokens, and tokens per passage."""
     count = math.ceil(length / PASSAGE)
     return count, math.ceil(length / count)
 
 
 def passages_at_once(windows: int, length: int) -> int:
-    """Passages that are written side by side, for this many windows of this many tokens."""
+    """Batch size of passages, for `windows` windows of `length` tokens."""
     count, tokens = passages_of(length)
     return min(windows * count, max(1, TOKENS_AT_ONCE // tokens))
 
@@ -44,24 +44,24 @@ def passages_at_once(windows: int, length: int) -> int:
 def sample_from_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int
 ) -> torch.Tensor:
-    """Text that the model itself writes from its start token at temperature 1.
+    """Samples text from the model, from its start token at temperature 1.
 
-    Where a document ends the next begins, with the start token too, as in the packed text that models are trained on.
-    The model doesn't write that token itself: it comes nowhere else but at the beginning of every passage.
+    An end token is followed by the start token and the next document, as in packed training data. Elsewhere in a
+    passage the start token is not sampled.
 
     Args:
         model: The dense model.
-        tokenizer: Its tokenizer.
-        count: Windows to write, of one or more passages (see `PASSAGE`). As many passages are written side by side as
-            `TOKENS_AT_ONCE` allows, fewer where memory runs out.
-        length: Tokens a window.
-        seed: Of the sampling.
+        tokenizer: Tokenizer of the model.
+        count: Number of windows, each of one or more passages (see `PASSAGE`). Passages are sampled in batches of at
+            most `TOKENS_AT_ONCE` tokens, which are halved if memory runs out.
+        length: Tokens per window.
+        seed: Random seed.
 
     Returns:
-        Token ids, shape `[count, length]`. Each window begins with the start token that its text was sampled from.
+        Token ids, shape `[count, length]`. Each window begins with the start token.
 
     Raises:
-        FFPError: If the tokenizer has no start or end token to begin with.
+        FFPError: If the tokenizer has neither a start nor an end token.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
@@ -87,7 +87,7 @@ def sample_from_model(
                 [
                     model.generate(
                         prompt,
-                        # The start token may be the padding token too, and must not be masked for it.
+                        # Otherwise a start token that is also the padding token would be masked.
                         attention_mask=torch.ones_like(prompt),
                         logits_processor=documents,
                         stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
@@ -101,8 +101,8 @@ def sample_from_model(
 
 @contextmanager
 def _generating(model: PreTrainedModel, how: GenerationConfig) -> Iterator[None]:
-    # What an argument of generate leaves open is filled in from the model's own: an end token, which pads the rest of
-    # the window, a temperature, a penalty.
+    # Replace the model's generation config: `generate` takes from it what its arguments leave open, such as an end
+    # token (and then pads the window), a temperature or a penalty.
     own, model.generation_config = model.generation_config, how
     try:
         yield
@@ -117,7 +117,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
 
 
 class _Documents(LogitsProcessor):
-    # The start token comes after every end token, and nowhere else.
+    # Allows the start token after end tokens only, and nothing else there.
     def __init__(self, start: int, ends: set[int]):
         self.start, self.ends = start, torch.tensor(sorted(ends))
 
@@ -129,7 +129,7 @@ class _Documents(LogitsProcessor):
 
 
 class _Ticks(StoppingCriteria):
-    # generate has no progress callback; a criterion is asked after every token.
+    # `generate` has no progress callback; stopping criteria are called after every token.
     def __init__(self, bar: tqdm):
         self.bar = bar
 

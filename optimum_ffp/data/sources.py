@@ -1,4 +1,4 @@
-"""Text from files, folders and the Hub, split by split."""
+"""Text of each split, from files, folders and the Hub."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -21,24 +21,27 @@ NAMED = {
     "c4": ("allenai/c4", "en"),
 }
 SPLITS = ("train", "validation", "test")
-# A stream is read only as far as its windows need, at this many characters a token (English text has 4 to 5).
+# Characters per token, to limit how much of a stream is read (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
-# A file is read on to this many, so that the windows of an ordinary one are picked from all of it.
+# Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size.
 CHARACTERS_OF_FILES = 2**26
-# Rows that columns are judged by.
+# Rows that the text column is found by.
 HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
 
 
 def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
-    """The texts or conversations of every split of a dataset. One split alone if there is no more.
+    """Reads the texts or conversations of each split of a dataset.
 
     Args:
         dataset: A name, Hub id, file or folder, as in `load_windows`.
-        request: How much of it is needed, and of which column.
+        request: Amount of text, and its column.
+
+    Returns:
+        Rows by split; a single split if the dataset has not all three.
 
     Raises:
-        FFPError: If the data can't be found or read, or holds no text.
+        FFPError: If the data can't be found or read, or has no text.
     """
     if files := find_files(dataset):
         return {split: _read_files(paths, request) for split, paths in files.items()}
@@ -46,10 +49,10 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
 
 
 def find_files(dataset: str) -> dict[str, list[Path]]:
-    """Local files of a dataset by split, or one file by its name; none if the dataset is not local.
+    """Finds local files of a dataset: by split, or a single file by its name; empty if the dataset is not local.
 
     Raises:
-        FFPError: If there is no such file or folder, or a folder lacks a split.
+        FFPError: If the file or folder does not exist, or a folder lacks a split.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
@@ -62,7 +65,7 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
 
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:
-    """Raises `FFPError` if a local file can't be read, or its first rows hold no text."""
+    """Raises `FFPError` if a local file can't be read, or its first rows have no text."""
     with _reader_errors(path):
         _column_of(path, text_column)
 
@@ -74,12 +77,12 @@ def hub_source(dataset: str) -> tuple[str, str | None]:
 
 
 def hub_error(dataset: str, error: Exception, prunes: bool) -> FFPError:
-    """What to say when a dataset isn't to be had.
+    """The error for a dataset that can't be read from the Hub.
 
     Args:
         dataset: As in `load_windows`.
-        error: What was raised.
-        prunes: Whether text that the model writes would do, as it does for a prune.
+        error: Exception of the Hub client.
+        prunes: Whether to suggest `self`, which is available for pruning only.
     """
     reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
     return FFPError(
@@ -104,7 +107,7 @@ def _read_files(paths: list[Path], request: DataRequest) -> list[Row]:
 
 
 def _column_of(path: Path, text_column: str | None) -> str:
-    # A .txt has no columns that could have been meant.
+    # A .txt has no columns: `text_column` refers to other files.
     wanted = None if path.is_file() and kind_of(path) == "text" else text_column
     return choose_column(list(islice(read_rows(path), HEAD)), wanted, str(path))
 
@@ -115,7 +118,7 @@ def _reader_errors(path: Path) -> Iterator[None]:
         yield
     except FFPError:
         raise
-    except Exception as error:  # Each reader has exceptions of its own; the user needs the file and the reason.
+    except Exception as error:  # Each reader raises its own exceptions; the user needs the file and the reason.
         raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
 
 
@@ -137,12 +140,14 @@ def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
         return texts
     except FFPError:
         raise
-    except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
+    except (
+        Exception
+    ) as error:  # The clients of the Hub raise dozens of types; all mean that the data is not available.
         raise hub_error(dataset, error, prunes=request.calibration > 0) from None
 
 
 def _characters(request: DataRequest) -> int:
-    """What all windows together need at most."""
+    """Upper bound of the characters of all windows."""
     windows = 4 * sum(count or 100 for count in (request.calibration, request.search, request.test))
     return windows * request.length * CHARACTERS_PER_TOKEN
 

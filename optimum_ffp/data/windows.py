@@ -1,4 +1,4 @@
-"""Text from wherever it is, as windows of tokens: what to calibrate on, what to search on, what to report on."""
+"""Windows of tokens for calibration, search and test."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from .sources import read_splits
 
 
 ROLES = {"calibration": "train", "search": "validation", "test": "test"}
-# Tokens in a row that are the same in two windows only if one repeats the other.
+# Length of a run of tokens that two windows share only if one repeats the other.
 RUN = 64
-# Where one text has to serve all three roles, these parts of its windows, in this order.
+# Shares of the windows if a single text serves all three roles, in this order.
 SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Non-overlapping windows of consecutive tokens, and where they come from.
+    """Non-overlapping windows of consecutive tokens, and their source.
 
     Attributes:
         tokens: Token ids, shape `[windows, window length]`.
-        dataset: What the user named.
-        split: Which part of it.
+        dataset: Dataset, as named by the user.
+        split: Split of the dataset, or a description of the part.
     """
 
     tokens: torch.Tensor
@@ -40,25 +40,25 @@ class Windows:
         return len(self.tokens)
 
     def describe(self) -> dict[str, str | int]:
-        """What has to stand beside every figure measured on these windows."""
+        """Record for figures that are measured on these windows: dataset, split, number and length of windows."""
         return {"dataset": self.dataset, "split": self.split, "windows": len(self), "window_length": self.length}
 
     @property
     def length(self) -> int:
-        """Tokens a window."""
+        """Tokens per window."""
         return self.tokens.shape[1]
 
     def repeating(self, *others: "Windows") -> int:
-        """How many of these windows have at least half of their text in others too, wherever it begins there."""
+        """Number of windows that have at least half of their text in common with others, at any offset."""
         run = min(RUN, self.length)
-        # Runs of tokens by a hash that two different ones hardly share.
+        # A random linear hash of runs of tokens; collisions are unlikely.
         factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
         seen = torch.cat([row.unfold(0, run, 1) @ factors for windows in others for row in windows.tokens])
         runs = self.tokens.unfold(1, run, run) @ factors
         return int((torch.isin(runs, seen).float().mean(1) >= 0.5).sum())
 
     def first(self, count: int) -> "Windows":
-        """The first windows, or all if there are fewer."""
+        """The first `count` windows, or all if there are fewer."""
         return Windows(self.tokens[:count], self.dataset, self.split)
 
 
@@ -72,7 +72,7 @@ class DataSplits:
 
     @cached_property
     def repeated(self) -> dict[str, int]:
-        """Search and test windows by role that repeat text of the roles before them; empty if all are disjoint."""
+        """Number of search and test windows that repeat text of the roles before them; empty if there are none."""
         counts = {
             "search": self.search.repeating(self.calibration),
             "test": self.test.repeating(self.calibration, self.search),
@@ -80,19 +80,19 @@ class DataSplits:
         return {role: count for role, count in counts.items() if count}
 
     def warnings(self, request: DataRequest) -> list[str]:
-        """One line for every role that has fewer windows than were asked for, or repeats text of another."""
+        """One line per role that has fewer windows than requested, or repeats text of another role."""
         found = []
         for role, windows in self._roles().items():
             wanted = getattr(request, role)
             if wanted and len(windows) < wanted:
                 found.append(
                     f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
-                    f"windows of {windows.length} tokens that are wanted; give more text, or a smaller seq_len"
+                    f"windows of {windows.length} tokens that are requested; give more text, or a smaller seq_len"
                 )
         for role, count in self.repeated.items():
             found.append(
-                f"{count} of {len(getattr(self, role))} {role} windows repeat text that is calibrated or searched on, "
-                "so that perplexity flatters the pruned model; give other text for them"
+                f"{count} of {len(getattr(self, role))} {role} windows repeat text of calibration or search, so that "
+                "perplexity is too optimistic; give other text for them"
             )
         return found
 
@@ -100,12 +100,12 @@ class DataSplits:
         return {role: getattr(self, role) for role in ROLES}
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """All windows as JSON has them."""
+        """The JSON-ready form of all windows."""
         return {role: vars(windows) | {"tokens": windows.tokens.tolist()} for role, windows in self._roles().items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, dict[str, Any]]) -> "DataSplits":
-        """What `to_dict` returned."""
+        """Restores the result of `to_dict`."""
         return cls(**{role: Windows(**one | {"tokens": torch.tensor(one["tokens"])}) for role, one in data.items()})
 
 
@@ -116,28 +116,28 @@ def load_windows(
     model: PreTrainedModel,
     request: DataRequest,
 ) -> DataSplits:
-    """Windows for all roles.
+    """Loads windows for all roles.
 
-    A dataset with splits calibrates on train, searches on validation and reports on test. One file, or a dataset
-    with one split, is cut into disjoint parts. `self` samples the text from the model. Beside other text the
-    model writes `request.self_share` of the windows for calibration and search, fewer where there is less text.
+    Calibration windows are from train, search windows from validation and test windows from test. A single file, or a
+    dataset with one split, is cut into disjoint parts. `self` samples the text from the model. With other datasets the
+    model generates `request.self_share` of the windows for calibration and search, fewer if there is less text.
 
     Args:
         dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`.
-        eval_dataset: The same for the test windows, if they should come from elsewhere.
-        tokenizer: The model's tokenizer.
-        model: The model, for `self`.
-        request: How much of it.
+        eval_dataset: Dataset of the test windows; `dataset` if `None`.
+        tokenizer: Tokenizer of the model.
+        model: The dense model.
+        request: Number and length of windows.
 
     Raises:
-        FFPError: If the data can't be found or read, or is too short, or the model can't write any.
+        FFPError: If the data can't be found or read, is too short, or the model can't generate text.
     """
     counts, roles = request.written(dataset, eval_dataset), {}
     if dataset != "self":
         shares = {role: count for role, count in counts.items() if role != "test"}
         text = replace(request, **{role: getattr(request, role) - count for role, count in shares.items()})
         roles = _load_roles(dataset, tokenizer, model, text)
-        # Of less text than was asked for the model's own keeps its share.
+        # If text is short, scale the number of generated windows to keep the ratio.
         kept = {role: count * len(roles[role]) / getattr(text, role) for role, count in shares.items() if count}
         counts |= {role: round(count) for role, count in kept.items()}
     if "test" in counts:
@@ -179,7 +179,7 @@ def _load_roles(
 def _pick(
     parts: dict[str, torch.Tensor], dataset: str, labels: dict[str, str], request: DataRequest
 ) -> dict[str, Windows]:
-    """As many windows as are wanted: for the test the first, for the other roles any."""
+    """The requested number of windows: the first ones for the test, random ones for the other roles."""
     generator = torch.Generator().manual_seed(request.seed)
     result = {}
     for role, windows in parts.items():
@@ -202,21 +202,24 @@ def _share_out(count: int, label: str) -> dict[str, int]:
 def cut_rows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, label: str
 ) -> torch.Tensor:
-    """As many whole windows of a text as there are, shape `[windows, length]`, without special tokens.
+    """Tokenizes rows as one text, without special tokens, and cuts it into windows.
 
     Args:
-        rows: Texts or conversations, which become one text.
-        tokenizer: The model's tokenizer.
-        model: The model.
-        length: Tokens a window.
-        label: What the text is called in errors.
+        rows: Texts or conversations.
+        tokenizer: Tokenizer of the model.
+        model: The dense model.
+        length: Tokens per window.
+        label: Name of the text in errors.
+
+    Returns:
+        Token ids, shape `[windows, length]`; a remainder shorter than a window is dropped.
 
     Raises:
-        FFPError: If there is not one whole window, conversations can't be rendered, or the model has no embedding of a
-            special token in the text.
+        FFPError: If the text is shorter than a window, conversations can't be rendered, or the model has no embedding
+            for a token of the text.
     """
     text = join_rows(rows, tokenizer, label)
-    # verbose=False: a text longer than the model's context is meant here, since it is cut into windows.
+    # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
     tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
     count = len(tokens) // length
     if not count:
