@@ -1,4 +1,4 @@
-"""How good, how large and how fast a model is."""
+"""Perplexity, task accuracy, size and speed of a model."""
 
 from .latency import Speed, measure_speed
 from .perplexity import Perplexity, to_perplexity, window_losses

@@ -1,4 +1,4 @@
-"""Prefill and decode speed of several models, interleaved so that whatever slows the machine hits all of them."""
+"""Prefill and decode speed of several models, interleaved so that external load affects all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of one model, and what they were measured on.
+    """Median speed of a model, with the settings of the measurement.
 
     Attributes:
-        prefill: Tokens of prompt a second, until the first new token is there.
-        decode: New tokens a second after the first.
-        prompt_tokens, new_tokens: Tokens of prompt, and new tokens after the first.
-        batch_size: Prompts at once.
-        repeats: Measurements that the medians are of.
+        prefill: Prompt tokens per second until the first new token.
+        decode: New tokens per second after the first.
+        prompt_tokens, new_tokens: Number of prompt tokens, and of new tokens after the first.
+        batch_size: Prompts per batch.
+        repeats: Number of measurements.
     """
 
     prefill: float
@@ -38,17 +38,21 @@ def measure_speed(
     repeats: int = 5,
     on_measured: Callable[[int], Any] | None = None,
 ) -> dict[str, Speed]:
-    """Lets the models generate in turn: A, B, A, B, ... A first round warms up and isn't counted.
+    """Measures generation of the models in turns: A, B, A, B, ... The first round is a warm-up and not counted.
 
-    The prompt is random tokens: speed does not depend on them.
+    The prompt is random tokens, since speed does not depend on them.
 
     Args:
         models: Causal LMs by name.
-        prompt_tokens: Tokens of prompt.
-        new_tokens: Tokens to decode after the first; both are fewer where a model knows fewer positions.
-        batch_size: Prompts at once.
-        repeats: Rounds that are counted.
+        prompt_tokens: Number of prompt tokens.
+        new_tokens: Number of tokens to generate after the first. Both numbers are reduced to the positions of the
+            models.
+        batch_size: Prompts per batch.
+        repeats: Number of rounds that are counted.
         on_measured: Called with 1 after every measurement, `(repeats + 1) · models` times.
+
+    Returns:
+        Speed by name.
     """
     limits = [getattr(model.config, "max_position_embeddings", None) for model in models.values()]
     limit = min((limit for limit in limits if limit), default=prompt_tokens + new_tokens + 1)
@@ -75,19 +79,19 @@ def measure_speed(
 
 @torch.no_grad()
 def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds until the first new token is there, and of decoding `new_tokens` more.
+    """Measures the seconds until the first new token, and those of `new_tokens` more.
 
     Args:
         model: A causal LM.
         prompt: Token ids, shape `[batch, tokens]`.
-        new_tokens: Tokens to decode after the first.
+        new_tokens: Number of tokens to generate after the first.
     """
     prompt = prompt.to(model.device)
     marks = _Marks()
     start = _clock(model.device)
     model.generate(
         prompt,
-        # Random tokens may be the padding token too, and must not be masked for it.
+        # Otherwise random tokens that are the padding token would be masked.
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=1 + new_tokens,
         do_sample=False,
@@ -99,7 +103,7 @@ def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
 
 
 class _Marks(StoppingCriteria):
-    # generate has no callback that is told when a token is there; a criterion is asked after every one.
+    # `generate` has no callback per token; stopping criteria are called after every token.
     def __init__(self) -> None:
         self.times: list[float] = []
 
@@ -109,7 +113,7 @@ class _Marks(StoppingCriteria):
 
 
 def _clock(device: torch.device) -> float:
-    # An accelerator returns from a call before it has done the work.
+    # Accelerators execute asynchronously.
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -20,13 +20,13 @@ def window_losses(
     batch_size: int = 1,
     on_batch: Callable[[int], Any] | None = None,
 ) -> torch.Tensor:
-    """Mean negative log-likelihood of every window, in nats a predicted token.
+    """Mean negative log-likelihood per window, in nats per predicted token.
 
     Args:
         model: A causal LM.
         windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
-        batch_size: Windows a forward pass.
-        on_batch: Called with the number of windows of every batch that is done.
+        batch_size: Windows per forward pass.
+        on_batch: Called with the number of windows after every batch.
 
     Returns:
         Losses, float64, shape `[windows]`.
@@ -44,15 +44,15 @@ def window_losses(
 
 
 def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Losses of a piece summed over its positions, float64, shape `[windows]`. The last may have no target."""
-    # The vocabulary stays the last dimension: over a strided one the softmax loses four digits in float32.
+    """Losses of a piece summed over its positions, float64, shape `[windows]`; the last may have no target."""
+    # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
     predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
     losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
     return losses.view(targets.shape).double().sum(1).cpu()
 
 
 def to_perplexity(loss: float) -> float:
-    """`exp(loss)`, infinite where that overflows and NaN where the loss is."""
+    """`exp(loss)`; infinite on overflow, NaN if the loss is NaN."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -60,7 +60,7 @@ def to_perplexity(loss: float) -> float:
 
 
 class Perplexity(evaluate.Metric):
-    """`exp` of the mean loss over all predicted tokens of fixed windows. Works offline: the model is an argument.
+    """`exp` of the mean loss over all predicted tokens of fixed windows, for a model in memory.
 
     Example:
         >>> Perplexity().compute(predictions=windows.tolist(), model=model)

@@ -1,4 +1,4 @@
-"""All that is measured of a model, as one JSON-ready record."""
+"""JSON-ready records of the measurements of a model."""
 
 import math
 import os
@@ -15,11 +15,11 @@ from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weig
 
 
 def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """Name, type and sizes of a loaded model, with the sparsity that its `ffp_config.json` tells of.
+    """Name, type and sizes of a model, and the sparsity according to its `ffp_config.json`.
 
     Args:
         model: A causal LM.
-        model_id: Where it was loaded from: Hub id, folder or `.gguf` file.
+        model_id: Source of the model: Hub id, folder or `.gguf` file.
         hub: `revision`, `token`, `cache_dir`.
     """
     record = {
@@ -44,14 +44,14 @@ def perplexity_record(
     batch_size: int,
     on_batch: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
-    """Perplexity with what has to stand beside it.
+    """Perplexity of a model, with the description of the windows.
 
     Args:
         model: A causal LM.
         windows: Token ids, shape `[windows, window length]`.
-        origin: Where they come from: `dataset` and `split`.
-        batch_size: Windows a forward pass.
-        on_batch: Called with the number of windows of every batch that is done.
+        origin: Source of the windows: `dataset` and `split`.
+        batch_size: Windows per forward pass.
+        on_batch: Called with the number of windows after every batch.
 
     Returns:
         `dataset`, `split`, `windows`, `window_length`, and `perplexity` and `loss`, which are `None` if not finite.
@@ -65,12 +65,12 @@ def perplexity_record(
 def compare_records(
     records: dict[str, dict[str, Any]], tokens: Mapping[str, torch.Tensor | None], speeds: Mapping[str, Speed]
 ) -> None:
-    """Adds to the records what the model and its baseline say of each other.
+    """Adds to the records the comparison of the model with its baseline, in place.
 
     Args:
-        records: Of `model`, and of `baseline` if there is one.
-        tokens: The windows that each was scored on, shape `[windows, window length]`, if any.
-        speeds: What each was measured at; none if none was.
+        records: Records of `model` and, if there is one, `baseline`.
+        tokens: Windows of the perplexity of each, shape `[windows, window length]`, or `None`.
+        speeds: Speed of each; empty if not measured.
     """
     for role, speed in speeds.items():
         records[role]["speed"] = asdict(speed)
@@ -78,7 +78,7 @@ def compare_records(
         return
     model, baseline = records["model"], records["baseline"]
     kept, dense = model["projection_parameters"], baseline["projection_parameters"]
-    # A baseline that is smaller is not what the model was made from.
+    # The model was not pruned from a smaller baseline.
     if kept and dense and kept <= dense:
         model["sparsity"] = 1 - kept / dense
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]

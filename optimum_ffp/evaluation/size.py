@@ -1,4 +1,4 @@
-"""How large a model is: parameters, bytes of weights on disk, bytes of KV cache a token."""
+"""Size of a model: parameters, bytes of weights on disk, bytes of KV cache per token."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from transformers.utils import cached_file
 from ..modeling.families import FAMILIES
 
 
-# The first of these that a folder has is what transformers reads.
+# transformers reads the first of these that exists in a folder.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors")
 
 
 def projection_parameters(model: PreTrainedModel) -> int | None:
-    """Parameters of the projections of all decoder blocks, dense or pruned: what sparsity is a fraction of.
+    """Number of parameters of the decoder blocks' projections, which sparsity is a fraction of.
 
     Args:
-        model: A causal LM.
+        model: A causal LM, dense or pruned.
 
     Returns:
-        Their number, biases included, or `None` if the model's family has no record.
+        The number, with biases; `None` if the model's family has no record.
     """
     family = FAMILIES.get(model.config.model_type)
     if family is None:
@@ -39,16 +39,16 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def kv_cache_bytes(model: PreTrainedModel) -> int:
-    """Bytes by which one more token of context makes the KV cache grow, until a sliding window is full.
+    """Bytes of KV cache per token of context, until a sliding window is full.
 
-    That is 2 · KV heads · head dimension · bytes of the type, summed over the layers. It is taken from the cache that
-    the model fills, which is right for layers that differ and for every kind of attention.
+    This is 2 · KV heads · head dimension · bytes of the dtype, summed over the layers. It is measured on the cache of
+    a forward pass, so that it is correct for layers of different sizes and any kind of attention.
 
     Args:
         model: A causal LM.
     """
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    # The name of the output's field depends on the release of transformers.
+    # The name of the output field depends on the version of transformers.
     caches = [value for value in model(token, use_cache=True).values() if isinstance(value, Cache)]
     layers = [layer for cache in caches for layer in cache.layers]
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
@@ -56,10 +56,10 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
 
 
 def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
-    """Bytes of the files that hold a model's weights.
+    """Bytes of the weight files of a model.
 
     Args:
-        model_id: A `.gguf` file, a folder, or the Hub id of a model that has been loaded, so that it is in the cache.
+        model_id: A `.gguf` file, a folder, or the Hub id of a model in the cache.
         hub: `revision`, `token`, `cache_dir`.
     """
     path = Path(model_id).expanduser()
@@ -71,14 +71,14 @@ def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
 
 
 def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, float]:
-    """What a pruned checkpoint says of its own sparsity in `ffp_config.json`.
+    """Sparsity of a pruned checkpoint according to its `ffp_config.json`.
 
     Args:
         model_id: As for `weight_bytes`.
         hub: `revision`, `token`, `cache_dir`.
 
     Returns:
-        `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model, or nothing.
+        `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model; empty if unknown.
     """
     path = Path(model_id).expanduser()
     if path.suffix == ".gguf":

@@ -1,4 +1,4 @@
-"""The figures of a model, and of its baseline if there is one, as a table to read."""
+"""Figures of a model and its baseline as a text table."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,10 +8,10 @@ MIB = 2**20
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
-    """A table with one column a model, their ratio, and what every figure was measured on.
+    """A table with one column per model, their ratio, and the data of each figure.
 
     Args:
-        records: Of `model` and perhaps `baseline`: `name`, and the measurements that were made.
+        records: Records of `model` and, if there is one, `baseline`.
     """
     names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
     heads = ["", *names, *(["ratio"] if len(records) > 1 else []), ""]
@@ -34,7 +34,7 @@ def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, str]]:
-    # Label, value if a ratio of it says something, text, and what it was measured on, of every figure.
+    # Per figure: label, value if its ratio is meaningful, text, and a note on the data.
     dequantised = f"{record['name']} is dequantised" if record["name"].endswith(".gguf") else ""
     yield "type", None, f"{record['dtype']}, {record['device']}", dequantised
     yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
@@ -45,7 +45,7 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
         if key in record:
             yield label, None, f"{record[key]:.4%}", f"according to {record['sparsity_source']}"
     yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"
-    yield "KV cache a token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
+    yield "KV cache per token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
     if "perplexity" in record:
         measured = record["perplexity"]
         value = measured["perplexity"] if measured["comparable"] else None

@@ -1,4 +1,4 @@
-"""Accuracy on tasks of lm-eval, the extra `eval`."""
+"""Accuracy on tasks of lm-eval (extra `eval`)."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from ..hub.upload import one_line
 
 
 class TaskSuite:
-    """Tasks that are known to exist and to have their data, so that a mistake shows before the expensive part.
+    """Tasks of lm-eval. The constructor loads their data, so that errors show before models are scored.
 
     Args:
         names: Names of tasks, groups or tags of lm-eval, with `*` as a wildcard, or `.yaml` files; all tasks of
-            `folder` if there are none.
-        folder: Folder of `.yaml` files. Its tasks win over those that lm-eval brings.
-        num_fewshot: Solved examples before every question; what each task says if `None`.
+            `folder` if empty.
+        folder: Folder of `.yaml` files, whose tasks override those of lm-eval.
+        num_fewshot: Number of solved examples before each question; the task's own if `None`.
 
     Raises:
-        FFPError: If lm-eval is not installed, or a task is not known or can't be read.
+        FFPError: If lm-eval is not installed, or a task is unknown or can't be read.
     """
 
     def __init__(self, names: Sequence[str], folder: str | None = None, num_fewshot: int | None = None):
@@ -35,12 +35,12 @@ class TaskSuite:
             from lm_eval.tasks import TaskManager
         except ImportError:
             raise FFPError("tasks need the lm-eval package: pip install lm-eval") from None
-        # It warns of what is meant here: a model that is loaded already, a local task in place of its own.
+        # Suppress warnings about intended use: a model that is already loaded, local tasks that override its own.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         if folder is not None and not Path(folder).expanduser().is_dir():
             raise FFPError(f"there is no folder {folder}; --tasks-path is a folder of lm-eval's .yaml files")
         folder = folder and str(Path(folder).expanduser())
-        # Its own fifteen thousand take seconds to read.
+        # Reading lm-eval's own 15,000 tasks takes seconds.
         self.manager = TaskManager(include_path=folder, include_defaults=folder is None)
         names = list(names) or self.manager.all_subtasks
         if not names:
@@ -68,19 +68,20 @@ class TaskSuite:
         batch_size: int = 1,
         with_samples: bool = False,
     ) -> list[dict[str, Any]]:
-        """What `lm_eval --model hf` prints for the model.
+        """Scores a model, as `lm_eval --model hf` does.
 
         Args:
-            model: A causal LM, where it is to run.
-            tokenizer: Its tokenizer.
-            limit: Samples of every task, or the fraction of them if below 1; all if `None`.
-            batch_size: Requests a forward pass.
-            with_samples: Whether to tell what every single sample scored, and what would have been right.
+            model: A causal LM, on its device.
+            tokenizer: Tokenizer of the model.
+            limit: Samples per task, or the fraction of them if below 1; all if `None`.
+            batch_size: Requests per forward pass.
+            with_samples: Whether to return the scores and the correct answer of every sample.
 
         Returns:
-            One record a task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
-            errors as `stderr` (what isn't finite is `None`), and the version of `lm_eval`. With `with_samples` tasks
-            have `per_sample` too, lists of scores by metric, and the right `answers`, as `lm_eval` writes them.
+            One record per task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
+            errors as `stderr` (`None` if not finite), and the version of `lm_eval`. With `with_samples`, records of
+            tasks also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by
+            `lm_eval`.
 
         Raises:
             FFPError: If a task can't be run.
@@ -114,7 +115,7 @@ class TaskSuite:
 def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {"metrics": {}, "stderr": {}}
     for key, value in scores.items():
-        # Its keys are `metric,filter`, and the filter of nearly all tasks is none; what else there is are names.
+        # Scores have keys `metric,filter`, where the filter is mostly `none`; other entries are names.
         metric, comma, kind = key.partition(",")
         if comma and isinstance(value, (int, float)):
             name = metric.removesuffix("_stderr") + ("" if kind == "none" else f" ({kind})")
@@ -127,7 +128,7 @@ def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if not samples:
         return {}
-    # Some metrics, like perplexity, are no number before they are taken over all samples.
+    # Some metrics, such as perplexity, are not a number per sample.
     names = [name for name in samples[0]["metrics"] if isinstance(samples[0][name], Real)]
     scores = {name: [float(sample[name]) for sample in samples] for name in names}
     return {"per_sample": scores, "answers": [str(sample["target"]) for sample in samples]}
@@ -139,7 +140,7 @@ def _task_errors(names: list[str]) -> Iterator[None]:
         yield
     except (FFPError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # Every task has readers, templates and metrics with exceptions of their own.
+    except Exception as error:  # Readers, templates and metrics of tasks raise their own exceptions.
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise FFPError(
             f"{', '.join(names)} can't be evaluated: {reason}. Tasks whose data is on the Hub need a connection; "

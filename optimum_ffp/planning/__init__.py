@@ -1,1 +1,1 @@
-"""What a prune will need, and what stands in its way, before it starts."""
+"""Plans a prune before it starts: work, memory and disk, and problems that would stop it."""

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""Available memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +9,18 @@ import torch
 from ..modeling.loading import resolve_device
 
 
-# What a container may use, in control groups of version 2 and 1.
+# Memory limit of a container, in control groups of version 2 and 1.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to run on.
+    """Device and available memory.
 
     Attributes:
-        device: Where the model goes.
-        host_free: Bytes of host memory that this process may have, those that it has included.
-        device_free: Bytes that are free on the accelerator; `None` if the model stays in host memory.
+        device: Device of the model.
+        host_free: Bytes of host memory available to this process, including those that it uses.
+        device_free: Free bytes on the accelerator; `None` if the model is in host memory.
     """
 
     device: torch.device
@@ -29,19 +29,19 @@ class Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """What kind of device it is. Two of one kind compute the same, bit for bit."""
+    """Kind of device: devices of the same kind compute bitwise the same results."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def measure_machine(device: str | None = None, device_map: str | None = None) -> Machine:
-    """What there is now.
+    """Measures available memory.
 
     Args:
-        device: Where the model will go; the accelerator if there is one.
-        device_map: Where accelerate will put it instead; all accelerators count as one.
+        device: Device of the model; the accelerator if there is one, if `None`.
+        device_map: Device map of accelerate, instead of `device`; all accelerators count as one.
 
     Raises:
-        FFPError: If there is no such device.
+        FFPError: If the device does not exist.
     """
     resolved = resolve_device(device)
     own = psutil.Process().memory_info().rss

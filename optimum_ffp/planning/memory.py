@@ -1,4 +1,4 @@
-"""What every stage of a prune holds in memory, from the shapes of a model that needs no weights."""
+"""Estimates the memory of each stage of a prune from the shapes of a model without weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ..modeling.families import Family, ModelUnit
 from ..utils.lm_head import POSITIONS
 
 
-# Python with all libraries loaded and their threads started.
+# Memory of a process with all libraries loaded and their threads started.
 PROCESS_BYTES = 640 * 2**20
-# glibc takes larger blocks from the system one by one and gives them back as soon as they are free.
+# glibc allocates larger blocks individually and returns them to the system when they are freed.
 RETURNED_BYTES = 32 * 2**20
-# What is alive at once in float64 and float32, bytes per entry of the largest Gram matrix: while the matrix is
-# factored, and while a unit is fitted, there beside its output weights.
+# Peak of temporaries in float64 and float32: bytes per entry of the largest Gram matrix, during its factorisation and
+# during the fit of a unit, and bytes per entry of the output weights during the fit.
 FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 44, 42, 44
 
 Parts = dict[str, int]
@@ -26,12 +26,12 @@ Parts = dict[str, int]
 
 @dataclass(frozen=True)
 class StageMemory:
-    """What is alive when a stage needs the most.
+    """Memory at the peak of a stage.
 
     Attributes:
-        name: Of the stage, as in `PruningResult.cost`.
-        device: Bytes on the model's device, by what they are.
-        host: Bytes in host memory wherever the model is. If it is there too, a process holds both.
+        name: Name of the stage, as in `PruningResult.cost`.
+        device: Bytes on the model's device, by part.
+        host: Bytes in host memory on any device, by part. With the model in host memory a process has both.
     """
 
     name: str
@@ -39,21 +39,21 @@ class StageMemory:
     host: Parts
 
     def largest(self, count: int = 3) -> str:
-        """The parts that take the most, in GiB."""
+        """The `count` largest parts, in GiB."""
         parts = sorted((self.device | self.host).items(), key=lambda part: -part[1])
         return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:count] if size)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where things are, and what in.
+    """Devices and dtypes of a prune.
 
     Attributes:
-        compute_size: Bytes of a number that the model computes with, which under autocast are fewer than its own.
-        accelerator: Whether the model is elsewhere than in host memory.
-        matrices_beside: Whether Gram matrices and factors live beside the model.
-        journal: Whether what is finished is kept on disk, for a resumption.
-        several: Whether there is more than one sparsity, so that a pruned model stays until the next is done.
+        compute_size: Bytes per number in forward passes; under autocast smaller than that of the weights.
+        accelerator: Whether the model is on an accelerator.
+        matrices_beside: Whether Gram matrices and factors are on the model's device.
+        journal: Whether finished work is saved to disk, to resume from.
+        several: Whether there are several sparsities, so that a pruned model is kept until the next is finished.
     """
 
     compute_size: int
@@ -64,23 +64,23 @@ class Placement:
 
 
 class MemoryModel:
-    """Follows a prune from stage to stage and adds up what lives in each.
+    """Adds up the memory of each stage of a prune.
 
-    Windows go one batch at a time, so that peaks don't grow with their number, with two exceptions: sequential
-    calibration keeps the hidden states of all its windows, and a model that writes its own text writes a batch of
-    windows at once. The text of a dataset is not counted: how long it is shows when it is read.
+    Windows are processed in batches, so that peaks don't grow with their number, with two exceptions: sequential
+    calibration keeps the hidden states of all its windows, and text is sampled from the model in a batch of many
+    windows. The text of a dataset is not counted: its length is unknown before it is read.
 
     Args:
-        model: The dense model; on the meta device it costs nothing.
-        units: Its units.
-        family: The record of its family.
-        config: All options but the sparsity.
-        sparsity: Of the pruned model.
-        placement: Where things are.
+        model: The dense model, for example on the meta device.
+        units: Units of the model.
+        family: Record of the model's family.
+        config: Options; `config.sparsity` is not used.
+        sparsity: Sparsity of the pruned model.
+        placement: Devices and dtypes.
 
     Attributes:
         weights, pruned: Bytes of the dense and of the pruned model.
-        grams, fishers: Bytes of all Gram and of all Fisher matrices.
+        grams, fishers: Bytes of all Gram matrices and of all Fisher matrices.
         outputs: Bytes of the pruned model's output projections.
     """
 
@@ -113,7 +113,7 @@ class MemoryModel:
         self.factors = self.grams if config.needs_factors else 0
 
     def stages(self) -> Iterator[StageMemory]:
-        """Every stage of the prune, in the order in which they come."""
+        """Yields all stages of the prune, in order."""
         config, place, entries = self.config, self.placement, max(self.features) ** 2
         weights = {"weights": self.weights}
         yield self._stage("data", weights | self._writing())
@@ -158,17 +158,17 @@ class MemoryModel:
         host = {"process": PROCESS_BYTES} | (host or {})
         if self.placement.matrices_beside:
             return StageMemory(name, beside | {label: size}, host)
-        # Units borrow the accelerator one after another.
+        # Matrices are moved to the accelerator for one unit at a time.
         return StageMemory(name, beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size})
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:
-        """Activations of one layer at its widest, and what hooks make of them in float32."""
+        """Activations of the widest layer, with the float32 copies that hooks make of them."""
         tokens = self.config.seq_len * (batch or self.config.batch_size)
         widest = max(self.features)
         return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
 
     def _logits(self, size: int) -> Parts:
-        """Of a piece: as the model gives them, in float32, and their log-probabilities; the head, if it is cast."""
+        """Logits of a piece in the compute dtype and in float32, their log-probabilities, and the cast head."""
         logits = self._piece(size) + self._piece(4) * (1 + (size < 4))
         return {"logits": self.config.batch_size * logits + self._cast_head(size)}
 
@@ -179,7 +179,7 @@ class MemoryModel:
         return self.vocabulary * self.hidden * size * (size < self.size)
 
     def _backward(self) -> Parts:
-        """One window: layers' inputs, one layer run again, a piece of the logits, probabilities and their gradient."""
+        """One window: inputs of all layers, recomputation of one layer, and a piece of logits with its gradient."""
         size = self.placement.compute_size
         pieces = 2 * (self._piece(4) + self._piece(size))
         logits = {"logits and gradient": pieces + self._cast_head(size)}
@@ -190,12 +190,12 @@ class MemoryModel:
         return self.layers * self.config.seq_len * self.hidden * self.size
 
     def _holes(self) -> Parts:
-        # Every layer's input is kept among blocks that are freed, so that the heap ends with holes between them.
+        # Inputs of all layers are kept among blocks that are freed, which fragments the heap.
         small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES and not self.placement.accelerator
         return {"heap with holes": 3 * self._layer_inputs() * small}
 
     def _fitting(self) -> tuple[Parts, Parts]:
-        """Beside the model, and in host memory."""
+        """Parts of sequential calibration, on the device and in host memory."""
         config, widest = self.config, max(self.features)
         tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
         workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
@@ -212,7 +212,7 @@ class MemoryModel:
 
 
 def _component_bytes(unit: ModelUnit) -> int:
-    """What a backward pass keeps of a unit to see what a step down and a step up would change."""
+    """Bytes that a backward pass keeps per unit, to estimate the effect of a step down and a step up."""
     module = unit.output.module
     return (
         module.weight.dtype.itemsize
@@ -224,6 +224,6 @@ def _component_bytes(unit: ModelUnit) -> int:
 
 
 def _fused_parameters(unit: ModelUnit) -> int:
-    """Parameters of projections that are fused: their prefixes lie apart, so that a policy copies them."""
+    """Parameters of fused projections, which a policy copies because their prefixes are not contiguous."""
     modules = [part.module for part in unit.slices]
     return sum(module.weight.numel() for module in set(modules) if modules.count(module) > 1)

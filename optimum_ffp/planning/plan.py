@@ -1,4 +1,4 @@
-"""What a prune would do and need, from the model's config alone."""
+"""The plan of a prune: work, memory and disk, from the model's config alone."""
 
 import copy
 from collections import Counter
@@ -24,31 +24,31 @@ from .memory import MemoryModel, Placement, StageMemory
 
 
 GIB = 2**30
-# Tokenizer, modelling code, card and plots.
+# Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
 BESIDE_WEIGHTS_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a prune will do and need.
+    """Work, memory and disk of a prune.
 
     Attributes:
         model: Hub id, folder or file of the dense model.
-        family: Its model type.
-        parameters: Of the whole dense model.
-        dtype: Type of its weights.
-        units: Its units.
-        features: Columns of the output projection of every unit.
-        sparsities: Those asked for.
-        feasible: Smallest and largest sparsity of the blocks that the retention bounds allow.
-        bounds: These bounds.
-        candidate_evaluations: Of all searches together.
-        tokens: Tokens that will be read, by stage, or for `data` written by the model; an upper bound for the search,
-            `None` where all text there is.
-        evaluated: Models that the test windows are run through.
-        memory: What is alive in every stage, in the order of the stages.
-        disk: Bytes that a stage writes: what a resumption would need, which is removed at the end, and checkpoints.
-        machine: What there is to run on.
+        family: Model type.
+        parameters: Number of parameters of the dense model.
+        dtype: Dtype of the weights.
+        units: Units of the model.
+        features: Columns of the output projection per unit.
+        sparsities: Requested sparsities.
+        feasible: Smallest and largest sparsity of the blocks within the retention bounds.
+        bounds: Retention bounds.
+        candidate_evaluations: Number of candidate evaluations of all searches.
+        tokens: Number of tokens per stage: read, or sampled from the model in `data`. An upper bound for the search;
+            `None` if all text is used.
+        evaluated: Number of models that are evaluated on the test windows.
+        memory: Memory per stage, in the order of the stages.
+        disk: Bytes written per stage: work to resume from, which is removed at the end, and checkpoints.
+        machine: Device and available memory.
     """
 
     model: str
@@ -68,28 +68,28 @@ class Plan:
     machine: Machine
 
     def host_bytes(self, stage: StageMemory) -> int:
-        """Estimated peak of this process's memory in a stage."""
+        """Estimated peak of host memory of this process in a stage."""
         on_host = self.machine.device_free is None
         return sum(stage.host.values()) + (sum(stage.device.values()) if on_host else 0)
 
     def device_bytes(self, stage: StageMemory) -> int:
-        """Estimated peak of the accelerator's memory in a stage; 0 if there is none."""
+        """Estimated peak of accelerator memory in a stage; 0 without an accelerator."""
         return 0 if self.machine.device_free is None else sum(stage.device.values())
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated peak of what `PruningResult.cost` measures: the accelerator's memory, or the process's."""
+        """Estimated peak of the memory that `PruningResult.cost` measures: of the accelerator, or of the process."""
         used = self.host_bytes if self.machine.device_free is None else self.device_bytes
         return max(map(used, self.memory))
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of free disk that the whole prune needs, all checkpoints included."""
+        """Bytes of disk that the prune writes, including all checkpoints."""
         return sum(self.disk.values())
 
     @property
     def warnings(self) -> list[str]:
-        """One line for every kind of memory that will not suffice."""
+        """One line per kind of memory that is not sufficient."""
         found = []
         for where, used, free in (
             ("memory", self.host_bytes, self.machine.host_free),
@@ -98,13 +98,13 @@ class Plan:
             stage = max(self.memory, key=used)
             if free is not None and used(stage) > free:
                 found.append(
-                    f"this will hardly fit: {stage.name} needs about {_gib(used(stage))} of {where}, and "
-                    f"{_gib(free)} are free; it is an estimate. What takes the most: {stage.largest()} GiB"
+                    f"memory may not suffice: {stage.name} needs about {_gib(used(stage))} of {where}, and "
+                    f"{_gib(free)} are free; this is an estimate. Largest parts: {stage.largest()} GiB"
                 )
         return found
 
     def describe(self) -> str:
-        """All of it as a text of several lines."""
+        """The plan as text of several lines."""
         low, high = self.feasible
         counts = Counter((unit.kind, unit.groups, unit.multiple) for unit in self.units)
         rows = [
@@ -122,7 +122,7 @@ class Plan:
         if self.machine.device_free is not None:
             columns["device"] = self.device_bytes
         columns["disk"] = lambda stage: self.disk.get(stage.name, 0)
-        lines += ["", f"{'GiB':<{width}}" + "".join(f"{name:>9}" for name in columns) + "   most of the memory"]
+        lines += ["", f"{'GiB':<{width}}" + "".join(f"{name:>9}" for name in columns) + "   largest parts"]
         for stage in self.memory:
             figures = "".join(f"{column(stage) / GIB:9.2f}" for column in columns.values())
             lines.append(f"{stage.name:<{width}}{figures}   {stage.largest()}")
@@ -131,7 +131,7 @@ class Plan:
             free += f", and {_gib(self.machine.device_free)} on {self.machine.device}"
         lines += ["", f"estimated peak {_gib(self.peak_bytes)} on {self.machine.device}; {free}"]
         lines += self.warnings or ["it fits into memory"]
-        # There may be less text than is asked for, which a prune will see.
+        # Based on the requested number of tokens: the text may be shorter.
         shortage = describe_shortage(self.features, self.tokens["statistics"])
         return "\n".join(lines + ([shortage] if shortage else []))
 
@@ -161,19 +161,19 @@ def make_plan(
     device_map: str | None = None,
     journal: bool = True,
 ) -> Plan:
-    """What a prune of a model will do and need. No weights are loaded or made.
+    """Plans a prune without loading weights.
 
     Args:
-        model_config: The dense model's config.
-        config: All options; the default ones if `None`.
+        model_config: Config of the dense model.
+        config: Options; the defaults if `None`.
         sparsities: Fractions of the block parameters to remove; `config.sparsity` if `None`.
-        device: Where the model will go; the accelerator if there is one.
-        dtype: `"auto"` for the config's, or a name of a torch type.
-        device_map: Where accelerate will put the model, instead of `device`; all accelerators count as one.
-        journal: Whether finished work is kept on disk for a resumption, as the command line does.
+        device: Device of the model; the accelerator if there is one, if `None`.
+        dtype: `"auto"` for the dtype of the config, or the name of a torch dtype.
+        device_map: Device map of accelerate, instead of `device`; all accelerators count as one.
+        journal: Whether finished work is saved to disk, to resume from, as on the command line.
 
     Returns:
-        The plan. Its `describe()` is what the command line prints.
+        The plan; the command line prints its `describe()`.
 
     Raises:
         FFPError: If the model can't be pruned, or a sparsity can't be met.
@@ -206,7 +206,7 @@ def make_plan(
         journal=journal,
         several=len(sparsities) > 1,
     )
-    # The least sparsity makes the largest pruned model.
+    # The smallest sparsity has the largest pruned model.
     models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
     written = {"statistics": models[0].grams, "fisher": models[0].fishers}
     if config.calibration == "sequential":
@@ -234,7 +234,7 @@ def make_plan(
 
 
 def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | None]]:
-    """Candidate evaluations, and tokens by stage."""
+    """Number of candidate evaluations, and of tokens per stage."""
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
     written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
@@ -253,7 +253,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         cost = GRADIENT_COST if config.follows_gradient else 1
         updates = (steps - final) // cost
         evaluations += updates + final + baselines
-        # The dense model too reads every window.
+        # + 1: the dense model is evaluated too.
         windows += updates * cost * min(config.update_samples, every) + (final + baselines + 1) * every
     tokens["search"] = windows * length
     held_out = min(config.held_out_samples, every)

@@ -1,4 +1,4 @@
-"""What would stop a prune hours later, found before it starts."""
+"""Checks before a prune for problems that would stop it later."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from .plan import GIB, Plan
 
 
 logger = logging.getLogger(__name__)
-# Answers of the Hub that later attempts will get too.
+# HTTP status codes that a later attempt would get too.
 REFUSALS = (401, 403)
 
 
@@ -34,25 +34,25 @@ def find_problems(
     repositories: Sequence[str],
     token: str | None = None,
 ) -> Iterator[FFPError]:
-    """Everything that would keep a prune from its end, cheap things first.
+    """Finds problems that would stop a prune, cheap checks first.
 
     Args:
-        plan: What the prune needs.
-        config: All options.
-        folders: Where checkpoints go.
-        front: Files that the Pareto front is written to, and what they begin with.
-        work_folder: Where finished work is kept for a resumption.
-        overwrite: Whether what exists may be replaced.
-        resume: Whether to go on from what is in the work folder.
-        repositories: Where uploads go.
-        token: Of the Hub.
+        plan: Plan of the prune.
+        config: Options of the prune.
+        folders: Folders of the checkpoints.
+        front: Files of the Pareto front, with their first bytes.
+        work_folder: Folder of finished work.
+        overwrite: Whether existing outputs may be replaced.
+        resume: Whether to resume from the work folder.
+        repositories: Repositories to upload to.
+        token: Access token for the Hub.
 
     Yields:
-        One error a problem, with what to do about it.
+        One error per problem, which says what to do.
     """
     sources = [source for source in (plan.model, config.dataset, config.eval_dataset) if source]
     checks = [partial(check_apart, output, sources) for output in (*folders, *front)]
-    # Before the folders that it has saved already, which it would be told to overwrite.
+    # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [partial(check_output, folder, overwrite) for folder in folders]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
@@ -68,15 +68,15 @@ def find_problems(
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
-    """Whether a prune's files fit on the disk that `folder` is on.
+    """Checks that the files of a prune fit on the disk of `folder`.
 
     Args:
-        folder: Where the first checkpoint goes.
-        needed: Bytes that the prune writes from its beginning to its end.
-        work_folder: What is in it is written already.
+        folder: Folder of the first checkpoint.
+        needed: Bytes that the whole prune writes.
+        work_folder: Folder of finished work, whose bytes are already written.
 
     Raises:
-        FFPError: If they don't.
+        FFPError: If there is too little space.
     """
     place = Path(folder).expanduser().absolute()
     while not place.is_dir():
@@ -91,14 +91,14 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
 
 
 def check_dataset(dataset: str, text_column: str | None = None) -> None:
-    """Whether the files or splits of a dataset are there and hold text; no more than first rows are read.
+    """Checks that the files or splits of a dataset exist and have text; only the first rows are read.
 
     Args:
         dataset: As in `load_windows`.
-        text_column: The column that the user has named.
+        text_column: Column named by the user.
 
     Raises:
-        FFPError: If they aren't or don't.
+        FFPError: If the dataset can't be found or read, or has no text.
     """
     files = find_files(dataset)
     if not files and dataset != "self":
@@ -114,18 +114,20 @@ def _check_hub_dataset(dataset: str) -> None:
 
     try:
         get_dataset_split_names(*hub_source(dataset))
-    except Exception as error:  # The hub's clients raise dozens of types; all mean that the data isn't to be had.
+    except (
+        Exception
+    ) as error:  # The clients of the Hub raise dozens of types; all mean that the data is not available.
         raise hub_error(dataset, error, prunes=True) from None
 
 
 def check_repositories(repositories: Sequence[str], token: str | None = None) -> None:
-    """Whether the Hub takes the token, and its owner may create repositories of these names; it is asked once.
+    """Checks with one request that the Hub accepts the token, and that its owner may create the repositories.
 
-    A Hub that doesn't answer now may do so when the model is done, so that is a warning alone.
+    If the Hub does not answer there is only a warning: it may be reachable when the prune is finished.
 
     Args:
         repositories: `name` or `owner/name`.
-        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+        token: Access token for the Hub; the one stored by `hf auth login` if `None`.
 
     Raises:
         FFPError: If an upload would be refused.
@@ -138,7 +140,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None) ->
         raise FFPError("nothing can be uploaded while offline mode is on (HF_HUB_OFFLINE=1); unset it to push")
     try:
         user = HfApi(token=token).whoami()
-    except Exception as error:  # The HTTP library's own exceptions too.
+    except Exception as error:  # The HTTP library raises its own exceptions too.
         reason = describe_failure(error, token)
         if getattr(getattr(error, "response", None), "status_code", None) in REFUSALS:
             raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
@@ -147,7 +149,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None) ->
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise FFPError("the token of the Hub may only read: give one with write access by --token (token=...)")
-    # What a fine-grained token may do, and where, only its use shows.
+    # The permissions of a fine-grained token are not known before its use.
     owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     for repo_id in repositories:
         owner = repo_id.rpartition("/")[0]
