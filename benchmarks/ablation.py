@@ -1,14 +1,14 @@
-"""What every idea brings: the default with one option changed at a time, and the paper's Table 3.
+"""Ablation: the default with one option changed at a time, and the paper's Table 3.
 
-    python benchmarks/ablation.py MODEL DATASET [--variants default prior ...] [--sparsity 0.2] [--seed 0]
+    python benchmarks/ablation.py MODEL DATASET [--variants default no-search ...] [--sparsity 0.2] [--seed 0]
         [--eval-samples 10] [--seq-len 2048] [--options num_samples=32 ...] [--work FOLDER]
         [--output ablation.json]
 
-Prints a table: perplexity before (where that was asked for) and after calibration, candidates and tokens evaluated.
-Variants are calibrated by ridge regression, which is what the search rewards, but for `uncalibrated` and those named
-`sequential*`; and those named `prior-*` evaluate one candidate, so that they show the idea without the search. What
-variants in a row have in common, up to the policy that was found, is done once. `--options` sets any other option of
-`FFPConfig` for the variants of the default preset. With `--work` a run that was cut off goes on where it was.
+Prints a table: perplexity before (if reported) and after calibration, number of candidates and tokens evaluated.
+Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated` and `sequential*`.
+Variants `no-search-*` evaluate a single candidate, to measure an option without the search. Consecutive variants share
+the measurements, and the policy if the options of their searches are the same. `--options` sets other options of
+`FFPConfig` for the variants of the default preset. With `--work` an interrupted run resumes when it is started again.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
+    parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     args = parser.parse_args()
 
@@ -71,7 +71,7 @@ def main() -> None:
         variant = VARIANTS[name]
         config = FFPConfig(**shared | ({} if "preset" in variant else options) | variant)
         if pruner is None or pruner.measured.differences(config):
-            # Those before go first: there is no need for several models.
+            # Free the previous model before the next is loaded.
             pruner = found = result = None
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
             pruner.open_journal(resume=args.work is not None)

@@ -1,12 +1,12 @@
-"""What a candidate evaluation costs beside a dense forward pass on the same tokens, interleaved in one run.
+"""Cost of a candidate evaluation relative to a dense forward pass on the same tokens, interleaved in one run.
 
     python benchmarks/candidate.py MODEL DATASET [--sparsities 0.2 0.3] [--repeats 7] [--device cpu]
         [--options num_samples=16 fisher_samples=4 ...] [--output candidate.json]
 
-A candidate is what the search evaluates: the no-search policy at that sparsity, ridge-compensated, on the windows of
-one update. Prints medians: the candidate in multiples of the dense pass, the share of it that is not a forward pass,
-and an update of the default agent, a forward and a backward pass, in the same multiples (the search counts it as 3).
-`--options` sets any option of `FFPConfig`; fewer calibration windows make it quicker and change nothing that is timed.
+The candidate is the no-search policy at each sparsity, ridge-compensated, on the windows of one update. Prints
+medians: the time of the candidate relative to the dense pass, its share that is not a forward pass, and the relative
+time of an update of the default agent, a forward and a backward pass (the search counts it as 3). `--options` sets
+options of `FFPConfig`; fewer calibration windows are faster and don't change the measurement.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def clock(device: str | None) -> float:
-    """Seconds, once everything that was asked of the device is done."""
+    """Seconds, after all work on the device has finished."""
     if device != "cpu" and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,17 +1,17 @@
-"""Methods x sparsities x seeds on one model and one data folder, in one run and on the same windows.
+"""Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform prior random evolutionary bandit ffp]
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
-        [--sequential prior ffp] [--seq-len 2048] [--eval-dataset DATASET] [--options num_samples=32 ...]
+        [--sequential no-search ffp] [--seq-len 2048] [--eval-dataset DATASET] [--options num_samples=32 ...]
         [--save FOLDER] [--work FOLDER] [--output compare.json]
 
-Writes one JSON record a prune (perplexities, sparsity reached, candidate evaluations, tokens, seconds of every stage,
-peak memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
-importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, which is
-what the search rewards; those named by `--sequential` also after the default's calibration layer by layer. Records are
-written as they come. `--options` sets any other option of `FFPConfig` for the methods of the default preset. With
-`--work` a run that was cut off goes on where it was, and one with more methods takes what is there; the seconds on
-record are those of the last process.
+Writes one JSON record per prune (perplexities, sparsity, candidate evaluations, tokens, seconds per stage, peak
+memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
+importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, as
+candidates of the search are; those in `--sequential` also after sequential calibration. The file is updated after
+every prune. `--options` sets other options of `FFPConfig` for the methods of the default preset. With `--work` an
+interrupted run resumes when it is started again, also with more methods; the recorded seconds are those of the last
+process.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.hub.naming import without_folders
 
 
-# `paper` is a preset and `bandit` an agent; the others are methods of the default preset.
+# `paper` is a preset and `bandit` an agent; all others are methods of the default preset.
 METHODS = ("paper", "uniform", "no-search", "random", "evolutionary", "bandit", "ffp")
 AGENTS = {"paper": "ppo", "bandit": "bandit"}
 
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--search-steps", type=int, help="Candidate evaluations, of the default preset's methods.")
-    parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the paper's preset.")
+    parser.add_argument("--search-steps", type=int, help="Candidate evaluations of the methods of the default preset.")
+    parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
     parser.add_argument("--eval-samples", type=int, default=10)
     parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)
-    parser.add_argument("--save", type=Path, help="Folder to write every pruned model to.")
-    parser.add_argument("--work", type=Path, help="Folder to keep finished work in, for a run that goes on.")
+    parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
+    parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
     parser.add_argument("--seq-len", type=int, default=2048)
-    parser.add_argument("--eval-dataset", help="Where the test windows come from, if elsewhere than the rest.")
+    parser.add_argument("--eval-dataset", help="Dataset of the test windows. Default: DATASET.")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
-    """One pruner a seed and preset: what is measured once serves all of its methods."""
+    """Yields the records of one seed and preset; all methods share a pruner and its measurements."""
     if preset == "paper":
         options = {"search_steps": args.paper_steps}
     else:
@@ -88,17 +88,17 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
                 result = pruner.finish(found, found.config.replace(calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
                 if calibration == calibrations[-1] and args.save:
-                    # Not by the pruner, whose work would be done with that.
+                    # `pruner.save_pretrained` would remove the work folder.
                     save_checkpoint(result, args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
 
 
 def read_options(words: list[str]) -> dict:
-    """Options of `FFPConfig` from words `NAME=VALUE`, whose values are JSON."""
+    """Parses options of `FFPConfig` from `NAME=VALUE`, with values in JSON."""
     return {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
 
 
 def describe(result: PruningResult) -> dict:
-    """The record of one prune. Paths of data are cut to their names: records are kept and compared elsewhere."""
+    """The record of one prune. Local paths are cut to their names, so that records don't depend on the machine."""
     record = {
         "seed": result.config.seed,
         "sparsity": result.policy.sparsity,

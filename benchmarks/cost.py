@@ -1,12 +1,12 @@
-"""What a prune of a model of any shape costs: time and peak memory of every stage, without its weights.
+"""Time and peak memory per stage of a prune of a model of any shape, with random weights.
 
     python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--options search_steps=96 ...]
         [--eval-samples 10] [--output cost.json]
 
-CONFIG is a `config.json` or a folder with one. Models with random weights and that many layers are built, and
-pruned on random tokens: neither changes what an operation costs. Where the whole model fits, name its number of layers
-alone. Of two smaller numbers the rest is extrapolated: every stage's time and memory is a constant plus a part
-proportional to the layers, and the table says so. `--options` sets any option of `FFPConfig`.
+CONFIG is a `config.json` or a folder with one. Builds models with random weights and the given numbers of layers, and
+prunes them on random tokens, which does not change the cost. Without `--layers` the whole model is measured. From two
+smaller numbers of layers the cost of the whole model is extrapolated: per stage, time and memory are a constant plus a
+part proportional to the number of layers. `--options` sets options of `FFPConfig`.
 """
 
 import argparse
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argparse.Namespace) -> dict:
-    """One prune of a random model with this many layers: seconds and bytes by stage."""
+    """Prunes a random model with `layers` layers; returns seconds and peak bytes per stage."""
     smaller = type(shape)(**shape.to_dict() | {"num_hidden_layers": layers})
     torch.manual_seed(0)
     with torch.device(args.device):
         model = (
             AutoModelForCausalLM.from_config(smaller, dtype=getattr(torch, args.dtype)).eval().requires_grad_(False)
         )
-    # It reads nothing, since the windows are there, but there is no prune without one.
+    # A tokenizer is required but not used: the windows are given.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"word": 0}, unk_token="word")))
     windows = random_windows(with_window_length(config, shape), shape.vocab_size)
     pruner = FFPPruner(model, tokenizer, config, "random weights", data=windows)
@@ -75,7 +75,7 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
 
 
 def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
-    """As many windows of random tokens as the config asks for."""
+    """Windows of random tokens, as many as the config requests."""
     generator = torch.Generator().manual_seed(0)
     counts = {"calibration": config.num_samples, "search": config.search_samples, "test": config.eval_samples}
     return DataSplits(
@@ -87,7 +87,7 @@ def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
 
 
 def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float]]:
-    """Seconds and bytes of every stage at the full number of layers, by the line through the first and last run."""
+    """Seconds and bytes per stage at the full number of layers, linear in the first and last run."""
     first, last = min(runs), max(runs)
     stages = {}
     for stage in runs[last]["seconds"]:

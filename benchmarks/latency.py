@@ -1,9 +1,9 @@
-"""Prefill and decode speed of a dense and a pruned model, interleaved in one run so that noise hits both.
+"""Prefill and decode speed of a dense and a pruned model, interleaved so that noise affects both alike.
 
     python benchmarks/latency.py DENSE PRUNED [--prompt 512] [--new 32] [--batch 1] [--repeats 7] [--device cpu]
         [--dtype float32] [--output latency.json]
 
-Random tokens, no text: speed does not depend on them. Prints the median tokens a second of both, and their ratio.
+Prompts are random tokens: speed does not depend on them. Prints the median tokens per second of both, and their ratio.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main() -> None:
     print("| | dense | pruned | ratio |\n|---|---:|---:|---:|")
     for key, scale, label in (
         ("parameters", 1e6, "million parameters"),
-        ("prefill", 1, "prefill, tokens a second"),
-        ("decode", 1, "decode, tokens a second"),
+        ("prefill", 1, "prefill, tokens per second"),
+        ("decode", 1, "decode, tokens per second"),
     ):
         dense, pruned = (record[name][key] / scale for name in models)
         print(f"| {label} | {dense:,.1f} | {pruned:,.1f} | {pruned / dense:.2f} |")

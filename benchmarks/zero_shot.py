@@ -1,13 +1,13 @@
-"""The paper's Table 1: zero-shot accuracy on seven tasks, of the dense model and of pruned ones.
+"""The paper's Table 1: zero-shot accuracy on seven tasks, of dense and pruned models.
 
     python benchmarks/zero_shot.py MODEL ... [--tasks boolq piqa ...] [--tasks-path FOLDER] [--limit 200]
         [--balanced boolq] [--batch-size 8] [--device cpu] [--dtype bfloat16] [--output zero_shot.json]
 
-Needs `optimum-ffp[eval]`. Accuracy is normalised by length where the task gives that. Prints a row a model, in
-percent, with the mean and what the first model has more, each with its standard error: that of a difference is of
-paired samples. Then the same with balanced accuracy for the tasks of `--balanced`, whose questions all have the same
-answers: a model that says yes to all of them, whatever they are, has 62 % of BoolQ, and 50 % of it balanced. The JSON
-has both kinds of accuracy. `--tasks-path` takes lm-eval tasks with local data.
+Needs `optimum-ffp[eval]`. Accuracy is normalised by length if the task has that metric. Prints one row per model, in
+percent, with the mean and the difference of the first model to it, each with its standard error (of paired samples
+for the difference). Then the same with balanced accuracy for the tasks of `--balanced`, which have the same answers
+for all questions: a model that always answers yes has 62 % on BoolQ, and 50 % balanced. The JSON has both kinds of
+accuracy. `--tasks-path` takes lm-eval tasks with local data.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-# What a record holds of single samples.
+# Entries of a record that are lists over samples.
 SAMPLES = ("per_sample", "answers")
 
 
@@ -35,13 +35,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="Hub ids or folders.")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--tasks-path", help="Folder of .yaml tasks.")
-    parser.add_argument("--limit", type=int, help="Samples of every task. Default: all.")
+    parser.add_argument("--limit", type=int, help="Samples per task. Default: all.")
     parser.add_argument(
-        "--balanced", nargs="*", default=["boolq"], help="Tasks with the same answers to all questions."
+        "--balanced",
+        nargs="*",
+        default=["boolq"],
+        help="Tasks with the same answers for all questions, to report balanced accuracy of.",
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device")
-    parser.add_argument("--dtype", default="auto", help="Type to load the models in. Default: the checkpoint's.")
+    parser.add_argument("--dtype", default="auto", help="Dtype to load the models in. Default: the checkpoint's.")
     parser.add_argument("--output", type=Path, default=Path("zero_shot.json"))
     args = parser.parse_args()
 
@@ -65,13 +68,13 @@ def main() -> None:
 def summarise(
     scores: list[dict], first: list[dict], kind: str, balanced: Iterable[str] = ()
 ) -> dict[str, tuple[float, float]]:
-    """Mean over tasks, and how much more the first model has, each with its standard error.
+    """Mean over tasks, and the difference of the first model to it, each with its standard error.
 
     Args:
-        scores: One record a task.
-        first: The same of the first model.
-        kind: `acc`, or `acc_norm` for accuracy normalised by length where a task gives it.
-        balanced: Tasks whose accuracy is to be balanced.
+        scores: One record per task.
+        first: The same for the first model.
+        kind: `acc`, or `acc_norm` for accuracy normalised by length if a task has it.
+        balanced: Tasks whose accuracy is balanced.
     """
     own, other = ([per_sample(score, kind, score["task"] in balanced) for score in one] for one in (scores, first))
     more = (theirs - ours for ours, theirs in zip(own, other))
@@ -79,7 +82,7 @@ def summarise(
 
 
 def per_sample(score: dict, kind: str, balanced: bool) -> np.ndarray:
-    """What every sample counts for the accuracy of its task. Balanced, that is the mean of those of all answers."""
+    """Score per sample. The mean of balanced scores is the mean of the accuracies per answer."""
     found = score["per_sample"]
     hits = np.array(found.get(kind, found["acc"]))
     if balanced:
@@ -89,7 +92,7 @@ def per_sample(score: dict, kind: str, balanced: bool) -> np.ndarray:
 
 
 def mean_over_tasks(tasks: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Mean of the tasks' means, and its standard error."""
+    """Mean of the means of the tasks, and its standard error."""
     means, errors = zip(*((task.mean(), task.std(ddof=1) / len(task) ** 0.5) for task in tasks))
     return float(np.mean(means)), hypot(*errors) / len(errors)
 

@@ -1,11 +1,10 @@
-"""Prunes a chat model on conversations of your own: what it is asked every day, in the words of its chat template.
+"""Prunes a chat model on your own conversations, rendered by its chat template.
 
 python examples/custom_data.py MODEL CONVERSATIONS.jsonl OUTPUT [--sparsity 0.2]
 
-Each line of the file is `{"messages": [{"role": "user", "content": ...}, ...]}`. Every tenth conversation goes to the
-search and every tenth to the report, so that neither measures what calibration has seen. The texts are written to
-OUTPUT-data, in the form that `--dataset` takes: a folder with train, validation and test. Run it again, and OUTPUT is
-replaced.
+Each line of the file is `{"messages": [{"role": "user", "content": ...}, ...]}`. One conversation in ten is for the
+search and one in ten for the test, so that neither uses calibration text. The texts are written to OUTPUT-data, in a
+format of `--dataset`: a folder with train, validation and test files. An existing checkpoint in OUTPUT is replaced.
 """
 
 import argparse
@@ -18,12 +17,12 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.utils.folders import check_output
 
 
-# Of ten conversations in a row: the split that each goes to.
+# Splits of ten consecutive conversations.
 SPLITS = ("validation", "test", *["train"] * 8)
 
 
 def write_dataset(conversations: Path, model_id: str, folder: Path) -> None:
-    """Renders conversations by the model's chat template and deals them out to three files."""
+    """Renders conversations by the model's chat template and writes a file per split."""
     tokenizer = AutoTokenizer.from_pretrained(model_id)
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     with open(conversations, encoding="utf-8") as lines:
@@ -49,9 +48,9 @@ def main() -> None:
     parser.add_argument("output", help="Folder to write.")
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--search-steps", type=int, default=32, help="Candidate evaluations.")
-    parser.add_argument("--num-samples", type=int, default=128, help="Windows to calibrate on.")
-    parser.add_argument("--search-samples", type=int, default=16, help="Windows to search on.")
-    parser.add_argument("--seq-len", type=int, default=1024, help="Tokens a window.")
+    parser.add_argument("--num-samples", type=int, default=128, help="Number of calibration windows.")
+    parser.add_argument("--search-samples", type=int, default=16, help="Number of search windows.")
+    parser.add_argument("--seq-len", type=int, default=1024, help="Tokens per window.")
     args = parser.parse_args()
 
     check_output(args.output, overwrite=True)

@@ -1,10 +1,10 @@
-"""Scores a pruned model on tasks of lm-eval, by lm-eval's own Python interface.
+"""Scores a pruned model on tasks of lm-eval, with the Python API of lm-eval.
 
 pip install -e ".[eval]"
 python examples/evaluate_with_lm_eval.py PRUNED [--tasks boolq piqa] [--tasks-path FOLDER] [--limit 200]
 
-`optimum-cli ffp evaluate` does the same and more; this shows that a pruned model is a model like any other to lm-eval.
-Without Python the same goes by `lm_eval --model hf --model_args pretrained=PRUNED,trust_remote_code=True`.
+`optimum-cli ffp evaluate` includes this; the example shows that lm-eval can use a pruned model like any other model.
+On the command line: `lm_eval --model hf --model_args pretrained=PRUNED,trust_remote_code=True`.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or folder of a pruned model.")
     parser.add_argument("--tasks", nargs="+", default=["boolq", "piqa", "arc_easy"])
-    parser.add_argument("--tasks-path", help="Folder of .yaml tasks, which may have their data beside them.")
-    parser.add_argument("--limit", type=int, help="Samples of every task.")
+    parser.add_argument("--tasks-path", help="Folder of .yaml tasks, whose data may be local.")
+    parser.add_argument("--limit", type=int, help="Samples per task. Default: all.")
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args()
 

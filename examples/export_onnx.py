@@ -1,9 +1,10 @@
-"""Exports a model, pruned by us or dense, to ONNX and checks it in ONNX Runtime.
+"""Exports a dense or pruned model to ONNX and compares it with ONNX Runtime.
 
 pip install -e ".[onnx]"
 python examples/export_onnx.py PRUNED model.onnx
 
-The graph takes `input_ids` and `attention_mask` of any batch size and length and gives `logits`. It has no KV cache.
+The graph has the inputs `input_ids` and `attention_mask`, of any batch size and length, and the output `logits`. It
+has no KV cache.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 class Logits(nn.Module):
-    """The forward pass with tensors alone as inputs and output."""
+    """A forward pass whose inputs and output are tensors."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -39,7 +40,7 @@ def export(model: PreTrainedModel, path: str) -> None:
 
     Args:
         model: A causal LM.
-        path: File to write. Weights of more than 2 GB land beside it in `path` + `.data`.
+        path: File to write. Weights of large models are written to `path` + `.data`.
     """
     shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
@@ -56,7 +57,7 @@ def export(model: PreTrainedModel, path: str) -> None:
 
 @torch.no_grad()
 def largest_difference(model: PreTrainedModel, path: str, batch: int, length: int) -> float:
-    """How far ONNX Runtime's logits are from torch's, where the mask is not zero."""
+    """Largest absolute difference between the logits of ONNX Runtime and torch, where the mask is not zero."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     ids, mask = random_batch(model.config.vocab_size, batch, length)
     (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})

@@ -1,9 +1,9 @@
-"""Asks a pruned model and the dense one that it was made from the same, with transformers alone.
+"""Generates with a pruned model and its dense base model, with transformers alone.
 
 python examples/generate.py PRUNED DENSE ["prompt"]
 
-PRUNED is a folder that optimum-ffp has written; DENSE a folder, a Hub id, or a .gguf file (by the gguf package). A
-model with a chat template is asked by it, one without continues the prompt.
+PRUNED is a folder written by optimum-ffp; DENSE is a folder, a Hub id, or a .gguf file (needs the gguf package). The
+prompt is a chat message if the model has a chat template, otherwise it is continued.
 """
 
 import json
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 
 def load(source: str) -> PreTrainedModel:
-    """A model in float32; the class of a pruned one comes from its folder."""
+    """Loads a model in float32; the class of a pruned model comes from its folder."""
     path, options = Path(source), {"dtype": torch.float32, "trust_remote_code": True}
     if path.suffix == ".gguf":
         dequantized = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}

@@ -1,6 +1,6 @@
-"""Prunes a model at two sparsities from Python, the second search warm-started by the first.
+"""Prunes a model at two sparsities from Python; the second search starts from the agent of the first.
 
-python examples/prune_from_python.py MODEL DATASET OUTPUT [TOKENS_A_WINDOW]
+python examples/prune_from_python.py MODEL DATASET OUTPUT [SEQ_LEN]
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Quantises the projections of a pruned model to int8 with torchao, saves it, loads it again and compares.
+"""Quantises the projections of a pruned model to int8 with torchao, saves and reloads it, and compares perplexity.
 
 pip install -e ".[torchao]"
 python examples/quantize.py PRUNED DATASET --output PRUNED-int8
 
-Every row of a weight gets a scale of its own, so that any number of heads and channels will do. What is written loads
-like the pruned model, wherever torchao is installed.
+Scales are per row of a weight, so that any number of heads and channels is supported. The result is loaded like the
+pruned model, and needs torchao.
 """
 
 import argparse
@@ -27,10 +27,10 @@ def report(label: str, model: PreTrainedModel, windows: Windows) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or folder of a pruned model.")
-    parser.add_argument("dataset", help="As for `optimum-cli ffp prune --dataset`: compares on test.")
+    parser.add_argument("dataset", help="Dataset as for `optimum-cli ffp prune`; its test split is used.")
     parser.add_argument("--output", required=True, help="Folder to write.")
-    parser.add_argument("--eval-samples", type=int, default=10, help="Windows to compare on.")
-    parser.add_argument("--seq-len", type=int, default=2048, help="Tokens a window.")
+    parser.add_argument("--eval-samples", type=int, default=10, help="Number of test windows.")
+    parser.add_argument("--seq-len", type=int, default=2048, help="Tokens per window.")
     args = parser.parse_args()
     output = Path(args.output)
 
@@ -44,7 +44,7 @@ def main() -> None:
     quantized.save_pretrained(output)
     tokenizer.save_pretrained(output)
     report("int8, loaded again", load(output), windows)
-    # A quantised tensor claims the size of what it stands for; the file tells the truth.
+    # A quantised tensor reports its size before quantisation, so the size of the files is printed.
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     print(f"weights: {model.get_memory_footprint() / 2**20:,.0f} MiB, now {size / 2**20:,.0f} MiB")
 

@@ -1,4 +1,4 @@
-"""Recovers what pruning has cost: LoRA by peft and TRL's SFTTrainer, then a merged checkpoint.
+"""Fine-tunes a pruned model to recover quality: LoRA with peft and TRL's SFTTrainer, then a merged checkpoint.
 
 pip install -e ".[recover]"
 python examples/recover_with_lora.py PRUNED DATASET --output recovered
@@ -22,15 +22,15 @@ from optimum_ffp.evaluation import Perplexity
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or folder of a pruned model.")
-    parser.add_argument("dataset", help="As for `optimum-cli ffp prune --dataset`: trains on train, reports on test.")
-    parser.add_argument("--output", default="recovered", help="Gets the folders `adapter` and `merged`.")
+    parser.add_argument("dataset", help="Dataset as for `optimum-cli ffp prune`; trains on train, evaluates on test.")
+    parser.add_argument("--output", default="recovered", help="Folder to write `adapter` and `merged` to.")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--seq-len", type=int, default=512, help="Tokens a training window.")
+    parser.add_argument("--seq-len", type=int, default=512, help="Tokens per training window.")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--eval-samples", type=int, default=10, help="Test windows.")
-    parser.add_argument("--eval-seq-len", type=int, default=2048, help="Tokens a test window.")
+    parser.add_argument("--eval-samples", type=int, default=10, help="Number of test windows.")
+    parser.add_argument("--eval-seq-len", type=int, default=2048, help="Tokens per test window.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -38,13 +38,13 @@ def parse_args() -> argparse.Namespace:
 def train(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, windows: Windows, args: argparse.Namespace
 ) -> PeftModel:
-    """Trains an adapter for every projection of the model.
+    """Trains a LoRA adapter for all projections of the model.
 
     Args:
-        model: The pruned model. It gets the adapter's layers put in.
-        tokenizer: Its tokenizer.
-        windows: Text to train on.
-        args: Settings of the command line.
+        model: The pruned model. Adapter layers are inserted in place.
+        tokenizer: Tokenizer of the model.
+        windows: Windows to train on.
+        args: Arguments of the command line.
 
     Returns:
         The model with its adapter.
@@ -61,7 +61,7 @@ def train(
             max_length=None,
             bf16=torch.cuda.is_available(),
             gradient_checkpointing=torch.cuda.is_available(),
-            # Trainer's own checkpoints hold pickles.
+            # Checkpoints of the Trainer contain pickles.
             save_strategy="no",
             report_to="none",
             seed=args.seed,
@@ -91,7 +91,7 @@ def main() -> None:
     report("pruned", model, test_windows)
 
     train(model, tokenizer, training_windows, args).save_pretrained(output / "adapter")
-    # Onto the pruned model as it was: what somebody does who gets the adapter alone.
+    # Merge into the original pruned model, as a user of the adapter does.
     merged = PeftModel.from_pretrained(load(args.model), output / "adapter").merge_and_unload()
     merged.save_pretrained(output / "merged")
     tokenizer.save_pretrained(output / "merged")
