@@ -126,11 +126,12 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     repository.commit(
         "by hand", repository.commits[-1].files | {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine"}
     )
-    agent, pruner.result.agent = pruner.result.agent, None
+    found = pruner.result.found
+    agent, found.agent = found.agent, None
     try:
         pruner.push_to_hub("me/it")
     finally:
-        pruner.result.agent = agent
+        found.agent = agent
     assert len(repository.commits) == 4
     assert set(uploaded(repository)) == FILES - {"search/agent.safetensors"} | {"notes.txt"}
     # The agent is gone from the branch, and still there at the first commit.
