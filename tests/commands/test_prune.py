@@ -1,9 +1,5 @@
 import json
-import re
-import subprocess
-import sys
 from argparse import ArgumentParser
-from dataclasses import fields
 
 import pytest
 import torch
@@ -12,9 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.checkpoint.gguf import export_gguf
-from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune, read_config
+from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
 from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.options import Options
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model
 
@@ -99,44 +94,6 @@ def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tm
     assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "bandit")
 
 
-@pytest.mark.parametrize(
-    ("words", "unread"),
-    [
-        ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (read only with --agent ppo)"),
-        ("--agent ppo --mapping greedy --candidates 8 --update-samples 2", "--update-samples (read only with --agent"),
-        ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
-        ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
-        ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),
-        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with --calibration ridge"),
-        ("--no-grad --fisher-samples 3", "--fisher-samples (read only with --grad"),
-        ("--slope-samples 3", "--slope-samples (read only with --no-grad"),
-        ("--dataset self --text-column x", "--text-column (read only with a --dataset or --eval-dataset other"),
-        ("--device cpu --device-map auto", "--device (read only without --device-map)"),
-        ("--private --hub-model-id x", "--hub-model-id, --private (read only with --push-to-hub)"),
-    ],
-)
-def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
-    code, output, errors = run_ffp("prune", "-m", "nobody/nothing", *words.split())
-    assert code == 2 and output == ""
-    assert errors.startswith("error: nothing would read ") and unread in errors
-
-
-@pytest.mark.parametrize(
-    ("former", "current"),
-    [
-        ("--method prior", "--method no-search"),
-        ("--agent pathwise", "--agent gradient"),
-        ("--reward searched", "--reward pruned"),
-        ("--preset paper --reward calibrated", "--preset paper --reward compensated"),
-    ],
-)
-def test_names_of_earlier_versions_keep_working(former, current):
-    parser = ArgumentParser()
-    parse_args_ffp_prune(parser)
-    configs = [read_config(parser.parse_args(["-m", "model", *words.split()])) for words in (former, current)]
-    assert configs[0].to_dict() == configs[1].to_dict()
-
-
 def test_what_a_file_holds_need_not_be_read(run_ffp, save_tiny_model, data_folder, tmp_path):
     FFPConfig(method="uniform", learning_rate=0.5, dataset=str(data_folder), seq_len=24).save_pretrained(tmp_path)
     words = ["prune", "-m", save_tiny_model(), "--plan", "--config", tmp_path / "ffp_config.json"]
@@ -161,22 +118,6 @@ def test_the_output_by_name(run, save_tiny_model, data_folder, tmp_path):
 def test_every_sparsity_is_checked(run, save_tiny_model, data_folder):
     code, _, errors = run("-m", save_tiny_model(), "--dataset", data_folder, "--sparsity", 0.2, 30)
     assert code == 2 and "found 30.0; for 30 % give 0.3" in errors
-
-
-def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):
-    code, output, _ = run_ffp("prune", "--help")
-    assert code == 0
-    # An option begins a line, its help follows.
-    options = dict(re.findall(r"^  (?:-m MODEL, )?--([a-z-]+)(.*?)(?=^  -|^\S|\Z)", output, re.MULTILINE | re.DOTALL))
-    for field in fields(Options):
-        shown = " ".join(options[field.name.replace("_", "-")].split())
-        default = field.default if type(field.default) in (int, str) else ""
-        assert f"Default: {default}" in shown, field.name
-    assert not re.search(r"--\w+_", output)
-    titles = re.findall(r"^([A-Z].*):$", output, re.MULTILINE)
-    assert titles[:4] == ["Required arguments", "Common options", "Output", "Data"]
-    assert list(options)[:5] == ["model", "output", "sparsity", "dataset", "push-to-hub"]
-    assert titles.index("Search") < titles.index("The paper's agent (with --agent ppo)") < titles.index("Calibration")
 
 
 @pytest.mark.slow
@@ -276,25 +217,6 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(run, save_tiny_model, data
 def test_model_is_required(run):
     code, _, errors = run()
     assert code == 2 and "-m/--model" in errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["ffp", "--help"], ["ffp", "prune", "--help"]])
-def test_help_does_not_import_torch(arguments):
-    program = (
-        "import sys; from optimum.commands.optimum_cli import main; sys.argv = ['optimum-cli', *sys.argv[1:]]\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "assert 'optimum_ffp' in sys.modules and 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "prune" in done.stdout or "ffp" in done.stdout
-
-
-def test_every_option_is_on_the_command_line():
-    parser = ArgumentParser()
-    parse_args_ffp_prune(parser)
-    assert set(FFPConfig.option_names()) <= {action.dest for action in parser._actions}
 
 
 def test_load_options_are_those_of_the_command_line():
