@@ -1,1 +1,1 @@
-"""The sorted model and the repair of its weights."""
+"""The sorted model and the calibration of its output projections."""

@@ -1,4 +1,4 @@
-"""Running a model one decoder layer at a time."""
+"""Run a model one decoder layer at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,9 +12,10 @@ from ..utils.precision import computing_in
 
 
 class LayerRunner:
-    """Runs one decoder layer on hidden states of one window.
+    """Runs one decoder layer on the hidden states of one window.
 
-    They may wait in host memory, and in another type than the model's: the layer borrows one window at a time.
+    The hidden states may be in host memory and in another dtype than the model: each window is moved to the layer's
+    device and dtype for its forward pass.
     """
 
     def __init__(self, layer: nn.Module, arguments: dict[str, Any], dtype: torch.dtype | None):
@@ -23,19 +24,22 @@ class LayerRunner:
         self.device, self.own_dtype = weight.device, weight.dtype
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the layer; shape, type and device are as before it."""
+        """Return the hidden states after the layer, with the shape, dtype and device of the input."""
         with computing_in(self.device, self.dtype):
             output = self.layer(hidden.to(self.device, self.own_dtype), **self.arguments)
         output = output[0] if isinstance(output, tuple) else output
         return output.to(hidden)
 
     def watch(self, module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's output, and what the module reads on the way, shape `[tokens, features]`, on its device."""
+        """Return the layer's output and the module's input, shape `[tokens, features]`, on the layer's device."""
         with _reads_of(module) as seen:
             return self(hidden), seen[0]
 
     def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """What the module reads when the layer runs, shape `[tokens, features]`, on its device. Runs no further."""
+        """Return the module's input, shape `[tokens, features]`, on the layer's device.
+
+        The forward pass stops at the module.
+        """
         with _reads_of(module, go_on=False) as seen, suppress(_Reached):
             self(hidden)
         if not seen:
@@ -62,10 +66,10 @@ def _reads_of(module: nn.Module, go_on: bool = True) -> Iterator[list[torch.Tens
 def enter(
     model: PreTrainedModel, layers: Sequence[nn.Module], windows: torch.Tensor, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """Hidden states before the first layer of every window, and the other arguments that each layer is called with.
+    """Return the hidden states before the first layer for all windows, and the keyword arguments of every layer.
 
-    The states of all windows are kept, so they are in host memory, in `dtype` if there is one, and in one block,
-    `[windows, window length, hidden size]`: many would lie among those that are freed, and leave the heap with holes.
+    The states have shape `[windows, window length, hidden size]`. They are in host memory, in `dtype` if it is given,
+    and preallocated as one tensor to avoid heap fragmentation.
     """
     states: torch.Tensor | None = None
     arguments: dict[int, dict[str, Any]] = {}
@@ -75,7 +79,7 @@ def enter(
         def record(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             if index == 0:
                 seen.append(inputs[0])
-                # All windows are of one length, so their masks and positions are alike: one whole pass is enough.
+                # All windows have the same length and so the same masks and positions: one full pass is enough.
                 if arguments:
                     raise _Reached
             arguments[index] = keywords
@@ -98,4 +102,4 @@ def enter(
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the module that was waited for."""
+    """Stops a forward pass at the watched module."""

@@ -1,4 +1,4 @@
-"""What is done for the weights of a policy once it is found: nothing, ridge regression, or a fit layer by layer."""
+"""Calibration of the output projections of a policy: none, ridge regression, or sequential."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ from .sorted_model import SortedModel
 def repair(
     sorted_model: SortedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
 ) -> tuple[dict[int, torch.Tensor] | None, dict[str, Any]]:
-    """Fits the output projections of a policy in the way that the config names.
+    """Calibrate the output projections of a policy with the method of `config.calibration`.
 
     Args:
         sorted_model: The sorted model, with its ridge factors.
-        policy: What to keep.
-        data: Calibration windows to fit to, and search windows to choose λ on.
+        policy: Number of groups to keep per unit.
+        data: Calibration windows for the fits, and search windows to choose λ on.
         config: `calibration` and its options.
-        journal: Keeps what was fitted one by one.
+        journal: Saves the fit of every unit.
 
     Returns:
-        Weights of output projections by unit index, if they are others than the dense model's, and how well every one
-        of a sequential calibration fits.
+        Weights of the output projections by unit index, or `None` without calibration, and a record of the held-out
+        error per unit, empty unless calibration is sequential.
     """
     if config.calibration == "none":
         return None, {}

@@ -1,4 +1,4 @@
-"""Ridge regression that makes the groups kept stand in for those removed (Eq. 6 and 7 of the paper)."""
+"""Ridge regression that compensates the kept groups for the removed ones (Eq. 6 and 7 of the paper)."""
 
 import torch
 
@@ -8,14 +8,14 @@ from ..utils.cholesky import factorise, ridge_damping
 def ridge_direct(
     weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01, relative: bool = True
 ) -> torch.Tensor:
-    """Compensated weight of one prefix by solving Eq. 6 as it stands.
+    """Return the compensated weight of one prefix by solving Eq. 6 directly.
 
     `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
 
     Args:
         weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
         gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
-        kept: Columns that stay.
+        kept: Number of columns to keep.
         ridge_lambda: λ (the paper: 0.01).
         relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
 
@@ -38,15 +38,16 @@ class PrefixRidge:
     Args:
         weight: Output projection with its columns sorted by importance, shape `[out_features, features]`. Kept as a
             reference, not copied.
-        gram: `H = XᵀX / n` in the same order, shape `[features, features]`. The factor stays on its device: factors of
-            all units are more than half as large as a model, so an accelerator is lent one at a time.
+        gram: `H = XᵀX / n` in the same order, shape `[features, features]`. The factor stays on its device and is
+            moved to the weight's device when it is used: the factors of all units are more than half as large as the
+            model.
         ridge_lambda: λ (the paper: 0.01).
         relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
     """
 
     def __init__(self, weight: torch.Tensor, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True):
         self.weight = weight
-        # Factored in float64, kept in float32: as large as the Gram matrix, and exact enough for a solve.
+        # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
         matrix = gram.to(weight.device).double()
         factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
         self.factor = factor.float().to(gram.device)
@@ -54,7 +55,7 @@ class PrefixRidge:
             self.factor = self.factor.pin_memory()
 
     def compensated(self, kept: int) -> torch.Tensor:
-        """`W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
+        """Return `W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
         if kept == self.weight.shape[1]:
             return self.weight
         factor = self.factor[:, :kept].to(self.weight.device)
@@ -63,10 +64,10 @@ class PrefixRidge:
         return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)
 
     def components(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the output of `stop` columns has beyond that of `start`, both compensated.
+        """Return the components by which the compensated outputs of `stop` and of `start` columns differ.
 
-        With `V = W L` and `z = L⁻¹ x`, of which the first `k` entries need the first `k` inputs alone, the output of a
-        prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
+        With `V = W L` and `z = L⁻¹ x`, where the first `k` entries of `z` depend only on the first `k` inputs, the
+        output of a prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
 
         Returns:
             `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape

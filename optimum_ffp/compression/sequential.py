@@ -1,4 +1,4 @@
-"""Sequential calibration: every projection is fitted to what really reaches it in the pruned model."""
+"""Sequential calibration: every output projection is fitted to its input in the pruned model."""
 
 import math
 from contextlib import AbstractContextManager
@@ -18,20 +18,20 @@ from .layer_runner import LayerRunner, enter
 from .sorted_model import SortedModel
 
 
-# λ is chosen from these, relative to the mean diagonal of the kept inputs' Gram matrix. Those of `STRONG_LAMBDAS` are
-# tried one after another, for as long as the error falls: where there is little text for a unit to be fitted to.
+# Candidates for λ, relative to the mean diagonal of the kept inputs' Gram matrix. `STRONG_LAMBDAS` are tried in order
+# for as long as the held-out error falls: large values win where a unit has few calibration tokens.
 LAMBDAS = (0.003, 0.03, 0.1, 0.3, 1.0)
 STRONG_LAMBDAS = (3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True)
 class UnitFit:
-    """What calibration made of one unit.
+    """Calibration result of one unit.
 
     Attributes:
-        weight: Of the output projection, shape `[out_features, kept columns]`.
-        ridge_lambda: λ that it was fitted with; infinite where no fit is better than the start, the ridge solution.
-        held_out_error: `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` on windows that no fit has seen, `Y` being the target.
+        weight: Weight of the output projection, shape `[out_features, kept columns]`.
+        ridge_lambda: λ of the fit; infinite if no fit improves on the initial ridge solution.
+        held_out_error: `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` on held-out windows, with the target `Y`.
     """
 
     weight: torch.Tensor
@@ -39,13 +39,13 @@ class UnitFit:
     held_out_error: float
 
     def pack(self) -> dict[str, torch.Tensor]:
-        """All of it as tensors by name."""
+        """Return the fit as named tensors."""
         figures = torch.tensor([self.ridge_lambda, self.held_out_error], dtype=torch.float64)
         return {"weight": self.weight, "figures": figures}
 
     @classmethod
     def unpack(cls, tensors: dict[str, torch.Tensor], device: torch.device) -> "UnitFit":
-        """What `pack` made tensors of."""
+        """Return the fit from the tensors of `pack`."""
         return cls(tensors["weight"].to(device), *tensors["figures"].tolist())
 
 
@@ -60,30 +60,31 @@ def calibrate_sequentially(
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
 ) -> dict[int, UnitFit]:
-    """Fits output projections layer by layer, from the input that the pruned layers before them produce.
+    """Fit the output projections layer by layer, on the input that the preceding pruned layers produce.
 
-    For a unit with dense weight `W`, input `X` in the dense model and `X̃` in the pruned one, of which `R` stays,
-    solves `min ‖Y - X̃_R W'ᵀ‖² + λ ‖W' - W'_R‖²` with the target `Y = (m X + (1 - m) X̃) Wᵀ`, where `W'_R` is what
-    prefix ridge regression gives and `m` the share of the dense model in the target. `m = 0` repairs every unit on its
-    own; `m = 1` lets it make up for all units before it, which fits the calibration text better and other text worse.
+    For a unit with dense weight `W`, input `X` in the dense model and `X̃` in the pruned one, of which the columns `R`
+    are kept, this solves `min ‖Y - X̃_R W'ᵀ‖² + λ ‖W' - W'_R‖²` with the target `Y = (m X + (1 - m) X̃) Wᵀ`, where
+    `W'_R` is the solution of prefix ridge regression and `m` the weight of the dense model in the target. With `m = 0`
+    every unit is calibrated on its own. With `m = 1` it also compensates for all units before it, which fits the
+    calibration text better and other text worse.
 
     Args:
         sorted_model: The sorted model, with its ridge factors.
-        policy: What to keep.
+        policy: Number of groups to keep per unit.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
-        held_out: Windows of the same length that nothing was fitted to; λ is chosen on them.
+        held_out: Windows of the same length that no fit uses; λ is chosen on them.
         dense_target: `m`.
-        ridge_lambda: λ, relative to the mean diagonal of `X̃_Rᵀ X̃_R`; every unit is then fitted with it. If `None`, a
-            unit takes what has the smallest error on the held-out windows: one of `LAMBDAS` and, where the largest of
-            them is the best, `STRONG_LAMBDAS`, or `W'_R` as it is (an infinite λ).
-        dtype: Type to compute the layers in under autocast; `None` for the model's own.
-        journal: Keeps the fits.
+        ridge_lambda: λ for all units, relative to the mean diagonal of `X̃_Rᵀ X̃_R`. If `None`, λ with the smallest
+            held-out error is chosen per unit: from `LAMBDAS`, from `STRONG_LAMBDAS` if the largest of `LAMBDAS` is the
+            best, or infinite, which leaves `W'_R` unchanged.
+        dtype: Autocast dtype of the layers; `None` for the model's own.
+        journal: Saves the fits.
 
     Returns:
-        The fit of every unit, by its index.
+        The fit of every unit, by unit index.
 
     Raises:
-        FFPError: If what a unit reads is not finite.
+        FFPError: If the input of a unit's output projection is not finite.
     """
     journal = journal or Journal()
     layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
@@ -104,14 +105,16 @@ def calibrate_sequentially(
 
 
 class _Calibration:
-    """How far the calibration has come.
+    """State of a sequential calibration.
 
     Args:
-        nested, policy: The model and what to keep of it.
-        states: Hidden states before the first layer, `[windows, window length, hidden size]`; it is these that go
-            through the layers of the dense model.
-        windows: How many of them to fit to; the others are held out.
-        dense_target, ridge_lambda: `m`, and λ, or `None` to choose it.
+        sorted_model: The sorted model, with its ridge factors.
+        policy: Number of groups to keep per unit.
+        states: Hidden states before the first layer, `[windows, window length, hidden size]`. They are updated in
+            place with the outputs of the dense layers.
+        windows: Number of windows to fit to; the others are held out.
+        dense_target: `m`.
+        ridge_lambda: λ, or `None` to choose it per unit.
     """
 
     def __init__(
@@ -130,10 +133,10 @@ class _Calibration:
         self.fits: dict[int, UnitFit] = {}
 
     def fit(self, member: int, runner: LayerRunner, last: bool) -> dict[str, torch.Tensor]:
-        """Fits the next unit to what it reads in the dense and in the pruned model.
+        """Fit the next unit to its inputs in the dense and in the pruned model.
 
-        That is made anew for every window, rather than kept for all. With the last unit of a layer the states of the
-        dense model go on to the next, which saves a pass.
+        The inputs are recomputed per window rather than stored for all windows. For the last unit of a layer the
+        dense states are advanced to the next layer in the same pass.
         """
         weight, unit = self.sorted_model.dense_output(member), self.sorted_model.model_units[member]
         start, module = self.sorted_model.compensated_output(member, self.policy.sizes[member]), unit.output.module
@@ -149,13 +152,13 @@ class _Calibration:
             (seen if number < self.windows else unseen).add(pruned_input, dense_input)
         self.dense_layers += last
         for squares in (seen.with_pruned.diagonal(), torch.tensor(unseen.energy)):
-            check_finite(squares, f"what the output projection of {unit.unit.name} reads in the pruned model")
+            check_finite(squares, f"the input of the output projection of {unit.unit.name} in the pruned model")
         return _fit(seen, unseen, start, self.ridge_lambda).pack()
 
     def go_on(self, layer: int, runner: LayerRunner) -> None:
-        """Takes the states of both models to the next layer, once all units of this one are fitted."""
+        """Advance the states of both models to the next layer, once all units of this one are fitted."""
         if self.dense_layers == layer:
-            # Its last unit was fitted before a resumption.
+            # The fit of the last unit was read from the journal.
             for state in self.in_dense.split(1):
                 state.copy_(runner(state))
             self.dense_layers += 1
@@ -164,7 +167,7 @@ class _Calibration:
                 state.copy_(runner(state))
 
     def _applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
-        """The model with what is fitted of this layer. It is the layer alone that will run."""
+        """Apply the fitted units of one layer. The other layers stay dense, as they don't run."""
         sizes, outputs = [unit.groups for unit in self.sorted_model.units], {}
         for member, fit in self.fits.items():
             if self.sorted_model.units[member].layer == layer:
@@ -172,12 +175,12 @@ class _Calibration:
         return self.sorted_model.applied(PruningPolicy(self.sorted_model.units, tuple(sizes)), outputs)
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
-        """Prunes the unit and gives it the weights of its fit."""
+        """Store the fit of a unit."""
         self.fits[member] = UnitFit.unpack(fit, self.sorted_model.dense_output(member).device)
 
 
 class _Moments:
-    """Sums over tokens of products with the kept inputs: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`, each `[kept, features]`."""
+    """Products with the kept inputs, summed over tokens: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`, each `[kept, features]`."""
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
         self.weight, self.kept, self.dense_target = weight, kept, dense_target
@@ -203,7 +206,7 @@ class _Moments:
 
 
 class _HeldOut(_Moments):
-    """The same on windows that no fit has seen, with `‖Y‖²`, which tells the error of any fit."""
+    """Moments of the held-out windows, with `‖Y‖²` to compute the error of a fit."""
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
         super().__init__(weight, kept, dense_target)
@@ -215,7 +218,7 @@ class _HeldOut(_Moments):
         self.energy += float((mixed @ self.weight.T.float()).square().sum(dtype=torch.float64))
 
     def error(self, fit: torch.Tensor) -> float:
-        """`‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
+        """Return `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
         explained = float((fit * (2 * self.cross - self.gram @ fit)).sum())
         return max(0.0, self.energy - explained) / max(self.energy, torch.finfo(torch.float32).tiny)
 

@@ -1,4 +1,4 @@
-"""A model with its groups sorted by importance, so that every policy is a prefix of it."""
+"""A model with its groups sorted by importance, so that every policy keeps a prefix of every unit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +17,14 @@ from .ridge import PrefixRidge
 
 @dataclass(frozen=True)
 class SortedTensor:
-    """A parameter of a projection, its groups sorted.
+    """A parameter of a projection with its groups sorted by importance.
 
     Attributes:
-        module, name: Where it is.
-        full: All of it.
-        dim: The dimension whose entries belong to groups.
-        blocks: Entries of one group, once for each of the projections that are fused in it.
+        module: The projection.
+        name: Name of the parameter in `module`.
+        full: The parameter with all groups.
+        dim: The dimension along which groups are sorted.
+        blocks: Number of entries per group, one value per projection fused in the parameter.
     """
 
     module: nn.Module
@@ -33,7 +34,7 @@ class SortedTensor:
     blocks: tuple[int, ...]
 
     def prefix(self, size: int) -> torch.Tensor:
-        """The first `size` groups: a view, or a copy where projections are fused, since their prefixes lie apart."""
+        """Return the first `size` groups: a view, or a copy of fused projections, whose prefixes are not adjacent."""
         groups = self.full.shape[self.dim] // sum(self.blocks)
         if size == groups:
             return self.full
@@ -56,15 +57,15 @@ def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
 
 
 class SortedModel:
-    """Runs any policy on views `W[:k]` of weights that were sorted once: no masks, no copies.
+    """Runs any policy on views `W[:k]` of weights that are sorted once, without masks or copies.
 
-    Sorting reorders heads and channels of the given model in place, which leaves its function as it was.
+    Sorting reorders the heads and channels of the given model in place, which does not change its outputs.
 
     Args:
         model: The dense model. It is reordered in place.
-        units: Its units.
+        units: The units of the model.
         orders: Groups from most to least important, one tensor per unit, each of shape `[groups]`.
-        family: The record of its family.
+        family: The family record of the model.
     """
 
     def __init__(
@@ -78,18 +79,18 @@ class SortedModel:
             self._leave_the_file()
 
     def _leave_the_file(self) -> None:
-        # Weights from safetensors are pages of the file, all of which stay for as long as one tensor is there.
+        # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
         own = {tensor.full.data_ptr() for tensors in self._sorted for tensor in tensors}
         for parameter in self.model.parameters():
             if parameter.data_ptr() not in own:
                 parameter.data = parameter.data.clone()
 
     def factorise(self, grams: Iterable[torch.Tensor], ridge_lambda: float, relative: bool) -> None:
-        """Factors the ridge regression of every unit, after which outputs can be compensated.
+        """Factor the ridge regression of every unit, which `compensated` requires.
 
         Args:
-            grams: Gram matrices in the sorted order, one per unit. Each is taken when its unit is factored, and may be
-                freed then: its factor takes its place.
+            grams: Gram matrices in the sorted order, one per unit. Each is consumed when its unit is factored, so that
+                a lazy iterable never holds Gram matrices and factors of all units at once.
             ridge_lambda: λ (the paper: 0.01).
             relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
         """
@@ -97,22 +98,22 @@ class SortedModel:
         self.ridges = [PrefixRidge(weight, gram, ridge_lambda, relative) for weight, gram in zip(weights, grams)]
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
-        """Output weights after ridge regression, by unit index, each of shape `[out_features, kept columns]`."""
+        """Return the output weights after ridge regression by unit index, each `[out_features, kept columns]`."""
         return {index: self.compensated_output(index, size) for index, size in enumerate(policy.sizes)}
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
-        """That of one unit with this many groups, shape `[out_features, kept columns]`."""
+        """Return the compensated output weight of one unit of `size` groups, shape `[out_features, kept columns]`."""
         return self.ridges[index].compensated(size * self.model_units[index].output.block)
 
     @contextmanager
     def applied(
         self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None
     ) -> Iterator[PreTrainedModel]:
-        """The model as this policy leaves it, for the time of the context.
+        """Apply a policy to the model for the duration of the context.
 
         Args:
-            policy: What to keep.
-            outputs: Weights of output projections that take the place of the views, by unit index.
+            policy: Number of groups to keep per unit.
+            outputs: Weights of output projections to use instead of the views, by unit index.
         """
         try:
             self._set(policy, outputs or {})
@@ -130,20 +131,20 @@ class SortedModel:
                 setattr(owner, attribute, size * count)
 
     def dense_output(self, index: int) -> torch.Tensor:
-        """The sorted weight of a unit's output projection, shape `[out_features, features]`."""
+        """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
         return self._sorted[index][-1].full
 
     def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
-        """A physically smaller model of its own, in the class that its checkpoint carries.
+        """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
 
-        It is beside the dense model if there is room for it, otherwise in host memory.
+        It is on the device of the dense model if it fits, otherwise in host memory.
 
         Args:
-            policy: What to keep.
-            outputs: Weights of output projections that take the place of the views, by unit index.
+            policy: Number of groups to keep per unit.
+            outputs: Weights of output projections to use instead of the views, by unit index.
         """
         with self.applied(policy, outputs) as model:
-            # Views share storage with the dense weights; a checkpoint must own what it keeps and no more.
+            # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
             state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         for name, module in self.model.named_modules():
             if isinstance(module, TransposedLinear):
@@ -152,7 +153,7 @@ class SortedModel:
         pruned = pruned_model_class(self.family).from_pretrained(
             None, config=config, state_dict=state, dtype=self.model.dtype
         )
-        # Transformers has named it after the folder, of which there was none.
+        # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         if self.model.device.type != "cuda" or _has_room(self.model.device, pruned.get_memory_footprint()):
@@ -161,5 +162,5 @@ class SortedModel:
 
 
 def _has_room(device: torch.device, size: int) -> bool:
-    # A quarter more, for what the model will compute.
+    # 25 % headroom for activations.
     return torch.cuda.mem_get_info(device)[0] > 1.25 * size
