@@ -1,1 +1,1 @@
-"""How much of every unit is kept: policies, budgets, mappings and loss curves."""
+"""Number of groups to keep per unit: policies, budgets, mappings and loss curves."""

@@ -1,4 +1,4 @@
-"""The budget: bounds of every unit, the parameters they share, and sizes that meet it. Numpy alone."""
+"""Parameter budget: bounds per unit, the parameters to keep in total, and sizes that meet both. Only needs numpy."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from .policy import PruningPolicy, Unit, block_parameters
 
 
 class Budget:
-    """What may be kept: bounds of every unit and the parameters they share.
+    """Bounds per unit and the number of parameters to keep in total.
 
     Every mapping returns a policy whose kept parameters are at most `(1 - sparsity) * Σ w_i` and less than one
     smallest quantum below it, provided that the units with the smallest quantum have at least one largest quantum of
-    room between their bounds (true of every transformer: FFN channels are fine, KV groups coarse). Without that room
-    the gap is still smaller than the largest quantum.
+    room between their bounds (true of every transformer: FFN channels are fine-grained, KV groups coarse). Without
+    that room the gap is still smaller than the largest quantum.
 
     Args:
         units: The units of the model.
         sparsity: Fraction of the block parameters to remove, `σ`.
-        min_retention: Smallest fraction of its groups that a unit may keep, `a_min`. At least one step always stays.
-        max_retention: Largest fraction of its groups that a unit may keep, `a_max`.
-        precision: Grid that rates are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
+        min_retention: Minimum fraction of groups to keep per unit, `a_min`. A unit always keeps at least one step.
+        max_retention: Maximum fraction of groups to keep per unit, `a_max`.
+        precision: Grid that retentions are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
 
     Attributes:
-        allowed: Parameters that the groups kept may have together.
-        least_sparsity: The sparsity of the largest policy within the bounds.
-        feasible: Smallest and largest sparsity that can be asked for, rounded to four places.
+        allowed: Maximum number of parameters of the kept groups in total.
+        least_sparsity: Sparsity of the largest policy within the bounds.
+        feasible: Smallest and largest feasible sparsity, rounded to four places.
 
     Raises:
         FFPError: If the sparsity can't be met within the bounds; the message gives the feasible range.
@@ -57,7 +57,7 @@ class Budget:
 
         total = block_parameters(units)
         fixed = sum(unit.fixed_parameters for unit in units)
-        # As it was typed: in binary 1 - 0.775 is a little less than 0.225.
+        # Exact decimal arithmetic: in binary 1 - 0.775 is slightly less than 0.225.
         self.allowed = math.floor((1 - Fraction(str(sparsity))) * total) - fixed
         least, most = self.parameters(self.smallest), self.parameters(self.largest)
         self.least_sparsity = 1 - (most + fixed) / total
@@ -88,19 +88,20 @@ class Budget:
                 )
 
     def parameters(self, sizes: np.ndarray) -> int:
-        """Parameters of the groups that these sizes keep."""
+        """Return the number of parameters of the kept groups."""
         return int(sizes @ self.group_parameters)
 
     def policy(self, sizes: np.ndarray) -> PruningPolicy:
-        """These sizes as a policy."""
+        """Return the policy of the given sizes."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
     def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
-        """DiscretizeAndCorrect of Algorithm 1: rates to sizes that meet the budget.
+        """Convert retentions to sizes that meet the budget (DiscretizeAndCorrect of Algorithm 1).
 
-        Rates are rounded to the grid and to whole steps, then units are corrected in the order of preference until
-        the budget is met: fine units before coarse ones, whose steps are worth more than the whole correction. Where
-        only coarse units have room left, one grows and the least preferred fine units give back the difference.
+        Retentions are rounded to the grid and to whole steps, then units are corrected in the order of preference
+        until the budget is met: fine-grained units before coarse ones, whose steps may exceed the whole correction. If
+        only coarse units have room left, one grows and the least preferred fine-grained units shrink by the
+        difference.
 
         Args:
             rates: Retention of every unit, shape `[units]`.

@@ -1,4 +1,4 @@
-"""From raw scores to a policy that meets the budget: what mappings share, and the uniform policy. Numpy alone."""
+"""Functions shared by the mappings from raw scores to policies, and the uniform mapping. Only needs numpy."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,14 +13,14 @@ Mapping = Callable[[np.ndarray, Budget], PruningPolicy]
 
 
 def find_mapping(name: str) -> Mapping:
-    """`map_scores` of the module in `mappings` that a mapping is."""
+    """Return `map_scores` of a mapping, by the name of its module in `mappings`."""
     return import_module(f"{__package__}.mappings.{name.replace('-', '_')}").map_scores
 
 
 def retention_scores(scores: np.ndarray, budget: Budget) -> tuple[np.ndarray, np.ndarray]:
-    """Lines 1, 2 and 5 of Algorithm 1: raw scores to `A''` in `[a_min, a_max]` and the order of preference.
+    """Return `A''` in `[a_min, a_max]` and the order of preference (lines 1, 2 and 5 of Algorithm 1).
 
-    The paper prints `tanh(A + 1)/2`, by which half of all scores clip to 0 and tie; `(tanh(A) + 1)/2` is meant.
+    The paper prints `tanh(A + 1)/2`, which clips half of all scores to 0; this uses `(tanh(A) + 1)/2`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     squashed = np.clip((np.tanh(scores) + 1) / 2, 0, 1)
@@ -29,10 +29,10 @@ def retention_scores(scores: np.ndarray, budget: Budget) -> tuple[np.ndarray, np
 
 
 def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
-    """The same retention everywhere, whatever the scores.
+    """Return the policy with the same retention for every unit, regardless of the scores.
 
-    Attention keeps its share rounded up to whole KV groups (as Wanda-sp does: of 3 groups, 80 % are 3) and the FFNs
-    make up for it together.
+    Attention sizes are rounded up to whole KV groups (as in Wanda-sp: 80 % of 3 groups are 3), and all FFNs are
+    reduced equally to meet the budget.
     """
     rates = np.full(len(budget.units), 1 - budget.sparsity)
     steps = np.ceil(rates * budget.groups / budget.multiples - 1e-9)
@@ -42,15 +42,15 @@ def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
 def level_fine_units(
     rates: np.ndarray, coarse_steps: np.ndarray, budget: Budget, preference: np.ndarray
 ) -> PruningPolicy:
-    """A policy with these sizes of the coarse units, in which the fine ones meet the budget together.
+    """Return a policy with the given sizes of coarse units, whose fine-grained units jointly meet the budget.
 
     Args:
         rates: Retention of every unit before the budget is met, shape `[units]`.
-        coarse_steps: Steps that every unit keeps; only those of coarse units are used, shape `[units]`.
-        budget: Bounds and parameters to spend.
+        coarse_steps: Number of steps to keep per unit, shape `[units]`; only those of coarse units are used.
+        budget: Bounds and number of parameters to keep.
         preference: Unit indices, most important first, shape `[units]`.
     """
-    # The rounding of coarse units is worth many steps of a fine one: all fine units share it, not the first in order.
+    # Rounding a coarse unit costs many steps of a fine-grained one, so all fine-grained units share the difference.
     coarse = budget.quanta > budget.quanta.min()
     sizes = np.clip(coarse_steps * budget.multiples, budget.smallest, budget.largest) * coarse
     leveled = fill(rates, budget, budget.allowed - float(sizes @ budget.group_parameters), ~coarse)
@@ -58,13 +58,13 @@ def level_fine_units(
 
 
 def fill(rates: np.ndarray, budget: Budget, allowed: float, members: np.ndarray | bool = True) -> np.ndarray:
-    """Rates moved by one `τ` so that they spend what is allowed: `Σ clip(rates + τ, a_min, a_max) · w = allowed`.
+    """Shift all retentions by one `τ` to meet a number of parameters: `Σ clip(rates + τ, a_min, a_max) · w = allowed`.
 
     Args:
-        rates: Shape `[units]`.
-        budget: Bounds.
-        allowed: Parameters to spend.
-        members: Which units spend them, shape `[units]`.
+        rates: Retention of every unit, shape `[units]`.
+        budget: Bounds per unit.
+        allowed: Number of parameters to keep.
+        members: Mask of the units that the parameters are counted for, shape `[units]`.
     """
     low, high = budget.smallest / budget.groups, budget.largest / budget.groups
     weights = budget.groups * budget.group_parameters * members

@@ -1,4 +1,4 @@
-"""Units, and the policy that says how many groups of every unit stay. Plain arithmetic, no torch."""
+"""Units, and the policy that sets the number of groups to keep per unit. Needs neither torch nor numpy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Any, Literal
 from ..errors import FFPError
 
 
-# Share of a unit's groups by which neighbouring policies differ.
+# Fraction of a unit's groups by which neighbouring policies differ.
 STEP = 1 / 12
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The attention or the FFN of one layer, as the budget sees it.
+    """The attention or the FFN of one layer, in terms of groups and parameters.
 
     Attributes:
         layer: Index of the decoder layer.
         kind: `"attention"`, whose groups are KV groups (a KV head with all its query heads), or `"ffn"`, whose groups
             are channels.
         groups: Number of groups in the dense model.
-        group_parameters: Parameters that disappear with one group, biases included.
-        fixed_parameters: Parameters of the unit's projections that no group owns (the bias of its output projection).
-        multiple: Sizes are multiples of this many groups.
+        group_parameters: Number of parameters per group, biases included.
+        fixed_parameters: Number of parameters that belong to no group (the bias of the output projection).
+        multiple: Sizes are multiples of this number of groups.
     """
 
     layer: int
@@ -39,30 +39,34 @@ class Unit:
 
     @property
     def quantum(self) -> int:
-        """Parameters by which the unit can grow or shrink at the least."""
+        """Minimum number of parameters by which the unit can grow or shrink."""
         return self.multiple * self.group_parameters
 
     @property
     def step(self) -> int:
-        """Groups by which neighbouring sizes differ: about a twelfth of all, in whole multiples and at least one."""
+        """Number of groups by which neighbouring sizes differ: about a twelfth, a multiple of `multiple`, not 0."""
         return self.multiple * max(1, round(self.groups * STEP / self.multiple))
 
     @property
     def name(self) -> str:
-        """What messages call the unit, as in `layer 3 attention`."""
+        """Name of the unit in messages, such as `layer 3 attention`."""
         return f"layer {self.layer} {self.kind}"
 
 
 def block_parameters(units: Sequence[Unit]) -> int:
-    """Parameters of all projections of the decoder blocks, the base that sparsity refers to."""
+    """Return the number of parameters in the projections of all decoder blocks, which sparsity refers to."""
     return sum(unit.parameters for unit in units)
 
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """How many groups every unit keeps.
+    """Number of groups to keep per unit.
 
-    Groups are sorted by importance once, so a size is all there is to say: unit `i` keeps its first `sizes[i]` groups.
+    Groups are sorted by importance, so unit `i` keeps its first `sizes[i]` groups.
+
+    Attributes:
+        units: The units of the model.
+        sizes: Number of kept groups per unit.
     """
 
     units: tuple[Unit, ...]
@@ -79,34 +83,34 @@ class PruningPolicy:
 
     @classmethod
     def dense(cls, units: Sequence[Unit]) -> "PruningPolicy":
-        """The policy that keeps everything."""
+        """Return the policy that keeps all groups."""
         return cls(tuple(units), tuple(unit.groups for unit in units))
 
     @property
     def retentions(self) -> tuple[float, ...]:
-        """Fraction of its groups that every unit keeps, `a_i`."""
+        """Fraction of kept groups per unit, `a_i`."""
         return tuple(size / unit.groups for unit, size in zip(self.units, self.sizes))
 
     @property
     def kept_parameters(self) -> int:
-        """Parameters of the projections of all decoder blocks that stay."""
+        """Number of kept parameters in the projections of all decoder blocks."""
         return sum(size * unit.group_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes))
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the parameters of the decoder blocks' projections that is removed."""
+        """Fraction of removed parameters in the projections of all decoder blocks."""
         total = block_parameters(self.units)
-        # Whole numbers are subtracted: a budget that is met exactly must not seem missed by a rounding.
+        # Subtract integers before dividing, so that an exactly met budget has no rounding error.
         return (total - self.kept_parameters) / total
 
     def neighbours(self) -> tuple["PruningPolicy", "PruningPolicy"]:
-        """The policies in which every unit keeps a step down and a step up, as far as it can."""
+        """Return the policies with every unit one step smaller and one step larger, within its bounds."""
         down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
         up = tuple(min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: one row per unit, with its size in the dense and in the pruned model."""
+        """Return a JSON-serialisable form: one row per unit, with its size in the dense and in the pruned model."""
         rows = [
             {"layer": unit.layer, "unit": unit.kind, "items": unit.groups, "kept": size, "retention": round(rate, 6)}
             for unit, size, rate in zip(self.units, self.sizes, self.retentions)
@@ -115,16 +119,16 @@ class PruningPolicy:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], units: Sequence[Unit]) -> "PruningPolicy":
-        """Reads `to_dict`'s form back for a model with these units.
+        """Return the policy of a `to_dict` record for a model with the given units.
 
         Raises:
-            FFPError: If the rows are not of this form or belong to a model of another shape.
+            FFPError: If the record is malformed or belongs to a model of another shape.
         """
         try:
             found = [(row["layer"], row["unit"], row["items"]) for row in data["units"]]
             sizes = tuple(row["kept"] for row in data["units"])
         except (KeyError, TypeError) as error:
-            raise FFPError(f"this is no saved policy: {error!r} where a list of units was expected") from None
+            raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
         if found != [(unit.layer, unit.kind, unit.groups) for unit in units]:
             raise FFPError("the saved policy belongs to a model with other layers, heads or FFN widths than this one")
         return cls(tuple(units), sizes)

@@ -28,7 +28,7 @@ def test_sizes_that_can_not_be_are_refused(sizes):
 
 @pytest.mark.parametrize("data", [{}, {"units": 3}, {"units": [{"layer": 0}]}, [], None])
 def test_broken_policies_are_refused(data):
-    with pytest.raises(FFPError, match="no saved policy"):
+    with pytest.raises(FFPError, match="not a saved policy"):
         PruningPolicy.from_dict(data, UNITS)
 
 

@@ -1,5 +1,5 @@
-"""From scores to policies that meet a budget. Every module is the mapping of its name.
+"""Mappings from scores to policies that meet a budget. Every module implements the mapping of its name.
 
-Its `map_scores` takes raw scores, shape `[units]`, and a `Budget`, and returns a `PruningPolicy`. That of `curves` is
-made from the loss curves of one model: `CurveMapping`.
+`map_scores` takes raw scores, shape `[units]`, and a `Budget`, and returns a `PruningPolicy`. The mapping `curves`
+depends on the loss curves of a model and is an instance of `CurveMapping` instead.
 """

@@ -1,4 +1,4 @@
-"""Loss curves: the loss that every size of every unit costs, and the policy that spends the budget best."""
+"""Loss curves: the loss of every size of every unit, and the policy that minimises their sum under a budget."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,22 @@ from ..budget import Budget
 from ..policy import PruningPolicy
 
 
-# Larger scores change nothing: units are then at their bounds.
+# Larger scores have no effect: units are then at their bounds.
 SCORE_LIMIT = 20.0
 
 
 class CurveMapping:
-    """Spends the budget where the curves fall fastest; scores are the logarithms of the curves' multipliers.
+    """Allocates the budget where the loss curves fall fastest; scores are logarithms of curve multipliers.
 
     Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
-    segments is optimal, and it is the same for every budget, so one set of scores serves all sparsities. Scores of
-    zero give the no-search policy, which the curves alone ask for. A unit may also have several scores, for parts of
-    its curve that cover equally many groups each: then the fall of every part is multiplied on its own.
+    segments is optimal. The order is the same for every budget, so one set of scores serves all sparsities. Scores of
+    zero give the no-search policy, which depends on the curves alone. A unit may also have several scores, one per
+    part of its curve, where all parts cover the same number of groups: the decrease of each part is then multiplied
+    separately.
 
     Args:
-        curves: Estimated loss in nats of every unit for every number of groups kept, one array of shape
-            `[groups + 1]` per unit. Not increasing.
+        curves: Estimated loss in nats per number of kept groups, one non-increasing array of shape `[groups + 1]` per
+            unit.
     """
 
     def __init__(self, curves: Sequence[np.ndarray]):
@@ -30,7 +31,7 @@ class CurveMapping:
         self._hulls: dict[tuple, tuple[np.ndarray, ...]] = {}
 
     def __call__(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
-        """The policy for these scores, shape `[units]`, or `[units, parts]` for parts of every curve."""
+        """Return the policy for scores of shape `[units]`, or `[units, parts]` for parts of every curve."""
         if scores.ndim > 1:
             return self._multiplied(scores)(np.zeros(len(scores)), budget)
         unit, steps, cost, gain = self._segments(budget)
@@ -40,26 +41,26 @@ class CurveMapping:
         affordable = int(np.searchsorted(spent, budget.allowed - budget.parameters(budget.smallest), side="right"))
         taken = order[:affordable]
         sizes = budget.smallest + np.bincount(unit[taken], steps[taken], len(budget.units)).astype(np.int64)
-        # What the next whole segment would overspend goes to the units in the order of the segments that are left.
+        # The next segment exceeds the budget. The rest is allocated to units in the order of their remaining segments.
         units, first = np.unique(unit[order[affordable:]], return_index=True)
         waiting = units[np.argsort(first)]
         settled = np.setdiff1d(np.arange(len(budget.units)), waiting)
         return budget.discretize_and_correct(sizes / budget.groups, np.concatenate([waiting, settled]))
 
     def predict(self, policy: PruningPolicy) -> np.ndarray:
-        """What the curves say that every unit of a policy costs, nats, shape `[units]`."""
+        """Return the loss of every unit of a policy as estimated by the curves, in nats, shape `[units]`."""
         return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
 
     def falls(self, down: PruningPolicy, up: PruningPolicy, parts: int) -> np.ndarray:
-        """How far every curve falls from one policy's size to that of a larger one, nats.
+        """Return the decrease of every curve between the sizes of two policies, in nats.
 
         Args:
             down: The policy of the smaller sizes.
             up: The policy of the larger sizes.
-            parts: Number of parts, of equally many groups each, that every curve is divided into.
+            parts: Number of parts per curve, each of the same number of groups.
 
         Returns:
-            Share of every part, shape `[units, parts]`.
+            Decrease within every part, shape `[units, parts]`.
         """
         falls = np.zeros((len(self.curves), parts))
         for row, curve, low, high in zip(falls, self.curves, down.sizes, up.sizes):
@@ -89,12 +90,12 @@ class CurveMapping:
 
 
 def parts_of(groups: int, parts: int) -> np.ndarray:
-    """The part that every group belongs to, most important first, shape `[groups]`."""
+    """Return the part index of every group, most important first, shape `[groups]`."""
     return np.arange(groups) * parts // groups
 
 
 def lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices of the corners of the lower convex hull of points sorted by `x`."""
+    """Return the indices of the corners of the lower convex hull of points sorted by `x`."""
     corners: list[int] = []
     for index in range(len(x)):
         while len(corners) > 1:

@@ -1,4 +1,4 @@
-"""The paper's Algorithm 1."""
+"""Greedy mapping of the paper's Algorithm 1."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ from ..policy import PruningPolicy
 
 
 def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
-    """The paper's Algorithm 1: fill units to `a_max` in descending order of score until the budget is spent.
+    """Fill units to `a_max` in descending order of score until the budget is spent (the paper's Algorithm 1).
 
-    Only the order of the scores and the rest of the budget matter, so policies are all or nothing but for one unit.
+    Policies depend only on the order of the scores and on the budget: before rounding, all units but one are at
+    `a_min` or `a_max`.
 
     Args:
         scores: Raw action `A`, shape `[units]`.
-        budget: Bounds and parameters to spend.
+        budget: Bounds and number of parameters to keep.
     """
     _, preference = retention_scores(scores, budget)
     low, high = budget.smallest / budget.groups, budget.largest / budget.groups

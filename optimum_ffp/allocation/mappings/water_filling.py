@@ -1,4 +1,4 @@
-"""All retentions raised or lowered together."""
+"""Water-filling mapping, which shifts all retentions by the same amount."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from ..policy import PruningPolicy
 
 
 def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
-    """Raises or lowers all retentions together: finds `τ` with `Σ clip(A'' + τ, a_min, a_max) · w = P Σ w`.
+    """Shift all retentions by one `τ` with `Σ clip(A'' + τ, a_min, a_max) · w = P Σ w`.
 
-    Every unit moves a little where `greedy` moves a few from end to end.
+    A change of the budget changes every unit a little, where `greedy` moves few units between their bounds.
 
     Args:
         scores: Raw action `A`, shape `[units]`.
-        budget: Bounds and parameters to spend.
+        budget: Bounds and number of parameters to keep.
     """
     squashed, preference = retention_scores(scores, budget)
     steps = fill(squashed, budget, budget.allowed) * budget.groups / budget.multiples
