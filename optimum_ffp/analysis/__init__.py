@@ -1,1 +1,1 @@
-"""What is measured of the dense model before any search."""
+"""Measurements of the dense model that precede the search."""

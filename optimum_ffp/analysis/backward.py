@@ -1,4 +1,4 @@
-"""Backward passes through a frozen model, for what gradients say about the outputs of its units."""
+"""Backward passes through a frozen model, for gradients at the outputs of its units."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from ..utils.lm_head import decode, logits_in_pieces, replaced_forward
 from ..utils.precision import computing_in
 
 
-# No label.
+# Label of positions without a loss.
 UNKNOWN = -1
 
 
@@ -27,22 +27,23 @@ def backward_passes(
     labels_of: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
     dtype: torch.dtype | None = None,
 ) -> Iterator[float]:
-    """One forward and one backward pass a window, from the loss summed over its tokens.
+    """Run one forward and one backward pass per window, with the loss summed over its tokens.
 
     Args:
         model: A causal LM. Its weights are frozen and get no gradients.
-        layers: Its decoder layers. Each keeps its input alone and runs again in the backward pass.
+        layers: The decoder layers of the model. Each is checkpointed: it stores its input and is recomputed in the
+            backward pass.
         windows: Token ids, shape `[windows, window length]`.
         watchers: Forward hooks by module; they may register hooks on the gradient of the module's output.
-        labels_of: From a window of shape `[window length]`, probabilities of shape `[positions, vocabulary]` and the
-            first of those positions to their labels, shape `[positions]`, `UNKNOWN` where there is none.
-        dtype: Type to compute in under autocast; `None` for the model's own.
+        labels_of: Maps a window of shape `[window length]`, probabilities of shape `[positions, vocabulary]` and the
+            index of the first position to labels of shape `[positions]`, `UNKNOWN` for positions without a label.
+        dtype: Autocast dtype; `None` for the model's own.
 
     Yields:
-        The summed loss of every window, in nats, once its backward pass is done.
+        The summed loss of every window, in nats, after its backward pass.
     """
     with ExitStack() as stack:
-        # Gradients flow because the embeddings ask for them.
+        # The weights are frozen, so the embeddings' output must require gradients.
         embeddings = model.get_input_embeddings()
         stack.callback(embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_()).remove)
         for module, watcher in watchers.items():
@@ -52,7 +53,7 @@ def backward_passes(
         for window in windows.split(1):
             with torch.enable_grad(), computing_in(model.device, dtype):
                 decoded = decode(model, window)
-                # The head has its own backward pass, piece by piece, before that of the layers.
+                # The backward pass of the head runs chunk by chunk, before that of the layers.
                 ending = decoded.last_hidden_state.detach().requires_grad_()
                 loss = 0.0
                 for start, logits in logits_in_pieces(model, replace(decoded, last_hidden_state=ending)):
@@ -64,7 +65,7 @@ def backward_passes(
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a layer keep its input alone and run again in the backward pass."""
+    """Checkpoint a layer's forward: it stores its input and is recomputed in the backward pass."""
     return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -74,7 +75,10 @@ def _go_back(
     start: int,
     labels_of: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
 ) -> float:
-    """Goes back from the summed loss of a piece, whose gradient is its probabilities, less one at the label."""
+    """Run the backward pass of a chunk of logits and return its summed loss, in nats.
+
+    The gradient of the cross-entropy is given directly: the probabilities, minus one at the label.
+    """
     gradient = logits.detach()[0].float().softmax(-1)
     labels = labels_of(window, gradient, start)
     known = labels != UNKNOWN

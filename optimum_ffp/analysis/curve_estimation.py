@@ -1,4 +1,4 @@
-"""What a unit's output error means to the loss, from forward passes alone, where a backward pass doesn't fit."""
+"""Loss per output error of every unit from forward passes alone, for when a backward pass doesn't fit in memory."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ..utils.precision import computing_in
 from ..utils.progress import progress_bar
 
 
-# Of its groups, what a unit is left with while its slope is measured.
+# Fraction of its groups that a unit keeps while its slope is measured.
 PROBE_RETENTION = 2 / 3
 
 
@@ -20,20 +20,20 @@ PROBE_RETENTION = 2 / 3
 def measure_slopes(
     sorted_model: SortedModel, windows: torch.Tensor, errors: list[np.ndarray], dtype: torch.dtype | None = None
 ) -> list[float]:
-    """Loss in nats per output error of every unit, from pruning one unit at a time.
+    """Measure the loss in nats per output error of every unit, by pruning one unit at a time.
 
-    Every unit alone is pruned to two thirds of its groups and repaired by ridge regression. The divergence from the
-    dense model, `KL(dense ‖ pruned)`, is what its Fisher matrix would predict to second order, never negative, and far
-    less noisy than a difference of losses on a few windows.
+    Each unit is pruned on its own to two thirds of its groups and compensated by ridge regression. The divergence from
+    the dense model, `KL(dense ‖ pruned)`, equals the prediction of the Fisher matrix to second order, is never
+    negative, and is far less noisy than a difference of losses on few windows.
 
     Args:
         sorted_model: The sorted model, with its ridge factors.
         windows: Token ids, shape `[windows, window length]`.
-        errors: Output error `Σ_{j≥k} ‖V_j‖²` of every unit by number of groups kept, each of shape `[groups + 1]`.
-        dtype: Type to compute in under autocast; `None` for the model's own.
+        errors: Output error `Σ_{j≥k} ‖V_j‖²` per unit by number of kept groups, each of shape `[groups + 1]`.
+        dtype: Autocast dtype; `None` for the model's own.
 
     Returns:
-        One slope a unit, at least 0.
+        One slope per unit, at least 0.
     """
     dense = PruningPolicy.dense(sorted_model.units)
     probes = [max(1, min(unit.groups - 1, round(PROBE_RETENTION * unit.groups))) for unit in sorted_model.units]
@@ -66,7 +66,7 @@ def _decode(
 
 
 def _divergence(model: PreTrainedModel, expected: ModelOutput, found: ModelOutput, dtype: torch.dtype | None) -> float:
-    """`KL(expected ‖ found)`, summed over positions. The head is the same for both: it is never pruned."""
+    """Return `KL(expected ‖ found)`, summed over positions. Both use the same head, which is never pruned."""
     total = 0.0
     with computing_in(model.device, dtype):
         for _, one, other in logits_in_pieces(model, expected, found):

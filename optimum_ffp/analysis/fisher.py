@@ -1,4 +1,4 @@
-"""What a unit's output means to the loss: Fisher matrices, and the loss curves that they give."""
+"""Fisher matrices at the outputs of all units, and loss curves derived from them."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -24,21 +24,21 @@ def collect_fisher(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    """Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at every output projection's output.
+    """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
-    backward pass a window gives the matrices of all units.
+    backward pass per window gives the matrices of all units.
 
     Args:
         model: The dense model.
-        units: Its units.
-        layers: Its decoder layers. Each keeps its input alone and runs again in the backward pass.
+        units: The units of the model.
+        layers: The decoder layers of the model, which are recomputed in the backward pass.
         windows: Token ids, shape `[windows, window length]`.
-        seed: Of the labels.
-        dtype: Type to compute in under autocast; `None` for the model's own.
+        seed: Random seed of the labels.
+        dtype: Autocast dtype; `None` for the model's own.
 
     Returns:
-        One float32 matrix a unit, shape `[out_features, out_features]`, in nats a token.
+        One float32 matrix per unit, shape `[out_features, out_features]`, in nats per token.
 
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
@@ -62,25 +62,25 @@ def collect_fisher(
 
 
 def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
-    # By the inverse of the distribution function: one random number a token, where multinomial draws one a word.
+    # Inverse transform sampling: one random number per token, where multinomial draws one per vocabulary entry.
     cumulative = probabilities.cumsum(-1)
     chosen = torch.rand(len(probabilities), 1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, chosen, right=True).clamp_max(probabilities.shape[-1] - 1)[:, 0]
 
 
 def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
-    """What the loss grows by when a unit keeps its first `k` groups, after ridge regression, for every `k`.
+    """Return the increase of the loss for every number `k` of kept groups of a unit, after ridge regression.
 
-    With `H + λI = L Lᵀ` in the sorted order and `V = W L`, calibration leaves exactly `Σ_{j≥k} ‖V_j‖²` of output error
-    in the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
+    With `H + λI = L Lᵀ` in the sorted order and `V = W L`, the output error after calibration is `Σ_{j≥k} ‖V_j‖²` in
+    the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
 
     Args:
-        ridge: The unit's factor and weight.
-        fisher: `G`, shape `[out_features, out_features]`; `None` for the output error as it is.
-        block: Columns of one group.
+        ridge: Weight and ridge factor of the unit.
+        fisher: `G`, shape `[out_features, out_features]`; `None` for the unweighted output error.
+        block: Number of columns per group.
 
     Returns:
-        Nats a token (or squared output error a token), float64, shape `[groups + 1]`, falling to 0.
+        Nats per token (or squared output error per token), float64, shape `[groups + 1]`, non-increasing to 0.
     """
     rotated = ridge.weight.float() @ ridge.factor.to(ridge.weight.device)
     losses = (

@@ -1,4 +1,4 @@
-"""Gram matrices of what every output projection reads, from one pass over the calibration windows."""
+"""Gram matrices of the inputs of all output projections, from one pass over the calibration windows."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ class Statistics:
     Attributes:
         gram: `H = XᵀX / n`, float32, shape `[features, features]`.
         mean: Mean of every feature, float32, shape `[features]`.
-        tokens: Number of tokens seen, `n`.
+        tokens: Number of tokens, `n`.
     """
 
     gram: torch.Tensor
@@ -35,19 +35,19 @@ class Statistics:
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
     def permuted(self, order: torch.Tensor, block: int) -> "Statistics":
-        """The same statistics with groups of `block` features each reordered; `order` has shape `[groups]`."""
+        """Return the statistics with groups of `block` features each reordered; `order` has shape `[groups]`."""
         gram = permute_blocks(permute_blocks(self.gram, 0, block, order), 1, block, order)
         return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
 
 
 def pack(statistics: Sequence[Statistics]) -> dict[str, torch.Tensor]:
-    """Statistics of all units as tensors by name."""
+    """Return the statistics of all units as named tensors."""
     packed = {f"{i}.{name}": getattr(one, name) for i, one in enumerate(statistics) for name in ("gram", "mean")}
     return packed | {"tokens": torch.tensor([one.tokens for one in statistics])}
 
 
 def unpack(tensors: dict[str, torch.Tensor], device: torch.device) -> list[Statistics]:
-    """The statistics that `pack` made tensors of, on this device."""
+    """Return the statistics from the tensors of `pack`, on the given device."""
     return [
         Statistics(tensors[f"{i}.gram"].to(device), tensors[f"{i}.mean"].to(device), tokens)
         for i, tokens in enumerate(tensors["tokens"].tolist())
@@ -55,11 +55,11 @@ def unpack(tensors: dict[str, torch.Tensor], device: torch.device) -> list[Stati
 
 
 def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
-    """What to say where there is too little text for some Gram matrices to be of full rank, `None` where there is not.
+    """Return a warning if there are too few calibration tokens for Gram matrices of full rank, otherwise `None`.
 
     Args:
-        features: Columns of every unit's output projection.
-        tokens: Calibration tokens.
+        features: Number of columns of every unit's output projection.
+        tokens: Number of calibration tokens.
     """
     short = [count for count in features if count > tokens]
     if not short:
@@ -71,10 +71,10 @@ def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
 
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
-    """Adds `rowsᵀ rows` to `total` in float32, whatever autocast says.
+    """Add `rowsᵀ rows` to `total` in float32, regardless of autocast.
 
     Args:
-        total: Float32, shape `[features, features]`; it may live on another device than the rows.
+        total: Float32, shape `[features, features]`; may be on another device than the rows.
         rows: Shape `[..., features]`.
     """
     with float32_products(rows.detach().flatten(0, -2)) as (flat,):
@@ -85,7 +85,7 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
 
 
 class _Accumulator:
-    # Streams: memory is one matrix a unit, however many windows are read.
+    # Streaming: memory is one matrix per unit, independent of the number of windows.
     def __init__(self, features: int, device: torch.device):
         self.gram = torch.zeros(features, features, device=device)
         self.total = torch.zeros(features, device=device)
@@ -102,7 +102,7 @@ class _Accumulator:
 
 
 def matrix_device(model: PreTrainedModel, units: Sequence[ModelUnit]) -> torch.device:
-    """Where the Gram matrices live: beside the model where two sets of them fit, otherwise in host memory."""
+    """Return the device of the Gram matrices: the model's if two sets of them fit, otherwise host memory."""
     if model.device.type != "cuda":
         return torch.device("cpu")
     needed = sum(4 * unit.output.module.in_features**2 for unit in units)
@@ -119,21 +119,21 @@ def collect_statistics(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> list[Statistics]:
-    """Runs the dense model over the calibration windows and gathers the statistics of all units in one pass.
+    """Collect the statistics of all units in one pass of the dense model over the calibration windows.
 
     Args:
         model: The dense model.
-        units: Its units.
+        units: The units of the model.
         windows: Token ids, shape `[windows, window length]`.
-        batch_size: Windows a forward pass.
-        device: Where the matrices live. Off the accelerator they cost it no memory but one unit's at a time.
-        dtype: Type to run the model in under autocast; `None` for its own. Sums are float32 either way.
+        batch_size: Windows per forward pass.
+        device: Device of the matrices. In host memory, the accelerator holds the product of one unit at a time.
+        dtype: Autocast dtype; `None` for the model's own. Sums are float32 either way.
 
     Returns:
-        One `Statistics` a unit, in the order of `units`.
+        One `Statistics` per unit, in the order of `units`.
 
     Raises:
-        FFPError: If what a unit's output projection reads is not finite.
+        FFPError: If the input of a unit's output projection is not finite.
     """
     accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device)) for unit in units]
     with ExitStack() as stack:
@@ -146,5 +146,5 @@ def collect_statistics(
                 bar.update(len(batch))
     statistics = [accumulator.finish() for accumulator in accumulators]
     for unit, found in zip(units, statistics):
-        check_finite(found.gram.diagonal(), f"what the output projection of {unit.unit.name} reads")
+        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -1,4 +1,4 @@
-"""Everything that is measured once of a dense model, whatever it is then pruned to."""
+"""Measurements of a dense model that all policies share."""
 
 import logging
 import math
@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 
 class Measurements:
-    """Text, sorted model and losses of one dense model, each measured when it is first asked for.
+    """Data, sorted model and losses of one dense model, each computed on first access.
 
-    All of it depends on the model and on `config.measured_options` alone, so that searches and calibrations with other
-    options share it. `check` refuses a config that would need other measurements.
+    The measurements depend only on the model and on `config.measured_options`, so that searches and calibrations with
+    other options share them. `check` rejects a config that requires other measurements.
 
     Args:
-        model: The dense model. Its heads and channels are reordered when `prepared` is first asked for.
-        tokenizer: Its tokenizer.
-        config: How to measure. Later changes of this object have no effect.
-        data: Windows that take the place of those that the config names.
+        model: The dense model. Its heads and channels are reordered on first access of `prepared`.
+        tokenizer: The tokenizer of the model.
+        config: Options of the measurements. Later changes of this object have no effect.
+        data: Windows to use instead of those of the config's datasets.
 
     Attributes:
-        config: A copy of the config, in which `seq_len` is a number.
+        config: A copy of the config, with `seq_len` resolved to a number.
         units: Attention and FFN of every layer.
-        meter: Time and memory of what was measured.
-        journal: Keeps what is measured. One in memory at first; another may take its place.
+        meter: Time and peak memory per stage.
+        journal: Saves the measurements. By default nothing is saved; may be replaced by a journal in a folder.
 
     Raises:
-        FFPError: If the model is of no supported family, or the windows are longer than it has positions.
+        FFPError: If the model's family is not supported, or the windows exceed its number of positions.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Measurements:
         self.journal = Journal()
 
     def differences(self, config: FFPConfig) -> list[str]:
-        """What a config would need measured otherwise, in words; empty if it can use these measurements."""
+        """Return messages on the options whose values require other measurements; empty if there are none."""
         before, now = self.config.measured_options, with_window_length(config, self.model.config).measured_options
         found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if config.needs_factors and not self.config.needs_factors:
-            found.append("reward and calibration did without ridge regression and now ask for it")
+            found.append("reward and calibration didn't need ridge regression and now do")
         return found
 
     def check(self, config: FFPConfig) -> None:
-        """Raises `FFPError` if a config would need other measurements."""
+        """Raise `FFPError` if a config requires other measurements."""
         if found := self.differences(config):
-            raise FFPError(f"{'; '.join(found)}: that is measured once; make a new FFPPruner with this config")
+            raise FFPError(f"{'; '.join(found)}: measurements are made once; make a new FFPPruner with this config")
 
     @cached_property
     def data(self) -> DataSplits:
@@ -100,10 +100,12 @@ class Measurements:
 
     @cached_property
     def dense_losses(self) -> np.ndarray:
-        """Losses of the dense model on the search windows as candidates are computed, nats a token, shape `[windows]`.
+        """Losses of the dense model on the search windows, in nats per token, shape `[windows]`.
+
+        They are computed in the same dtype as those of candidates.
 
         Raises:
-            FFPError: If its perplexity isn't finite.
+            FFPError: If the perplexity is not finite.
         """
         config, windows = self.config, self.data.search.tokens
         dtype = autocast_dtype(self.model, config.search_dtype)
@@ -130,13 +132,13 @@ class Measurements:
             return self.perplexity(model, "dense", self.journal, self.config.batch_size)
 
     def perplexity(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> float:
-        """Perplexity of any model on the test windows.
+        """Return the perplexity of a model on the test windows.
 
         Args:
-            model: The model.
-            name: Its name in the progress bar and in the journal.
-            journal: Keeps the figure.
-            batch_size: Windows per forward pass, halved where memory runs out.
+            model: The model, dense or pruned.
+            name: Label of the progress bar and of the journal entry.
+            journal: Saves the perplexity.
+            batch_size: Windows per forward pass, halved if memory runs out.
         """
         windows = self.data.test.tokens
 

@@ -1,4 +1,4 @@
-"""From calibration windows to a sorted model with its ridge factors and loss curves."""
+"""Preparation of the sorted model, its ridge factors and loss curves from calibration windows."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sorted model and its loss curves, which all searches share.
+    """A sorted model and its loss curves, shared by all searches.
 
     Attributes:
-        sorted_model: The model with its groups sorted, with the factors of its ridge regressions.
+        sorted_model: The sorted model, with its ridge factors if the config needs them.
         curves: Loss curves of all units, if the config's mapping needs them.
     """
 
@@ -46,16 +46,16 @@ def prepare(
     meter: StageMeter,
     journal: Journal,
 ) -> Prepared:
-    """Runs the calibration windows through the dense model, sorts its groups and factors the ridge regressions.
+    """Run the calibration windows through the dense model, sort its groups and factor the ridge regressions.
 
     Args:
         model: The dense model. Its heads and channels are reordered in place.
-        units: Its units.
-        family: The record of its family.
+        units: The units of the model.
+        family: The family record of the model.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
-        meter: Measures every stage.
-        journal: Keeps what is measured.
+        meter: Measures time and peak memory of every stage.
+        journal: Saves the measurements.
     """
     if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
         logger.warning(shortage)
@@ -92,7 +92,7 @@ def prepare(
         return Prepared(sorted_model, None)
 
     with meter.stage("factorisation"):
-        # A factor takes the place of its Gram matrix: there is never a second set of matrices.
+        # Each Gram matrix is freed once it is factored, so that two sets of matrices never exist at once.
         grams = (statistics.pop(0).permuted(order, unit.output.block).gram for unit, order in zip(units, orders))
         sorted_model.factorise(grams, config.ridge_lambda, config.ridge_lambda_relative)
         if config.mapping != "curves":

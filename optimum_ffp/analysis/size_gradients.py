@@ -13,12 +13,12 @@ from .backward import UNKNOWN, backward_passes
 
 @dataclass(frozen=True)
 class SizeGradients:
-    """Losses of a policy, and their first-order change for one unit at a time going to a neighbouring size.
+    """Losses of a policy, and their first-order changes when one unit at a time changes to a neighbouring size.
 
     Attributes:
-        losses: Nats a token, shape `[windows]`.
-        down: Change where the unit goes to its size in the smaller of `policy.neighbours()`, `[windows, units]`.
-        up: The same for the larger one.
+        losses: Nats per token, shape `[windows]`.
+        down: Change for the unit's size in the smaller of `policy.neighbours()`, shape `[windows, units]`.
+        up: Change for the unit's size in the larger of `policy.neighbours()`, shape `[windows, units]`.
     """
 
     losses: np.ndarray
@@ -29,18 +29,19 @@ class SizeGradients:
 def measure_size_gradients(
     sorted_model: SortedModel, policy: PruningPolicy, windows: torch.Tensor, dtype: torch.dtype | None = None
 ) -> SizeGradients:
-    """One forward and one backward pass a window, after ridge regression, for all units at once.
+    """Measure the size gradients of all units with one forward and one backward pass per window.
 
-    A compensated unit's output is `Σ_{j<k} V_j z_j` for every size `k` (see `PrefixRidge.components`). The model runs
-    with the inputs of the larger neighbour, of which the policy's output weights ignore what is not kept. With the
-    loss gradient `g` at the output, keeping the columns `k` to `l` too changes the loss by `Σ_tokens Σ_{k≤j<l} (g·V_j)
-    z_j`, and giving up those before `k` by the same sum with the opposite sign.
+    The output of a compensated unit is `Σ_{j<k} V_j z_j` for every size `k` (see `PrefixRidge.components`). The model
+    runs with the inputs of the larger neighbour; the policy's output weights are padded with zeros, so that the
+    additional columns have no effect. With the loss gradient `g` at the output, adding the columns `k` to `l` changes
+    the loss by `Σ_tokens Σ_{k≤j<l} (g·V_j) z_j`. Removing columns before `k` changes it by the negative of the same
+    sum over the removed columns.
 
     Args:
         sorted_model: The sorted model, with its ridge factors.
-        policy: Where to measure.
+        policy: The policy to measure at.
         windows: Token ids, shape `[windows, window length]`.
-        dtype: Type to compute in under autocast; `None` for the model's own.
+        dtype: Autocast dtype; `None` for the model's own.
     """
     down, up = policy.neighbours()
     changes = np.zeros((2, len(windows), len(policy.units)))
@@ -62,7 +63,7 @@ def measure_size_gradients(
 
 
 class _Probe:
-    """Watches one unit's output projection, and what its components between two sizes would add to the loss."""
+    """Measures the contribution to the loss of one unit's output components between two sizes."""
 
     def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int, dtype: torch.dtype):
         self.directions, self.mixing, self.kept = directions.to(dtype), mixing.to(dtype), kept
@@ -71,7 +72,7 @@ class _Probe:
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if self.watching:
-            # The layer runs again for its backward pass.
+            # The layer is recomputed in the backward pass.
             return
         self.watching = True
         found = inputs[0].detach().flatten(0, -2)
@@ -86,7 +87,7 @@ class _Probe:
         output.register_hook(follow)
 
     def finish(self) -> tuple[float, float]:
-        """The changes that the window's backward pass has shown."""
+        """Return the changes measured in the backward pass of the window."""
         self.watching = False
         return self.changes
 

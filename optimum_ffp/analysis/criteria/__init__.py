@@ -1,7 +1,8 @@
-"""Importance of the groups of a unit. Every module is the criterion of its name: its `score` orders the groups.
+"""Importance criteria. Every module implements the criterion of its name with a function `score`.
 
 `score` takes the output projection's weight, shape `[out_features, features]`, the `Statistics` of its input and the
-number of columns of a group, and returns one score per group, shape `[groups]`; the higher, the more important. The
-weight that a criterion called `fisher_*` is given is multiplied by the root of its output's Fisher matrix, so that it
-counts loss. `WORKSPACE_BYTES` is what it holds beside the Gram matrix, in bytes per entry of it, if that is much.
+number of columns per group, and returns one score per group, shape `[groups]`; higher is more important. Criteria
+called `fisher_*` get the weight multiplied by the square root of the output's Fisher matrix, so that scores measure
+the change of the loss. `WORKSPACE_BYTES`, if defined, is the memory that `score` needs beside the Gram matrix, in
+bytes per entry of the matrix.
 """

@@ -1,4 +1,4 @@
-"""Backward elimination by what the loss feels: `obs` on weights multiplied by the root of the Fisher matrix."""
+"""Backward elimination by change of the loss: `obs` on weights multiplied by the root of the Fisher matrix."""
 
 from .obs import WORKSPACE_BYTES, score
 

@@ -6,15 +6,15 @@ from ..gram import Statistics
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
-    """FLAP's weighted fluctuation (An et al. 2024): `Var(X) · Σ_out W²`, summed over the columns of a group.
+    """Return FLAP's weighted fluctuation (An et al. 2024): `Var(X) · Σ_out W²`, summed over the columns of a group.
 
     Args:
-        weight: Output projection, shape `[out_features, features]`.
-        statistics: Of its input.
-        block: Columns of one group.
+        weight: Weight of the output projection, shape `[out_features, features]`.
+        statistics: Statistics of its input.
+        block: Number of columns per group.
 
     Returns:
-        Scores, shape `[groups]`; the higher, the more important.
+        Scores, shape `[groups]`; higher is more important.
     """
     fluctuation = statistics.variance.to(weight.device)
     return (weight.float().square().sum(0) * fluctuation).view(-1, block).sum(1)

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: backward elimination of groups, the rest compensating for every one that is removed."""
+"""Optimal brain surgeon: backward elimination of groups with compensation by the remaining ones."""
 
 import math
 
@@ -8,27 +8,28 @@ from ...utils.cholesky import factorise, ridge_damping
 from ..gram import Statistics
 
 
-# λ of the ridge regression that the order is made for.
+# λ of the ridge regression whose loss is minimised.
 DAMPING = 0.01
-# Number of portions that groups are removed in: more change the order little, and each costs a low-rank update.
+# Number of portions in which groups are removed: more hardly change the order, and each costs a low-rank update.
 PORTIONS = 96
-# The damped matrix, its factor and inverse in float64, and what is left of it in float32.
+# The damped matrix, its factor and its inverse in float64, and the remaining inverse in float32.
 WORKSPACE_BYTES = 36
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
-    """Greedy backward elimination on the inverse Gram matrix (optimal brain surgeon).
+    """Score groups by greedy backward elimination on the inverse Gram matrix (optimal brain surgeon).
 
-    Removes the groups `P` whose loss after the ridge regression of Eq. 6 is the smallest, `tr(W_P (H⁻¹_PP)⁻¹ W_Pᵀ)`
-    with `H + λI` in place of `H`, lets the rest compensate, and goes on. Groups go in up to `PORTIONS` portions.
+    Repeatedly removes the groups `P` with the smallest loss after the ridge regression of Eq. 6,
+    `tr(W_P (H⁻¹_PP)⁻¹ W_Pᵀ)` with `H + λI` in place of `H`, and compensates the remaining groups. Groups are removed
+    in up to `PORTIONS` portions.
 
     Args:
-        weight: Output projection, shape `[out_features, features]`.
-        statistics: Of its input.
-        block: Columns of one group.
+        weight: Weight of the output projection, shape `[out_features, features]`.
+        statistics: Statistics of its input.
+        block: Number of columns per group.
 
     Returns:
-        Scores, shape `[groups]`: when each group was removed; the higher, the later.
+        Scores, shape `[groups]`: the rank of each group in the order of removal; higher is more important.
     """
     weight = weight.float()
     gram = statistics.gram.to(weight.device).double()
@@ -41,7 +42,7 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         losses = _removal_losses(weight, inverse, block)
         ranking = losses.argsort()
         removed, retained = ranking[:portion], ranking[portion:].sort().values
-        # Within a portion the order of the losses stands in for further steps.
+        # Groups of one portion are ranked by their losses, without recomputing them in between.
         scores[left[removed]] = torch.arange(portion, device=scores.device) + len(scores) - len(left) + 0.0
         gone, kept = (_columns(groups, block) for groups in (removed, retained))
         solution = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, kept])

@@ -1,4 +1,4 @@
-"""Wanda, the paper's criterion: size of the weights times that of their inputs."""
+"""Wanda, the paper's criterion: magnitude of the weights times norm of their inputs."""
 
 import torch
 
@@ -6,15 +6,15 @@ from ..gram import Statistics
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
-    """Wanda (Sun et al. 2024), the paper's criterion: `Σ_out |W| · ‖X‖₂`, summed over the columns of a group.
+    """Return Wanda scores (Sun et al. 2024), the paper's criterion: `Σ_out |W| · ‖X‖₂`, summed over a group's columns.
 
     Args:
-        weight: Output projection, shape `[out_features, features]`.
-        statistics: Of its input.
-        block: Columns of one group.
+        weight: Weight of the output projection, shape `[out_features, features]`.
+        statistics: Statistics of its input.
+        block: Number of columns per group.
 
     Returns:
-        Scores, shape `[groups]`; the higher, the more important.
+        Scores, shape `[groups]`; higher is more important.
     """
     norms = statistics.gram.diagonal().clamp_min(0).sqrt().to(weight.device)
     return (weight.float().abs().sum(0) * norms).view(-1, block).sum(1)
