@@ -48,7 +48,9 @@ def test_work_folder_goes_when_the_result_is_saved(save_tiny_model, data_folder,
 
 
 def test_a_folder_of_others_is_no_work_folder(save_tiny_model, data_folder):
-    with pytest.raises(FFPError, match=r"is no work folder of ours: it holds test.txt, train.txt, validation.txt; "):
+    with pytest.raises(
+        FFPError, match=r"is not a work folder of optimum-ffp: it contains test.txt, train.txt, validation.txt; "
+    ):
         make_pruner(save_tiny_model(), data_folder, work_folder=data_folder)
     assert len(list(data_folder.iterdir())) == 3
 
@@ -187,11 +189,11 @@ def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, m
 
 def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):
     make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
-    with pytest.raises(FFPError, match=r"is of another prune: config.seed was 0 and is 1"):
+    with pytest.raises(FFPError, match=r"belongs to another pruning run: config.seed was 0 and is 1"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
-    with pytest.raises(FFPError, match=r"is of another prune: .*model was"):
+    with pytest.raises(FFPError, match=r"belongs to another pruning run: .*model was"):
         make_pruner(save_tiny_model("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
-    with pytest.raises(FFPError, match="was interrupted; go on with --resume"):
+    with pytest.raises(FFPError, match="interrupted pruning run; resume it with --resume"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match="nothing to resume from: give FFPPruner a work_folder"):
         make_pruner(save_tiny_model(), data_folder).prune(resume=True)

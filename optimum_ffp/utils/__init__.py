@@ -1,1 +1,1 @@
-"""What every stage needs, and none of the project alone."""
+"""Utilities shared by all stages."""

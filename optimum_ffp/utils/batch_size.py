@@ -1,4 +1,4 @@
-"""Going on with smaller batches where memory runs out."""
+"""Retries with smaller batches when memory runs out."""
 
 import logging
 from collections.abc import Callable
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
-    """What `run` returns for this batch size, or for the largest half, quarter, ... of it that memory suffices for.
+    """Return the result of `run` for a batch size, which is halved until memory suffices.
 
     Args:
-        run: Does the whole work, from its beginning, with the batch size that it is given.
-        batch_size: Windows, passages or samples a forward pass.
+        run: Function of the batch size. Every call must start from the beginning.
+        batch_size: Windows, passages or samples per forward pass.
 
     Raises:
-        FFPError: If memory doesn't suffice for one window.
+        FFPError: If memory doesn't suffice for batches of one.
     """
     while True:
         try:
@@ -36,5 +36,5 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
                 "--no-grad, or another device"
             )
         clear_device_cache(garbage_collection=True)
-        logger.warning("out of memory with batches of %d; going on with %d", batch_size, batch_size // 2)
+        logger.warning("out of memory with batch size %d; retrying with %d", batch_size, batch_size // 2)
         batch_size //= 2

@@ -1,20 +1,20 @@
-"""Cholesky factors of matrices as they are measured: of full rank, singular, or zero."""
+"""Cholesky factors of measured Gram matrices, which may be rank-deficient or zero."""
 
 import torch
 
 from ..errors import FFPError
 
 
-# What sums in float32 round off, relative to the mean diagonal.
+# Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
-# Mean squares below this are no input, but what float32 makes of zero.
+# Mean squares below this are treated as zero input.
 NO_INPUT = 1e-30
-# Each with ten times the damping of the one before: from rounding errors to more than the largest eigenvalue.
+# Number of attempts, each with ten times the previous damping: from rounding errors to beyond the largest eigenvalue.
 ATTEMPTS = 16
 
 
 def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True) -> float:
-    """What a ridge regression adds to the diagonal of its Gram matrix.
+    """Return the damping that a ridge regression adds to the diagonal of its Gram matrix.
 
     Args:
         gram: `H`, shape `[features, features]`.
@@ -22,25 +22,25 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
         relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
 
     Returns:
-        λ, but at least what the sums in `H` are rounded by, and more than 0 where `H` is zero.
+        λ (times the mean diagonal if relative), at least the rounding error of `H`, and positive if `H` is zero.
     """
     mean = float(gram.diagonal().double().mean())
     return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
 def factorise(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """The Cholesky factor of `H + d I`.
+    """Return the Cholesky factor of `H + d I`.
 
     Args:
-        gram: `H`, float64, shape `[features, features]`. Its diagonal is changed and changed back, rather than that of
-            a copy: of the largest unit of a 7B model each such matrix is 1 GB.
-        damping: `d`. Where rounding has left `H` too indefinite for it, ten times as much is tried, and so on.
+        gram: `H`, float64, shape `[features, features]`. The diagonal is modified in place and restored, since a copy
+            takes 1 GB for the largest unit of a 7B model.
+        damping: `d`. It is multiplied by ten as long as rounding errors make `H + d I` indefinite.
 
     Returns:
-        The factor, shape `[features, features]`, and the `d` that it is of.
+        The factor, shape `[features, features]`, and the `d` that was used.
 
     Raises:
-        FFPError: If there is none: the matrix is not finite.
+        FFPError: If the matrix can't be factored because it is not finite.
     """
     diagonal = gram.diagonal().clone()
     try:
@@ -55,17 +55,17 @@ def factorise(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
 
 
 def check_finite(squares: torch.Tensor, what: str) -> None:
-    """Makes sure of what was measured, before anything is solved with it.
+    """Check that measured values are finite before they are used in a solve.
 
     Args:
-        squares: Sums of squares. Of a sum of outer products the diagonal will do: no other entry is larger.
-        what: What they are of, for the message.
+        squares: Sums of squares. The diagonal suffices for a Gram matrix, since no other entry is larger.
+        what: Description of the values for the error message.
 
     Raises:
-        FFPError: If any is NaN or infinite.
+        FFPError: If any value is NaN or infinite.
     """
     if not torch.isfinite(squares).all():
         raise FFPError(
-            f"{what} is not finite: it is too large for the model's dtype, or there are damaged weights before it; "
+            f"{what} is not finite: it exceeds the range of the model's dtype, or weights before it are damaged; "
             "load the model with dtype float32 or bfloat16 (--dtype float32)"
         )

@@ -1,4 +1,4 @@
-"""Folders and files that a run writes: what it may replace, by one run at a time, and whole or not at all."""
+"""Output folders and files: checks before replacing them, locks between runs, and atomic writes."""
 
 import errno
 import json
@@ -21,9 +21,9 @@ from ..errors import FFPError
 
 logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
-# What file systems answer that have no locks, some of those on a network; filelock may answer without a number.
+# Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
-# All that a checkpoint may hold, as paths within its folder: another file in there is somebody's own.
+# Patterns of all files of a checkpoint, relative to its folder. Folders with any other file are never replaced.
 CHECKPOINT_FILES = (
     *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
     *("policy.png", "search.png", "calibration.png", "pareto.png"),
@@ -36,27 +36,27 @@ CHECKPOINT_FILES = (
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The place that a path means: absolute, `~` and links followed, no trailing slash."""
+    """Return the absolute path with `~` expanded, links resolved and no trailing slash."""
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def name_some(names: Iterable[str], most: int = 3) -> str:
-    """The first names of many, and how many more there are."""
+    """Return the first names as text, with the number of the remaining ones."""
     names = sorted(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class FolderLock:
-    """Keeps other processes from writing a folder, until it is released or this process ends, however it does.
+    """Lock against writes to a folder by other processes, held until it is released or this process ends.
 
-    A process may lock the same folder several times: it stays locked until each of them is released.
+    A process may lock the same folder several times: it stays locked until every lock is released.
 
     Args:
-        folder: The folder, which needn't exist; the lock is a file beside it.
+        folder: The folder, which need not exist; the lock is a file beside it.
 
     Raises:
-        FFPError: If another process has locked it, or there can be no file beside it.
+        FFPError: If another process holds the lock, or the lock file can't be created.
     """
 
     def __init__(self, folder: Path):
@@ -72,7 +72,7 @@ class FolderLock:
         except (OSError, NotImplementedError) as error:
             if getattr(error, "errno", None) not in NO_LOCKS:
                 raise FFPError(f"{folder} can't be written: {error}") from None
-            logger.warning("%s is on a file system without locks: start no second run into it", folder)
+            logger.warning("%s is on a file system without locks: don't start a second run with this folder", folder)
         self.release = weakref.finalize(self, _unlock, lock, missing)
 
     def __enter__(self) -> "FolderLock":
@@ -84,7 +84,8 @@ class FolderLock:
 
 def _unlock(lock: FileLock, made: list[Path]) -> None:
     if lock.lock_counter <= 1:
-        # While it is locked still, or it might be another's by then. Windows does so by itself.
+        # Delete the file before the release: afterwards it may be another process's lock. Fails on Windows, where
+        # filelock deletes it.
         with suppress(OSError):
             os.unlink(lock.lock_file)
     lock.release()
@@ -94,19 +95,20 @@ def _unlock(lock: FileLock, made: list[Path]) -> None:
 
 
 def check_apart(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
-    """Raises `FFPError` if a folder or file to write is one that is read, or holds it."""
+    """Raise `FFPError` if an output folder or file is, or contains, one of the inputs."""
     path = resolve(output)
     for source in sources:
         read = resolve(source)
         if read.exists() and read.is_relative_to(path):
-            found = "is what this command reads" if read == path else f"holds {source}, which this command reads"
-            raise FFPError(f"{output} {found}: it can't be written too; name another output")
+            found = "is an input of this command" if read == path else f"contains {source}, an input of this command"
+            raise FFPError(f"{output} {found}, and can't be written; name another output")
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
-    """The folder to write, if it can be written.
+    """Return the resolved output folder after checking that it can be written.
 
-    What exists is replaced only if `overwrite` is on and it is empty, or a checkpoint of ours without other files.
+    An existing folder is only replaced if `overwrite` is set, and if it is empty or a checkpoint of optimum-ffp
+    without other files.
 
     Raises:
         FFPError: If it exists and may not be replaced, or its parent can't be written to.
@@ -128,25 +130,25 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
     if not path.is_dir():
         raise FFPError(f"{directory} is a file; name a folder")
     if os.path.ismount(path) or Path.cwd().is_relative_to(path):
-        what = "a mounted disk" if os.path.ismount(path) else "the folder that you are in"
+        what = "a mounted disk" if os.path.ismount(path) else "the current folder or contains it"
         raise FFPError(f"{directory} is {what}, which can't be replaced; name a folder in it")
     if not is_checkpoint(path):
         if found := [entry.name for entry in path.iterdir()]:
             raise FFPError(
-                f"{directory} is no checkpoint of ours, it holds {name_some(found)}: it is never replaced; name "
-                "another folder"
+                f"{directory} is not a checkpoint of optimum-ffp and is never replaced: it contains "
+                f"{name_some(found)}; name another folder"
             )
         return
     files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     if foreign := [file for file in files if not any(fnmatch(file, pattern) for pattern in CHECKPOINT_FILES)]:
         raise FFPError(
-            f"{directory} holds a checkpoint, and {name_some(foreign)}, which would be lost with it: move that away, "
-            "or name another folder"
+            f"{directory} contains a checkpoint and other files, which would be lost: {name_some(foreign)}; move them "
+            "away, or name another folder"
         )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder has the record of a prune."""
+    """Return whether a folder contains the record of a pruning run."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -155,17 +157,17 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) -> Path:
-    """A single file to write, if it can be written.
+    """Return the absolute path of an output file after checking that it can be written.
 
     Args:
-        file: Its path.
-        begins: What all such files begin with, without whitespace: others are never replaced.
-        overwrite: Whether one that exists may be replaced.
+        file: Path of the file.
+        begins: First bytes of all files of this type, without whitespace: other files are never replaced.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
         FFPError: If it exists and may not be replaced, or it or its folder can't be written to.
     """
-    # Links are left as they are: /dev/stdout is one that leads to no path.
+    # Links are not resolved: /dev/stdout is a link without a target path.
     path = Path(os.path.abspath(os.path.expanduser(file)))
     if path.is_dir():
         raise FFPError(f"{file} is a folder; name a file")
@@ -180,17 +182,17 @@ def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) 
     except OSError as error:
         raise FFPError(f"{file} can't be written: {error.strerror}; name another file") from None
     if head and not head.startswith(begins):
-        raise FFPError(f"{file} is something else than what would be written: it is never replaced; name another file")
+        raise FFPError(f"{file} is of another file type and is never replaced; name another file")
     return path
 
 
 def check_writable(path: Path, label: str | os.PathLike) -> None:
-    """Raises `FFPError` if nothing can be written beside `path`, or where its parents would be made."""
+    """Raise `FFPError` if the first existing parent of `path` can't be written to."""
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
     try:
-        # Tried, since a disk may be mounted to be read alone, whoever asks.
+        # Permissions don't tell whether a disk is mounted read-only.
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
@@ -201,7 +203,7 @@ def check_writable(path: Path, label: str | os.PathLike) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the context ends well, and vanishes otherwise.
+    """Yield a temporary folder beside `path` that replaces it if the context succeeds and is deleted otherwise.
 
     Raises:
         FFPError: If another process is writing `path`.
@@ -224,7 +226,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _remove_remains(path: Path) -> None:
-    """Removes what processes have left beside `path` that were killed while they wrote it: while it is locked, all."""
+    """Remove temporary folders of killed processes beside `path`. The lock guarantees that none is in use."""
     for rest in path.parent.iterdir():
         if re.fullmatch(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)", rest.name):
             shutil.rmtree(rest, ignore_errors=True)

@@ -1,14 +1,13 @@
-"""Host memory that was freed, but that the C library keeps."""
+"""Release of freed host memory that the C library still holds."""
 
 import ctypes
 import sys
 
 
 def return_free_memory() -> None:
-    """Gives freed host memory back to the system.
+    """Return freed host memory to the operating system.
 
-    Tensors that are freed leave holes in glibc's heap, which may add up to as much as the model. With another C
-    library nothing is done.
+    Freed tensors fragment glibc's heap, by up to the size of the model. Does nothing with other C libraries.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Records as JSON that every parser reads. It has no word for figures that are not finite."""
+"""Standard JSON of records, which has no literals for NaN and infinity."""
 
 import json
 import math
@@ -6,27 +6,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-# Stands for the only key of an object that is a figure.
+# Only key of an object that encodes a NaN or infinity.
 FIGURE = "figure"
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """What others will read, as JSON. Figures that are not finite become `null`.
+    """Return JSON for other programs. NaN and infinity become `null`.
 
     Args:
-        record: Anything that JSON holds.
-        indent: Spaces of indentation; all in one line if `None`.
+        record: Any JSON-serialisable object.
+        indent: Number of spaces of indentation; a single line if `None`.
     """
     return json.dumps(_replaced(record, lambda figure: None), indent=indent, allow_nan=False)
 
 
 def to_exact_json(record: Any) -> str:
-    """What this package will read again, as JSON from which `from_exact_json` gives the same, NaN and infinity too."""
+    """Return JSON for `from_exact_json`, which restores NaN and infinity as well."""
     return json.dumps(_replaced(record, lambda figure: {FIGURE: str(figure)}), allow_nan=False)
 
 
 def from_exact_json(text: str) -> Any:
-    """What `to_exact_json` was given."""
+    """Return the record that `to_exact_json` has encoded."""
     return json.loads(text, object_hook=lambda found: float(found[FIGURE]) if found.keys() == {FIGURE} else found)
 
 

@@ -1,4 +1,4 @@
-"""A model's head on a few positions at a time: of all logits there is never more than a part."""
+"""Logits of a few positions at a time, so that those of a whole window are never in memory at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,47 +11,48 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 
-# Positions whose logits are alive at once: at a vocabulary of 128k this is 0.13 GB in float32.
+# Number of positions per chunk of logits: 0.13 GB in float32 for a vocabulary of 128k.
 POSITIONS = 256
 
 
 def decode(model: PreTrainedModel, tokens: torch.Tensor) -> ModelOutput:
-    """Runs a causal LM up to its head.
+    """Run a causal LM without its head.
 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
 
     Returns:
-        With `last_hidden_state`, shape `[windows, window length, hidden size]`.
+        Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
     return _decoder(model)(tokens.to(model.device), use_cache=False)
 
 
 def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
-    """Runs the head on what `decode` has returned, and whatever the model does to its logits (soft caps, scales).
+    """Run the head on outputs of `decode`, including the model's processing of logits (soft caps, scales).
 
     Args:
         model: The causal LM.
-        decoded: What to run it on, of one window length.
+        decoded: Outputs of `decode`, all of the same window length.
 
     Yields:
-        The first position of a piece and its logits of each, shape `[windows, at most POSITIONS, vocabulary]`.
+        The first position of a chunk, then its logits for each output, shape `[windows, at most POSITIONS,
+        vocabulary]`.
     """
     with _cast_once(model):
         for start in range(0, decoded[0].last_hidden_state.shape[1], POSITIONS):
             pieces = (
                 replace(one, last_hidden_state=one.last_hidden_state[:, start:][:, :POSITIONS]) for one in decoded
             )
-            # Without names for them here, so that they are gone before the next ones are made.
+            # Don't bind chunks; each is freed before the next.
             yield start, *(_logits(model, piece) for piece in pieces)
 
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` for the time of the context.
+    """Replace a module's `forward` for the duration of the context.
 
-    Where a model lies on several devices accelerate has replaced that of its modules, too, and gets its own back.
+    A `forward` that was already replaced, as accelerate does for models on several devices, is restored.
     """
     before = vars(module).get("forward")
     module.forward = forward
@@ -65,7 +66,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
     decoder = model.get_decoder()
-    # Llama4ForCausalLM and MllamaForCausalLM call another attribute their base model than they have.
+    # base_model_prefix of Llama4ForCausalLM and MllamaForCausalLM names an attribute that they don't have.
     return model.model if decoder is model else decoder
 
 
@@ -77,7 +78,7 @@ def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
 
 @contextmanager
 def _cast_once(model: PreTrainedModel) -> Iterator[None]:
-    """The head's weight in the type that autocast computes in. It would be cast again for every piece."""
+    """Cast the head's weight to the autocast dtype once, instead of for every chunk."""
     device = model.device.type
     if model.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         yield

@@ -1,4 +1,4 @@
-"""What to compute in."""
+"""Compute dtype and autocast."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
-    """What to compute in for a `search_dtype`: bfloat16 if it is `"auto"` and the hardware multiplies that natively.
+    """Return the autocast dtype for a `search_dtype`.
 
     Returns:
-        The type for autocast, or `None` for the model's own.
+        bfloat16 for a float32 model with `"auto"` if the hardware multiplies bfloat16 natively, otherwise `None` for
+        the model's own dtype.
     """
     if choice != "auto" or model.dtype != torch.float32:
         return None
@@ -24,16 +25,16 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
 
 
 def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast to a type, or for `None` none: operations compute in the type of what they are given."""
+    """Return an autocast context for a dtype; `None` disables autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 @contextmanager
 def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The factors of matrix products in float32, whatever autocast says.
+    """Yield the factors of matrix products in float32, with autocast disabled.
 
-    Where all of them are bfloat16 to begin with, the hardware may multiply them as such: it sums in float32 all the
-    same, so nothing is lost, and a product costs a third.
+    If all factors are bfloat16, the hardware may multiply them in bfloat16: it accumulates in float32, so nothing is
+    lost, at a third of the cost.
     """
     before = torch.get_float32_matmul_precision()
     exact_as_bfloat16 = all(factor.dtype == torch.bfloat16 for factor in factors)

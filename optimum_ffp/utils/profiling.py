@@ -1,4 +1,4 @@
-"""What every stage of a prune costs."""
+"""Time and peak memory of every stage of a pruning run."""
 
 import threading
 import time
@@ -11,20 +11,20 @@ import torch
 from .heap import return_free_memory
 
 
-# Often enough to see what a stage holds, rarely enough to cost it nothing.
+# Sampling interval of resident memory: short enough to catch peaks, long enough for negligible overhead.
 SAMPLING_SECONDS = 0.05
 
 
 class StageMeter:
-    """Time and peak memory of named stages; a stage that comes again adds to its time.
+    """Time and peak memory of named stages. The times of a repeated stage add up.
 
     Args:
-        before: Meters of the stages before, whose figures this one begins with.
+        before: Meters of earlier stages, whose values this one starts with.
 
     Attributes:
-        seconds: By stage.
-        peak_bytes: By stage, the whole process's: of the accelerator if one is used, otherwise resident memory, which
-            is sampled twenty times a second.
+        seconds: Time per stage.
+        peak_bytes: Peak memory of the process per stage: accelerator memory if one is used, otherwise resident memory,
+            which is sampled twenty times per second.
     """
 
     def __init__(self, *before: "StageMeter"):
@@ -33,7 +33,7 @@ class StageMeter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures what runs inside the context."""
+        """Measure time and peak memory of the context."""
         with _peak_memory() as peak:
             start = time.perf_counter()
             try:
@@ -46,7 +46,7 @@ class StageMeter:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    # An accelerator that nothing has been put on is not used.
+    # An accelerator without allocated memory is not in use.
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         peak: list[int] = []
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""What a prune has finished so far, in a folder: another process goes on from there."""
+"""Intermediate results of a pruning run in a folder, from which another process can resume."""
 
 import hashlib
 import json
@@ -21,28 +21,28 @@ from .json import from_exact_json, to_exact_json, to_json
 
 logger = logging.getLogger(__name__)
 IDENTITY = "identity.json"
-# What says in that file that a work folder is one. Entries that this version can't read need another.
+# Marks that file as the identity of a work folder. An incompatible change of the entries needs another number.
 FORMAT = "optimum-ffp work folder, 1"
-# What the name of every entry ends in, and of what was being written when a process was killed.
+# Suffixes of entries, and of files that are not completely written.
 ENDINGS = (".entry.json", ".entry.safetensors")
 PARTIAL = ".partial"
-# Entries of a tensor that tell one model from another.
+# Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
 
 
 class Journal:
-    """Expensive results by name, each kept when it is done.
+    """Expensive results by name, each saved when it is computed.
 
-    A prune is deterministic: whoever runs it again and takes what is kept here instead of computing it ends with the
-    same weights, bit for bit. An entry is written to a file of its own, flushed to the disk and then renamed, so it is
-    there whole or not at all.
+    Pruning is deterministic: a run that reads the saved results instead of computing them ends with the same weights,
+    bit for bit. Every entry is a file, which is written, flushed to disk and then renamed, so that no entry is ever
+    incomplete.
 
     Args:
-        folder: Where the entries are; `None` keeps nothing. It comes with the first entry.
-        identity: What all entries depend on.
-        prefix: What the names of entries begin with.
-        lock: What keeps other processes from the folder for as long as this journal is used.
-        notes: What they depend on in their last digits alone.
+        folder: Folder of the entries, created with the first one; `None` saves nothing.
+        identity: Everything that the entries depend on.
+        prefix: Prefix of the names of entries.
+        lock: Lock on the folder, held as long as this journal is used.
+        notes: Settings that only affect the last digits of the entries.
     """
 
     def __init__(
@@ -64,17 +64,18 @@ class Journal:
         resume: bool,
         notes: Mapping[str, Any] | None = None,
     ) -> "Journal":
-        """The journal of one prune.
+        """Open the journal of a pruning run and lock its folder.
 
         Args:
-            folder: Where it is or will be.
+            folder: Folder of the journal, which need not exist.
             identity: Everything that the results depend on: model, settings, versions of libraries.
-            resume: Whether to go on from what is there.
-            notes: What their last digits may depend on, such as the number of threads; a difference is a warning.
+            resume: Whether to resume from existing entries.
+            notes: Settings that only affect the last digits, such as the number of threads; differences are logged as
+                warnings.
 
         Raises:
-            FFPError: If there is a journal and `resume` is off, it belongs to something else or is in use by another
-                process, or the folder holds anything else.
+            FFPError: If there is a journal and `resume` is off, it belongs to another run or is in use by another
+                process, or the folder contains other files.
         """
         path = resolve(folder)
         identity = json.loads(to_json(identity))
@@ -85,15 +86,15 @@ class Journal:
             differences = list(_differences(found["identity"], identity))
             if differences:
                 raise FFPError(
-                    f"the state in {folder} is of another prune: {'; '.join(differences)}. Resume with what it was "
-                    "begun with, or delete that folder to start anew"
+                    f"the state in {folder} belongs to another pruning run: {'; '.join(differences)}. Resume with the "
+                    "same settings, or delete that folder to start anew"
                 )
         except FFPError:
             lock.release()
             raise
         for difference in _differences(found["notes"], notes or {}):
             logger.warning(
-                "resuming %s although %s: the result may differ in its last digits from that of a run without a break",
+                "resuming %s although %s: the result may differ in its last digits from that of an uninterrupted run",
                 folder,
                 difference,
             )
@@ -103,13 +104,13 @@ class Journal:
         return cls(path, identity, lock=lock, notes=notes)
 
     def part(self, *keys: Any) -> "Journal":
-        """A journal of its own for what depends on these keys too, in the same folder."""
+        """Return a journal in the same folder for entries that also depend on the given keys."""
         text = json.dumps(keys, sort_keys=True)
         prefix = f"{self.prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
         return Journal(self.folder, self.identity, prefix, notes=self.notes)
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns, or returned when it was last asked: anything that JSON holds."""
+        """Return the saved value of an entry, or compute and save it. It must be JSON-serialisable."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{self.prefix}{name}{ENDINGS[0]}"
@@ -118,11 +119,11 @@ class Journal:
                 return from_exact_json(path.read_text(encoding="utf-8"))
         text = to_exact_json(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        # As JSON gives it back, so that a resumed prune sees the same.
+        # Return the decoded JSON, so that a resumed run gets the same value.
         return from_exact_json(text)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The same for tensors by name. What was kept comes back in host memory."""
+        """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{self.prefix}{name}{ENDINGS[1]}"
@@ -135,7 +136,7 @@ class Journal:
             return load_file(path)
 
     def remove(self) -> None:
-        """Forgets everything. What others have put into the folder stays, and the folder with it."""
+        """Delete all entries, and the folder if it contains no other files."""
         if self.folder is not None:
             remove_work(self.folder)
         if self.lock is not None:
@@ -151,45 +152,45 @@ class Journal:
 
 
 def holds_work(folder: Path) -> bool:
-    """Whether there is something to resume from in a folder."""
+    """Return whether a folder contains entries to resume from."""
     return _read_state(folder) is not None
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
-    """Whether a prune may keep its work in a folder.
+    """Check that a pruning run may use a work folder.
 
     Args:
-        folder: Where it is or will be.
-        resume: Whether to go on from what is there.
-        overwrite: Whether to throw away what a prune has left there.
+        folder: The work folder, which need not exist.
+        resume: Whether to resume from existing entries.
+        overwrite: Whether to discard existing entries.
 
     Raises:
-        FFPError: If the folder holds anything but a prune's work, or that and neither was asked for.
+        FFPError: If the folder contains other files, or entries while neither `resume` nor `overwrite` is set.
     """
     path = resolve(folder)
     if path.exists() and not path.is_dir():
-        raise FFPError(f"{folder}, where finished work is to be kept, is a file; move it away, or name another folder")
+        raise FFPError(f"the work folder {folder} is a file; move it away, or name another folder")
     if not path.is_dir():
         check_writable(path, folder)
     elif not holds_work(path):
-        # A process may have been killed when it had only begun.
+        # A process may have been killed while it wrote the identity.
         if found := [entry.name for entry in path.iterdir() if entry.name != IDENTITY + PARTIAL]:
             raise FFPError(
-                f"{folder}, where finished work is to be kept, is no work folder of ours: it holds "
-                f"{name_some(found)}; move it away, or name another folder"
+                f"{folder} is not a work folder of optimum-ffp: it contains {name_some(found)}; move it away, or name "
+                "another folder"
             )
     elif not (resume or overwrite):
         raise FFPError(
-            f"{folder} holds the state of a prune that was interrupted; go on with --resume (resume=True), or delete "
-            "that folder to start anew"
+            f"{folder} contains the state of an interrupted pruning run; resume it with --resume (resume=True), or "
+            "delete that folder to start anew"
         )
 
 
 def remove_work(folder: Path) -> None:
-    """Removes what a prune has written into its work folder, and the folder if there is nothing else in it."""
+    """Remove the entries of a work folder, and the folder if it contains no other files."""
     if not holds_work(folder):
         return
-    # The identity at last: as long as anything is left, it says whose that is.
+    # The identity is deleted last, since it marks the remaining files as a work folder's.
     for file in (*_own_files(folder), folder / IDENTITY):
         with suppress(OSError):
             file.unlink()
@@ -201,19 +202,19 @@ def remove_work(folder: Path) -> None:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    # What is no JSON, and what is no text, are both a ValueError; an object that isn't ours may lack what it needs.
+    # Invalid JSON and invalid UTF-8 raise ValueError; unexpected objects raise TypeError.
     except (SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """All that a prune writes into its work folder but the identity."""
+    """Return all files of a work folder except the identity."""
     own = [file for file in folder.glob("*") if file.name.removesuffix(PARTIAL).endswith(ENDINGS)]
     return [*own, *folder.glob(IDENTITY + PARTIAL)]
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """What the entries in a folder depend on, `identity` and `notes`; `None` if it is no work folder."""
+    """Return `identity` and `notes` of a work folder; `None` if it is not a work folder."""
     try:
         found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -229,10 +230,10 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    # safetensors has an exception of its own for a disk that is full.
+    # safetensors raises its own error if the disk is full.
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise FFPError(f"{path.parent} can't be written: {error}; make room, then go on with --resume") from None
+        raise FFPError(f"{path.parent} can't be written: {error}; make room, then resume with --resume") from None
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -251,7 +252,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = 
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A number that changes with a model's config or weights, from a sample of every tensor."""
+    """Return a hash of a model's config and of a sample of every tensor."""
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.flatten()

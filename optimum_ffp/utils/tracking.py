@@ -1,4 +1,4 @@
-"""The search as live curves in TensorBoard, Trackio or Weights & Biases."""
+"""Live tracking of the search with TensorBoard, Trackio or Weights & Biases."""
 
 import logging
 import math
@@ -10,20 +10,20 @@ from typing import Any
 from ..errors import FFPError
 
 
-# By name, the packages of which one must be installed.
+# Packages per tracker, one of which must be installed.
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 CURVES = ("reward", "perplexity", "best_perplexity", "target_sparsity", "sparsity", "samples")
-# As in transformers' own integrations, an environment variable says where a run goes.
+# Environment variables that set the folder or project, as in transformers' integrations.
 TENSORBOARD_FOLDER, PROJECTS = "TENSORBOARD_LOGGING_DIR", {"trackio": "TRACKIO_PROJECT", "wandb": "WANDB_PROJECT"}
 
 logger = logging.getLogger(__name__)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Finds out before the work whether curves can be logged to these.
+    """Check before a run that the given trackers are available.
 
     Raises:
-        FFPError: If one is not known, or its package is not installed.
+        FFPError: If a tracker is not known, or its package is not installed.
     """
     for name in names:
         if name not in PACKAGES:
@@ -33,18 +33,18 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Tracker:
-    """Logs one search. What can't be reached is given up with a warning: curves must not cost a search.
+    """Logs one search to trackers. A tracker that fails is dropped with a warning, so that the search continues.
 
-    The trackers are accelerate's, made for loops that are no `Trainer`. The callbacks of transformers would take a
-    `Trainer`'s arguments, and record its learning rate and epochs as ours.
+    It uses the trackers of accelerate. The callbacks of transformers need a `Trainer`'s arguments, and would log its
+    learning rate and epochs.
 
-    TensorBoard writes to `runs` or `TENSORBOARD_LOGGING_DIR`. The project is `optimum-ffp`, or what `TRACKIO_PROJECT`
-    or `WANDB_PROJECT` says.
+    TensorBoard writes to `TENSORBOARD_LOGGING_DIR`, by default `runs`. The project is `TRACKIO_PROJECT` or
+    `WANDB_PROJECT`, by default `optimum-ffp`.
 
     Args:
-        names: Where to log: any of `tensorboard`, `trackio`, `wandb`; nowhere if empty.
+        names: Any of `tensorboard`, `trackio`, `wandb`; nothing is logged if empty.
         run: Name of the run.
-        settings: What to record beside the curves; lists become text, what has no value is left out.
+        settings: Settings to record; lists become text, and `None` values are left out.
 
     Example:
         >>> with Tracker(["tensorboard"], "Llama-2-7b-hf-ffp-20", config.to_dict()) as tracker:
@@ -66,10 +66,10 @@ class Tracker:
             self._attempt(name, lambda name: self._trackers[name].finish())
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Logs one candidate evaluation.
+        """Log one candidate evaluation.
 
         Args:
-            entry: A line of `search_log.jsonl`; figures that are not finite leave a gap in their curve.
+            entry: A record of `search_log.jsonl`; values that are not finite are not logged.
         """
         values = {f"search/{name}": entry[name] for name in CURVES if _is_finite(entry.get(name))}
         for name in list(self._trackers):
@@ -79,7 +79,7 @@ class Tracker:
         from accelerate import PartialState
         from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
-        # accelerate's trackers log messages of their own, which raises before there is a state.
+        # accelerate's trackers log messages, which raises an error before its state is initialised.
         PartialState()
         if name == "tensorboard":
             tracker = TensorBoardTracker(self.run, os.environ.get(TENSORBOARD_FOLDER, "runs"))
@@ -91,7 +91,7 @@ class Tracker:
         self._trackers[name] = tracker
 
     def _attempt(self, name: str, action: Any) -> None:
-        # Each library raises exceptions of its own, of networks and of logins.
+        # Every library raises its own exceptions for network and login failures.
         try:
             action(name)
         except Exception as error:

@@ -154,7 +154,7 @@ def test_overwrite_replaces(pruned, tmp_path):
     pruner.save_pretrained(target, overwrite=True)
     assert (target / "model.safetensors").is_file()
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(FFPError, match="holds a checkpoint, and notes.txt, which would be lost with it"):
+    with pytest.raises(FFPError, match="contains a checkpoint and other files, which would be lost: notes.txt"):
         pruner.save_pretrained(target, overwrite=True)
     assert (target / "notes.txt").read_text() == "mine"
 

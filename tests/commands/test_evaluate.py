@@ -265,8 +265,8 @@ def test_the_table_is_printed_though_its_file_can_not_be_written(run, save_tiny_
 
 def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_folder):
     model = save_tiny_model()
-    refused(run("-m", model, "--dataset", data_folder, "--json", model / "config.json"), "it is never replaced")
-    refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "is what this command reads")
+    refused(run("-m", model, "--dataset", data_folder, "--json", model / "config.json"), "is never replaced")
+    refused(run("-m", model, "--dataset", data_folder, "--json", data_folder), "is an input of this command")
 
 
 def test_a_split_of_one_text(run, save_tiny_model, data_folder):

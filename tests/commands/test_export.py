@@ -53,15 +53,15 @@ def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_p
     for more in ([], ["--overwrite"]):
         code, _, errors = run(*words, *more)
         assert code == 2 and errors.count("\n") == 1 and out.read_text() == "mine"
-    assert "it is never replaced" in errors
+    assert "is never replaced" in errors
     out.write_bytes(b"GGUF of another model")
     code, _, errors = run(*words)
     assert code == 2 and "give --overwrite" in errors
     assert run(*words, "--overwrite")[0] == 0 and out.stat().st_size > 1000
     for place, message in (
-        (model, "is what this command reads"),
+        (model, "is an input of this command"),
         (model / "config.json", "never replaced"),
-        (tmp_path, "holds"),
+        (tmp_path, "contains"),
     ):
         code, _, errors = run("-m", model, place, "--overwrite")
         assert code == 2 and message in errors

@@ -279,7 +279,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, 
     assert {path.name for path in tmp_path.iterdir()} >= {"out.work"} and not (tmp_path / "out").exists()
 
     code, _, errors = run(*command)
-    assert code == 2 and "holds the state of a prune that was interrupted; go on with --resume" in errors
+    assert code == 2 and "contains the state of an interrupted pruning run; resume it with --resume" in errors
     code, _, errors = run(*command, "--resume", "--seed", 1)
     assert code == 2 and "config.seed was 0 and is 1" in errors
     code, _, _ = run(*command, "--resume")
@@ -295,7 +295,7 @@ def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_f
     code, _, errors = run(*command)
     assert code == 2 and "go on with --resume" in errors
     code, _, errors = run(*command, "--overwrite", "--resume")
-    assert code == 2 and "is of another prune" in errors
+    assert code == 2 and "belongs to another pruning run" in errors
     assert run(*command, "--overwrite")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"out", "data", "tiny-llama"}
     # There is nothing to resume now, and what is there was saved by another prune.
@@ -321,13 +321,16 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed(run, save_tiny_model, 
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "thesis.txt").write_text("mine")
     error = refuse_before_loading(run, monkeypatch, *words)
-    assert "out.work, where finished work is to be kept, is no work folder of ours: it holds thesis.txt" in error
+    assert "out.work is not a work folder of optimum-ffp: it contains thesis.txt" in error
     (tmp_path / "out.work").rename(out)
-    assert "out is no checkpoint of ours, it holds thesis.txt" in refuse_before_loading(run, monkeypatch, *words)
+    assert (
+        "out is not a checkpoint of optimum-ffp and is never replaced: it contains thesis.txt"
+        in refuse_before_loading(run, monkeypatch, *words)
+    )
     assert (out / "thesis.txt").read_text() == "mine"
     for place in (model, data_folder, tmp_path):
         error = refuse_before_loading(run, monkeypatch, "-m", model, place, "--dataset", data_folder, "--overwrite")
-        assert f"{place} {'holds' if place == tmp_path else 'is what this command reads'}" in error
+        assert f"{place} {'contains' if place == tmp_path else 'is an input of this command'}" in error
     (tmp_path / "out-ffp-pareto.png").write_text("mine")
     words = ["-m", model, out, "--dataset", data_folder, "--sparsity", 0.1]
     assert "out-ffp-pareto.png exists; name another" in refuse_before_loading(run, monkeypatch, *words, 0.2)

@@ -54,18 +54,20 @@ def test_only_a_checkpoint_of_ours_is_replaced(checkpoint, tmp_path):
     (checkpoint / "my" / "notes" / "a.txt").touch()
     (checkpoint / "model.gguf").touch()
     for overwrite in (False, True):
-        with pytest.raises(FFPError, match=r"holds a checkpoint, and model.gguf, my/notes/a.txt, which would be lost"):
+        with pytest.raises(
+            FFPError, match=r"contains a checkpoint and other files, .* lost: model.gguf, my/notes/a.txt;"
+        ):
             check_output(checkpoint, overwrite)
     precious = tmp_path / "precious"
     precious.mkdir()
     for name in "edcba":
         (precious / name).touch()
-    with pytest.raises(FFPError, match=r"is no checkpoint of ours, it holds a, b, c and 2 more: it is never replaced"):
+    with pytest.raises(FFPError, match=r"is never replaced: it contains a, b, c and 2 more; name"):
         check_output(precious, overwrite=True)
     # A config that somebody keeps is no checkpoint, nor is a file of that name that says nothing.
     for text in ('{"ffp_version": "0", "sparsity": 0.2}', "[]", "{"):
         (precious / RECORD).write_text(text)
-        with pytest.raises(FFPError, match="is no checkpoint of ours"):
+        with pytest.raises(FFPError, match="is not a checkpoint of optimum-ffp"):
             check_output(precious, overwrite=True)
 
 
@@ -83,7 +85,7 @@ def test_links_are_followed_unless_they_lead_nowhere(checkpoint, tmp_path):
 def test_what_can_not_be_replaced_as_a_whole(checkpoint, monkeypatch):
     with monkeypatch.context() as patch:
         patch.chdir(checkpoint)
-        with pytest.raises(FFPError, match="is the folder that you are in, which can't be replaced"):
+        with pytest.raises(FFPError, match="is the current folder or contains it, which can't be replaced"):
             check_output(".", overwrite=True)
     monkeypatch.setattr("os.path.ismount", lambda path: path == checkpoint)
     with pytest.raises(FFPError, match="is a mounted disk, which can't be replaced; name a folder in it"):
@@ -93,8 +95,8 @@ def test_what_can_not_be_replaced_as_a_whole(checkpoint, monkeypatch):
 def test_what_is_read_is_not_written(data_folder, tmp_path):
     file = data_folder / "train.txt"
     for output in (data_folder, tmp_path, file):
-        found = "is what" if output == file else "holds .*train.txt, which"
-        with pytest.raises(FFPError, match=f"{output}/ {found} this command reads: .*; name another output"):
+        found = "is an" if output == file else "contains .*train.txt, an"
+        with pytest.raises(FFPError, match=f"{output}/ {found} input of this command, .*; name another output"):
             check_apart(f"{output}/", ["wikitext2", file])
     check_apart(data_folder / "out", [file, data_folder])
     check_apart(tmp_path / "dat", [file])
@@ -114,7 +116,7 @@ def test_files_are_checked_before_the_work(tmp_path):
     with pytest.raises(FFPError, match="is a folder; name a file"):
         check(tmp_path)
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(FFPError, match="there is something else than what would be written: it is never replaced"):
+    with pytest.raises(FFPError, match="there is of another file type and is never replaced"):
         check(tmp_path / "there", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"] and (tmp_path / "there").read_text() == "mine"
 

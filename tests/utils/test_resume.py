@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("optimum_ffp.utils.resume.save_file", fail)
     journal = Journal(tmp_path / "work")
-    with pytest.raises(FFPError, match="work can't be written: .*No space left; make room, then go on with --resume"):
+    with pytest.raises(FFPError, match="work can't be written: .*No space left; make room, then resume with --resume"):
         journal.tensors("x", lambda: {"y": torch.zeros(1)})
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["identity.json"]
 
@@ -80,7 +80,7 @@ def test_a_folder_of_others_is_not_used(tmp_path, name):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / name).write_text("{}")
     for resume in (False, True):
-        with pytest.raises(FFPError, match=f"is no work folder of ours: it holds {name}; move it away"):
+        with pytest.raises(FFPError, match=f"is not a work folder of optimum-ffp: it contains {name}; move it away"):
             Journal.open(tmp_path / "work", {}, resume)
     assert (tmp_path / "work" / name).read_text() == "{}"
     # Nor is anything removed by whoever writes there all the same.
@@ -115,7 +115,7 @@ def test_two_processes_do_not_share_a_work_folder(hold, tmp_path):
 def test_another_state_is_refused_with_the_difference_named(tmp_path):
     identity = {"model": "a", "config": {"sparsity": [0.2], "seed": 0}, "versions": {"torch": "2.13"}}
     Journal.open(tmp_path / "w", identity, resume=False).value("x", lambda: 1)
-    with pytest.raises(FFPError, match="was interrupted; go on with --resume"):
+    with pytest.raises(FFPError, match="interrupted pruning run; resume it with --resume"):
         Journal.open(tmp_path / "w", identity, resume=False)
     other = identity | {"config": {"sparsity": [0.3], "seed": 0}, "versions": {"torch": "2.14"}}
     with pytest.raises(
