@@ -1,1 +1,1 @@
-"""Finding the policy. Of what is in here `runner` and `evaluator` alone know the language model."""
+"""Policy search. Only `runner` and `evaluator` depend on the language model."""

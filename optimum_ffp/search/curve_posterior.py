@@ -1,4 +1,4 @@
-"""Multipliers of the loss curves: their prior, and their posterior given measured size gradients."""
+"""Prior of the multipliers of the loss curves, and their posterior given measured size gradients."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,32 +8,33 @@ from ..allocation.policy import STEP, Unit
 from ..errors import FFPError
 
 
-# A multiplier can't be negative, and beyond these a unit is at its bounds anyway.
+# Multipliers are positive, and beyond this range a unit is at its bounds.
 MULTIPLIER_RANGE = (0.05, 20.0)
-# Prior standard deviations of a multiplier: common to all units, varying smoothly with depth (on this scale, as a
-# share of the model's depth, for attention and FFN apart), and of every unit alone.
+# Prior standard deviations of a multiplier: common to all units, varying smoothly with depth (separately for attention
+# and FFN), and independent per unit.
 COMMON_SPREAD, DEPTH_SPREAD, OWN_SPREAD = 0.5, 0.4, 0.2
+# Correlation length in depth, as a fraction of the model's depth.
 DEPTH_SCALE = 0.25
-# A curve has as many parts as a unit has steps. Multipliers of two parts are correlated on this scale, as a share of
-# the unit; the standard deviations are those of a part around its curve's multiplier.
+# Number of parts per curve, which is the number of steps of a unit. SIZE_SCALE is the correlation length between parts
+# as a fraction of the unit, PART_SPREAD the standard deviation of a part around the multiplier of its curve.
 PARTS = round(1 / STEP)
 SIZE_SCALE, PART_SPREAD = 0.15, {"attention": 1.0, "ffn": 0.2}
-# Prior standard deviation of the curvature at the pruned model, in multiples of that at the dense one.
+# Prior standard deviation of the curvature at the pruned model, relative to that at the dense one.
 CURVATURE_SPREAD = 1.0
-# Standard error of a ratio if there is only one window.
+# Standard error of a ratio that is measured on one window.
 UNKNOWN_ERROR = 0.5
 # Pseudo-count when shrinking the noise of a unit to the median of its kind.
 TYPICAL = 3
 # Curves flatter than this (nats) are skipped: the ratio is noise.
 FLAT = 1e-9
-# Errors of what was measured at another sparsity are multiplied by this.
+# Factor on the errors of equations from another sparsity.
 FORGETTING = 2.0
-# Names in an agent's file where they are not those of the equations.
+# Names of equations in an agent's file, if they differ.
 FILE_KEYS = {"ratio": "slope"}
 
 
 def shared_covariance(units: Sequence[Unit]) -> np.ndarray:
-    """Prior covariance of the multipliers between units, shape `[units, units]`."""
+    """Return the prior covariance of the multipliers between units, shape `[units, units]`."""
     depth = np.array([unit.layer for unit in units]) / (1 + max(unit.layer for unit in units))
     kind = np.array([unit.kind for unit in units])
     near = np.exp(-0.5 * ((depth[:, None] - depth) / DEPTH_SCALE) ** 2) * (kind[:, None] == kind)
@@ -41,27 +42,27 @@ def shared_covariance(units: Sequence[Unit]) -> np.ndarray:
 
 
 def to_scores(multipliers: np.ndarray) -> np.ndarray:
-    """Raw scores of a curve mapping: the logarithms of its multipliers."""
+    """Return the raw scores of a curve mapping: the logarithms of its multipliers."""
     return np.log(np.clip(multipliers, *MULTIPLIER_RANGE))
 
 
 class MultiplierRegression:
-    """Bayesian linear regression of measured size gradients on the falls of the curves.
+    """Bayesian linear regression of measured size gradients on the decreases of the curves.
 
-    Between the sizes of two neighbouring policies the curve of a unit falls by `C_p` in part `p`, `C = Σ C_p` in all,
-    and the loss really changes by `Σ T_p C_p`. The size gradient `D` is its first-order change at one of the two
-    policies. Components of a unit's output are independent, so that the curve is the second-order term as well, up to
-    the curvature `q` at the pruned model:
+    Between the sizes of two neighbouring policies the curve of a unit decreases by `C_p` in part `p`, with the total
+    `C = Σ C_p`, and the actual change of the loss is `Σ T_p C_p`. The size gradient `D` is the first-order change at
+    one of the two policies. Components of a unit's output are independent, so that the curve is also the second-order
+    term, up to the curvature `q` at the pruned model:
 
-        Σ T_p C_p = D + q C    where the unit keeps them (D is that of giving them up),
-        Σ T_p C_p = -(D + q C) where it does not         (D is that of keeping them too).
+        Σ T_p C_p = D + q C    if the policy keeps the groups in between (`D` is for removing them),
+        Σ T_p C_p = -(D + q C) if the policy does not keep them          (`D` is for adding them).
 
     So every ratio `D / C` gives one linear equation in the multipliers `T` and the curvature of the unit's kind, all
-    of which are 1 if the curves are right. Nearby parts of one curve, and units of one kind that are close in depth,
+    of which are 1 if the curves are exact. Nearby parts of one curve, and units of one kind that are close in depth,
     are correlated.
 
     Args:
-        units: The model's units.
+        units: The units of the model.
     """
 
     def __init__(self, units: Sequence[Unit]):
@@ -78,13 +79,13 @@ class MultiplierRegression:
         }
 
     def observe(self, down: np.ndarray, up: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> None:
-        """Adds what was measured at one policy.
+        """Add the equations measured at one policy.
 
         Args:
-            down: First-order change where a unit goes to its smaller neighbouring size, `[windows, units]`.
-            up: The same for the larger one.
-            falls_down: What the curves fall by from the smaller size to the policy's, shape `[units, PARTS]`.
-            falls_up: What they fall by from the policy's size to the larger one.
+            down: First-order change of the loss for the smaller neighbouring size, shape `[windows, units]`.
+            up: First-order change of the loss for the larger neighbouring size, shape `[windows, units]`.
+            falls_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
+            falls_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
         """
         for sign, gradients, falls in ((1.0, down, falls_down), (-1.0, -up, falls_up)):
             (known,) = np.nonzero(falls.sum(1) > FLAT)
@@ -100,7 +101,7 @@ class MultiplierRegression:
         self.equations = {name: np.concatenate([rows, equations[name]]) for name, rows in self.equations.items()}
 
     def solve(self) -> np.ndarray:
-        """Posterior mean of all multipliers, shape `[units, PARTS]`."""
+        """Return the posterior mean of all multipliers, shape `[units, PARTS]`."""
         unit, share, sign = (self.equations[name] for name in ("unit", "share", "sign"))
         place = np.arange(PARTS) / PARTS
         smoothed = share @ np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
@@ -118,7 +119,7 @@ class MultiplierRegression:
         return shared[:, None] + self._own[:, None] ** 2 * own
 
     def _errors(self) -> np.ndarray:
-        """Squared standard errors of the ratios, pooled per unit since there are few windows."""
+        """Return the squared standard errors of the ratios, pooled per unit since there are few windows."""
         unit, error = self.equations["unit"], self.equations["error"]
         typical = np.ones(len(self.units))
         for kind in np.unique(self._kind[unit]):
@@ -127,15 +128,15 @@ class MultiplierRegression:
         return ((sums + TYPICAL * typical) / (counts + TYPICAL))[unit] + 1e-6
 
     def state(self) -> dict[str, np.ndarray]:
-        """The equations, which a search at another sparsity can start from."""
+        """Return the equations, from which a search at another sparsity can start."""
         saved = {FILE_KEYS.get(name, name): rows for name, rows in self.equations.items()}
         return saved | {"units": np.array([len(self.units)])}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes over the equations of a search at another sparsity.
+        """Load the equations of a search at another sparsity.
 
         Raises:
-            FFPError: If it is of another kind or for another number of units.
+            FFPError: If the state is of another agent or for another number of units.
         """
         state = {name: state.get(FILE_KEYS.get(name, name)) for name in (*self.equations, "units")}
         found = {name: getattr(state[name], "shape", None) for name in self.equations}
@@ -143,8 +144,8 @@ class MultiplierRegression:
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
         if found != expected or not np.array_equal(state["units"], [len(self.units)]):
             raise FFPError(
-                f"the warm-start agent holds no size gradients of {len(self.units)} units; warm-start from a "
-                "checkpoint of the same model that the same kind of agent has searched"
+                f"the warm-start agent has no size gradients of {len(self.units)} units; warm-start from a "
+                "checkpoint of the same model that was searched with the same agent"
             )
         equations = {name: state[name] for name in self.equations}
         self._add(equations | {"error": FORGETTING * equations["error"]})

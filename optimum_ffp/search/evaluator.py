@@ -1,4 +1,4 @@
-"""Losses of candidate policies on the search windows, paired with those of the dense model."""
+"""Evaluation of candidate policies on the search windows."""
 
 from collections.abc import Sequence
 
@@ -18,22 +18,22 @@ from ..utils.resume import Journal
 class CandidateEvaluator:
     """Evaluates policies on views of one sorted model.
 
-    All candidates of a call see the same windows, so that differences are paired. Journal entries are keyed by all
-    that they depend on, so that searches share them.
+    All candidates of a call are evaluated on the same windows, so that differences are paired. Journal entries are
+    keyed by everything they depend on, so that searches share them.
 
     Args:
         sorted_model: The model with its groups sorted.
-        dense_losses: Losses of the dense model on all search windows, nats a token, shape `[windows]`.
+        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`.
         windows: Search windows, token ids of shape `[windows, window length]`.
         compensated: Whether candidates are evaluated after ridge regression.
-        batch_size: Windows a forward pass.
-        dtype: Type to compute in (`torch.bfloat16` runs under autocast); `None` for the model's own.
-        journal: Keeps the losses.
+        batch_size: Windows per forward pass.
+        dtype: Autocast dtype, such as `torch.bfloat16`; `None` for the model's own.
+        journal: Saves the losses.
 
     Attributes:
-        evaluations: Candidate evaluations so far.
-        tokens: Tokens that those evaluations read; three times those of a forward and backward pass.
-        non_finite: How many of them had a loss that is not finite.
+        evaluations: Number of candidate evaluations.
+        tokens: Number of tokens evaluated; those of a forward and backward pass count three times.
+        non_finite: Number of evaluations with a loss that is not finite.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CandidateEvaluator:
         self.evaluations = self.tokens = self.non_finite = 0
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
-        """Losses of the policies on the windows with these indices, nats a token, shape `[policies, windows]`."""
+        """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
         losses = np.array([self._kept_losses(policy, windows) for policy in policies])
         self.evaluations += len(policies)
         self.tokens += losses.size * self.windows.shape[1]
@@ -60,9 +60,9 @@ class CandidateEvaluator:
         return losses
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Losses of one policy on the windows with these indices, and their changes with the size of every unit.
+        """Return the losses of one policy on the windows of the given indices, and their size gradients.
 
-        A forward and a backward pass, which counts as three times its tokens.
+        This takes a forward and a backward pass, whose tokens count three times.
         """
         chosen = self.windows[torch.from_numpy(windows)]
 

@@ -1,4 +1,4 @@
-"""From measurements to the policy that is kept: the search task, its evaluator, and the record of the search."""
+"""Policy search on a measured model: creates the task and the evaluator, runs the method and records the search."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,16 +21,16 @@ from .task import AgentState, SearchResult, SearchTask
 
 
 def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
-    """Bounds and parameters to spend at a sparsity. Raises `FFPError` if it can't be met."""
+    """Return the budget for a sparsity. Raises `FFPError` if it can't be met."""
     return Budget(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
 
 
 class PolicySearch:
-    """Searches policies of one measured model.
+    """Searches a policy for a measured model.
 
     Args:
         measured: The sorted model, its loss curves and the search windows.
-        config: All options.
+        config: Options of the search.
     """
 
     def __init__(self, measured: Measurements, config: FFPConfig):
@@ -53,11 +53,11 @@ class PolicySearch:
         warm_start: AgentState | None = None,
         on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None,
     ) -> FoundPolicy:
-        """Runs the search that the config names, the module of that name in `methods`.
+        """Run the search method `config.method`, a module in `methods`.
 
         Args:
             warm_start: State of an agent to start from.
-            on_entry: Called with every record of the log as it is made.
+            on_entry: Called with every new record of the log.
         """
         found = self._search(warm_start, on_entry)
         data, evaluator = self.measured.data, self.evaluator
@@ -83,7 +83,7 @@ class PolicySearch:
 
     def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> SearchResult:
         config = self.config
-        # The curriculum begins with less than the bounds may allow.
+        # The curriculum may start at a lower sparsity than the bounds allow.
         least = self.budget(config.sparsity).least_sparsity
         steps = 1 if config.method in NO_SEARCH else config.search_steps
         with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
@@ -107,7 +107,7 @@ class PolicySearch:
             return find_method(config.method).search(task, config, warm_start)
 
     def baselines(self) -> dict[str, float]:
-        """Perplexity on all search windows of the policies that need no search, by method."""
+        """Return the perplexity on all search windows of the policies without a search, by method."""
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)
         policies = [mapping(scores, budget) for mapping in (uniform, self.mapping)]
         losses = self.evaluator(policies, np.arange(len(self.measured.data.search))).mean(1)

@@ -1,4 +1,4 @@
-"""The input and the result of a search."""
+"""Task and result of a search."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,43 +13,47 @@ from ..errors import FFPError
 from ..options import GRADIENT_COST
 
 
-# Arrays by name: what an agent has learned, for policy transfer.
+# Named arrays of a trained agent, for policy transfer.
 AgentState = Mapping[str, np.ndarray]
 
 
 def finalist_count(steps: int) -> int:
-    """Of this many candidate evaluations, those that a search on few windows keeps for its finalists."""
+    """Return the number of candidate evaluations reserved for finalists, for searches on few windows per update."""
     return min(max(2, steps // 16), steps)
 
 
 class Evaluate(Protocol):
-    """Losses of policies on some of the search windows, shape `[policies, windows]`, and the dense model's on all."""
+    """Evaluator of policies on search windows.
+
+    Attributes:
+        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`.
+    """
 
     dense_losses: np.ndarray
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
-        """Losses of the policies on the windows with these indices, nats a token."""
+        """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Losses of one policy on these windows and their size gradients, by a backward pass."""
+        """Return the losses of one policy on the windows of the given indices, and their size gradients."""
 
 
 @dataclass
 class SearchTask:
-    """One search: from scores to policies, from policies to losses, and how much may be spent.
+    """Input of a search: the mapping from scores to policies, the evaluator of policies, and the number of steps.
 
     Attributes:
-        units: What a policy gives sizes to; it is made from one score per unit.
-        map_scores: Raw scores and a sparsity to a policy that meets it.
-        evaluate: Losses of policies.
-        sparsity: The target.
-        steps: Candidate evaluations that may be spent.
-        max_samples: Windows at full fidelity.
-        curves: The loss curves of all units, if there are any.
-        on_evaluated: Called with the records of every batch of candidates, the evaluations that they count for, and
-            the best perplexity so far.
+        units: The units of the model.
+        map_scores: Maps raw scores and a sparsity to a policy that meets it.
+        evaluate: Evaluator of policies.
+        sparsity: Target sparsity.
+        steps: Maximum number of candidate evaluations.
+        max_samples: Number of search windows at full fidelity.
+        curves: Loss curves of all units, if they were measured.
+        on_evaluated: Called with the records of every batch of candidates, the number of evaluations that they count
+            for, and the best perplexity so far.
         log: One record per candidate evaluation.
-        best: Perplexity and policy of the best candidate at the target and full fidelity.
+        best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
     """
 
     units: Sequence[Unit]
@@ -65,48 +69,48 @@ class SearchTask:
 
     @property
     def actions(self) -> int:
-        """Number of scores that a policy is made from."""
+        """Number of scores per policy."""
         return len(self.units)
 
     @property
     def finalists(self) -> int:
-        """Evaluations that a search on few windows keeps for comparing its best candidates on all of them."""
+        """Number of evaluations reserved for comparing the best candidates on all windows."""
         return finalist_count(self.steps)
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
-        """Indices of `samples` windows from `offset` on, around the end; of all, once each, where there are fewer."""
+        """Return the indices of `samples` consecutive windows from `offset`, modulo their number, at most all once."""
         if samples >= self.max_samples:
             return np.arange(self.max_samples)
         return (offset + np.arange(samples)) % self.max_samples
 
     def rewards(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
-        """Rewards `R = PPL_dense / PPL(policy)` of a batch of candidates (Eq. 2), 0 where PPL is not finite.
+        """Return rewards `R = PPL_dense / PPL(policy)` of a batch of candidates (Eq. 2), 0 if PPL is not finite.
 
         Args:
             policies: The candidates.
-            sparsity: The sparsity that they were made for.
-            windows: Indices of the windows that they are evaluated on.
+            sparsity: Target sparsity of the candidates.
+            windows: Indices of the windows to evaluate on.
         """
         with np.errstate(over="ignore"):
             return np.exp(-self.excess_losses(policies, sparsity, windows))
 
     def excess_losses(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
-        """Losses above that of the dense model on the same windows, infinite where perplexity is not finite.
+        """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
 
-        A candidate at the final sparsity and full fidelity may become the best of the search; no other may.
+        Only candidates at the final sparsity and full fidelity can become the best of the search.
         """
         return self._account(policies, self.evaluate(policies, windows).mean(1), sparsity, windows)
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Changes of a candidate's loss with the size of every unit, at the target sparsity.
+        """Return the size gradients of a candidate at the target sparsity.
 
         Args:
             policy: The candidate.
-            windows: Indices of the windows that it is evaluated on, in a forward and a backward pass.
+            windows: Indices of the windows to evaluate on, in a forward and a backward pass.
 
         Returns:
-            First-order changes for one unit at a time going to its smaller and to its larger size of
-            `policy.neighbours()`, nats a token, each of shape `[windows, units]`.
+            First-order changes of the loss when one unit at a time changes to its smaller and to its larger size of
+            `policy.neighbours()`, in nats per token, each of shape `[windows, units]`.
         """
         found = self.evaluate.size_gradients(policy, windows)
         self._account([policy], found.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
@@ -145,14 +149,14 @@ class SearchTask:
         return excess
 
     def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> "SearchResult":
-        """Compares finalists at the target on all windows; the best of them is the result.
+        """Compare finalists at the target sparsity on all windows and return the best candidate.
 
         Args:
-            finalists: Raw actions, each of shape `[actions]`.
+            finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
             agent: State of the agent, for policy transfer.
 
         Raises:
-            FFPError: If none of them has a finite perplexity.
+            FFPError: If no candidate has a finite perplexity.
         """
         policies = [self.map_scores(scores, self.sparsity) for scores in finalists]
         self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
@@ -166,7 +170,7 @@ class SearchTask:
 
 @dataclass
 class SearchResult:
-    """The best policy seen at the final sparsity and full fidelity.
+    """Result of a search: the best policy at the final sparsity and full fidelity.
 
     Attributes:
         policy: The policy.

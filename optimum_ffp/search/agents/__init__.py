@@ -1,9 +1,9 @@
-"""Agents of single-step reinforcement learning. Every module is the agent of its name: `search` finds the policy."""
+"""Agents of single-step reinforcement learning. Every module implements the agent of its name in `search`."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 def find_agent_module(name: str) -> ModuleType:
-    """The module that an agent is. It alone is imported: stable-baselines3 takes seconds, and PPO alone needs it."""
+    """Return the module of an agent, imported on demand: stable-baselines3 takes seconds, and only PPO needs it."""
     return import_module(f"{__package__}.{name.replace('-', '_')}")

@@ -1,4 +1,4 @@
-"""Thompson sampling over the multipliers of the loss curves: the agent where no backward pass fits."""
+"""Thompson sampling over the multipliers of the loss curves, for when a backward pass doesn't fit in memory."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from ..curve_posterior import OWN_SPREAD, shared_covariance, to_scores
 from ..task import AgentState, SearchResult, SearchTask
 
 
-# Noise of a measured loss, relative to its size: a candidate's own, and what all candidates of an update share because
-# they see the same windows. The evidence picks a pair of these.
+# Noise levels relative to the measured loss: independent per candidate, and shared by all candidates of an update,
+# which are evaluated on the same windows. The pair with the highest evidence is chosen.
 NOISE_LEVELS = [(own, shared) for own in np.geomspace(0.003, 0.3, 13) for shared in (0.0, 0.03, 0.1, 0.3)]
 
 
 class MultiplierPosterior:
     """Bayesian linear regression of measured losses on the curves' predictions.
 
-    The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, K)`: a unit whose curve is right has
+    The model is `loss - loss_dense = Σ θ_i C_i(k_i) + noise` with `θ ~ N(1, K)`: a unit whose curve is exact has
     `θ_i = 1`, and errors of units of one kind are correlated if they are close in depth. Every candidate at any
-    sparsity adds one equation. Noise is correlated within an update, whose candidates all see the same windows.
+    sparsity adds one equation. Noise is correlated within an update, as its candidates share the same windows.
 
     Args:
-        units: The model's units.
+        units: The units of the model.
     """
 
     def __init__(self, units: Sequence[Unit]):
@@ -36,12 +36,12 @@ class MultiplierPosterior:
         self._prior = self.mean.copy(), self.covariance.copy()
 
     def observe(self, features: np.ndarray, losses: np.ndarray, updates: np.ndarray | None = None) -> None:
-        """Adds candidates.
+        """Add the equations of candidates and update the posterior.
 
         Args:
-            features: Predicted loss of every unit, nats, shape `[candidates, units]`.
-            losses: Measured loss above that of the dense model on the same windows, nats, shape `[candidates]`.
-            updates: Number of the update that each was seen in, shape `[candidates]`; a new one for all if `None`.
+            features: Predicted loss of every unit, in nats, shape `[candidates, units]`.
+            losses: Measured loss minus that of the dense model on the same windows, in nats, shape `[candidates]`.
+            updates: Index of the update of each candidate, shape `[candidates]`; a new one for all if `None`.
         """
         if updates is None:
             updates = np.full(len(losses), self.updates.max(initial=-1) + 1)
@@ -69,28 +69,28 @@ class MultiplierPosterior:
         return float(np.linalg.slogdet(total)[1] + surprise @ np.linalg.solve(total, surprise))
 
     def sample(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Scores (logarithms of multipliers) drawn from the posterior, shape `[count, units]`."""
+        """Draw scores (logarithms of multipliers) from the posterior, shape `[count, units]`."""
         values, vectors = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
         noise = generator.standard_normal((count, len(self.mean)))
         return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Thompson sampling: draw multipliers from the posterior, evaluate their policies, update the posterior, repeat.
+    """Run Thompson sampling: draw multipliers from the posterior, evaluate their policies, update the posterior.
 
-    A contextual linear bandit, that is the single-step problem with a linear model of the reward in place of a
-    network: the context is the sparsity, the action is one multiplier per curve. Each update sees other search
-    windows, always paired with the dense model. The evaluations that are left for finalists compare, on all search
-    windows, the posterior's mean and the curves alone, and in a longer search also the policy half-way between them
-    and the best candidates.
+    This is a contextual linear bandit, the single-step problem with a linear model of the reward instead of a network:
+    the context is the sparsity, the action is one multiplier per curve. Each update uses other search windows, always
+    paired with the dense model. The evaluations reserved for finalists compare, on all search windows, the posterior
+    mean and the unmodified curves, and in a longer search also the policy half-way between them and the best
+    candidates.
 
     Args:
-        task: What to search for. Its actions are multipliers of the curves behind `task.curves`.
-        config: Candidates of an update.
-        warm_start: Posterior of a search at other sparsities: its equations are taken over.
+        task: The search task. Its actions are multipliers of `task.curves`.
+        config: Number of candidates and of windows per update, and the random seed.
+        warm_start: Equations of a search at other sparsities to start from.
 
     Raises:
-        FFPError: If `warm_start` is no posterior for this number of units.
+        FFPError: If `warm_start` is not a posterior for this number of units.
     """
     generator = np.random.default_rng(config.seed)
     posterior = MultiplierPosterior(task.units)
@@ -122,7 +122,7 @@ def _read_posterior(weights: AgentState, units: int) -> tuple[np.ndarray, ...]:
     count = len(losses) if losses is not None and losses.ndim == 1 else -1
     if shapes != [(count, units), (count,), (count,)]:
         raise FFPError(
-            f"the warm-start agent is no posterior over {units} units; warm-start from a checkpoint of the same model "
-            "that the same kind of agent has searched"
+            f"the warm-start agent is not a posterior over {units} units; warm-start from a checkpoint of the same "
+            "model that was searched with the same agent"
         )
     return features, losses, updates

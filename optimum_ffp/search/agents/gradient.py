@@ -1,4 +1,4 @@
-"""The default agent: follows the derivative of the reward, which one backward pass gives for all units."""
+"""The default agent, which follows the derivative of the reward: one backward pass yields it for all units."""
 
 import numpy as np
 
@@ -8,30 +8,30 @@ from ..curve_posterior import PARTS, MultiplierRegression, to_scores
 from ..task import AgentState, SearchResult, SearchTask
 
 
-# Step from the loss curves towards the measured multipliers: size gradients change one unit at a time, and several
-# units together gain less than the sum.
+# Step size from the loss curves towards the measured multipliers: size gradients are for changes of one unit at a
+# time, and the gain of changing several units is less than the sum.
 DAMPING = 0.5
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Stochastic approximation of the policy whose curves are right where it stands.
+    """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not
     estimated from differences between candidates, as by the bandit, but computed through the model (a pathwise
     derivative): it gives the change of the loss between a unit's size and the next smaller and larger one. A
-    regression turns these size gradients into multipliers of the curves around that size, from which the next policy
-    is made. The fixed point is a policy in which no unit's step is worth more than another's.
+    regression converts these size gradients to multipliers of the curves around that size, which determine the next
+    policy. The fixed point is a policy in which no unit's step is worth more than another's.
 
-    The evaluations that are left for finalists compare, on all search windows, the last scores and those of the curves
-    alone, and in a longer search also the undamped multipliers and the mean scores of the second half of the search.
+    The evaluations reserved for finalists compare, on all search windows, the last scores and those of the unmodified
+    curves, and in a longer search also the undamped multipliers and the mean scores of the second half of the search.
 
     Args:
-        task: What to search for. Its actions are multipliers of parts of `task.curves`.
-        config: Windows of one update.
-        warm_start: State of a search at another sparsity: its equations.
+        task: The search task. Its actions are multipliers of parts of `task.curves`.
+        config: Number of windows per update, and the random seed.
+        warm_start: Equations of a search at another sparsity to start from.
 
     Raises:
-        FFPError: If `warm_start` is not of this number of units.
+        FFPError: If `warm_start` is for another number of units.
     """
     regression = MultiplierRegression(task.units)
     if warm_start is not None:

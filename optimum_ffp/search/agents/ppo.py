@@ -16,25 +16,25 @@ from ...errors import FFPError
 from ..task import AgentState, SearchResult, SearchTask
 
 
-# tanh is flat beyond; stable-baselines3 wants finite bounds and clips to them.
+# stable-baselines3 needs finite bounds and clips to them; tanh is constant beyond this value.
 ACTION_LIMIT = 10.0
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Trains the agent under the progressive schedule, then compares finalists at the real target.
+    """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
-    The schedule ends close to the final sparsity, not at it (`α(T) = 0.995`), and the last sample is not the best one.
-    So an eighth of the evaluations is kept for finalists: the agent's own answer to the final sparsity and those
-    actions of the last half of the search that did best among the candidates of their update, all mapped to the
+    The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So an
+    eighth of the evaluations is reserved for finalists: the agent's deterministic action at the final sparsity, and
+    the actions from the second half of the search with the highest advantage over their update. All are mapped to the
     final sparsity and evaluated on all windows.
 
     Args:
-        task: What to search for.
-        config: Learning rate, clip range, layers, candidates of an update, `α_start`.
+        task: The search task.
+        config: Learning rate, clip range, hidden sizes, candidates per update, `α_start`.
         warm_start: Weights of an agent trained at another sparsity (policy transfer).
 
     Raises:
-        FFPError: If `warm_start` is an agent for another number of units or layers.
+        FFPError: If `warm_start` is an agent for another number of units or with other hidden sizes.
     """
     finalists = max(1, task.steps // 8)
     candidates = max(2, min(config.candidates, task.steps - finalists))
@@ -66,10 +66,10 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
 
 
 def restore_weights(agent: PPO, weights: AgentState) -> None:
-    """Policy transfer: the agent goes on from these weights.
+    """Load weights of a trained agent (policy transfer).
 
     Raises:
-        FFPError: If they are those of another architecture.
+        FFPError: If the weights are of another architecture.
     """
     own = agent.policy.state_dict()
     for name, tensor in own.items():
@@ -86,14 +86,15 @@ def restore_weights(agent: PPO, weights: AgentState) -> None:
 class ProgressiveSchedule:
     """Sparsity and fidelity curricula governed by one sigmoid.
 
-    The paper prints Eq. 3 with `exp(-k (t0 - t))`, by which `α` would fall with `t`; the text says from easy to hard,
-    so the sign is turned. Its k = 0.01 and t0 = 500 are for 1000 steps: for `T` steps `t0 = T / 2` and `k = 5 / t0`.
+    The paper prints Eq. 3 with `exp(-k (t0 - t))`, with which `α` would decrease in `t`; its text describes a
+    curriculum from easy to hard, so the sign is flipped. Its k = 0.01 and t0 = 500 are for 1000 steps: for `T` steps
+    `t0 = T / 2` and `k = 5 / t0`.
 
     Attributes:
-        steps: Candidate evaluations in all, `T`.
+        steps: Total number of candidate evaluations, `T`.
         final_sparsity: `S_final`.
-        max_samples: Search windows at full fidelity, `N_max`.
-        start: `α_start`, the fraction of both that the search begins with; 1 switches the curriculum off.
+        max_samples: Number of search windows at full fidelity, `N_max`.
+        start: `α_start`, the initial fraction of sparsity and windows; 1 disables the curriculum.
     """
 
     steps: int
@@ -102,30 +103,30 @@ class ProgressiveSchedule:
     start: float = 0.3
 
     def alpha(self, step: int) -> float:
-        """`α(t) = α_start + (1 - α_start) · sigmoid(k (t - t0))`."""
+        """Return `α(t) = α_start + (1 - α_start) · sigmoid(k (t - t0))`."""
         midpoint = self.steps / 2
         steepness = 5 / midpoint
         return self.start + (1 - self.start) / (1 + math.exp(-steepness * (step - midpoint)))
 
     def sparsity(self, step: int) -> float:
-        """`σ_t = S_final · α(t)` (Eq. 4)."""
+        """Return `σ_t = S_final · α(t)` (Eq. 4)."""
         return self.final_sparsity * self.alpha(step)
 
     def samples(self, step: int) -> int:
-        """`N_eval(t) = round(N_max · α(t))`, at least 1 (Eq. 5)."""
+        """Return `N_eval(t) = round(N_max · α(t))`, at least 1 (Eq. 5)."""
         return max(1, round(self.max_samples * self.alpha(step)))
 
 
 class PruningEnvironment(VecEnv):
     """A vectorised one-step environment in which all candidates of an update are evaluated in one call.
 
-    The state is the current target sparsity `σ_t` alone; the action is a raw score for every unit; the reward is
-    `PPL_dense / PPL` on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows.
+    The state is the current target sparsity `σ_t`; the action is a raw score per unit; the reward is `PPL_dense / PPL`
+    on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows.
 
     Args:
-        task: What to search for.
+        task: The search task.
         schedule: Curricula of sparsity and fidelity.
-        candidates: Candidates of an update.
+        candidates: Number of candidates per update.
     """
 
     def __init__(self, task: SearchTask, schedule: ProgressiveSchedule, candidates: int):
@@ -149,7 +150,7 @@ class PruningEnvironment(VecEnv):
         sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
         policies = [self.task.map_scores(action, sparsity) for action in self._actions]
         rewards = self.task.rewards(policies, sparsity, self.task.windows(samples))
-        # Rewards of different sparsities don't compare; how a candidate did among those of its update does.
+        # Rewards at different sparsities are not comparable, but advantages within an update are.
         advantages = rewards - rewards.mean()
         self.history += [(action.copy(), float(gain)) for action, gain in zip(self._actions, advantages)]
         self.step_count += self.num_envs

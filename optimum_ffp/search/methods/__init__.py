@@ -1,7 +1,8 @@
-"""Ways to find a policy. Every module is the method of its name: its `search` finds the policy.
+"""Search methods. Every module implements the method of its name in `search`.
 
-`search` takes a `SearchTask`, the config and, for a warm start, the state of an agent that has searched before. Random
-search, evolution and the policies of no search are what the agents of `ffp` have to beat, behind the same evaluator.
+`search` takes a `SearchTask`, the config and, for a warm start, the state of an agent of an earlier search. Random
+search, evolutionary search and the policies without a search are baselines for the agents of `ffp`. All methods use
+the same evaluator.
 """
 
 from importlib import import_module
@@ -9,5 +10,5 @@ from types import ModuleType
 
 
 def find_method(name: str) -> ModuleType:
-    """The module that a method is."""
+    """Return the module of a method, by its name."""
     return import_module(f"{__package__}.{name.replace('-', '_')}")

@@ -8,17 +8,17 @@ from . import no_search
 from .random import SPREAD, evaluate
 
 
-# Standard deviation of what a mutation adds to a score.
+# Standard deviation of mutations.
 MUTATION_SPREAD = 0.3
-# Shares of a generation, as in Search for Efficient LLMs (Shen et al. 2024): of 500 parents and children 350 are
-# mutations, 100 crossovers, and the best 300 stay; every score mutates with probability 0.2.
+# Fractions of a generation, as in Search for Efficient LLMs (Shen et al. 2024): of 500 parents and children, 350 are
+# mutations and 100 crossovers, and the best 300 survive; every score mutates with probability 0.2.
 MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Evolution with mutation and crossover, scaled from the reference's 500 candidates to what may be spent.
+    """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
-    It begins with the same population as the random search and then evolves it over up to ten generations.
+    The initial population is that of the random search. It is evolved over up to ten generations.
     """
     generator = np.random.default_rng(config.seed)
     budget = task.steps - task.finalists

@@ -1,4 +1,4 @@
-"""FastForward Pruning: single-step reinforcement learning with the agent that the config names."""
+"""FastForward Pruning: single-step reinforcement learning with the agent of `config.agent`."""
 
 from ...config import FFPConfig
 from ..agents import find_agent_module
@@ -6,5 +6,5 @@ from ..task import AgentState, SearchResult, SearchTask
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Runs the agent, the module of that name in `agents`. Arguments, result and errors are the agent's."""
+    """Run the agent `config.agent`, a module in `agents`. Arguments, result and errors are those of the agent."""
     return find_agent_module(config.agent).search(task, config, warm_start)

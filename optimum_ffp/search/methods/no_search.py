@@ -1,4 +1,4 @@
-"""No search: the policy that the mapping makes of equal scores."""
+"""No search: the mapping's policy for equal scores."""
 
 import numpy as np
 
@@ -7,5 +7,5 @@ from ..task import AgentState, SearchResult, SearchTask
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Evaluates one candidate, that of equal scores, on all search windows."""
+    """Evaluate one candidate, the policy for equal scores, on all search windows."""
     return task.conclude([np.zeros(task.actions)])

@@ -12,7 +12,7 @@ SPREAD = 0.5
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Candidates drawn around equal scores, the first of them equal scores themselves; the best ones are finalists."""
+    """Draw candidates around equal scores, including equal scores, and compare the best ones as finalists."""
     generator = np.random.default_rng(config.seed)
     if task.steps <= task.finalists:
         return no_search.search(task, config, warm_start)
@@ -23,17 +23,17 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
 
 
 def evaluate(task: SearchTask, config: FFPConfig, scores: np.ndarray) -> np.ndarray:
-    """Losses above the dense model's of candidates on the windows of one update, nats a token.
+    """Evaluate candidates on the windows of one update.
 
     Args:
-        task: What to search for.
-        config: Windows of an update, candidates evaluated together.
-        scores: Of the candidates, shape `[candidates, actions]`.
+        task: The search task.
+        config: Number of windows per update, and of candidates evaluated together.
+        scores: Scores of the candidates, shape `[candidates, actions]`.
 
     Returns:
-        Losses, shape `[candidates]`.
+        Losses minus that of the dense model, in nats per token, shape `[candidates]`.
     """
-    # The same windows for all: without a model of the reward, losses on different windows don't compare.
+    # The same windows for all candidates: losses on different windows are not comparable without a reward model.
     windows = task.windows(config.update_samples)
     losses = []
     for start in range(0, len(scores), config.candidates):

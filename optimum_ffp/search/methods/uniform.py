@@ -1,4 +1,4 @@
-"""The same retention for every unit: the runner gives this method the uniform mapping."""
+"""The same retention for every unit: no search, for which the runner uses the uniform mapping."""
 
 from .no_search import search
 
