@@ -178,7 +178,7 @@ def test_a_search_and_a_calibration_with_other_options_than_the_pruners(save_tin
     assert (calibrated.config.method, calibrated.config.calibration) == ("random", "ridge")
     alone = make_pruner(folder, data_folder, sparsity=0.3, **other | {"calibration": "ridge"}).prune()
     assert alone.policy == calibrated.policy and alone.perplexities == calibrated.perplexities
-    with pytest.raises(FFPError, match="criterion was 'fisher-obs' and is 'wanda': that is measured once"):
+    with pytest.raises(FFPError, match="criterion was 'fisher-obs' and is 'wanda': measurements are made once"):
         pruner.search(config=config.replace(criterion="wanda"))
 
 
