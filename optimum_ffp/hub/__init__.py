@@ -1,1 +1,1 @@
-"""The Hub: names, uploads, and what is not to be trusted."""
+"""The Hugging Face Hub: names, uploads, and validation of checkpoints."""

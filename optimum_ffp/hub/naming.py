@@ -1,4 +1,4 @@
-"""What models and datasets are called where others read it: Hub ids as they are, paths without their folders."""
+"""Names of models and datasets in published files: Hub ids unchanged, local paths without their folders."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 
-# What names a model or dataset in configs and records, and so may be a path.
+# Keys of configs and records whose values name a model or dataset, and so may be local paths.
 PLACES = ("base_model", "dataset", "eval_dataset", "warm_start")
 
 
 def is_hub_id(model_id: str) -> bool:
-    """Whether a model's name can be one of the Hub's, and not that of something local."""
+    """Return whether a model's name is a valid Hub id and not an existing local path."""
     try:
         validate_repo_id(model_id)
     except HFValidationError:
@@ -22,24 +22,24 @@ def is_hub_id(model_id: str) -> bool:
 
 
 def short_name(source: str) -> str:
-    """A model's or dataset's name without the folders of the machine that it was on."""
-    # The configuration of a dataset (`id:name`) and the revision of an agent (`id@revision`) are no folders.
+    """Return a model's or dataset's name without local folders."""
+    # Strip the configuration of a dataset (`id:name`) or the revision of an agent (`id@revision`).
     repo_id = re.sub(r"[:@][\w.-]+$", "", source)
     return source if is_hub_id(repo_id) and not Path(source).exists() else Path(source).name or source
 
 
 def model_name(base: str) -> str:
-    """A base model's name without its owner."""
+    """Return a base model's name without its owner."""
     return short_name(base).rpartition("/")[2].removesuffix(".gguf")
 
 
 def dataset_name(dataset: str) -> str:
-    """What a reader is told of where text comes from."""
+    """Return a description of the source of calibration text."""
     return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it may be published: the names in it, at any depth, say nothing of the machine's folders."""
+    """Return a record for publication, with local folders removed from the names at any depth."""
 
     def published(name: str, value: Any) -> Any:
         if isinstance(value, dict):

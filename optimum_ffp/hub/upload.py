@@ -1,4 +1,4 @@
-"""The Hub: a checkpoint goes up in one commit, and what goes wrong there is said in one line."""
+"""Upload of a checkpoint to the Hub in one commit, with one-line error messages."""
 
 import gc
 import os
@@ -14,10 +14,10 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, 
 from ..errors import FFPError
 
 
-# What a card calls its model: its folder until it is pushed, then a repository. All of its commands say the same.
+# The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
 CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"\\\n]+)", trust_remote_code=True\)')
 CARD = "README.md"
-# What an earlier push may have left and a later one may not have: a shard, the agent of another method.
+# Patterns of files that optimum-ffp writes; stale ones in the repository are deleted on push.
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
     *("search/agent.safetensors", "search.png", "calibration.png", "pareto.png"),
@@ -35,10 +35,10 @@ NO_ANSWER = "the connection to the Hub broke: check the connection and try again
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Finds out before the work, and without asking the Hub, what would stop an upload after it.
+    """Check offline, before a run, that an upload has a valid repository name and a token.
 
     Raises:
-        FFPError: If the Hub allows no such name, or there is no token.
+        FFPError: If the name is not a valid repository name, or there is no token.
     """
     try:
         validate_repo_id(repo_id)
@@ -49,20 +49,20 @@ def check_push(repo_id: str, token: str | None = None) -> None:
 
 
 def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a saved checkpoint in one commit, with the repository's name in its card. The folder stays as it is.
+    """Upload a saved checkpoint in one commit, with the repository's name in its card. The folder is not changed.
 
     Args:
         folder: The checkpoint's folder.
         repo_id: `name` or `owner/name`; created if it doesn't exist.
         private: Whether a new repository is private.
-        token: Of the Hub; the one that `hf auth login` has stored if `None`.
+        token: Access token of the Hub; the one stored by `hf auth login` if `None`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses, the message says how to go on; or if it should be private and
-            is there already for all to see.
+        FFPError: If the Hub can't be reached or refuses the upload, with a command to retry; or if `private` is set
+            and the repository exists and is public.
     """
     check_push(repo_id, token)
     api = HfApi(token=token)
@@ -72,30 +72,30 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
             raise FFPError(
                 f"{repo_id} exists and is public, so nothing was uploaded: name another, or don't ask for private"
             )
-        # Not upload_folder, which may cut an upload into several commits.
+        # Not upload_folder, which may split an upload into several commits.
         commit = api.create_commit(
             repo_id, _operations(api, Path(folder), repo_id), commit_message="Upload a model pruned by optimum-ffp"
         )
         return str(commit.commit_url)
     except FFPError:
         raise
-    # The HTTP library, the storage client and the thread pool below each raise exceptions of their own.
+    # The HTTP library, the storage client and the thread pool raise different exceptions.
     except Exception as error:
         reason = describe_failure(error, token)
     command = shlex.join(
         ["optimum-cli", "ffp", "push", os.fspath(folder), repo_id, *(["--private"] if private else [])]
     )
-    # What is left of the upload would draw its progress bars once more, after the error.
+    # Otherwise the upload's objects redraw their progress bars after the error.
     gc.collect()
     raise FFPError(f"the upload to {repo_id} failed: {reason}. The model is whole in {folder}; go on with: {command}")
 
 
 def name_repository(card: str, repo_id: str) -> str:
-    """A card whose commands name that repository, and not the folder or the repository that they named before."""
+    """Return a card whose commands use the repository instead of the previous folder or repository."""
     found = CARD_NAME.search(card)
     if found is None:
         return card
-    # In a shell it may be quoted.
+    # The name may be quoted in shell commands.
     for name in (shlex.quote(found[1]), found[1]):
         card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", repo_id, card)
     return card
@@ -103,7 +103,7 @@ def name_repository(card: str, repo_id: str) -> str:
 
 def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    # What git and downloads leave in a folder is no part of the model.
+    # Skip files of git and of download caches.
     files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     stale = [
         name
@@ -118,13 +118,13 @@ def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationA
 
 
 def describe_failure(error: BaseException, token: str | None = None) -> str:
-    """What the Hub has answered, or how the connection ended, and what to do about it; one line without any token."""
+    """Return the Hub's response or the connection error and advice, in one line without any token."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     for link in chain:
         response = getattr(link, "response", None)
-        # Xet's client has no response to look into, only its text.
+        # Errors of Xet's client have no response, only a message.
         status = re.search(r"HTTP status \w+ error \((\d{3}) ([^)]*)\)", str(link))
         if response is not None:
             number, said = response.status_code, getattr(link, "server_message", None) or response.reason_phrase
@@ -141,7 +141,7 @@ def describe_failure(error: BaseException, token: str | None = None) -> str:
 
 
 def one_line(error: BaseException | str, token: str | None = None) -> str:
-    """The first line of a message that says something, any token in it blotted out."""
+    """Return the first non-empty line of a message, with tokens masked."""
     text = str(error)
     for secret in f"{token or ''} {get_token() or ''}".split():
         text = text.replace(secret, "***")

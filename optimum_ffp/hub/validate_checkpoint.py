@@ -1,4 +1,4 @@
-"""A checkpoint is data: what its JSON files name are files of its own folder, and never code."""
+"""Validation of a checkpoint before it is loaded: its JSON files may only name files of its folder, and no code."""
 
 import json
 import os
@@ -21,11 +21,11 @@ SIZE_NAMES = LAYER_COUNTS | {
     *("num_attention_heads", "n_head", "num_key_value_heads"),
     *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"),
 }
-# Masks and frequencies that earlier releases of transformers saved beside the weights of every layer.
+# Masks and frequencies that earlier releases of transformers saved as buffers of every layer.
 SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
-# What torch.compile puts before the names of what it has wrapped.
+# Prefix that torch.compile adds to the names of weights.
 COMPILED = "_orig_mod."
-# A missing file, a closed repository and a broken connection are for the loading itself to report.
+# Missing files, gated repositories and connection errors are reported when the model is loaded.
 QUIETLY = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_gated_repo": False,
@@ -34,17 +34,17 @@ QUIETLY = {
 
 
 def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
-    """Looks through a checkpoint's JSON files before anything is loaded from it.
+    """Check a checkpoint's JSON files and safetensors headers before it is loaded.
 
     Args:
         source: Hub id or folder.
-        variant: Of the weights, as in `from_pretrained`.
-        hub: `revision`, `token`, `cache_dir` and the like.
+        variant: Variant of the weights, as in `from_pretrained`.
+        hub: Hub options such as `revision`, `token` and `cache_dir`.
 
     Raises:
-        FFPError: If it names a file outside its folder, weights that aren't safetensors, or an attention kernel of
-            another repository, if its weights are integers or have the names of a compiled model, if its sizes can't
-            be those of its weights, or if it is an adapter, which names the repository of its base.
+        FFPError: If the checkpoint names a file outside its folder, weights that aren't safetensors, or an attention
+            kernel of another repository; if its weights are integers or have names of a compiled model; if its sizes
+            contradict the shapes of its weights; or if it is an adapter, which names the repository of its base.
     """
     if _read(source, "adapter_config.json", hub) is not None:
         raise FFPError(
@@ -52,7 +52,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         )
     config = _read(source, "config.json", hub) or {}
     for key, value in config.items():
-        # Transformers fetches such a kernel and runs it.
+        # Transformers downloads and runs such kernels.
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
             raise FFPError(
                 f"config.json of {source} asks for the code of another repository, {key} {value!r}; remove the entry, "
@@ -80,7 +80,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
 
 
 def is_ignored(key: str, model_type: str | None) -> bool:
-    """Whether a tensor is none of the weights of a causal LM: an old buffer, or something that its class ignores."""
+    """Return whether a tensor is not a weight of the causal LM: an old buffer, or a key that its class ignores."""
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""), None)
     patterns = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, key) for pattern in (*SAVED_BUFFERS, *patterns))
@@ -92,7 +92,7 @@ class _Header(NamedTuple):
 
 
 def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any]) -> dict[str, _Header]:
-    """Shapes and types of all tensors, from the headers of the files: no tensor is read."""
+    """Read shapes and dtypes of all tensors from the headers of the files, without reading tensors."""
     headers = {}
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
@@ -124,7 +124,10 @@ def _check_weights(source: str | os.PathLike, config: dict[str, Any], headers: d
 
 
 def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list[list[int]]) -> None:
-    """No size can be larger than the largest dimension of any tensor: a model of it would fill the memory in vain."""
+    """Check that no size in the config exceeds the largest dimension of any tensor.
+
+    Otherwise transformers would allocate a huge model before it finds that the weights don't match.
+    """
     if not shapes:
         return
     largest = max(max(shape, default=1) for shape in shapes)

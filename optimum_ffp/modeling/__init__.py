@@ -1,4 +1,4 @@
-"""The code that checkpoints carry, one small file per family, and the class that loads them without remote code."""
+"""Model code that is saved in checkpoints, one file per family, and the class to load them without remote code."""
 
 from .auto import FFPModelForCausalLM, pruned_config, pruned_model_class
 

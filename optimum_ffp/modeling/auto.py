@@ -1,4 +1,4 @@
-"""From a model type to the class of its pruned models."""
+"""Configs and classes of pruned models, and their loading."""
 
 import copy
 import importlib
@@ -17,14 +17,14 @@ from ..hub.validate_checkpoint import check_checkpoint, is_ignored
 from .families import Family, get_family
 
 
-# It warns whoever reads a global size of a heterogeneous config; our models ask to be allowed to.
+# Silence warnings on reading global sizes of a heterogeneous config, which pruned models do on purpose.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
 
 def pruned_model_class(family: Family) -> type[PreTrainedModel]:
-    """The causal LM class of a family's pruned models."""
+    """Return the causal LM class of a family's pruned models."""
     module = importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
     return next(
         value
@@ -34,10 +34,10 @@ def pruned_model_class(family: Family) -> type[PreTrainedModel]:
 
 
 def pruned_config(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> PretrainedConfig:
-    """The config of a pruned model: the dense one, the sizes of every layer, and where its code is.
+    """Return the config of a pruned model: the dense config with the sizes of every layer and an `auto_map`.
 
-    Global sizes stay the dense model's. `head_dim` is always written, since some families derive it from the number of
-    heads. `auto_map` names `AutoModel` too: without it `AutoModel.from_config` would silently build the dense model.
+    Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
+    of heads. `auto_map` includes `AutoModel`: without it `AutoModel.from_config` would silently build the dense model.
     """
     config = copy.deepcopy(dense_config)
     sizes: dict[int, dict[str, int]] = {}
@@ -61,7 +61,7 @@ def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
 
 
 def is_pruned(config: PretrainedConfig) -> bool:
-    """Whether a checkpoint's config gives layers sizes of their own."""
+    """Return whether a checkpoint's config has sizes per layer."""
     return bool(getattr(config, "is_heterogeneous", False)) or any(
         "modeling_ffp_" in str(entry) for entry in (getattr(config, "auto_map", None) or {}).values()
     )
@@ -70,22 +70,22 @@ def is_pruned(config: PretrainedConfig) -> bool:
 def load_whole(
     model_class: type, model_id: str | os.PathLike, **kwargs: Any
 ) -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
-    """Loads a model all of whose weights are in the checkpoint, and nothing else is.
+    """Load a model, and check that the checkpoint holds exactly its weights.
 
-    Transformers draws weights at random that a checkpoint lacks, and leaves out those that the model has no place for.
+    Transformers initialises missing weights at random and ignores unexpected ones.
 
     Args:
-        model_class: Has `from_pretrained`.
+        model_class: Class with `from_pretrained`.
         model_id: Hub id or folder.
-        kwargs: Of `from_pretrained`.
+        kwargs: Arguments of `from_pretrained`.
 
     Returns:
-        The model, and what transformers says of the loading.
+        The model, and the loading info of transformers.
 
     Raises:
         FFPError: If config and weights don't agree.
     """
-    # What doesn't fit is then named in the second result.
+    # Mismatched weights are then listed in the loading info.
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_no_report)
@@ -121,7 +121,7 @@ def _checkpoint_errors(model_id: str | os.PathLike) -> Iterator[None]:
         yield
     except FFPError:
         raise
-    # A broken config makes transformers fail in as many ways as there are ways to read it.
+    # A broken config can raise any exception in transformers.
     except Exception as error:
         raise FFPError(f"{model_id} can't be loaded: {one_line(error)}") from None
 
@@ -129,8 +129,8 @@ def _checkpoint_errors(model_id: str | os.PathLike) -> Iterator[None]:
 def _read_config(
     model_id: str | os.PathLike, hub: dict[str, Any], kwargs: dict[str, Any]
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """The config with those of the arguments that it has attributes for, and the others: those are the model's."""
-    # The config has these too, but it is the model's loading that makes something of them.
+    """Return the config, updated by arguments that are its attributes, and the remaining arguments for the model."""
+    # These are attributes of the config too, but must be passed to the model.
     of_model = {name: kwargs[name] for name in ("dtype", "torch_dtype", "quantization_config") if name in kwargs}
     rest = {name: value for name, value in kwargs.items() if name not in of_model}
     config, unused = AutoConfig.from_pretrained(
@@ -140,16 +140,16 @@ def _read_config(
 
 
 class FFPModelForCausalLM:
-    """Loads a pruned checkpoint as a real `PreTrainedModel`, without `trust_remote_code`."""
+    """Loads a pruned checkpoint as a `PreTrainedModel`, without `trust_remote_code`."""
 
     def __init__(self) -> None:
         raise OSError("FFPModelForCausalLM is loaded by FFPModelForCausalLM.from_pretrained(id_or_folder)")
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-        """Loads a model that `FFPPruner.save_pretrained` has written.
+        """Load a model saved by `FFPPruner.save_pretrained`.
 
-        The class comes from this package, so that no code of the repository runs.
+        The model class comes from this package, so that no code of the repository runs.
 
         Args:
             model_id: Hub id or folder.
@@ -157,8 +157,8 @@ class FFPModelForCausalLM:
                 attributes of the config, such as `use_cache`).
 
         Raises:
-            FFPError: If the checkpoint isn't a pruned one, its family isn't supported, or it names files or code that
-                are not its own.
+            FFPError: If the checkpoint is not a pruned one, its family is not supported, or it names files or code
+                outside the checkpoint.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
@@ -172,14 +172,14 @@ class FFPModelForCausalLM:
         cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
         with _checkpoint_errors(model_id):
-            # Whatever the caller allows: no code of a repository is needed, and a pickle can be code.
+            # Override the caller: remote code is not needed, and pickled weights can run code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
             model, info = load_whole(model_class, model_id, config=config, **kwargs)
         return (model, info) if with_info else model
 
     @staticmethod
     def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> None:
-        """An `auto_map` that names other code would not run here, but after the model is saved again."""
+        """Check `auto_map`. Code that it names does not run here, but would if the saved model is loaded elsewhere."""
         ours = _auto_map(model_class)
         for auto, entry in (getattr(config, "auto_map", None) or {}).items():
             if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):

@@ -1,4 +1,4 @@
-"""What a model must be to be evaluated, and to be pruned."""
+"""Checks that a model can be evaluated or pruned."""
 
 import math
 
@@ -19,16 +19,16 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Checks a dense model that is to be pruned, whoever has loaded it.
+    """Check that a dense model can be pruned.
 
     Args:
         model: The dense model.
-        tokenizer: Its tokenizer.
-        model_id: What to call it in a message.
+        tokenizer: The tokenizer of the model.
+        model_id: Name of the model in messages.
 
     Raises:
-        FFPError: If it isn't a causal LM of transformers as it was loaded, its family isn't supported, it is pruned or
-            quantised already, a weight isn't finite or isn't there, or its tokenizer belongs to another model.
+        FFPError: If it is not an unmodified causal LM of transformers, its family is not supported, it is already
+            pruned or quantised, a weight is not finite or offloaded, or the tokenizer belongs to another model.
     """
     known = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
     if not known or model.get_output_embeddings() is None:
@@ -40,58 +40,59 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
     offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
     if offloaded:
         raise FFPError(
-            f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and what is not there can't be "
-            "sorted and pruned; use more devices, dtype bfloat16, or device cpu"
+            f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and can't be sorted and pruned; "
+            "use more devices, dtype bfloat16, or device cpu"
         )
     check_usable(model, tokenizer, model_id)
     with torch.no_grad():
-        # Start tokens, which have the largest activations, are mostly among them.
+        # The first token ids usually include the start token, which has the largest activations.
         logits = model(torch.arange(FIRST_TOKENS, device=model.device)[None]).logits
     if not logits.isfinite().all():
         raise FFPError(
-            f"{model_id} computes what is infinite or no number in {_name(model.dtype)}: its weights are too large or "
+            f"{model_id} computes infinite or NaN logits in {_name(model.dtype)}: its weights are too large or "
             "damaged; try dtype bfloat16 or float32, or download it anew"
         )
 
 
 def check_prunable(model_id: str, config: PretrainedConfig) -> None:
-    """Raises `FFPError` if a config is of a model that can't be pruned: its message says why."""
+    """Raise `FFPError` with the reason if the model of a config can't be pruned."""
     if is_pruned(config):
         raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
     find_family(config)
     if getattr(config, "auto_map", None):
         raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
-    # A GGUF file has a quantisation too, but one that is undone while loading.
+    # Quantised GGUF files pass, since they are dequantised on loading.
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
 
 
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Raises `FFPError` if a weight isn't finite, or the tokenizer has tokens that the model has no embedding of."""
+    """Raise `FFPError` if a weight is not finite, or the tokenizer has tokens without an embedding in the model."""
     for name, parameter in model.named_parameters():
-        # Quantised models have others, of which there is no norm.
+        # Norms are not defined for the dtypes of quantised weights.
         known = parameter.dtype in FLOATS and parameter.numel() and not parameter.is_meta
         if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
             raise FFPError(
-                f"{name} of {model_id} holds values that are infinite or no numbers in {_name(parameter.dtype)}; if "
-                "that is float16, try dtype bfloat16 or float32, otherwise download the model anew"
+                f"{name} of {model_id} has infinite or NaN values in {_name(parameter.dtype)}; if that is float16, "
+                "try dtype bfloat16 or float32, otherwise download the model anew"
             )
     largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise FFPError(
-            f"the tokenizer of {model_id} has tokens up to number {largest}, and the embedding of the model {rows} "
-            "rows; give a model and a tokenizer that belong together"
+            f"the tokenizer of {model_id} has token ids up to {largest}, and the embedding of the model {rows} rows; "
+            "give a model and a tokenizer that belong together"
         )
 
 
 def largest_token(tokenizer: PreTrainedTokenizerBase, model_id: str) -> int:
-    """The highest number of a token that can come in text.
+    """Return the highest token id that can occur in text.
 
     Raises:
-        FFPError: If there is none, for transformers makes an empty tokenizer of some families where there is none.
+        FFPError: If the vocabulary is empty. For some families transformers creates an empty tokenizer if the
+            checkpoint has none.
     """
-    # Special tokens are often added for training and come in no text.
+    # Special tokens are often added for training and do not occur in text.
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     in_text = set(tokenizer.get_vocab().values()) - special
     if not in_text:

@@ -1,10 +1,10 @@
-"""Writes the files of code that checkpoints carry, all from one template.
+"""Generate the model code that is saved in checkpoints from one template.
 
-    python -m optimum_ffp.modeling.generate                                  # of all families of this package
-    python -m optimum_ffp.modeling.generate starcoder2 --folder my_package   # of one from outside
+    python -m optimum_ffp.modeling.generate                                  # all families of this package
+    python -m optimum_ffp.modeling.generate starcoder2 --folder my_package   # a family of another package
 
-A family whose layers are built as Llama's needs nothing but its record. What others need stands in
-`templates/<model_type>.py.jinja`: the blocks of `base.py.jinja` that differ.
+A family whose layers are built like Llama's only needs a family record. Other families override blocks of
+`base.py.jinja` in `templates/<model_type>.py.jinja`.
 """
 
 import argparse
@@ -26,10 +26,10 @@ TEMPLATES = Environment(
 
 
 def render(family: Family) -> str:
-    """The code that checkpoints of a family carry.
+    """Return the model code that is saved in checkpoints of a family.
 
     Args:
-        family: Its record; the names of its classes come from transformers.
+        family: The family record; class names are looked up in transformers.
 
     Raises:
         KeyError: If transformers has no causal LM of that model type.
@@ -52,10 +52,10 @@ def render(family: Family) -> str:
 
 
 def main() -> None:
-    """Writes what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Writes the files of code that checkpoints carry.")
-    parser.add_argument("model_types", nargs="*", default=[*FAMILIES], help="all of this package if none is given")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="where to, default here")
+    """Write the files of the given model types."""
+    parser = argparse.ArgumentParser(description="Generate the model code that is saved in checkpoints.")
+    parser.add_argument("model_types", nargs="*", default=[*FAMILIES], help="Default: all families of this package.")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="Default: this package.")
     args = parser.parse_args()
     for model_type in args.model_types:
         family = FAMILIES.get(model_type, Family(model_type))

@@ -1,4 +1,4 @@
-"""GGUF files of dense models, which transformers dequantises: what can be read, and whether all of it was."""
+"""GGUF files of dense models, which transformers dequantises: checks before and after loading."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_gguf(model_id: str) -> "GGUFReader":
-    """What a GGUF file says of itself.
+    """Open a GGUF file to read its metadata.
 
     Raises:
-        FFPError: If it can't be read, or has an architecture that transformers doesn't read.
+        FFPError: If it can't be read, or transformers doesn't support its architecture.
     """
     try:
         from gguf import GGUFReader
@@ -26,8 +26,8 @@ def open_gguf(model_id: str) -> "GGUFReader":
     try:
         reader = GGUFReader(Path(model_id).expanduser())
         architecture = reader.fields["general.architecture"].contents()
-    except Exception as error:  # Whatever its parser runs into in a file that is broken or something else.
-        raise FFPError(f"{model_id} is no GGUF file that can be read: {one_line(error)}") from None
+    except Exception as error:  # A broken file can raise any exception in the parser.
+        raise FFPError(f"{model_id} is not a readable GGUF file: {one_line(error)}") from None
     if architecture in ("deci", "openelm"):
         raise FFPError(
             f"{model_id} has llama.cpp's architecture {architecture}, whose layers differ in size and which "
@@ -37,9 +37,9 @@ def open_gguf(model_id: str) -> "GGUFReader":
 
 
 def check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedModel) -> None:
-    """Raises `FFPError` if a model has not all that its file holds.
+    """Raise `FFPError` if a model lacks weights or rotary scaling of its file.
 
-    Transformers skips tensors that it has no name for (biases, factors of a rotary embedding) without a word.
+    Transformers silently skips tensors that it has no name for (biases, factors of a rotary embedding).
     """
     held, read = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
     scaled = [name for name in reader.fields if name.endswith("rope.scaling.type")]

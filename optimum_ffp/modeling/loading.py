@@ -1,4 +1,4 @@
-"""The dense model and its tokenizer, from a Hub id, a folder or a GGUF file, or one clear reason why not."""
+"""Loading of models and tokenizers from a Hub id, a folder or a GGUF file, with one-line error messages."""
 
 import logging
 from collections.abc import Iterator
@@ -30,20 +30,22 @@ from .gguf_file import check_read_whole, open_gguf
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-# A pickle can run code, so weights that are pickled are not read.
+# Pickled weights are not read, since they can run code.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load the dense model; names as in transformers.
+    """Options for loading a model, named as in transformers.
 
     Attributes:
-        device: Where to put the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator if there is one.
-        dtype: `"auto"` for the checkpoint's, or a torch type or its name.
-        device_map: For accelerate; excludes `device`.
+        device: Device of the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator, if available, if `None`.
+        dtype: `"auto"` for the checkpoint's dtype, a torch dtype or its name.
+        device_map: Device map of accelerate; excludes `device`.
         trust_remote_code: Whether code of the tokenizer's repository may run.
-        revision, token, cache_dir: Of the Hub.
+        revision: Revision on the Hub.
+        token: Access token of the Hub.
+        cache_dir: Folder of downloaded files.
     """
 
     device: str | None = None
@@ -55,22 +57,21 @@ class LoadOptions:
     cache_dir: str | None = None
 
     def hub(self) -> dict[str, Any]:
-        """Those of them that `huggingface_hub` takes, where they are given."""
+        """Return the options of `huggingface_hub` that are set."""
         options = {"revision": self.revision, "token": self.token, "cache_dir": self.cache_dir}
         return {name: value for name, value in options.items() if value is not None}
 
 
 def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a dense causal LM of a supported family, for `check_model` to look at before it is pruned.
+    """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
 
     Args:
         model_id: Hub id, folder, or a `.gguf` file, which is dequantised.
-        options: Device, type and Hub options.
+        options: Device, dtype and Hub options.
 
     Raises:
-        FFPError: If there is no such model, or it can't be pruned: an unsupported family, a checkpoint that is
-            already pruned or quantised, one that lacks weights or has others than its config says, or one that needs
-            modelling code of its own.
+        FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
+            or quantised, its weights don't match its config, or it needs its own modelling code.
     """
     _, extra = _locate(model_id)
     reader = open_gguf(model_id) if extra else None
@@ -79,15 +80,15 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
     if not options.device_map:
         model = model.to(resolve_device(options.device))
-    # A GGUF file's own name for the model is no place to load it from.
+    # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer
 
 
 def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
-    """The same options with the commit that the revision of a Hub id stands for now, if it is to be had.
+    """Return the options with the revision of a Hub id resolved to its current commit, if it can be determined.
 
-    What is loaded with them is of one commit, whatever is pushed meanwhile, and a record can name it.
+    All files are then loaded from one commit, regardless of later pushes, and records can name it.
     """
     source, extra = _locate(model_id)
     if extra or Path(source).is_dir():
@@ -99,16 +100,16 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
 def load_any(
     model_id: str, options: LoadOptions, gguf: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal LM of any family, dense or pruned by us, ready to evaluate. No code of its repository runs.
+    """Load a causal LM of any family, dense or pruned, for evaluation. No code of its repository runs.
 
     Args:
         model_id: Hub id or folder.
-        options: Device, type and Hub options.
-        gguf: Whether it may be a `.gguf` file of a dense architecture, which is dequantised.
+        options: Device, dtype and Hub options.
+        gguf: Whether `model_id` may be a `.gguf` file of a dense architecture, which is dequantised.
 
     Raises:
-        FFPError: If there is no such model, its weights aren't those that its config says, or transformers doesn't
-            read all that a GGUF file says.
+        FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
+            file completely.
     """
     source, extra = _locate(model_id)
     if extra and not gguf:
@@ -126,14 +127,14 @@ def load_any(
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """The config of a dense model that can be pruned.
+    """Read the config of a dense model and check that it can be pruned.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
         options: Hub options.
 
     Raises:
-        FFPError: If there is none, or the model can't be pruned.
+        FFPError: If there is no config, or the model can't be pruned.
     """
     source, extra = _locate(model_id)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
@@ -162,7 +163,7 @@ def _load(
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options.hub(), **extra
         )
-        # Of some families transformers makes an empty one where there is none.
+        # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
         if reader is None:
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
@@ -172,7 +173,7 @@ def _load(
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
-    """Options of `from_pretrained`: the weights of a GGUF file are dequantised, others come from safetensors."""
+    """Return options of `from_pretrained`: dequantise weights of a GGUF file, read other weights from safetensors."""
     dtype = resolve_dtype(options.dtype)
     if not extra:
         return options.hub() | SAFELY | {"dtype": dtype}
@@ -183,7 +184,7 @@ def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, An
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """The device of that name, or the accelerator if there is one, or the CPU."""
+    """Return the device of the given name, by default the accelerator if available, otherwise the CPU."""
     if device is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -195,7 +196,7 @@ def resolve_device(device: str | None) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """The torch type of that name, or `"auto"`."""
+    """Return the torch dtype of the given name, or `"auto"`."""
     resolved = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if resolved != "auto" and not (isinstance(resolved, torch.dtype) and resolved.is_floating_point):
         raise FFPError(f"dtype {dtype!r} is not known; choose from auto, float32, bfloat16, float16")
@@ -209,7 +210,7 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
             raise FFPError(f"there is no file {model_id}")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        # That an adapter is none of a model's folders is for check_checkpoint to say.
+        # Adapters are rejected by check_checkpoint.
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FFPError(f"{model_id} is a folder without config.json; give one that save_pretrained has written")
         return str(path), {}
@@ -222,12 +223,12 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
 
 @contextmanager
 def loading_errors(model_id: str, token: str | None) -> Iterator[None]:
-    """Whatever goes wrong while a model is loaded becomes an `FFPError` of one line, without the token."""
+    """Convert any error of loading a model to an `FFPError` with one line, without the token."""
     try:
         yield
     except FFPError:
         raise
-    # A broken config makes transformers fail in as many ways as there are ways to read it.
+    # A broken config can raise any exception in transformers.
     except Exception as error:
         reason = one_line(error, token)
         if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():

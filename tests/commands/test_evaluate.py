@@ -277,7 +277,7 @@ def test_a_split_of_one_text(run, save_tiny_model, data_folder):
 def test_a_broken_gguf_file(run, data_folder, tmp_path):
     pytest.importorskip("gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
-    refused(run("-m", tmp_path / "model.gguf", "--dataset", data_folder), "is no GGUF file that can be read")
+    refused(run("-m", tmp_path / "model.gguf", "--dataset", data_folder), "is not a readable GGUF file")
 
 
 def test_tasks_without_lm_eval(run, save_tiny_model, data_folder, monkeypatch):

@@ -14,7 +14,7 @@ from tests.modeling.test_loading import CPU, edit_weights, load_to_prune, refuse
 def test_weights_that_are_no_numbers(save_tiny_model, value):
     base = save_tiny_model()
     edit_weights(base, lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
-    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "infinite or no numbers in float32")
+    refused_by_both(base, "model.layers.1.mlp.up_proj.weight of ", "has infinite or NaN values in float32")
 
 
 def test_a_type_that_is_too_small(save_tiny_model):
@@ -32,12 +32,12 @@ def test_a_tokenizer_of_another_model(save_tiny_model):
     load_to_prune(str(base), CPU)
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(base)
-    refused_by_both(base, "has tokens up to number 129, and the embedding of the model 128 rows")
+    refused_by_both(base, "has token ids up to 129, and the embedding of the model 128 rows")
 
 
 def test_a_model_that_overflows(save_tiny_model):
     base = save_tiny_model()
     edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
     load_any(str(base), CPU)
-    with pytest.raises(FFPError, match="computes what is infinite or no number in float32"):
+    with pytest.raises(FFPError, match="computes infinite or NaN logits in float32"):
         load_to_prune(str(base), CPU)

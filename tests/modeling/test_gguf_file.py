@@ -36,7 +36,7 @@ def test_architectures_that_transformers_does_not_read(architecture, tmp_path):
 
 def test_a_file_of_something_else(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
-    with pytest.raises(FFPError, match="is no GGUF file that can be read") as caught:
+    with pytest.raises(FFPError, match="is not a readable GGUF file") as caught:
         load_dense(str(tmp_path / "model.gguf"), CPU)
     assert "\n" not in str(caught.value)
 

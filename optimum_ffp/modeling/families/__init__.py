@@ -1,8 +1,8 @@
-"""Where each model type keeps its projections: one record a family, one table.
+"""Family records: names of the projections and sizes of every supported model type.
 
-To add a family, write its record in a file of this folder, put it into `FAMILIES`, and run `make style`, which writes
-the code that its checkpoints carry (`optimum_ffp/modeling/generate.py`). A family from outside of this package puts
-its record into `FAMILIES` too and names its module of modelling code in `Family.modeling`.
+To add a family, write its record in a file of this folder, add it to `FAMILIES`, and run `make style`, which generates
+the model code of its checkpoints (`optimum_ffp/modeling/generate.py`). A family of another package adds its record to
+`FAMILIES` too and sets its module of model code in `Family.modeling`.
 """
 
 from transformers import PretrainedConfig
@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-# Why some that people ask for are not in the table.
+# Model types that can't be pruned, with the reason.
 REFUSED = {
     "olmo2": "its query and key norms run across all heads, so that removing one would change those that stay",
     "gemma3": "it also sees pictures; load its language model, save it as gemma3_text and prune that",
@@ -31,10 +31,10 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 
 
 def get_family(model_type: str) -> Family:
-    """The record of a model type.
+    """Return the family record of a model type.
 
     Raises:
-        FFPError: If the model type isn't supported; the message says why, or lists those that are.
+        FFPError: If the model type is not supported, with the reason or the supported model types.
     """
     if model_type in REFUSED:
         raise FFPError(f"model type {model_type!r} can't be pruned: {REFUSED[model_type]}")
@@ -47,10 +47,10 @@ def get_family(model_type: str) -> Family:
 
 
 def find_family(config: PretrainedConfig) -> Family:
-    """The record of a model's family, from its config.
+    """Return the family record for a model's config.
 
     Raises:
-        FFPError: If the model can't be pruned: a mixture of experts, or an unsupported model type.
+        FFPError: If the model is a mixture of experts or its model type is not supported.
     """
     experts = next((getattr(config, name) for name in EXPERT_COUNTS if getattr(config, name, None)), None)
     if experts is not None:

@@ -1,4 +1,4 @@
-"""What a family record says, and how it finds the units of a loaded model."""
+"""Definition of family records, and the units of a loaded model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ...allocation.policy import Unit
 
 
-# Weights a block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantisations (Q8_0, Q4_0).
+# Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantisations (Q8_0, Q4_0).
 QUANTISATION_BLOCKS = (256, 32)
 
 
@@ -20,25 +20,25 @@ QUANTISATION_BLOCKS = (256, 32)
 class Family:
     """Names of the modules and config attributes of one model type. Module names are relative to a decoder layer.
 
-    Projections of one name are fused in one module, their rows one after another (`qkv_proj`, `gate_up_proj`).
+    Projections with the same name are fused in one module, with their rows concatenated (`qkv_proj`, `gate_up_proj`).
 
     Attributes:
         model_type: `config.model_type` of the family's models.
-        layers: Where the decoder layers are, relative to the `AutoModel` class.
+        layers: Name of the list of decoder layers, relative to the `AutoModel` class.
         query, key, value: Projections whose rows belong to heads.
-        fused_by_head: Whether the fused rows go head by head (query, key and value of the first head, then of the
-            next), not projection by projection.
+        fused_by_head: Whether fused rows are ordered by head (query, key and value of the first head, then of the
+            next) instead of by projection.
         attention_output: Projection whose columns belong to query heads.
         ffn_inputs: Projections whose rows are FFN channels (gate and up, or `fc1`).
         ffn_output: Projection whose columns are FFN channels.
-        heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. A family without grouped
-            queries has `None` for KV heads.
-        default_width: FFN channels as a multiple of the hidden size where the config's width is `None`.
-        head_counters: What else in a layer must follow the number of heads: the attribute's path, and what it counts
-            (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
-        prepare: What a loaded dense model needs done before its units are found, if anything.
-        title: What the code in its checkpoints calls it, if not by the prefix of its classes.
-        modeling: Full name of the module that checkpoints carry, for a family from outside of this package.
+        heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. `kv_heads_attribute` is
+            `None` for families without grouped-query attention.
+        default_width: FFN channels as a multiple of the hidden size if the config's width is `None`.
+        head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
+            it holds (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
+        prepare: Function to apply to a loaded dense model before its units are found.
+        title: Name of the family in the generated model code; the prefix of its classes if `None`.
+        modeling: Full name of the module with the model code, for a family of another package.
     """
 
     model_type: str
@@ -61,11 +61,11 @@ class Family:
 
     @property
     def modeling_module(self) -> str:
-        """Name of the module that a checkpoint of this family carries."""
+        """Name of the module with the model code in a checkpoint."""
         return (self.modeling or f"modeling_ffp_{self.model_type}").rpartition(".")[2]
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
-        """Query heads, KV heads and head dimension of the dense model."""
+        """Return the numbers of query heads and KV heads, and the head dimension, of the dense model."""
         heads = getattr(config, self.heads_attribute)
         kv_heads = heads
         if self.kv_heads_attribute is not None:
@@ -74,12 +74,12 @@ class Family:
         return heads, kv_heads, head_dim
 
     def width(self, config: PretrainedConfig) -> int:
-        """FFN channels of the dense model."""
+        """Return the number of FFN channels of the dense model."""
         width = getattr(config, self.width_attribute)
         return self.default_width * config.hidden_size if width is None else width
 
     def layer_overrides(self, config: PretrainedConfig, sizes: dict[str, int]) -> dict[str, int]:
-        """A layer's entry of `per_layer_config`: config attributes for `{"attention": KV groups, "ffn": channels}`."""
+        """Return a layer's entry of `per_layer_config` for sizes `{"attention": KV groups, "ffn": channels}`."""
         heads, kv_heads, _ = self.heads(config)
         overrides = {
             self.heads_attribute: sizes["attention"] * heads // kv_heads,
@@ -95,12 +95,12 @@ class Family:
 class Slice:
     """The part of a projection that belongs to the groups of a unit.
 
-    Several slices of one module follow one another in its rows.
+    Several slices of one fused module are in the order of its rows.
 
     Attributes:
         module: The projection, weight shape `[out_features, in_features]`.
-        dim: 0 if groups own rows (outputs), 1 if they own columns (inputs).
-        block: Rows or columns of one group.
+        dim: 0 if groups consist of rows (outputs), 1 if they consist of columns (inputs).
+        block: Number of rows or columns per group.
     """
 
     module: nn.Linear
@@ -108,7 +108,7 @@ class Slice:
     block: int
 
     def tensors(self) -> Iterator[str]:
-        """Names of the module's parameters that groups own a part of."""
+        """Yield the names of the module's parameters that are divided into groups."""
         yield "weight"
         if self.dim == 0 and self.module.bias is not None:
             yield "bias"
@@ -116,12 +116,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class ModelUnit:
-    """A unit in a loaded model: its arithmetic, and the projections that it is made of.
+    """A unit in a loaded model, with its projections.
 
     Attributes:
-        unit: What the budget sees.
-        slices: All projections that lose rows or columns; the output projection is the last.
-        counters: What must follow the unit's size: object, attribute, and how many one group counts.
+        unit: Numbers of groups and parameters, for the budget.
+        slices: All projections of which rows or columns are removed; the output projection is the last.
+        counters: Attributes that depend on the unit's size: object, attribute, and its value per group.
     """
 
     unit: Unit
@@ -130,22 +130,22 @@ class ModelUnit:
 
     @property
     def output(self) -> Slice:
-        """The projection whose inputs are observed, scored and compensated."""
+        """The output projection, whose inputs are measured, scored and compensated."""
         return self.slices[-1]
 
 
 def quantisable_multiple(width: int) -> int:
-    """What FFN widths should be multiples of: the widest quantisation block that leaves at least 32 steps."""
+    """Return the multiple for FFN widths: the largest quantisation block that leaves at least 32 steps, or 1."""
     return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
 
 
 def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int | None = 1) -> list[ModelUnit]:
-    """The units of a dense model, attention then FFN, layer by layer.
+    """Return the units of a dense model, attention then FFN, layer by layer.
 
     Args:
-        model: A causal LM of the family; its record may change how it holds its weights, not what it computes.
-        family: Its record.
-        ffn_multiple: FFN widths are multiples of this many channels; `None` for `quantisable_multiple`.
+        model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
+        family: The family record.
+        ffn_multiple: FFN widths are multiples of this number of channels; `None` for `quantisable_multiple`.
     """
     if family.prepare:
         family.prepare(model)
@@ -194,6 +194,6 @@ def _count_parameters(slices: tuple[Slice, ...]) -> tuple[int, int]:
 
 
 def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:
-    """Reorders blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[groups]`."""
+    """Reorder blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[groups]`."""
     index = (order[:, None] * block + torch.arange(block, device=order.device)).flatten()
     return tensor.index_select(dim, index.to(tensor.device))

@@ -14,7 +14,7 @@ class TransposedLinear(nn.Linear):
 
 
 def _give_layers_their_own_config(model: PreTrainedModel) -> None:
-    # Phi-3's attention splits what `qkv_proj` gives by the number of heads in its config.
+    # Phi-3's attention splits the output of `qkv_proj` by the number of heads in its config.
     for layer in model.base_model.layers:
         layer.self_attn.config = copy.copy(layer.self_attn.config)
 

@@ -1,4 +1,4 @@
-"""Families laid out as Llama is: grouped queries, a gated FFN, RMS norms."""
+"""Families with the layout of Llama: grouped-query attention, a gated FFN, RMS norms."""
 
 from .base import Family
 
@@ -6,11 +6,11 @@ from .base import Family
 LLAMA = Family(model_type="llama")
 MISTRAL = Family(model_type="mistral")
 QWEN2 = Family(model_type="qwen2")
-"""Biases on the query, key and value projections go with their heads."""
+"""Biases of the query, key and value projections are pruned with their heads."""
 QWEN3 = Family(model_type="qwen3")
-"""Query and key norms are as wide as one head and shared by all, so pruning leaves them alone."""
+"""Query and key norms have the size of one head and are shared by all heads, so pruning doesn't change them."""
 GEMMA2 = Family(model_type="gemma2", title="Gemma 2")
-"""Norms after attention and FFN see what the output projections add up to, whatever the number of heads."""
+"""Norms after attention and FFN act on the outputs of the output projections, whose size pruning doesn't change."""
 GEMMA3 = Family(model_type="gemma3_text", title="Gemma 3")
 GRANITE = Family(model_type="granite")
 SMOLLM3 = Family(model_type="smollm3")

@@ -1,4 +1,4 @@
-"""OPT: every head its own KV head, a plain two-layer FFN, biases everywhere, learned positions."""
+"""OPT: multi-head attention without KV groups, a two-layer FFN, biases in all projections, learned positions."""
 
 from .base import Family
 
