@@ -25,12 +25,12 @@ OURS = (
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
     403: "the token may not do that: use one with write access, or name a repository that is yours",
-    404: "there is no such place, or the token may not see it: check the owner's name",
-    409: "the repository was changed by somebody else meanwhile: try again",
-    429: "the Hub asks for a pause: try again later",
+    404: "the repository's owner doesn't exist, or the token has no access: check the name",
+    409: "the repository was changed by another commit meanwhile: try again",
+    429: "the Hub's rate limit is reached: try again later",
 }
-REFUSED = "the Hub doesn't take it"
-TROUBLE = "the Hub is in trouble: try again later"
+REFUSED = "the Hub rejected the request"
+TROUBLE = "the Hub has a server error: try again later"
 NO_ANSWER = "the connection to the Hub broke: check the connection and try again"
 
 
@@ -43,7 +43,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise FFPError(f"{repo_id!r} can't be a repository's name: {one_line(error)}") from None
+        raise FFPError(f"{repo_id!r} is not a valid repository name: {one_line(error)}") from None
     if not (token or get_token()):
         raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or give --token (token=...)")
 
@@ -87,7 +87,9 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
     )
     # Otherwise the upload's objects redraw their progress bars after the error.
     gc.collect()
-    raise FFPError(f"the upload to {repo_id} failed: {reason}. The model is whole in {folder}; go on with: {command}")
+    raise FFPError(
+        f"the upload to {repo_id} failed: {reason}. The checkpoint is complete in {folder}; retry with: {command}"
+    )
 
 
 def name_repository(card: str, repo_id: str) -> str:

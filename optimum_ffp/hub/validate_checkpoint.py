@@ -71,7 +71,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
         raise FFPError(
-            f"auto_map in config.json of {source} must give a class to every Auto class, found {auto_map!r}"
+            f"auto_map in config.json of {source} must map every Auto class to a class name, found {auto_map!r}"
         )
     _check_sizes(source, config, [weight.shape for weight in weights.values()])
     tokenizer = _read(source, "tokenizer_config.json", hub) or {}
@@ -112,8 +112,8 @@ def _check_weights(source: str | os.PathLike, config: dict[str, Any], headers: d
     for key, header in headers.items():
         if COMPILED in key:
             raise FFPError(
-                f"{source} was saved from a model that torch.compile had wrapped: it calls a weight {key}; save the "
-                "model inside of it, model._orig_mod, by save_pretrained"
+                f"{source} was saved from a model wrapped by torch.compile: it has a weight {key}; save the "
+                "wrapped model, model._orig_mod, with save_pretrained"
             )
         whole_number = header.kind[0] in "IUB" and header.kind != "BF16"
         if whole_number and "quantization_config" not in config and not is_ignored(key, config.get("model_type")):
@@ -133,7 +133,7 @@ def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list
     largest = max(max(shape, default=1) for shape in shapes)
     layers = config.get("per_layer_config") or {}
     if not isinstance(layers, dict) or not all(isinstance(values, dict) for values in layers.values()):
-        raise FFPError(f"per_layer_config in config.json of {source} must give an object to every layer")
+        raise FFPError(f"per_layer_config in config.json of {source} must map every layer to an object")
     count = config.get("num_hidden_layers", config.get("n_layer"))
     wrong = [index for index in layers if not (index.isdecimal() and isinstance(count, int) and int(index) < count)]
     if wrong:
@@ -165,7 +165,7 @@ def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str
 
 def _values(source: str | os.PathLike, where: str, mapping: Any) -> set[str]:
     if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
-        raise FFPError(f"weight_map in {where} of {source} must give a file's name to every weight")
+        raise FFPError(f"weight_map in {where} of {source} must map every weight to a file name")
     return set(mapping.values())
 
 

@@ -185,7 +185,7 @@ def test_failed_upload_is_one_line_and_the_folder_is_whole(folder, hub, name):
     assert "\n" not in message and TOKEN not in message and advice in message
     assert re.match(rf"the upload to me/it failed: .*{status or 'pload'}.*{re.escape(said)}", message), message
     command = f"optimum-cli ffp push '{folder}' me/it --private"
-    assert message.endswith(f"The model is whole in {folder}; go on with: {command}")
+    assert message.endswith(f"The checkpoint is complete in {folder}; retry with: {command}")
     assert contents(folder) == before
     hub.faults.clear()
     push_folder(folder, "me/it", private=True)
@@ -197,7 +197,7 @@ def test_the_command_that_the_message_names_goes_on(folder, hub, tmp_path):
     with pytest.raises(FFPError) as caught:
         push_folder(folder, "it", private=True)
     hub.faults.clear()
-    words = shlex.split(str(caught.value).partition("go on with: ")[2])
+    words = shlex.split(str(caught.value).partition("retry with: ")[2])
     assert words[:3] == ["optimum-cli", "ffp", "push"]
     done = subprocess.run(
         [sys.executable, "-c", CLI, *words[1:]],
@@ -232,12 +232,12 @@ def test_command_line_ends_with_the_line_and_code_2(
     assert code == 2
     assert "Traceback" not in errors and TOKEN not in output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert line.endswith("go on with: optimum-cli ffp push out " + ("out" if status else "me/out"))
+    assert line.endswith("retry with: optimum-cli ffp push out " + ("out" if status else "me/out"))
     FFPModelForCausalLM.from_pretrained("./out")
 
 
 def test_what_would_stop_an_upload_is_found_before_the_work(monkeypatch):
-    with pytest.raises(FFPError, match="'../../evil' can't be a repository's name"):
+    with pytest.raises(FFPError, match="'../../evil' is not a valid repository name"):
         check_push("../../evil", TOKEN)
     monkeypatch.setattr("optimum_ffp.hub.upload.get_token", lambda: None)
     with pytest.raises(FFPError, match="needs a token of the Hub: log in with `hf auth login`, or give --token"):

@@ -82,7 +82,7 @@ def test_integers_are_no_weights_all_the_same(save_tiny_model):
         (lambda w: w, {"num_hidden_layers": 2}, "has no place for model.layers.2.input_layernorm.weight (and 8 more)"),
         (lambda w: w, {"intermediate_size": 47}, "mlp.down_proj.weight, of shape [32, 48] in place of [32, 47]"),
         (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}), {}, "has no place for"),
-        (lambda w: {f"_orig_mod.{key}": value for key, value in w.items()}, {}, "torch.compile had wrapped"),
+        (lambda w: {f"_orig_mod.{key}": value for key, value in w.items()}, {}, "wrapped by torch.compile"),
     ],
     ids=["missing", "more layers", "fewer layers", "other shape", "bias", "compiled"],
 )
