@@ -293,7 +293,7 @@ def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_f
     # A sweep has saved a first folder before it was killed.
     (tmp_path / "out").mkdir()
     code, _, errors = run(*command)
-    assert code == 2 and "go on with --resume" in errors
+    assert code == 2 and "resume it with --resume" in errors
     code, _, errors = run(*command, "--overwrite", "--resume")
     assert code == 2 and "belongs to another pruning run" in errors
     assert run(*command, "--overwrite")[0] == 0

@@ -166,7 +166,7 @@ def test_revision_and_warm_start_by_repository(pruned, folder, hub, windows, tmp
 FAILURES = {
     "401": ("POST", "/repos/create", 401, "Invalid credentials in Authorization header", "hf auth login"),
     "403": ("POST", "/repos/create", 403, "You don't have the rights to create a model", "write access"),
-    "404": ("POST", "/preupload/", 404, "Repository not found", "check the owner's name"),
+    "404": ("POST", "/preupload/", 404, "Repository not found", "check the name"),
     "409": ("POST", "/commit/", 409, "A commit has happened since", "try again"),
     "500": ("PUT", "/lfs/", 500, "Internal Error", "try again later"),
     "503": ("POST", "/commit/", 503, "Service Unavailable", "try again later"),
