@@ -215,7 +215,7 @@ def test_a_result_that_could_not_be_uploaded_is_kept(pruned, hub):
     hub.fail("POST", "/commit/", 503)
     with pytest.raises(FFPError) as caught:
         pruner.push_to_hub("it")
-    kept = Path(re.search(r"whole in (\S+);", str(caught.value))[1])
+    kept = Path(re.search(r"complete in (\S+);", str(caught.value))[1])
     assert set(contents(kept)) == FILES
     shutil.rmtree(kept.parent)
 
