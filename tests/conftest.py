@@ -74,9 +74,9 @@ def save_tiny_model(tmp_path: Path) -> Callable[[str], Path]:
     return save
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
-    """A pruner that has pruned a tiny model, and the folder of its checkpoint."""
+    """A pruner that has pruned a tiny model, and the folder of its checkpoint. Whoever changes it puts it back."""
     base, data, out = (tmp_path_factory.mktemp(name) for name in ("base", "data", "out"))
     make_tiny_model().save_pretrained(base)
     make_tokenizer().save_pretrained(base)

@@ -141,6 +141,7 @@ def sample(tmp_path):
     return tmp_path / "sample.txt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_a_gguf_file_is_the_model_that_it_was_made_from(name, figures, sample, tmp_path):
     pytest.importorskip("gguf")
@@ -169,6 +170,7 @@ LLAMA3 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "pruned", "message"),
     [
