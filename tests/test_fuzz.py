@@ -276,14 +276,14 @@ def test_files_without_text_are_refused_and_those_with_it_are_not(dense, run_ffp
         assert out.exists() == (code == 0)
 
 
-# What an option may be among these; all others are errors, even if nothing would read the option.
+# What an option may be among these, at a sparsity of 0.2. All others are errors, even if nothing reads the option.
 WORDS = ["-1", "0", "0.2", "1", "1.5", "2", "1e9", "nan", "inf", "x", "", "32", "none", "../..", "\0", "é"]
 COUNTS = {"1", "2", "32"}
 SHARES = {"0", "0.2", "1"}
 ALLOWED = {
     "sparsity": {"0.2"},
-    "min-retention": SHARES,
-    "max-retention": SHARES,
+    "min-retention": {"0", "0.2"},
+    "max-retention": {"1"},
     **dict.fromkeys(["num-samples", "search-samples", "search-steps", "candidates", "batch-size"], COUNTS),
     "held-out-samples": COUNTS,
     "seq-len": COUNTS - {"1"},
@@ -297,11 +297,26 @@ ALLOWED = {
     # Read only where the model is one of the Hub.
     "revision": set(),
 }
-words = st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.sampled_from(WORDS), min_size=1, max_size=3)
+# Looked for when the search begins.
+LATE = ("warm-start",)
 
 
-@settings(fuzz, max_examples=80)
-@given(options=words)
+@pytest.mark.parametrize("name", sorted(ALLOWED.keys() - LATE))
+def test_every_wrong_value_of_an_option_is_refused_and_no_right_one(dense, data, run_ffp, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    for value in WORDS:
+        command = ["prune", "-m", str(dense), "out", "--dataset", str(data), *SHORT, "--plan", f"--{name}", value]
+        # Only some agents read it.
+        agent = ["--agent", "bandit"] if name == "candidates" else []
+        code, _, errors = run_ffp(*command, *agent)
+        assert refused(code, errors) == (value not in ALLOWED[name]), (value, errors)
+
+
+some_options = st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.sampled_from(WORDS), min_size=1, max_size=3)
+
+
+@settings(fuzz, max_examples=30)
+@given(options=some_options)
 @example(options={"config": ""})
 @example(options={"warm-start": ""})
 @example(options={"seq-len": "32", "ridge-lambda": "0"})
