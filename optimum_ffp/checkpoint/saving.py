@@ -58,7 +58,7 @@ def save_checkpoint(
         # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
         if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
             raise
-        kept = f"; what is finished is in {work_folder}: make room and go on with --resume" if work_folder else ""
+        kept = f"; what is finished is in {work_folder}: make room, then resume with --resume" if work_folder else ""
         raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{kept}") from None
     return path
 

@@ -98,7 +98,7 @@ def calibrate_sequentially(
                 fit = partial(calibration.fit, member, runner, member == members[-1])
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
             if index + 1 < len(layers):
-                calibration.go_on(index, runner)
+                calibration.advance(index, runner)
             return_free_memory()
             bar.update()
     return calibration.fits
@@ -155,7 +155,7 @@ class _Calibration:
             check_finite(squares, f"the input of the output projection of {unit.unit.name} in the pruned model")
         return _fit(seen, unseen, start, self.ridge_lambda).pack()
 
-    def go_on(self, layer: int, runner: LayerRunner) -> None:
+    def advance(self, layer: int, runner: LayerRunner) -> None:
         """Advance the states of both models to the next layer, once all units of this one are fitted."""
         if self.dense_layers == layer:
             # The fit of the last unit was read from the journal.
