@@ -2,27 +2,43 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any, NamedTuple
 
 
-def modules_of(package: str) -> tuple[str, ...]:
-    """Choices that are modules of a package: `fisher_obs.py` is the choice `fisher-obs`.
+# Packages whose modules are the choices of an option: `fisher_obs.py` is the choice `fisher-obs`.
+PACKAGES = {
+    "method": "search.methods",
+    "agent": "search.agents",
+    "criterion": "analysis.criteria",
+    "mapping": "allocation.mappings",
+}
+
+
+def _choices_of(option: str) -> tuple[str, ...]:
+    folder = Path(__file__).parent.joinpath(*PACKAGES[option].split("."))
+    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(folder)])))
+
+
+def find_choice(option: str, name: str) -> ModuleType:
+    """Return the module of a choice. It is imported on demand: PPO's stable-baselines3 takes seconds.
 
     Args:
-        package: Path of the package, relative to this folder. It is not imported.
+        option: An option in `PACKAGES`.
+        name: One of its `CHOICES`.
     """
-    found = iter_modules([str(Path(__file__).parent / package)])
-    return tuple(sorted(module.name.replace("_", "-") for module in found))
+    return import_module(f"{__package__}.{PACKAGES[option]}.{name.replace('-', '_')}")
 
 
 CHOICES = {
-    "method": modules_of("search/methods"),
-    "agent": modules_of("search/agents"),
+    "method": _choices_of("method"),
+    "agent": _choices_of("agent"),
     "preset": ("default", "paper"),
-    "criterion": modules_of("analysis/criteria"),
-    "mapping": modules_of("allocation/mappings"),
+    "criterion": _choices_of("criterion"),
+    "mapping": _choices_of("mapping"),
     "reward": ("pruned", "compensated"),
     "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,24 +211,22 @@ def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     return greedy.map_scores(scores, Budget(sorted_model.units, 0.4, 0.1))
 
 
-def prune_by_hand(model: PreTrainedModel) -> tuple[PreTrainedModel, PruningPolicy]:
-    """A different number of groups in every unit."""
+def prune_by_hand(
+    model: PreTrainedModel, size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3
+) -> tuple[PreTrainedModel, PruningPolicy]:
+    """A different number of groups in every unit, from that of the dense one and its index; one at the least."""
     family = find_family(model.config)
     units = find_units(model, family)
     sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
-    sizes = tuple(max(1, unit.unit.groups - 1 - index % 3) for index, unit in enumerate(units))
+    sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
     return sorted_model.materialise(policy), policy
 
 
 def prune_tiny_model(name: str, folder: Path) -> Path:
     """A checkpoint with different heads and channels in every layer, and a tokenizer."""
-    model = make_tiny_model(name)
-    family = get_family(model.config.model_type)
-    units = find_units(model, family)
-    kept = tuple(max(1, unit.unit.groups * (5 + index % 3) // 8) for index, unit in enumerate(units))
-    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
-    sorted_model.materialise(PruningPolicy(sorted_model.units, kept)).save_pretrained(folder)
+    pruned, _ = prune_by_hand(make_tiny_model(name), lambda groups, index: groups * (5 + index % 3) // 8)
+    pruned.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

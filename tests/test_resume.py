@@ -70,8 +70,7 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
@@ -83,8 +82,7 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -101,8 +99,7 @@ def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, da
         measured.append(model.num_parameters() == whole)
         return window_losses(model, windows, batch_size)
 
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", watched)
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", watched)
     found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
     assert measured.count(True) == 1 < len(measured)
     assert len({one.search.dense_perplexity for one in found}) == 1
@@ -133,8 +130,7 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, da
 def test_searches_share_what_the_same_policy_was_worth(save_tiny_model, data_folder, tmp_path, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="no-search")
     first = pruner.prune()
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 
@@ -148,7 +144,7 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_tiny_model, data_folder,
         for name in (
             "analysis.prepare.collect_statistics",
             "analysis.prepare.collect_fisher",
-            "search.evaluator.window_losses",
+            "analysis.measurements.window_losses",
         ):
             patch.setattr(f"optimum_ffp.{name}", None)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)

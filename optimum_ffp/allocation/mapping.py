@@ -1,20 +1,9 @@
 """Functions shared by the mappings from raw scores to policies, and the uniform mapping. Only needs numpy."""
 
-from collections.abc import Callable
-from importlib import import_module
-
 import numpy as np
 
 from .budget import Budget
 from .policy import PruningPolicy
-
-
-Mapping = Callable[[np.ndarray, Budget], PruningPolicy]
-
-
-def find_mapping(name: str) -> Mapping:
-    """Return `map_scores` of a mapping, by the name of its module in `mappings`."""
-    return import_module(f"{__package__}.mappings.{name.replace('-', '_')}").map_scores
 
 
 def retention_scores(scores: np.ndarray, budget: Budget) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,9 @@
 """Importance order of a unit's groups, from the weight of its output projection and the statistics of its input."""
 
-from importlib import import_module
-from types import ModuleType
-
 import torch
 
-from ..options import FISHER
+from ..options import FISHER, find_choice
 from .gram import Statistics
-
-
-def find_criterion(name: str) -> ModuleType:
-    """Return the module of a criterion, by its name in `criteria`."""
-    return import_module(f"{__package__}.criteria.{name.replace('-', '_')}")
 
 
 def order_groups(
@@ -31,7 +23,7 @@ def order_groups(
     """
     if criterion.startswith(FISHER):
         weight = symmetric_root(fisher).to(weight.device) @ weight.float()
-    scores = find_criterion(criterion).score(weight, statistics, block)
+    scores = find_choice("criterion", criterion).score(weight, statistics, block)
     return torch.argsort(scores, descending=True, stable=True).cpu()
 
 

@@ -2,12 +2,15 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy
+from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from ..errors import FFPError
@@ -22,6 +25,28 @@ from .prepare import Prepared, prepare
 
 
 logger = logging.getLogger(__name__)
+
+
+def policy_losses(
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    windows: torch.Tensor,
+    outputs: Mapping[int, torch.Tensor] | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype | None = None,
+) -> np.ndarray:
+    """Return the losses of a policy, in nats per token, shape `[windows]`.
+
+    Args:
+        sorted_model: The model with its groups sorted.
+        policy: Number of groups that each unit keeps.
+        windows: Token ids, shape `[windows, window length]`.
+        outputs: Weights of output projections that replace the views, by unit index.
+        batch_size: Windows per forward pass, halved if memory runs out.
+        dtype: Autocast dtype; `None` for the model's own.
+    """
+    with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
+        return with_halving_batches(lambda size: window_losses(model, windows, size), batch_size).numpy()
 
 
 class Measurements:
@@ -108,12 +133,10 @@ class Measurements:
             FFPError: If the perplexity is not finite.
         """
         config, windows = self.config, self.data.search.tokens
-        dtype = autocast_dtype(self.model, config.search_dtype)
+        dtype, dense = autocast_dtype(self.model, config.search_dtype), PruningPolicy.dense(self.units)
 
         def measure() -> list[float]:
-            dense = PruningPolicy.dense(self.units)
-            with self.prepared.sorted_model.applied(dense) as model, computing_in(model.device, dtype):
-                losses = with_halving_batches(lambda size: window_losses(model, windows, size), config.batch_size)
+            losses = policy_losses(self.prepared.sorted_model, dense, windows, None, config.batch_size, dtype)
             return losses.tolist()
 
         losses = np.array(self.journal.part(config.batch_size).value("dense-losses", measure))

@@ -17,11 +17,13 @@ class ParetoFront:
 
     `search_perplexity` compares policies before the final calibration, on the search windows. `perplexity` is that of
     the final model on the test windows.
+
+    Args:
+        record: The front of a result of a sweep, `result.search.front`; `None` for an empty front.
     """
 
-    def __init__(self) -> None:
-        self.record: dict[str, Any] = {}
-        self._title = ""
+    def __init__(self, record: dict[str, Any] | None = None):
+        self.record = record or {}
 
     def add(self, result: PruningResult) -> None:
         """Adds one result of `FFPPruner.sweep`."""
@@ -42,7 +44,6 @@ class ParetoFront:
         pruned = [*self.record.get("pruned", []), row]
         windows = without_folders({"search_windows": search.windows, "test_windows": result.test.describe()})
         self.record = {"dense": dense, "pruned": pruned, **windows}
-        self._title = "{dataset}, {split}, {windows} x {window_length} tokens".format(**windows["search_windows"])
 
     def write(self, stem: str | os.PathLike) -> list[Path]:
         """Writes `STEM.json` and `STEM.png`.
@@ -57,9 +58,10 @@ class ParetoFront:
             FFPError: If they can't be written.
         """
         files = [Path(name) for name in front_files(stem)]
+        windows = "{dataset}, {split}, {windows} x {window_length} tokens".format(**self.record["search_windows"])
         try:
             files[0].write_text(to_json(self.record, indent=2) + "\n", encoding="utf-8")
-            write_front(self.record["dense"], self.record["pruned"], self._title, files[1])
+            write_front(self.record["dense"], self.record["pruned"], windows, files[1])
         except OSError as error:
             raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None
         return files

@@ -158,14 +158,12 @@ def write_checkpoints(
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
-    several, front = len(sparsities) > 1, ParetoFront()
+    several = len(sparsities) > 1
     failed = []
     results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
     for result, folder, repo_id in zip(results, folders, repositories):
         pruner.save_pretrained(folder, overwrite=overwrite)
         print(summary(result, folder))
-        if several:
-            front.add(result)
         # A failed upload must not stop the remaining sparsities.
         try:
             if repo_id:
@@ -173,6 +171,7 @@ def write_checkpoints(
         except FFPError as error:
             failed.append(str(error))
     if several:
+        front = ParetoFront(result.search.front)
         print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
     if failed:
         raise FFPError("; ".join(failed))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..analysis.importance import find_criterion
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..modeling.families import Family, ModelUnit
+from ..options import find_choice
 from ..utils.lm_head import POSITIONS
 
 
@@ -124,7 +124,7 @@ class MemoryModel:
         process = {"Fisher matrices": self.fishers}
         if self.fishers:
             yield self._stage("fisher", weights | self._backward(), grams, process | self._holes())
-        workspace = {"workspace": getattr(find_criterion(config.criterion), "WORKSPACE_BYTES", 0) * entries}
+        workspace = {"workspace": getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0) * entries}
         yield self._stage("importance", weights | workspace, grams, process)
 
         factors = "factors", self.factors

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from ..allocation.policy import PruningPolicy
+from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
-from ..evaluation import window_losses
 from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
-from ..utils.precision import computing_in
 from ..utils.resume import Journal
 
 
@@ -88,5 +87,4 @@ class CandidateEvaluator:
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
         outputs = self.sorted_model.compensated(policy) if self.compensated else None
-        with self.sorted_model.applied(policy, outputs) as model, computing_in(model.device, self.dtype):
-            return with_halving_batches(lambda size: window_losses(model, windows, size), self.batch_size).numpy()
+        return policy_losses(self.sorted_model, policy, windows, outputs, self.batch_size, self.dtype)

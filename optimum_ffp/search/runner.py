@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 
 from ..allocation.budget import Budget
-from ..allocation.mapping import find_mapping, uniform
+from ..allocation.mapping import uniform
 from ..allocation.policy import Unit
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
 from ..evaluation import to_perplexity
-from ..options import NO_SEARCH
+from ..options import NO_SEARCH, find_choice
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
-from .methods import find_method
 from .task import AgentState, SearchResult, SearchTask
 
 
@@ -46,7 +45,9 @@ class PolicySearch:
             measured.journal,
         )
         self.curves = prepared.curves
-        self.mapping = uniform if config.method == "uniform" else self.curves or find_mapping(config.mapping)
+        self.mapping = (
+            uniform if config.method == "uniform" else self.curves or find_choice("mapping", config.mapping).map_scores
+        )
 
     def run(
         self,
@@ -104,7 +105,7 @@ class PolicySearch:
                 curves=self.curves,
                 on_evaluated=show,
             )
-            return find_method(config.method).search(task, config, warm_start)
+            return find_choice("method", config.method).search(task, config, warm_start)
 
     def baselines(self) -> dict[str, float]:
         """Return the perplexity on all search windows of the policies without a search, by method."""

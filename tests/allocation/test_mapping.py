@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ffp.allocation.budget import Budget
-from optimum_ffp.allocation.mapping import find_mapping, uniform
+from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
 from optimum_ffp.errors import FFPError
+from optimum_ffp.options import find_choice
 from tests.helpers import SMOLLM2
 
 
-greedy, water_filling = find_mapping("greedy"), find_mapping("water-filling")
+greedy, water_filling = (find_choice("mapping", name).map_scores for name in ("greedy", "water-filling"))
 units_strategy = st.lists(
     st.builds(
         Unit,

@@ -8,8 +8,7 @@ from optimum_ffp.allocation.mappings.water_filling import map_scores as water_fi
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
-from optimum_ffp.options import CHOICES, GRADIENT_COST
-from optimum_ffp.search.methods import find_method
+from optimum_ffp.options import CHOICES, GRADIENT_COST, find_choice
 from optimum_ffp.search.task import SearchTask
 
 
@@ -73,7 +72,7 @@ def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsit
         max_samples=8,
         curves=mapping,
     )
-    return find_method(config.method).search(task, config, warm_start), landscape, task
+    return find_choice("method", config.method).search(task, config, warm_start), landscape, task
 
 
 def regret(agent: str, interaction: float, method: str = "ffp") -> float:

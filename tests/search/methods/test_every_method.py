@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.options import CHOICES, NO_SEARCH
-from optimum_ffp.search.methods import find_method
+from optimum_ffp.options import CHOICES, NO_SEARCH, find_choice
 from tests.search.landscape import KINDS, KnownLandscape, run
 
 
 def test_every_method_has_a_name_in_the_config():
     assert {"ffp", "no-search", "random", "evolutionary", "uniform"} == set(CHOICES["method"])
-    assert all(callable(find_method(name).search) for name in CHOICES["method"])
+    assert all(callable(find_choice("method", name).search) for name in CHOICES["method"])
 
 
 @pytest.mark.parametrize(("method", "agent"), KINDS)
