@@ -73,6 +73,7 @@ class FoundPolicy:
         search: Counts and figures of the search.
         log: One record per candidate evaluation.
         agent: State of the agent for policy transfer, if the method has one.
+        trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
         cost: Time and memory of the search.
     """
 
@@ -81,6 +82,7 @@ class FoundPolicy:
     search: SearchRecord
     log: list[dict[str, Any]]
     agent: Mapping[str, np.ndarray] | None = None
+    trail: list[np.ndarray] = field(default_factory=list)
     cost: StageMeter = field(default_factory=StageMeter)
 
 

@@ -76,7 +76,7 @@ class PolicySearch:
             repeated_windows=data.repeated,
             warm_start=getattr(warm_start, "source", None),
         )
-        return FoundPolicy(found.policy, self.config, record, found.log, found.agent)
+        return FoundPolicy(found.policy, self.config, record, found.log, found.agent, found.trail)
 
     def budget(self, sparsity: float) -> Budget:
         """Bounds and parameters to spend at a sparsity."""

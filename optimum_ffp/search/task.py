@@ -148,12 +148,18 @@ class SearchTask:
         self.on_evaluated(self.log[-len(policies) :], cost * len(policies), best)
         return excess
 
-    def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> "SearchResult":
+    def conclude(
+        self,
+        finalists: Sequence[np.ndarray],
+        agent: AgentState | None = None,
+        trail: Sequence[np.ndarray] = (),
+    ) -> "SearchResult":
         """Compare finalists at the target sparsity on all windows and return the best candidate.
 
         Args:
             finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
             agent: State of the agent, for policy transfer.
+            trail: The agent's deterministic scores at the target sparsity before every update.
 
         Raises:
             FFPError: If no candidate has a finite perplexity.
@@ -165,7 +171,7 @@ class SearchTask:
                 f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity or raise "
                 "search_steps"
             )
-        return SearchResult(self.best[1], self.best[0], self.log, agent)
+        return SearchResult(self.best[1], self.best[0], self.log, agent, list(trail))
 
 
 @dataclass
@@ -177,9 +183,11 @@ class SearchResult:
         perplexity: Its perplexity on all search windows.
         log: One record per candidate evaluation.
         agent: State of the agent, if the method has one.
+        trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
     """
 
     policy: PruningPolicy
     perplexity: float
     log: list[dict[str, Any]]
     agent: AgentState | None = None
+    trail: list[np.ndarray] = field(default_factory=list)

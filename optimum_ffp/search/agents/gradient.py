@@ -49,7 +49,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         trail.append(regression.solve())
     settled = np.mean([_damped(values) for values in trail[len(trail) // 2 :]], axis=0)
     answers = [_damped(trail[-1]), np.zeros(task.actions), to_scores(trail[-1]), settled]
-    return task.conclude(answers[: task.finalists], regression.state())
+    return task.conclude(answers[: task.finalists], regression.state(), [_damped(values) for values in trail])
 
 
 def _damped(multipliers: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...config import FFPConfig
@@ -54,15 +55,36 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     )
     if warm_start is not None:
         restore_weights(agent, warm_start)
+    trail = _Trail(task.sparsity)
     if updates:
-        agent.learn(updates * candidates)
+        agent.learn(updates * candidates, callback=trail)
 
     recent = environment.history[-max(finalists, len(environment.history) // 2) :]
     ranked = sorted(recent, key=lambda entry: -entry[1])
-    answer, _ = agent.predict(np.array([task.sparsity], dtype=np.float32), deterministic=True)
+    answer = _answer(agent, task.sparsity)
     last = [answer] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return task.conclude(last[: task.steps - updates * candidates], weights)
+    return task.conclude(last[: task.steps - updates * candidates], weights, [*trail.answers, answer])
+
+
+def _answer(agent: PPO, sparsity: float) -> np.ndarray:
+    scores, _ = agent.predict(np.array([sparsity], dtype=np.float32), deterministic=True)
+    return scores
+
+
+class _Trail(BaseCallback):
+    """Keeps the deterministic action at the final sparsity before every update."""
+
+    def __init__(self, sparsity: float):
+        super().__init__()
+        self.sparsity = sparsity
+        self.answers: list[np.ndarray] = []
+
+    def _on_rollout_start(self) -> None:
+        self.answers.append(_answer(self.model, self.sparsity))
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def restore_weights(agent: PPO, weights: AgentState) -> None:

@@ -1,0 +1,172 @@
+"""Learning curves of the paper's agent, beside random search of the same mapping with the same tokens.
+
+    python benchmarks/learning_curve.py MODEL DATASET [--sparsities 0.2 0.3] [--min-retention 0.2] [--steps 1000]
+        [--options learning_rate=1e-3 ...] [--seq-len 256] [--search-samples 4] [--held-out 8] [--every 6] [--seed 0]
+        [--save FOLDER] [--output learning-curve.json]
+
+The first search is trained from scratch and later ones start from its agent (policy transfer). Search windows are the
+first ones of a larger number, the others are held out: the deterministic action before every `--every`-th update is
+evaluated on them at the final sparsity, as is the policy that each search returns. There are as many calibration
+tokens as in 32 windows of 2048. Rewards are the paper's, `PPL_dense / PPL`, before calibration. The picture beside
+`--output` has one panel per sparsity. `--save` writes the pruned models, for `optimum-cli ffp evaluate` at another
+window length.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import describe, read_options
+from matplotlib.figure import Figure
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.allocation.mapping import uniform
+from optimum_ffp.analysis.measurements import policy_losses
+from optimum_ffp.checkpoint.result import FoundPolicy
+from optimum_ffp.checkpoint.saving import save_checkpoint
+from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.data import Windows
+from optimum_ffp.search.runner import PolicySearch
+from optimum_ffp.utils.precision import autocast_dtype
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("dataset")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
+    parser.add_argument("--min-retention", type=float, default=0.2)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--search-samples", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=8)
+    parser.add_argument("--every", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, help="Folder to write the pruned models to.")
+    parser.add_argument("--output", type=Path, default=Path("learning-curve.json"))
+    args = parser.parse_args()
+
+    config = FFPConfig(
+        preset="paper",
+        dataset=args.dataset,
+        seq_len=args.seq_len,
+        num_samples=32 * 2048 // args.seq_len,
+        search_samples=args.search_samples + args.held_out,
+        eval_samples=2,
+        search_steps=args.steps,
+        min_retention=args.min_retention,
+        seed=args.seed,
+        **read_options(args.options),
+    )
+    pruner = FFPPruner.from_pretrained(args.model, config)
+    search, held_out = split(pruner.measured.data.search, args.search_samples)
+    pruner.measured.data = replace(pruner.measured.data, search=search)
+    judge = Judge(pruner, config, held_out)
+
+    records, agent = [], None
+    for sparsity in args.sparsities:
+        trained = pruner.search(sparsity, agent)
+        agent = agent or trained.agent
+        tokens = trained.search.tokens_evaluated // (args.search_samples * args.seq_len)
+        drawn = pruner.search(sparsity, config=config.replace(method="random", search_steps=tokens))
+        records.append(judge.compare(sparsity, {"ppo": trained, "random": drawn}, args.every))
+        for name, found in (("ppo", trained), ("random", drawn)):
+            result = pruner.finish(found)
+            records[-1][name] |= {"prune": describe(result)}
+            if args.save:
+                save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
+        args.output.write_text(json.dumps({"options": config.to_dict(), "searches": records}, indent=2) + "\n")
+        draw(records, args.output.with_suffix(".png"))
+        print(table(records[-1]), flush=True)
+
+
+def split(windows: Windows, count: int) -> tuple[Windows, Windows]:
+    """Divides windows into the first `count` and the others."""
+    return windows.first(count), replace(windows, tokens=windows.tokens[count:])
+
+
+class Judge:
+    """Evaluates policies on windows that the search does not see.
+
+    Args:
+        pruner: The pruner of the searches.
+        config: Options of the searches.
+        windows: The held-out windows.
+    """
+
+    def __init__(self, pruner: FFPPruner, config: FFPConfig, windows: Windows):
+        self.pruner, self.config, self.windows = pruner, config, windows
+        self.dense = None
+
+    def reward(self, policy: Any) -> float:
+        """Reward `PPL_dense / PPL` on the held-out windows."""
+        measured, config = self.pruner.measured, self.config
+        dtype = autocast_dtype(measured.model, config.search_dtype)
+
+        def mean(one: Any) -> float:
+            losses = policy_losses(measured.prepared.sorted_model, one, self.windows.tokens, None, 1, dtype)
+            return float(losses.mean())
+
+        if self.dense is None:
+            self.dense = mean(type(policy).dense(policy.units))
+        return float(np.exp(self.dense - mean(policy)))
+
+    def compare(self, sparsity: float, searches: dict[str, FoundPolicy], every: int) -> dict[str, Any]:
+        """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
+        search = PolicySearch(self.pruner.measured, self.config.replace(sparsity=sparsity))
+        budget, record = search.budget(sparsity), {"sparsity": sparsity}
+        for name, found in searches.items():
+            record[name] = {
+                "tokens": found.search.tokens_evaluated,
+                "evaluations": found.search.candidate_evaluations,
+                "best_on_search": found.search.dense_perplexity / found.search.best_perplexity,
+                "held_out": self.reward(found.policy),
+                "samples": [[entry["samples"], entry["target_sparsity"], entry["reward"]] for entry in found.log],
+            }
+        trail = searches["ppo"].trail
+        kept = sorted({*range(0, len(trail), every), len(trail) - 1})
+        policies = [search.mapping(trail[update], budget) for update in kept]
+        # Most updates change the scores, but not their order.
+        rewards = {policy.sizes: self.reward(policy) for policy in policies}
+        record["mean_action"] = [[update, rewards[policy.sizes]] for update, policy in zip(kept, policies)]
+        record["moved"] = float(np.abs(trail[-1] - trail[0]).mean())
+        record["uniform"] = self.reward(uniform(trail[0], budget))
+        return record
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Draws the rewards of samples and the held-out reward of the deterministic action, by update."""
+    figure = Figure(figsize=(9, 3.8 * len(records)), layout="constrained")
+    for axes, record in zip(np.atleast_1d(figure.subplots(len(records), 1)), records):
+        samples = np.array([reward for _, _, reward in record["ppo"]["samples"]])
+        updates, rewards = zip(*record["mean_action"])
+        scale = updates[-1] / len(samples)
+        at = np.arange(len(samples)) * scale
+        axes.plot(at, samples, ".", markersize=2, color="#9db8d6", label="samples, search windows")
+        axes.plot(updates, rewards, color="#2f6fb3", label="mean action, held-out windows")
+        axes.axhline(record["random"]["held_out"], color="#e08a1e", label="best of random search, held out")
+        axes.axhline(record["uniform"], color="#7a7a7a", ls="--", label="uniform, held out")
+        axes.set(title=f"{record['sparsity']:.0%}", xlabel="update", ylabel="PPL dense / PPL, before calibration")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Rewards on the search windows and on held-out windows, and the perplexity after calibration."""
+    lines = ["| | tokens | on search | held out |", "|---|---:|---:|---:|"]
+    for name in ("ppo", "random"):
+        row = record[name]
+        lines.append(f"| {name} | {row['tokens']:,} | {row['best_on_search']:.4f} | {row['held_out']:.4f} |")
+    first, last = record["mean_action"][0][1], record["mean_action"][-1][1]
+    lines.append(f"| mean action, first and last update | | | {first:.4f} {last:.4f} |")
+    lines.append(f"| uniform | | | {record['uniform']:.4f} |")
+    return "\n".join(lines) + f"\n\n{record['sparsity']:.0%}; the mean action moved by {record['moved']:.2f}."
+
+
+if __name__ == "__main__":
+    with one_line_endings():
+        main()
