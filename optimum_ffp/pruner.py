@@ -299,9 +299,7 @@ class FFPPruner:
             policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
-                found = policy_search.run(agent, tracker.log)
-            if with_baselines:
-                found.search.baselines = policy_search.baselines()
+                found = policy_search.run(agent, tracker.log, with_baselines)
         found.cost = meter
         return found
 

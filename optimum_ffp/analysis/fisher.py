@@ -13,7 +13,7 @@ from ..modeling.families import ModelUnit
 from ..utils.cholesky import check_finite
 from ..utils.progress import progress_bar
 from .backward import backward_passes
-from .gram import add_gram
+from .gram import add_gram, output_norms
 
 
 def collect_fisher(
@@ -23,6 +23,7 @@ def collect_fisher(
     windows: torch.Tensor,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    relative: bool = False,
 ) -> list[torch.Tensor]:
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
@@ -36,6 +37,7 @@ def collect_fisher(
         windows: Token ids, shape `[windows, window length]`.
         seed: Random seed of the labels.
         dtype: Autocast dtype; `None` for the model's own.
+        relative: Whether the gradient of every token is multiplied by the norm of the projection's output.
 
     Returns:
         One float32 matrix per unit, shape `[out_features, out_features]`, in nats per token.
@@ -48,7 +50,8 @@ def collect_fisher(
 
     def watch(total: torch.Tensor):
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            output.register_hook(partial(add_gram, total))
+            norms = output_norms(output) if relative else None
+            output.register_hook(partial(_add_gradient, total, norms))
 
         return hook
 
@@ -59,6 +62,11 @@ def collect_fisher(
     for unit, total in zip(units, totals):
         check_finite(total.diagonal(), f"the gradient of the loss at the output of {unit.unit.name}")
     return [total / windows.numel() for total in totals]
+
+
+def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
+    rows = gradient.detach().flatten(0, -2)
+    add_gram(total, rows if norms is None else rows.float() * norms)
 
 
 def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:

@@ -20,7 +20,8 @@ class Statistics:
     """Statistics of the input `X` (tokens x features) of one unit's output projection.
 
     Attributes:
-        gram: `H = XᵀX / n`, float32, shape `[features, features]`.
+        gram: `H = XᵀX / n`, float32, shape `[features, features]`. Where a norm follows the projection, rows of `X`
+            are divided by the norm of the projection's output.
         mean: Mean of every feature, float32, shape `[features]`.
         tokens: Number of tokens, `n`.
     """
@@ -84,15 +85,27 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
             total += (flat.T @ flat).to(total.device)
 
 
+def output_norms(output: torch.Tensor) -> torch.Tensor:
+    """Return the norm of a projection's output for every token, float32, shape `[tokens, 1]`.
+
+    Norms are at least a millionth of the largest, so that tokens without an output have finite weights.
+    """
+    norms = output.detach().flatten(0, -2).float().norm(dim=-1, keepdim=True)
+    return norms.clamp_min(1e-6 * float(norms.max()) or 1.0)
+
+
 class _Accumulator:
     # Streaming: memory is one matrix per unit, independent of the number of windows.
-    def __init__(self, features: int, device: torch.device):
+    def __init__(self, features: int, device: torch.device, relative: bool):
+        self.relative = relative
         self.gram = torch.zeros(features, features, device=device)
         self.total = torch.zeros(features, device=device)
         self.tokens = 0
 
-    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         flat = inputs[0].detach().flatten(0, -2)
+        if self.relative:
+            flat = (flat / output_norms(output)).to(flat.dtype)
         add_gram(self.gram, flat)
         self.total += flat.sum(0, dtype=torch.float32).to(self.total.device)
         self.tokens += len(flat)
@@ -118,6 +131,7 @@ def collect_statistics(
     batch_size: int = 1,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    relative: bool = False,
 ) -> list[Statistics]:
     """Collect the statistics of all units in one pass of the dense model over the calibration windows.
 
@@ -128,6 +142,7 @@ def collect_statistics(
         batch_size: Windows per forward pass.
         device: Device of the matrices. In host memory, the accelerator holds the product of one unit at a time.
         dtype: Autocast dtype; `None` for the model's own. Sums are float32 either way.
+        relative: Whether the input of every token is divided by the norm of the projection's output.
 
     Returns:
         One `Statistics` per unit, in the order of `units`.
@@ -135,10 +150,10 @@ def collect_statistics(
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device)) for unit in units]
+    accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device), relative) for unit in units]
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
-            stack.callback(unit.output.module.register_forward_pre_hook(accumulator).remove)
+            stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
         stack.enter_context(computing_in(model.device, dtype))
         with progress_bar(len(windows), "Statistics", "window") as bar:
             for batch in windows.split(batch_size):

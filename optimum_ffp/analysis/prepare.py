@@ -57,6 +57,8 @@ def prepare(
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
+    # The paper's ridge regression and scores weigh all tokens alike.
+    relative = family.normalised_outputs and config.preset != "paper"
     if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
         logger.warning(shortage)
     with meter.stage("statistics"):
@@ -64,7 +66,7 @@ def prepare(
         device = matrix_device(model, units)
 
         def collect(batch_size: int) -> dict[str, torch.Tensor]:
-            return pack(collect_statistics(model, units, windows, batch_size, device, dtype))
+            return pack(collect_statistics(model, units, windows, batch_size, device, dtype, relative))
 
         kept = journal.tensors("statistics", lambda: with_halving_batches(collect, config.batch_size))
         statistics = unpack(kept, device)
@@ -75,7 +77,7 @@ def prepare(
             layers, seen = model.base_model.get_submodule(family.layers), windows[: config.fisher_samples]
 
             def differentiate(_: int) -> list[torch.Tensor]:
-                return collect_fisher(model, units, layers, seen, config.seed, dtype)
+                return collect_fisher(model, units, layers, seen, config.seed, dtype, relative)
 
             fishers = _by_unit(journal, "fisher", lambda: with_halving_batches(differentiate, 1))
     with meter.stage("importance"):

@@ -15,8 +15,8 @@ from ..data import Windows
 from ..utils.profiling import StageMeter
 
 
-# Fields that only searches of a sweep have.
-OF_A_SWEEP = ("baselines", "sweep", "front")
+# Fields that some searches don't have.
+OPTIONAL = ("baselines", "sweep", "front")
 
 
 @dataclass
@@ -35,7 +35,7 @@ class SearchRecord:
         calibrated_on: Description of the calibration windows.
         repeated_windows: Number of windows per role that repeat text of other roles.
         warm_start: Checkpoint whose agent the search started from.
-        baselines: Perplexity per method that needs no search, if evaluated.
+        baselines: Perplexity of the policies without a search on the same windows, by method, if evaluated.
         sweep: `sparsity` and `search_steps` of the sweep that this search is part of.
         front: Record of the sweep's Pareto front up to this search.
     """
@@ -60,7 +60,7 @@ class SearchRecord:
         record = asdict(self)
         perplexity = {"dense": record.pop("dense_perplexity"), "best": record.pop("best_perplexity")}
         record["perplexity"] = perplexity | record.pop("windows")
-        return {name: value for name, value in record.items() if name not in OF_A_SWEEP or value}
+        return {name: value for name, value in record.items() if name not in OPTIONAL or value}
 
 
 @dataclass

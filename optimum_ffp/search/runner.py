@@ -7,11 +7,10 @@ import numpy as np
 
 from ..allocation.budget import Budget
 from ..allocation.mapping import uniform
-from ..allocation.policy import Unit
+from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
-from ..evaluation import to_perplexity
 from ..options import NO_SEARCH, find_choice
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
@@ -53,14 +52,19 @@ class PolicySearch:
         self,
         warm_start: AgentState | None = None,
         on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None,
+        with_baselines: bool = False,
     ) -> FoundPolicy:
         """Run the search method `config.method`, a module in `methods`.
+
+        The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
+        better; not so by the paper's preset, which only reports them.
 
         Args:
             warm_start: State of an agent to start from.
             on_entry: Called with every new record of the log.
+            with_baselines: Whether a method without a search reports the baselines too.
         """
-        found = self._search(warm_start, on_entry)
+        found = self._search(warm_start, on_entry, with_baselines)
         data, evaluator = self.measured.data, self.evaluator
         record = SearchRecord(
             method=self.config.method,
@@ -75,6 +79,7 @@ class PolicySearch:
             calibrated_on=data.calibration.describe(),
             repeated_windows=data.repeated,
             warm_start=getattr(warm_start, "source", None),
+            baselines=found.baselines,
         )
         return FoundPolicy(found.policy, self.config, record, found.log, found.agent, found.trail)
 
@@ -82,12 +87,15 @@ class PolicySearch:
         """Bounds and parameters to spend at a sparsity."""
         return budget_at(self.measured.units, sparsity, self.config)
 
-    def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> SearchResult:
-        config = self.config
+    def _search(
+        self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any], with_baselines: bool
+    ) -> SearchResult:
+        config, searches = self.config, self.config.method not in NO_SEARCH
         # The curriculum may start at a lower sparsity than the bounds allow.
         least = self.budget(config.sparsity).least_sparsity
-        steps = 1 if config.method in NO_SEARCH else config.search_steps
-        with progress_bar(steps, f"Search {config.sparsity:.0%}", "candidate") as bar:
+        steps = config.search_steps if searches else 1
+        baselines = self._baselines() if searches or with_baselines else {}
+        with progress_bar(steps + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
                 bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
@@ -103,13 +111,12 @@ class PolicySearch:
                 steps=steps,
                 max_samples=len(self.measured.data.search),
                 curves=self.curves,
+                baselines=baselines,
+                falls_back=searches and config.preset != "paper",
                 on_evaluated=show,
             )
             return find_choice("method", config.method).search(task, config, warm_start)
 
-    def baselines(self) -> dict[str, float]:
-        """Return the perplexity on all search windows of the policies without a search, by method."""
+    def _baselines(self) -> dict[str, PruningPolicy]:
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)
-        policies = [mapping(scores, budget) for mapping in (uniform, self.mapping)]
-        losses = self.evaluator(policies, np.arange(len(self.measured.data.search))).mean(1)
-        return {name: to_perplexity(float(loss)) for name, loss in zip(("uniform", "no-search"), losses)}
+        return {"uniform": uniform(scores, budget), "no-search": self.mapping(scores, budget)}

@@ -10,6 +10,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
 from ..errors import FFPError
+from ..evaluation import to_perplexity
 from ..options import GRADIENT_COST
 
 
@@ -50,6 +51,9 @@ class SearchTask:
         steps: Maximum number of candidate evaluations.
         max_samples: Number of search windows at full fidelity.
         curves: Loss curves of all units, if they were measured.
+        baselines: Policies without a search that are compared with the finalists, by name. They are not counted in
+            `steps`.
+        falls_back: Whether a baseline that is better than all candidates is the result of the search.
         on_evaluated: Called with the records of every batch of candidates, the number of evaluations that they count
             for, and the best perplexity so far.
         log: One record per candidate evaluation.
@@ -63,6 +67,8 @@ class SearchTask:
     steps: int
     max_samples: int
     curves: CurveMapping | None = None
+    baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
+    falls_back: bool = True
     on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
@@ -154,7 +160,7 @@ class SearchTask:
         agent: AgentState | None = None,
         trail: Sequence[np.ndarray] = (),
     ) -> "SearchResult":
-        """Compare finalists at the target sparsity on all windows and return the best candidate.
+        """Compare finalists and baselines at the target sparsity on all windows and return the best candidate.
 
         Args:
             finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
@@ -164,14 +170,24 @@ class SearchTask:
         Raises:
             FFPError: If no candidate has a finite perplexity.
         """
-        policies = [self.map_scores(scores, self.sparsity) for scores in finalists]
-        self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
-        if self.best is None:
+        policies = list(dict.fromkeys(self.map_scores(scores, self.sparsity) for scores in finalists))
+        excess = dict(zip(policies, self._compare(policies)))
+        found = self.best
+        others = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in excess]
+        if others:
+            excess |= zip(others, self._compare(others))
+        best = self.best if self.falls_back else found
+        if best is None:
             raise FFPError(
                 f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity or raise "
                 "search_steps"
             )
-        return SearchResult(self.best[1], self.best[0], self.log, agent, list(trail))
+        dense = float(self.evaluate.dense_losses.mean())
+        baselines = {name: to_perplexity(dense + float(excess[policy])) for name, policy in self.baselines.items()}
+        return SearchResult(best[1], best[0], self.log, agent, list(trail), baselines)
+
+    def _compare(self, policies: Sequence[PruningPolicy]) -> np.ndarray:
+        return self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
 
 
 @dataclass
@@ -184,6 +200,7 @@ class SearchResult:
         log: One record per candidate evaluation.
         agent: State of the agent, if the method has one.
         trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
+        baselines: Perplexity of the policies without a search on all search windows, by name.
     """
 
     policy: PruningPolicy
@@ -191,3 +208,4 @@ class SearchResult:
     log: list[dict[str, Any]]
     agent: AgentState | None = None
     trail: list[np.ndarray] = field(default_factory=list)
+    baselines: dict[str, float] = field(default_factory=dict)

@@ -6,8 +6,10 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
+from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
 from optimum_ffp.modeling.families import find_units, get_family
+from tests.helpers import make_tiny_model
 
 
 def layers_of(model):
@@ -77,3 +79,28 @@ def test_same_seed_same_matrices(tiny_model, windows):
         collect_fisher(tiny_model, units, layers_of(tiny_model), windows, seed) for seed in (0, 0, 1)
     )
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_where_a_norm_follows_the_length_of_an_output_has_no_weight(name, windows):
+    model = make_tiny_model(name)
+    family = get_family(model.config.model_type)
+    assert family.normalised_outputs
+    units = find_units(model, family)[-1:]
+    module, layers = units[0].output.module, layers_of(model)
+
+    def measure(relative):
+        (statistics,) = collect_statistics(model, units, windows, relative=relative)
+        (fisher,) = collect_fisher(model, units, layers, windows, relative=relative)
+        return statistics.gram, fisher
+
+    before, absolute = measure(True), measure(False)
+    # The norm undoes what is done to the first token, so that the model's loss stays the same.
+    scale = torch.ones(windows.shape[1], 1)
+    scale[0] = 30
+    hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0] * scale,))
+    after, changed = measure(True), measure(False)
+    hook.remove()
+    for one, other in zip(before, after):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+    assert not torch.allclose(absolute[0], changed[0], rtol=0.5)

@@ -18,12 +18,12 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
     record = json.loads(files[0].read_text())
     assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == data_folder.name
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
-    assert [row["candidate_evaluations"] for row in record["pruned"]] == [24, 12, 12]
+    counts = [row["candidate_evaluations"] for row in record["pruned"]]
+    assert counts[1] <= counts[0] / 2 + 2 and counts[2] <= counts[0] / 2 + 2
     for row, result in zip(record["pruned"], results):
         seen = row["search_perplexity"]
         assert set(seen) == {"uniform", "no-search", "searched"}
-        # The prior is a finalist of every search, so nothing that is kept is worse.
-        assert seen["searched"] <= seen["no-search"] * (1 + 1e-9)
+        assert seen["searched"] <= min(seen["uniform"], seen["no-search"]) * (1 + 1e-9)
         assert row["perplexity"] == result.perplexities["calibrated"]
     assert record["dense"]["parameters"] == results[0].dense_parameters
     assert files[1].read_bytes().startswith(b"\x89PNG")

@@ -66,11 +66,13 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
     plan = make_plan(pruner.model.config, pruner.config, device="cpu")
     result = pruner.prune()
     search = result.search
-    assert plan.candidate_evaluations == search.candidate_evaluations
-    dense = pruner.config.search_samples * pruner.config.seq_len
-    assert search.tokens_evaluated <= plan.tokens["search"] - dense
+    # Finalists and baselines that are one policy are evaluated once.
+    twice = plan.candidate_evaluations - search.candidate_evaluations
+    every = pruner.config.search_samples * pruner.config.seq_len
+    assert 0 <= twice <= 3
+    assert search.tokens_evaluated <= plan.tokens["search"] - (1 + twice) * every
     if options.get("preset") != "paper":
-        assert search.tokens_evaluated == plan.tokens["search"] - dense
+        assert search.tokens_evaluated == plan.tokens["search"] - (1 + twice) * every
     assert plan.evaluated == len(result.perplexities)
     assert set(result.cost.peak_bytes) == {stage.name for stage in plan.memory} - {"save"}
     assert ("fisher" in plan.tokens) == ("fisher" in result.cost.seconds)
@@ -87,8 +89,7 @@ def test_a_sweep_keeps_to_its_plan(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
     plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], "cpu")
     found = [result.search.candidate_evaluations for result in pruner.sweep([0.2, 0.3])]
-    # Two baselines a sparsity are evaluated beside the search and don't count as its candidates.
-    assert plan.candidate_evaluations == sum(found) + 4
+    assert sum(found) <= plan.candidate_evaluations <= sum(found) + 4
     assert plan.evaluated == 3 and "pruned model before" in stages(plan)["evaluation"]
 
 
@@ -133,7 +134,7 @@ def test_a_plan_is_text(data_folder):
         "3 x attention of 4 KV groups, 3 x ffn of 48 channels",
         "25.00%",
         "at retentions of 0.2 to 1",
-        "candidate evaluations   5\n",
+        "candidate evaluations   7\n",
         "at most ",
         "it fits",
     ):

@@ -71,6 +71,7 @@ def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsit
         steps=steps,
         max_samples=8,
         curves=mapping,
+        baselines={} if method == "no-search" else {"no-search": mapping(np.zeros(6), Budget(UNITS, sparsity, 0.1))},
     )
     return find_choice("method", config.method).search(task, config, warm_start), landscape, task
 

@@ -36,6 +36,8 @@ class Family:
         default_width: FFN channels as a multiple of the hidden size if the config's width is `None`.
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
             it holds (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
+        normalised_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
+            length of their outputs, so that errors count relative to it.
         prepare: Function to apply to a loaded dense model before its units are found.
         title: Name of the family in the generated model code; the prefix of its classes if `None`.
         modeling: Full name of the module with the model code, for a family of another package.
@@ -55,6 +57,7 @@ class Family:
     width_attribute: str = "intermediate_size"
     default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = ()
+    normalised_outputs: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
     title: str | None = None
     modeling: str | None = None

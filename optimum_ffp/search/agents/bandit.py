@@ -81,8 +81,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     This is a contextual linear bandit, the single-step problem with a linear model of the reward instead of a network:
     the context is the sparsity, the action is one multiplier per curve. Each update uses other search windows, always
     paired with the dense model. The evaluations reserved for finalists compare, on all search windows, the posterior
-    mean and the unmodified curves, and in a longer search also the policy half-way between them and the best
-    candidates.
+    mean and the policy half-way from the unmodified curves to it, and in a longer search also the best candidates.
 
     Args:
         task: The search task. Its actions are multipliers of `task.curves`.
@@ -110,7 +109,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         spent, offset = spent + len(scores), offset + config.update_samples
 
     learned = to_scores(posterior.mean)
-    answers = [learned, np.zeros(task.actions), learned / 2]
+    answers = [learned, learned / 2]
     answers += [scores for _, scores in sorted(seen, key=lambda entry: float(entry[0] @ posterior.mean))]
     equations = {name: getattr(posterior, name) for name in ("features", "losses", "updates")}
     return task.conclude(answers[: task.finalists], equations)

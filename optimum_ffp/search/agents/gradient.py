@@ -22,8 +22,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     regression converts these size gradients to multipliers of the curves around that size, which determine the next
     policy. The fixed point is a policy in which no unit's step is worth more than another's.
 
-    The evaluations reserved for finalists compare, on all search windows, the last scores and those of the unmodified
-    curves, and in a longer search also the undamped multipliers and the mean scores of the second half of the search.
+    The evaluations reserved for finalists compare, on all search windows, the last scores and their mean over the
+    second half of the search, and in a longer search also the undamped multipliers.
 
     Args:
         task: The search task. Its actions are multipliers of parts of `task.curves`.
@@ -48,7 +48,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
             regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
         trail.append(regression.solve())
     settled = np.mean([_damped(values) for values in trail[len(trail) // 2 :]], axis=0)
-    answers = [_damped(trail[-1]), np.zeros(task.actions), to_scores(trail[-1]), settled]
+    answers = [_damped(trail[-1]), settled, to_scores(trail[-1])]
     return task.conclude(answers[: task.finalists], regression.state(), [_damped(values) for values in trail])
 
 

@@ -16,9 +16,18 @@ def test_every_method_has_a_name_in_the_config():
 @pytest.mark.parametrize(("method", "agent"), KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_no_more_evaluations_than_asked(method, agent, steps):
-    result, landscape, _ = run(method, agent, steps)
-    assert 1 <= len(landscape.calls) == len(result.log) <= landscape.spent <= steps
-    assert method in NO_SEARCH or steps - landscape.spent < 8
+    result, landscape, task = run(method, agent, steps)
+    most = steps + len(task.baselines)
+    assert 1 <= len(landscape.calls) == len(result.log) <= landscape.spent <= most
+    assert method in NO_SEARCH or most - landscape.spent < 8
+
+
+@pytest.mark.parametrize(("method", "agent"), KINDS)
+def test_nothing_ends_above_the_baselines(method, agent):
+    result, landscape, task = run(method, agent, steps=3, seed=1)
+    assert landscape.loss(result.policy) <= min(map(landscape.loss, task.baselines.values()), default=np.inf)
+    for name, policy in task.baselines.items():
+        assert result.baselines[name] == pytest.approx(np.exp(landscape([policy], np.arange(8)).mean()))
 
 
 @pytest.mark.parametrize(("method", "agent"), KINDS)
