@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, READ_WHEN, Options
+from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, PPO_STEPS, READ_WHEN, Options
 from .version import __version__
 
 
@@ -58,21 +58,22 @@ class FFPConfig(Options, BaseConfig):
         seq_len: Tokens per window (the paper: 2048). `None` (default) is the model's maximum length, up to 2048;
             `PruningResult.config` and `ffp_config.json` have the number.
         search_samples: Number of search windows at full fidelity, `N_max`, default 32 (paper preset: 4).
-        update_samples: Number of search windows per update of the agents `"gradient"` and `"bandit"` and per candidate
-            of methods `"random"` and `"evolutionary"`, default 4 and at most `search_samples`. The agents take other
-            windows in every update; with the defaults none is used twice, so that the agent does not overfit.
+        update_samples: Number of search windows per update of the agents and per candidate of methods `"random"` and
+            `"evolutionary"`, default 4 and at most `search_samples`. The agents take other windows in every update;
+            with the defaults none is used twice, so that the agent does not overfit.
         grad: Whether backward passes through the dense model may be run, default `True`. Without them groups are
             ranked by `"obs"`, and the loss curves are scaled by pruning one unit at a time.
         fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
         slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
         eval_samples: Number of test windows; `None` (default) takes all.
         batch_size: Windows per forward pass, default 1.
-        search_steps: Number of candidate evaluations, default 26 (the paper: 1000); one with a backward pass counts as
-            three.
+        search_steps: Number of candidate evaluations, default 26, or 128 for agent `"ppo"` (the paper: 1000); one with
+            a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.
         candidates: Number of candidates per update of the agent, default 8.
-        alpha_start: Fraction of the target sparsity and of the search windows that PPO's progressive schedule starts
-            with, default 0.3.
-        learning_rate: Learning rate of PPO, default 1e-4 (the paper's).
+        alpha_start: Fraction of the target sparsity and of the windows per update that PPO's progressive schedule
+            starts with, default 1, which is no schedule (paper preset: 0.3).
+        learning_rate: Learning rate of PPO, default 3e-3 (the paper: 1e-4).
+        action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1).
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
         search_dtype: Dtype of candidates: `"auto"` (default) is bfloat16 where the hardware multiplies it natively,
@@ -111,6 +112,8 @@ class FFPConfig(Options, BaseConfig):
             defaults = {"criterion": "obs", "agent": "bandit"}
         elif options.get("reward") == "pruned":
             defaults = {"agent": "bandit"}
+        elif options.get("agent") == "ppo":
+            defaults = {"search_steps": PPO_STEPS}
         else:
             defaults = {}
         for name in known:
@@ -176,6 +179,7 @@ class FFPConfig(Options, BaseConfig):
         shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
         self._check_numbers(float, 0, 1, *shares)
         self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
+        self._check_numbers(float, 1e-6, None, "action_std")
         self._check_numbers(
             int,
             1,

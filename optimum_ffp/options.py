@@ -55,7 +55,9 @@ FISHER = "fisher-"
 NO_SEARCH = ("no-search", "uniform")
 # Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
 GRADIENT_COST = 3
-# Values that the paper states; options that it leaves open have the same value in both presets.
+# Candidate evaluations that agent "ppo" needs to learn.
+PPO_STEPS = 128
+# Values that the paper states, and two of ours for its agent; the presets share what else it leaves open.
 PAPER = {
     "agent": "ppo",
     "criterion": "wanda",
@@ -63,6 +65,8 @@ PAPER = {
     "reward": "pruned",
     "calibration": "ridge",
     "search_steps": 1000,
+    "alpha_start": 0.3,
+    "action_std": 1.0,
     "search_samples": 4,
     "rate_precision": 0.01,
     "learning_rate": 1e-4,
@@ -115,8 +119,9 @@ class Options:
     batch_size: int = 1
     search_steps: int = 26
     candidates: int = 8
-    alpha_start: float = 0.3
-    learning_rate: float = 1e-4
+    alpha_start: float = 1.0
+    learning_rate: float = 3e-3
+    action_std: float = 0.3
     clip_range: float = 0.2
     hidden_sizes: tuple[int, ...] = (256, 128)
     search_dtype: str = "auto"
@@ -160,9 +165,7 @@ READ_WHEN = {
         lambda config: {config.dataset, config.eval_dataset or config.dataset} != {"self"},
     ),
     "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
-    "update_samples": _with(
-        "with --agent gradient or bandit, --method random or evolutionary", "gradient", "bandit", *SEARCHES
-    ),
+    "update_samples": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
     "fisher_samples": Condition(
         "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
     ),
@@ -173,6 +176,7 @@ READ_WHEN = {
     "candidates": _with("with --agent bandit or ppo, --method random or evolutionary", "bandit", "ppo", *SEARCHES),
     "alpha_start": PPO,
     "learning_rate": PPO,
+    "action_std": PPO,
     "clip_range": PPO,
     "hidden_sizes": PPO,
 }

@@ -247,8 +247,6 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     for number in range(sparsities):
         steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
         final = finalist_count(steps)
-        if config.method in NO_SEARCH or (config.method == "ffp" and config.agent == "ppo"):
-            final = steps
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
         cost = GRADIENT_COST if config.follows_gradient else 1
         updates = (steps - final) // cost

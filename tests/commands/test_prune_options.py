@@ -16,7 +16,7 @@ from optimum_ffp.options import Options
     ("words", "unread"),
     [
         ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (read only with --agent ppo)"),
-        ("--agent ppo --mapping greedy --candidates 8 --update-samples 2", "--update-samples (read only with --agent"),
+        ("--method no-search --update-samples 2", "--update-samples (read only with --method ffp, random or"),
         ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
         ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
         ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),

@@ -24,23 +24,24 @@ ACTION_LIMIT = 10.0
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
-    The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So an
-    eighth of the evaluations is reserved for finalists: the agent's deterministic action at the final sparsity, and
-    the actions from the second half of the search with the highest advantage over their update. All are mapped to the
-    final sparsity and evaluated on all windows.
+    The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some
+    evaluations are reserved for finalists: the agent's deterministic action at the final sparsity, and the actions
+    from the second half of the search with the highest advantage over their update. All are mapped to the final
+    sparsity and evaluated on all windows.
 
     Args:
         task: The search task.
-        config: Learning rate, clip range, hidden sizes, candidates per update, `α_start`.
+        config: Learning rate, clip range, hidden sizes, initial standard deviation of the actions, candidates and
+            windows per update, `α_start`.
         warm_start: Weights of an agent trained at another sparsity (policy transfer).
 
     Raises:
         FFPError: If `warm_start` is an agent for another number of units or with other hidden sizes.
     """
-    finalists = max(1, task.steps // 8)
-    candidates = max(2, min(config.candidates, task.steps - finalists))
-    updates = max(0, (task.steps - finalists) // candidates)
-    schedule = ProgressiveSchedule(updates * candidates, task.sparsity, task.max_samples, config.alpha_start)
+    candidates = max(2, min(config.candidates, task.steps - task.finalists))
+    updates = max(0, (task.steps - task.finalists) // candidates)
+    most = min(config.update_samples, task.max_samples)
+    schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
     agent = PPO(
         "MlpPolicy",
@@ -49,7 +50,11 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         clip_range=config.clip_range,
         n_steps=1,
         batch_size=candidates,
-        policy_kwargs={"net_arch": list(config.hidden_sizes), "activation_fn": torch.nn.ReLU},
+        policy_kwargs={
+            "net_arch": list(config.hidden_sizes),
+            "activation_fn": torch.nn.ReLU,
+            "log_std_init": math.log(config.action_std),
+        },
         seed=config.seed,
         device="cpu",
     )
@@ -59,7 +64,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     if updates:
         agent.learn(updates * candidates, callback=trail)
 
-    recent = environment.history[-max(finalists, len(environment.history) // 2) :]
+    recent = environment.history[-max(task.finalists, len(environment.history) // 2) :]
     ranked = sorted(recent, key=lambda entry: -entry[1])
     answer = _answer(agent, task.sparsity)
     last = [answer] + [action for action, _ in ranked]
@@ -115,7 +120,7 @@ class ProgressiveSchedule:
     Attributes:
         steps: Total number of candidate evaluations, `T`.
         final_sparsity: `S_final`.
-        max_samples: Number of search windows at full fidelity, `N_max`.
+        max_samples: Number of windows per candidate at full fidelity, `N_max`.
         start: `α_start`, the initial fraction of sparsity and windows; 1 disables the curriculum.
     """
 
@@ -143,7 +148,8 @@ class PruningEnvironment(VecEnv):
     """A vectorised one-step environment in which all candidates of an update are evaluated in one call.
 
     The state is the current target sparsity `σ_t`; the action is a raw score per unit; the reward is `PPL_dense / PPL`
-    on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows.
+    on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows. Updates take windows in
+    turn if there are more than `N_max`.
 
     Args:
         task: The search task.
@@ -171,7 +177,8 @@ class PruningEnvironment(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
         policies = [self.task.map_scores(action, sparsity) for action in self._actions]
-        rewards = self.task.rewards(policies, sparsity, self.task.windows(samples))
+        update = self.step_count // self.num_envs
+        rewards = self.task.rewards(policies, sparsity, self.task.windows(samples, update * self.schedule.max_samples))
         # Rewards at different sparsities are not comparable, but advantages within an update are.
         advantages = rewards - rewards.mean()
         self.history += [(action.copy(), float(gain)) for action, gain in zip(self._actions, advantages)]

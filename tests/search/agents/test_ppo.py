@@ -1,8 +1,41 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.search.agents.ppo import ProgressiveSchedule, PruningEnvironment
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.mappings.curves import CurveMapping
+from optimum_ffp.allocation.policy import Unit
+from optimum_ffp.config import FFPConfig
+from optimum_ffp.search.agents.ppo import ProgressiveSchedule, PruningEnvironment, search
+from optimum_ffp.search.task import SearchTask
 from tests.search.landscape import KnownLandscape, run
+
+
+class WideLandscape:
+    """Thirty units with the same curve, whose true multipliers spread over two orders of magnitude."""
+
+    units = tuple(Unit(layer, "ffn", 200, 10) for layer in range(30))
+
+    def __init__(self):
+        generator = np.random.default_rng(1)
+        curves = [0.05 * np.linspace(1, 0, 201) ** 2] * 30
+        self.curves = CurveMapping(curves)
+        self.truth = [np.exp(number) * curve for number, curve in zip(generator.standard_normal(30), curves)]
+        self.dense_losses = 3 + 0.3 * generator.standard_normal(8)
+        self.difficulty = np.exp(0.2 * generator.standard_normal(8))
+        self.least = self.loss(CurveMapping(self.truth)(np.zeros(30), Budget(self.units, 0.2, 0.2)))
+
+    def loss(self, policy):
+        return sum(curve[size] for curve, size in zip(self.truth, policy.sizes))
+
+    def __call__(self, policies, windows):
+        losses = np.array([self.loss(policy) for policy in policies])
+        return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
+
+    def map_scores(self, scores, sparsity):
+        return self.curves(scores, Budget(self.units, sparsity, 0.2))
+
+    def task(self, steps):
+        return SearchTask(self.units, self.map_scores, self, 0.2, steps, max_samples=8, curves=self.curves)
 
 
 @pytest.fixture
@@ -62,3 +95,23 @@ def test_ppo_learns_where_it_hurts():
     result, _, _ = run("ffp", "ppo", steps=1200, learning_rate=3e-3, alpha_start=1.0)
     losses = [-np.log(entry["reward"]) for entry in result.log]
     assert np.mean(losses[-200:]) < 0.8 * np.mean(losses[:200])
+
+
+def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
+    landscape = WideLandscape()
+    start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
+    for seed in range(3):
+        trail = search(landscape.task(128), FFPConfig(agent="ppo", seed=seed)).trail
+        assert landscape.loss(landscape.map_scores(trail[-1], 0.2)) < 0.9 * start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_thousand_steps_with_the_papers_settings_beat_a_thousand_random_policies(seed):
+    landscape = WideLandscape()
+    config = FFPConfig(preset="paper", seed=seed)
+    trail = search(landscape.task(1000), config).trail
+    learned = landscape.loss(landscape.map_scores(trail[-1], 0.2))
+    generator = np.random.default_rng(100 + seed)
+    drawn = [landscape.map_scores(generator.standard_normal(30), 0.2) for _ in range(1000)]
+    assert learned - landscape.least < 0.7 * (min(map(landscape.loss, drawn)) - landscape.least)
