@@ -35,6 +35,15 @@ def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_tiny_model(request.param)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_native_bfloat16() -> Iterator[None]:
+    """`search_dtype="auto"` is the model's own dtype on every machine: figures don't depend on the hardware."""
+    with pytest.MonkeyPatch.context() as patch:
+        for instructions in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+            patch.setattr(torch.cpu, instructions, lambda: False, raising=False)
+        yield
+
+
 @pytest.fixture
 def windows() -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(1))

@@ -81,15 +81,7 @@ CONFIGS = {
 # The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
-# The model's own dtype: whether "auto" is bfloat16 depends on the hardware.
-SETTINGS = {
-    "seq_len": 24,
-    "num_samples": 8,
-    "search_samples": 2,
-    "eval_samples": 3,
-    "search_steps": 12,
-    "search_dtype": "model",
-}
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 # Of a checkpoint of a llama.
 FILES = {
     "README.md",

@@ -41,8 +41,10 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
     """
     with _cast_once(model):
         for start in range(0, decoded[0].last_hidden_state.shape[1], POSITIONS):
+            # A copy: a product with a strided view would first copy the whole weight of the head.
             pieces = (
-                replace(one, last_hidden_state=one.last_hidden_state[:, start:][:, :POSITIONS]) for one in decoded
+                replace(one, last_hidden_state=torch.stack([row[start:][:POSITIONS] for row in one.last_hidden_state]))
+                for one in decoded
             )
             # Don't bind chunks; each is freed before the next.
             yield start, *(_logits(model, piece) for piece in pieces)
