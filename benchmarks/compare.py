@@ -24,6 +24,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.data import begin_of
 from optimum_ffp.hub.naming import without_folders
 
 
@@ -134,7 +135,7 @@ def table(records: list[dict]) -> str:
     test, dense = records[0]["test"], records[0]["perplexities"]["dense"]
     lines.append(
         f"\nDense: {dense:.2f}. {test['dataset']}, {test['split']}, first {test['windows']} windows of "
-        f"{test['window_length']} tokens."
+        f"{test['window_length']} tokens, {begin_of(test)}."
     )
     return "\n".join(lines)
 

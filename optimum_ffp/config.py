@@ -57,6 +57,9 @@ class FFPConfig(Options, BaseConfig):
         num_samples: Number of calibration windows, default 128 (the paper: 32).
         seq_len: Tokens per window (the paper: 2048). `None` (default) is the model's maximum length, up to 2048;
             `PruningResult.config` and `ffp_config.json` have the number.
+        start_token: Whether windows of text begin with a start token, which is one of their `seq_len` tokens:
+            `"auto"` (default) if the tokenizer itself adds one (Llama 2, Gemma), `"never"` (as most published
+            perplexities on WikiText-2 are measured).
         search_samples: Number of search windows at full fidelity, `N_max`, default 32 (paper preset: 4).
         update_samples: Number of search windows per update of the agents and per candidate of methods `"random"` and
             `"evolutionary"`, default 4 and at most `search_samples`. The agents take other windows in every update;

@@ -42,6 +42,7 @@ CHOICES = {
     "reward": ("pruned", "compensated"),
     "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
+    "start_token": ("auto", "never"),
 }
 # Former names of choices, still accepted from the command line and from files.
 FORMER = {
@@ -79,7 +80,7 @@ PAPER = {
 # Options that the measurements before the search depend on.
 MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
-    *("dataset", "eval_dataset", "text_column", "self_share", "seq_len"),
+    *("dataset", "eval_dataset", "text_column", "self_share", "seq_len", "start_token"),
     *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
     *("criterion", "mapping", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
@@ -110,6 +111,7 @@ class Options:
     self_share: float = 0.0
     num_samples: int = 128
     seq_len: int | None = None
+    start_token: str = "auto"
     search_samples: int = 32
     update_samples: int = 4
     grad: bool = True
@@ -143,6 +145,10 @@ def _with(words: str, *names: str) -> Condition:
     return Condition(words, lambda config: (config.agent if config.method == "ffp" else config.method) in names)
 
 
+OTHER_TEXT = Condition(
+    "with a --dataset or --eval-dataset other than self",
+    lambda config: {config.dataset, config.eval_dataset or config.dataset} != {"self"},
+)
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
 PPO = _with("with --agent ppo", "ppo")
@@ -160,10 +166,8 @@ READ_WHEN = {
     "dense_target": SEQUENTIAL,
     "sequential_lambda": SEQUENTIAL,
     "held_out_samples": SEQUENTIAL,
-    "text_column": Condition(
-        "with a --dataset or --eval-dataset other than self",
-        lambda config: {config.dataset, config.eval_dataset or config.dataset} != {"self"},
-    ),
+    "text_column": OTHER_TEXT,
+    "start_token": OTHER_TEXT,
     "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
     "update_samples": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
     "fisher_samples": Condition(

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import block_parameters
+from ..data import begin_of
 from ..hub.naming import PLACES, dataset_name, is_hub_id, model_name, short_name
 from .card import command_line
 from .plots import format_lambda
@@ -38,7 +39,8 @@ def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mappin
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "windows": describe_windows, "lambda": format_lambda}
+    environment.filters |= {"number": format_number, "lambda": format_lambda}
+    environment.filters |= {"windows": describe_windows, "shape": describe_shape}
     pictures = {name: _embed(Path(folder) / file) for name, file in plots.items()}
     path = Path(folder) / REPORT_FILE
     path.write_text(environment.get_template(TEMPLATE).render(_fields(result), pictures=pictures), encoding="utf-8")
@@ -51,9 +53,13 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def describe_windows(windows: Mapping[str, Any]) -> str:
-    """Formats the record of `Windows.describe` as one line: dataset, split, number and length of windows."""
-    count, length = windows["windows"], windows["window_length"]
-    return f"{dataset_name(windows['dataset'])}, {windows['split']}, {count} × {length} tokens"
+    """Formats the record of `Windows.describe` as one line."""
+    return f"{dataset_name(windows['dataset'])}, {windows['split']}, {describe_shape(windows)}"
+
+
+def describe_shape(windows: Mapping[str, Any]) -> str:
+    """Formats number, length and begin of the windows of a record of `Windows.describe`."""
+    return f"{windows['windows']} × {windows['window_length']} tokens, {begin_of(windows)}"
 
 
 def _embed(picture: Path) -> str:

@@ -2,13 +2,14 @@
 
 import logging
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import Condition
+from ..options import CHOICES, Condition
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
@@ -38,6 +39,7 @@ SETTINGS = (
     *LEAST,
     "dataset",
     "text_column",
+    "start_token",
     "split",
     "tasks",
     "tasks_path",
@@ -50,7 +52,7 @@ TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
 SPEED = Condition("without --no-speed", lambda args: not args.no_speed)
 READ_WHEN = {
-    **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len"), TEXT),
+    **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len", "start_token"), TEXT),
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
     "revision": ON_THE_HUB,
@@ -100,6 +102,13 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_text_column(text)
     add_option(text, "eval-samples", type=int, help="Number of windows, taken from the start. Default: all.")
     add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
+    add_option(
+        text,
+        "start-token",
+        choices=CHOICES["start_token"],
+        help="Whether windows begin with a start token: auto (if the tokenizer adds one) or never. Default: as the "
+        "pruned model was measured, otherwise auto.",
+    )
     add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity.")
 
     tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
@@ -188,15 +197,20 @@ def evaluate(args: Namespace) -> None:
         suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
     splits = {} if args.no_perplexity else read_text(args)
     sources = {"model": (args.model, args.revision), "baseline": (args.baseline, args.baseline_revision)}
-    sources = {role: source for role, source in sources.items() if source[0] is not None}
+    hub = {"token": args.token, "cache_dir": args.cache_dir}
+    sources = {
+        role: (model_id, LoadOptions(args.device, args.dtype, revision=revision, **hub))
+        for role, (model_id, revision) in sources.items()
+        if model_id is not None
+    }
 
     def load(role: str) -> Loaded:
-        model_id, revision = sources[role]
-        options = LoadOptions(args.device, args.dtype, revision=revision, token=args.token, cache_dir=args.cache_dir)
+        model_id, options = sources[role]
         return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
 
     # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
     held = {} if args.no_speed else {role: load(role) for role in sources}
+    args.start_token = args.start_token or recorded_start_token(sources.values())
     records, tokens = {}, {}
     for role in sources:
         loaded = held.get(role) or load(role)
@@ -208,6 +222,17 @@ def evaluate(args: Namespace) -> None:
     print(comparison_table(records))
     if args.json:
         write_json(args, records)
+
+
+def recorded_start_token(sources: "Iterable[tuple[str, LoadOptions]]") -> str:
+    """Option `start_token` of the pruned model, so that its figures are those of its card; `auto` without one."""
+    from ..evaluation import prune_record
+
+    for model_id, options in sources:
+        if record := prune_record(model_id, **options.hub()):
+            # Earlier versions never had a start token.
+            return record.get("start_token", "never")
+    return "auto"
 
 
 class Loaded(NamedTuple):
@@ -261,14 +286,15 @@ def read_text(args: Namespace) -> "dict[str, list[Row]]":
 
 def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the requested split."""
-    from ..data import Windows, cut_rows, load_windows, window_length
+    from ..data import Windows, cut_rows, find_start_token, load_windows, window_length
 
     length = window_length(args.seq_len, loaded.model.config)
     if len(splits) == 1 and args.split == "test":
         return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
-    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{args.dataset} ({split})")
-    return Windows(tokens[: args.eval_samples], args.dataset, split)
+    start = find_start_token(loaded.tokenizer, args.start_token)
+    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{args.dataset} ({split})", start)
+    return Windows(tokens[: args.eval_samples], args.dataset, split, start is not None)
 
 
 def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
@@ -276,7 +302,8 @@ def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
     from ..data import LONGEST, DataRequest
 
     length = length or args.seq_len or LONGEST
-    return DataRequest(length, 0, 0, args.eval_samples, seed=0, text_column=args.text_column)
+    text = {"text_column": args.text_column, "start_token": args.start_token or "auto"}
+    return DataRequest(length, 0, 0, args.eval_samples, seed=0, **text)
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:

@@ -93,6 +93,11 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_text_column(data)
     add_config_option(data, "seq-len", "Tokens per window; all text is cut into windows.", SEQ_LEN_DEFAULT)
+    add_config_option(
+        data,
+        "start-token",
+        "Whether windows of text begin with a start token: auto (if the tokenizer adds one) or never.",
+    )
     add_config_option(data, "num-samples", "Number of calibration windows, from the train split.")
     add_config_option(
         data, "search-samples", "Number of search windows, from the validation split, to compare candidates on."

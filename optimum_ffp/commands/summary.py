@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..checkpoint.result import PruningResult
+from ..data import begin_of
 
 
 # Labels of `PruningResult.perplexities`.
@@ -42,7 +43,8 @@ def summary(result: PruningResult, folder: str) -> str:
 
 
 def _windows(found: dict[str, Any], wanted: int | None) -> str:
-    """Dataset, split, number and length of windows; also the requested number if there was less text."""
+    """Dataset, split, number, length and begin of windows; also the requested number if there was less text."""
     count = found["windows"]
     count = f"only {count} of {wanted}" if wanted and count < wanted else count
-    return f"{found['dataset']}, {found['split']}, {count} windows of {found['window_length']} tokens"
+    shape = f"{count} windows of {found['window_length']} tokens"
+    return f"{found['dataset']}, {found['split']}, {shape}, {begin_of(found)}"

@@ -1,9 +1,10 @@
 """Text from files, the Hub or the model itself, as windows of tokens."""
 
 from .columns import Row
+from .cutting import cut_rows, find_start_token
 from .request import LONGEST, DataRequest, check_calibration_tokens, window_length, with_window_length
 from .sources import NAMED, check_text_file, find_files, hub_error, hub_source, read_splits
-from .windows import DataSplits, Windows, cut_rows, load_windows
+from .windows import DataSplits, Windows, begin_of, load_windows
 
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "DataSplits",
     "Row",
     "Windows",
+    "begin_of",
     "check_text_file",
     "check_calibration_tokens",
     "cut_rows",
     "find_files",
+    "find_start_token",
     "hub_error",
     "hub_source",
     "load_windows",

@@ -26,6 +26,7 @@ class DataRequest:
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
         self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.
+        start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
     """
 
     length: int
@@ -35,6 +36,7 @@ class DataRequest:
     seed: int
     self_share: float = 0.0
     text_column: str | None = None
+    start_token: str = "auto"
 
     @classmethod
     def of(cls, config: FFPConfig) -> "DataRequest":
@@ -47,6 +49,7 @@ class DataRequest:
             seed=config.seed,
             self_share=config.self_share,
             text_column=config.text_column,
+            start_token=config.start_token,
         )
 
     def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:

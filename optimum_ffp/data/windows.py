@@ -1,6 +1,6 @@
 """Windows of tokens for calibration, search and test."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
-from .columns import Row, join_rows
+from .cutting import cut_rows, find_start_token
 from .request import DataRequest
 from .self_generated import sample_from_model
 from .sources import read_splits
@@ -30,18 +30,26 @@ class Windows:
         tokens: Token ids, shape `[windows, window length]`.
         dataset: Dataset, as named by the user.
         split: Split of the dataset, or a description of the part.
+        start_token: Whether every window begins with the start token.
     """
 
     tokens: torch.Tensor
     dataset: str
     split: str
+    start_token: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def describe(self) -> dict[str, str | int]:
-        """Record for figures that are measured on these windows: dataset, split, number and length of windows."""
-        return {"dataset": self.dataset, "split": self.split, "windows": len(self), "window_length": self.length}
+        """Record for figures that are measured on these windows: what they are, their number and length."""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "windows": len(self),
+            "window_length": self.length,
+            "start_token": self.start_token,
+        }
 
     @property
     def length(self) -> int:
@@ -50,16 +58,25 @@ class Windows:
 
     def repeating(self, *others: "Windows") -> int:
         """Number of windows that have at least half of their text in common with others, at any offset."""
-        run = min(RUN, self.length)
+        run = min(RUN, self.length - 1)
         # A random linear hash of runs of tokens; collisions are unlikely.
         factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
-        seen = torch.cat([row.unfold(0, run, 1) @ factors for windows in others for row in windows.tokens])
-        runs = self.tokens.unfold(1, run, run) @ factors
+        seen = torch.cat([row.unfold(0, run, 1) @ factors for windows in others for row in windows._text()])
+        runs = self._text().unfold(1, run, run) @ factors
         return int((torch.isin(runs, seen).float().mean(1) >= 0.5).sum())
 
     def first(self, count: int) -> "Windows":
         """The first `count` windows, or all if there are fewer."""
-        return Windows(self.tokens[:count], self.dataset, self.split)
+        return replace(self, tokens=self.tokens[:count])
+
+    def _text(self) -> torch.Tensor:
+        # Text has the start token wherever a window begins, so that a repetition elsewhere would not be found.
+        return self.tokens[:, int(self.start_token) :]
+
+
+def begin_of(windows: Mapping[str, Any]) -> str:
+    """Says how the windows of a record of `Windows.describe` begin; those of earlier versions have no start token."""
+    return f"{'a' if windows.get('start_token') else 'no'} start token"
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ def load_windows(
         written = sample_from_model(model, tokenizer, sum(counts.values()), request.length, request.seed)
         parts = dict(zip(counts, written.split(list(counts.values()))))
         labels = {role: f"{role} part of text sampled from the model" for role in parts}
-        own = _pick({role: part for role, part in parts.items() if role not in roles}, "self", labels, request)
+        own = _pick({role: part for role, part in parts.items() if role not in roles}, "self", labels, request, True)
         mixed = {role: _mix(roles[role], parts[role], request.seed) for role in roles.keys() & parts.keys()}
         roles |= own | mixed
     return DataSplits(**roles)
@@ -158,26 +175,28 @@ def load_windows(
 def _mix(text: Windows, written: torch.Tensor, seed: int) -> Windows:
     order = torch.randperm(len(text) + len(written), generator=torch.Generator().manual_seed(seed))
     split = f"{text.split} and {len(written)} sampled from the model"
-    return Windows(torch.cat([text.tokens, written])[order], text.dataset, split)
+    return replace(text, tokens=torch.cat([text.tokens, written])[order], split=split)
 
 
 def _load_roles(
     dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
 ) -> dict[str, Windows]:
+    start = find_start_token(tokenizer, request.start_token)
     splits = {
-        split: cut_rows(rows, tokenizer, model, request.length, f"{dataset} ({split})")
+        split: cut_rows(rows, tokenizer, model, request.length, f"{dataset} ({split})", start)
         for split, rows in read_splits(dataset, request).items()
     }
     if len(splits) > 1:
-        return _pick({role: splits[split] for role, split in ROLES.items()}, dataset, ROLES, request)
+        parts = {role: splits[split] for role, split in ROLES.items()}
+        return _pick(parts, dataset, ROLES, request, start is not None)
     (split, windows), *_ = splits.items()
     shares = _share_out(len(windows), f"{dataset} with seq_len {request.length}")
     parts = dict(zip(shares, windows.split(list(shares.values()))))
-    return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request)
+    return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request, start is not None)
 
 
 def _pick(
-    parts: dict[str, torch.Tensor], dataset: str, labels: dict[str, str], request: DataRequest
+    parts: dict[str, torch.Tensor], dataset: str, labels: dict[str, str], request: DataRequest, start_token: bool
 ) -> dict[str, Windows]:
     """The requested number of windows: the first ones for the test, random ones for the other roles."""
     generator = torch.Generator().manual_seed(request.seed)
@@ -185,7 +204,7 @@ def _pick(
     for role, windows in parts.items():
         if role != "test":
             windows = windows[torch.randperm(len(windows), generator=generator)]
-        result[role] = Windows(windows[: getattr(request, role)], dataset, labels[role])
+        result[role] = Windows(windows[: getattr(request, role)], dataset, labels[role], start_token)
     return result
 
 
@@ -197,37 +216,3 @@ def _share_out(count: int, label: str) -> dict[str, int]:
         )
     shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
     return shares | {"calibration": count - shares["search"] - shares["test"]}
-
-
-def cut_rows(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, label: str
-) -> torch.Tensor:
-    """Tokenizes rows as one text, without special tokens, and cuts it into windows.
-
-    Args:
-        rows: Texts or conversations.
-        tokenizer: Tokenizer of the model.
-        model: The dense model.
-        length: Tokens per window.
-        label: Name of the text in errors.
-
-    Returns:
-        Token ids, shape `[windows, length]`; a remainder shorter than a window is dropped.
-
-    Raises:
-        FFPError: If the text is shorter than a window, conversations can't be rendered, or the model has no embedding
-            for a token of the text.
-    """
-    text = join_rows(rows, tokenizer, label)
-    # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
-    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
-    count = len(tokens) // length
-    if not count:
-        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
-    unknown = tokens[tokens >= model.get_input_embeddings().weight.shape[0]]
-    if len(unknown):
-        raise FFPError(
-            f"{label} has the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; remove "
-            "it from the text"
-        )
-    return tokens[: count * length].view(count, length)

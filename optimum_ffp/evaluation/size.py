@@ -70,6 +70,25 @@ def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
+    """Content of the `ffp_config.json` of a pruned checkpoint; empty for other models.
+
+    Args:
+        model_id: As for `weight_bytes`.
+        hub: `revision`, `token`, `cache_dir`.
+    """
+    path = Path(model_id).expanduser()
+    if path.suffix == ".gguf":
+        return {}
+    source = os.fspath(path if path.is_dir() else model_id)
+    try:
+        file = cached_file(source, "ffp_config.json", _raise_exceptions_for_missing_entries=False, **hub)
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, float]:
     """Sparsity of a pruned checkpoint according to its `ffp_config.json`.
 
@@ -80,14 +99,9 @@ def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, floa
     Returns:
         `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model; empty if unknown.
     """
-    path = Path(model_id).expanduser()
-    if path.suffix == ".gguf":
-        return {}
-    source = os.fspath(path if path.is_dir() else model_id)
-    file = cached_file(source, "ffp_config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    content = prune_record(model_id, **hub)
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         sparsity, model_sparsity = content["policy"]["sparsity"], content["provenance"]["model_sparsity"]
         return {"sparsity": float(sparsity), "model_sparsity": float(model_sparsity)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..data import begin_of
+
 
 MIB = 2**20
 
@@ -66,7 +68,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _windows(measured: dict[str, Any]) -> str:
-    count = f"{measured['windows']} windows of {measured['window_length']} tokens"
+    count = f"{measured['windows']} windows of {measured['window_length']} tokens, {begin_of(measured)}"
     caution = "" if measured["comparable"] else " (the tokenizers differ)"
     return f"{measured['dataset']}, {measured['split']}, {count}{caution}"
 

@@ -117,7 +117,7 @@ def test_names_are_escaped_and_only_hub_ids_are_linked(save_tiny_model, data_fol
 def test_figures_in_words():
     assert format_number(1234.5678) == "1,234.568" and format_number(float("inf")) == "not finite"
     windows = {"dataset": "self", "split": "test", "windows": 3, "window_length": 24}
-    assert describe_windows(windows) == "text sampled from the model itself, test, 3 × 24 tokens"
+    assert describe_windows(windows) == "text sampled from the model itself, test, 3 × 24 tokens, no start token"
 
 
 def test_candidates_without_a_finite_perplexity_are_counted(swept, tmp_path):

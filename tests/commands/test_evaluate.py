@@ -13,12 +13,15 @@ from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
 from tests.helpers import (
     SAMPLE,
+    make_byte_fallback_tokenizer,
     make_byte_level_tokenizer,
+    make_pruner,
     make_task,
     make_text,
     make_tiny_model,
     make_tokenizer,
     prune_by_hand,
+    with_start_token,
 )
 
 
@@ -155,6 +158,48 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(name, figures, sample, t
     assert model["weight_bytes"] == file.stat().st_size
     for name in ("parameters", "projection_parameters", "kv_cache_bytes"):
         assert model[name] == baseline[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make_byte_level_tokenizer, make_byte_fallback_tokenizer])
+def test_a_gguf_file_keeps_that_its_tokenizer_adds_a_start_token(make, figures, sample, tmp_path):
+    pytest.importorskip("gguf")
+    tokenizer = with_start_token(make())
+    model = make_tiny_model(vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "folder")
+    tokenizer.save_pretrained(tmp_path / "folder")
+    export_gguf(model, tokenizer, tmp_path / "model.gguf", "f32")
+    models = ["-m", tmp_path / "model.gguf", "--baseline", tmp_path / "folder", "--dataset", sample, "--no-speed"]
+    report, output = figures(*models)
+    measured, baseline = report["model"]["perplexity"], report["baseline"]["perplexity"]
+    assert measured == pytest.approx(baseline) and measured["comparable"]
+    assert measured["start_token"] is True and "tokens, a start token" in output
+    without, output = figures(*models, "--start-token", "never")
+    assert without["model"]["perplexity"]["perplexity"] != measured["perplexity"]
+    assert "tokens, no start token" in output and without["settings"]["start_token"] == "never"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["auto", "never", None])
+def test_windows_begin_as_in_the_prune(option, figures, data_folder, tmp_path):
+    make_tiny_model().save_pretrained(tmp_path / "dense")
+    with_start_token(make_tokenizer()).save_pretrained(tmp_path / "dense")
+    pruner = make_pruner(tmp_path / "dense", data_folder, method="uniform", start_token=option or "never")
+    result = pruner.prune()
+    pruner.save_pretrained(tmp_path / "pruned")
+    if option is None:
+        # A checkpoint of an earlier version, which had no start token.
+        file = tmp_path / "pruned" / "ffp_config.json"
+        record = json.loads(file.read_text())
+        del record["start_token"]
+        file.write_text(json.dumps(record))
+    words = ["--dataset", data_folder, "--eval-samples", 3, "--no-speed"]
+    report, _ = figures("-m", tmp_path / "pruned", "--baseline", tmp_path / "dense", *words)
+    assert report["model"]["perplexity"]["start_token"] is (option == "auto")
+    for role, name in (("model", "calibrated"), ("baseline", "dense")):
+        assert report[role]["perplexity"]["perplexity"] == pytest.approx(result.perplexities[name], rel=1e-5)
+    report, _ = figures("-m", tmp_path / "dense", *words)
+    assert report["model"]["perplexity"]["start_token"] is True
 
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.data.self_generated import sample_from_model
 from optimum_ffp.errors import FFPError
-from tests.helpers import make_text, make_tiny_model, make_tokenizer
+from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
 REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
@@ -29,7 +29,8 @@ def test_folder_calibrates_on_train_searches_on_validation_reports_on_test(data_
     assert [part.split for part in (data.calibration, data.search, data.test)] == ["train", "validation", "test"]
     first = make_tokenizer()(make_text(1500, 2), add_special_tokens=False).input_ids
     assert data.test.tokens.flatten().tolist() == first[:64]
-    assert data.test.describe() == {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16}
+    of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
+    assert data.test.describe() == of_test
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
@@ -204,13 +205,15 @@ def test_little_text_is_said_with_both_numbers(tmp_path):
     assert data.warnings(replace(REQUEST, calibration=3, search=1, test=None)) == []
 
 
+@pytest.mark.parametrize("make", [make_tokenizer, lambda: with_start_token(make_tokenizer())], ids=["plain", "start"])
 @pytest.mark.parametrize("moved", [0, 5])
-def test_text_that_is_repeated_is_found_wherever_it_begins(tmp_path, moved):
+def test_text_that_is_repeated_is_found_wherever_it_begins(tmp_path, make, moved):
     words = make_text(1600).split()
     for split, part in {"train": words, "validation": make_text(900, 1).split(), "test": words[moved:]}.items():
         (tmp_path / f"{split}.txt").write_text(" ".join(part))
-    request = DataRequest(length=160, calibration=10, search=3, test=4, seed=0)
-    data = load(tmp_path, request=request)
+    # Two runs of 64 tokens, of which both must be found.
+    request = DataRequest(length=130, calibration=12, search=3, test=4, seed=0)
+    data = load_windows(str(tmp_path), None, make(), make_tiny_model(), request)
     assert data.repeated == {"test": 4}
     assert any("4 of 4 test windows repeat text" in line for line in data.warnings(request))
 

@@ -5,7 +5,7 @@ import torch
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation import TaskSuite
-from tests.helpers import make_task, make_tiny_model, make_tokenizer
+from tests.helpers import make_task, make_tiny_model, make_tokenizer, with_start_token
 
 
 pytestmark = pytest.mark.slow
@@ -24,14 +24,15 @@ def lm_eval():
 
 
 @torch.no_grad()
-def accuracy_by_hand(model, rows):
-    """Which answer the model finds most likely: as it is, and by character."""
+def accuracy_by_hand(model, rows, begin=()):
+    """Which answer the model finds most likely after `begin` and the question: as it is, and by character."""
     tokenizer = make_tokenizer()
     hits = {"acc": 0, "acc_norm": 0}
     for row in rows:
         scores = []
         for choice in row["choices"]:
             context, answer = (tokenizer(text).input_ids for text in (row["question"], choice))
+            context = [*begin, *context]
             logits = model(torch.tensor([context + answer])).logits[0].log_softmax(-1)
             scores.append(sum(float(logits[len(context) - 1 + index, token]) for index, token in enumerate(answer)))
         lengths = [len(choice) for choice in row["choices"]]
@@ -40,17 +41,18 @@ def accuracy_by_hand(model, rows):
     return {name: count / len(rows) for name, count in hits.items()}
 
 
-def test_accuracy_by_hand_and_by_lm_eval_alone(lm_eval, tmp_path):
+@pytest.mark.parametrize("begin", [[], [0]], ids=["plain", "start token"])
+def test_accuracy_by_hand_and_by_lm_eval_alone(lm_eval, tmp_path, begin):
     rows = make_task(tmp_path / "tasks", samples=20)
-    model, tokenizer = make_tiny_model(), make_tokenizer()
+    model, tokenizer = make_tiny_model(), with_start_token(make_tokenizer()) if begin else make_tokenizer()
     suite = TaskSuite(["tiny"], str(tmp_path / "tasks"))
     (record,) = suite.score(model, tokenizer, batch_size=2)
-    assert record["metrics"] == accuracy_by_hand(model, rows)
+    assert record["metrics"] == accuracy_by_hand(model, rows, begin)
     assert {"task": "tiny", "samples": 20, "fewshot": 0, "version": 7.0}.items() <= record.items()
     # The same suite serves the baseline too.
     other = make_tiny_model(seed=5)
     (again,) = suite.score(other, tokenizer, with_samples=True)
-    assert again["metrics"] == accuracy_by_hand(other, rows)
+    assert again["metrics"] == accuracy_by_hand(other, rows, begin)
     assert {name: sum(scores) / len(scores) for name, scores in again["per_sample"].items()} == again["metrics"]
 
     model.save_pretrained(tmp_path / "model")
