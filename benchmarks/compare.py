@@ -106,6 +106,7 @@ def describe(result: PruningResult) -> dict:
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
         "test": result.test.describe(),
+        "other_texts": [perplexities | windows.describe() for windows, perplexities in result.tests[1:]],
         "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
         "seconds": result.cost.seconds,

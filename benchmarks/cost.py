@@ -78,12 +78,11 @@ def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
     """Windows of random tokens, as many as the config requests."""
     generator = torch.Generator().manual_seed(0)
     counts = {"calibration": config.num_samples, "search": config.search_samples, "test": config.eval_samples}
-    return DataSplits(
-        **{
-            split: Windows(torch.randint(vocabulary, (count, config.seq_len), generator=generator), "random", split)
-            for split, count in counts.items()
-        }
+    calibration, search, test = (
+        Windows(torch.randint(vocabulary, (count, config.seq_len), generator=generator), "random", split)
+        for split, count in counts.items()
     )
+    return DataSplits(calibration, search, (test,))
 
 
 def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, PPO_STEPS, READ_WHEN, Options
+from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, PPO_STEPS, READ_WHEN, Options, read_mix
 from .version import __version__
 
 
@@ -47,8 +47,10 @@ class FFPConfig(Options, BaseConfig):
             where that is better.
         held_out_samples: Number of search windows that the error of sequential calibration is measured on, default 4.
         dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
-            `"self"` (text that the model generates).
-        eval_dataset: Text to report perplexity on; `None` (default) uses `dataset`.
+            `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
+            `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts.
+        eval_dataset: Text to report perplexity on, or several, each reported by itself; `None` (default) uses
+            `dataset`, without `self` in a mix.
         text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat
             template renders. `None` (default) takes the first that exists of `text`, `messages`, `conversations`,
             `content` and `document`.
@@ -68,7 +70,7 @@ class FFPConfig(Options, BaseConfig):
             ranked by `"obs"`, and the loss curves are scaled by pruning one unit at a time.
         fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
         slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
-        eval_samples: Number of test windows; `None` (default) takes all.
+        eval_samples: Number of test windows of each text; `None` (default) takes all.
         batch_size: Windows per forward pass, default 1.
         search_steps: Number of candidate evaluations, default 26, or 128 for agent `"ppo"` (the paper: 1000); one with
             a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.
@@ -213,6 +215,14 @@ class FFPConfig(Options, BaseConfig):
             value = getattr(self, name)
             if not (isinstance(value, str) and value) and not (value is None and name != "dataset"):
                 raise FFPError(f"{name} must be a name {what}, found {value!r}")
+        texts = read_mix(self.dataset, self.self_share)
+        read_mix(self.eval_dataset or self.dataset)
+        for name in ("num_samples", "search_samples"):
+            if getattr(self, name) < len(texts):
+                raise FFPError(
+                    f"{name} must be at least {len(texts)}, a window of each of {', '.join(texts)}, found "
+                    f"{getattr(self, name)}"
+                )
         for name in ("ridge_lambda_relative", "grad"):
             if not isinstance(getattr(self, name), bool):
                 raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")

@@ -1,5 +1,7 @@
 """Defaults of all options, the paper's values, the choices, and when an option is read. Imports nothing heavy."""
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,6 +9,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from .errors import FFPError
 
 
 # Packages whose modules are the choices of an option: `fisher_obs.py` is the choice `fisher-obs`.
@@ -88,6 +92,55 @@ MEASURED = (
 CALIBRATION = ("calibration", "dense_target", "sequential_lambda", "held_out_samples")
 
 
+def split_mix(dataset: str) -> list[tuple[str, float | None]]:
+    """Texts of a dataset and their shares, as they are written: `wikitext2:0.5,self:0.5`.
+
+    What exists as a file or folder is one text, whatever its name. Hub ids have configurations after a colon, and
+    paths a drive before one: only a number after the last colon is a share.
+    """
+    if os.path.exists(os.path.expanduser(dataset)):
+        return [(dataset, None)]
+    texts = []
+    for part in dataset.split(","):
+        found = re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", part.strip())
+        texts.append((found[1], float(found[2])) if found else (part.strip(), None))
+    return texts
+
+
+def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
+    """Share of the windows that each text of a dataset has; together 1.
+
+    Args:
+        dataset: One text, or several separated by commas, each with its share after a colon; equal shares if none is
+            given.
+        self_share: Share of text that the model writes, beside that of a dataset without `self`.
+
+    Raises:
+        FFPError: If a text is named twice, or the shares are incomplete, not above 0, or don't add up to 1.
+    """
+    texts = split_mix(dataset)
+    names, shares = [name for name, _ in texts], [share for _, share in texts]
+    if "" in names or len(set(names)) < len(names):
+        raise FFPError(f"dataset {dataset!r} must name every text once, separated by commas")
+    if shares == [None] * len(texts):
+        shares = [1 / len(texts)] * len(texts)
+    if None in shares or 0 in shares:
+        raise FFPError(
+            f"dataset {dataset!r} must give every text a share above 0, as in wikitext2:0.7,c4:0.3, or none for equal "
+            "shares"
+        )
+    # Thirds may be written as 0.33.
+    if abs(sum(shares) - 1) > 0.011:
+        raise FFPError(
+            f"the shares of dataset {dataset!r} add up to {sum(shares):g}; they must add up to 1, or be left out for "
+            "equal shares"
+        )
+    mix = {name: share / sum(shares) for name, share in zip(names, shares)}
+    if self_share and "self" not in mix:
+        mix = {name: share * (1 - self_share) for name, share in mix.items()} | {"self": self_share}
+    return mix
+
+
 @dataclass(kw_only=True)
 class Options:
     """Defaults of the options; `FFPConfig` documents them."""
@@ -147,7 +200,7 @@ def _with(words: str, *names: str) -> Condition:
 
 OTHER_TEXT = Condition(
     "with a --dataset or --eval-dataset other than self",
-    lambda config: {config.dataset, config.eval_dataset or config.dataset} != {"self"},
+    lambda config: {*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)} != {"self"},
 )
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
@@ -168,7 +221,7 @@ READ_WHEN = {
     "held_out_samples": SEQUENTIAL,
     "text_column": OTHER_TEXT,
     "start_token": OTHER_TEXT,
-    "self_share": Condition("with a --dataset other than self", lambda config: config.dataset != "self"),
+    "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),
     "update_samples": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
     "fisher_samples": Condition(
         "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers

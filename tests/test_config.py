@@ -3,6 +3,7 @@ import json
 import pytest
 
 from optimum_ffp import FFPConfig, FFPError
+from optimum_ffp.options import read_mix
 
 
 def test_paper_preset_is_the_papers_numbers():
@@ -84,6 +85,56 @@ def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
     assert not config.reads("learning_rate") and not config.reads("search_steps") and config.reads("search_samples")
     config.save_pretrained(tmp_path)
     assert FFPConfig.from_file(tmp_path / "ffp_config.json").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mix"),
+    [
+        ("wikitext2", {"wikitext2": 1}),
+        ("owner/text:english", {"owner/text:english": 1}),
+        ("wikitext2:0.5,c4:.3,self:0.2", {"wikitext2": 0.5, "c4": 0.3, "self": 0.2}),
+        ("owner/text:english:0.75, D:\\data\\my.txt:0.25", {"owner/text:english": 0.75, "D:\\data\\my.txt": 0.25}),
+        ("wikitext2,c4", {"wikitext2": 0.5, "c4": 0.5}),
+        ("a:0.33,b:0.33,c:0.33", {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
+    ],
+)
+def test_a_dataset_may_be_a_mix(dataset, mix):
+    assert read_mix(dataset) == pytest.approx(mix)
+    FFPConfig(dataset=dataset, eval_dataset=dataset)
+
+
+def test_what_exists_is_one_text(tmp_path):
+    path = tmp_path / "a,b:0.5"
+    path.touch()
+    assert read_mix(str(path)) == {str(path): 1}
+
+
+def test_self_share_is_that_of_self_in_a_mix():
+    assert read_mix("wikitext2,c4", 0.2) == pytest.approx({"wikitext2": 0.4, "c4": 0.4, "self": 0.2})
+    assert read_mix("c4:0.5,self:0.5", 0.2) == {"c4": 0.5, "self": 0.5} and read_mix("self", 0.2) == {"self": 1}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("wikitext2:0.5,c4", "must give every text a share above 0, as in wikitext2:0.7,c4:0.3, or none"),
+        ("wikitext2:1,c4:0", "must give every text a share above 0"),
+        ("wikitext2:0.5,c4:0.3", "add up to 0.8; they must add up to 1, or be left out"),
+        ("wikitext2:50,c4:50", "add up to 100"),
+        ("wikitext2:0.5", "add up to 0.5"),
+        ("wikitext2,,c4", "must name every text once"),
+        ("c4:0.5,c4:0.5", "must name every text once"),
+    ],
+)
+def test_mixes_that_are_not_allowed(dataset, message):
+    for options in ({"dataset": dataset}, {"eval_dataset": dataset}):
+        with pytest.raises(FFPError, match=message):
+            FFPConfig(**options)
+
+
+def test_every_text_of_a_mix_needs_a_window():
+    with pytest.raises(FFPError, match="search_samples must be at least 3, a window of each of a, b, self, found 2"):
+        FFPConfig(dataset="a,b", self_share=0.1, search_samples=2)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_option": 1}', '{"sparsity": "much"}', "\x00"])

@@ -13,7 +13,8 @@ import optimum_ffp
 ROOT = Path(optimum_ffp.__file__).parent
 # Packages and single modules from the bottom up; those of one line don't import each other.
 LAYERS = [
-    {"errors", "options", "version"},
+    {"errors", "version"},
+    {"options"},
     {"allocation", "config", "hub", "utils"},
     {"data", "modeling"},
     {"checkpoint", "compression", "evaluation"},
@@ -94,8 +95,8 @@ TESTED_IN = {
     "commands.errors": "commands/test_prune.py",
     "commands.summary": "commands/test_prune.py",
     "compression.repair": "test_pruner.py",
-    "data.request": "data/test_windows.py",
-    "data.sources": "data/test_windows.py",
+    "data.request": "data/test_loading.py",
+    "data.sources": "data/test_loading.py",
     "evaluation.record": "evaluation/test_table.py",
     "modeling.families": "modeling/families/test_families.py",
     "options": "test_config.py",

@@ -1,12 +1,16 @@
 import copy
+import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp.commands.summary import summary
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
+from optimum_ffp.planning.plan import make_plan
 from tests.helpers import EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
@@ -23,6 +27,37 @@ def test_every_family_is_pruned_to_the_budget(data_folder, name, preset):
     assert result.dense_parameters - result.parameters == total - result.policy.kept_parameters
     measured = window_losses(result.model, pruner.measured.data.test.tokens).mean().exp()
     assert float(measured) == pytest.approx(result.perplexities["calibrated"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_folder, tmp_path):
+    (tmp_path / "other.txt").write_text(make_text(1500, 9))
+    mix = f"{data_folder}:0.5,{tmp_path / 'other.txt'}:0.25,self:0.25"
+    options = {"search_samples": 4, "reward": "pruned", "search_steps": 5}
+    pruner = make_pruner(save_tiny_model(), mix, tmp_path / "work", **options)
+    plan = make_plan(pruner.model.config, pruner.config, device="cpu")
+    result = pruner.prune()
+    assert [windows.dataset for windows, _ in result.tests] == [str(data_folder), str(tmp_path / "other.txt")]
+    assert sum(windows.tokens.numel() for windows, _ in result.tests) == plan.tokens["evaluation"]
+    for windows, perplexities in result.tests:
+        expected = float(window_losses(result.model, windows.tokens).mean().exp())
+        assert perplexities["calibrated"] == pytest.approx(expected, rel=1e-6)
+        assert list(perplexities) == ["dense", "searched", "calibrated"]
+    assert (result.test, result.perplexities) == result.tests[0]
+
+    pruner.save_pretrained(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
+    assert record["dataset"] == "data:0.5,other.txt:0.25,self:0.25"
+    (other,) = record["provenance"]["other_texts"]
+    assert other["dataset"] == "other.txt" and other["calibrated"] == result.tests[1][1]["calibrated"]
+    card, report = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
+    texts = summary(result, "out"), card, report
+    for name, (_, perplexities) in zip(("data", "other.txt"), result.tests):
+        assert all(f"{perplexities['calibrated']:.3f}"[:-1] in text for text in texts)
+        assert f"perplexity on {name}" in texts[0] and f"**perplexity on {name}**" in card
+    assert "50 % data, 25 % other.txt, 25 % text sampled from the model itself" in card
+    assert str(tmp_path) not in card + report + json.dumps(record)
+    assert len(ModelCard(card).data.eval_results) == 2
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class Measurements:
         """Calibration, search and test windows."""
         request = DataRequest.of(self.config)
         with self.meter.stage("data"):
-            data = DataSplits.from_dict(self.journal.value("data", lambda: self._load(request).to_dict()))
+            data = DataSplits.from_list(self.journal.value("data", lambda: self._load(request).to_list()))
         widest = max(unit.output.module.in_features for unit in self.model_units)
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         for warning in data.warnings(request):
@@ -148,28 +148,28 @@ class Measurements:
         return losses
 
     @cached_property
-    def dense_perplexity(self) -> float:
-        """Perplexity of the dense model on the test windows."""
+    def dense_perplexities(self) -> list[float]:
+        """Perplexity of the dense model on the test windows of each text."""
         dense = PruningPolicy.dense(self.units)
         with self.meter.stage("evaluation"), self.prepared.sorted_model.applied(dense) as model:
-            return self.perplexity(model, "dense", self.journal, self.config.batch_size)
+            return self.perplexities(model, "dense", self.journal, self.config.batch_size)
 
-    def perplexity(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> float:
-        """Return the perplexity of a model on the test windows.
+    def perplexities(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> list[float]:
+        """Return the perplexity of a model on the test windows of each text.
 
         Args:
             model: The model, dense or pruned.
             name: Label of the progress bar and of the journal entry.
-            journal: Saves the perplexity.
+            journal: Saves the perplexities.
             batch_size: Windows per forward pass, halved if memory runs out.
         """
-        windows = self.data.test.tokens
 
-        def measure(size: int) -> float:
+        def measure(windows: torch.Tensor, size: int) -> float:
             with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
                 figures = Perplexity().compute(
                     predictions=windows.tolist(), model=model, batch_size=size, on_batch=bar.update
                 )
             return figures["perplexity"]
 
-        return journal.value(f"perplexity-{name}", lambda: with_halving_batches(measure, batch_size))
+        tests = [partial(measure, test.tokens) for test in self.data.tests]
+        return journal.value(f"perplexity-{name}", lambda: [with_halving_batches(test, batch_size) for test in tests])

@@ -12,13 +12,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from ..config import FFPConfig
-from ..data import NAMED
+from ..data import NAMED, Windows
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
-from ..options import AGENT
+from ..options import AGENT, read_mix
 from .gguf.architectures import check_exportable, choose_architecture, padded_size
 from .gguf.tensors import layer_sizes
-from .result import PruningResult, package_versions
+from .result import PruningResult, final, package_versions
 
 
 TEMPLATE = "model_card_template.md"
@@ -73,7 +73,8 @@ def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
 
 def _metadata(result: PruningResult) -> ModelCardData:
     base, config = result.base_model, result.config
-    found = [_hub_dataset(name) for name in (config.dataset, config.eval_dataset) if name]
+    texts = [name for dataset in (config.dataset, config.eval_dataset) if dataset for name in read_mix(dataset)]
+    found = [_hub_dataset(name) for name in texts]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="transformers",
@@ -81,13 +82,12 @@ def _metadata(result: PruningResult) -> ModelCardData:
         tags=["pruned", "optimum-ffp", "structured-pruning"],
         datasets=list(dict.fromkeys(dataset[0] for dataset in found if dataset)) or None,
         model_name=f"{short_name(base)}, {result.policy.sparsity:.0%} pruned",
-        eval_results=_evaluations(result),
+        eval_results=[found for windows, figures in result.tests for found in _evaluation(windows, final(figures))],
         **_base_metadata(base),
     )
 
 
-def _evaluations(result: PruningResult) -> list[EvalResult]:
-    test, perplexity = result.test, result.perplexity
+def _evaluation(test: Windows, perplexity: float) -> list[EvalResult]:
     # The Hub stores this as JSON, which has no infinity.
     if not math.isfinite(perplexity):
         return []
@@ -116,10 +116,10 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "config": config,
         "policy": result.policy,
         "search": result.search,
-        "test": result.test,
+        "tests": [(dataset_name(windows.dataset), windows, figures) for windows, figures in result.tests],
         "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
-        "data": {"calibration": dataset_name(config.dataset), "test": dataset_name(result.test.dataset)},
+        "data": dataset_name(config.dataset),
         "plots": plots,
         "versions": package_versions(),
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",

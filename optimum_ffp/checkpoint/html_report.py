@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import block_parameters
 from ..data import begin_of
-from ..hub.naming import PLACES, dataset_name, is_hub_id, model_name, short_name
+from ..hub.naming import TEXTS, dataset_name, is_hub_id, model_name, short_name
 from .card import command_line
 from .plots import format_lambda
 from .result import PruningResult, package_versions
@@ -98,12 +98,15 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
         "searched": "pruned, before calibration" if calibrated else "pruned",
         "calibrated": "pruned and calibrated",
     }
-    test = [(names[name], value) for name, value in result.perplexities.items()]
+    tests = [
+        ("test windows", windows.describe(), [(names[name], value) for name, value in figures.items()])
+        for windows, figures in result.tests
+    ]
     search = result.search
     rewarded = "after ridge regression" if result.config.reward == "compensated" else "before calibration"
     found = [("dense", search.dense_perplexity), (f"final policy, {rewarded}", search.best_perplexity)]
     found += [(f"policy “{name}”, {rewarded}", value) for name, value in search.baselines.items()]
-    tables = (("test windows", result.test.describe(), test), ("search windows", search.windows, found))
+    tables = (*tests, ("search windows", search.windows, found))
     return [
         {"role": role, "windows": windows | {"dataset": dataset_name(windows["dataset"])}, "rows": rows}
         for role, windows, rows in tables
@@ -133,7 +136,7 @@ def _layers(result: PruningResult) -> list[dict[str, Any]]:
 def _settings(result: PruningResult) -> list[tuple[str, str]]:
     config = result.config
     values = {name: getattr(config, name) for name in config.option_names()}
-    values |= {name: dataset_name(values[name]) for name in PLACES if values.get(name)}
+    values |= {name: dataset_name(values[name]) for name in TEXTS if values.get(name)}
     return [(name, _show(value)) for name, value in values.items()]
 
 

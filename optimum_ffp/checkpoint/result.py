@@ -97,9 +97,8 @@ class PruningResult:
         config: Options; those of calibration may differ from `found.config`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
-        perplexities: On the test windows: `dense`, `searched` (before calibration, if `config.reports_searched`) and
-            `calibrated`.
-        test: The test windows.
+        tests: Test windows of each text, and the perplexities on them: `dense`, `searched` (before calibration, if
+            `config.reports_searched`) and `calibrated`.
         calibration: Record of sequential calibration: λ and relative error on held-out windows per unit. λ is infinite
             (`null` in JSON) where the ridge solution is better than any fit.
         cost: Time and peak memory per stage.
@@ -113,8 +112,7 @@ class PruningResult:
     config: FFPConfig
     base_model: str
     dense_parameters: int
-    perplexities: dict[str, float]
-    test: Windows
+    tests: list[tuple[Windows, dict[str, float]]]
     calibration: dict[str, Any]
     cost: StageMeter
     revision: str | None = None
@@ -156,9 +154,19 @@ class PruningResult:
         return 1 - self.parameters / self.dense_parameters
 
     @property
+    def test(self) -> Windows:
+        """Test windows of the first text."""
+        return self.tests[0][0]
+
+    @property
+    def perplexities(self) -> dict[str, float]:
+        """Perplexities on the first text."""
+        return self.tests[0][1]
+
+    @property
     def perplexity(self) -> float:
-        """Perplexity of the final model on the test windows."""
-        return self.perplexities.get("calibrated", self.perplexities.get("searched"))
+        """Perplexity of the final model on the first text."""
+        return final(self.perplexities)
 
     def to_dict(self) -> dict[str, Any]:
         """Policy, search and provenance, stored in `ffp_config.json` with the options."""
@@ -171,12 +179,18 @@ class PruningResult:
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": self.perplexities | self.test.describe(),
+            "other_texts": [perplexities | windows.describe() for windows, perplexities in self.tests[1:]],
             "held_out": self.calibration,
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }
         search = self.search.to_dict() | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
         return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}
+
+
+def final(perplexities: Mapping[str, float]) -> float:
+    """That of the final model among the perplexities of a result."""
+    return perplexities.get("calibrated", perplexities.get("searched"))
 
 
 def package_versions() -> dict[str, str]:

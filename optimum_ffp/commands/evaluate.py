@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import CHOICES, Condition
+from ..options import CHOICES, Condition, read_mix
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
@@ -91,7 +91,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         "dataset",
         default="wikitext2",
         help="Text to measure perplexity on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with "
-        "train, validation and test files.",
+        "train, validation and test files; or several, separated by commas, each reported by itself.",
     )
     add_option(
         text,
@@ -100,7 +100,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         "of it that a prune reports on. Default: test, or the whole file.",
     )
     add_text_column(text)
-    add_option(text, "eval-samples", type=int, help="Number of windows, taken from the start. Default: all.")
+    add_option(text, "eval-samples", type=int, help="Number of windows of each text, from its start. Default: all.")
     add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
     add_option(
         text,
@@ -175,12 +175,13 @@ def check_arguments(args: Namespace) -> None:
         raise FFPError(f"--limit is a number of samples, or a fraction of them below 1; found {args.limit:g}")
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
-    if args.dataset == "self":
+    texts = read_mix(args.dataset)
+    if "self" in texts:
         raise FFPError(
             "--dataset self is for pruning only: perplexity on a model's own text says little; name another dataset"
         )
     if args.json:
-        check_apart(args.json, filter(None, (args.model, args.baseline, args.dataset, args.tasks_path)))
+        check_apart(args.json, filter(None, (args.model, args.baseline, *texts, args.tasks_path)))
         check_file(args.json, b'{"settings":', overwrite=True)
 
 
@@ -195,7 +196,7 @@ def evaluate(args: Namespace) -> None:
     if args.tasks or args.tasks_path:
         names = [name for words in args.tasks or [] for name in words.split(",") if name]
         suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
-    splits = {} if args.no_perplexity else read_text(args)
+    texts = {} if args.no_perplexity else {name: read_text(args, name) for name in read_mix(args.dataset)}
     sources = {"model": (args.model, args.revision), "baseline": (args.baseline, args.baseline_revision)}
     hub = {"token": args.token, "cache_dir": args.cache_dir}
     sources = {
@@ -214,7 +215,7 @@ def evaluate(args: Namespace) -> None:
     records, tokens = {}, {}
     for role in sources:
         loaded = held.get(role) or load(role)
-        records[role], tokens[role] = measure(args, loaded, splits, suite)
+        records[role], tokens[role] = measure(args, loaded, texts, suite)
         del loaded
     speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     compare_records(records, tokens, speeds)
@@ -246,55 +247,56 @@ class Loaded(NamedTuple):
 
 
 def measure(
-    args: Namespace, loaded: Loaded, splits: "dict[str, list[Row]]", suite: "TaskSuite | None"
-) -> tuple[dict[str, Any], "torch.Tensor | None"]:
-    """Record of one model, without its speed, and the windows of its perplexity, shape `[windows, tokens]`."""
+    args: Namespace, loaded: Loaded, texts: "dict[str, dict[str, list[Row]]]", suite: "TaskSuite | None"
+) -> tuple[dict[str, Any], "list[torch.Tensor]"]:
+    """Record of one model, without its speed, and the windows of its perplexities, shape `[windows, tokens]`."""
     from ..evaluation import perplexity_record, size_record
     from ..utils.batch_size import with_halving_batches
     from ..utils.progress import progress_bar
 
-    model, windows = loaded.model, cut_windows(args, splits, loaded) if splits else None
+    model, tests = loaded.model, [cut_windows(args, name, splits, loaded) for name, splits in texts.items()]
     record = size_record(model, loaded.model_id, **loaded.options.hub())
 
-    def perplexity(batch_size: int) -> dict[str, Any]:
+    def perplexity(windows: "Windows", batch_size: int) -> dict[str, Any]:
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
             return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
 
-    if windows:
-        record["perplexity"] = with_halving_batches(perplexity, args.batch_size)
+    figures = [with_halving_batches(partial(perplexity, windows), args.batch_size) for windows in tests]
+    if figures:
+        record["perplexity"], *record["other_texts"] = figures
     if suite:
         score = partial(suite.score, model, loaded.tokenizer, args.limit)
         record["tasks"] = with_halving_batches(score, args.batch_size)
-    return record, windows and windows.tokens
+    return record, [windows.tokens for windows in tests]
 
 
-def read_text(args: Namespace) -> "dict[str, list[Row]]":
-    """Texts by split; a single file is one split."""
+def read_text(args: Namespace, dataset: str) -> "dict[str, list[Row]]":
+    """Rows of a text by split; a single file is one split."""
     from ..data import read_splits
     from ..errors import FFPError
 
-    splits = read_splits(args.dataset, data_request(args))
+    splits = read_splits(dataset, data_request(args))
     if len(splits) > 1 and args.split not in (None, *splits):
-        raise FFPError(f"{args.dataset} has the splits {', '.join(splits)}, found --split {args.split}")
+        raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")
     if len(splits) == 1 and args.split not in (None, "test"):
         raise FFPError(
-            f"{args.dataset} is a single file, found --split {args.split}; leave it out to use the whole file, or "
+            f"{dataset} is a single file, found --split {args.split}; leave it out to use the whole file, or "
             "give test for the part that a prune reports on"
         )
     return splits
 
 
-def cut_windows(args: Namespace, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
+def cut_windows(args: Namespace, dataset: str, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the requested split."""
     from ..data import Windows, cut_rows, find_start_token, load_windows, window_length
 
     length = window_length(args.seq_len, loaded.model.config)
     if len(splits) == 1 and args.split == "test":
-        return load_windows(args.dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
+        return load_windows(dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
     start = find_start_token(loaded.tokenizer, args.start_token)
-    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{args.dataset} ({split})", start)
-    return Windows(tokens[: args.eval_samples], args.dataset, split, start is not None)
+    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
+    return Windows(tokens[: args.eval_samples], dataset, split, start is not None)
 
 
 def data_request(args: Namespace, length: int | None = None) -> "DataRequest":

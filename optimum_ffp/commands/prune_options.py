@@ -58,7 +58,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "dataset",
         "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
         ".txt/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and test "
-        "files, or self (text that the model generates, which is slow: lower --num-samples).",
+        "files, or self (text that the model generates, which is slow: lower --num-samples); or a mix of them with "
+        "the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
     )
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
 
@@ -87,8 +88,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         data,
         "eval-dataset",
-        "Text to report perplexity on, same choices as --dataset.",
-        "the test split of --dataset",
+        "Text to report perplexity on, or several separated by commas, same choices as --dataset.",
+        "the test split of --dataset, of each text of a mix but self",
         metavar="DATASET",
     )
     add_text_column(data)
@@ -102,7 +103,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         data, "search-samples", "Number of search windows, from the validation split, to compare candidates on."
     )
-    add_config_option(data, "eval-samples", "Number of test windows, from the test split.", "all")
+    add_config_option(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
     add_config_option(
         data,
         "self-share",

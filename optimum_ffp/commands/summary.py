@@ -4,6 +4,7 @@ from typing import Any
 
 from ..checkpoint.result import PruningResult
 from ..data import begin_of
+from ..hub.naming import dataset_name
 
 
 # Labels of `PruningResult.perplexities`.
@@ -13,17 +14,23 @@ LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "aft
 def summary(result: PruningResult, folder: str) -> str:
     """Parameters, sparsity, perplexities, time per stage, and the code that loads the model."""
     config = result.config
-    policy, test, search = result.policy, result.test, result.search
+    policy, search = result.policy, result.search
     seconds, peaks = result.cost.seconds, result.cost.peak_bytes
     total = sum(seconds.values())
+    several = len(result.tests) > 1
+    places = [f" on {dataset_name(windows.dataset)}" if several else "" for windows, _ in result.tests]
     rows = [
         ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
         ("sparsity of the blocks", f"{policy.sparsity:.4%} (target: {result.config.sparsity:.4%})"),
         ("sparsity of the model", f"{result.model_sparsity:.4%}"),
-        *((f"perplexity, {LABELS[name]}", f"{value:.4f}") for name, value in result.perplexities.items()),
+        *(
+            (f"perplexity{place}, {LABELS[name]}", f"{value:.4f}")
+            for place, (_, perplexities) in zip(places, result.tests)
+            for name, value in perplexities.items()
+        ),
         ("calibrated on", _windows(search.calibrated_on, config.num_samples)),
         ("searched on", _windows(search.windows, config.search_samples)),
-        ("measured on", _windows(test.describe(), config.eval_samples)),
+        *(("measured on", _windows(windows.describe(), config.eval_samples)) for windows, _ in result.tests),
         *(
             ("warning", f"{count} {role} windows repeat calibration or search text")
             for role, count in search.repeated_windows.items()

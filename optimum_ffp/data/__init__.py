@@ -2,9 +2,17 @@
 
 from .columns import Row
 from .cutting import cut_rows, find_start_token
-from .request import LONGEST, DataRequest, check_calibration_tokens, window_length, with_window_length
+from .loading import load_windows
+from .request import (
+    LONGEST,
+    DataRequest,
+    check_calibration_tokens,
+    reported_texts,
+    window_length,
+    with_window_length,
+)
 from .sources import NAMED, check_text_file, find_files, hub_error, hub_source, read_splits
-from .windows import DataSplits, Windows, begin_of, load_windows
+from .windows import DataSplits, Windows, begin_of
 
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "hub_source",
     "load_windows",
     "read_splits",
+    "reported_texts",
     "window_length",
     "with_window_length",
 ]

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from ..config import FFPConfig
 from ..errors import FFPError
+from ..options import read_mix
 
 
 # Default tokens per window, if the model has as many positions.
@@ -22,7 +24,7 @@ class DataRequest:
 
     Attributes:
         length: Tokens per window.
-        calibration, search, test: Number of windows; `test=None` takes all.
+        calibration, search, test: Number of windows, for the test of each text; `test=None` takes all.
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
         self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.
@@ -52,18 +54,35 @@ class DataRequest:
             start_token=config.start_token,
         )
 
+    def counts(self, dataset: str) -> dict[str, dict[str, int]]:
+        """Number of calibration and search windows of each text of a mix, if there is as much text as requested."""
+        mix = read_mix(dataset, self.self_share)
+        return {role: apportion(getattr(self, role), mix) for role in ("calibration", "search")}
+
     def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:
         """Number of windows per role that the model generates, if there is as much text as requested."""
-        counts = {"calibration": self.calibration, "search": self.search}
-        if dataset != "self":
-            counts = {role: min(round(self.self_share * count), max(0, count - 1)) for role, count in counts.items()}
-        if (eval_dataset or dataset) == "self":
+        counts = {role: texts.get("self", 0) for role, texts in self.counts(dataset).items()}
+        if "self" in reported_texts(dataset, eval_dataset):
             counts["test"] = self.test or self.search
         return counts
 
     def all_written(self, dataset: str, eval_dataset: str | None = None) -> int:
         """Total number of windows that the model generates."""
         return sum(self.written(dataset, eval_dataset).values())
+
+
+def reported_texts(dataset: str, eval_dataset: str | None = None) -> list[str]:
+    """Texts that perplexity is reported on: those of a mix that the model doesn't write, if none are named."""
+    names = list(read_mix(eval_dataset or dataset))
+    return names if eval_dataset or names == ["self"] else [name for name in names if name != "self"]
+
+
+def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Divides a number of windows by shares that add up to 1: at least one each, rounded where they are left over."""
+    counts = dict.fromkeys(shares, min(1, total))
+    for _ in range(total - sum(counts.values())):
+        counts[max(counts, key=lambda name: total * shares[name] - counts[name])] += 1
+    return counts
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:

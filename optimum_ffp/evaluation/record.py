@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -62,14 +62,19 @@ def perplexity_record(
     return {**origin, **finite, "comparable": True}
 
 
+def texts_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records of perplexity in the record of a model, one of each text."""
+    return [record["perplexity"], *record.get("other_texts", [])] if "perplexity" in record else []
+
+
 def compare_records(
-    records: dict[str, dict[str, Any]], tokens: Mapping[str, torch.Tensor | None], speeds: Mapping[str, Speed]
+    records: dict[str, dict[str, Any]], tokens: Mapping[str, Sequence[torch.Tensor]], speeds: Mapping[str, Speed]
 ) -> None:
     """Adds to the records the comparison of the model with its baseline, in place.
 
     Args:
         records: Records of `model` and, if there is one, `baseline`.
-        tokens: Windows of the perplexity of each, shape `[windows, window length]`, or `None`.
+        tokens: Windows of the perplexities of each, shape `[windows, window length]`.
         speeds: Speed of each; empty if not measured.
     """
     for role, speed in speeds.items():
@@ -83,7 +88,7 @@ def compare_records(
         model["sparsity"] = 1 - kept / dense
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
         model["sparsity_source"] = "the baseline"
-    if "perplexity" in model and not torch.equal(tokens["model"], tokens["baseline"]):
-        model["perplexity"]["comparable"] = baseline["perplexity"]["comparable"] = False
+    for of_model, of_baseline, *windows in zip(texts_of(model), texts_of(baseline), *tokens.values()):
+        of_model["comparable"] = of_baseline["comparable"] = torch.equal(*windows)
     if speeds:
         model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}

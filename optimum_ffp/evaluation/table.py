@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data import begin_of
+from .record import texts_of
 
 
 MIB = 2**20
@@ -48,10 +49,10 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
             yield label, None, f"{record[key]:.4%}", f"according to {record['sparsity_source']}"
     yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"
     yield "KV cache per token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
-    if "perplexity" in record:
-        measured = record["perplexity"]
+    for number, measured in enumerate(texts_of(record), 1):
         value = measured["perplexity"] if measured["comparable"] else None
-        yield "perplexity", value, _number(measured["perplexity"], 4), _windows(measured)
+        label = f"perplexity, text {number}" if record.get("other_texts") else "perplexity"
+        yield label, value, _number(measured["perplexity"], 4), _windows(measured)
     for key in ("prefill", "decode"):
         if "speed" in record:
             speed = record["speed"]

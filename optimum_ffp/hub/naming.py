@@ -7,9 +7,12 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..options import split_mix
 
-# Keys of configs and records whose values name a model or dataset, and so may be local paths.
-PLACES = ("base_model", "dataset", "eval_dataset", "warm_start")
+
+# Keys of configs and records whose values name a model, or the texts of a dataset, and so may be local paths.
+PLACES = ("base_model", "warm_start")
+TEXTS = ("dataset", "eval_dataset")
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -22,7 +25,7 @@ def is_hub_id(model_id: str) -> bool:
 
 
 def short_name(source: str) -> str:
-    """Return a model's or dataset's name without local folders."""
+    """Return a model's or text's name without local folders."""
     # Strip the configuration of a dataset (`id:name`) or the revision of an agent (`id@revision`).
     repo_id = re.sub(r"[:@][\w.-]+$", "", source)
     return source if is_hub_id(repo_id) and not Path(source).exists() else Path(source).name or source
@@ -33,9 +36,19 @@ def model_name(base: str) -> str:
     return short_name(base).rpartition("/")[2].removesuffix(".gguf")
 
 
+def short_mix(dataset: str) -> str:
+    """Return the texts of a dataset and their shares, without local folders."""
+    texts = ((short_name(name), share) for name, share in split_mix(dataset))
+    return ",".join(name if share is None else f"{name}:{share:g}" for name, share in texts)
+
+
 def dataset_name(dataset: str) -> str:
-    """Return a description of the source of calibration text."""
-    return "text sampled from the model itself" if dataset == "self" else short_name(dataset)
+    """Return a description of the source of text, with the shares of a mix."""
+    texts = [
+        ("text sampled from the model itself" if name == "self" else short_name(name), share)
+        for name, share in split_mix(dataset)
+    ]
+    return ", ".join(name if share is None else f"{100 * share:g} % {name}" for name, share in texts)
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +57,9 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     def published(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return without_folders(value)
-        return short_name(value) if name in PLACES and isinstance(value, str) else value
+        if isinstance(value, list):
+            return [published(name, one) for one in value]
+        shorten = short_name if name in PLACES else short_mix if name in TEXTS else None
+        return shorten(value) if shorten and isinstance(value, str) else value
 
     return {name: published(name, value) for name, value in record.items()}

@@ -13,7 +13,7 @@ from ..allocation.budget import Budget
 from ..allocation.policy import Unit
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
-from ..data import DataRequest, check_calibration_tokens, with_window_length
+from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
 from ..modeling.families import find_family, find_units
 from ..modeling.loading import loading_errors, resolve_dtype
 from ..options import GRADIENT_COST, NO_SEARCH
@@ -257,6 +257,7 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
     held_out = min(config.held_out_samples, every)
     fitted = sparsities * (config.num_samples + held_out) * length
     tokens["calibration"] = fitted if config.calibration == "sequential" else 0
-    test = written.get("test", config.eval_samples)
-    tokens["evaluation"] = test and test * length
+    reported = reported_texts(config.dataset, config.eval_dataset)
+    tests = [written["test"] if name == "self" else config.eval_samples for name in reported]
+    tokens["evaluation"] = None if None in tests else sum(tests) * length
     return evaluations, tokens

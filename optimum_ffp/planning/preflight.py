@@ -13,6 +13,7 @@ from ..config import FFPConfig
 from ..data import check_text_file, find_files, hub_error, hub_source
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
+from ..options import read_mix
 from ..utils.folders import check_apart, check_file, check_output
 from ..utils.resume import check_work_folder
 from .plan import GIB, Plan
@@ -50,15 +51,14 @@ def find_problems(
     Yields:
         One error per problem, which says what to do.
     """
-    sources = [source for source in (plan.model, config.dataset, config.eval_dataset) if source]
-    checks = [partial(check_apart, output, sources) for output in (*folders, *front)]
+    texts = dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])
+    checks = [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [partial(check_output, folder, overwrite) for folder in folders]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
     checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
-    datasets = dict.fromkeys(filter(None, (config.dataset, config.eval_dataset)))
-    checks += [partial(check_dataset, name, config.text_column) for name in datasets]
+    checks += [partial(check_dataset, name, config.text_column) for name in texts]
     checks.append(partial(check_repositories, repositories, token))
     for check in checks:
         try:
@@ -94,7 +94,7 @@ def check_dataset(dataset: str, text_column: str | None = None) -> None:
     """Checks that the files or splits of a dataset exist and have text; only the first rows are read.
 
     Args:
-        dataset: As in `load_windows`.
+        dataset: One text, as in `load_windows`.
         text_column: Column named by the user.
 
     Raises:

@@ -71,6 +71,22 @@ def test_a_dense_model_alone(figures, save_tiny_model, data_folder):
 
 
 @pytest.mark.slow
+def test_several_texts_are_reported_each_by_itself(figures, save_tiny_model, data_folder, tmp_path):
+    (tmp_path / "other.txt").write_text(make_text(900, 9))
+    texts = f"{data_folder},{tmp_path / 'other.txt'}"
+    models = ["-m", save_tiny_model(), "--baseline", save_tiny_model("opt"), "--no-speed"]
+    report, output = figures(*models, "--dataset", texts)
+    measured = [report["model"]["perplexity"], *report["model"]["other_texts"]]
+    assert [one["dataset"] for one in measured] == texts.split(",")
+    for one, file in zip(measured, (data_folder / "test.txt", tmp_path / "other.txt")):
+        expected, count = perplexity_by_hand(make_tiny_model(), file.read_text(), 24)
+        assert one["perplexity"] == pytest.approx(expected, rel=1e-5) and one["windows"] == count
+    for number in (1, 2):
+        (row,) = [line for line in output.splitlines() if line.startswith(f"perplexity, text {number}")]
+        assert f"{measured[number - 1]['perplexity']:,.4f}" in row
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--eval-samples", 5], ["--split", "validation"]])
 def test_other_windows(figures, save_tiny_model, data_folder, arguments):
     report, _ = figures("-m", save_tiny_model(), "--dataset", data_folder, "--no-speed", *arguments)
@@ -278,6 +294,8 @@ def refused(ended, message):
         (["--limit", 0, "--tasks", "boolq"], "--limit is a number of samples"),
         (["--num-fewshot", -1, "--tasks", "boolq"], "--num-fewshot must be at least 0"),
         (["--dataset", "self"], "--dataset self is for pruning only"),
+        (["--dataset", "c4,self"], "--dataset self is for pruning only"),
+        (["--dataset", "c4:0.5,self"], "must give every text a share"),
         (["--dataset", "nowhere.txt"], "there is no file or folder nowhere.txt"),
         # Text of its own, which it would not take, is not among what is offered.
         (

@@ -126,6 +126,13 @@ def test_data_that_is_not_there(data_folder, tmp_path):
         check_dataset("wikitext2")
 
 
+def test_every_text_of_a_mix_is_looked_for(run, save_tiny_model, data_folder, tmp_path):
+    words = ["--dataset", f"{data_folder}:0.5,no.txt:0.5", "--eval-dataset", "nowhere.jsonl", "--plan"]
+    code, output, _ = run("-m", save_tiny_model(), tmp_path / "out", *words)
+    problems = [line for line in output.splitlines() if line.startswith("problem: there is no file")]
+    assert code == 2 and ["no.txt" in problems[0], "nowhere.jsonl" in problems[1]] == [True, True]
+
+
 def test_the_hub_is_asked_once(hub):
     check_repositories(["mine", "me/mine"], TOKEN)
     check_repositories([])

@@ -64,7 +64,7 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path):
     chats = [{"messages": [{"role": "w3", "content": " ".join(words[at : at + 9])}]} for at in range(0, 900, 9)]
     texts = [{"text": f"w3 {chat['messages'][0]['content']} "} for chat in chats]
     rendered = load(write(tmp_path, *({"source": "w5"} | chat for chat in chats)), TEMPLATE)
-    assert rendered.to_dict() == load(write(tmp_path, *texts), None).to_dict()
+    assert rendered.to_list() == load(write(tmp_path, *texts), None).to_list()
 
 
 def test_conversations_that_can_not_be_rendered_end_in_one_line(tmp_path):

@@ -65,7 +65,7 @@ def test_every_role_has_it_and_says_so(data_folder):
         assert windows.describe()["start_token"] is True and getattr(without, role).describe()["start_token"] is False
         assert windows.first(2).start_token
     assert not (without.test.tokens == START).any()
-    again = DataSplits.from_dict(json.loads(json.dumps(data.to_dict())))
+    again = DataSplits.from_list(json.loads(json.dumps(data.to_list())))
     assert torch.equal(again.test.tokens, data.test.tokens) and again.test.start_token
 
 

@@ -44,7 +44,7 @@ def test_record_of_a_model(records, windows):
 
 def test_sparsity_and_speed_against_the_baseline(records, windows):
     speeds = {"model": Speed(300.0, 30.0, 8, 4, 1, 5), "baseline": Speed(200.0, 20.0, 8, 4, 1, 5)}
-    compare_records(records, {"model": windows, "baseline": windows}, speeds)
+    compare_records(records, {"model": [windows], "baseline": [windows]}, speeds)
     policy = prune_by_hand(make_tiny_model())[1]
     model = records["model"]
     assert model["sparsity"] == pytest.approx(policy.sparsity)
@@ -58,24 +58,24 @@ def test_sparsity_and_speed_against_the_baseline(records, windows):
     assert table["sparsity of the blocks"] == [f"{policy.sparsity:.4%}", "-", "-", "according to the baseline"]
     first, second = (record["perplexity"]["perplexity"] for record in records.values())
     figures = [f"{first:,.4f}", f"{second:,.4f}", f"{first / second:.3f}"]
-    assert table["perplexity"] == [*figures, "text, test, 6 windows of 24 tokens"]
+    assert table["perplexity"] == [*figures, "text, test, 6 windows of 24 tokens, no start token"]
 
 
 def test_perplexities_of_other_tokens_are_not_compared(records, windows):
-    compare_records(records, {"model": windows, "baseline": windows + 1}, {})
+    compare_records(records, {"model": [windows], "baseline": [windows + 1]}, {})
     assert cells(comparison_table(records))["perplexity"][2] == "-"
     assert "the tokenizers differ" in comparison_table(records)
 
 
 def test_a_baseline_that_is_smaller_says_nothing_of_sparsity(records, windows):
     swapped = {"model": records["baseline"], "baseline": records["model"]}
-    compare_records(swapped, {"model": windows, "baseline": windows}, {})
+    compare_records(swapped, {"model": [windows], "baseline": [windows]}, {})
     assert "sparsity" not in comparison_table(swapped)
 
 
 def test_one_model_alone(records):
     del records["baseline"]
-    compare_records(records, {"model": None}, {})
+    compare_records(records, {"model": []}, {})
     table = cells(comparison_table(records))
     assert "ratio" not in comparison_table(records) and "sparsity of the blocks" not in table
     assert table["parameters"] == [f"{records['model']['parameters']:,}"]

@@ -12,6 +12,17 @@ def test_hub_ids_stay_and_folders_go(tmp_path):
     assert dataset_name("/data/my_text.jsonl") == "my_text.jsonl" and "itself" in dataset_name("self")
 
 
+def test_every_text_of_a_mix_is_named_without_its_folder():
+    mix = "/data/my.txt:0.5,owner/text:english:0.3,self:0.2"
+    published = without_folders({"dataset": mix, "other_texts": [{"dataset": "/data/my.txt"}]})
+    assert published == {
+        "dataset": "my.txt:0.5,owner/text:english:0.3,self:0.2",
+        "other_texts": [{"dataset": "my.txt"}],
+    }
+    assert dataset_name(mix) == "50 % my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
+    assert dataset_name("wikitext2,c4") == "wikitext2, c4"
+
+
 def test_a_record_is_published_without_folders_at_any_depth():
     record = {"dataset": "/data/wiki", "eval_dataset": None, "seed": 3, "more": {"base_model": "/m/x.gguf", "at": "/"}}
     assert without_folders(record) == {

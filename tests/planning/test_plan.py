@@ -143,6 +143,14 @@ def test_a_plan_is_text(data_folder):
     assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text
 
 
+def test_a_mix_is_counted_by_its_texts():
+    plan = planned(dataset="a:0.5,b:0.25,self:0.25", num_samples=8, search_samples=4, eval_samples=3)
+    length = plan.tokens["statistics"] // 8
+    assert plan.tokens["data"] == 3 * length and plan.tokens["evaluation"] == 2 * 3 * length
+    reported = planned(dataset="a", eval_dataset="a,self", eval_samples=3).tokens
+    assert reported["data"] == 3 * length and reported["evaluation"] == 6 * length
+
+
 def test_what_does_not_fit_is_said_plainly(monkeypatch):
     plan = planned(machine=Machine(torch.device("cpu"), 100 * 2**20), monkeypatch=monkeypatch)
     (line,) = plan.warnings
