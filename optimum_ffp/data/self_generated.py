@@ -1,9 +1,10 @@
 """Text sampled from the model, in addition to a dataset or instead of one."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -20,6 +21,7 @@ from transformers import (
 from ..errors import FFPError
 from ..utils.batch_size import with_halving_batches
 from ..utils.progress import progress_bar
+from .cutting import find_start_token
 
 
 # Maximum tokens per passage. A window consists of passages, each sampled from the start token: small models become
@@ -44,10 +46,12 @@ def passages_at_once(windows: int, length: int) -> int:
 def sample_from_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int
 ) -> torch.Tensor:
-    """Samples text from the model, from its start token at temperature 1.
+    """Samples text from the model at temperature 1.
 
-    An end token is followed by the start token and the next document, as in packed training data. Elsewhere in a
-    passage the start token is not sampled.
+    Without a chat template a document begins with the start token. With one it is a conversation, as in Magpie (Xu et
+    al. 2024): after the template's opening of a user's turn the model writes the question, and after that of the
+    assistant's turn the answer. A document that ends is followed by the next one, as in packed training data.
+    Elsewhere in a passage the start token is not sampled.
 
     Args:
         model: The dense model.
@@ -58,27 +62,21 @@ def sample_from_model(
         seed: Random seed.
 
     Returns:
-        Token ids, shape `[count, length]`. Each window begins with the start token.
+        Token ids, shape `[count, length]`. Each window begins with the start token, or as a conversation does.
 
     Raises:
         FFPError: If the tokenizer has neither a start nor an end token.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise FFPError(
-            "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "
-            "and leave self_share at 0"
-        )
     passages, tokens = passages_of(length)
-    prompts = torch.full((count * passages, 1), start, device=model.device)
-    plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=tokens - 1, pad_token_id=start)
-    ends = _end_tokens(model, tokenizer)
-    documents = LogitsProcessorList([] if start in ends else [_Documents(start, ends)])
+    form = find_form(model, tokenizer, tokens)
+    prompts = torch.tensor([form.opening] * (count * passages), device=model.device)
+    written = tokens - len(form.opening)
+    plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=written, pad_token_id=form.start)
 
     def write(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
         with (
-            progress_bar(len(batches) * (tokens - 1), "Sampling text", "token") as bar,
+            progress_bar(len(batches) * written, "Sampling text", "token") as bar,
             _generating(model, plain_sampling),
             torch.random.fork_rng(),
         ):
@@ -89,7 +87,7 @@ def sample_from_model(
                         prompt,
                         # Otherwise a start token that is also the padding token would be masked.
                         attention_mask=torch.ones_like(prompt),
-                        logits_processor=documents,
+                        logits_processor=LogitsProcessorList([_Turns(form, len(prompt))]),
                         stopping_criteria=StoppingCriteriaList([_Ticks(bar)]),
                     ).cpu()
                     for prompt in batches
@@ -110,22 +108,89 @@ def _generating(model: PreTrainedModel, how: GenerationConfig) -> Iterator[None]
         model.generation_config = own
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+class Form(NamedTuple):
+    """What documents consist of beside the text that the model writes.
+
+    Attributes:
+        start: The start token, which is not sampled unless it ends turns too.
+        opening: Tokens that a passage begins with.
+        turns: For each turn, in a cycle: the tokens that end it, and those that stand between it and the next one.
+    """
+
+    start: int
+    opening: list[int]
+    turns: list[tuple[set[int], list[int]]]
+
+
+def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> Form:
+    """The form of documents: a conversation if the chat template has one, otherwise text after the start token.
+
+    Args:
+        model: The dense model.
+        tokenizer: Tokenizer of the model.
+        length: Tokens per passage; if a conversation's opening takes more than half of it, there is none.
+
+    Raises:
+        FFPError: If the tokenizer has neither a chat template nor a start or end token.
+    """
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
-    return {token for token in (*known, tokenizer.eos_token_id) if token is not None}
+    ends = {token for token in (*known, tokenizer.eos_token_id) if token is not None}
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise FFPError(
+            "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "
+            "and leave self_share at 0"
+        )
+    opening, (end_of_question, *before_answer), (end_of_answer, *after_answer) = _conversation(tokenizer)
+    if {end_of_question, end_of_answer} <= _special_tokens(tokenizer) and 2 * len(opening) <= length:
+        question, answer = ends | {end_of_question}, ends | {end_of_answer}
+        return Form(start, opening, [(question, before_answer), (answer, after_answer + opening)])
+    return Form(start, [start], [] if start in ends else [(ends, [start])])
 
 
-class _Documents(LogitsProcessor):
-    # Allows the start token after end tokens only, and nothing else there.
-    def __init__(self, start: int, ends: set[int]):
-        self.start, self.ends = start, torch.tensor(sorted(ends))
+def _conversation(tokenizer: PreTrainedTokenizerBase) -> Sequence[list[int | None]]:
+    """Tokens of the chat template before a question, between it and its answer, and after that; `None` if unknown."""
+    question, answer = "THE QUESTION", "THE ANSWER"
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    try:
+        opening, rest = tokenizer.apply_chat_template(messages, tokenize=False).split(question)
+        middle, end = rest.split(answer)
+    except Exception:  # There is no template, or it wants other conversations: a template may raise anything.
+        return [], [None], [None]
+    parts = (opening, middle.lstrip(), end.lstrip())
+    opening, middle, end = (tokenizer(part, add_special_tokens=False).input_ids for part in parts)
+    start = find_start_token(tokenizer)
+    return opening if start in (None, *opening[:1]) else [start, *opening], middle or [None], end or [None]
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    # A turn that ends with words, as in Llama 2's template, ends in the middle of text too.
+    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+
+
+class _Turns(LogitsProcessor):
+    # Writes what stands between turns, and keeps the start token out of them. For one call of `generate`.
+    def __init__(self, form: Form, rows: int):
+        self.turns = form.turns
+        self.barred = [] if any(form.start in ends for ends, _ in form.turns) else [form.start]
+        self.next = [cycle(form.turns) for _ in range(rows)]
+        self.turn = [next(turns, None) for turns in self.next]
+        self.given: list[list[int]] = [[] for _ in range(rows)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ended = torch.isin(input_ids[:, -1], self.ends.to(input_ids.device))
-        starts = torch.zeros_like(scores, dtype=torch.bool)
-        starts[:, self.start] = True
-        return scores.masked_fill(starts != ended[:, None], -torch.inf)
+        if not self.turns:
+            return scores
+        scores = scores.clone()
+        scores[:, self.barred] = -torch.inf
+        for row, last in enumerate(input_ids[:, -1].tolist()):
+            ends, between = self.turn[row]
+            if not self.given[row] and last in ends:
+                self.given[row], self.turn[row] = list(between), next(self.next[row])
+            if self.given[row]:
+                scores[row] = -torch.inf
+                scores[row, self.given[row].pop(0)] = 0
+        return scores
 
 
 class _Ticks(StoppingCriteria):

@@ -3,8 +3,8 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import self_generated
-from optimum_ffp.data.self_generated import sample_from_model
-from tests.helpers import make_tiny_model, make_tokenizer
+from optimum_ffp.data.self_generated import find_form, sample_from_model
+from tests.helpers import make_tiny_model, make_tokenizer, with_start_token
 
 
 def sample(model, count, seed=0):
@@ -59,6 +59,72 @@ def test_a_token_that_starts_and_ends_documents_comes_as_it_likes():
     windows = sample_from_model(model, tokenizer, 200, 12, 0)
     ends = windows[:, 1:-1] == tokenizer.eos_token_id
     assert ends.any() and not (windows[:, 2:] == tokenizer.eos_token_id)[ends].all()
+
+
+# Turns end with </s>, whose token is 1; w10 and w11 are the roles, w9 is what a conversation begins with.
+CHAT = (
+    "w9 {% for message in messages %}{{ {'user': 'w10', 'assistant': 'w11'}[message.role] }} "
+    "{{ message.content | trim }} </s> {% endfor %}"
+)
+
+
+def chat_tokenizer(template=CHAT):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_model_writes_both_turns_of_conversations():
+    model = make_tiny_model()
+    windows = sample_from_model(model, chat_tokenizer(), 300, 40, 0)
+    assert torch.equal(windows, sample_from_model(model, chat_tokenizer(), 300, 40, 0))
+    assert windows[:, :2].tolist() == [[9, 10]] * 300
+    answered = again = 0
+    for row in windows.tolist():
+        # After each end: first the answer's opening, then that of the next conversation.
+        ends = [index for index, token in enumerate(row) if token == 1]
+        for number, end in enumerate(ends):
+            expected = [9, 10] if number % 2 else [11]
+            found = row[end + 1 : end + 1 + len(expected)]
+            assert found == expected[: len(found)]
+        answered, again = answered + (len(ends) > 0), again + (len(ends) > 1)
+    assert answered > again > 0 and not (windows == 0).any()
+
+
+def test_the_first_word_of_a_question_is_as_likely_as_the_model_says():
+    model, tokenizer = make_tiny_model(), chat_tokenizer()
+    drawn = sample_from_model(model, tokenizer, 4000, 4, 0)[:, 2]
+    with torch.no_grad():
+        logits = model(torch.tensor([[9, 10]])).logits[0, -1]
+    logits[tokenizer.bos_token_id] = -torch.inf
+    expected = logits.softmax(-1)
+    found = torch.bincount(drawn, minlength=len(expected)) / len(drawn)
+    assert (found - expected).abs().sum() < 0.2
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["template", "tokenizer"])
+def test_a_conversation_has_one_start_token(writes):
+    tokenizer = with_start_token(chat_tokenizer("{{ bos_token }} " + CHAT if writes else CHAT))
+    form = find_form(make_tiny_model(), tokenizer, 24)
+    assert form.opening == [0, 9, 10] and form.turns == [({1}, [11]), ({1}, [0, 9, 10])]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ raise_exception('a system prompt is missing') }}",
+        "{{ messages[0].content }} </s>",
+        # The end of a turn is a word, which comes in the middle of text too.
+        "w9 {% for message in messages %}{{ message.content }} w12 {% endfor %}",
+        # Nothing would be left of the passage.
+        "w9 " * 8 + CHAT,
+    ],
+    ids=["none", "fails", "no answer", "words", "long"],
+)
+def test_without_a_conversation_text_begins_with_the_start_token(template):
+    form = find_form(make_tiny_model(), chat_tokenizer(template), 16)
+    assert form.opening == [0] and form.turns == [({1}, [0])]
 
 
 @pytest.mark.slow
