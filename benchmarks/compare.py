@@ -3,15 +3,17 @@
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
         [--sequential no-search ffp] [--seq-len 2048] [--eval-dataset DATASET] [--options num_samples=32 ...]
-        [--save FOLDER] [--work FOLDER] [--output compare.json]
+        [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER] [--output compare.json]
 
-Writes one JSON record per prune (perplexities, sparsity, candidate evaluations, tokens, seconds per stage, peak
-memory) and prints the table of the README. Methods other than `paper` share the default preset's statistics,
-importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, as
-candidates of the search are; those in `--sequential` also after sequential calibration. The file is updated after
-every prune. `--options` sets other options of `FFPConfig` for the methods of the default preset. With `--work` an
-interrupted run resumes when it is started again, also with more methods; the recorded seconds are those of the last
-process.
+Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
+seconds per stage, peak memory) and prints a table: perplexity on the first `--head` test windows, which the method was
+developed on, and on all after them; and there the difference of the loss from that of the method `--against` with the
+same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
+Methods other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the
+search differs. All are compared after ridge regression, as candidates of the search are; those in `--sequential` also
+after sequential calibration. The file is updated after every prune. `--options` sets other options of `FFPConfig` for
+the methods of the default preset. With `--work` an interrupted run resumes when it is started again, also with more
+methods; the recorded seconds are those of the last process.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
+
+import numpy as np
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult
@@ -42,7 +46,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations of the methods of the default preset.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
-    parser.add_argument("--eval-samples", type=int, default=10)
+    parser.add_argument("--eval-samples", type=int, help="Test windows. Default: all.")
+    parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
+    parser.add_argument("--against", default="no-search", choices=METHODS, help="Method to compare the others with.")
     parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
     parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
@@ -60,7 +66,7 @@ def main() -> None:
                 for record in run(args, preset, methods, seed):
                     records.append(record)
                     args.output.write_text(json.dumps(records, indent=2) + "\n")
-    print(table(records))
+    print(table(records, args.head, args.against))
 
 
 def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
@@ -106,6 +112,7 @@ def describe(result: PruningResult) -> dict:
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
         "test": result.test.describe(),
+        "losses": {name: [round(loss, 6) for loss in of_texts[0]] for name, of_texts in result.losses.items()},
         "other_texts": [perplexities | windows.describe() for windows, perplexities in result.tests[1:]],
         "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
@@ -115,30 +122,51 @@ def describe(result: PruningResult) -> dict:
     return without_folders(record)
 
 
-def table(records: list[dict]) -> str:
-    """Median (and range) of the perplexity over seeds, by method and sparsity."""
-    groups = defaultdict(list)
+def table(records: list[dict], head: int, against: str) -> str:
+    """Medians (and ranges) over seeds by method, calibration and sparsity, and paired differences."""
+    groups = defaultdict(dict)
     for record in records:
-        groups[record["method"], record["calibration"], record["asked"]].append(record)
-    lines = [
-        "| method | calibration | sparsity | perplexity, median (range) | on search | candidates | tokens |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+        groups[record["method"], record["calibration"], record["asked"]][record["seed"]] = record
+    columns = ("method", "calibration", "sparsity", f"first {head}", "later", f"against {against}", "on search")
+    columns += ("candidates", "tokens")
+    lines = [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
     for (method, calibration, asked), group in groups.items():
-        final = sorted(record["perplexities"]["calibrated"] for record in group)
-        spread = f" ({final[0]:.2f}-{final[-1]:.2f})" if len(final) > 1 else ""
-        best = median(record["search"]["perplexity"]["best"] for record in group)
-        search = group[0]["search"]
+        losses = [np.array(record["losses"]["calibrated"]) for record in group.values()]
+        reference = groups.get((against, calibration, asked), {})
+        pairs = [
+            np.array(record["losses"]["calibrated"]) - reference[seed]["losses"]["calibrated"]
+            for seed, record in group.items()
+            if method != against and seed in reference
+        ]
+        best = median(record["search"]["perplexity"]["best"] for record in group.values())
+        search = next(iter(group.values()))["search"]
         lines.append(
-            f"| {method} | {calibration} | {asked:.0%} | {median(final):.2f}{spread} | {best:.2f} | "
+            f"| {method} | {calibration} | {asked:.0%} | {spread([one[:head] for one in losses])} | "
+            f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best:.2f} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |"
         )
-    test, dense = records[0]["test"], records[0]["perplexities"]["dense"]
+    test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"])
     lines.append(
-        f"\nDense: {dense:.2f}. {test['dataset']}, {test['split']}, first {test['windows']} windows of "
-        f"{test['window_length']} tokens, {begin_of(test)}."
+        f"\nDense: {spread([dense[:head]])} and {spread([dense[head:]])}. {test['dataset']}, {test['split']}, "
+        f"{test['windows']} windows of {test['window_length']} tokens, {begin_of(test)}."
     )
     return "\n".join(lines)
+
+
+def spread(losses: list[np.ndarray]) -> str:
+    """Median and range of the perplexity over seeds; empty without windows."""
+    if not losses[0].size:
+        return ""
+    values = sorted(float(np.exp(one.mean())) for one in losses)
+    return f"{median(values):.2f}" + (f" ({values[0]:.2f}-{values[-1]:.2f})" if len(values) > 1 else "")
+
+
+def difference(pairs: list[np.ndarray]) -> str:
+    """Mean difference over seeds and windows in percent, with its standard error over windows."""
+    if not pairs or pairs[0].size < 2:
+        return ""
+    per_window = 100 * np.mean(pairs, axis=0)
+    return f"{per_window.mean():+.2f} ± {per_window.std(ddof=1) / len(per_window) ** 0.5:.2f} %"
 
 
 if __name__ == "__main__":

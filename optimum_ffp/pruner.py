@@ -252,17 +252,17 @@ class FFPPruner:
         config = found.config.replace(**{name: getattr(config or found.config, name) for name in CALIBRATION})
         measured.check(config)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(config.to_dict(), policy.sizes)
-        figures = {"dense": measured.dense_perplexities}
+        losses = {"dense": measured.dense_test_losses}
         meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
             with meter.stage("evaluation"), sorted_model.applied(policy) as model:
-                figures["searched"] = measured.perplexities(model, "searched", journal, config.batch_size)
+                losses["searched"] = measured.test_losses(model, "searched", journal, config.batch_size)
         with meter.stage("calibration"):
             outputs, calibration = repair(sorted_model, policy, measured.data, config, journal)
         if config.calibration != "none":
             # Evaluated on views of the dense model, so that only one model is in memory.
             with meter.stage("evaluation"), sorted_model.applied(policy, outputs) as model:
-                figures["calibrated"] = measured.perplexities(model, "calibrated", journal, config.batch_size)
+                losses["calibrated"] = measured.test_losses(model, "calibrated", journal, config.batch_size)
         with meter.stage("slicing"):
             pruned = sorted_model.materialise(policy, outputs)
             del outputs
@@ -273,10 +273,8 @@ class FFPPruner:
             config=config,
             base_model=self.model_id,
             dense_parameters=self._dense_parameters,
-            tests=[
-                (windows, dict(zip(figures, of_text)))
-                for windows, *of_text in zip(measured.data.tests, *figures.values())
-            ],
+            test_windows=measured.data.tests,
+            losses=losses,
             calibration=calibration,
             cost=meter,
             revision=self.options.revision,

@@ -14,7 +14,7 @@ from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from ..errors import FFPError
-from ..evaluation import Perplexity, to_perplexity, window_losses
+from ..evaluation import to_perplexity, window_losses
 from ..modeling.families import find_family, find_units
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype, computing_in
@@ -148,28 +148,25 @@ class Measurements:
         return losses
 
     @cached_property
-    def dense_perplexities(self) -> list[float]:
-        """Perplexity of the dense model on the test windows of each text."""
+    def dense_test_losses(self) -> list[list[float]]:
+        """Losses of the dense model on the test windows of each text, in nats per token."""
         dense = PruningPolicy.dense(self.units)
         with self.meter.stage("evaluation"), self.prepared.sorted_model.applied(dense) as model:
-            return self.perplexities(model, "dense", self.journal, self.config.batch_size)
+            return self.test_losses(model, "dense", self.journal, self.config.batch_size)
 
-    def perplexities(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> list[float]:
-        """Return the perplexity of a model on the test windows of each text.
+    def test_losses(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> list[list[float]]:
+        """Return the losses of a model on the test windows of each text, in nats per token.
 
         Args:
             model: The model, dense or pruned.
             name: Label of the progress bar and of the journal entry.
-            journal: Saves the perplexities.
+            journal: Saves the losses.
             batch_size: Windows per forward pass, halved if memory runs out.
         """
 
-        def measure(windows: torch.Tensor, size: int) -> float:
+        def measure(windows: torch.Tensor, size: int) -> list[float]:
             with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
-                figures = Perplexity().compute(
-                    predictions=windows.tolist(), model=model, batch_size=size, on_batch=bar.update
-                )
-            return figures["perplexity"]
+                return window_losses(model, windows, size, bar.update).tolist()
 
         tests = [partial(measure, test.tokens) for test in self.data.tests]
-        return journal.value(f"perplexity-{name}", lambda: [with_halving_batches(test, batch_size) for test in tests])
+        return journal.value(f"test-losses-{name}", lambda: [with_halving_batches(test, batch_size) for test in tests])

@@ -1,9 +1,10 @@
 """Results of a search and of a prune."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
+from ..evaluation import to_perplexity
 from ..utils.profiling import StageMeter
 
 
@@ -97,8 +99,9 @@ class PruningResult:
         config: Options; those of calibration may differ from `found.config`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
-        tests: Test windows of each text, and the perplexities on them: `dense`, `searched` (before calibration, if
-            `config.reports_searched`) and `calibrated`.
+        test_windows: Test windows of each text.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
+            calibration, if `config.reports_searched`) and `calibrated`.
         calibration: Record of sequential calibration: λ and relative error on held-out windows per unit. λ is infinite
             (`null` in JSON) where the ridge solution is better than any fit.
         cost: Time and peak memory per stage.
@@ -112,7 +115,8 @@ class PruningResult:
     config: FFPConfig
     base_model: str
     dense_parameters: int
-    tests: list[tuple[Windows, dict[str, float]]]
+    test_windows: Sequence[Windows]
+    losses: dict[str, list[list[float]]]
     calibration: dict[str, Any]
     cost: StageMeter
     revision: str | None = None
@@ -154,9 +158,17 @@ class PruningResult:
         return 1 - self.parameters / self.dense_parameters
 
     @property
+    def tests(self) -> list[tuple[Windows, dict[str, float]]]:
+        """Test windows of each text, and the perplexities on them by model, as in `losses`."""
+        return [
+            (windows, {name: to_perplexity(fmean(of_texts[number])) for name, of_texts in self.losses.items()})
+            for number, windows in enumerate(self.test_windows)
+        ]
+
+    @property
     def test(self) -> Windows:
         """Test windows of the first text."""
-        return self.tests[0][0]
+        return self.test_windows[0]
 
     @property
     def perplexities(self) -> dict[str, float]:
