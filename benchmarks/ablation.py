@@ -39,6 +39,8 @@ VARIANTS = {
     "no-search-obs": {"method": "no-search", "criterion": "obs"},
     "no-search-flap": {"method": "no-search", "criterion": "flap"},
     "no-search-wanda": {"method": "no-search", "criterion": "wanda"},
+    "no-search-kv-groups": {"method": "no-search", "attention": "kv-groups"},
+    "no-search-query-heads": {"method": "no-search", "attention": "query-heads"},
     "no-grad": {"grad": False},
     "ppo-water-filling": {"agent": "ppo", "mapping": "water-filling"},
     "ppo-greedy": {"agent": "ppo", "mapping": "greedy"},

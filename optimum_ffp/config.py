@@ -18,7 +18,8 @@ class FFPConfig(Options, BaseConfig):
 
     Options that are not given take the values of the preset; `FFPConfig(preset="paper")` has the paper's numbers. A
     window is a sequence of `seq_len` tokens; a unit is the attention or the FFN of a layer; a group is what a unit can
-    lose, a KV head with its query heads or an FFN channel; a candidate is a pruned model that the search evaluates.
+    lose: a KV head with its query heads, a query head of every KV head, or an FFN channel; a candidate is a pruned
+    model that the search evaluates.
 
     Args:
         sparsity: Fraction of the parameters of the decoder blocks' projections to remove, default 0.2 (the paper: 0.2
@@ -35,6 +36,10 @@ class FFPConfig(Options, BaseConfig):
             paper's).
         mapping: From the agent's scores to a policy: `"curves"` (default, from the loss curves), `"water-filling"` or
             `"greedy"` (the paper's Algorithm 1).
+        attention: What attention loses: `"kv-groups"` (the paper's; a KV head with its query heads), `"query-heads"`
+            (the same number of query heads of every KV head), or `"auto"` (default), for every layer whichever has the
+            lower loss curve; KV groups without curves. A model that has one KV head, or one query head per KV head, is
+            pruned in the one way that there is.
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"sequential"` (default, starts from ridge regression and

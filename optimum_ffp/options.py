@@ -43,6 +43,7 @@ CHOICES = {
     "preset": ("default", "paper"),
     "criterion": _choices_of("criterion"),
     "mapping": _choices_of("mapping"),
+    "attention": ("auto", "kv-groups", "query-heads"),
     "reward": ("pruned", "compensated"),
     "calibration": ("sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
@@ -67,6 +68,7 @@ PAPER = {
     "agent": "ppo",
     "criterion": "wanda",
     "mapping": "greedy",
+    "attention": "kv-groups",
     "reward": "pruned",
     "calibration": "ridge",
     "search_steps": 1000,
@@ -86,7 +88,7 @@ MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
     *("dataset", "eval_dataset", "text_column", "self_share", "seq_len", "start_token"),
     *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
-    *("criterion", "mapping", "grad", "ridge_lambda", "ridge_lambda_relative"),
+    *("criterion", "mapping", "attention", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
 # Options of calibration alone; the policy depends on all others.
 CALIBRATION = ("calibration", "dense_target", "sequential_lambda", "held_out_samples")
@@ -151,6 +153,7 @@ class Options:
     agent: str = "gradient"
     criterion: str = "fisher-obs"
     mapping: str = "curves"
+    attention: str = "auto"
     reward: str = "compensated"
     calibration: str = "sequential"
     ridge_lambda: float = 0.01

@@ -22,7 +22,7 @@ from .modeling.checks import check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit
 from .options import CALIBRATION
 from .planning.machine import device_name
-from .search.runner import PolicySearch, budget_at
+from .search.runner import PolicySearch, budget_at, check_budget
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -85,7 +85,7 @@ class FFPPruner:
         # Computed before heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
-        self.budget(config.sparsity)
+        self._check_budget(config)
         model.eval().requires_grad_(False)
 
     @classmethod
@@ -114,7 +114,10 @@ class FFPPruner:
         return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to, pinned)
 
     def budget(self, sparsity: float) -> Budget:
-        """The parameter budget and retention bounds at a sparsity. Raises `FFPError` if it can't be met."""
+        """The parameter budget and retention bounds at a sparsity. Raises `FFPError` if it can't be met.
+
+        The model is measured first where that decides what attention loses (option `attention`).
+        """
         return budget_at(self.measured.units, sparsity, self.config)
 
     def prune(
@@ -167,7 +170,7 @@ class FFPPruner:
         """
         sparsities = list(sparsities)
         for sparsity in sparsities:
-            self.budget(sparsity)
+            self._check_budget(self.config.replace(sparsity=sparsity))
         self.open_journal(resume)
         agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
         begun_with, front = getattr(agent, "source", None), ParetoFront()
@@ -288,10 +291,14 @@ class FFPPruner:
         self.measured.check(config)
         return config if sparsity is None else config.replace(sparsity=sparsity)
 
+    def _check_budget(self, config: FFPConfig) -> None:
+        ways = ([unit.unit for unit in units] for units in self.measured.ways)
+        check_budget(ways, config.sparsity, config)
+
     def _find(
         self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:
-        budget_at(self.measured.units, config.sparsity, config)
+        self._check_budget(config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.prepared
         meter = StageMeter()

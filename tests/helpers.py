@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings import greedy
-from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.result import SearchRecord
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.hub.upload import name_repository
-from optimum_ffp.modeling.families import find_family, find_units, get_family
+from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 
 
 VOCABULARY = 128
@@ -81,6 +81,14 @@ CONFIGS = {
 # The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+# Families whose KV heads have several query heads, and ways to prune their attention: numbers of heads, and the groups
+# that take turns by layer.
+GROUPED = [name for name, (_, sizes) in CONFIGS.items() if sizes.get("num_key_value_heads", 8) < 8]
+WAYS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
+    "query heads": ({"num_key_value_heads": 2}, ("query_head",)),
+    "one KV head": ({"num_key_value_heads": 1}, ("query_head",)),
+    "both ways": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
+}
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 # Of a checkpoint of a llama.
 FILES = {
@@ -192,16 +200,24 @@ def make_pruner(folder, data, work_folder=None, **options):
     return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
 
 
-def make_sorted_model(model: PreTrainedModel, windows: torch.Tensor) -> tuple[SortedModel, list[torch.Tensor]]:
-    family = get_family(model.config.model_type)
-    units = find_units(model, family)
+def mixed_units(model: PreTrainedModel, groups: Sequence[Group | None] = (None,)) -> list[ModelUnit]:
+    """The units of a dense model, where the groups of attention take turns by layer."""
+    ways = [find_units(model, find_family(model.config), group=group) for group in groups]
+    return [units[units[0].unit.layer % len(ways)] for units in zip(*ways)]
+
+
+def make_sorted_model(
+    model: PreTrainedModel, windows: torch.Tensor, groups: Sequence[Group | None] = (None,)
+) -> tuple[SortedModel, list[torch.Tensor]]:
+    """A model sorted by Wanda with its ridge factors, where the groups of attention take turns by layer."""
+    family, units = find_family(model.config), mixed_units(model, groups)
     statistics = collect_statistics(model, units, windows)
     orders = [
-        order_groups("wanda", unit.output.module.weight, found, unit.output.block)
+        order_groups("wanda", unit.output.module.weight, found, unit.output.block, None, unit.sections)
         for unit, found in zip(units, statistics)
     ]
     sorted_model = SortedModel(model, units, orders, family)
-    permuted = (found.permuted(order, unit.output.block) for unit, found, order in zip(units, statistics, orders))
+    permuted = (found.permuted(unit.columns(order), 1) for unit, found, order in zip(units, statistics, orders))
     sorted_model.factorise((found.gram for found in permuted), ridge_lambda=0.01, relative=True)
     return sorted_model, orders
 
@@ -221,11 +237,12 @@ def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
 
 
 def prune_by_hand(
-    model: PreTrainedModel, size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3
+    model: PreTrainedModel,
+    size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3,
+    groups: Sequence[Group | None] = (None,),
 ) -> tuple[PreTrainedModel, PruningPolicy]:
     """A different number of groups in every unit, from that of the dense one and its index; one at the least."""
-    family = find_family(model.config)
-    units = find_units(model, family)
+    family, units = find_family(model.config), mixed_units(model, groups)
     sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
     sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)

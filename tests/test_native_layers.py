@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import CONFIGS, GROUPED, WAYS, make_sorted_model, make_tiny_model, random_policy
 
 
 pytestmark = pytest.mark.slow
@@ -13,9 +13,12 @@ pytestmark = pytest.mark.slow
 NATIVE = [name for name in CONFIGS if not name.startswith(("opt", "gpt"))]
 
 
-@pytest.mark.parametrize("name", NATIVE)
-def test_the_same_folder_loads_as_the_base_class(name, windows, tmp_path, monkeypatch):
-    sorted_model, _ = make_sorted_model(make_tiny_model(name), windows)
+@pytest.mark.parametrize(
+    ("name", "sizes", "groups"),
+    [(name, {}, (None,)) for name in NATIVE] + [(name, *WAYS["both ways"]) for name in GROUPED],
+)
+def test_the_same_folder_loads_as_the_base_class(name, sizes, groups, windows, tmp_path, monkeypatch):
+    sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
     pruned = sorted_model.materialise(random_policy(sorted_model, 1))
     pruned.save_pretrained(tmp_path)
     layer_class = type(pruned.base_model.layers[0])

@@ -6,12 +6,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.commands.summary import summary
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
 from optimum_ffp.planning.plan import make_plan
-from tests.helpers import EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
+from tests.helpers import EVERY_MODEL, GROUPED, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
 @pytest.mark.slow
@@ -58,6 +58,40 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
     assert "50 % data, 25 % other.txt, 25 % text sampled from the model itself" in card
     assert str(tmp_path) not in card + report + json.dumps(record)
     assert len(ModelCard(card).data.eval_results) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in GROUPED]
+    + [("gemma3", options) for options in ({"preset": "paper"}, {"grad": False, "attention": "kv-groups"})],
+    ids=str,
+)
+def test_attention_with_one_kv_head_loses_query_heads(data_folder, windows, tmp_path, name, options):
+    # More than the FFNs alone could give.
+    config = FFPConfig(dataset=str(data_folder), sparsity=0.7, **SETTINGS | options)
+    pruner = FFPPruner(make_tiny_model(name, num_key_value_heads=1), make_tokenizer(), config)
+    policy = pruner.prune().policy
+    kept = [size for unit, size in zip(policy.units, policy.sizes) if unit.group == "query_head"]
+    assert len(kept) == 3 and min(kept) < 8
+    pruner.save_pretrained(tmp_path / "out")
+    loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded(windows).logits, pruner.result.model(windows).logits)
+    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
+    assert PruningPolicy.from_dict(record["policy"], pruner.measured.units) == policy
+
+
+@pytest.mark.slow
+def test_query_heads_are_pruned_where_they_are_asked_for(save_tiny_model, data_folder, tmp_path):
+    options = {"attention": "query-heads", "sparsity": 0.4, "min_retention": 0.5}
+    pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", **options)
+    result = pruner.prune()
+    layers = result.model.model.layers
+    assert {layer.self_attn.k_proj.out_features for layer in layers} == {16}
+    assert {layer.self_attn.q_proj.out_features for layer in layers} <= {16, 32}
+    assert result.policy.sparsity == pytest.approx(0.4, abs=0.01)
+    with pytest.raises(FFPError, match="attention was 'query-heads' and is 'auto': measurements are made once"):
+        pruner.search(config=pruner.config.replace(attention="auto"))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from tests.helpers import CONFIGS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
+from tests.helpers import CONFIGS, GROUPED, WAYS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
 
 
 pytestmark = pytest.mark.slow
@@ -27,25 +27,27 @@ VERSIONS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A pruned tiny model of every family, with what it must give."""
+    """Pruned tiny models of every family, with what they must give."""
     windows = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
     found = {}
-    for name in CONFIGS:
-        sorted_model, _ = make_sorted_model(make_tiny_model(name), windows)
+    cases = {name: (name, {}, (None,)) for name in CONFIGS}
+    cases |= {f"{name}, {way}": (name, *WAYS[way]) for way in ("one KV head", "both ways") for name in GROUPED}
+    for case, (name, sizes, groups) in cases.items():
+        sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
         pruned = sorted_model.materialise(random_policy(sorted_model, 1))
-        found[name] = tmp_path_factory.mktemp("pruned") / name
-        pruned.save_pretrained(found[name])
+        found[case] = tmp_path_factory.mktemp("pruned") / case
+        pruned.save_pretrained(found[case])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.
         if not name.startswith("qwen"):
             tokenizer = make_tokenizer()
             tokenizer.chat_template = "w5 {% for message in messages %}{{ message.content }}{% endfor %} w6"
-            save_tokenizer(tokenizer, found[name])
+            save_tokenizer(tokenizer, found[case])
         expected = {
             "windows": windows,
             "logits": pruned(windows).logits,
             "hidden": pruned.base_model(windows).last_hidden_state,
         }
-        save_file(expected, found[name] / "expected.safetensors")
+        save_file(expected, found[case] / "expected.safetensors")
     return found
 
 

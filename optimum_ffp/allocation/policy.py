@@ -9,6 +9,14 @@ from ..errors import FFPError
 
 # Fraction of a unit's groups by which neighbouring policies differ.
 STEP = 1 / 12
+Group = Literal["kv_group", "query_head", "channel"]
+GROUP_NAMES: dict[Group, str] = {
+    "kv_group": "KV groups",
+    "query_head": "query heads per KV head",
+    "channel": "channels",
+}
+# Groups of units and of saved policies that don't name theirs.
+DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel"}
 
 
 @dataclass(frozen=True)
@@ -17,12 +25,14 @@ class Unit:
 
     Attributes:
         layer: Index of the decoder layer.
-        kind: `"attention"`, whose groups are KV groups (a KV head with all its query heads), or `"ffn"`, whose groups
-            are channels.
+        kind: `"attention"` or `"ffn"`.
         groups: Number of groups in the dense model.
         group_parameters: Number of parameters per group, biases included.
-        fixed_parameters: Number of parameters that belong to no group (the bias of the output projection).
+        fixed_parameters: Number of parameters that belong to no group (the bias of the output projection, and key and
+            value projections if groups are query heads).
         multiple: Sizes are multiples of this number of groups.
+        group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
+            every KV head; or `"channel"` of an FFN. By default KV groups in attention.
     """
 
     layer: int
@@ -31,6 +41,11 @@ class Unit:
     group_parameters: int
     fixed_parameters: int = 0
     multiple: int = 1
+    group: Group | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is None:
+            object.__setattr__(self, "group", DEFAULT_GROUPS[self.kind])
 
     @property
     def parameters(self) -> int:
@@ -112,7 +127,8 @@ class PruningPolicy:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable form: one row per unit, with its size in the dense and in the pruned model."""
         rows = [
-            {"layer": unit.layer, "unit": unit.kind, "items": unit.groups, "kept": size, "retention": round(rate, 6)}
+            {"layer": unit.layer, "unit": unit.kind, "group": unit.group, "items": unit.groups}
+            | {"kept": size, "retention": round(rate, 6)}
             for unit, size, rate in zip(self.units, self.sizes, self.retentions)
         ]
         return {"sparsity": self.sparsity, "units": rows}
@@ -122,13 +138,19 @@ class PruningPolicy:
         """Return the policy of a `to_dict` record for a model with the given units.
 
         Raises:
-            FFPError: If the record is malformed or belongs to a model of another shape.
+            FFPError: If the record is malformed, belongs to a model of another shape, or has other groups.
         """
         try:
-            found = [(row["layer"], row["unit"], row["items"]) for row in data["units"]]
+            found = [
+                (row["layer"], row["unit"], row["items"], row.get("group", DEFAULT_GROUPS.get(row["unit"])))
+                for row in data["units"]
+            ]
             sizes = tuple(row["kept"] for row in data["units"])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
-        if found != [(unit.layer, unit.kind, unit.groups) for unit in units]:
-            raise FFPError("the saved policy belongs to a model with other layers, heads or FFN widths than this one")
+        if found != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
+            raise FFPError(
+                "the saved policy belongs to a model with other layers, heads or FFN widths than this one, or whose "
+                "attention was pruned in another way (attention)"
+            )
         return cls(tuple(units), sizes)

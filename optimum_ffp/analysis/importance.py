@@ -7,7 +7,12 @@ from .gram import Statistics
 
 
 def order_groups(
-    criterion: str, weight: torch.Tensor, statistics: Statistics, block: int, fisher: torch.Tensor | None = None
+    criterion: str,
+    weight: torch.Tensor,
+    statistics: Statistics,
+    block: int,
+    fisher: torch.Tensor | None = None,
+    sections: int = 1,
 ) -> torch.Tensor:
     """Return the groups from most to least important. Ties keep their order in the model.
 
@@ -17,14 +22,17 @@ def order_groups(
         statistics: Statistics of its input.
         block: Number of columns per group.
         fisher: `G = E[g gᵀ]` of its output, shape `[out_features, out_features]`, for criteria weighted by it.
+        sections: Number of sections of columns, each of which has `block / sections` columns of every group and is
+            ordered by itself: the KV heads, if a group is one query head of each.
 
     Returns:
-        Group indices, shape `[groups]`.
+        Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
     """
     if criterion.startswith(FISHER):
         weight = symmetric_root(fisher).to(weight.device) @ weight.float()
-    scores = find_choice("criterion", criterion).score(weight, statistics, block)
-    return torch.argsort(scores, descending=True, stable=True).cpu()
+    scores = find_choice("criterion", criterion).score(weight, statistics, block // sections)
+    orders = torch.argsort(scores.view(sections, -1), descending=True, stable=True).cpu()
+    return orders[0] if sections == 1 else orders.T.contiguous()
 
 
 def symmetric_root(matrix: torch.Tensor) -> torch.Tensor:

@@ -2,25 +2,26 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..allocation.policy import PruningPolicy
+from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
 from ..errors import FFPError
 from ..evaluation import to_perplexity, window_losses
-from ..modeling.families import find_family, find_units
+from ..modeling.families import ModelUnit, find_family
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype, computing_in
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from .attention import find_ways
 from .prepare import Prepared, prepare
 
 
@@ -63,7 +64,8 @@ class Measurements:
 
     Attributes:
         config: A copy of the config, with `seq_len` resolved to a number.
-        units: Attention and FFN of every layer.
+        ways: Units of the model by what attention may lose, as `find_ways` returns them. With one way they are known
+            before anything is measured.
         meter: Time and peak memory per stage.
         journal: Saves the measurements. By default nothing is saved; may be replaced by a journal in a folder.
 
@@ -81,10 +83,19 @@ class Measurements:
         self.model, self.tokenizer, self._given_data = model, tokenizer, data
         self.config = with_window_length(config, model.config)
         self.family = find_family(model.config)
-        self.model_units = find_units(model, self.family, config.ffn_multiple)
-        self.units = tuple(unit.unit for unit in self.model_units)
+        self.ways = find_ways(model, self.family, config)
         self.meter = StageMeter()
         self.journal = Journal()
+
+    @property
+    def model_units(self) -> Sequence[ModelUnit]:
+        """Attention and FFN of every layer, with their projections."""
+        return self.ways[0] if len(self.ways) == 1 else self.prepared.sorted_model.model_units
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Attention and FFN of every layer."""
+        return tuple(unit.unit for unit in self.model_units)
 
     def differences(self, config: FFPConfig) -> list[str]:
         """Return messages on the options whose values require other measurements; empty if there are none."""
@@ -105,7 +116,7 @@ class Measurements:
         request = DataRequest.of(self.config)
         with self.meter.stage("data"):
             data = DataSplits.from_list(self.journal.value("data", lambda: self._load(request).to_list()))
-        widest = max(unit.output.module.in_features for unit in self.model_units)
+        widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         for warning in data.warnings(request):
             logger.warning(warning)
@@ -121,7 +132,7 @@ class Measurements:
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.model, self.model_units, self.family, self.config, windows, self.meter, self.journal)
+        return prepare(self.model, self.ways, self.family, self.config, windows, self.meter, self.journal)
 
     @cached_property
     def dense_losses(self) -> np.ndarray:

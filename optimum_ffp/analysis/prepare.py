@@ -15,10 +15,10 @@ from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
 from ..utils.resume import Journal
+from .attention import choose_groups, order_unit
 from .curve_estimation import measure_slopes
 from .fisher import collect_fisher, loss_curve
-from .gram import collect_statistics, describe_shortage, matrix_device, pack, unpack
-from .importance import order_groups
+from .gram import Statistics, collect_statistics, describe_shortage, matrix_device, pack, unpack
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Prepared:
 
 def prepare(
     model: PreTrainedModel,
-    units: Sequence[ModelUnit],
+    ways: Sequence[Sequence[ModelUnit]],
     family: Family,
     config: FFPConfig,
     windows: torch.Tensor,
@@ -50,7 +50,7 @@ def prepare(
 
     Args:
         model: The dense model. Its heads and channels are reordered in place.
-        units: The units of the model.
+        ways: The units of the model, as `find_ways` returns them. Of two ways the better is chosen per layer.
         family: The family record of the model.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
@@ -59,6 +59,7 @@ def prepare(
     """
     # The paper's ridge regression and scores weigh all tokens alike.
     relative = family.normalised_outputs and config.preset != "paper"
+    units = ways[0]
     if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
         logger.warning(shortage)
     with meter.stage("statistics"):
@@ -81,21 +82,14 @@ def prepare(
 
             fishers = _by_unit(journal, "fisher", lambda: with_halving_batches(differentiate, 1))
     with meter.stage("importance"):
-        orders = _by_unit(
-            journal,
-            "importance",
-            lambda: [
-                order_groups(config.criterion, unit.output.module.weight, found, unit.output.block, fisher)
-                for unit, found, fisher in zip(units, statistics, fishers)
-            ],
-        )
+        units, orders = _order(ways, statistics, fishers, config, journal)
     sorted_model = SortedModel(model, units, orders, family)
     if not config.needs_factors:
         return Prepared(sorted_model, None)
 
     with meter.stage("factorisation"):
         # Each Gram matrix is freed once it is factored, so that two sets of matrices never exist at once.
-        grams = (statistics.pop(0).permuted(order, unit.output.block).gram for unit, order in zip(units, orders))
+        grams = (statistics.pop(0).permuted(unit.columns(order), 1).gram for unit, order in zip(units, orders))
         sorted_model.factorise(grams, config.ridge_lambda, config.ridge_lambda_relative)
         if config.mapping != "curves":
             return Prepared(sorted_model, None)
@@ -109,6 +103,31 @@ def prepare(
             slopes = journal.value("slopes", lambda: measure_slopes(sorted_model, probed, curves, dtype))
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(sorted_model, CurveMapping(curves))
+
+
+def _order(
+    ways: Sequence[Sequence[ModelUnit]],
+    statistics: Sequence[Statistics],
+    fishers: Sequence[torch.Tensor | None],
+    config: FFPConfig,
+    journal: Journal,
+) -> tuple[list[ModelUnit], list[torch.Tensor]]:
+    """Return the units, of two ways the better one, and the order of their groups."""
+    units, measured = list(ways[0]), list(zip(statistics, fishers))
+    orders = _by_unit(
+        journal, "importance", lambda: [order_unit(unit, *found, config) for unit, found in zip(units, measured)]
+    )
+    if len(ways) > 1:
+        members = [index for index, unit in enumerate(units) if unit.unit.kind == "attention"]
+        others = _by_unit(
+            journal,
+            "importance-query-heads",
+            lambda: [order_unit(ways[1][index], *measured[index], config) for index in members],
+        )
+        for index, other in zip(members, others):
+            candidates = (units[index], orders[index]), (ways[1][index], other)
+            units[index], orders[index] = choose_groups(candidates, *measured[index], config)
+    return units, orders
 
 
 def _by_unit(journal: Journal, name: str, measure: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -50,7 +50,8 @@ def measure_size_gradients(
     for index, unit in enumerate(sorted_model.model_units):
         low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
         weight = sorted_model.compensated_output(index, policy.sizes[index])
-        probes.append(_Probe(*sorted_model.ridges[index].components(low, high), kept - low, weight.dtype))
+        directions, mixing = sorted_model.ridges[index].components(low, high)
+        probes.append(_Probe(directions, unit.in_layout(mixing.T).T, kept - low, weight.dtype))
         outputs[index] = nn.functional.pad(weight, (0, high - kept))
     watchers = {unit.output.module: probe.watch for unit, probe in zip(sorted_model.model_units, probes)}
     layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..allocation.policy import block_parameters
+from ..allocation.policy import GROUP_NAMES, block_parameters
 from ..data import begin_of
 from ..hub.naming import TEXTS, dataset_name, is_hub_id, model_name, short_name
 from .card import command_line
@@ -124,11 +124,12 @@ def _held_out(result: PruningResult) -> dict[str, Any] | None:
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:
-    """One row per layer: for attention and FFN the number of groups kept, and the calibration record."""
+    """One row per layer: for attention and FFN the number and kind of groups kept, and the calibration record."""
     fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
     layers: dict[int, dict[str, Any]] = {}
     for unit, size in zip(result.policy.units, result.policy.sizes):
-        cell = {"kept": size, "dense": unit.groups, "fit": fits.get((unit.layer, unit.kind))}
+        fit = fits.get((unit.layer, unit.kind))
+        cell = {"kept": size, "dense": unit.groups, "groups": GROUP_NAMES[unit.group], "fit": fit}
         layers.setdefault(unit.layer, {"layer": unit.layer})[unit.kind] = cell
     return list(layers.values())
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..allocation.policy import GROUP_NAMES, Group
 from .result import PruningResult
 
 
@@ -16,7 +17,8 @@ COLORS = {
     "windows": "#7b4fa3",
     "failed": "#c0392b",
 }
-KINDS = {"attention": "attention (KV groups)", "ffn": "FFN (channels)"}
+KINDS = {"attention": "attention", "ffn": "FFN"}
+HATCHES = {"query_head": "///"}
 # The searched policy is often the no-search one, whose marker is larger to remain visible behind.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
 # Inches: wide enough for 80 layers; text of 10 points is legible at half size.
@@ -80,18 +82,30 @@ def _draw_policy(figure, result: PruningResult) -> None:
     policy = result.policy
     panels = figure.subplots(2, sharex=True)
     for axes, (kind, label) in zip(panels, KINDS.items()):
-        rows = [(unit.layer, 100 * rate) for unit, rate in zip(policy.units, policy.retentions) if unit.kind == kind]
-        layers, rates = zip(*rows)
-        axes.bar(layers, rates, width=0.75, color=COLORS[kind])
+        rows = [
+            (unit.layer, 100 * rate, unit.group)
+            for unit, rate in zip(policy.units, policy.retentions)
+            if unit.kind == kind
+        ]
+        layers, rates, groups = zip(*rows)
+        hatches = [HATCHES.get(group, "") for group in groups] if len(set(groups)) > 1 else None
+        axes.bar(layers, rates, width=0.75, color=COLORS[kind], hatch=hatches, edgecolor="white", linewidth=0)
         axes.axhline(100 * (1 - policy.sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
         axes.set(ylabel="kept [%]", ylim=(0, 105), yticks=range(0, 101, 25))
-        axes.set_title(label, loc="left", fontsize=10)
+        axes.set_title(f"{label} ({_name_groups(groups)})", loc="left", fontsize=10)
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)
     _number_layers(panels[-1])
     figure.suptitle(
         f"Kept in every layer at {policy.sparsity:.1%} sparsity (dashed: all parameters together)", fontsize=11
     )
+
+
+def _name_groups(groups: Sequence[Group]) -> str:
+    names = {name: GROUP_NAMES[name] for name in sorted(set(groups))}
+    if len(names) > 1:
+        names |= {name: f"{names[name]} (hatched)" for name in HATCHES}
+    return ", ".join(names.values())
 
 
 def _draw_search(figure, result: PruningResult) -> None:

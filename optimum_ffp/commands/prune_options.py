@@ -140,6 +140,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_config_option(
         pruning,
+        "attention",
+        "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
+        "heads of every KV head) or auto (for every layer whichever costs less by its loss curve).",
+    )
+    add_config_option(
+        pruning,
         "fisher-samples",
         "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
     )

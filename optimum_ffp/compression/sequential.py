@@ -149,7 +149,8 @@ class _Calibration:
                 dense_input = runner.input_of(module, in_dense)
             with self._applied(unit.unit.layer):
                 pruned_input = runner.input_of(module, in_pruned)
-            (seen if number < self.windows else unseen).add(pruned_input, dense_input)
+            inputs = map(unit.in_group_order, (pruned_input, dense_input))
+            (seen if number < self.windows else unseen).add(*inputs)
         self.dense_layers += last
         for squares in (seen.with_pruned.diagonal(), torch.tensor(unseen.energy)):
             check_finite(squares, f"the input of the output projection of {unit.unit.name} in the pruned model")

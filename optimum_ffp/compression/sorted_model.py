@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
 from ..modeling import pruned_config, pruned_model_class
-from ..modeling.families import Family, ModelUnit, TransposedLinear
+from ..modeling.families import Family, ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import permute_blocks
 from .ridge import PrefixRidge
 
@@ -23,36 +23,43 @@ class SortedTensor:
         module: The projection.
         name: Name of the parameter in `module`.
         full: The parameter with all groups.
-        dim: The dimension along which groups are sorted.
-        blocks: Number of entries per group, one value per projection fused in the parameter.
+        groups: Number of all groups.
+        parts: The slices that are fused in the parameter, in the order of its rows or columns.
     """
 
     module: nn.Module
     name: str
     full: torch.Tensor
-    dim: int
-    blocks: tuple[int, ...]
+    groups: int
+    parts: tuple[Slice, ...]
 
     def prefix(self, size: int) -> torch.Tensor:
-        """Return the first `size` groups: a view, or a copy of fused projections, whose prefixes are not adjacent."""
-        groups = self.full.shape[self.dim] // sum(self.blocks)
-        if size == groups:
+        """Return the first `size` groups: a view, or a copy of fused slices, whose prefixes are not adjacent."""
+        if size == self.groups:
             return self.full
-        parts = self.full.split([groups * block for block in self.blocks], self.dim)
-        views = [part.narrow(self.dim, 0, size * block) for part, block in zip(parts, self.blocks)]
-        return views[0] if len(views) == 1 else torch.cat(views, self.dim)
+        dim = self.parts[0].dim
+        slices = zip(self.full.split([part.length(self.groups) for part in self.parts], dim), self.parts)
+        views = [entries.narrow(dim, 0, part.length(size)) for entries, part in slices]
+        return views[0] if len(views) == 1 else torch.cat(views, dim)
 
 
 def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
-    found: list[SortedTensor] = []
+    groups, found = unit.unit.groups, []
+    orders = order.reshape(groups, -1).expand(-1, unit.sections)
     for module in dict.fromkeys(part.module for part in unit.slices):
-        parts = [part for part in unit.slices if part.module is module]
-        dim, blocks = parts[0].dim, tuple(part.block for part in parts)
+        parts = tuple(part for part in unit.slices if part.module is module)
+        dim = parts[0].dim
         for name in parts[0].tensors():
             parameter = getattr(module, name)
-            fused = zip(parameter.data.split([unit.unit.groups * block for block in blocks], dim), blocks)
-            parameter.data = torch.cat([permute_blocks(rows, dim, block, order) for rows, block in fused], dim)
-            found.append(SortedTensor(module, name, parameter.data, dim, blocks))
+            slices = zip(parameter.data.split([part.length(groups) for part in parts], dim), parts)
+            parameter.data = torch.cat(
+                [
+                    entries if part.fixed else permute_blocks(entries, dim, part.block, orders[:, part.section])
+                    for entries, part in slices
+                ],
+                dim,
+            )
+            found.append(SortedTensor(module, name, parameter.data, groups, parts))
     return found
 
 
@@ -64,7 +71,8 @@ class SortedModel:
     Args:
         model: The dense model. It is reordered in place.
         units: The units of the model.
-        orders: Groups from most to least important, one tensor per unit, each of shape `[groups]`.
+        orders: Groups from most to least important, one tensor per unit, each of shape `[groups]` or
+            `[groups, sections]` (see `ModelUnit.columns`).
         family: The family record of the model.
     """
 
@@ -89,16 +97,19 @@ class SortedModel:
         """Factor the ridge regression of every unit, which `compensated` requires.
 
         Args:
-            grams: Gram matrices in the sorted order, one per unit. Each is consumed when its unit is factored, so that
+            grams: Gram matrices in group order, one per unit. Each is consumed when its unit is factored, so that
                 a lazy iterable never holds Gram matrices and factors of all units at once.
             ridge_lambda: λ (the paper: 0.01).
             relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
         """
-        weights = (unit.output.module.weight.data for unit in self.model_units)
+        weights = map(self.dense_output, range(len(self.model_units)))
         self.ridges = [PrefixRidge(weight, gram, ridge_lambda, relative) for weight, gram in zip(weights, grams)]
 
     def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
-        """Return the output weights after ridge regression by unit index, each `[out_features, kept columns]`."""
+        """Return the output weights after ridge regression by unit index, each `[out_features, kept columns]`.
+
+        Like all weights of output projections that are given to or returned by this class, they are in group order.
+        """
         return {index: self.compensated_output(index, size) for index, size in enumerate(policy.sizes)}
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
@@ -126,13 +137,13 @@ class SortedModel:
             for tensor in self._sorted[index]:
                 getattr(tensor.module, tensor.name).data = tensor.prefix(size)
             if index in outputs:
-                unit.output.module.weight.data = outputs[index]
+                unit.output.module.weight.data = unit.in_layout(outputs[index])
             for owner, attribute, count in unit.counters:
                 setattr(owner, attribute, size * count)
 
     def dense_output(self, index: int) -> torch.Tensor:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
-        return self._sorted[index][-1].full
+        return self.model_units[index].in_group_order(self._sorted[index][-1].full)
 
     def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
         """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ..allocation.policy import PruningPolicy
+from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError
 from ..hub.upload import one_line
 from ..hub.validate_checkpoint import check_checkpoint, is_ignored
@@ -40,9 +40,9 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     of heads. `auto_map` includes `AutoModel`: without it `AutoModel.from_config` would silently build the dense model.
     """
     config = copy.deepcopy(dense_config)
-    sizes: dict[int, dict[str, int]] = {}
+    sizes: dict[int, dict[Group, int]] = {}
     for unit, size in zip(policy.units, policy.sizes):
-        sizes.setdefault(unit.layer, {})[unit.kind] = size
+        sizes.setdefault(unit.layer, {})[unit.group] = size
     overrides = {layer: family.layer_overrides(dense_config, layer_sizes) for layer, layer_sizes in sizes.items()}
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))

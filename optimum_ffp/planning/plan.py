@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ..allocation.budget import Budget
-from ..allocation.policy import Unit
+from ..allocation.policy import GROUP_NAMES, Unit
+from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
-from ..modeling.families import find_family, find_units
+from ..modeling.families import find_family
 from ..modeling.loading import loading_errors, resolve_dtype
 from ..options import GRADIENT_COST, NO_SEARCH
+from ..search.runner import budget_at, check_budget
 from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype
 from .machine import Machine, measure_machine
@@ -37,7 +38,7 @@ class Plan:
         family: Model type.
         parameters: Number of parameters of the dense model.
         dtype: Dtype of the weights.
-        units: Units of the model.
+        ways: Units of the model by what attention may lose, as `find_ways` returns them.
         features: Columns of the output projection per unit.
         sparsities: Requested sparsities.
         feasible: Smallest and largest sparsity of the blocks within the retention bounds.
@@ -55,7 +56,7 @@ class Plan:
     family: str
     parameters: int
     dtype: torch.dtype
-    units: tuple[Unit, ...]
+    ways: tuple[tuple[Unit, ...], ...]
     features: tuple[int, ...]
     sparsities: tuple[float, ...]
     feasible: tuple[float, float]
@@ -106,11 +107,11 @@ class Plan:
     def describe(self) -> str:
         """The plan as text of several lines."""
         low, high = self.feasible
-        counts = Counter((unit.kind, unit.groups, unit.multiple) for unit in self.units)
+        counts = Counter(map(_describe_unit, zip(*self.ways)))
         rows = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
             ("family", self.family),
-            ("units", ", ".join(_describe_units(count, *kind) for kind, count in counts.items())),
+            ("units", ", ".join(f"{count} x {unit}" for unit, count in counts.items())),
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
@@ -143,9 +144,10 @@ class Plan:
         return f"{'at most ' if stage == 'search' else ''}{count:,}"
 
 
-def _describe_units(count: int, kind: str, groups: int, multiple: int) -> str:
-    what = "KV groups" if kind == "attention" else "channels"
-    return f"{count} x {kind} of {groups:,} {what}" + (f" in steps of {multiple}" if multiple > 1 else "")
+def _describe_unit(ways: tuple[Unit, ...]) -> str:
+    unit = ways[0]
+    groups = dict.fromkeys(f"{one.groups:,} {GROUP_NAMES[one.group]}" for one in ways)
+    return f"{unit.kind} of {' or '.join(groups)}" + (f" in steps of {unit.multiple}" if unit.multiple > 1 else "")
 
 
 def _gib(size: int) -> str:
@@ -189,10 +191,11 @@ def make_plan(
     with loading_errors(name, None):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
-        units = find_units(model, family, config.ffn_multiple)
-    shapes = tuple(unit.unit for unit in units)
-    bounds = config.min_retention, config.max_retention
-    budget, *_ = [Budget(shapes, sparsity, *bounds, config.rate_precision) for sparsity in sparsities]
+        ways = find_ways(model, family, config)
+    units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
+    for sparsity in sparsities:
+        check_budget(shapes, sparsity, config)
+    feasible = [budget_at(way, sparsities[0], config).feasible for way in shapes]
 
     accelerator = machine.device_free is not None
     compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
@@ -219,11 +222,11 @@ def make_plan(
         family=model_config.model_type,
         parameters=model.num_parameters(),
         dtype=weights_dtype,
-        units=shapes,
+        ways=shapes,
         features=features,
         sparsities=sparsities,
-        feasible=budget.feasible,
-        bounds=bounds,
+        feasible=(max(low for low, _ in feasible), min(high for _, high in feasible)),
+        bounds=(config.min_retention, config.max_retention),
         candidate_evaluations=evaluations,
         tokens=tokens,
         evaluated=1 + results * len(sparsities),

@@ -1,6 +1,6 @@
 """Policy search on a measured model: creates the task and the evaluator, runs the method and records the search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,11 @@ import numpy as np
 from ..allocation.budget import Budget
 from ..allocation.mapping import uniform
 from ..allocation.policy import PruningPolicy, Unit
+from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
+from ..errors import FFPError
 from ..options import NO_SEARCH, find_choice
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
@@ -21,6 +23,28 @@ from .task import AgentState, SearchResult, SearchTask
 def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
     """Return the budget for a sparsity. Raises `FFPError` if it can't be met."""
     return Budget(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+
+
+def check_budget(ways: Iterable[Sequence[Unit]], sparsity: float, config: FFPConfig) -> None:
+    """Check that a sparsity can be met whichever groups attention will lose.
+
+    Args:
+        ways: Units by what attention may lose. Layers are alike, so that no mix of ways reaches less than all of them.
+        sparsity: Fraction of the block parameters to remove.
+        config: Retention bounds.
+
+    Raises:
+        FFPError: If it can't be met.
+    """
+    met, problem = [], None
+    for units in ways:
+        try:
+            budget_at(units, sparsity, config)
+            met += [name for name, group in GROUPS.items() if group == units[0].group]
+        except FFPError as error:
+            problem = error
+    if problem is not None:
+        raise FFPError(f"{problem}, or choose attention {met[0]!r}" if met else str(problem))
 
 
 class PolicySearch:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
@@ -18,6 +20,21 @@ def test_figures_of_a_policy():
 def test_round_trip():
     policy = PruningPolicy(UNITS, (2, 12))
     assert PruningPolicy.from_dict(policy.to_dict(), UNITS) == policy
+
+
+def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
+    units = (Unit(0, "attention", 4, 100, 10, group="query_head"), UNITS[1])
+    policy = PruningPolicy(units, (2, 12))
+    saved = json.loads(json.dumps(policy.to_dict()))
+    assert [row["group"] for row in saved["units"]] == ["query_head", "channel"]
+    assert PruningPolicy.from_dict(saved, units) == policy
+    with pytest.raises(FFPError, match="whose attention was pruned in another way"):
+        PruningPolicy.from_dict(saved, UNITS)
+    for row in saved["units"]:
+        del row["group"]
+    assert PruningPolicy.from_dict(saved, UNITS).sizes == (2, 12)
+    with pytest.raises(FFPError, match="whose attention was pruned in another way"):
+        PruningPolicy.from_dict(saved, units)
 
 
 @pytest.mark.parametrize("sizes", [(0, 12), (5, 12), (2, 17), (2,), (2, 12, 1), (2.0, 12), (True, 12), ("2", 12)])

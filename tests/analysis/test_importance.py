@@ -18,6 +18,17 @@ def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
     assert order_groups("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
 
 
+def test_sections_are_ordered_by_themselves():
+    weight, found, _ = random_problem(24)
+    scores = wanda.score(weight, found, 4).view(2, 3)
+    order = order_groups("wanda", weight, found, 8, sections=2)
+    # Three groups of eight columns, four in each section.
+    assert order.shape == (3, 2)
+    for section in range(2):
+        assert order[:, section].tolist() == scores[section].argsort(descending=True).tolist()
+    assert order.tolist() != order.flip(1).tolist()
+
+
 def random_problem(features: int = 16):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(300, features, generator=generator) @ torch.randn(features, features, generator=generator)

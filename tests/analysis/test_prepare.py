@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig
+from optimum_ffp.analysis.attention import find_ways
 from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.compression.ridge import ridge_direct
 from optimum_ffp.modeling.families import find_units, get_family
@@ -22,9 +23,9 @@ def prepared_with(windows):
 
     def call(journal=None, **options):
         model, family, meter = make_tiny_model(), get_family("llama"), StageMeter()
-        units = find_units(model, family)
         config = FFPConfig(fisher_samples=2, **options)
-        return prepare(model, units, family, config, windows, meter, journal or Journal()), meter
+        ways = find_ways(model, family, config)
+        return prepare(model, ways, family, config, windows, meter, journal or Journal()), meter
 
     return call
 

@@ -8,7 +8,7 @@ from torch import nn
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.helpers import make_sorted_model, random_policy
+from tests.helpers import WAYS, make_sorted_model, make_tiny_model, random_policy
 
 
 STEP = 1e-3
@@ -29,7 +29,17 @@ def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
 
 @pytest.mark.slow
 def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
-    sorted_model, _ = make_sorted_model(tiny_model.double(), windows)
+    check_gradients(tiny_model, windows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_so_they_are_without_query_heads(way, windows):
+    sizes, groups = WAYS[way]
+    check_gradients(make_tiny_model("qwen3", **sizes), windows, groups)
+
+
+def check_gradients(model, windows, groups=(None,)):
+    sorted_model, _ = make_sorted_model(model.double(), windows, groups)
     policy = random_policy(sorted_model, 2)
     down, up = policy.neighbours()
     found = measure_size_gradients(sorted_model, policy, windows)

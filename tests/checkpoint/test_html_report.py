@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from optimum_ffp.allocation.policy import GROUP_NAMES
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.checkpoint.html_report import describe_windows, format_number, write_report
 from optimum_ffp.checkpoint.plots import format_lambda, write_plots
@@ -83,7 +84,8 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
         assert stage in text
     assert command_line(swept) in text
     for unit, size, fit in zip(swept.policy.units, swept.policy.sizes, swept.calibration["units"]):
-        assert f"{size} of {unit.groups} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
+        kept = f"{size} of {unit.groups} {GROUP_NAMES[unit.group]}"
+        assert f"{kept} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
 
 
 def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):

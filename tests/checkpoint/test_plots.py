@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -89,6 +90,20 @@ def test_policy_shows_every_unit(figures, tmp_path):
     for heights, kind in zip(shown, ("attention", "ffn")):
         rates = [rate for unit, rate in zip(result.policy.units, result.policy.retentions) if unit.kind == kind]
         assert heights == pytest.approx([100 * rate for rate in rates])
+
+
+def test_policy_tells_query_heads_from_kv_groups(figures, tmp_path):
+    result = make_result(30)
+    units = tuple(
+        replace(unit, group="query_head") if unit.kind == "attention" and unit.layer % 3 else unit
+        for unit in result.policy.units
+    )
+    result.policy = PruningPolicy(units, result.policy.sizes)
+    write_plots(result, tmp_path)
+    attention, ffn = figures[0].axes
+    assert [bool(bar.get_hatch()) for bar in attention.patches] == [layer % 3 > 0 for layer in range(30)]
+    assert attention.get_title(loc="left") == "attention (KV groups, query heads per KV head (hatched))"
+    assert ffn.get_title(loc="left") == "FFN (channels)" and not any(bar.get_hatch() for bar in ffn.patches)
 
 
 def test_calibration_shows_a_lambda_of_zero_too(figures, tmp_path):

@@ -7,19 +7,28 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.compression.ridge import ridge_direct
+from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
-from optimum_ffp.modeling.families import find_units, get_family
-from tests.helpers import make_sorted_model, random_policy
+from optimum_ffp.modeling.families import find_family, find_units
+from tests.helpers import GROUPED, LAYOUTS, WAYS, make_sorted_model, make_tiny_model, random_policy
+
+
+SLOW = pytest.mark.slow
 
 
 def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPolicy) -> PreTrainedModel:
     """The dense model with what the policy removes zeroed at the input of every output projection."""
     model = copy.deepcopy(model)
-    units = find_units(model, get_family(model.config.model_type))
-    for unit, order, size in zip(units, orders, policy.sizes):
-        weight = unit.output.module.weight.data
-        for group in order[size:].tolist():
-            weight[:, group * unit.output.block : (group + 1) * unit.output.block] = 0
+    family = find_family(model.config)
+    for unit, pruned, order, size in zip(find_units(model, family), policy.units, orders, policy.sizes):
+        gone, block = order[size:], unit.output.block
+        if pruned.group == "query_head":
+            heads, kv_heads, block = family.heads(model.config)
+            # Each column of the order has the query heads of one KV head.
+            gone = gone.view(-1, kv_heads) + torch.arange(0, heads, heads // kv_heads)
+        for group in gone.flatten().tolist():
+            unit.output.module.weight.data[:, group * block : (group + 1) * block] = 0
     return model
 
 
@@ -37,8 +46,20 @@ def test_sorting_leaves_the_function_as_it_was(tiny_model, windows):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sliced_equals_masked_before_and_after_save(tiny_model, windows, tmp_path, seed):
-    dense = copy.deepcopy(tiny_model)
-    sorted_model, orders = make_sorted_model(tiny_model, windows)
+    check_sliced_equals_masked(tiny_model, windows, tmp_path, seed)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [name if name in LAYOUTS else pytest.param(name, marks=SLOW) for name in GROUPED])
+def test_so_it_does_without_query_heads(name, way, windows, tmp_path):
+    sizes, groups = WAYS[way]
+    check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, 0, groups)
+
+
+def check_sliced_equals_masked(model, windows, folder, seed, groups=(None,)):
+    dense = copy.deepcopy(model)
+    sorted_model, orders = make_sorted_model(model, windows, groups)
+    assert agree(sorted_model.model(windows).logits, dense(windows).logits)
     policy = random_policy(sorted_model, seed)
     expected = masked(dense, orders, policy)(windows).logits
 
@@ -49,13 +70,52 @@ def test_sliced_equals_masked_before_and_after_save(tiny_model, windows, tmp_pat
     removed = dense.num_parameters() - sliced.num_parameters()
     blocks = sum(unit.parameters for unit in sorted_model.units)
     assert removed == blocks - policy.kept_parameters
+    assert removed == projection_parameters(dense) - projection_parameters(sliced)
 
-    sliced.save_pretrained(tmp_path)
+    sliced.save_pretrained(folder)
     for loaded in (
-        FFPModelForCausalLM.from_pretrained(tmp_path),
-        AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True),
+        FFPModelForCausalLM.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True),
     ):
         assert torch.equal(loaded(windows).logits, sliced(windows).logits)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compensation_without_query_heads_is_the_direct_solution(way, windows):
+    sizes, groups = WAYS[way]
+    model = make_tiny_model("qwen3", **sizes)
+    heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
+    unit, seen = find_units(model, find_family(model.config))[2], []
+    with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
+        model(windows)
+    inputs, weight = seen[0], unit.output.module.weight.data.clone()
+    sorted_model, orders = make_sorted_model(model, windows, groups)
+    order, size = orders[2].view(-1, kv_heads), 2
+    assert sorted_model.units[2].group == "query_head" and len(order) == heads // kv_heads
+    columns = torch.tensor(
+        [
+            (kv_head * heads // kv_heads + row) * head_dim + column
+            for rows in order.tolist()
+            for kv_head, row in enumerate(rows)
+            for column in range(head_dim)
+        ]
+    )
+    inputs, weight = inputs[:, columns], weight[:, columns]
+    kept = size * kv_heads * head_dim
+    expected = ridge_direct(weight, inputs.T @ inputs / len(inputs), kept)
+    found = sorted_model.compensated_output(2, size)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    # Put into the model, it meets the inputs that it was solved for.
+    policy = PruningPolicy(
+        sorted_model.units, tuple(size if i == 2 else u.groups for i, u in enumerate(sorted_model.units))
+    )
+    outputs = []
+    with (
+        sorted_model.applied(policy, {2: found}) as pruned,
+        unit.output.module.register_forward_hook(lambda module, _, output: outputs.append(output.flatten(0, -2))),
+    ):
+        pruned(windows)
+    assert torch.allclose(outputs[0], inputs[:, :kept] @ found.T, rtol=1e-3, atol=1e-3)
 
 
 def test_full_retention_is_the_identity(tiny_model, windows):
@@ -101,7 +161,18 @@ def test_compensation_brings_outputs_closer(tiny_model, windows):
 
 
 def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, windows):
-    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    check_generation(tiny_model, windows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
+def test_generation_without_query_heads(name, way, windows):
+    sizes, groups = WAYS[way]
+    check_generation(make_tiny_model(name, **sizes), windows, groups)
+
+
+def check_generation(model, windows, groups=(None,)):
+    sorted_model, _ = make_sorted_model(model, windows, groups)
     sliced = sorted_model.materialise(random_policy(sorted_model, 5))
     prompt = windows[:2, :5]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}

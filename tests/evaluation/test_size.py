@@ -48,6 +48,14 @@ def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
     assert total == kv_cache_bytes(model) * 6 * 5
 
 
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_query_heads_leave_the_cache_as_it_is(name, windows):
+    model = make_tiny_model(name, num_key_value_heads=2)
+    pruned, policy = prune_by_hand(model, groups=("query_head",))
+    assert kv_cache_bytes(pruned) == kv_cache_bytes(model)
+    assert projection_parameters(pruned) == policy.kept_parameters < projection_parameters(model)
+
+
 def test_bytes_of_the_weights_of_a_folder(tmp_path):
     model = make_tiny_model()
     model.save_pretrained(tmp_path / "whole")

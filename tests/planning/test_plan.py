@@ -42,8 +42,9 @@ def stages(plan):
 def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     plan, model = planned(name), make_tiny_model(name)
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
-    assert plan.units == pruner.measured.units and plan.parameters == model.num_parameters()
-    matrices = sum(4 * unit.output.module.in_features**2 for unit in pruner.measured.model_units)
+    ways = tuple(tuple(unit.unit for unit in units) for units in pruner.measured.ways)
+    assert plan.ways == ways and plan.parameters == model.num_parameters()
+    matrices = sum(4 * unit.output.module.in_features**2 for unit in pruner.measured.ways[0])
     parts = stages(plan)
     assert parts["statistics"]["weights"] == model.get_memory_footprint()
     assert parts["statistics"]["Gram matrices"] == parts["search"]["factors"] == matrices == plan.disk["statistics"]
@@ -131,7 +132,7 @@ def test_a_plan_is_text(data_folder):
     text = plan.describe()
     for words in (
         "family                  llama\n",
-        "3 x attention of 4 KV groups, 3 x ffn of 48 channels",
+        "3 x attention of 4 KV groups or 2 query heads per KV head, 3 x ffn of 48 channels",
         "25.00%",
         "at retentions of 0.2 to 1",
         "candidate evaluations   7\n",

@@ -1,9 +1,18 @@
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.allocation.mapping import uniform
-from optimum_ffp.search.runner import PolicySearch
+from optimum_ffp.allocation.mappings.curves import CurveMapping
+from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
+from optimum_ffp.options import find_choice
+from optimum_ffp.search.runner import PolicySearch, budget_at, check_budget
 from tests.helpers import make_pruner
 
 
@@ -16,6 +25,62 @@ def perplexity(model, windows) -> float:
 def search(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="random", search_steps=6)
     return PolicySearch(pruner.measured, pruner.config)
+
+
+@given(
+    heads=st.tuples(st.integers(2, 6), st.integers(2, 8), st.sampled_from([1, 4, 64])),
+    widths=st.tuples(st.integers(8, 200), st.integers(20, 400)),
+    by_query_heads=st.lists(st.booleans(), min_size=1, max_size=8),
+    sparsity=st.floats(0.01, 0.95),
+    bounds=st.tuples(st.floats(0, 1), st.floats(0.5, 1)).map(sorted),
+    data=st.data(),
+)
+def test_what_either_way_can_meet_every_mix_of_them_does(heads, widths, by_query_heads, sparsity, bounds, data):
+    (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
+    queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
+    kv_groups = partial(Unit, kind="attention", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
+    query_heads = partial(
+        Unit,
+        kind="attention",
+        groups=per_kv_head,
+        group_parameters=queries // per_kv_head,
+        fixed_parameters=keys,
+        group="query_head",
+    )
+    ffns = [Unit(layer, "ffn", width, 3 * hidden) for layer in range(layers)]
+    ways = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
+    assert len({block_parameters(way) for way in ways}) == 1
+    config = FFPConfig(min_retention=bounds[0], max_retention=bounds[1])
+    try:
+        check_budget(ways, sparsity, config)
+    except FFPError:
+        return
+    units = [ways[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
+    budget = budget_at(units, sparsity, config)
+    scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
+    curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
+    room = ((budget.largest - budget.smallest) * budget.group_parameters)[layers:].sum()
+    for mapping in (uniform, curves, find_choice("mapping", "greedy").map_scores):
+        policy = mapping(scores, budget)
+        gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
+        assert gap > -1
+        if room >= budget.quanta.max():
+            assert gap < budget.quanta.min() + 1
+        saved = json.loads(json.dumps(policy.to_dict()))
+        assert PruningPolicy.from_dict(saved, units) == policy
+
+
+def test_a_sparsity_that_one_way_can_not_meet_names_the_other():
+    ffn = Unit(0, "ffn", 100, 1)
+    ways = [
+        [Unit(0, "attention", 10, 90), ffn],
+        [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
+    ]
+    with pytest.raises(FFPError, match="at most 0.48 .* lower sparsity or .*, or choose attention 'kv-groups'$"):
+        check_budget(ways, 0.7, FFPConfig())
+    with pytest.raises(FFPError, match="lower sparsity or min_retention$"):
+        check_budget(ways, 0.9, FFPConfig())
+    check_budget(ways, 0.4, FFPConfig())
 
 
 def test_the_record_is_what_was_done(search):

@@ -57,7 +57,9 @@ class LayerSizes:
 
 def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes:
     """The size to pad all layers to for an architecture with one size for all layers."""
-    heads, kv_heads, width = (max(getattr(size, name) for size in sizes) for name in ("heads", "kv_heads", "width"))
+    width, kv_heads = max(size.width for size in sizes), max(size.kv_heads for size in sizes)
+    # Layers may differ in the number of query heads per KV head too.
+    heads = kv_heads * max(size.heads // size.kv_heads for size in sizes)
     if UNIFORM[config.model_type].all_heads:
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     return LayerSizes(heads, kv_heads, width)

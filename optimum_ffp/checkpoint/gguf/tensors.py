@@ -71,20 +71,29 @@ def _layer(
     layer: torch.nn.Module, dimension: int, padded: LayerSizes | None
 ) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
     """Parameters by module and kind (`"weight"` or `"bias"`)."""
-    rows: dict[str, int] = {}
-    columns: dict[str, int] = {}
+    # By projection: the number of sections before and after padding, and the size of each after it.
+    rows: dict[str, tuple[int, int, int]] = {}
+    columns: dict[str, tuple[int, int, int]] = {}
     if padded is not None:
-        queries, keys = padded.heads * dimension, padded.kv_heads * dimension
-        rows = {QUERY: queries, KEY: keys, VALUE: keys, "mlp.gate_proj": padded.width, "mlp.up_proj": padded.width}
-        columns = {"self_attn.o_proj": queries, "mlp.down_proj": padded.width}
+        # The query heads of every KV head follow each other.
+        kv_heads = layer.get_submodule(KEY).out_features // dimension
+        queries = kv_heads, padded.kv_heads, padded.heads // padded.kv_heads * dimension
+        keys, channels = (1, 1, padded.kv_heads * dimension), (1, 1, padded.width)
+        rows = {QUERY: queries, KEY: keys, VALUE: keys, "mlp.gate_proj": channels, "mlp.up_proj": channels}
+        columns = {"self_attn.o_proj": queries, "mlp.down_proj": channels}
     for name, parameter in layer.named_parameters():
         module, _, kind = name.rpartition(".")
         tensor = parameter.float()
         if module in rows:
-            tensor = _grown(tensor, 0, rows[module])
+            tensor = _padded(tensor, 0, *rows[module])
         elif module in columns and kind == "weight":
-            tensor = _grown(tensor, 1, columns[module])
+            tensor = _padded(tensor, 1, *columns[module])
         yield (module, kind), tensor
+
+
+def _padded(tensor: torch.Tensor, dim: int, before: int, after: int, size: int) -> torch.Tensor:
+    sections = _grown(tensor.unflatten(dim, (before, -1)), dim + 1, size)
+    return _grown(sections, dim, after).flatten(dim, dim + 1)
 
 
 def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Definition of family records, and the units of a loaded model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ...allocation.policy import Unit
+from ...allocation.policy import Group, Unit
 
 
 # Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantisations (Q8_0, Q4_0).
@@ -35,10 +35,11 @@ class Family:
             `None` for families without grouped-query attention.
         default_width: FFN channels as a multiple of the hidden size if the config's width is `None`.
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
-            it holds (`"heads"`, `"kv_heads"`, or `"features"`, which is query heads times head dimension).
+            it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
+            dimension). The default is what transformers' grouped-query attention has.
         normalised_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
             length of their outputs, so that errors count relative to it.
-        prepare: Function to apply to a loaded dense model before its units are found.
+        prepare: Function to apply to a loaded dense model before its units are found; it may be applied again.
         title: Name of the family in the generated model code; the prefix of its classes if `None`.
         modeling: Full name of the module with the model code, for a family of another package.
     """
@@ -56,7 +57,7 @@ class Family:
     kv_heads_attribute: str | None = "num_key_value_heads"
     width_attribute: str = "intermediate_size"
     default_width: int | None = None
-    head_counters: tuple[tuple[str, str], ...] = ()
+    head_counters: tuple[tuple[str, str], ...] = (("self_attn.num_key_value_groups", "heads_per_kv_head"),)
     normalised_outputs: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
     title: str | None = None
@@ -76,20 +77,31 @@ class Family:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return heads, kv_heads, head_dim
 
+    def attention_groups(self, config: PretrainedConfig) -> tuple[Group, ...]:
+        """Return the kinds of group that attention of a dense model can lose, KV groups first.
+
+        A single KV head stays, and so does the query head of KV heads that have one each.
+        """
+        heads, kv_heads, _ = self.heads(config)
+        if self.fused_by_head or heads == kv_heads:
+            return ("kv_group",)
+        return ("kv_group", "query_head") if kv_heads > 1 else ("query_head",)
+
     def width(self, config: PretrainedConfig) -> int:
         """Return the number of FFN channels of the dense model."""
         width = getattr(config, self.width_attribute)
         return self.default_width * config.hidden_size if width is None else width
 
-    def layer_overrides(self, config: PretrainedConfig, sizes: dict[str, int]) -> dict[str, int]:
-        """Return a layer's entry of `per_layer_config` for sizes `{"attention": KV groups, "ffn": channels}`."""
+    def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, int]:
+        """Return a layer's entry of `per_layer_config` for the number of groups by kind; all of other kinds stay."""
         heads, kv_heads, _ = self.heads(config)
+        kept = sizes.get("kv_group", kv_heads)
         overrides = {
-            self.heads_attribute: sizes["attention"] * heads // kv_heads,
-            self.width_attribute: sizes["ffn"],
+            self.heads_attribute: kept * sizes.get("query_head", heads // kv_heads),
+            self.width_attribute: sizes["channel"],
         }
         if self.kv_heads_attribute is not None:
-            overrides[self.kv_heads_attribute] = sizes["attention"]
+            overrides[self.kv_heads_attribute] = kept
         dense = {self.width_attribute: self.width(config)}
         return {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
 
@@ -104,11 +116,19 @@ class Slice:
         module: The projection, weight shape `[out_features, in_features]`.
         dim: 0 if groups consist of rows (outputs), 1 if they consist of columns (inputs).
         block: Number of rows or columns per group.
+        section: Column of the unit's order by which the groups of this slice are sorted (see `ModelUnit.columns`).
+        fixed: Number of rows that belong to no group, in place of groups.
     """
 
     module: nn.Linear
     dim: int
     block: int
+    section: int = 0
+    fixed: int = 0
+
+    def length(self, groups: int) -> int:
+        """Return the number of rows or columns of this many groups."""
+        return groups * self.block + self.fixed
 
     def tensors(self) -> Iterator[str]:
         """Yield the names of the module's parameters that are divided into groups."""
@@ -121,20 +141,50 @@ class Slice:
 class ModelUnit:
     """A unit in a loaded model, with its projections.
 
+    Where a group is one query head of every KV head, the query and output projections have one section of rows or
+    columns per KV head, and a group owns a block of each. Every section is sorted by itself: group `j` consists of the
+    query heads of rank `j` within their KV heads. In *group order* the columns of a group are next to each other, so
+    that a policy keeps a prefix; in the *layout* of the projection, those of a section are.
+
     Attributes:
         unit: Numbers of groups and parameters, for the budget.
         slices: All projections of which rows or columns are removed; the output projection is the last.
         counters: Attributes that depend on the unit's size: object, attribute, and its value per group.
+        sections: Number of sections of the output projection: KV heads if groups are query heads, otherwise 1.
     """
 
     unit: Unit
     slices: tuple[Slice, ...]
     counters: tuple[tuple[Any, str, int], ...] = ()
+    sections: int = 1
 
     @property
     def output(self) -> Slice:
-        """The output projection, whose inputs are measured, scored and compensated."""
-        return self.slices[-1]
+        """The output projection, whose inputs are measured, scored and compensated, with all columns of a group."""
+        last = self.slices[-1]
+        return Slice(last.module, last.dim, self.sections * last.block)
+
+    def columns(self, order: torch.Tensor) -> torch.Tensor:
+        """Return the columns of the output projection in group order, shape `[features]`.
+
+        Args:
+            order: Groups from most to least important, shape `[groups]`, or `[groups, sections]` for one order per
+                section.
+        """
+        groups, block = self.unit.groups, self.slices[-1].block
+        starts = order.reshape(groups, -1) + groups * torch.arange(self.sections)
+        return (starts[..., None] * block + torch.arange(block)).flatten()
+
+    def in_group_order(self, features: torch.Tensor) -> torch.Tensor:
+        """Reorder the last dimension of inputs or weights of the output projection from its layout to group order."""
+        return features if self.sections == 1 else self._transposed(features, (self.sections, -1))
+
+    def in_layout(self, features: torch.Tensor) -> torch.Tensor:
+        """Reorder the last dimension of inputs or weights of the output projection from group order to its layout."""
+        return features if self.sections == 1 else self._transposed(features, (-1, self.sections))
+
+    def _transposed(self, features: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        return features.unflatten(-1, (*shape, self.slices[-1].block)).transpose(-3, -2).flatten(-3)
 
 
 def quantisable_multiple(width: int) -> int:
@@ -142,43 +192,50 @@ def quantisable_multiple(width: int) -> int:
     return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
 
 
-def find_units(model: PreTrainedModel, family: Family, ffn_multiple: int | None = 1) -> list[ModelUnit]:
+def find_units(
+    model: PreTrainedModel, family: Family, ffn_multiple: int | None = 1, group: Group | None = None
+) -> list[ModelUnit]:
     """Return the units of a dense model, attention then FFN, layer by layer.
 
     Args:
         model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
         family: The family record.
         ffn_multiple: FFN widths are multiples of this number of channels; `None` for `quantisable_multiple`.
+        group: Groups of attention, one of `family.attention_groups`; the first of them if `None`.
     """
     if family.prepare:
         family.prepare(model)
-    heads, kv_heads, head_dim = family.heads(model.config)
-    group, width = heads // kv_heads, family.width(model.config)
+    width = family.width(model.config)
     multiple = quantisable_multiple(width) if ffn_multiple is None else ffn_multiple
-    counted = {"heads": group, "kv_heads": 1, "features": group * head_dim}
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
-        attention = (
-            *_input_slices(layer, family, group * head_dim, head_dim),
-            Slice(layer.get_submodule(family.attention_output), 1, group * head_dim),
-        )
+        units.append(_attention(index, layer, family, model.config, group or family.attention_groups(model.config)[0]))
         ffn = (
             *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
             Slice(layer.get_submodule(family.ffn_output), 1, 1),
         )
-        counters = tuple((*_resolve(layer, path), counted[what]) for path, what in family.head_counters)
-        units.append(ModelUnit(Unit(index, "attention", kv_heads, *_count_parameters(attention)), attention, counters))
-        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn), multiple), ffn))
+        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn, width), multiple), ffn))
     return units
 
 
-def _input_slices(layer: nn.Module, family: Family, query_rows: int, head_dim: int) -> Iterator[Slice]:
-    if family.fused_by_head:
-        yield Slice(layer.get_submodule(family.query), 0, query_rows + 2 * head_dim)
+def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group) -> ModelUnit:
+    heads, kv_heads, head_dim = family.heads(config)
+    if group == "kv_group":
+        groups, sections, block, key = kv_heads, 1, heads // kv_heads * head_dim, (head_dim, 0, 0)
+        counted = {"heads": heads // kv_heads, "kv_heads": 1, "features": block}
     else:
-        yield Slice(layer.get_submodule(family.query), 0, query_rows)
-        yield Slice(layer.get_submodule(family.key), 0, head_dim)
-        yield Slice(layer.get_submodule(family.value), 0, head_dim)
+        groups, sections, block, key = heads // kv_heads, kv_heads, head_dim, (0, 0, kv_heads * head_dim)
+        counted = {"heads": kv_heads, "heads_per_kv_head": 1, "features": kv_heads * head_dim}
+    query, output = map(layer.get_submodule, (family.query, family.attention_output))
+    if family.fused_by_head:
+        slices = [Slice(query, 0, block + 2 * head_dim)]
+    else:
+        slices = [Slice(query, 0, block, section) for section in range(sections)]
+        slices += [Slice(layer.get_submodule(name), 0, *key) for name in (family.key, family.value)]
+    slices += [Slice(output, 1, block, section) for section in range(sections)]
+    counters = tuple((*_resolve(layer, path), counted[what]) for path, what in family.head_counters if what in counted)
+    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), group=group)
+    return ModelUnit(unit, tuple(slices), counters, sections)
 
 
 def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
@@ -186,14 +243,15 @@ def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
     return reduce(getattr, owner.split("."), layer), attribute
 
 
-def _count_parameters(slices: tuple[Slice, ...]) -> tuple[int, int]:
+def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
+    """Return the number of parameters per group, and that of those that belong to no group."""
     owned = sum(
         part.block * (getattr(part.module, name)[0].numel() if part.dim == 0 else part.module.weight.shape[0])
         for part in slices
         for name in part.tensors()
     )
-    output_bias = slices[-1].module.bias
-    return owned, 0 if output_bias is None else output_bias.numel()
+    modules = {part.module for part in slices}
+    return owned, sum(parameter.numel() for module in modules for parameter in module.parameters()) - groups * owned
 
 
 def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:

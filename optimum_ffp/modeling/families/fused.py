@@ -16,7 +16,8 @@ class TransposedLinear(nn.Linear):
 def _give_layers_their_own_config(model: PreTrainedModel) -> None:
     # Phi-3's attention splits the output of `qkv_proj` by the number of heads in its config.
     for layer in model.base_model.layers:
-        layer.self_attn.config = copy.copy(layer.self_attn.config)
+        if layer.self_attn.config is model.config:
+            layer.self_attn.config = copy.copy(model.config)
 
 
 def _transpose_projections(model: PreTrainedModel) -> None:
@@ -36,7 +37,11 @@ PHI3 = Family(
     key="self_attn.qkv_proj",
     value="self_attn.qkv_proj",
     ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"),
-    head_counters=(("self_attn.config.num_attention_heads", "heads"), ("self_attn.num_key_value_heads", "kv_heads")),
+    head_counters=(
+        ("self_attn.config.num_attention_heads", "heads"),
+        ("self_attn.num_key_value_heads", "kv_heads"),
+        ("self_attn.num_key_value_groups", "heads_per_kv_head"),
+    ),
     prepare=_give_layers_their_own_config,
 )
 

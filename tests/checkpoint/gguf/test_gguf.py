@@ -1,17 +1,17 @@
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.checkpoint.gguf import export_gguf
-from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.errors import FFPError
-from optimum_ffp.modeling.families import find_units, get_family
 from tests.helpers import (
     CONFIGS,
+    WAYS,
     make_byte_fallback_tokenizer,
     make_byte_level_tokenizer,
     make_tiny_model,
     make_tokenizer,
+    prune_by_hand,
 )
 
 
@@ -19,17 +19,11 @@ VOCABULARY = 600
 TEXTS = ["the quick brown fox", "Zwölf foxes' dens 1987,  at\n night:", "the"]
 
 
-def make_model(name="llama", pruned=True, **sizes):
+def make_model(name="llama", pruned=True, groups=(None,), **sizes):
     """A tiny model with a large vocabulary, dense or with a different size in every layer."""
     model = make_tiny_model(name, vocab_size=VOCABULARY, **sizes)
-    if not pruned:
-        return model
-    family = get_family(model.config.model_type)
-    units = find_units(model, family)
     # Layer 0 loses heads too: llama.cpp derives sizes from it where they aren't given.
-    kept = [unit.unit.groups - 1 - index % 3 for index, unit in enumerate(units)]
-    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
-    return sorted_model.materialise(PruningPolicy(sorted_model.units, tuple(kept)))
+    return prune_by_hand(model, groups=groups)[0] if pruned else model
 
 
 def check(model, tokenizer, path, run_llama_cpp, count=8):
@@ -55,6 +49,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 TIED = {"tie_word_embeddings": True}
+BOTH_WAYS, ONE_KV_HEAD = (sizes | {"groups": groups} for sizes, groups in (WAYS["both ways"], WAYS["one KV head"]))
 CASES = {
     "llama": ("llama", {}, "deci"),
     "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE}, "deci"),
@@ -66,6 +61,9 @@ CASES = {
     "mistral": ("mistral", {"sliding_window": 32}, "deci"),
     "qwen2": ("qwen2", {}, "deci"),
     "qwen3": ("qwen3", TIED, "openelm"),
+    "llama, both ways": ("llama", BOTH_WAYS, "deci"),
+    "qwen2, one KV head": ("qwen2", ONE_KV_HEAD, "deci"),
+    "qwen3, both ways": ("qwen3", TIED | BOTH_WAYS, "openelm"),
 }
 
 
@@ -84,11 +82,47 @@ def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_lla
 @pytest.mark.parametrize(
     ("name", "architecture"), [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
 )
-@pytest.mark.parametrize("pruned", [False, True])
-def test_dense_and_padded_models_are_of_the_standard_architecture(name, architecture, pruned, run_llama_cpp, tmp_path):
-    model, tokenizer, path = make_model(name, pruned), make_byte_level_tokenizer(), tmp_path / "model.gguf"
+@pytest.mark.parametrize(("pruned", "sizes"), [(False, {}), (True, {}), (True, BOTH_WAYS)])
+def test_dense_and_padded_models_are_of_the_standard_architecture(
+    name, architecture, pruned, sizes, run_llama_cpp, tmp_path
+):
+    model, tokenizer, path = make_model(name, pruned, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
     assert export_gguf(model, tokenizer, path, "f32", pad_uniform=pruned).name == architecture
     check(model, tokenizer, path, run_llama_cpp)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "expected"),
+    [
+        ("llama", BOTH_WAYS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
+        ("qwen3", TIED | BOTH_WAYS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
+        ("qwen2", ONE_KV_HEAD, [(7, 1, 46), (5, 1, 47), (6, 1, 45)]),
+    ],
+)
+def test_heads_and_kv_heads_are_written_by_layer(name, sizes, expected, tmp_path):
+    import gguf
+
+    model = make_model(name, **sizes)
+    export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    columns = [
+        next(field.contents() for key, field in fields.items() if key.endswith(f".{column}"))
+        for column in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    ]
+    assert list(zip(*columns)) == expected
+    assert [layer.self_attn.q_proj.out_features // layer.self_attn.head_dim for layer in model.model.layers] == (
+        columns[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name, windows, tmp_path):
+    # Layers of one KV head with four query heads, and of two with one each: together, of two with four each.
+    model, tokenizer = make_model(name, **BOTH_WAYS), make_byte_level_tokenizer()
+    export_gguf(model, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    assert (loaded.config.num_attention_heads, loaded.config.num_key_value_heads) == (8, 2)
+    assert torch.allclose(loaded(windows).logits, model(windows).logits, atol=2e-3)
 
 
 @pytest.mark.network

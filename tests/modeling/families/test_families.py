@@ -36,10 +36,15 @@ def test_every_family_has_a_tiny_model_and_code_for_its_checkpoints():
 def test_layer_overrides_name_only_what_differs():
     family = get_family("llama")
     config = AutoConfig.for_model("llama", num_attention_heads=8, num_key_value_heads=4, intermediate_size=48)
-    assert family.layer_overrides(config, {"attention": 4, "ffn": 48}) == {}
-    assert family.layer_overrides(config, {"attention": 3, "ffn": 48}) == {
+    assert family.layer_overrides(config, {"kv_group": 4, "channel": 48}) == {}
+    assert family.layer_overrides(config, {"kv_group": 3, "channel": 48}) == {
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
+    }
+    assert family.layer_overrides(config, {"query_head": 2, "channel": 48}) == {}
+    assert family.layer_overrides(config, {"query_head": 1, "channel": 40}) == {
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
     }
 
 

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.allocation.policy import Unit
+from optimum_ffp.analysis.attention import find_ways, mean_losses
+from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.modeling.families import find_family
+from optimum_ffp.utils.profiling import StageMeter
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import make_tiny_model
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_heads", "options", "expected"),
+    [
+        ("llama", 4, {}, ["kv_group", "query_head"]),
+        ("llama", 4, {"attention": "query-heads"}, ["query_head"]),
+        ("llama", 4, {"attention": "kv-groups"}, ["kv_group"]),
+        ("llama", 4, {"preset": "paper"}, ["kv_group"]),
+        ("llama", 4, {"mapping": "greedy", "method": "uniform"}, ["kv_group"]),
+        # Where there is one way to prune, that is it.
+        ("llama", 8, {"attention": "query-heads"}, ["kv_group"]),
+        ("llama", 1, {"attention": "kv-groups"}, ["query_head"]),
+        ("gemma3", 1, {"preset": "paper"}, ["query_head"]),
+        ("gpt2", None, {"attention": "query-heads"}, ["kv_group"]),
+        ("gpt-neox", None, {}, ["kv_group"]),
+    ],
+)
+def test_ways_are_those_of_the_option_and_of_the_model(name, kv_heads, options, expected):
+    model = make_tiny_model(name, **{"num_key_value_heads": kv_heads} if kv_heads else {})
+    ways = find_ways(model, find_family(model.config), FFPConfig(**options))
+    assert [way[0].unit.group for way in ways] == expected
+    # They share out the same parameters.
+    assert len({sum(unit.unit.parameters for unit in way) for way in ways}) == 1
+
+
+def test_losses_are_compared_where_both_can_go():
+    # Each loses up to 60 parameters; lines of 1 and 2 nats to there, beyond which the first goes on steeply.
+    units = [Unit(0, "attention", 4, 30), Unit(0, "attention", 3, 30, group="query_head")]
+    curves = [np.array([99.0, 50.0, 1.0, 0.5, 0.0]), np.array([99.0, 2.0, 1.0, 0.0])]
+    assert mean_losses(units, curves) == pytest.approx([0.5, 1.0])
+    # A bump above the lower hull counts for nothing.
+    assert mean_losses(units[1:], [np.array([99.0, 2.0, 1.8, 0.0])]) == pytest.approx([1.0])
+    # Half of a step of the other one.
+    units = [Unit(0, "attention", 2, 100), Unit(0, "attention", 2, 50, group="query_head")]
+    assert mean_losses(units, [np.array([9.0, 4.0, 0.0]), np.array([9.0, 1.5, 0.0])]) == pytest.approx([1.0, 0.75])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_every_layer_takes_the_way_that_costs_less(windows, grad):
+    model = make_tiny_model(num_key_value_heads=2)
+    heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
+    columns = model.model.layers[0].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)
+    # Nothing reads the second KV head of layer 0, nor half of the query heads of each KV head of layer 1.
+    columns[:, 1] = 0
+    columns = model.model.layers[1].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)
+    columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
+    family, config = find_family(model.config), FFPConfig(grad=grad, fisher_samples=2)
+    ways = find_ways(model, family, config)
+    prepared = prepare(model, ways, family, config, windows, StageMeter(), Journal())
+    units, curves = prepared.sorted_model.units, prepared.curves.curves
+    assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
+    assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]
+    assert curves[0][1] == pytest.approx(0, abs=1e-6 * curves[0][0])
+    assert curves[2][2] == pytest.approx(0, abs=1e-6 * curves[2][0])
