@@ -4,7 +4,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
-from ..evaluation import to_perplexity
 from ..utils.profiling import StageMeter
 
 
@@ -160,10 +158,11 @@ class PruningResult:
     @property
     def tests(self) -> list[tuple[Windows, dict[str, float]]]:
         """Test windows of each text, and the perplexities on them by model, as in `losses`."""
-        return [
-            (windows, {name: to_perplexity(fmean(of_texts[number])) for name, of_texts in self.losses.items()})
-            for number, windows in enumerate(self.test_windows)
-        ]
+        with np.errstate(over="ignore"):
+            return [
+                (windows, {name: float(np.exp(np.mean(of_texts[number]))) for name, of_texts in self.losses.items()})
+                for number, windows in enumerate(self.test_windows)
+            ]
 
     @property
     def test(self) -> Windows:
