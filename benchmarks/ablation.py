@@ -5,7 +5,8 @@
         [--output ablation.json]
 
 Prints a table: perplexity before (if reported) and after calibration, number of candidates and tokens evaluated.
-Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated` and `sequential*`.
+Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated`, `sequential*` and
+`distillation*`.
 Variants `no-search-*` evaluate a single candidate, to measure an option without the search. Consecutive variants share
 the measurements, and the policy if the options of their searches are the same. `--options` sets other options of
 `FFPConfig` for the variants of the default preset. With `--work` an interrupted run resumes when it is started again.
@@ -27,6 +28,10 @@ VARIANTS = {
     "sequential": {"calibration": "sequential"},
     "sequential-dense-target-0": {"calibration": "sequential", "dense_target": 0.0},
     "sequential-dense-target-1": {"calibration": "sequential", "dense_target": 1.0},
+    "distillation": {"calibration": "distillation"},
+    "distillation-1-pass": {"calibration": "distillation", "distillation_passes": 1},
+    "distillation-4-passes": {"calibration": "distillation", "distillation_passes": 4},
+    "distillation-rate-0.01": {"calibration": "distillation", "distillation_rate": 0.01},
     "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},
     "one-update-window": {"update_samples": 1},
     "bandit": {"agent": "bandit"},

@@ -46,9 +46,9 @@ def main() -> None:
 
     def seconds(policy: PruningPolicy, compensate: bool) -> tuple[float, float]:
         start = clock(args.device)
-        outputs = sorted_model.compensated(policy) if compensate else None
+        weights = sorted_model.compensated(policy) if compensate else None
         middle = clock(args.device)
-        with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
+        with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
             window_losses(model, windows)
         return middle - start, clock(args.device) - middle
 

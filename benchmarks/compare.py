@@ -2,8 +2,9 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
-        [--sequential no-search ffp] [--seq-len 2048] [--eval-dataset DATASET] [--options num_samples=32 ...]
-        [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER] [--output compare.json]
+        [--sequential no-search ffp] [--distilled ffp] [--seq-len 2048] [--eval-dataset DATASET]
+        [--options num_samples=32 ...] [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER]
+        [--output compare.json]
 
 Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
 seconds per stage, peak memory) and prints a table: perplexity on the first `--head` test windows, which the method was
@@ -11,9 +12,10 @@ developed on, and on all after them; and there the difference of the loss from t
 same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
 Methods other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the
 search differs. All are compared after ridge regression, as candidates of the search are; those in `--sequential` also
-after sequential calibration. The file is updated after every prune. `--options` sets other options of `FFPConfig` for
-the methods of the default preset. With `--work` an interrupted run resumes when it is started again, also with more
-methods; the recorded seconds are those of the last process.
+after sequential calibration, and those in `--distilled` after distillation, the default. The file is updated after
+every prune. `--options` sets other options of `FFPConfig` for the methods of the default preset. With `--work` an
+interrupted run resumes when it is started again, also with more methods; the recorded seconds are those of the last
+process.
 """
 
 import argparse
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
     parser.add_argument("--against", default="no-search", choices=METHODS, help="Method to compare the others with.")
     parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)
+    parser.add_argument("--distilled", nargs="*", default=(), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
     parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
     parser.add_argument("--seq-len", type=int, default=2048)
@@ -90,7 +93,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
         for method in methods:
             name, agent = ("ffp", AGENTS[method]) if method in AGENTS else (method, config.agent)
             found = pruner.search(sparsity, config=config.replace(method=name, agent=agent))
-            calibrations = ["ridge", "sequential"] if preset == "default" and method in args.sequential else ["ridge"]
+            further = {"sequential": args.sequential, "distillation": args.distilled} if preset == "default" else {}
+            calibrations = ["ridge", *(name for name, chosen in further.items() if method in chosen)]
             for calibration in calibrations:
                 result = pruner.finish(found, found.config.replace(calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)

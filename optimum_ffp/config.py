@@ -42,15 +42,20 @@ class FFPConfig(Options, BaseConfig):
             pruned in the one way that there is.
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
-        calibration: How the remaining weights are adapted: `"sequential"` (default, starts from ridge regression and
-            fits layer by layer to the outputs of the pruned layers before), `"ridge"` (Eq. 6-7) or `"none"`.
+        calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
+            trains layer by layer to give the outputs of the dense layers), `"sequential"` (likewise, but fits the
+            output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
         ridge_lambda: λ of ridge regression, default 0.01 (the paper's).
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
         dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.
         sequential_lambda: λ of sequential calibration, the penalty on the distance from the ridge solution, relative
             to the mean diagonal. `None` (default) chooses it per unit on held-out windows, or keeps the ridge solution
             where that is better.
-        held_out_samples: Number of search windows that the error of sequential calibration is measured on, default 4.
+        held_out_samples: Number of search windows that the error of distillation or sequential calibration is measured
+            on, default 4.
+        distillation_passes: Number of passes of distillation over the calibration windows, default 2.
+        distillation_rate: Learning rate of distillation, relative to the root mean square of every parameter, default
+            0.02.
         dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
             `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
             `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts.
@@ -71,8 +76,8 @@ class FFPConfig(Options, BaseConfig):
         update_samples: Number of search windows per update of the agents and per candidate of methods `"random"` and
             `"evolutionary"`, default 4 and at most `search_samples`. The agents take other windows in every update;
             with the defaults none is used twice, so that the agent does not overfit.
-        grad: Whether backward passes through the dense model may be run, default `True`. Without them groups are
-            ranked by `"obs"`, and the loss curves are scaled by pruning one unit at a time.
+        grad: Whether backward passes may be run, default `True`. Without them groups are ranked by `"obs"`, the loss
+            curves are scaled by pruning one unit at a time, and calibration is `"sequential"`.
         fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
         slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
         eval_samples: Number of test windows of each text; `None` (default) takes all.
@@ -119,7 +124,7 @@ class FFPConfig(Options, BaseConfig):
         if preset == "paper":
             defaults = PAPER
         elif options.get("grad") is False:
-            defaults = {"criterion": "obs", "agent": "bandit"}
+            defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
         elif options.get("reward") == "pruned":
             defaults = {"agent": "bandit"}
         elif options.get("agent") == "ppo":
@@ -188,7 +193,7 @@ class FFPConfig(Options, BaseConfig):
         check_sparsity(self.sparsity)
         shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
         self._check_numbers(float, 0, 1, *shares)
-        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate")
+        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
         self._check_numbers(float, 1e-6, None, "action_std")
         self._check_numbers(
             int,
@@ -201,6 +206,7 @@ class FFPConfig(Options, BaseConfig):
                 "fisher_samples",
                 "slope_samples",
                 "held_out_samples",
+                "distillation_passes",
                 "batch_size",
             ),
             *("search_steps", "candidates"),
@@ -236,6 +242,8 @@ class FFPConfig(Options, BaseConfig):
             raise FFPError(
                 f"criterion {self.criterion!r} needs a backward pass; choose from {others}, or leave grad on"
             )
+        if self.calibration == "distillation" and not self.grad:
+            raise FFPError("calibration 'distillation' needs backward passes; choose 'sequential', or leave grad on")
         if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
             raise FFPError(
                 f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"

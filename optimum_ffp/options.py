@@ -45,7 +45,7 @@ CHOICES = {
     "mapping": _choices_of("mapping"),
     "attention": ("auto", "kv-groups", "query-heads"),
     "reward": ("pruned", "compensated"),
-    "calibration": ("sequential", "ridge", "none"),
+    "calibration": ("distillation", "sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
     "start_token": ("auto", "never"),
 }
@@ -55,6 +55,8 @@ FORMER = {
     "agent": {"pathwise": "gradient"},
     "reward": {"searched": "pruned", "calibrated": "compensated"},
 }
+# Calibrations that run one layer after another on the hidden states of all windows.
+LAYER_BY_LAYER = ("distillation", "sequential")
 # Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
 FISHER = "fisher-"
 # Methods that evaluate a single candidate, whatever `search_steps` is.
@@ -91,7 +93,10 @@ MEASURED = (
     *("criterion", "mapping", "attention", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
 # Options of calibration alone; the policy depends on all others.
-CALIBRATION = ("calibration", "dense_target", "sequential_lambda", "held_out_samples")
+CALIBRATION = (
+    *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
+    *("distillation_passes", "distillation_rate"),
+)
 
 
 def split_mix(dataset: str) -> list[tuple[str, float | None]]:
@@ -155,12 +160,14 @@ class Options:
     mapping: str = "curves"
     attention: str = "auto"
     reward: str = "compensated"
-    calibration: str = "sequential"
+    calibration: str = "distillation"
     ridge_lambda: float = 0.01
     ridge_lambda_relative: bool = True
     dense_target: float = 0.5
     sequential_lambda: float | None = None
     held_out_samples: int = 4
+    distillation_passes: int = 2
+    distillation_rate: float = 0.02
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
     text_column: str | None = None
@@ -209,9 +216,10 @@ SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
 PPO = _with("with --agent ppo", "ppo")
 RIDGE = Condition(
-    "with --calibration ridge or sequential, --reward compensated or --mapping curves",
+    "with a --calibration other than none, --reward compensated or --mapping curves",
     lambda config: config.needs_factors,
 )
+DISTILLATION = Condition("with --calibration distillation", lambda config: config.calibration == "distillation")
 SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")
 # Conditions of options that are not always read.
 READ_WHEN = {
@@ -221,7 +229,12 @@ READ_WHEN = {
     "ridge_lambda_relative": RIDGE,
     "dense_target": SEQUENTIAL,
     "sequential_lambda": SEQUENTIAL,
-    "held_out_samples": SEQUENTIAL,
+    "held_out_samples": Condition(
+        "with --calibration distillation or sequential",
+        lambda config: config.calibration in LAYER_BY_LAYER,
+    ),
+    "distillation_passes": DISTILLATION,
+    "distillation_rate": DISTILLATION,
     "text_column": OTHER_TEXT,
     "start_token": OTHER_TEXT,
     "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),

@@ -261,14 +261,14 @@ class FFPPruner:
             with meter.stage("evaluation"), sorted_model.applied(policy) as model:
                 losses["searched"] = measured.test_losses(model, "searched", journal, config.batch_size)
         with meter.stage("calibration"):
-            outputs, calibration = repair(sorted_model, policy, measured.data, config, journal)
+            weights, calibration = repair(sorted_model, policy, measured.data, config, journal)
         if config.calibration != "none":
             # Evaluated on views of the dense model, so that only one model is in memory.
-            with meter.stage("evaluation"), sorted_model.applied(policy, outputs) as model:
+            with meter.stage("evaluation"), sorted_model.applied(policy, weights) as model:
                 losses["calibrated"] = measured.test_losses(model, "calibrated", journal, config.batch_size)
         with meter.stage("slicing"):
-            pruned = sorted_model.materialise(policy, outputs)
-            del outputs
+            pruned = sorted_model.materialise(policy, weights)
+            del weights
         self.result = PruningResult(
             model=pruned,
             tokenizer=self.tokenizer,

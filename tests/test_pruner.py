@@ -196,13 +196,16 @@ def test_without_a_backward_pass(save_tiny_model, data_folder, monkeypatch):
 
 @pytest.mark.slow
 def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder):
-    pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
+    pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4, calibration="sequential")
     record = pruner.prune().to_dict()["provenance"]["held_out"]
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
     assert [(row["layer"], row["unit"]) for row in record["units"]] == [
         (u.layer, u.kind) for u in pruner.measured.units
     ]
     assert max(row["error"] for row in record["units"]) > 0
+    distilled = pruner.finish(pruner.search(0.4), pruner.config.replace(calibration="distillation"))
+    assert [row["layer"] for row in distilled.calibration["layers"]] == [0, 1, 2]
+    assert all(0 < row["error"] <= row["before"] for row in distilled.calibration["layers"])
     assert make_pruner(save_tiny_model(), data_folder, calibration="ridge").prune().calibration == {}
 
 

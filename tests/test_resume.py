@@ -21,8 +21,13 @@ pytestmark = pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize(
     "kills, options",
-    [(6, {}), (3, {"preset": "paper"}), (3, {"grad": False, "method": "evolutionary"})],
-    ids=["default", "paper", "no-grad"],
+    [
+        (6, {}),
+        (3, {"calibration": "sequential"}),
+        (3, {"preset": "paper"}),
+        (3, {"grad": False, "method": "evolutionary"}),
+    ],
+    ids=["default", "sequential", "paper", "no-grad"],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"
@@ -66,7 +71,10 @@ def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_tiny_model, 
 def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
-    for stage in ("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher", "compression.sequential._fit"):
+    for stage in (
+        *("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher"),
+        "compression.distillation.Adam",
+    ):
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)

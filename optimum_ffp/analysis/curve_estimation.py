@@ -44,7 +44,7 @@ def measure_slopes(
             for index, size in enumerate(probes):
                 sizes = list(dense.sizes)
                 sizes[index] = size
-                output = {index: sorted_model.compensated_output(index, size)}
+                output = dict([sorted_model.named_output(index, sorted_model.compensated_output(index, size))])
                 found = _decode(sorted_model, PruningPolicy(sorted_model.units, tuple(sizes)), output, window, dtype)
                 divergences[index] += _divergence(sorted_model.model, expected, found, dtype) / windows.numel()
                 bar.update()
@@ -57,11 +57,11 @@ def measure_slopes(
 def _decode(
     sorted_model: SortedModel,
     policy: PruningPolicy,
-    outputs: dict[int, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     window: torch.Tensor,
     dtype: torch.dtype | None,
 ) -> ModelOutput:
-    with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
+    with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
         return decode(model, window)
 
 

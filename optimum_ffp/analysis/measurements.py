@@ -32,7 +32,7 @@ def policy_losses(
     sorted_model: SortedModel,
     policy: PruningPolicy,
     windows: torch.Tensor,
-    outputs: Mapping[int, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
 ) -> np.ndarray:
@@ -42,11 +42,11 @@ def policy_losses(
         sorted_model: The model with its groups sorted.
         policy: Number of groups that each unit keeps.
         windows: Token ids, shape `[windows, window length]`.
-        outputs: Weights of output projections that replace the views, by unit index.
+        weights: Tensors that replace the dense model's own, by the parameter's name.
         batch_size: Windows per forward pass, halved if memory runs out.
         dtype: Autocast dtype; `None` for the model's own.
     """
-    with sorted_model.applied(policy, outputs) as model, computing_in(model.device, dtype):
+    with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
         return with_halving_batches(lambda size: window_losses(model, windows, size), batch_size).numpy()
 
 

@@ -46,16 +46,17 @@ def measure_size_gradients(
     down, up = policy.neighbours()
     changes = np.zeros((2, len(windows), len(policy.units)))
     losses = np.zeros(len(windows))
-    probes, outputs = [], {}
+    probes, weights = [], {}
     for index, unit in enumerate(sorted_model.model_units):
         low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
         weight = sorted_model.compensated_output(index, policy.sizes[index])
         directions, mixing = sorted_model.ridges[index].components(low, high)
         probes.append(_Probe(directions, unit.in_layout(mixing.T).T, kept - low, weight.dtype))
-        outputs[index] = nn.functional.pad(weight, (0, high - kept))
+        padded = nn.functional.pad(weight, (0, high - kept))
+        weights |= [sorted_model.named_output(index, padded)]
     watchers = {unit.output.module: probe.watch for unit, probe in zip(sorted_model.model_units, probes)}
     layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
-    with sorted_model.applied(up, outputs) as model:
+    with sorted_model.applied(up, weights) as model:
         for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
             losses[number] = loss
             changes[:, number] = np.array([probe.finish() for probe in probes]).T

@@ -80,6 +80,7 @@ def _fields(result: PruningResult) -> dict[str, Any]:
         "search": result.search,
         "perplexities": _perplexities(result),
         "held_out": _held_out(result),
+        "distilled": _distilled(result),
         "layers": _layers(result),
         "front": result.search.front,
         "stages": [(name, cost.peak_bytes[name], time, time / total) for name, time in cost.seconds.items()],
@@ -121,6 +122,15 @@ def _held_out(result: PruningResult) -> dict[str, Any] | None:
     errors = {kind: [row["error"] for row in units if row["unit"] == kind] for kind in ("attention", "ffn")}
     means = {kind: sum(values) / len(values) for kind, values in errors.items() if values}
     return {"means": means, "windows": {name: value for name, value in result.calibration.items() if name != "units"}}
+
+
+def _distilled(result: PruningResult) -> dict[str, Any] | None:
+    """Mean held-out errors of the layers before and after distillation, and the windows."""
+    rows = result.calibration.get("layers")
+    if not rows:
+        return None
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("before", "error")}
+    return {"means": means, "windows": {name: value for name, value in result.calibration.items() if name != "layers"}}
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:

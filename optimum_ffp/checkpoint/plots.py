@@ -39,7 +39,7 @@ def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, s
     wanted: dict[str, tuple[Callable, float, Any]] = {
         "policy": (_draw_policy, 4.4, True),
         "search": (_draw_search, 6.4, len(result.log) > 1),
-        "calibration": (_draw_calibration, 4.8, result.calibration.get("units")),
+        "calibration": (_draw_calibration, 4.8, result.calibration),
         "pareto": (_draw_sweep, 4.6, result.search.front),
     }
     for name, (draw, height, needed) in wanted.items():
@@ -145,6 +145,10 @@ def _draw_search(figure, result: PruningResult) -> None:
 
 
 def _draw_calibration(figure, result: PruningResult) -> None:
+    (_draw_layers if "layers" in result.calibration else _draw_units)(figure, result)
+
+
+def _draw_units(figure, result: PruningResult) -> None:
     error, strength = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     # λ takes few values, 0 and infinity among them: the axis is categorical.
     lambdas = sorted(set(_column(result.calibration["units"], "ridge_lambda")))
@@ -161,6 +165,22 @@ def _draw_calibration(figure, result: PruningResult) -> None:
         axes.set_axisbelow(True)
     _number_layers(strength)
     figure.suptitle("Error of every calibrated unit's output on held-out windows, and its λ", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
+def _draw_layers(figure, result: PruningResult) -> None:
+    axes, rows = figure.subplots(), result.calibration["layers"]
+    for offset, name, label, color in (
+        (-0.2, "before", "after ridge regression", COLORS["target"]),
+        (0.2, "error", "after distillation", COLORS["best"]),
+    ):
+        layers = [row["layer"] + offset for row in rows]
+        axes.bar(layers, [100 * row[name] for row in rows], width=0.4, color=color, label=label)
+    axes.set(ylabel="error [%]", ylim=(0, None))
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    _number_layers(axes)
+    figure.suptitle("Error of every distilled layer's output on held-out windows", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 

@@ -226,8 +226,10 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         repair,
         "calibration",
-        "How the remaining weights are adapted: sequential (layer by layer, to the outputs of the pruned layers "
-        "before), ridge (every layer alone, by ridge regression) or none.",
+        "How the remaining weights are adapted: distillation (every layer is trained to give the output of the dense "
+        "layer), sequential (output projections alone, layer by layer), ridge (every layer alone, by ridge "
+        "regression) or none.",
+        "distillation, or sequential with --no-grad",
     )
     add_config_option(repair, "ridge-lambda", "Penalty λ of ridge regression.")
     add_config_option(
@@ -249,7 +251,15 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         repair,
         "held-out-samples",
-        "Number of search windows that the error of sequential calibration is measured on.",
+        "Number of search windows that the error of distillation or sequential calibration is measured on.",
+    )
+    add_config_option(
+        repair,
+        "distillation-passes",
+        "Number of passes of distillation over the calibration windows.",
+    )
+    add_config_option(
+        repair, "distillation-rate", "Learning rate of distillation, relative to the size of the weights."
     )
 
     resources = parser.add_argument_group("Resources")

@@ -1,11 +1,12 @@
 """Run a model one decoder layer at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from ..utils.precision import computing_in
@@ -25,10 +26,20 @@ class LayerRunner:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the hidden states after the layer, with the shape, dtype and device of the input."""
+        return self.output(hidden).to(hidden)
+
+    def output(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the hidden states after the layer, on its device and in the dtype that it computes in.
+
+        Args:
+            hidden: Hidden states before the layer, shape `[1, window length, hidden size]`.
+            weights: Tensors to use instead of the layer's parameters, by name. They may be in another dtype.
+        """
+        used = {name: weight.to(self.own_dtype) for name, weight in (weights or {}).items()}
         with computing_in(self.device, self.dtype):
-            output = self.layer(hidden.to(self.device, self.own_dtype), **self.arguments)
-        output = output[0] if isinstance(output, tuple) else output
-        return output.to(hidden)
+            inputs = hidden.to(self.device, self.own_dtype)
+            output = functional_call(self.layer, used, (inputs,), self.arguments)
+        return output[0] if isinstance(output, tuple) else output
 
     def watch(self, module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer's output and the module's input, shape `[tokens, features]`, on the layer's device."""

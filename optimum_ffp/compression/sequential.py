@@ -169,11 +169,12 @@ class _Calibration:
 
     def _applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
         """Apply the fitted units of one layer. The other layers stay dense, as they don't run."""
-        sizes, outputs = [unit.groups for unit in self.sorted_model.units], {}
+        sizes, weights = [unit.groups for unit in self.sorted_model.units], {}
         for member, fit in self.fits.items():
             if self.sorted_model.units[member].layer == layer:
-                sizes[member], outputs[member] = self.policy.sizes[member], fit.weight
-        return self.sorted_model.applied(PruningPolicy(self.sorted_model.units, tuple(sizes)), outputs)
+                sizes[member] = self.policy.sizes[member]
+                weights |= [self.sorted_model.named_output(member, fit.weight)]
+        return self.sorted_model.applied(PruningPolicy(self.sorted_model.units, tuple(sizes)), weights)
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Store the fit of a unit."""

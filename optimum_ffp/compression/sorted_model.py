@@ -83,6 +83,8 @@ class SortedModel:
         self.units = tuple(unit.unit for unit in units)
         self.ridges: list[PrefixRidge] | None = None
         self._sorted = [_sort(unit, order) for unit, order in zip(units, orders)]
+        names = {module: name for name, module in model.named_modules()}
+        self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
         if model.device.type == "cpu":
             self._leave_the_file()
 
@@ -105,12 +107,19 @@ class SortedModel:
         weights = map(self.dense_output, range(len(self.model_units)))
         self.ridges = [PrefixRidge(weight, gram, ridge_lambda, relative) for weight, gram in zip(weights, grams)]
 
-    def compensated(self, policy: PruningPolicy) -> dict[int, torch.Tensor]:
-        """Return the output weights after ridge regression by unit index, each `[out_features, kept columns]`.
+    def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
+        """Return the name of a unit's output weight, and the weight as the model needs it, for `applied`.
 
-        Like all weights of output projections that are given to or returned by this class, they are in group order.
+        Args:
+            index: Index of the unit.
+            weight: Weight with its columns in group order, shape `[out_features, kept columns]`.
         """
-        return {index: self.compensated_output(index, size) for index, size in enumerate(policy.sizes)}
+        return self._output_names[index], self.model_units[index].in_layout(weight)
+
+    def compensated(self, policy: PruningPolicy) -> dict[str, torch.Tensor]:
+        """Return the output weights after ridge regression by name, each `[out_features, kept columns]`."""
+        outputs = (self.compensated_output(index, size) for index, size in enumerate(policy.sizes))
+        return dict(self.named_output(index, weight) for index, weight in enumerate(outputs))
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
         """Return the compensated output weight of one unit of `size` groups, shape `[out_features, kept columns]`."""
@@ -118,43 +127,46 @@ class SortedModel:
 
     @contextmanager
     def applied(
-        self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None
+        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
     ) -> Iterator[PreTrainedModel]:
         """Apply a policy to the model for the duration of the context.
 
         Args:
             policy: Number of groups to keep per unit.
-            outputs: Weights of output projections to use instead of the views, by unit index.
+            weights: Tensors to use instead of the views and of the dense model's own, by the parameter's name. Those
+                on another device are copied for the duration of the context.
         """
+        own = {name: self.model.get_parameter(name).data for name in weights or {}}
         try:
-            self._set(policy, outputs or {})
+            self._set(policy, weights or {})
             yield self.model
         finally:
-            self._set(PruningPolicy.dense(self.units), {})
+            self._set(PruningPolicy.dense(self.units), own)
 
-    def _set(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor]) -> None:
+    def _set(self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor]) -> None:
         for index, (unit, size) in enumerate(zip(self.model_units, policy.sizes)):
             for tensor in self._sorted[index]:
                 getattr(tensor.module, tensor.name).data = tensor.prefix(size)
-            if index in outputs:
-                unit.output.module.weight.data = unit.in_layout(outputs[index])
             for owner, attribute, count in unit.counters:
                 setattr(owner, attribute, size * count)
+        for name, weight in weights.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data = weight.to(parameter.device)
 
     def dense_output(self, index: int) -> torch.Tensor:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
         return self.model_units[index].in_group_order(self._sorted[index][-1].full)
 
-    def materialise(self, policy: PruningPolicy, outputs: Mapping[int, torch.Tensor] | None = None) -> PreTrainedModel:
+    def materialise(self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
         """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
 
         It is on the device of the dense model if it fits, otherwise in host memory.
 
         Args:
             policy: Number of groups to keep per unit.
-            outputs: Weights of output projections to use instead of the views, by unit index.
+            weights: Tensors to use instead of the views and of the dense model's own, by the parameter's name.
         """
-        with self.applied(policy, outputs) as model:
+        with self.applied(policy, weights) as model:
             # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
             state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
         for name, module in self.model.named_modules():

@@ -9,7 +9,7 @@ from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..modeling.families import Family, ModelUnit
-from ..options import find_choice
+from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.lm_head import POSITIONS
 
 
@@ -20,6 +20,8 @@ RETURNED_BYTES = 32 * 2**20
 # Peak of temporaries in float64 and float32: bytes per entry of the largest Gram matrix, during its factorisation and
 # during the fit of a unit, and bytes per entry of the output weights during the fit.
 FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 44, 42, 44
+# Bytes per parameter of the layer in training, in float32: weights, gradients and the two moments of Adam.
+TRAINING_BYTES = 16
 
 Parts = dict[str, int]
 
@@ -66,8 +68,8 @@ class Placement:
 class MemoryModel:
     """Adds up the memory of each stage of a prune.
 
-    Windows are processed in batches, so that peaks don't grow with their number, with two exceptions: sequential
-    calibration keeps the hidden states of all its windows, and text is sampled from the model in a batch of many
+    Windows are processed in batches, so that peaks don't grow with their number, with two exceptions: calibration
+    layer by layer keeps the hidden states of all its windows, and text is sampled from the model in a batch of many
     windows. The text of a dataset is not counted: its length is unknown before it is read.
 
     Args:
@@ -82,6 +84,7 @@ class MemoryModel:
         weights, pruned: Bytes of the dense and of the pruned model.
         grams, fishers: Bytes of all Gram matrices and of all Fisher matrices.
         outputs: Bytes of the pruned model's output projections.
+        calibrated: Bytes of the weights that calibration changes: with distillation, those of whole layers.
     """
 
     def __init__(
@@ -106,6 +109,12 @@ class MemoryModel:
         self.weights = model.get_memory_footprint()
         self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
+        layers = model.base_model.get_submodule(family.layers)
+        parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+        self.largest_layer = max(parameters)
+        self.calibrated = self.outputs * (config.calibration != "none")
+        if config.calibration == "distillation":
+            self.calibrated = sum(parameters) * self.size - int(sparsity * blocks)
         self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
         self.components = sum(map(_component_bytes, units))
         self.grams = sum(4 * count**2 for count in self.features)
@@ -142,13 +151,17 @@ class MemoryModel:
             gradient = self._backward() | {"components": self.components} | self._holes()
             passes = max(passes, gradient, key=lambda parts: sum(parts.values()))
         yield self._stage("search", weights | candidate | passes, factors)
-        outputs = {"compensated weights": self.outputs * (config.calibration != "none")}
-        fitting, hidden = self._fitting() if config.calibration == "sequential" else ({}, {})
-        yield self._stage("calibration", weights | outputs | fitting, factors, hidden)
+        calibrated = {"calibrated weights": self.calibrated}
+        fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
+        beside, host = calibrated, {}
+        if config.calibration == "distillation" and place.accelerator:
+            # Weights of distilled layers are in host memory, and on the card while they are evaluated.
+            beside, host = {}, calibrated
+        yield self._stage("calibration", weights | beside | fitting, factors, host | hidden)
         passes = self._forward(self.size) | self._logits(self.size)
-        yield self._stage("evaluation", weights | outputs | passes, factors)
+        yield self._stage("evaluation", weights | calibrated | passes, factors, host)
         pruned = {"pruned model": self.pruned}
-        yield self._stage("slicing", weights | outputs, factors, pruned)
+        yield self._stage("slicing", weights | beside, factors, host | pruned)
         yield self._stage("save", weights, factors, pruned)
 
     def _stage(
@@ -195,11 +208,16 @@ class MemoryModel:
         return {"heap with holes": 3 * self._layer_inputs() * small}
 
     def _fitting(self) -> tuple[Parts, Parts]:
-        """Parts of sequential calibration, on the device and in host memory."""
+        """Parts of calibration layer by layer, on the device and in host memory."""
         config, widest = self.config, max(self.features)
         tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
-        workspace = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
-        beside = {"fused": self.fused, "workspace": workspace} | self._forward(self.placement.compute_size, 1)
+        beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)
+        if config.calibration == "distillation":
+            # The weights before training and those of the best pass are kept too.
+            beside["activations"] *= 2
+            beside["training"] = (TRAINING_BYTES + 2 * self.size) * self.largest_layer
+        else:
+            beside["workspace"] = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
         return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
 
     def _writing(self) -> Parts:

@@ -16,7 +16,7 @@ from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
 from ..modeling.families import find_family
 from ..modeling.loading import loading_errors, resolve_dtype
-from ..options import GRADIENT_COST, NO_SEARCH
+from ..options import GRADIENT_COST, LAYER_BY_LAYER, NO_SEARCH
 from ..search.runner import budget_at, check_budget
 from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype
@@ -212,8 +212,8 @@ def make_plan(
     # The smallest sparsity has the largest pruned model.
     models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
     written = {"statistics": models[0].grams, "fisher": models[0].fishers}
-    if config.calibration == "sequential":
-        written["calibration"] = sum(one.outputs for one in models)
+    if config.calibration in LAYER_BY_LAYER:
+        written["calibration"] = sum(one.calibrated for one in models)
     checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
     evaluations, tokens = _count(config, len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
@@ -258,8 +258,10 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         windows += updates * cost * min(config.update_samples, every) + (final + baselines + 1) * every
     tokens["search"] = windows * length
     held_out = min(config.held_out_samples, every)
-    fitted = sparsities * (config.num_samples + held_out) * length
-    tokens["calibration"] = fitted if config.calibration == "sequential" else 0
+    passes = 1 if config.calibration in LAYER_BY_LAYER else 0
+    trained = GRADIENT_COST * config.distillation_passes if config.calibration == "distillation" else 0
+    read = (passes + trained) * config.num_samples + passes * held_out
+    tokens["calibration"] = sparsities * read * length
     reported = reported_texts(config.dataset, config.eval_dataset)
     tests = [written["test"] if name == "self" else config.eval_samples for name in reported]
     tokens["evaluation"] = None if None in tests else sum(tests) * length

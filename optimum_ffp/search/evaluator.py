@@ -86,5 +86,5 @@ class CandidateEvaluator:
         return np.array(journal.value("losses", lambda: self._losses(policy, chosen).tolist()))
 
     def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
-        outputs = self.sorted_model.compensated(policy) if self.compensated else None
-        return policy_losses(self.sorted_model, policy, windows, outputs, self.batch_size, self.dtype)
+        weights = self.sorted_model.compensated(policy) if self.compensated else None
+        return policy_losses(self.sorted_model, policy, windows, weights, self.batch_size, self.dtype)

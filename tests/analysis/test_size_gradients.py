@@ -54,14 +54,14 @@ def check_gradients(model, windows, groups=(None,)):
 def _losses(sorted_model, policy, neighbour, windows, index, step):
     """Losses where one unit's output weight is moved this share of the way to that of its neighbour."""
     _, up = policy.neighbours()
-    outputs = {}
+    weights = {}
     for i, unit in enumerate(sorted_model.model_units):
         here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbour, up))
         weight, other = (
             nn.functional.pad(sorted_model.ridges[i].compensated(size), (0, width - size)) for size in (here, there)
         )
-        outputs[i] = torch.lerp(weight, other, step) if i == index else weight
-    with sorted_model.applied(up, outputs) as model:
+        weights |= [sorted_model.named_output(i, torch.lerp(weight, other, step) if i == index else weight)]
+    with sorted_model.applied(up, weights) as model:
         # In float64, as differences of them would be rounding errors otherwise.
         logits = model(windows).logits[:, :-1].double()
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()

@@ -83,7 +83,17 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     for stage in swept.cost.seconds:
         assert stage in text
     assert command_line(swept) in text
-    for unit, size, fit in zip(swept.policy.units, swept.policy.sizes, swept.calibration["units"]):
+    for unit, size in zip(swept.policy.units, swept.policy.sizes):
+        assert f"{size} of {unit.groups} {GROUP_NAMES[unit.group]}" in text
+    errors = [[row[name] for row in swept.calibration["layers"]] for name in ("before", "error")]
+    before, after = (100 * sum(rows) / len(rows) for rows in errors)
+    assert f"{before:.2f} % before and {after:.2f} % after distillation" in text
+
+
+def test_units_stand_beside_their_error_and_lambda(save_tiny_model, data_folder, tmp_path):
+    result = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="sequential").prune(0.3)
+    text = " ".join(report(result, tmp_path).text.split())
+    for unit, size, fit in zip(result.policy.units, result.policy.sizes, result.calibration["units"]):
         kept = f"{size} of {unit.groups} {GROUP_NAMES[unit.group]}"
         assert f"{kept} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
 

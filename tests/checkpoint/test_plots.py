@@ -106,6 +106,14 @@ def test_policy_tells_query_heads_from_kv_groups(figures, tmp_path):
     assert ffn.get_title(loc="left") == "FFN (channels)" and not any(bar.get_hatch() for bar in ffn.patches)
 
 
+def test_calibration_shows_every_distilled_layer_before_and_after(figures, tmp_path):
+    result = make_result(3)
+    result.calibration = {"layers": [{"layer": i, "before": 0.1 * i, "error": 0.05 * i} for i in range(3)]}
+    write_plots(result, tmp_path)
+    heights = [bar.get_height() for bar in figures[2].axes[0].patches]
+    assert heights == pytest.approx([0, 10, 20, 0, 5, 10])
+
+
 def test_calibration_shows_a_lambda_of_zero_too(figures, tmp_path):
     result = make_result(3)
     for row in result.calibration["units"]:

@@ -20,7 +20,7 @@ from optimum_ffp.options import Options
         ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
         ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
         ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),
-        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with --calibration ridge"),
+        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with a --calibration other"),
         ("--no-grad --fisher-samples 3", "--fisher-samples (read only with --grad"),
         ("--slope-samples 3", "--slope-samples (read only with --no-grad"),
         ("--dataset self --text-column x", "--text-column (read only with a --dataset or --eval-dataset other"),

@@ -111,7 +111,7 @@ def test_compensation_without_query_heads_is_the_direct_solution(way, windows):
     )
     outputs = []
     with (
-        sorted_model.applied(policy, {2: found}) as pruned,
+        sorted_model.applied(policy, dict([sorted_model.named_output(2, found)])) as pruned,
         unit.output.module.register_forward_hook(lambda module, _, output: outputs.append(output.flatten(0, -2))),
     ):
         pruned(windows)
@@ -132,6 +132,22 @@ def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
     policy = random_policy(sorted_model, 0)
     with pytest.raises(RuntimeError), sorted_model.applied(policy, sorted_model.compensated(policy)):
         raise RuntimeError
+    assert torch.equal(sorted_model.model(windows).logits, before)
+
+
+@torch.no_grad()
+def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    before, policy = sorted_model.model(windows).logits, random_policy(sorted_model, 0)
+    with sorted_model.applied(policy) as model:
+        plain = model(windows).logits
+        layers = sorted_model.family.layers
+        names = [name for name, _ in model.named_parameters() if f"{layers}.1." in name]
+        weights = {name: 1.1 * model.get_parameter(name).data for name in names}
+    with sorted_model.applied(policy, weights) as model:
+        replaced = model(windows).logits
+    assert (replaced - plain).abs().max() > 1e-3
+    assert agree(sorted_model.materialise(policy, weights)(windows).logits, replaced)
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 

@@ -185,11 +185,16 @@ def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):
     weights, matrices = 2 * 6_738_415_616, 4 * 32 * (4096**2 + 11008**2)
     # Of the output projections, float16 copies of what 20 % sparsity leaves; matrices wait in host memory.
     copies = 2 * 32 * 4096 * (4096 + 11008) * 0.8
+    # Of distilled layers, all weights.
+    pruned = 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) * 0.8
     by_name = {stage.name: stage for stage in plan.memory}
-    for name in ("search", "calibration"):
+    for name, kept in (("search", copies), ("evaluation", pruned)):
         stage = by_name[name]
-        assert weights + copies < plan.device_bytes(stage) < 24 * GIB
-        assert matrices < plan.host_bytes(stage) < 1.3 * matrices
+        assert weights + kept < plan.device_bytes(stage) < 24 * GIB
+    assert plan.device_bytes(by_name["calibration"]) < 24 * GIB
+    # Distilled layers wait in host memory.
+    for name, kept in (("search", 0), ("calibration", pruned)):
+        assert matrices + kept < plan.host_bytes(by_name[name]) < 1.3 * matrices + kept
     machine = Machine(torch.device("cuda"), 64 * GIB, 16 * GIB)
     (warning,) = make_plan(shape).warnings
     assert "of memory on cuda" in warning and "16.00 GiB are free" in warning
@@ -240,7 +245,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.planning.plan import make_plan
 model, data = sys.argv[1:]
 sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
-quick = {"search_steps": 5, "criterion": "wanda", "calibration": "ridge"}
+quick = {"search_steps": 5, "criterion": "wanda"}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
 plan = make_plan(pruner.model.config, pruner.config, device="cpu")
 print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(stage) for stage in plan.memory}]))

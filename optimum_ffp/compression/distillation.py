@@ -1,0 +1,182 @@
+"""Block-local distillation: every pruned layer is trained to give the output of the dense layer."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..allocation.policy import PruningPolicy
+from ..utils.heap import return_free_memory
+from ..utils.progress import progress_bar
+from ..utils.resume import Journal
+from .layer_runner import LayerRunner, enter
+from .sorted_model import SortedModel
+
+
+# Tokens per step of the optimiser, at least one window.
+STEP_TOKENS = 512
+# Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
+WARM_UP_STEPS = 5
+BETAS = (0.9, 0.95)
+# Added to the squared norm of a token's target.
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """Result of the distillation of one layer.
+
+    Attributes:
+        weights: All parameters of the layer, by their name in the model. They are in host memory: those of all layers
+            are as large as the pruned model.
+        before: Error on held-out windows before training, after ridge regression.
+        after: Error on held-out windows with these weights.
+    """
+
+    weights: dict[str, torch.Tensor]
+    before: float
+    after: float
+
+    def pack(self) -> dict[str, torch.Tensor]:
+        """Return the fit as named tensors."""
+        return self.weights | {"": torch.tensor([self.before, self.after], dtype=torch.float64)}
+
+    @classmethod
+    def unpack(cls, tensors: dict[str, torch.Tensor]) -> "LayerFit":
+        """Return the fit from the tensors of `pack`."""
+        weights = {name: tensor.cpu() for name, tensor in tensors.items() if name}
+        return cls(weights, *tensors[""].tolist())
+
+
+@torch.no_grad()
+def distil(
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    windows: torch.Tensor,
+    held_out: torch.Tensor,
+    passes: int = 2,
+    learning_rate: float = 0.02,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    journal: Journal | None = None,
+) -> list[LayerFit]:
+    """Train all parameters of every pruned layer, layer by layer, to give the output of the dense layer.
+
+    The input of a pruned layer is what the pruned layers before it produce, its target what the dense layer gives in
+    the dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
+    the output `a` and the target `b`, so that a few tokens with massive activations don't outweigh all others.
+
+    Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
+    weights of the best pass are kept, or those before training if no pass is better.
+
+    Args:
+        sorted_model: The sorted model, with its ridge factors. It is not changed.
+        policy: Number of groups to keep per unit.
+        windows: Windows to train on, token ids of shape `[windows, window length]`.
+        held_out: Windows of the same length that no layer is trained on.
+        passes: Number of passes over the windows.
+        learning_rate: Largest learning rate of Adam, relative to the root mean square of every parameter: a step of
+            Adam changes entries by the learning rate, whatever their gradient, and their size differs by model.
+        seed: Random seed for the order of the windows.
+        dtype: Autocast dtype of the layers; `None` for the model's own. Weights are trained in float32.
+        journal: Saves the fits.
+
+    Returns:
+        The fit of every layer.
+    """
+    journal, fits = journal or Journal(), []
+    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
+    names = {module: name for name, module in sorted_model.model.named_modules()}
+    dense, arguments = enter(sorted_model.model, layers, torch.cat([windows, held_out]), dtype)
+    pruned = dense.clone()
+    with progress_bar(len(layers), "Distillation", "layer") as bar:
+        for index, layer in enumerate(layers):
+            runner = LayerRunner(layer, arguments[index], dtype)
+            _advance(runner, dense)
+            # The other layers stay dense, as they don't run.
+            sizes = [size if unit.layer == index else unit.groups for unit, size in zip(policy.units, policy.sizes)]
+            only = PruningPolicy(policy.units, tuple(sizes))
+            with sorted_model.applied(only, _compensated(sorted_model, policy, index)):
+                trainer = _Trainer(runner, f"{names[layer]}.", pruned, dense, len(windows))
+                train = partial(trainer.fit, passes, learning_rate, seed)
+                fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
+            with sorted_model.applied(only, fits[-1].weights):
+                _advance(runner, pruned)
+            return_free_memory()
+            bar.update()
+    return fits
+
+
+def _advance(runner: LayerRunner, states: torch.Tensor) -> None:
+    for state in states.split(1):
+        state.copy_(runner(state))
+
+
+def _compensated(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:
+    return dict(
+        sorted_model.named_output(index, sorted_model.compensated_output(index, size))
+        for index, (unit, size) in enumerate(zip(policy.units, policy.sizes))
+        if unit.layer == layer
+    )
+
+
+class _Trainer:
+    """Trains one layer.
+
+    Args:
+        runner: Runs the layer, with its weights before training.
+        prefix: Prefix of the names of its parameters in the model.
+        inputs: Hidden states before the layer in the pruned model, shape `[windows, window length, hidden size]`.
+        targets: Hidden states after the layer in the dense model, of the same shape.
+        windows: Number of windows to train on; the others are held out.
+    """
+
+    def __init__(self, runner: LayerRunner, prefix: str, inputs: torch.Tensor, targets: torch.Tensor, windows: int):
+        self.runner, self.prefix, self.inputs, self.targets, self.windows = runner, prefix, inputs, targets, windows
+        self.start = {name: parameter.detach() for name, parameter in runner.layer.named_parameters()}
+        # Gradients of this size fit into float16; Adam's steps don't depend on it.
+        self.scale = targets.shape[1] * float(targets[0].float().square().sum(-1).mean())
+
+    def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
+        """Return the fit of the best pass, packed."""
+        before = best = self._held_out_error(self.start)
+        kept, generator = self.start, torch.Generator().manual_seed(seed)
+        masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
+        together = max(1, STEP_TOKENS // self.inputs.shape[1])
+        steps = passes * math.ceil(self.windows / together)
+        sizes = {name: float(weight.detach().square().mean().sqrt()) for name, weight in masters.items()}
+        groups = [{"params": [masters[name]], "lr": learning_rate * size} for name, size in sizes.items()]
+        optimiser = Adam(groups, betas=BETAS)
+        schedule = LambdaLR(optimiser, lambda step: _rate(step, steps))
+        for _ in range(passes):
+            for chosen in torch.randperm(self.windows, generator=generator).split(together):
+                optimiser.zero_grad()
+                for window in chosen.tolist():
+                    with torch.enable_grad():
+                        loss = self._error(masters, window) * self.scale / len(chosen)
+                    loss.backward()
+                optimiser.step()
+                schedule.step()
+            rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
+            error = self._held_out_error(rounded)
+            # An error that is not finite is not smaller.
+            if error < best:
+                best, kept = error, rounded
+        return LayerFit({self.prefix + name: weight for name, weight in kept.items()}, before, best).pack()
+
+    def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
+        """Return the error of one window, averaged over its tokens."""
+        output = self.runner.output(self.inputs[[window]], weights).float()
+        target = self.targets[[window]].to(output)
+        return ((output - target).square().sum(-1) / (target.square().sum(-1) + EPSILON)).mean()
+
+    def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
+        held_out = range(self.windows, len(self.inputs))
+        return sum(float(self._error(weights, window)) for window in held_out) / len(held_out)
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2

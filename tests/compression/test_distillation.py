@@ -1,0 +1,111 @@
+"""Distilled layers against errors that are computed from the outputs of whole models."""
+
+import pytest
+import torch
+
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.compression.distillation import LayerFit, distil
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+
+
+# The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
+# hold out some of the windows that it sees.
+PASSES, RATE = 8, 0.01
+
+
+@pytest.fixture
+def unseen():
+    return torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
+
+
+def all_weights(fits: list[LayerFit]) -> dict[str, torch.Tensor]:
+    return {name: weight for fit in fits for name, weight in fit.weights.items()}
+
+
+@torch.no_grad()
+def layer_error(model, dense, windows, layer):
+    """Mean error of a token, from hidden states that transformers returns; the last ones are normed."""
+    states = [one(windows, output_hidden_states=True).hidden_states[layer + 1] for one in (model, dense)]
+    return float(((states[0] - states[1]).square().sum(-1) / states[1].square().sum(-1)).mean())
+
+
+@pytest.mark.parametrize("group", ["kv_group", "query_head"])
+def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows, group):
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
+    dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
+    fits = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
+    pruned = sorted_model.materialise(policy, all_weights(fits))
+    for layer in (0, 1):
+        assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer), rel=1e-3)
+    ridge = sorted_model.materialise(policy, sorted_model.compensated(policy))
+    assert fits[0].before == pytest.approx(layer_error(ridge, dense, held_out, 0), rel=1e-3)
+    assert fits[0].after < 0.95 * fits[0].before
+    # Later layers make up for what earlier ones have lost.
+    assert layer_error(pruned, dense, windows, 1) < 0.95 * layer_error(ridge, dense, windows, 1)
+
+
+def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    model, policy = sorted_model.model, random_policy(sorted_model, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fits = distil(sorted_model, policy, windows, windows[:3], PASSES, RATE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    gained = [fit for fit in fits if fit.after < fit.before]
+    assert gained and len(fits) == model.config.num_hidden_layers
+    with sorted_model.applied(policy, sorted_model.compensated(policy)):
+        for fit in fits:
+            for name, weight in fit.weights.items():
+                parameter = model.get_parameter(name)
+                assert weight.shape == parameter.shape and weight.dtype == parameter.dtype
+                assert torch.equal(weight, parameter) == (fit not in gained)
+
+
+def test_what_gains_nothing_on_held_out_windows_stays_as_it_was(windows, unseen):
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    policy = random_policy(sorted_model, 2)
+    fits = distil(sorted_model, policy, windows, unseen, 1, learning_rate=100.0)
+    assert all(fit.after == fit.before for fit in fits)
+    found = all_weights(fits)
+    assert all(torch.equal(found[name], weight) for name, weight in sorted_model.compensated(policy).items())
+    # Where nothing is pruned, nothing is wrong.
+    fits = distil(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, 1, RATE)
+    assert all(fit.after < 1e-8 for fit in fits)
+
+
+def test_steps_are_relative_to_the_size_of_the_weights(windows):
+    """A model whose keys are a thousand times as large and whose queries as small is the same, and learns the same."""
+    scaled = make_tiny_model()
+    for layer in scaled.model.layers:
+        layer.self_attn.q_proj.weight.data /= 1024
+        layer.self_attn.k_proj.weight.data *= 1024
+    errors = []
+    for model in (make_tiny_model(), scaled):
+        sorted_model, _ = make_sorted_model(model, windows)
+        fits = distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], PASSES, RATE)
+        errors.append([fit.after for fit in fits])
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windows, dtype):
+    sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
+    # Most steps are smaller than what bfloat16 can add to a weight.
+    fits = distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], PASSES, 0.003)
+    assert all(weight.dtype == dtype for weight in all_weights(fits).values())
+    assert fits[0].after < 0.99 * fits[0].before
+
+
+def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_path):
+    def calibrate(journal: Journal) -> list[LayerFit]:
+        sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+        return distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], 2, RATE, journal=journal)
+
+    expected = calibrate(Journal(tmp_path))
+    for layer in (1, 2):
+        (tmp_path / f"layer-{layer}.entry.safetensors").unlink()
+    resumed = calibrate(Journal(tmp_path))
+    assert [(fit.before, fit.after) for fit in resumed] == [(fit.before, fit.after) for fit in expected]
+    found, wanted = all_weights(resumed), all_weights(expected)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
