@@ -55,7 +55,7 @@ class FFPConfig(Options, BaseConfig):
             on, default 4.
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
         distillation_rate: Learning rate of distillation, relative to the root mean square of every parameter, default
-            0.02.
+            0.01.
         dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
             `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
             `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts.

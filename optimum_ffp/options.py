@@ -167,7 +167,7 @@ class Options:
     sequential_lambda: float | None = None
     held_out_samples: int = 4
     distillation_passes: int = 2
-    distillation_rate: float = 0.02
+    distillation_rate: float = 0.01
     dataset: str = "wikitext2"
     eval_dataset: str | None = None
     text_column: str | None = None

@@ -58,7 +58,7 @@ def distil(
     windows: torch.Tensor,
     held_out: torch.Tensor,
     passes: int = 2,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.01,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
