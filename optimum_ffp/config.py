@@ -43,8 +43,9 @@ class FFPConfig(Options, BaseConfig):
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
-            trains layer by layer to give the outputs of the dense layers), `"sequential"` (likewise, but fits the
-            output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
+            trains layer by layer to give the outputs of the dense layers; where a norm follows attention and FFN, as
+            in Gemma, this made models worse, and ridge regression is left as it is), `"sequential"` (likewise, but
+            fits the output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
         ridge_lambda: λ of ridge regression, default 0.01 (the paper's).
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
         dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.

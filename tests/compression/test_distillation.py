@@ -5,6 +5,8 @@ import torch
 
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.distillation import LayerFit, distil
+from optimum_ffp.compression.repair import repair
+from optimum_ffp.config import FFPConfig
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 
@@ -109,3 +111,13 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
     assert [(fit.before, fit.after) for fit in resumed] == [(fit.before, fit.after) for fit in expected]
     found, wanted = all_weights(resumed), all_weights(expected)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_where_a_norm_follows_ridge_regression_stays(windows, name, caplog):
+    sorted_model, _ = make_sorted_model(make_tiny_model(name), windows)
+    policy = random_policy(sorted_model, 2)
+    weights, record = repair(sorted_model, policy, None, FFPConfig(), Journal())
+    ridge = sorted_model.compensated(policy)
+    assert record == {} and all(torch.equal(weights[name], weight) for name, weight in ridge.items())
+    assert "distillation is left out" in caplog.text
