@@ -29,6 +29,7 @@ from optimum_ffp.checkpoint.result import FoundPolicy
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import Windows
+from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
 from optimum_ffp.utils.precision import autocast_dtype
 
@@ -79,7 +80,8 @@ def main() -> None:
             records[-1][name] |= {"prune": describe(result)}
             if args.save:
                 save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
-        args.output.write_text(json.dumps({"options": config.to_dict(), "searches": records}, indent=2) + "\n")
+        options = without_folders(config.to_dict())
+        args.output.write_text(json.dumps({"options": options, "searches": records}, indent=2) + "\n")
         draw(records, args.output.with_suffix(".png"))
         print(table(records[-1]), flush=True)
 
