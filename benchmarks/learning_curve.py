@@ -15,6 +15,7 @@ window length.
 import argparse
 import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from compare import describe, read_options
 from matplotlib.figure import Figure
 
-from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.checkpoint.result import FoundPolicy
@@ -66,7 +67,7 @@ def main() -> None:
     pruner = FFPPruner.from_pretrained(args.model, config)
     search, held_out = split(pruner.measured.data.search, args.search_samples)
     pruner.measured.data = replace(pruner.measured.data, search=search)
-    judge = Judge(pruner, config, held_out)
+    judge = Judge(pruner, held_out)
 
     records, agent = [], None
     for sparsity in args.sparsities:
@@ -96,30 +97,30 @@ class Judge:
 
     Args:
         pruner: The pruner of the searches.
-        config: Options of the searches.
         windows: The held-out windows.
     """
 
-    def __init__(self, pruner: FFPPruner, config: FFPConfig, windows: Windows):
-        self.pruner, self.config, self.windows = pruner, config, windows
-        self.dense = None
+    def __init__(self, pruner: FFPPruner, windows: Windows):
+        self.pruner, self.windows = pruner, windows
 
-    def reward(self, policy: Any) -> float:
+    @cached_property
+    def dense(self) -> float:
+        """Mean loss of the dense model, in nats per token."""
+        return self._loss(PruningPolicy.dense(self.pruner.measured.units))
+
+    def reward(self, policy: PruningPolicy) -> float:
         """Reward `PPL_dense / PPL` on the held-out windows."""
-        measured, config = self.pruner.measured, self.config
-        dtype = autocast_dtype(measured.model, config.search_dtype)
+        return float(np.exp(self.dense - self._loss(policy)))
 
-        def mean(one: Any) -> float:
-            losses = policy_losses(measured.prepared.sorted_model, one, self.windows.tokens, None, 1, dtype)
-            return float(losses.mean())
-
-        if self.dense is None:
-            self.dense = mean(type(policy).dense(policy.units))
-        return float(np.exp(self.dense - mean(policy)))
+    def _loss(self, policy: PruningPolicy) -> float:
+        measured = self.pruner.measured
+        dtype = autocast_dtype(measured.model, self.pruner.config.search_dtype)
+        losses = policy_losses(measured.prepared.sorted_model, policy, self.windows.tokens, None, 1, dtype)
+        return float(losses.mean())
 
     def compare(self, sparsity: float, searches: dict[str, FoundPolicy], every: int) -> dict[str, Any]:
         """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
-        search = PolicySearch(self.pruner.measured, self.config.replace(sparsity=sparsity))
+        search = PolicySearch(self.pruner.measured, self.pruner.config.replace(sparsity=sparsity))
         budget, record = search.budget(sparsity), {"sparsity": sparsity}
         for name, found in searches.items():
             record[name] = {

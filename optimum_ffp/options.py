@@ -214,6 +214,7 @@ OTHER_TEXT = Condition(
 )
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
+SEARCH = _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES)
 PPO = _with("with --agent ppo", "ppo")
 RIDGE = Condition(
     "with a --calibration other than none, --reward compensated or --mapping curves",
@@ -238,14 +239,14 @@ READ_WHEN = {
     "text_column": OTHER_TEXT,
     "start_token": OTHER_TEXT,
     "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),
-    "update_samples": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
+    "update_samples": SEARCH,
     "fisher_samples": Condition(
         "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
     ),
     "slope_samples": Condition(
         "with --no-grad and --mapping curves", lambda config: not config.grad and config.mapping == "curves"
     ),
-    "search_steps": _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES),
+    "search_steps": SEARCH,
     "candidates": _with("with --agent bandit or ppo, --method random or evolutionary", "bandit", "ppo", *SEARCHES),
     "alpha_start": PPO,
     "learning_rate": PPO,

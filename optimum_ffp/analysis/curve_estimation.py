@@ -44,8 +44,8 @@ def measure_slopes(
             for index, size in enumerate(probes):
                 sizes = list(dense.sizes)
                 sizes[index] = size
-                output = dict([sorted_model.named_output(index, sorted_model.compensated_output(index, size))])
-                found = _decode(sorted_model, PruningPolicy(sorted_model.units, tuple(sizes)), output, window, dtype)
+                pruned = PruningPolicy(sorted_model.units, tuple(sizes))
+                found = _decode(sorted_model, pruned, sorted_model.compensated(pruned, [index]), window, dtype)
                 divergences[index] += _divergence(sorted_model.model, expected, found, dtype) / windows.numel()
                 bar.update()
     return [

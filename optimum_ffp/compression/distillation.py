@@ -99,7 +99,8 @@ def distil(
             # The other layers stay dense, as they don't run.
             sizes = [size if unit.layer == index else unit.groups for unit, size in zip(policy.units, policy.sizes)]
             only = PruningPolicy(policy.units, tuple(sizes))
-            with sorted_model.applied(only, _compensated(sorted_model, policy, index)):
+            members = [member for member, unit in enumerate(policy.units) if unit.layer == index]
+            with sorted_model.applied(only, sorted_model.compensated(only, members)):
                 trainer = _Trainer(runner, f"{names[layer]}.", pruned, dense, len(windows))
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
@@ -113,14 +114,6 @@ def distil(
 def _advance(runner: LayerRunner, states: torch.Tensor) -> None:
     for state in states.split(1):
         state.copy_(runner(state))
-
-
-def _compensated(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:
-    return dict(
-        sorted_model.named_output(index, sorted_model.compensated_output(index, size))
-        for index, (unit, size) in enumerate(zip(policy.units, policy.sizes))
-        if unit.layer == layer
-    )
 
 
 class _Trainer:

@@ -116,10 +116,15 @@ class SortedModel:
         """
         return self._output_names[index], self.model_units[index].in_layout(weight)
 
-    def compensated(self, policy: PruningPolicy) -> dict[str, torch.Tensor]:
-        """Return the output weights after ridge regression by name, each `[out_features, kept columns]`."""
-        outputs = (self.compensated_output(index, size) for index, size in enumerate(policy.sizes))
-        return dict(self.named_output(index, weight) for index, weight in enumerate(outputs))
+    def compensated(self, policy: PruningPolicy, members: Iterable[int] | None = None) -> dict[str, torch.Tensor]:
+        """Return the output weights after ridge regression by name, each `[out_features, kept columns]`.
+
+        Args:
+            policy: Number of groups to keep per unit.
+            members: Indices of the units to compensate; all if `None`.
+        """
+        chosen = range(len(policy.sizes)) if members is None else members
+        return dict(self.named_output(index, self.compensated_output(index, policy.sizes[index])) for index in chosen)
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
         """Return the compensated output weight of one unit of `size` groups, shape `[out_features, kept columns]`."""
