@@ -55,7 +55,7 @@ class FFPConfig(Options, BaseConfig):
         held_out_samples: Number of search windows that the error of distillation or sequential calibration is measured
             on, default 4.
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
-        distillation_rate: Learning rate of distillation, relative to the root mean square of every parameter, default
+        distillation_rate: Learning rate of distillation, relative to the size of the weights, default
             0.01.
         dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
             `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:

@@ -1,6 +1,7 @@
 """Block-local distillation: every pruned layer is trained to give the output of the dense layer."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +24,10 @@ WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
 # Added to the squared norm of a token's target.
 EPSILON = 1e-6
+# Smallest mean square of a channel that its error is divided by, relative to the mean of all channels.
+LEAST_SHARE = 1e-3
+# Factor to the learning rate of a layer when training has gained nothing, for one more attempt.
+BACK_OFF = 0.25
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ def distil(
 
     The input of a pruned layer is what the pruned layers before it produce, its target what the dense layer gives in
     the dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
-    the output `a` and the target `b`, so that a few tokens with massive activations don't outweigh all others.
+    the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
+    neither a few tokens nor a few channels with massive activations outweigh all others.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
-    weights of the best pass are kept, or those before training if no pass is better.
+    weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
+    learning rate, and if that gains nothing either, the layer stays as it was.
 
     Args:
         sorted_model: The sorted model, with its ridge factors. It is not changed.
@@ -78,8 +85,8 @@ def distil(
         windows: Windows to train on, token ids of shape `[windows, window length]`.
         held_out: Windows of the same length that no layer is trained on.
         passes: Number of passes over the windows.
-        learning_rate: Largest learning rate of Adam, relative to the root mean square of every parameter: a step of
-            Adam changes entries by the learning rate, whatever their gradient, and their size differs by model.
+        learning_rate: Largest learning rate of Adam, relative to the size of every parameter's entries: a step of Adam
+            changes entries by the learning rate, whatever their gradient, and their size differs by model.
         seed: Random seed for the order of the windows.
         dtype: Autocast dtype of the layers; `None` for the model's own. Weights are trained in float32.
         journal: Saves the fits.
@@ -132,16 +139,29 @@ class _Trainer:
         self.start = {name: parameter.detach() for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
         self.scale = targets.shape[1] * float(targets[0].float().square().sum(-1).mean())
+        shares = sum(_shares(target) for target in targets[:windows].split(1))
+        self.channels = (shares / shares.mean()).clamp_min(LEAST_SHARE).to(runner.device)
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Return the fit of the best pass, packed."""
-        before = best = self._held_out_error(self.start)
-        kept, generator = self.start, torch.Generator().manual_seed(seed)
+        before = self._held_out_error(self.start)
+        best, kept = before, self.start
+        for rate in (learning_rate, BACK_OFF * learning_rate):
+            for error, weights in self._passes(passes, rate, seed):
+                # An error that is not finite is not smaller.
+                if error < best:
+                    best, kept = error, weights
+            if best < before:
+                break
+        return LayerFit({self.prefix + name: weight for name, weight in kept.items()}, before, best).pack()
+
+    def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
+        """Yield the held-out error and the weights after every pass."""
+        generator = torch.Generator().manual_seed(seed)
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
         together = max(1, STEP_TOKENS // self.inputs.shape[1])
         steps = passes * math.ceil(self.windows / together)
-        sizes = {name: float(weight.detach().square().mean().sqrt()) for name, weight in masters.items()}
-        groups = [{"params": [masters[name]], "lr": learning_rate * size} for name, size in sizes.items()]
+        groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimiser = Adam(groups, betas=BETAS)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, steps))
         for _ in range(passes):
@@ -154,21 +174,32 @@ class _Trainer:
                 optimiser.step()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
-            error = self._held_out_error(rounded)
-            # An error that is not finite is not smaller.
-            if error < best:
-                best, kept = error, rounded
-        return LayerFit({self.prefix + name: weight for name, weight in kept.items()}, before, best).pack()
+            yield self._held_out_error(rounded), rounded
 
     def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the error of one window, averaged over its tokens."""
         output = self.runner.output(self.inputs[[window]], weights).float()
         target = self.targets[[window]].to(output)
-        return ((output - target).square().sum(-1) / (target.square().sum(-1) + EPSILON)).mean()
+        errors = ((output - target).square() / self.channels).sum(-1)
+        return (errors / (target.square().sum(-1) + EPSILON)).mean()
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
         held_out = range(self.windows, len(self.inputs))
         return sum(float(self._error(weights, window)) for window in held_out) / len(held_out)
+
+
+def _shares(target: torch.Tensor) -> torch.Tensor:
+    """Return the share of every channel in the squared norm of a token, summed over the tokens of a window."""
+    squares = target[0].float().square()
+    return (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0)
+
+
+def _size(weight: torch.Tensor) -> float:
+    """Return the root mean square of the entries of a normal distribution with the same median of absolute values.
+
+    A few entries of norms are hundreds of times as large as the others.
+    """
+    return float(weight.abs().median()) / 0.6745
 
 
 def _rate(step: int, steps: int) -> float:

@@ -1,6 +1,5 @@
 """Calibration of the weights of a policy: none, ridge regression, sequential, or distillation."""
 
-import logging
 from typing import Any
 
 import torch
@@ -13,9 +12,6 @@ from ..utils.resume import Journal
 from .distillation import distil
 from .sequential import calibrate_sequentially
 from .sorted_model import SortedModel
-
-
-logger = logging.getLogger(__name__)
 
 
 def repair(
@@ -37,12 +33,6 @@ def repair(
     if config.calibration == "none":
         return None, {}
     if config.calibration == "ridge":
-        return sorted_model.compensated(policy), {}
-    if config.calibration == "distillation" and sorted_model.family.normalised_outputs:
-        logger.warning(
-            "distillation is left out: it makes models worse whose attention and FFN are followed by a norm; ridge "
-            "regression is what calibrates (to silence this, choose calibration ridge)"
-        )
         return sorted_model.compensated(policy), {}
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
