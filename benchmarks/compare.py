@@ -7,9 +7,10 @@
         [--output compare.json]
 
 Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
-seconds per stage, peak memory) and prints a table: perplexity on the first `--head` test windows, which the method was
-developed on, and on all after them; and there the difference of the loss from that of the method `--against` with the
-same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
+seconds and peak memory per stage) and prints a table: perplexity on the first `--head` test windows, which the method
+was developed on, and on all after them; and there the difference of the loss from that of the method `--against` with
+the same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
+Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows.
 Methods other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the
 search differs. All are compared after ridge regression, as candidates of the search are; those in `--sequential` also
 after sequential calibration, and those in `--distilled` after distillation, the default. The file is updated after
@@ -116,14 +117,23 @@ def describe(result: PruningResult) -> dict:
         "model_sparsity": result.model_sparsity,
         "perplexities": result.perplexities,
         "test": result.test.describe(),
-        "losses": {name: [round(loss, 6) for loss in of_texts[0]] for name, of_texts in result.losses.items()},
-        "other_texts": [perplexities | windows.describe() for windows, perplexities in result.tests[1:]],
+        "losses": losses_on(result, 0),
+        "other_texts": [
+            perplexities | windows.describe() | {"losses": losses_on(result, text)}
+            for text, (windows, perplexities) in enumerate(result.tests[1:], 1)
+        ],
         "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
+        "tokens": result.cost.tokens,
         "seconds": result.cost.seconds,
         "peak_gib": {name: value / 2**30 for name, value in result.cost.peak_bytes.items()},
     }
     return without_folders(record)
+
+
+def losses_on(result: PruningResult, text: int) -> dict[str, list[float]]:
+    """Losses of every test window of one text by model."""
+    return {name: [round(loss, 6) for loss in of_texts[text]] for name, of_texts in result.losses.items()}
 
 
 def table(records: list[dict], head: int, against: str) -> str:
@@ -132,7 +142,7 @@ def table(records: list[dict], head: int, against: str) -> str:
     for record in records:
         groups[record["method"], record["calibration"], record["asked"]][record["seed"]] = record
     columns = ("method", "calibration", "sparsity", f"first {head}", "later", f"against {against}", "on search")
-    columns += ("candidates", "tokens")
+    columns += ("candidates", "tokens of the search", "of the prune")
     lines = [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
     for (method, calibration, asked), group in groups.items():
         losses = [np.array(record["losses"]["calibrated"]) for record in group.values()]
@@ -143,11 +153,12 @@ def table(records: list[dict], head: int, against: str) -> str:
             if method != against and seed in reference
         ]
         best = median(record["search"]["perplexity"]["best"] for record in group.values())
-        search = next(iter(group.values()))["search"]
+        search, read = (next(iter(group.values()))[name] for name in ("search", "tokens"))
         lines.append(
             f"| {method} | {calibration} | {asked:.0%} | {spread([one[:head] for one in losses])} | "
             f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best:.2f} | "
-            f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} |"
+            f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} | "
+            f"{sum(read.values()) - read['evaluation']:,} |"
         )
     test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"])
     lines.append(

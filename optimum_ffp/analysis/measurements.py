@@ -66,7 +66,7 @@ class Measurements:
         config: A copy of the config, with `seq_len` resolved to a number.
         ways: Units of the model by what attention may lose, as `find_ways` returns them. With one way they are known
             before anything is measured.
-        meter: Time and peak memory per stage.
+        meter: Time, peak memory and tokens per stage.
         journal: Saves the measurements. By default nothing is saved; may be replaced by a journal in a folder.
 
     Raises:
@@ -116,6 +116,9 @@ class Measurements:
         request = DataRequest.of(self.config)
         with self.meter.stage("data"):
             data = DataSplits.from_list(self.journal.value("data", lambda: self._load(request).to_list()))
+        if self._given_data is None:
+            written = request.all_written(self.config.dataset, self.config.eval_dataset)
+            self.meter.count("data", written * request.length)
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         for warning in data.warnings(request):
@@ -151,6 +154,7 @@ class Measurements:
             return losses.tolist()
 
         losses = np.array(self.journal.part(config.batch_size).value("dense-losses", measure))
+        self.meter.count("search", windows.numel())
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -162,7 +166,10 @@ class Measurements:
     def dense_test_losses(self) -> list[list[float]]:
         """Losses of the dense model on the test windows of each text, in nats per token."""
         dense = PruningPolicy.dense(self.units)
-        with self.meter.stage("evaluation"), self.prepared.sorted_model.applied(dense) as model:
+        with (
+            self.meter.stage("evaluation", self.data.test_tokens),
+            self.prepared.sorted_model.applied(dense) as model,
+        ):
             return self.test_losses(model, "dense", self.journal, self.config.batch_size)
 
     def test_losses(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> list[list[float]]:

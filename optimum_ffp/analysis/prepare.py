@@ -11,6 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..modeling.families import Family, ModelUnit
+from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
@@ -62,7 +63,7 @@ def prepare(
     units = ways[0]
     if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
         logger.warning(shortage)
-    with meter.stage("statistics"):
+    with meter.stage("statistics", windows.numel()):
         dtype = autocast_dtype(model, config.search_dtype)
         device = matrix_device(model, units)
 
@@ -74,8 +75,9 @@ def prepare(
         del kept
     fishers: list[torch.Tensor | None] = [None] * len(units)
     if config.needs_fishers:
-        with meter.stage("fisher"):
-            layers, seen = model.base_model.get_submodule(family.layers), windows[: config.fisher_samples]
+        seen = windows[: config.fisher_samples]
+        with meter.stage("fisher", GRADIENT_COST * seen.numel()):
+            layers = model.base_model.get_submodule(family.layers)
 
             def differentiate(_: int) -> list[torch.Tensor]:
                 return collect_fisher(model, units, layers, seen, config.seed, dtype, relative)
@@ -98,8 +100,9 @@ def prepare(
             for ridge, fisher, unit in zip(sorted_model.ridges, fishers, units)
         ]
     if not config.grad:
-        with meter.stage("slopes"):
-            probed = windows[: config.slope_samples]
+        probed = windows[: config.slope_samples]
+        # The dense model, and every unit pruned on its own.
+        with meter.stage("slopes", (1 + len(units)) * probed.numel()):
             slopes = journal.value("slopes", lambda: measure_slopes(sorted_model, probed, curves, dtype))
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(sorted_model, CurveMapping(curves))

@@ -83,7 +83,10 @@ def _fields(result: PruningResult) -> dict[str, Any]:
         "distilled": _distilled(result),
         "layers": _layers(result),
         "front": result.search.front,
-        "stages": [(name, cost.peak_bytes[name], time, time / total) for name, time in cost.seconds.items()],
+        "stages": [
+            (name, cost.tokens.get(name), cost.peak_bytes[name], time, time / total)
+            for name, time in cost.seconds.items()
+        ],
         "total": total,
         "settings": _settings(result),
         "versions": package_versions(),

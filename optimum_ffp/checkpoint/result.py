@@ -74,7 +74,7 @@ class FoundPolicy:
         log: One record per candidate evaluation.
         agent: State of the agent for policy transfer, if the method has one.
         trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
-        cost: Time and memory of the search.
+        cost: Time, memory and tokens of the search.
     """
 
     policy: PruningPolicy
@@ -102,7 +102,7 @@ class PruningResult:
             calibration, if `config.reports_searched`) and `calibrated`.
         calibration: Record of sequential calibration: λ and relative error on held-out windows per unit. λ is infinite
             (`null` in JSON) where the ridge solution is better than any fit.
-        cost: Time and peak memory per stage.
+        cost: Time, peak memory and tokens per stage.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
     """
@@ -151,6 +151,11 @@ class PruningResult:
         return self.model.num_parameters()
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the prune in forward passes of the model, of all stages but the evaluation on test windows."""
+        return sum(tokens for stage, tokens in self.cost.tokens.items() if stage != "evaluation")
+
+    @property
     def model_sparsity(self) -> float:
         """Fraction of the whole model's parameters that is removed."""
         return 1 - self.parameters / self.dense_parameters
@@ -192,6 +197,7 @@ class PruningResult:
             "perplexity": self.perplexities | self.test.describe(),
             "other_texts": [perplexities | windows.describe() for windows, perplexities in self.tests[1:]],
             "held_out": self.calibration,
+            "tokens": self.cost.tokens,
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }

@@ -35,7 +35,9 @@ def summary(result: PruningResult, folder: str) -> str:
             ("warning", f"{count} {role} windows repeat calibration or search text")
             for role, count in search.repeated_windows.items()
         ),
-        ("search", f"{search.candidate_evaluations} candidates, {search.tokens_evaluated:,} tokens"),
+        ("candidates", f"{search.candidate_evaluations}"),
+        *((f"tokens, {name}", f"{value:,}") for name, value in result.cost.tokens.items()),
+        ("tokens of the prune", f"{result.tokens:,}, in forward passes of the model"),
         *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in seconds.items()),
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),

@@ -10,6 +10,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..allocation.policy import PruningPolicy
+from ..options import GRADIENT_COST
 from ..utils.heap import return_free_memory
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
@@ -39,21 +40,36 @@ class LayerFit:
             are as large as the pruned model.
         before: Error on held-out windows before training, after ridge regression.
         after: Error on held-out windows with these weights.
+        passes: Number of passes over the windows that the layer was trained for.
     """
 
     weights: dict[str, torch.Tensor]
     before: float
     after: float
+    passes: int
 
     def pack(self) -> dict[str, torch.Tensor]:
         """Return the fit as named tensors."""
-        return self.weights | {"": torch.tensor([self.before, self.after], dtype=torch.float64)}
+        return self.weights | {"": torch.tensor([self.before, self.after, self.passes], dtype=torch.float64)}
 
     @classmethod
     def unpack(cls, tensors: dict[str, torch.Tensor]) -> "LayerFit":
         """Return the fit from the tensors of `pack`."""
         weights = {name: tensor.cpu() for name, tensor in tensors.items() if name}
-        return cls(weights, *tensors[""].tolist())
+        before, after, passes = tensors[""].tolist()
+        return cls(weights, before, after, int(passes))
+
+
+def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
+    """Return the tokens of `distil` in forward passes of the model, from those of the windows.
+
+    Args:
+        windows: Number of tokens to train on.
+        held_out: Number of held-out tokens.
+        passes: Number of passes over the windows, the mean over layers.
+    """
+    # Dense and pruned states are advanced once; the error is measured before training and after every pass.
+    return round(2 * (windows + held_out) + passes * GRADIENT_COST * windows + (1 + passes) * held_out)
 
 
 @torch.no_grad()
@@ -145,15 +161,17 @@ class _Trainer:
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Return the fit of the best pass, packed."""
         before = self._held_out_error(self.start)
-        best, kept = before, self.start
+        best, kept, trained = before, self.start, 0
         for rate in (learning_rate, BACK_OFF * learning_rate):
+            trained += passes
             for error, weights in self._passes(passes, rate, seed):
                 # An error that is not finite is not smaller.
                 if error < best:
                     best, kept = error, weights
             if best < before:
                 break
-        return LayerFit({self.prefix + name: weight for name, weight in kept.items()}, before, best).pack()
+        weights = {self.prefix + name: weight for name, weight in kept.items()}
+        return LayerFit(weights, before, best, trained).pack()
 
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""

@@ -1,6 +1,7 @@
 """Calibration of the weights of a policy: none, ridge regression, sequential, or distillation."""
 
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 import torch
 
@@ -9,14 +10,28 @@ from ..config import FFPConfig
 from ..data import DataSplits
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
-from .distillation import distil
-from .sequential import calibrate_sequentially
+from .distillation import distil, distillation_tokens
+from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
+
+
+class Repair(NamedTuple):
+    """Calibrated weights.
+
+    Attributes:
+        weights: Weights by the parameter's name, or `None` without calibration.
+        record: Held-out errors: of `layers` by distillation, of `units` by sequential calibration, otherwise empty.
+        tokens: Tokens read, in forward passes of the model.
+    """
+
+    weights: dict[str, torch.Tensor] | None
+    record: dict[str, Any]
+    tokens: int
 
 
 def repair(
     sorted_model: SortedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
-) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any]]:
+) -> Repair:
     """Calibrate the weights of a policy with the method of `config.calibration`.
 
     Args:
@@ -25,23 +40,22 @@ def repair(
         data: Calibration windows for the fits, and search windows to hold out.
         config: `calibration` and its options.
         journal: Saves the fits.
-
-    Returns:
-        Weights by the parameter's name, or `None` without calibration, and a record of the held-out errors: of
-        `layers` by distillation, of `units` by sequential calibration, otherwise empty.
     """
     if config.calibration == "none":
-        return None, {}
+        return Repair(None, {}, 0)
     if config.calibration == "ridge":
-        return sorted_model.compensated(policy), {}
+        return Repair(sorted_model.compensated(policy), {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
         passes, rate = config.distillation_passes, config.distillation_rate
         layers = distil(sorted_model, policy, windows, held_out.tokens, passes, rate, config.seed, dtype, journal)
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
-        weights = {name: weight for fit in layers for name, weight in fit.weights.items()}
-        return weights, {"layers": rows} | held_out.describe()
+        return Repair(
+            weights={name: weight for fit in layers for name, weight in fit.weights.items()},
+            record={"layers": rows} | held_out.describe(),
+            tokens=distillation_tokens(windows.numel(), held_out.tokens.numel(), mean(fit.passes for fit in layers)),
+        )
     fits = calibrate_sequentially(
         sorted_model,
         policy,
@@ -56,5 +70,8 @@ def repair(
         {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
         for unit, fit in ((sorted_model.units[index], fit) for index, fit in sorted(fits.items()))
     ]
-    weights = dict(sorted_model.named_output(index, fit.weight) for index, fit in fits.items())
-    return weights, {"units": rows} | held_out.describe()
+    return Repair(
+        weights=dict(sorted_model.named_output(index, fit.weight) for index, fit in fits.items()),
+        record={"units": rows} | held_out.describe(),
+        tokens=sequential_tokens(windows.numel() + held_out.tokens.numel(), 1 + sorted_model.units[-1].layer),
+    )

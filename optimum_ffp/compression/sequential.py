@@ -49,6 +49,15 @@ class UnitFit:
         return cls(tensors["weight"].to(device), *tensors["figures"].tolist())
 
 
+def sequential_tokens(tokens: int, layers: int) -> int:
+    """Return the tokens of `calibrate_sequentially` in forward passes of the model, from those of all windows.
+
+    Both units of a layer read its input in the dense and in the pruned model, and the pruned layer runs once more to
+    advance, except the last one. Passes that stop at an output projection count as whole ones.
+    """
+    return round((5 - 1 / layers) * tokens)
+
+
 @torch.no_grad()
 def calibrate_sequentially(
     sorted_model: SortedModel,

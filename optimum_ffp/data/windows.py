@@ -90,6 +90,11 @@ class DataSplits:
         """Test windows of the first text."""
         return self.tests[0]
 
+    @property
+    def test_tokens(self) -> int:
+        """Number of tokens of the test windows of all texts."""
+        return sum(test.tokens.numel() for test in self.tests)
+
     @cached_property
     def repeated(self) -> dict[str, int]:
         """Number of search and test windows that repeat text of the roles before them; empty if there are none."""

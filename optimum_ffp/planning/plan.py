@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
+from ..compression.distillation import distillation_tokens
+from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
 from ..modeling.families import find_family
@@ -44,8 +46,9 @@ class Plan:
         feasible: Smallest and largest sparsity of the blocks within the retention bounds.
         bounds: Retention bounds.
         candidate_evaluations: Number of candidate evaluations of all searches.
-        tokens: Number of tokens per stage: read, or sampled from the model in `data`. An upper bound for the search;
-            `None` if all text is used.
+        tokens: Number of tokens per stage in forward passes of the model, as in `PruningResult.cost`; for the stage
+            `evaluation` those of one model, `None` if all text is used. An upper bound for the search. Distillation
+            reads more where a layer gains nothing at the first attempt.
         evaluated: Number of models that are evaluated on the test windows.
         memory: Memory per stage, in the order of the stages.
         disk: Bytes written per stage: work to resume from, which is removed at the end, and checkpoints.
@@ -215,7 +218,7 @@ def make_plan(
     if config.calibration in LAYER_BY_LAYER:
         written["calibration"] = sum(one.calibrated for one in models)
     checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
-    evaluations, tokens = _count(config, len(sparsities))
+    evaluations, tokens = _count(config, len(units), len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
     return Plan(
         model=name,
@@ -236,7 +239,7 @@ def make_plan(
     )
 
 
-def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | None]]:
+def _count(config: FFPConfig, units: int, sparsities: int) -> tuple[int, dict[str, int | None]]:
     """Number of candidate evaluations, and of tokens per stage."""
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
@@ -245,7 +248,9 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         tokens["data"] = sum(written.values()) * length
     tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:
-        tokens["fisher"] = min(config.fisher_samples, config.num_samples) * length
+        tokens["fisher"] = GRADIENT_COST * min(config.fisher_samples, config.num_samples) * length
+    if config.mapping == "curves" and not config.grad:
+        tokens["slopes"] = (1 + units) * min(config.slope_samples, config.num_samples) * length
     evaluations = windows = 0
     for number in range(sparsities):
         steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
@@ -254,15 +259,20 @@ def _count(config: FFPConfig, sparsities: int) -> tuple[int, dict[str, int | Non
         cost = GRADIENT_COST if config.follows_gradient else 1
         updates = (steps - final) // cost
         evaluations += updates + final + baselines
-        # + 1: the dense model is evaluated too.
-        windows += updates * cost * min(config.update_samples, every) + (final + baselines + 1) * every
-    tokens["search"] = windows * length
-    held_out = min(config.held_out_samples, every)
-    passes = 1 if config.calibration in LAYER_BY_LAYER else 0
-    trained = GRADIENT_COST * config.distillation_passes if config.calibration == "distillation" else 0
-    read = (passes + trained) * config.num_samples + passes * held_out
-    tokens["calibration"] = sparsities * read * length
+        windows += updates * cost * min(config.update_samples, every) + (final + baselines) * every
+    # + 1: the dense model is evaluated too, once.
+    tokens["search"] = (windows + every) * length
+    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2)
     reported = reported_texts(config.dataset, config.eval_dataset)
     tests = [written["test"] if name == "self" else config.eval_samples for name in reported]
     tokens["evaluation"] = None if None in tests else sum(tests) * length
     return evaluations, tokens
+
+
+def _calibration_tokens(config: FFPConfig, layers: int) -> int:
+    """Tokens of the calibration at one sparsity, if distillation gains in every layer at the first attempt."""
+    read, held_out = config.num_samples * config.seq_len, min(config.held_out_samples, config.search_samples)
+    held_out *= config.seq_len
+    if config.calibration == "distillation":
+        return distillation_tokens(read, held_out, config.distillation_passes)
+    return sequential_tokens(read + held_out, layers) if config.calibration == "sequential" else 0

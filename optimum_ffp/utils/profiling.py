@@ -1,4 +1,4 @@
-"""Time and peak memory of every stage of a pruning run."""
+"""Time, peak memory and tokens of every stage of a pruning run."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ SAMPLING_SECONDS = 0.05
 
 
 class StageMeter:
-    """Time and peak memory of named stages. The times of a repeated stage add up.
+    """Time, peak memory and tokens of named stages. Times and tokens of a repeated stage add up.
 
     Args:
         before: Meters of earlier stages, whose values this one starts with.
@@ -25,15 +25,31 @@ class StageMeter:
         seconds: Time per stage.
         peak_bytes: Peak memory of the process per stage: accelerator memory if one is used, otherwise resident memory,
             which is sampled twenty times per second.
+        tokens: Tokens per stage in forward passes of the model: a forward and backward pass counts as three. Work that
+            is resumed counts too, so that they don't depend on interruptions.
     """
 
     def __init__(self, *before: "StageMeter"):
-        self.seconds = {name: value for meter in before for name, value in meter.seconds.items()}
-        self.peak_bytes = {name: value for meter in before for name, value in meter.peak_bytes.items()}
+        self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
+        for meter in before:
+            for name, value in meter.seconds.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + value
+            for name, value in meter.peak_bytes.items():
+                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), value)
+            for name, value in meter.tokens.items():
+                self.count(name, value)
+
+    def count(self, name: str, tokens: int) -> None:
+        """Add tokens to a stage."""
+        if tokens:
+            self.tokens[name] = self.tokens.get(name, 0) + tokens
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure time and peak memory of the context."""
+    def stage(self, name: str, tokens: int = 0) -> Iterator[None]:
+        """Measure time and peak memory of the context, in which the stage reads a number of tokens."""
+        self.count(name, tokens)
         with _peak_memory() as peak:
             start = time.perf_counter()
             try:

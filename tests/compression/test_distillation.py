@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.distillation import LayerFit, distil
+from optimum_ffp.compression.distillation import LayerFit, distil, distillation_tokens
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
 # The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
@@ -87,7 +87,18 @@ def test_a_rate_that_gains_nothing_is_tried_again_at_a_quarter(windows):
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
     great, small = (distil(sorted_model, policy, windows, held_out, PASSES, rate)[0] for rate in (GREAT, GREAT / 4))
     assert small.after < small.before
-    assert great.after == small.after
+    assert great.after == small.after and (great.passes, small.passes) == (2 * PASSES, PASSES)
+
+
+def test_all_passes_of_a_layer_are_counted(windows):
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    length, held_out = windows.shape[1], windows[:3]
+    read = tokens_read(sorted_model.model.model.layers[1])
+    fits = distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE)
+    passes = fits[1].passes
+    # The first window runs through the whole model once, and forward passes that are differentiated count three times.
+    counted = sum(read) - length + 2 * passes * windows.numel()
+    assert distillation_tokens(windows.numel(), held_out.numel(), passes) == counted
 
 
 def test_steps_are_relative_to_the_size_of_the_weights(windows):

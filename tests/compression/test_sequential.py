@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.sequential import LAMBDAS, STRONG_LAMBDAS, UnitFit, calibrate_sequentially
+from optimum_ffp.compression.sequential import (
+    LAMBDAS,
+    STRONG_LAMBDAS,
+    UnitFit,
+    calibrate_sequentially,
+    sequential_tokens,
+)
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import WAYS, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import WAYS, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
 @pytest.mark.slow
@@ -46,6 +52,18 @@ def check_first_unit(model, windows, groups=(None,)):
     targets = torch.cat([inputs @ weight.T, damping.sqrt() * start.T])
     expected = torch.linalg.lstsq(rows, targets).solution.T
     assert torch.allclose(outputs[0].weight.double(), expected, atol=1e-3)
+
+
+def test_all_passes_of_a_layer_are_counted(windows):
+    sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+    layers = sorted_model.model.model.layers
+    read = [tokens_read(layer) for layer in layers[1:]]
+    calibrate_sequentially(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
+    # The first window runs through the whole model once. Layers after the first are counted, which starts all windows.
+    *others, last = (sum(one) - windows.shape[1] for one in read)
+    tokens = windows.numel() + windows[:3].numel()
+    assert all(other == 5 * tokens for other in others) and last == 4 * tokens
+    assert sequential_tokens(tokens, len(layers)) == round((5 * tokens * (len(layers) - 1) + last) / len(layers))
 
 
 def test_an_endless_pull_gives_the_ridge_solution(windows):

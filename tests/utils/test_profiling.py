@@ -29,3 +29,14 @@ def test_a_stage_that_fails_is_measured_all_the_same():
     with pytest.raises(ValueError), meter.stage("broken"):
         raise ValueError
     assert "broken" in meter.seconds
+
+
+def test_tokens_of_stages_and_of_meters_add_up():
+    first, second = StageMeter(), StageMeter()
+    with first.stage("search", 3), first.stage("slicing"):
+        pass
+    first.count("search", 4)
+    second.count("search", 5)
+    second.count("calibration", 6)
+    assert StageMeter(first, second).tokens == {"search": 12, "calibration": 6}
+    assert first.tokens == {"search": 7}
