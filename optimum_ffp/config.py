@@ -55,11 +55,10 @@ class FFPConfig(Options, BaseConfig):
         held_out_samples: Number of search windows that the error of distillation or sequential calibration is measured
             on, default 4.
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
-        distillation_rate: Learning rate of distillation, relative to the size of the weights, default
-            0.01.
-        dataset: Text to calibrate and search on: `"wikitext2"` (default), `"c4"`, a Hub id, a file, a folder, or
+        distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01.
+        dataset: Text to calibrate and search on: `"wikitext2"` (the paper's), `"c4"`, a Hub id, a file, a folder, or
             `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
-            `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts.
+            `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts. Default `"wikitext2,c4"`.
         eval_dataset: Text to report perplexity on, or several, each reported by itself; `None` (default) uses
             `dataset`, without `self` in a mix.
         text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat

@@ -67,6 +67,7 @@ GRADIENT_COST = 3
 PPO_STEPS = 128
 # Values that the paper states, and two of ours for its agent; the presets share what else it leaves open.
 PAPER = {
+    "dataset": "wikitext2",
     "agent": "ppo",
     "criterion": "wanda",
     "mapping": "greedy",
@@ -168,7 +169,7 @@ class Options:
     held_out_samples: int = 4
     distillation_passes: int = 2
     distillation_rate: float = 0.01
-    dataset: str = "wikitext2"
+    dataset: str = "wikitext2,c4"
     eval_dataset: str | None = None
     text_column: str | None = None
     self_share: float = 0.0
