@@ -31,7 +31,8 @@ def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **opt
     if machine is not None:
         monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
     model_type, sizes = CONFIGS[name]
-    return make_plan(AutoConfig.for_model(model_type, **sizes), FFPConfig(**SETTINGS | options), sparsities, "cpu")
+    config = FFPConfig(**{"dataset": "wikitext2"} | SETTINGS | options)
+    return make_plan(AutoConfig.for_model(model_type, **sizes), config, sparsities, "cpu")
 
 
 def stages(plan):
