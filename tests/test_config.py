@@ -8,6 +8,7 @@ from optimum_ffp.options import read_mix
 
 def test_paper_preset_is_the_papers_numbers():
     config = FFPConfig(preset="paper")
+    assert config.dataset == "wikitext2" and read_mix(FFPConfig().dataset) == {"wikitext2": 0.5, "c4": 0.5}
     assert (config.criterion, config.mapping, config.reward, config.calibration) == (
         "wanda",
         "greedy",
