@@ -1,6 +1,6 @@
 """Calibrates on several texts in turn and measures every pruned model on all of them.
 
-    python benchmarks/texts.py MODEL --texts A B [--on A B A:0.5,B:0.5] [--sparsity 0.2] [--seeds 0] [--seq-len 2048]
+    python benchmarks/texts.py MODEL --texts A B [--on A B A,B] [--sparsity 0.2] [--seeds 0] [--seq-len 2048]
         [--eval-samples 20] [--options num_samples=32 ...] [--work FOLDER] [--save FOLDER] [--output texts.json]
 
 `--texts` are the texts to measure on, `--on` those to calibrate and search on, as `--dataset` takes them; by default
@@ -39,8 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("texts.json"))
     args = parser.parse_args()
 
-    share = round(1 / len(args.texts), 4)
-    calibrated_on = args.on or [*args.texts, ",".join(f"{text}:{share}" for text in args.texts)]
+    calibrated_on = args.on or [*args.texts, ",".join(args.texts)]
     records = []
     for seed in args.seeds:
         for number, dataset in enumerate(calibrated_on):

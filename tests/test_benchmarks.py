@@ -8,7 +8,7 @@ import pytest
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.evaluation import TaskSuite
-from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer
+from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer, write_data
 
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,19 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
     assert f"| ffp | sequential | 30% | {first[1]['perplexities']['calibrated']:.2f} |" in printed
     assert str(data_folder) not in json.dumps(records)
     assert FFPModelForCausalLM.from_pretrained(tmp_path / "models" / "no-search-30-seed0").num_parameters() > 0
+
+
+def test_texts_measures_every_model_on_every_text(run, dense, data_folder, tmp_path):
+    texts = [data_folder, write_data(tmp_path / "other")]
+    printed, records = run("texts", dense, "--texts", *texts, *SHORT, "--options", *FEW)
+    assert [record["calibrated_on"] for record in records] == ["data", "other", "data, other"]
+    rows = [line.split(" | ") for line in printed.splitlines()[2:5]]
+    for record, (_, first, _, own_first, second, _, own_second) in zip(records, rows):
+        found = record["perplexities"]["calibrated"], record["other_texts"][0]["calibrated"]
+        assert (first, second) == tuple(f"{perplexity:.2f}" for perplexity in found)
+        assert bool(own_first) == (record["calibrated_on"] != "data")
+        assert bool(own_second.strip(" |")) == (record["calibrated_on"] != "other")
+    assert str(tmp_path) not in json.dumps(records)
 
 
 def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_folder):

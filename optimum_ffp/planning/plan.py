@@ -249,7 +249,7 @@ def _count(config: FFPConfig, units: int, sparsities: int) -> tuple[int, dict[st
     tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:
         tokens["fisher"] = GRADIENT_COST * min(config.fisher_samples, config.num_samples) * length
-    if config.mapping == "curves" and not config.grad:
+    if config.reads("slope_samples"):
         tokens["slopes"] = (1 + units) * min(config.slope_samples, config.num_samples) * length
     evaluations = windows = 0
     for number in range(sparsities):
