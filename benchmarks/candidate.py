@@ -20,10 +20,10 @@ import torch
 from compare import read_options
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
+from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.evaluation import window_losses
-from optimum_ffp.utils.precision import autocast_dtype, computing_in
+from optimum_ffp.utils.precision import autocast_dtype
 
 
 def main() -> None:
@@ -46,11 +46,13 @@ def main() -> None:
 
     def seconds(policy: PruningPolicy, compensate: bool) -> tuple[float, float]:
         start = clock(args.device)
-        weights = sorted_model.compensated(policy) if compensate else None
+        if compensate:
+            # What the evaluation does once more, layer by layer.
+            sorted_model.compensated(policy)
         middle = clock(args.device)
-        with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
-            window_losses(model, windows)
-        return middle - start, clock(args.device) - middle
+        policy_losses(sorted_model, [policy], windows, compensated=compensate, dtype=dtype)
+        solve = middle - start
+        return solve, clock(args.device) - middle - solve
 
     def update_seconds(policy: PruningPolicy) -> float:
         start = clock(args.device)

@@ -115,7 +115,7 @@ class Judge:
     def _loss(self, policy: PruningPolicy) -> float:
         measured = self.pruner.measured
         dtype = autocast_dtype(measured.model, self.pruner.config.search_dtype)
-        losses = policy_losses(measured.prepared.sorted_model, policy, self.windows.tokens, None, 1, dtype)
+        losses = policy_losses(measured.prepared.sorted_model, [policy], self.windows.tokens, dtype=dtype)
         return float(losses.mean())
 
     def compare(self, sparsity: float, searches: dict[str, FoundPolicy], every: int) -> dict[str, Any]:

@@ -63,6 +63,8 @@ FISHER = "fisher-"
 NO_SEARCH = ("no-search", "uniform")
 # Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
 GRADIENT_COST = 3
+# Where the weights of layers may be while they don't run, the fastest first.
+OFFLOADS = ("none", "host", "disk")
 # Candidate evaluations that agent "ppo" needs to learn.
 PPO_STEPS = 128
 # Values that the paper states, and two of ours for its agent; the presets share what else it leaves open.

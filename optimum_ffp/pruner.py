@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from .config import FFPConfig
 from .data import DataSplits, with_window_length
 from .errors import FFPError
 from .modeling.checks import check_model
-from .modeling.loading import LoadOptions, load_dense, pin_commit
+from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
 from .options import CALIBRATION
 from .planning.machine import device_name
+from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
@@ -80,7 +82,11 @@ class FFPPruner:
         check_model(model, tokenizer, self.model_id)
         self.report_to, self.options, self.work_folder = report_to, options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.measured = Measurements(model, tokenizer, config, data)
+        offloads = not self.options.device_map and self.options.offload != "none"
+        if self.options.offload == "disk" and work_folder is None:
+            raise FFPError("offload 'disk' needs a work_folder, for what doesn't fit into memory either")
+        device = resolve_device(self.options.device) if offloads else None
+        self.measured = Measurements(model, tokenizer, config, data, device)
         self.result: PruningResult | None = None
         # Computed before heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
@@ -104,14 +110,20 @@ class FFPPruner:
             config: Options of the prune; the defaults if `None`.
             work_folder: Folder for finished work, for `prune(resume=True)`.
             report_to: Where to log the search: `"tensorboard"`, `"trackio"`, `"wandb"`.
-            options: Fields of `LoadOptions`: `device`, `dtype`, `device_map`, `revision`, `token`, `cache_dir`, ...
+            options: Fields of `LoadOptions`: `device`, `dtype`, `device_map`, `offload` (by default `"auto"`),
+                `revision`, `token`, `cache_dir`, ...
 
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
         """
-        pinned = pin_commit(os.fspath(model_id), LoadOptions(**options))
-        model, tokenizer = load_dense(os.fspath(model_id), pinned)
-        return cls(model, tokenizer, config or FFPConfig(), os.fspath(model_id), work_folder, report_to, pinned)
+        config, name = config or FFPConfig(), os.fspath(model_id)
+        pinned = pin_commit(name, LoadOptions(**{"offload": "auto"} | options))
+        if pinned.offload == "auto":
+            journal = work_folder is not None
+            placed = (pinned.device, pinned.dtype, pinned.device_map, journal)
+            pinned = replace(pinned, offload=make_plan(read_model_config(name, pinned), config, None, *placed).offload)
+        model, tokenizer = load_dense(name, pinned)
+        return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
 
     def budget(self, sparsity: float) -> Budget:
         """The parameter budget and retention bounds at a sparsity. Raises `FFPError` if it can't be met.
@@ -213,7 +225,8 @@ class FFPPruner:
         }
         # Factorisations round differently with another number of threads.
         notes = {"threads": torch.get_num_threads()}
-        self.measured.journal = Journal.open(self.work_folder, identity, resume, notes)
+        on_disk = self.options.offload == "disk"
+        self.measured.journal = Journal.open(self.work_folder, identity, resume, notes, on_disk)
 
     def _close_journal(self) -> None:
         self.measured.journal.remove()
@@ -258,17 +271,17 @@ class FFPPruner:
         losses = {"dense": measured.dense_test_losses}
         meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
-            with meter.stage("evaluation", measured.data.test_tokens), sorted_model.applied(policy) as model:
-                losses["searched"] = measured.test_losses(model, "searched", journal, config.batch_size)
+            losses["searched"] = measured.test_losses(policy, None, "searched", journal, config.batch_size, meter)
         with meter.stage("calibration"):
             weights, calibration, tokens = repair(sorted_model, policy, measured.data, config, journal)
         meter.count("calibration", tokens)
         if config.calibration != "none":
             # Evaluated on views of the dense model, so that only one model is in memory.
-            with meter.stage("evaluation", measured.data.test_tokens), sorted_model.applied(policy, weights) as model:
-                losses["calibrated"] = measured.test_losses(model, "calibrated", journal, config.batch_size)
+            losses["calibrated"] = measured.test_losses(
+                policy, weights, "calibrated", journal, config.batch_size, meter
+            )
         with meter.stage("slicing"):
-            pruned = sorted_model.materialise(policy, weights)
+            pruned = sorted_model.materialise(policy, weights, journal)
             del weights
         self.result = PruningResult(
             model=pruned,

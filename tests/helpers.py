@@ -17,10 +17,12 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
-from optimum_ffp.analysis.gram import collect_statistics
+from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.result import SearchRecord
+from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.hub.upload import name_repository
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 
@@ -206,20 +208,43 @@ def mixed_units(model: PreTrainedModel, groups: Sequence[Group | None] = (None,)
     return [units[units[0].unit.layer % len(ways)] for units in zip(*ways)]
 
 
+def layerwise_of(model: PreTrainedModel) -> LayerwiseModel:
+    """A model of a supported family, to be run layer by layer."""
+    return LayerwiseModel(model, find_family(model.config))
+
+
+def statistics_of(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    windows: torch.Tensor,
+    batch_size: int = 1,
+    relative: bool = False,
+) -> list[Statistics]:
+    """The statistics of units of all layers, one after another."""
+    layerwise, found = layerwise_of(model), []
+    states, arguments = layerwise.enter(windows)
+    for index, layer in layerwise.walk():
+        own = [unit for unit in units if unit.unit.layer == index]
+        found += collect_statistics(LayerRunner(layer, arguments[index], None), own, states, batch_size, relative)
+    return found
+
+
 def make_sorted_model(
-    model: PreTrainedModel, windows: torch.Tensor, groups: Sequence[Group | None] = (None,)
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    groups: Sequence[Group | None] = (None,),
+    layerwise: LayerwiseModel | None = None,
 ) -> tuple[SortedModel, list[torch.Tensor]]:
     """A model sorted by Wanda with its ridge factors, where the groups of attention take turns by layer."""
-    family, units = find_family(model.config), mixed_units(model, groups)
-    statistics = collect_statistics(model, units, windows)
+    units = mixed_units(model, groups)
+    statistics = statistics_of(model, units, windows)
     orders = [
         order_groups("wanda", unit.output.module.weight, found, unit.output.block, None, unit.sections)
         for unit, found in zip(units, statistics)
     ]
-    sorted_model = SortedModel(model, units, orders, family)
     permuted = (found.permuted(unit.columns(order), 1) for unit, found, order in zip(units, statistics, orders))
-    sorted_model.factorise((found.gram for found in permuted), ridge_lambda=0.01, relative=True)
-    return sorted_model, orders
+    ridges = [PrefixRidge.of(found.gram, ridge_lambda=0.01, relative=True) for found in permuted]
+    return SortedModel(layerwise or layerwise_of(model), units, orders, ridges), orders
 
 
 def make_record(**figures: Any) -> SearchRecord:
@@ -242,8 +267,8 @@ def prune_by_hand(
     groups: Sequence[Group | None] = (None,),
 ) -> tuple[PreTrainedModel, PruningPolicy]:
     """A different number of groups in every unit, from that of the dense one and its index; one at the least."""
-    family, units = find_family(model.config), mixed_units(model, groups)
-    sorted_model = SortedModel(model, units, [torch.arange(unit.unit.groups) for unit in units], family)
+    units = mixed_units(model, groups)
+    sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
     sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
     return sorted_model.materialise(policy), policy

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from optimum_ffp import FFPError
-from optimum_ffp.evaluation import window_losses
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.planning.machine import device_name
 from tests.helpers import make_pruner
 
@@ -78,7 +79,7 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
@@ -90,7 +91,7 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
-    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -100,14 +101,14 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
 
 def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, data_folder, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder)
-    # The dense model's parameters are whole while it is measured.
-    whole, measured = pruner.model.num_parameters(), []
+    dense, measured = PruningPolicy.dense(pruner.measured.units), []
 
-    def watched(model, windows, batch_size=1):
-        measured.append(model.num_parameters() == whole)
-        return window_losses(model, windows, batch_size)
+    def watched(sorted_model, policies, *args, **options):
+        measured.extend(policy == dense for policy in policies)
+        return policy_losses(sorted_model, policies, *args, **options)
 
-    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", watched)
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", watched)
     found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
     assert measured.count(True) == 1 < len(measured)
     assert len({one.search.dense_perplexity for one in found}) == 1
@@ -138,7 +139,7 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, da
 def test_searches_share_what_the_same_policy_was_worth(save_tiny_model, data_folder, tmp_path, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="no-search")
     first = pruner.prune()
-    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 
@@ -152,7 +153,7 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_tiny_model, data_folder,
         for name in (
             "analysis.prepare.collect_statistics",
             "analysis.prepare.collect_fisher",
-            "analysis.measurements.window_losses",
+            "engine.layerwise_model.LayerwiseModel.losses",
         ):
             patch.setattr(f"optimum_ffp.{name}", None)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)

@@ -1,13 +1,14 @@
 """What attention can lose: KV groups or query heads, for every layer whichever costs less loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from ..allocation.mappings.curves import lower_hull
-from ..allocation.policy import Group, Unit
+from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..modeling.families import Family, ModelUnit, find_units
@@ -40,38 +41,89 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
     return tuple(find_units(model, family, config.ffn_multiple, group) for group in possible)
 
 
-def order_unit(
-    unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
-) -> torch.Tensor:
-    """Return the order of a unit's groups by `config.criterion`, as `order_groups`."""
-    output = unit.output
-    return order_groups(config.criterion, output.module.weight, statistics, output.block, fisher, unit.sections)
+@dataclass(frozen=True)
+class OrderedUnit:
+    """A unit with the order of its groups, and what is known of it in that order.
+
+    Attributes:
+        unit: The unit.
+        order: Groups from most to least important, shape `[groups]` or `[groups, sections]`.
+        factor: Factor of its ridge regression (`PrefixRidge`), if it was computed.
+        curve: Loss by number of kept groups (`loss_curve`), if it was computed, shape `[groups + 1]`.
+    """
+
+    unit: ModelUnit
+    order: torch.Tensor
+    factor: torch.Tensor | None = None
+    curve: np.ndarray | None = None
+
+    def pack(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return named tensors."""
+        tensors = {"order": self.order, "group": torch.tensor([*GROUP_NAMES].index(self.unit.unit.group))}
+        if self.factor is not None:
+            tensors["factor"] = self.factor
+        if self.curve is not None:
+            tensors["curve"] = torch.from_numpy(self.curve)
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, torch.Tensor], prefix: str, ways: Sequence[ModelUnit], device: torch.device
+    ) -> "OrderedUnit":
+        """Return the unit from the tensors of `pack`.
+
+        Args:
+            tensors: Tensors by name.
+            prefix: Prefix of their names.
+            ways: The unit by what attention may lose.
+            device: Device of the factor.
+        """
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        group = [*GROUP_NAMES][int(own["group"])]
+        factor = own["factor"].to(device) if "factor" in own else None
+        curve = own["curve"].numpy() if "curve" in own else None
+        return cls(next(unit for unit in ways if unit.unit.group == group), own["order"].cpu(), factor, curve)
 
 
-def choose_groups(
-    candidates: Sequence[tuple[ModelUnit, torch.Tensor]],
-    statistics: Statistics,
-    fisher: torch.Tensor | None,
-    config: FFPConfig,
-) -> tuple[ModelUnit, torch.Tensor]:
+def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig) -> OrderedUnit:
+    """Order a unit's groups by `config.criterion`, as `order_groups`, where the statistics are.
+
+    The model is not sorted yet.
+    """
+    weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
+    return OrderedUnit(unit, order_groups(config.criterion, weight, statistics, block, fisher, unit.sections))
+
+
+def factorise_unit(
+    ordered: OrderedUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
+) -> OrderedUnit:
+    """Add the ridge factor, and the loss curve if `config.mapping` needs it. The model is not sorted yet.
+
+    Args:
+        ordered: The unit with its order.
+        statistics: Statistics of the input of its output projection.
+        fisher: Fisher matrix of its output; without it curves are of the output error, in the same unit for all.
+        config: λ of ridge regression, and the mapping.
+    """
+    unit, columns = ordered.unit, ordered.unit.columns(ordered.order)
+    gram = statistics.permuted(columns, 1).gram
+    ridge = PrefixRidge.of(gram, config.ridge_lambda, config.ridge_lambda_relative)
+    curve = None
+    if config.mapping == "curves":
+        weight = permute_blocks(unit.output.module.weight.data.to(gram.device), 1, 1, columns)
+        curve = loss_curve(weight, ridge, fisher, unit.output.block)
+    return replace(ordered, factor=ridge.factor, curve=curve)
+
+
+def choose_groups(candidates: Sequence[OrderedUnit]) -> OrderedUnit:
     """Return the candidate with the lowest mean loss (`mean_losses`).
 
     Args:
-        candidates: Units of one layer's attention by different groups, each with the order of its groups. The model is
-            not sorted yet.
-        statistics: Statistics of the input of its output projection.
-        fisher: Fisher matrix of its output; without it curves are of the output error, in the same unit for all.
-        config: λ of ridge regression.
+        candidates: Units of one layer's attention by different groups, with their loss curves, or a single unit.
     """
-    curves = []
-    for unit, order in candidates:
-        columns, weight = unit.columns(order), unit.output.module.weight.data
-        gram = statistics.permuted(columns, 1).gram
-        ridge = PrefixRidge(
-            permute_blocks(weight, 1, 1, columns), gram, config.ridge_lambda, config.ridge_lambda_relative
-        )
-        curves.append(loss_curve(ridge, fisher, unit.output.block))
-    losses = mean_losses([unit.unit for unit, _ in candidates], curves)
+    if len(candidates) == 1:
+        return candidates[0]
+    losses = mean_losses([one.unit.unit for one in candidates], [one.curve for one in candidates])
     return candidates[int(np.argmin(losses))]
 
 

@@ -2,12 +2,11 @@
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
-from ..utils.lm_head import decode, logits_in_pieces
+from ..engine import LayerRunner, LayerwiseModel
+from ..utils.lm_head import logits_in_pieces
 from ..utils.precision import computing_in
 from ..utils.progress import progress_bar
 
@@ -35,41 +34,46 @@ def measure_slopes(
     Returns:
         One slope per unit, at least 0.
     """
-    dense = PruningPolicy.dense(sorted_model.units)
-    probes = [max(1, min(unit.groups - 1, round(PROBE_RETENTION * unit.groups))) for unit in sorted_model.units]
-    divergences = torch.zeros(len(probes), dtype=torch.float64)
-    with progress_bar(len(windows) * len(probes), "Slopes", "probe") as bar:
-        for window in windows.split(1):
-            expected = _decode(sorted_model, dense, {}, window, dtype)
-            for index, size in enumerate(probes):
-                sizes = list(dense.sizes)
-                sizes[index] = size
-                pruned = PruningPolicy(sorted_model.units, tuple(sizes))
-                found = _decode(sorted_model, pruned, sorted_model.compensated(pruned, [index]), window, dtype)
-                divergences[index] += _divergence(sorted_model.model, expected, found, dtype) / windows.numel()
+    layerwise, units = sorted_model.layerwise, sorted_model.units
+    probes = [max(1, min(unit.groups - 1, round(PROBE_RETENTION * unit.groups))) for unit in units]
+    divergences = torch.zeros(len(units), dtype=torch.float64)
+    passes = list(windows.split(layerwise.at_once(windows, len(units) + 1)))
+    with progress_bar(len(passes) * len(layerwise.layers), "Slopes", "layer") as bar:
+        for together in passes:
+            dense, arguments = layerwise.enter(together)
+            # By unit; they branch off from the dense model in the unit's layer.
+            pruned: list[torch.Tensor] = []
+            for index, layer in layerwise.walk():
+                runner = LayerRunner(layer, arguments[index], dtype)
+                for states in pruned:
+                    runner.advance(states)
+                for member in sorted_model.members(index):
+                    sizes = [
+                        probe if other == member else unit.groups
+                        for other, (unit, probe) in enumerate(zip(units, probes))
+                    ]
+                    pruned.append(dense.clone())
+                    with sorted_model.change(PruningPolicy(units, tuple(sizes)), compensated=True)(index):
+                        runner.advance(pruned[-1])
+                runner.advance(dense)
                 bar.update()
+            for number, expected in enumerate(dense.split(1)):
+                for member, states in enumerate(pruned):
+                    divergences[member] += _divergence(layerwise, expected, states[[number]], dtype)
     return [
-        max(0.0, float(divergence)) / max(float(error[size]), torch.finfo(torch.float32).tiny)
+        max(0.0, float(divergence) / windows.numel()) / max(float(error[size]), torch.finfo(torch.float32).tiny)
         for divergence, error, size in zip(divergences, errors, probes)
     ]
 
 
-def _decode(
-    sorted_model: SortedModel,
-    policy: PruningPolicy,
-    weights: dict[str, torch.Tensor],
-    window: torch.Tensor,
-    dtype: torch.dtype | None,
-) -> ModelOutput:
-    with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
-        return decode(model, window)
-
-
-def _divergence(model: PreTrainedModel, expected: ModelOutput, found: ModelOutput, dtype: torch.dtype | None) -> float:
-    """Return `KL(expected ‖ found)`, summed over positions. Both use the same head, which is never pruned."""
+def _divergence(
+    layerwise: LayerwiseModel, expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype | None
+) -> float:
+    """Return `KL(expected ‖ found)`, summed over positions, of states after the last layer."""
     total = 0.0
-    with computing_in(model.device, dtype):
-        for _, one, other in logits_in_pieces(model, expected, found):
+    with computing_in(layerwise.device, dtype):
+        decoded = layerwise.decoded(expected), layerwise.decoded(found)
+        for _, one, other in logits_in_pieces(layerwise.model, *decoded):
             one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
             total += float((one.exp() * (one - other)).sum(dtype=torch.float64))
             del one, other

@@ -1,29 +1,28 @@
 """Fisher matrices at the outputs of all units, and loss curves derived from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..compression.ridge import PrefixRidge
+from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
 from ..utils.cholesky import check_finite
 from ..utils.progress import progress_bar
-from .backward import backward_passes
 from .gram import add_gram, output_norms
 
 
 def collect_fisher(
-    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
     units: Sequence[ModelUnit],
-    layers: Iterable[nn.Module],
     windows: torch.Tensor,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     relative: bool = False,
+    keep: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, matrix: matrix,
 ) -> list[torch.Tensor]:
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
@@ -31,37 +30,50 @@ def collect_fisher(
     backward pass per window gives the matrices of all units.
 
     Args:
-        model: The dense model.
+        layerwise: The dense model.
         units: The units of the model.
-        layers: The decoder layers of the model, which are recomputed in the backward pass.
         windows: Token ids, shape `[windows, window length]`.
         seed: Random seed of the labels.
         dtype: Autocast dtype; `None` for the model's own.
         relative: Whether the gradient of every token is multiplied by the norm of the projection's output.
+        keep: Takes the name of every matrix and the matrix as soon as it is finished, and returns what to keep.
 
     Returns:
-        One float32 matrix per unit, shape `[out_features, out_features]`, in nats per token.
+        One float32 matrix per unit in host memory, shape `[out_features, out_features]`, in nats per token.
 
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    totals = [torch.zeros(unit.output.module.out_features, unit.output.module.out_features) for unit in units]
+    members: dict[int, list[int]] = {}
+    for index, unit in enumerate(units):
+        members.setdefault(unit.unit.layer, []).append(index)
+    sums: dict[int, torch.Tensor] = {}
+    kept: dict[int, torch.Tensor] = {}
 
-    def watch(total: torch.Tensor):
+    def watch(index: int):
+        features = units[index].output.module.out_features
+        total = sums.setdefault(index, torch.zeros(features, features))
+
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             norms = output_norms(output) if relative else None
             output.register_hook(partial(_add_gradient, total, norms))
 
         return hook
 
-    watchers = {unit.output.module: watch(total) for unit, total in zip(units, totals)}
+    def watchers(layer: int):
+        return {units[index].output.module: watch(index) for index in members.get(layer, [])}
+
+    def finish(layer: int) -> None:
+        for index in members.get(layer, []):
+            matrix = sums.pop(index).div_(windows.numel())
+            check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
+            kept[index] = keep(str(index), matrix)
+
     with progress_bar(len(windows), "Fisher matrices", "window") as bar:
-        for _ in backward_passes(model, layers, windows, watchers, partial(_sample, generator), dtype):
-            bar.update()
-    for unit, total in zip(units, totals):
-        check_finite(total.diagonal(), f"the gradient of the loss at the output of {unit.unit.name}")
-    return [total / windows.numel() for total in totals]
+        sample = partial(_sample, generator)
+        backward_passes(layerwise, windows, watchers, sample, dtype=dtype, on_window=bar.update, on_layer=finish)
+    return [kept[index] for index in range(len(units))]
 
 
 def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
@@ -76,21 +88,22 @@ def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: tor
     return torch.searchsorted(cumulative, chosen, right=True).clamp_max(probabilities.shape[-1] - 1)[:, 0]
 
 
-def loss_curve(ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
+def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
     """Return the increase of the loss for every number `k` of kept groups of a unit, after ridge regression.
 
     With `H + λI = L Lᵀ` in the sorted order and `V = W L`, the output error after calibration is `Σ_{j≥k} ‖V_j‖²` in
     the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
 
     Args:
-        ridge: Weight and ridge factor of the unit.
+        weight: Output projection in the sorted order, shape `[out_features, features]`.
+        ridge: Ridge factor of the unit.
         fisher: `G`, shape `[out_features, out_features]`; `None` for the unweighted output error.
         block: Number of columns per group.
 
     Returns:
         Nats per token (or squared output error per token), float64, shape `[groups + 1]`, non-increasing to 0.
     """
-    rotated = ridge.weight.float() @ ridge.factor.to(ridge.weight.device)
+    rotated = weight.float() @ ridge.factor.to(weight.device)
     losses = (
         rotated.square().sum(0) if fisher is None else (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
     )

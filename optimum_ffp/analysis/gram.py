@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of all output projections, from one pass over the calibration windows."""
+"""Gram matrices of the inputs of output projections, layer by layer over the calibration windows."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import permute_blocks
 from ..utils.cholesky import check_finite
-from ..utils.precision import computing_in, float32_products
-from ..utils.progress import progress_bar
+from ..utils.precision import float32_products
+
+
+# Peak of temporaries while a unit is factored, in bytes per entry of its Gram matrix: in float64, most of them.
+ALGEBRA_BYTES = 44
 
 
 @dataclass
@@ -35,24 +38,14 @@ class Statistics:
         """Variance of every feature over all tokens, shape `[features]`."""
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
+    def to(self, device: torch.device) -> "Statistics":
+        """Return the statistics on a device."""
+        return Statistics(self.gram.to(device), self.mean.to(device), self.tokens)
+
     def permuted(self, order: torch.Tensor, block: int) -> "Statistics":
         """Return the statistics with groups of `block` features each reordered; `order` has shape `[groups]`."""
         gram = permute_blocks(permute_blocks(self.gram, 0, block, order), 1, block, order)
         return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
-
-
-def pack(statistics: Sequence[Statistics]) -> dict[str, torch.Tensor]:
-    """Return the statistics of all units as named tensors."""
-    packed = {f"{i}.{name}": getattr(one, name) for i, one in enumerate(statistics) for name in ("gram", "mean")}
-    return packed | {"tokens": torch.tensor([one.tokens for one in statistics])}
-
-
-def unpack(tensors: dict[str, torch.Tensor], device: torch.device) -> list[Statistics]:
-    """Return the statistics from the tensors of `pack`, on the given device."""
-    return [
-        Statistics(tensors[f"{i}.gram"].to(device), tensors[f"{i}.mean"].to(device), tokens)
-        for i, tokens in enumerate(tensors["tokens"].tolist())
-    ]
 
 
 def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
@@ -94,12 +87,36 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
     return norms.clamp_min(1e-6 * float(norms.max()) or 1.0)
 
 
+def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:
+    """Return the device of all ridge factors: the model's if two sets of them fit, otherwise host memory."""
+    device = layerwise.device
+    if device.type != "cuda" or not layerwise.weights.resident:
+        return torch.device("cpu")
+    needed = sum(4 * unit.output.module.in_features**2 for unit in units)
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if free > 2 * needed else torch.device("cpu")
+
+
+def algebra_device(device: torch.device, features: int) -> torch.device:
+    """Return where to order and factor a unit: on the device of its layer if there is room, otherwise in host memory.
+
+    Args:
+        device: Device of the layer.
+        features: Number of columns of the unit's output projection.
+    """
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if free > ALGEBRA_BYTES * features**2 else torch.device("cpu")
+
+
 class _Accumulator:
-    # Streaming: memory is one matrix per unit, independent of the number of windows.
-    def __init__(self, features: int, device: torch.device, relative: bool):
-        self.relative = relative
-        self.gram = torch.zeros(features, features, device=device)
-        self.total = torch.zeros(features, device=device)
+    """Sums over the tokens that a projection reads. Memory is one matrix, independent of the number of windows."""
+
+    def __init__(self, module: nn.Linear, relative: bool):
+        self.relative, device = relative, module.weight.device
+        self.gram = torch.zeros(module.in_features, module.in_features, device=device)
+        self.total = torch.zeros(module.in_features, device=device)
         self.tokens = 0
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -107,58 +124,40 @@ class _Accumulator:
         if self.relative:
             flat = (flat / output_norms(output)).to(flat.dtype)
         add_gram(self.gram, flat)
-        self.total += flat.sum(0, dtype=torch.float32).to(self.total.device)
+        self.total += flat.sum(0, dtype=torch.float32)
         self.tokens += len(flat)
 
     def finish(self) -> Statistics:
         return Statistics(self.gram.div_(self.tokens), self.total.div_(self.tokens), self.tokens)
 
 
-def matrix_device(model: PreTrainedModel, units: Sequence[ModelUnit]) -> torch.device:
-    """Return the device of the Gram matrices: the model's if two sets of them fit, otherwise host memory."""
-    if model.device.type != "cuda":
-        return torch.device("cpu")
-    needed = sum(4 * unit.output.module.in_features**2 for unit in units)
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return model.device if free > 2 * needed else torch.device("cpu")
-
-
-@torch.no_grad()
 def collect_statistics(
-    model: PreTrainedModel,
+    runner: LayerRunner,
     units: Sequence[ModelUnit],
-    windows: torch.Tensor,
+    states: torch.Tensor,
     batch_size: int = 1,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
     relative: bool = False,
 ) -> list[Statistics]:
-    """Collect the statistics of all units in one pass of the dense model over the calibration windows.
+    """Collect the statistics of the units of one layer, and replace the hidden states before it by those after it.
 
     Args:
-        model: The dense model.
-        units: The units of the model.
-        windows: Token ids, shape `[windows, window length]`.
+        runner: Runs the layer of the dense model.
+        units: The units of the layer.
+        states: Hidden states of the calibration windows, shape `[windows, window length, hidden size]`.
         batch_size: Windows per forward pass.
-        device: Device of the matrices. In host memory, the accelerator holds the product of one unit at a time.
-        dtype: Autocast dtype; `None` for the model's own. Sums are float32 either way.
         relative: Whether the input of every token is divided by the norm of the projection's output.
 
     Returns:
-        One `Statistics` per unit, in the order of `units`.
+        One `Statistics` per unit, in the order of `units`, on the layer's device. Sums are float32.
 
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.output.module.in_features, torch.device(device), relative) for unit in units]
+    accumulators = [_Accumulator(unit.output.module, relative) for unit in units]
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
-        stack.enter_context(computing_in(model.device, dtype))
-        with progress_bar(len(windows), "Statistics", "window") as bar:
-            for batch in windows.split(batch_size):
-                model.base_model(batch.to(model.device), use_cache=False)
-                bar.update(len(batch))
+        runner.advance(states, batch_size)
     statistics = [accumulator.finish() for accumulator in accumulators]
     for unit, found in zip(units, statistics):
         check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")

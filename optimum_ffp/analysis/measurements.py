@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
+from ..engine import LayerwiseModel
 from ..errors import FFPError
-from ..evaluation import to_perplexity, window_losses
+from ..evaluation import to_perplexity
 from ..modeling.families import ModelUnit, find_family
 from ..utils.batch_size import with_halving_batches
-from ..utils.precision import autocast_dtype, computing_in
+from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
@@ -30,24 +31,35 @@ logger = logging.getLogger(__name__)
 
 def policy_losses(
     sorted_model: SortedModel,
-    policy: PruningPolicy,
+    policies: Sequence[PruningPolicy],
     windows: torch.Tensor,
     weights: Mapping[str, torch.Tensor] | None = None,
+    compensated: bool = False,
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
+    description: str | None = None,
 ) -> np.ndarray:
-    """Return the losses of a policy, in nats per token, shape `[windows]`.
+    """Return the losses of policies, in nats per token, shape `[policies, windows]`.
 
     Args:
         sorted_model: The model with its groups sorted.
-        policy: Number of groups that each unit keeps.
+        policies: Numbers of groups that each unit keeps.
         windows: Token ids, shape `[windows, window length]`.
         weights: Tensors that replace the dense model's own, by the parameter's name.
+        compensated: Whether output weights are those after ridge regression.
         batch_size: Windows per forward pass, halved if memory runs out.
         dtype: Autocast dtype; `None` for the model's own.
+        description: Of the progress bar, if there is one.
     """
-    with sorted_model.applied(policy, weights) as model, computing_in(model.device, dtype):
-        return with_halving_batches(lambda size: window_losses(model, windows, size), batch_size).numpy()
+    layerwise = sorted_model.layerwise
+    changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
+
+    def measure(size: int) -> torch.Tensor:
+        layers = len(layerwise.layers) * math.ceil(len(windows) / layerwise.at_once(windows, len(policies)))
+        with progress_bar(layers, description or "", "layer", description is not None) as bar:
+            return layerwise.losses(windows, changes, dtype, size, bar.update)
+
+    return with_halving_batches(measure, batch_size).numpy()
 
 
 class Measurements:
@@ -61,6 +73,7 @@ class Measurements:
         tokenizer: The tokenizer of the model.
         config: Options of the measurements. Later changes of this object have no effect.
         data: Windows to use instead of those of the config's datasets.
+        device: Device to bring the weights of one layer at a time to; `None` if all are where they run.
 
     Attributes:
         config: A copy of the config, with `seq_len` resolved to a number.
@@ -79,11 +92,12 @@ class Measurements:
         tokenizer: PreTrainedTokenizerBase,
         config: FFPConfig,
         data: DataSplits | None = None,
+        device: torch.device | None = None,
     ):
         self.model, self.tokenizer, self._given_data = model, tokenizer, data
         self.config = with_window_length(config, model.config)
-        self.family = find_family(model.config)
-        self.ways = find_ways(model, self.family, config)
+        self.layerwise = LayerwiseModel(model, find_family(model.config), device)
+        self.ways = find_ways(model, self.layerwise.family, config)
         self.meter = StageMeter()
         self.journal = Journal()
 
@@ -126,7 +140,13 @@ class Measurements:
         return data
 
     def _load(self, request: DataRequest) -> DataSplits:
-        config = self.config
+        config, layerwise = self.config, self.layerwise
+        writes = self._given_data is None and request.all_written(config.dataset, config.eval_dataset)
+        if writes and not layerwise.weights.resident and layerwise.device.type != "cpu":
+            raise FFPError(
+                "text that the model writes itself needs all weights on the device; choose offload 'none', or "
+                "a dataset without 'self' and self_share"
+            )
         return self._given_data or load_windows(
             config.dataset, config.eval_dataset, self.tokenizer, self.model, request
         )
@@ -135,7 +155,7 @@ class Measurements:
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.model, self.ways, self.family, self.config, windows, self.meter, self.journal)
+        return prepare(self.layerwise, self.ways, self.config, windows, self.meter, self.journal)
 
     @cached_property
     def dense_losses(self) -> np.ndarray:
@@ -150,8 +170,10 @@ class Measurements:
         dtype, dense = autocast_dtype(self.model, config.search_dtype), PruningPolicy.dense(self.units)
 
         def measure() -> list[float]:
-            losses = policy_losses(self.prepared.sorted_model, dense, windows, None, config.batch_size, dtype)
-            return losses.tolist()
+            found = policy_losses(
+                self.prepared.sorted_model, [dense], windows, batch_size=config.batch_size, dtype=dtype
+            )
+            return found[0].tolist()
 
         losses = np.array(self.journal.part(config.batch_size).value("dense-losses", measure))
         self.meter.count("search", windows.numel())
@@ -165,26 +187,35 @@ class Measurements:
     @cached_property
     def dense_test_losses(self) -> list[list[float]]:
         """Losses of the dense model on the test windows of each text, in nats per token."""
-        dense = PruningPolicy.dense(self.units)
-        with (
-            self.meter.stage("evaluation", self.data.test_tokens),
-            self.prepared.sorted_model.applied(dense) as model,
-        ):
-            return self.test_losses(model, "dense", self.journal, self.config.batch_size)
+        _ = self.prepared
+        return self.test_losses(PruningPolicy.dense(self.units), None, "dense", self.journal, self.config.batch_size)
 
-    def test_losses(self, model: PreTrainedModel, name: str, journal: Journal, batch_size: int) -> list[list[float]]:
-        """Return the losses of a model on the test windows of each text, in nats per token.
+    def test_losses(
+        self,
+        policy: PruningPolicy,
+        weights: Mapping[str, torch.Tensor] | None,
+        name: str,
+        journal: Journal,
+        batch_size: int,
+        meter: StageMeter | None = None,
+    ) -> list[list[float]]:
+        """Return the losses of a policy on the test windows of each text, in nats per token.
 
         Args:
-            model: The model, dense or pruned.
+            policy: Number of groups that each unit keeps.
+            weights: Tensors that replace the dense model's own, by the parameter's name.
             name: Label of the progress bar and of the journal entry.
             journal: Saves the losses.
             batch_size: Windows per forward pass, halved if memory runs out.
+            meter: Measures the stage; the meter of the measurements if `None`.
         """
 
-        def measure(windows: torch.Tensor, size: int) -> list[float]:
-            with progress_bar(len(windows), f"Perplexity, {name}", "window") as bar:
-                return window_losses(model, windows, size, bar.update).tolist()
+        def measure() -> list[list[float]]:
+            sorted_model, label = self.prepared.sorted_model, f"Perplexity, {name}"
+            return [
+                policy_losses(sorted_model, [policy], test.tokens, weights, False, batch_size, None, label)[0].tolist()
+                for test in self.data.tests
+            ]
 
-        tests = [partial(measure, test.tokens) for test in self.data.tests]
-        return journal.value(f"test-losses-{name}", lambda: [with_halving_batches(test, batch_size) for test in tests])
+        with (meter or self.meter).stage("evaluation", self.data.test_tokens):
+            return journal.value(f"test-losses-{name}", measure)

@@ -2,24 +2,27 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from transformers import PreTrainedModel
 
 from ..allocation.mappings.curves import CurveMapping
+from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..modeling.families import Family, ModelUnit
+from ..engine import LayerRunner, LayerwiseModel
+from ..modeling.families import ModelUnit
 from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
+from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from .attention import choose_groups, order_unit
+from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .curve_estimation import measure_slopes
-from .fisher import collect_fisher, loss_curve
-from .gram import Statistics, collect_statistics, describe_shortage, matrix_device, pack, unpack
+from .fisher import collect_fisher
+from .gram import algebra_device, collect_statistics, describe_shortage, matrix_device
 
 
 logger = logging.getLogger(__name__)
@@ -39,9 +42,8 @@ class Prepared:
 
 
 def prepare(
-    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
     ways: Sequence[Sequence[ModelUnit]],
-    family: Family,
     config: FFPConfig,
     windows: torch.Tensor,
     meter: StageMeter,
@@ -50,89 +52,136 @@ def prepare(
     """Run the calibration windows through the dense model, sort its groups and factor the ridge regressions.
 
     Args:
-        model: The dense model. Its heads and channels are reordered in place.
+        layerwise: The dense model. Its heads and channels are reordered.
         ways: The units of the model, as `find_ways` returns them. Of two ways the better is chosen per layer.
-        family: The family record of the model.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
-    # The paper's ridge regression and scores weigh all tokens alike.
-    relative = family.normalised_outputs and config.preset != "paper"
-    units = ways[0]
-    if shortage := describe_shortage([unit.output.module.in_features for unit in units], windows.numel()):
+    if shortage := describe_shortage([unit.output.module.in_features for unit in ways[0]], windows.numel()):
         logger.warning(shortage)
-    with meter.stage("statistics", windows.numel()):
-        dtype = autocast_dtype(model, config.search_dtype)
-        device = matrix_device(model, units)
-
-        def collect(batch_size: int) -> dict[str, torch.Tensor]:
-            return pack(collect_statistics(model, units, windows, batch_size, device, dtype, relative))
-
-        kept = journal.tensors("statistics", lambda: with_halving_batches(collect, config.batch_size))
-        statistics = unpack(kept, device)
-        del kept
-    fishers: list[torch.Tensor | None] = [None] * len(units)
+    dtype = autocast_dtype(layerwise.model, config.search_dtype)
+    # The paper's ridge regression and scores weigh all tokens alike.
+    relative = layerwise.family.normalised_outputs and config.preset != "paper"
+    fishers: list[torch.Tensor | None] = [None] * len(ways[0])
     if config.needs_fishers:
         seen = windows[: config.fisher_samples]
         with meter.stage("fisher", GRADIENT_COST * seen.numel()):
-            layers = model.base_model.get_submodule(family.layers)
-
-            def differentiate(_: int) -> list[torch.Tensor]:
-                return collect_fisher(model, units, layers, seen, config.seed, dtype, relative)
-
-            fishers = _by_unit(journal, "fisher", lambda: with_halving_batches(differentiate, 1))
-    with meter.stage("importance"):
-        units, orders = _order(ways, statistics, fishers, config, journal)
-    sorted_model = SortedModel(model, units, orders, family)
-    if not config.needs_factors:
+            fishers = _fishers(layerwise, ways[0], seen, config.seed, dtype, relative, journal)
+    preparation = _Preparation(
+        layerwise, ways, config, fishers, dtype, relative, meter, journal.part(config.needs_factors)
+    )
+    meter.count("statistics", windows.numel())
+    found = with_halving_batches(partial(preparation.run, windows), config.batch_size)
+    del fishers
+    ridges = [PrefixRidge(one.factor) for one in found] if config.needs_factors else None
+    sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
+    if config.mapping != "curves":
         return Prepared(sorted_model, None)
-
-    with meter.stage("factorisation"):
-        # Each Gram matrix is freed once it is factored, so that two sets of matrices never exist at once.
-        grams = (statistics.pop(0).permuted(unit.columns(order), 1).gram for unit, order in zip(units, orders))
-        sorted_model.factorise(grams, config.ridge_lambda, config.ridge_lambda_relative)
-        if config.mapping != "curves":
-            return Prepared(sorted_model, None)
-        curves = [
-            loss_curve(ridge, fisher, unit.output.block)
-            for ridge, fisher, unit in zip(sorted_model.ridges, fishers, units)
-        ]
+    curves = [one.curve for one in found if one.curve is not None]
     if not config.grad:
         probed = windows[: config.slope_samples]
         # The dense model, and every unit pruned on its own.
-        with meter.stage("slopes", (1 + len(units)) * probed.numel()):
+        with meter.stage("slopes", (1 + len(found)) * probed.numel()):
             slopes = journal.value("slopes", lambda: measure_slopes(sorted_model, probed, curves, dtype))
             curves = [slope * curve for slope, curve in zip(slopes, curves)]
     return Prepared(sorted_model, CurveMapping(curves))
 
 
-def _order(
-    ways: Sequence[Sequence[ModelUnit]],
-    statistics: Sequence[Statistics],
-    fishers: Sequence[torch.Tensor | None],
-    config: FFPConfig,
+def _fishers(
+    layerwise: LayerwiseModel,
+    units: Sequence[ModelUnit],
+    windows: torch.Tensor,
+    seed: int,
+    dtype: torch.dtype | None,
+    relative: bool,
     journal: Journal,
-) -> tuple[list[ModelUnit], list[torch.Tensor]]:
-    """Return the units, of two ways the better one, and the order of their groups."""
-    units, measured = list(ways[0]), list(zip(statistics, fishers))
-    orders = _by_unit(
-        journal, "importance", lambda: [order_unit(unit, *found, config) for unit, found in zip(units, measured)]
-    )
-    if len(ways) > 1:
-        members = [index for index, unit in enumerate(units) if unit.unit.kind == "attention"]
-        others = _by_unit(
-            journal,
-            "importance-query-heads",
-            lambda: [order_unit(ways[1][index], *measured[index], config) for index in members],
-        )
-        for index, other in zip(members, others):
-            candidates = (units[index], orders[index]), (ways[1][index], other)
-            units[index], orders[index] = choose_groups(candidates, *measured[index], config)
-    return units, orders
+) -> list[torch.Tensor]:
+    def keep(name: str, matrix: torch.Tensor) -> torch.Tensor:
+        return journal.tensors(f"fisher-{name}", lambda: {"fisher": matrix})["fisher"]
+
+    def measure(_: int) -> list[torch.Tensor]:
+        return collect_fisher(layerwise, units, windows, seed, dtype, relative, keep)
+
+    if all(journal.has(f"fisher-{index}") for index in range(len(units))):
+        return [journal.tensors(f"fisher-{index}", dict)["fisher"] for index in range(len(units))]
+    return with_halving_batches(measure, 1)
 
 
-def _by_unit(journal: Journal, name: str, measure: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-    kept = journal.tensors(name, lambda: {str(index): tensor for index, tensor in enumerate(measure())})
-    return [kept[str(index)] for index in range(len(kept))]
+@dataclass
+class _Preparation:
+    """Orders and factors the units layer by layer, while the Gram matrices of a layer are there."""
+
+    layerwise: LayerwiseModel
+    ways: Sequence[Sequence[ModelUnit]]
+    config: FFPConfig
+    fishers: list[torch.Tensor | None]
+    dtype: torch.dtype | None
+    relative: bool
+    meter: StageMeter
+    journal: Journal
+    # By layer: what is finished stays finished when memory runs out in a later one.
+    finished: dict[int, list[OrderedUnit]] = field(default_factory=dict)
+
+    def run(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
+        """Return all units in order."""
+        layers = range(len(self.layerwise.layers))
+        home = matrix_device(self.layerwise, self.ways[0])
+        missing = [index for index in layers if index not in self.finished and not self.journal.has(_entry(index))]
+        with progress_bar(len(layers), "Statistics", "layer") as bar:
+            if missing:
+                with self.meter.stage("statistics"):
+                    states, arguments = self.layerwise.enter(windows)
+                for index, layer in self.layerwise.walk():
+                    runner = LayerRunner(layer, arguments[index], self.dtype)
+                    if index in missing:
+                        self._keep(index, home, partial(self._measure, index, runner, states, batch_size))
+                    else:
+                        with self.meter.stage("statistics"):
+                            runner.advance(states, batch_size)
+                    bar.update()
+                    if index == missing[-1]:
+                        break
+            for index in layers:
+                if index not in self.finished:
+                    self._keep(index, home, dict)
+        return [one for index in layers for one in self.finished[index]]
+
+    def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
+        kept = self.journal.tensors(_entry(layer), measure)
+        members = _members(self.ways[0], layer)
+        self.finished[layer] = [
+            OrderedUnit.unpack(kept, f"{member}.", [way[member] for way in self.ways], home) for member in members
+        ]
+
+    def _measure(
+        self, layer: int, runner: LayerRunner, states: torch.Tensor, batch_size: int
+    ) -> dict[str, torch.Tensor]:
+        """Order and factor the units of one layer, and advance the states."""
+        config, members = self.config, _members(self.ways[0], layer)
+        with self.meter.stage("statistics"):
+            units = [self.ways[0][member] for member in members]
+            statistics = collect_statistics(runner, units, states, batch_size, self.relative)
+        packed: dict[str, torch.Tensor] = {}
+        for member in members:
+            found = statistics.pop(0)
+            measured = found.to(algebra_device(found.gram.device, len(found.gram))), self.fishers[member]
+            del found
+            # Ways differ in the units of attention.
+            ways = dict.fromkeys(way[member] for way in self.ways)
+            with self.meter.stage("importance"):
+                ordered = [order_unit(unit, *measured, config) for unit in ways]
+            if config.needs_factors:
+                with self.meter.stage("factorisation"):
+                    ordered = [factorise_unit(one, *measured, config) for one in ordered]
+            packed |= choose_groups(ordered).pack(f"{member}.")
+        return packed
+
+
+def _entry(layer: int) -> str:
+    return f"layer-{layer}"
+
+
+def _members(units: Sequence[ModelUnit], layer: int) -> list[int]:
+    return [index for index, unit in enumerate(units) if unit.unit.layer == layer]

@@ -1,5 +1,7 @@
 """Gradients of the loss with respect to the sizes of all units, from one backward pass."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +10,7 @@ from torch import nn
 
 from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
-from .backward import UNKNOWN, backward_passes
+from ..engine import UNKNOWN, backward_passes
 
 
 @dataclass(frozen=True)
@@ -44,39 +46,51 @@ def measure_size_gradients(
         dtype: Autocast dtype; `None` for the model's own.
     """
     down, up = policy.neighbours()
-    changes = np.zeros((2, len(windows), len(policy.units)))
-    losses = np.zeros(len(windows))
-    probes, weights = [], {}
-    for index, unit in enumerate(sorted_model.model_units):
-        low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
-        weight = sorted_model.compensated_output(index, policy.sizes[index])
-        directions, mixing = sorted_model.ridges[index].components(low, high)
-        probes.append(_Probe(directions, unit.in_layout(mixing.T).T, kept - low, weight.dtype))
-        padded = nn.functional.pad(weight, (0, high - kept))
-        weights |= [sorted_model.named_output(index, padded)]
-    watchers = {unit.output.module: probe.watch for unit, probe in zip(sorted_model.model_units, probes)}
-    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
-    with sorted_model.applied(up, weights) as model:
-        for number, loss in enumerate(backward_passes(model, layers, windows, watchers, _next_tokens, dtype)):
-            losses[number] = loss
-            changes[:, number] = np.array([probe.finish() for probe in probes]).T
+    # By unit and window.
+    changes: list[list[tuple[float, float]]] = [[] for _ in policy.units]
+
+    @contextmanager
+    def change(layer: int) -> Iterator[None]:
+        weights = {}
+        for index in sorted_model.members(layer):
+            missing = (up.sizes[index] - policy.sizes[index]) * sorted_model.model_units[index].output.block
+            weight = sorted_model.compensated_output(index, policy.sizes[index])
+            weights |= [sorted_model.named_output(index, nn.functional.pad(weight, (0, missing)))]
+        with sorted_model.change(up, weights)(layer):
+            yield
+
+    def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
+        found = {}
+        for index in sorted_model.members(layer):
+            unit = sorted_model.model_units[index]
+            low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
+            directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
+            mixing, own = unit.in_layout(mixing.T).T, sorted_model.model.dtype
+            probe = _Probe(directions.to(own), mixing.to(own), kept - low, changes[index])
+            found[unit.output.module] = probe.watch
+        return found
+
+    losses = backward_passes(sorted_model.layerwise, windows, watchers, _next_tokens, change, dtype)
     tokens = windows.shape[1] - 1
-    return SizeGradients(losses / tokens, *(changes / tokens))
+    return SizeGradients(np.array(losses) / tokens, *(np.array(changes).transpose(2, 1, 0) / tokens))
 
 
+@dataclass
 class _Probe:
-    """Measures the contribution to the loss of one unit's output components between two sizes."""
+    """Measures the contribution to the loss of one unit's output components between two sizes.
 
-    def __init__(self, directions: torch.Tensor, mixing: torch.Tensor, kept: int, dtype: torch.dtype):
-        self.directions, self.mixing, self.kept = directions.to(dtype), mixing.to(dtype), kept
-        self.changes: tuple[float, float] | None = None
-        self.watching = False
+    Attributes:
+        directions, mixing: The components, as `PrefixRidge.components` returns them.
+        kept: Number of components that the policy has.
+        changes: Changes of the loss of every window, to the smaller and to the larger size.
+    """
+
+    directions: torch.Tensor
+    mixing: torch.Tensor
+    kept: int
+    changes: list[tuple[float, float]]
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if self.watching:
-            # The layer is recomputed in the backward pass.
-            return
-        self.watching = True
         found = inputs[0].detach().flatten(0, -2)
         components = found @ self.mixing.to(found.dtype)
 
@@ -84,14 +98,9 @@ class _Probe:
             gradient = gradient.flatten(0, -2)
             felt = gradient @ self.directions.to(gradient.dtype)
             totals = (felt.float() * components.float()).sum(0)
-            self.changes = -float(totals[: self.kept].sum()), float(totals[self.kept :].sum())
+            self.changes.append((-float(totals[: self.kept].sum()), float(totals[self.kept :].sum())))
 
         output.register_hook(follow)
-
-    def finish(self) -> tuple[float, float]:
-        """Return the changes measured in the backward pass of the window."""
-        self.watching = False
-        return self.changes
 
 
 def _next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:

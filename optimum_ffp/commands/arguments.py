@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..options import CHOICES, Condition, Options
+from ..options import CHOICES, OFFLOADS, Condition, Options
 
 
 OPTIONS = {field.name: field for field in fields(Options)}
@@ -131,6 +131,14 @@ def add_load_options(group: _ArgumentGroup) -> None:
         "device-map",
         metavar="MAP",
         help="Device map of accelerate, such as auto, to spread the model over several devices. Default: one device.",
+    )
+    add_option(
+        group,
+        "offload",
+        default="auto",
+        choices=("auto", *OFFLOADS),
+        help="Where the weights of layers are while they don't run: none (on the device), host (in host memory), disk "
+        "(in the files of the checkpoint), or auto (the first of them that memory suffices for, by --plan).",
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 READ_WHEN = {
     "device": Condition("without --device-map", lambda args: args.device_map is None),
+    "offload": Condition("without --device-map", lambda args: args.device_map is None),
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
@@ -113,7 +114,8 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, sparsities)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
-    plan = make_plan(model_config, config, sparsities, args.device, args.dtype, args.device_map)
+    places = args.device, args.dtype, args.device_map
+    plan = make_plan(model_config, config, sparsities, *places, offload=args.offload)
     uploads = [*filter(None, repositories)]
     problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
     if args.plan:
@@ -129,7 +131,7 @@ def prune(args: Namespace) -> None:
             raise problem
         for warning in plan.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite)
+        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite, plan.offload)
 
 
 def write_checkpoints(
@@ -140,6 +142,7 @@ def write_checkpoints(
     repositories: list[str | None],
     work: Path,
     overwrite: bool,
+    offload: str,
 ) -> None:
     """Prunes and saves, after all checks have passed."""
     # Imported here: `--plan` doesn't need them.
@@ -156,7 +159,7 @@ def write_checkpoints(
     if not args.resume:
         remove_work(work)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
-    options = {name: getattr(args, name) for name in LOAD_OPTIONS}
+    options = {name: getattr(args, name) for name in LOAD_OPTIONS} | {"offload": offload}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1
     failed = []

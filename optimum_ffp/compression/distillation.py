@@ -10,11 +10,11 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..allocation.policy import PruningPolicy
+from ..engine import LayerRunner
 from ..options import GRADIENT_COST
 from ..utils.heap import return_free_memory
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from .layer_runner import LayerRunner, enter
 from .sorted_model import SortedModel
 
 
@@ -111,32 +111,23 @@ def distil(
         The fit of every layer.
     """
     journal, fits = journal or Journal(), []
-    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
+    layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
     names = {module: name for name, module in sorted_model.model.named_modules()}
-    dense, arguments = enter(sorted_model.model, layers, torch.cat([windows, held_out]), dtype)
+    dense, arguments = layerwise.enter(torch.cat([windows, held_out]), dtype)
     pruned = dense.clone()
-    with progress_bar(len(layers), "Distillation", "layer") as bar:
-        for index, layer in enumerate(layers):
+    with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
+        for index, layer in layerwise.walk():
             runner = LayerRunner(layer, arguments[index], dtype)
-            _advance(runner, dense)
-            # The other layers stay dense, as they don't run.
-            sizes = [size if unit.layer == index else unit.groups for unit, size in zip(policy.units, policy.sizes)]
-            only = PruningPolicy(policy.units, tuple(sizes))
-            members = [member for member, unit in enumerate(policy.units) if unit.layer == index]
-            with sorted_model.applied(only, sorted_model.compensated(only, members)):
+            runner.advance(dense)
+            with compensated(index):
                 trainer = _Trainer(runner, f"{names[layer]}.", pruned, dense, len(windows))
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
-            with sorted_model.applied(only, fits[-1].weights):
-                _advance(runner, pruned)
+            with sorted_model.change(policy, fits[-1].weights)(index):
+                runner.advance(pruned)
             return_free_memory()
             bar.update()
     return fits
-
-
-def _advance(runner: LayerRunner, states: torch.Tensor) -> None:
-    for state in states.split(1):
-        state.copy_(runner(state))
 
 
 class _Trainer:

@@ -44,7 +44,10 @@ def repair(
     if config.calibration == "none":
         return Repair(None, {}, 0)
     if config.calibration == "ridge":
-        return Repair(sorted_model.compensated(policy), {}, 0)
+        weights: dict[str, torch.Tensor] = {}
+        for index, _ in sorted_model.layerwise.walk():
+            weights |= sorted_model.compensated(policy, sorted_model.members(index))
+        return Repair(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":

@@ -36,45 +36,59 @@ class PrefixRidge:
     is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorisation.
 
     Args:
-        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`. Kept as a
-            reference, not copied.
-        gram: `H = XᵀX / n` in the same order, shape `[features, features]`. The factor stays on its device and is
-            moved to the weight's device when it is used: the factors of all units are more than half as large as the
-            model.
-        ridge_lambda: λ (the paper: 0.01).
-        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+        factor: `L`, float32, shape `[features, features]`. It stays on its device and is moved to that of a weight
+            when it is used: the factors of all units are more than half as large as the model.
     """
 
-    def __init__(self, weight: torch.Tensor, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True):
-        self.weight = weight
+    def __init__(self, factor: torch.Tensor):
+        self.factor = factor
+
+    @classmethod
+    def of(cls, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True) -> "PrefixRidge":
+        """Factor a Gram matrix on its device.
+
+        Args:
+            gram: `H = XᵀX / n` in the sorted order, shape `[features, features]`.
+            ridge_lambda: λ (the paper: 0.01).
+            relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+        """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
-        matrix = gram.to(weight.device).double()
+        matrix = gram.double()
         factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
-        self.factor = factor.float().to(gram.device)
-        if weight.is_cuda and not self.factor.is_cuda:
-            self.factor = self.factor.pin_memory()
+        return cls(factor.float())
 
-    def compensated(self, kept: int) -> torch.Tensor:
-        """Return `W'_R` for the first `kept` columns, in the dtype of the weight, shape `[out_features, kept]`."""
-        if kept == self.weight.shape[1]:
-            return self.weight
-        factor = self.factor[:, :kept].to(self.weight.device)
-        removed = self.weight[:, kept:].float() @ factor[kept:]
+    def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
+        """Return `W'_R` for the first `kept` columns.
+
+        Args:
+            weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
+            kept: Number of columns to keep.
+
+        Returns:
+            Shape `[out_features, kept]`, in the dtype of the weight.
+        """
+        if kept == weight.shape[1]:
+            return weight
+        factor = self.factor[:, :kept].to(weight.device)
+        removed = weight[:, kept:].float() @ factor[kept:]
         correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)
-        return (self.weight[:, :kept].float() + correction).to(self.weight.dtype)
+        return (weight[:, :kept].float() + correction).to(weight.dtype)
 
-    def components(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def components(self, weight: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the components by which the compensated outputs of `stop` and of `start` columns differ.
 
         With `V = W L` and `z = L⁻¹ x`, where the first `k` entries of `z` depend only on the first `k` inputs, the
         output of a prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
 
+        Args:
+            weight: As for `compensated`.
+            start: Columns of the shorter prefix.
+            stop: Columns of the longer prefix.
+
         Returns:
             `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape
             `[stop, stop - start]`, both float32.
         """
-        factor = self.factor[:, :stop].to(self.weight.device)
+        factor = self.factor[:, :stop].to(weight.device)
         selected = torch.eye(stop, device=factor.device)[:, start:]
-        return self.weight.float() @ factor[:, start:], torch.linalg.solve_triangular(
-            factor[:stop].T, selected, upper=True
-        )
+        return weight.float() @ factor[:, start:], torch.linalg.solve_triangular(factor[:stop].T, selected, upper=True)

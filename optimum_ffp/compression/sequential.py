@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
+from ..engine import LayerRunner
 from ..utils.cholesky import check_finite, factorise, ridge_damping
 from ..utils.heap import return_free_memory
 from ..utils.precision import float32_products
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from .layer_runner import LayerRunner, enter
 from .sorted_model import SortedModel
 
 
@@ -96,17 +95,17 @@ def calibrate_sequentially(
         FFPError: If the input of a unit's output projection is not finite.
     """
     journal = journal or Journal()
-    layers = sorted_model.model.base_model.get_submodule(sorted_model.family.layers)
-    states, arguments = enter(sorted_model.model, layers, torch.cat([windows, held_out]), dtype)
+    layerwise = sorted_model.layerwise
+    states, arguments = layerwise.enter(torch.cat([windows, held_out]), dtype)
     calibration = _Calibration(sorted_model, policy, states, len(windows), dense_target, ridge_lambda)
-    with progress_bar(len(layers), "Calibration", "layer") as bar:
-        for index, layer in enumerate(layers):
+    with progress_bar(len(layerwise.layers), "Calibration", "layer") as bar:
+        for index, layer in layerwise.walk():
             runner = LayerRunner(layer, arguments[index], dtype)
-            members = [member for member, unit in enumerate(sorted_model.units) if unit.layer == index]
+            members = sorted_model.members(index)
             for member in members:
                 fit = partial(calibration.fit, member, runner, member == members[-1])
                 calibration.keep(member, journal.tensors(f"unit-{member}", fit))
-            if index + 1 < len(layers):
+            if index + 1 < len(layerwise.layers):
                 calibration.advance(index, runner)
             return_free_memory()
             bar.update()
@@ -169,21 +168,19 @@ class _Calibration:
         """Advance the states of both models to the next layer, once all units of this one are fitted."""
         if self.dense_layers == layer:
             # The fit of the last unit was read from the journal.
-            for state in self.in_dense.split(1):
-                state.copy_(runner(state))
+            runner.advance(self.in_dense)
             self.dense_layers += 1
         with self._applied(layer):
-            for state in self.in_pruned.split(1):
-                state.copy_(runner(state))
+            runner.advance(self.in_pruned)
 
-    def _applied(self, layer: int) -> AbstractContextManager[PreTrainedModel]:
-        """Apply the fitted units of one layer. The other layers stay dense, as they don't run."""
+    def _applied(self, layer: int) -> AbstractContextManager[None]:
+        """Apply the fitted units of one layer."""
         sizes, weights = [unit.groups for unit in self.sorted_model.units], {}
-        for member, fit in self.fits.items():
-            if self.sorted_model.units[member].layer == layer:
+        for member in self.sorted_model.members(layer):
+            if member in self.fits:
                 sizes[member] = self.policy.sizes[member]
-                weights |= [self.sorted_model.named_output(member, fit.weight)]
-        return self.sorted_model.applied(PruningPolicy(self.sorted_model.units, tuple(sizes)), weights)
+                weights |= [self.sorted_model.named_output(member, self.fits[member].weight)]
+        return self.sorted_model.change(PruningPolicy(self.sorted_model.units, tuple(sizes)), weights)(layer)
 
     def keep(self, member: int, fit: dict[str, torch.Tensor]) -> None:
         """Store the fit of a unit."""

@@ -1,17 +1,21 @@
 """A model with its groups sorted by importance, so that every policy keeps a prefix of every unit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
+from ..engine import LayerwiseModel
+from ..engine.layerwise_model import Change
 from ..modeling import pruned_config, pruned_model_class
-from ..modeling.families import Family, ModelUnit, Slice, TransposedLinear
+from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import permute_blocks
+from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
 
@@ -66,49 +70,54 @@ def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
 class SortedModel:
     """Runs any policy on views `W[:k]` of weights that are sorted once, without masks or copies.
 
-    Sorting reorders the heads and channels of the given model in place, which does not change its outputs.
+    Sorting reorders the heads and channels of the given model, which does not change its outputs: in place, or
+    whenever the weights of a layer are brought to the device.
 
     Args:
-        model: The dense model. It is reordered in place.
+        layerwise: The dense model.
         units: The units of the model.
         orders: Groups from most to least important, one tensor per unit, each of shape `[groups]` or
             `[groups, sections]` (see `ModelUnit.columns`).
-        family: The family record of the model.
+        ridges: Ridge factors of the units, which `compensated` requires.
     """
 
     def __init__(
-        self, model: PreTrainedModel, units: Sequence[ModelUnit], orders: Sequence[torch.Tensor], family: Family
+        self,
+        layerwise: LayerwiseModel,
+        units: Sequence[ModelUnit],
+        orders: Sequence[torch.Tensor],
+        ridges: Sequence[PrefixRidge] | None = None,
     ):
-        self.model, self.model_units, self.family = model, list(units), family
+        self.layerwise, self.model, self.family = layerwise, layerwise.model, layerwise.family
+        self.model_units, self.ridges = list(units), ridges
         self.units = tuple(unit.unit for unit in units)
-        self.ridges: list[PrefixRidge] | None = None
-        self._sorted = [_sort(unit, order) for unit, order in zip(units, orders)]
-        names = {module: name for name, module in model.named_modules()}
+        # By unit; those of layers whose weights are not in place are out of date.
+        self._sorted: dict[int, list[SortedTensor]] = {}
+        names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
-        if model.device.type == "cpu":
+        self._prefixes = [f"{names[layer]}." for layer in layerwise.layers]
+        for index in range(len(layerwise.layers)):
+            layerwise.weights.change(index, partial(self._sort_layer, index, orders))
+        if layerwise.weights.resident and self.model.device.type == "cpu":
             self._leave_the_file()
+
+    def _sort_layer(self, layer: int, orders: Sequence[torch.Tensor]) -> None:
+        for index in self.members(layer):
+            self._sorted[index] = _sort(self.model_units[index], orders[index])
 
     def _leave_the_file(self) -> None:
         # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
-        own = {tensor.full.data_ptr() for tensors in self._sorted for tensor in tensors}
+        own = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
         for parameter in self.model.parameters():
             if parameter.data_ptr() not in own:
                 parameter.data = parameter.data.clone()
 
-    def factorise(self, grams: Iterable[torch.Tensor], ridge_lambda: float, relative: bool) -> None:
-        """Factor the ridge regression of every unit, which `compensated` requires.
-
-        Args:
-            grams: Gram matrices in group order, one per unit. Each is consumed when its unit is factored, so that
-                a lazy iterable never holds Gram matrices and factors of all units at once.
-            ridge_lambda: λ (the paper: 0.01).
-            relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
-        """
-        weights = map(self.dense_output, range(len(self.model_units)))
-        self.ridges = [PrefixRidge(weight, gram, ridge_lambda, relative) for weight, gram in zip(weights, grams)]
+    def members(self, layer: int) -> list[int]:
+        """Return the indices of the units of a layer."""
+        return [index for index, unit in enumerate(self.units) if unit.layer == layer]
 
     def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Return the name of a unit's output weight, and the weight as the model needs it, for `applied`.
+        """Return the name of a unit's output weight, and the weight as the model needs it, for `applied_to`.
 
         Args:
             index: Index of the unit.
@@ -121,39 +130,67 @@ class SortedModel:
 
         Args:
             policy: Number of groups to keep per unit.
-            members: Indices of the units to compensate; all if `None`.
+            members: Indices of the units to compensate; all if `None`. The weights of their layers are in place.
         """
         chosen = range(len(policy.sizes)) if members is None else members
         return dict(self.named_output(index, self.compensated_output(index, policy.sizes[index])) for index in chosen)
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
         """Return the compensated output weight of one unit of `size` groups, shape `[out_features, kept columns]`."""
-        return self.ridges[index].compensated(size * self.model_units[index].output.block)
+        return self.ridges[index].compensated(self.dense_output(index), size * self.model_units[index].output.block)
 
-    @contextmanager
-    def applied(
-        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> Iterator[PreTrainedModel]:
-        """Apply a policy to the model for the duration of the context.
+    def change(
+        self,
+        policy: PruningPolicy,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        compensated: bool = False,
+    ) -> Change:
+        """Return what applies a policy to a layer whose weights are in place, for the duration of a context.
 
         Args:
             policy: Number of groups to keep per unit.
             weights: Tensors to use instead of the views and of the dense model's own, by the parameter's name. Those
                 on another device are copied for the duration of the context.
+            compensated: Whether to use the output weights after ridge regression too.
         """
-        own = {name: self.model.get_parameter(name).data for name in weights or {}}
-        try:
-            self._set(policy, weights or {})
-            yield self.model
-        finally:
-            self._set(PruningPolicy.dense(self.units), own)
 
-    def _set(self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor]) -> None:
-        for index, (unit, size) in enumerate(zip(self.model_units, policy.sizes)):
+        @contextmanager
+        def applied_to(layer: int) -> Iterator[None]:
+            members = self.members(layer)
+            used = self.compensated(policy, members) if compensated else {}
+            prefix = self._prefixes[layer]
+            used |= {name: weight for name, weight in (weights or {}).items() if name.startswith(prefix)}
+            own = {name: self.model.get_parameter(name).data for name in used}
+            try:
+                self._set(members, policy.sizes, used)
+                yield
+            finally:
+                self._set(members, [unit.groups for unit in self.units], own)
+
+        return applied_to
+
+    @contextmanager
+    def applied(
+        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """Apply a policy to the whole model, all weights of which are in place, for the duration of the context.
+
+        Args:
+            policy: Number of groups to keep per unit.
+            weights: As for `change`.
+        """
+        change = self.change(policy, weights)
+        with ExitStack() as stack:
+            for layer in range(len(self.layerwise.layers)):
+                stack.enter_context(change(layer))
+            yield self.model
+
+    def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
+        for index in members:
             for tensor in self._sorted[index]:
-                getattr(tensor.module, tensor.name).data = tensor.prefix(size)
-            for owner, attribute, count in unit.counters:
-                setattr(owner, attribute, size * count)
+                getattr(tensor.module, tensor.name).data = tensor.prefix(sizes[index])
+            for owner, attribute, count in self.model_units[index].counters:
+                setattr(owner, attribute, sizes[index] * count)
         for name, weight in weights.items():
             parameter = self.model.get_parameter(name)
             parameter.data = weight.to(parameter.device)
@@ -162,21 +199,35 @@ class SortedModel:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
         return self.model_units[index].in_group_order(self._sorted[index][-1].full)
 
-    def materialise(self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
+    def materialise(
+        self,
+        policy: PruningPolicy,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        journal: Journal | None = None,
+    ) -> PreTrainedModel:
         """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
 
         It is on the device of the dense model if it fits, otherwise in host memory.
 
         Args:
             policy: Number of groups to keep per unit.
-            weights: Tensors to use instead of the views and of the dense model's own, by the parameter's name.
+            weights: As for `change`.
+            journal: Saves the layers, and has them on disk if it is one for that.
         """
-        with self.applied(policy, weights) as model:
-            # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
-            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-        for name, module in self.model.named_modules():
-            if isinstance(module, TransposedLinear):
-                state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
+        change, layers = self.change(policy, weights), tuple(self._prefixes)
+        on_disk = journal is not None and journal.on_disk
+        # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
+        state = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.model.state_dict().items()
+            if not name.startswith(layers)
+        }
+        for index, layer in self.layerwise.walk():
+            with change(index):
+                prefix = self._prefixes[index]
+                copied = partial(_own_weights, layer)
+                found = journal.tensors(f"pruned-{index}", copied) if on_disk else copied()
+                state |= {prefix + name: tensor for name, tensor in found.items()}
         config = pruned_config(self.model.config, self.family, policy)
         pruned = pruned_model_class(self.family).from_pretrained(
             None, config=config, state_dict=state, dtype=self.model.dtype
@@ -184,9 +235,21 @@ class SortedModel:
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
-        if self.model.device.type != "cuda" or _has_room(self.model.device, pruned.get_memory_footprint()):
-            pruned = pruned.to(self.model.device)
+        device = self.layerwise.device
+        if self.layerwise.weights.resident and (
+            device.type != "cuda" or _has_room(device, pruned.get_memory_footprint())
+        ):
+            pruned = pruned.to(device)
         return pruned.eval()
+
+
+def _own_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of a layer's weights in host memory, in the layout of its checkpoint."""
+    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in layer.state_dict().items()}
+    for name, module in layer.named_modules():
+        if isinstance(module, TransposedLinear):
+            state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
+    return state
 
 
 def _has_room(device: torch.device, size: int) -> bool:

@@ -7,10 +7,9 @@ from typing import Any
 import datasets
 import evaluate
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ..utils.lm_head import decode, logits_in_pieces
+from ..utils.lm_head import decode, losses_in_pieces
 
 
 @torch.no_grad()
@@ -33,22 +32,10 @@ def window_losses(
     """
     losses = []
     for batch in windows.split(batch_size):
-        total = torch.zeros(len(batch), dtype=torch.float64)
-        for start, logits in logits_in_pieces(model, decode(model, batch)):
-            total += _summed_losses(logits, batch[:, start + 1 : start + 1 + logits.shape[1]])
-            del logits
-        losses.append(total / (batch.shape[1] - 1))
+        losses.append(losses_in_pieces(model, decode(model, batch), batch))
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)
-
-
-def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Losses of a piece summed over its positions, float64, shape `[windows]`; the last may have no target."""
-    # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
-    predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
-    losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
-    return losses.view(targets.shape).double().sum(1).cpu()
 
 
 def to_perplexity(loss: float) -> float:

@@ -25,6 +25,7 @@ from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from .auto import FFPModelForCausalLM, is_pruned, load_whole
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
 from .gguf_file import check_read_whole, open_gguf
+from .offloading import check_offload, offload_layers
 
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class LoadOptions:
     Attributes:
         device: Device of the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator, if available, if `None`.
         dtype: `"auto"` for the checkpoint's dtype, a torch dtype or its name.
-        device_map: Device map of accelerate; excludes `device`.
+        device_map: Device map of accelerate; excludes `device` and `offload`.
+        offload: Where the weights of layers are while they don't run: `"none"` (on the device), `"host"` (in host
+            memory) or `"disk"` (in the files of the checkpoint). `FFPPruner` also takes `"auto"`: the first of them
+            that the memory suffices for.
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision: Revision on the Hub.
         token: Access token of the Hub.
@@ -51,6 +55,7 @@ class LoadOptions:
     device: str | None = None
     dtype: str | torch.dtype = "auto"
     device_map: str | None = None
+    offload: str = "none"
     trust_remote_code: bool = False
     revision: str | None = None
     token: str | None = None
@@ -75,11 +80,17 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     """
     _, extra = _locate(model_id)
     reader = open_gguf(model_id) if extra else None
-    read_model_config(model_id, options)
+    config = read_model_config(model_id, options)
+    dtype, device = resolve_dtype(options.dtype), None
+    if not options.device_map:
+        device = resolve_device(options.device)
+        check_offload(options.offload, device, dtype, config, bool(extra))
     placement = {"device_map": options.device_map} if options.device_map else {}
     model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
-    if not options.device_map:
-        model = model.to(resolve_device(options.device))
+    if device is not None and options.offload != "none":
+        offload_layers(model, device, options.offload)
+    elif device is not None:
+        model = model.to(device)
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer

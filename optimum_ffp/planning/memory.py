@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from ..analysis.gram import ALGEBRA_BYTES
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
+from ..engine.layerwise_model import OFFLOADED_BYTES, RESIDENT_BYTES
 from ..modeling.families import Family, ModelUnit
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.lm_head import POSITIONS
@@ -17,13 +19,16 @@ from ..utils.lm_head import POSITIONS
 PROCESS_BYTES = 640 * 2**20
 # glibc allocates larger blocks individually and returns them to the system when they are freed.
 RETURNED_BYTES = 32 * 2**20
-# Peak of temporaries in float64 and float32: bytes per entry of the largest Gram matrix, during its factorisation and
-# during the fit of a unit, and bytes per entry of the output weights during the fit.
-FACTORISATION_BYTES, FIT_BYTES, FIT_OUTPUT_BYTES = 44, 42, 44
+# Peak of temporaries in float64 and float32 during the fit of a unit: bytes per entry of the largest Gram matrix, and
+# per entry of the output weights.
+FIT_BYTES, FIT_OUTPUT_BYTES = 42, 44
 # Bytes per parameter of the layer in training, in float32: weights, gradients and the two moments of Adam.
 TRAINING_BYTES = 16
 
 Parts = dict[str, int]
+
+# Parts that are memory-mapped files with offload "disk".
+FILES = ("factors", "Fisher matrices", "calibrated weights", "pruned model", "pruned model before")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Placement:
         matrices_beside: Whether Gram matrices and factors are on the model's device.
         journal: Whether finished work is saved to disk, to resume from.
         several: Whether there are several sparsities, so that a pruned model is kept until the next is finished.
+        room: Bytes on the accelerator beside the weights and the factors that are there. Hidden states are in host
+            memory if they would take more than an eighth of them.
+        offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
     """
 
     compute_size: int
@@ -63,14 +71,16 @@ class Placement:
     matrices_beside: bool = True
     journal: bool = False
     several: bool = False
+    room: int = 0
+    offload: str = "none"
 
 
 class MemoryModel:
     """Adds up the memory of each stage of a prune.
 
-    Windows are processed in batches, so that peaks don't grow with their number, with two exceptions: calibration
-    layer by layer keeps the hidden states of all its windows, and text is sampled from the model in a batch of many
-    windows. The text of a dataset is not counted: its length is unknown before it is read.
+    All windows go through a layer before the next, so that their hidden states are kept: those of all calibration
+    windows, and of as many others as `RESIDENT_BYTES` allows. What a layer computes on the way is that of a batch. The
+    text of a dataset is not counted: its length is unknown before it is read.
 
     Args:
         model: The dense model, for example on the meta device.
@@ -82,7 +92,8 @@ class MemoryModel:
 
     Attributes:
         weights, pruned: Bytes of the dense and of the pruned model.
-        grams, fishers: Bytes of all Gram matrices and of all Fisher matrices.
+        fishers, factors: Bytes of all Fisher matrices and of all ridge factors.
+        grams: Bytes of the Gram matrices of one layer, the largest.
         outputs: Bytes of the pruned model's output projections.
         calibrated: Bytes of the weights that calibration changes: with distillation, those of whole layers.
     """
@@ -109,48 +120,59 @@ class MemoryModel:
         self.weights = model.get_memory_footprint()
         self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
+        self.layer_outputs = _largest([module.weight.numel() for module in outputs]) * self.size
         layers = model.base_model.get_submodule(family.layers)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
-        self.largest_layer = max(parameters)
+        self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * self.size
         self.calibrated = self.outputs * (config.calibration != "none")
         if config.calibration == "distillation":
             self.calibrated = sum(parameters) * self.size - int(sparsity * blocks)
-        self.fused = int(kept * sum(map(_fused_parameters, units))) * self.size
-        self.components = sum(map(_component_bytes, units))
-        self.grams = sum(4 * count**2 for count in self.features)
+        self.fused = int(kept * _largest([*map(_fused_parameters, units)])) * self.size
+        self.components = _largest([*map(_component_bytes, units)])
+        matrices = [4 * count**2 for count in self.features]
+        self.grams = _largest(matrices)
         self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
-        self.factors = self.grams if config.needs_factors else 0
+        self.factors = sum(matrices) if config.needs_factors else 0
 
     def stages(self) -> Iterator[StageMemory]:
         """Yields all stages of the prune, in order."""
         config, place, entries = self.config, self.placement, max(self.features) ** 2
-        weights = {"weights": self.weights}
+        weights = self._weights()
         yield self._stage("data", weights | self._writing())
 
-        grams = "Gram matrices", self.grams
-        process = {"Gram matrices on their way to disk": self.grams * (place.accelerator and place.journal)}
-        yield self._stage("statistics", weights | self._forward(self.size), grams, process)
-        process = {"Fisher matrices": self.fishers}
-        if self.fishers:
-            yield self._stage("fisher", weights | self._backward(), grams, process | self._holes())
-        workspace = {"workspace": getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0) * entries}
-        yield self._stage("importance", weights | workspace, grams, process)
-
+        fishers = {"Fisher matrices": self.fishers}
         factors = "factors", self.factors
+        if self.fishers:
+            beside, host = self._backward(config.fisher_samples)
+            yield self._stage("fisher", weights | beside, host=fishers | host)
+        read = config.num_samples * config.seq_len
+        states, waiting = self._states(read, self.size)
+        # One layer after another is read, ordered and factored.
+        host = fishers | waiting | {"factors on their way to disk": self.grams * (place.accelerator and place.journal)}
+        weights_and_states = weights | states
+        read = self._forward(self.size) | {"Gram matrices": self.grams}
+        yield self._stage("statistics", weights_and_states | read, factors, host)
+        criterion = getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0)
+        beside, apart = self._algebra(criterion * entries)
+        yield self._stage("importance", weights_and_states | beside, factors, host | apart)
         if self.factors:
-            workspace = {"workspace": FACTORISATION_BYTES * entries}
-            yield self._stage("factorisation", weights | workspace, factors, process)
+            beside, apart = self._algebra(ALGEBRA_BYTES * entries)
+            yield self._stage("factorisation", weights_and_states | beside, factors, host | apart)
             if not config.grad:
                 logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
-                yield self._stage("slopes", weights | logits | self._forward(place.compute_size), factors)
+                beside, host = self._kept_at_once(config.slope_samples, len(self.features) + 1)
+                yield self._stage("slopes", weights | beside | logits | self._forward(self.size), factors, host)
 
         weights |= {"pruned model before": self.pruned * place.several}
-        candidate = {"compensated weights": self.outputs * (config.reward == "compensated"), "fused": self.fused}
-        passes = self._forward(place.compute_size) | self._logits(place.compute_size)
+        candidate = {"compensated weights": self.layer_outputs * (config.reward == "compensated")}
+        candidate["fused"] = self.fused
+        passes, host = self._evaluation(config.search_samples, place.compute_size)
         if config.follows_gradient:
-            gradient = self._backward() | {"components": self.components} | self._holes()
-            passes = max(passes, gradient, key=lambda parts: sum(parts.values()))
-        yield self._stage("search", weights | candidate | passes, factors)
+            gradient, waiting = self._backward(config.update_samples)
+            gradient["components"] = self.components
+            if sum((gradient | waiting).values()) > sum((passes | host).values()):
+                passes, host = gradient, waiting
+        yield self._stage("search", weights | candidate | passes, factors, host)
         calibrated = {"calibrated weights": self.calibrated}
         fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
         beside, host = calibrated, {}
@@ -158,8 +180,8 @@ class MemoryModel:
             # Weights of distilled layers are in host memory, and on the card while they are evaluated.
             beside, host = {}, calibrated
         yield self._stage("calibration", weights | beside | fitting, factors, host | hidden)
-        passes = self._forward(self.size) | self._logits(self.size)
-        yield self._stage("evaluation", weights | calibrated | passes, factors, host)
+        passes, waiting = self._evaluation(config.eval_samples, self.size)
+        yield self._stage("evaluation", weights | beside | passes, factors, host | waiting)
         pruned = {"pruned model": self.pruned}
         yield self._stage("slicing", weights | beside, factors, host | pruned)
         yield self._stage("save", weights, factors, pruned)
@@ -169,10 +191,23 @@ class MemoryModel:
     ) -> StageMemory:
         label, size = matrices
         host = {"process": PROCESS_BYTES} | (host or {})
+        if self.placement.offload == "host":
+            host["weights of layers"] = self.layer_weights
         if self.placement.matrices_beside:
-            return StageMemory(name, beside | {label: size}, host)
-        # Matrices are moved to the accelerator for one unit at a time.
-        return StageMemory(name, beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size})
+            beside = beside | {label: size}
+        else:
+            # Matrices are moved to the accelerator for one unit at a time.
+            beside, host = beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size}
+        if self.placement.offload == "disk":
+            beside, host = ({part: parts[part] for part in parts if part not in FILES} for parts in (beside, host))
+        return StageMemory(name, beside, host)
+
+    def _weights(self) -> Parts:
+        """Weights on the device. Of offloaded layers, one that runs, before and after sorting, and the next."""
+        if self.placement.offload == "none":
+            return {"weights": self.weights}
+        beside = {"embeddings and head": self.weights - self.layer_weights}
+        return beside | {"layers in place": 3 * self.largest_layer * self.size}
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:
         """Activations of the widest layer, with the float32 copies that hooks make of them."""
@@ -191,21 +226,38 @@ class MemoryModel:
     def _cast_head(self, size: int) -> int:
         return self.vocabulary * self.hidden * size * (size < self.size)
 
-    def _backward(self) -> Parts:
-        """One window: inputs of all layers, recomputation of one layer, and a piece of logits with its gradient."""
+    def _evaluation(self, windows: int | None, size: int) -> tuple[Parts, Parts]:
+        """Parts of the evaluation of one policy; all windows of a text if `None`."""
+        beside, host = self._kept_at_once(windows, 1)
+        return beside | self._forward(size) | self._logits(size), host
+
+    def _backward(self, windows: int) -> tuple[Parts, Parts]:
+        """Inputs of all layers, recomputation of one layer, and a piece of logits with its gradient."""
         size = self.placement.compute_size
         pieces = 2 * (self._piece(4) + self._piece(size))
-        logits = {"logits and gradient": pieces + self._cast_head(size)}
-        activations = 2 * self._forward(size, 1)["activations"]
-        return logits | {"activations": activations, "layer inputs": self._layer_inputs()}
+        beside, host = self._kept_at_once(windows, self.layers + 2)
+        beside["logits and gradient"] = pieces + self._cast_head(size)
+        beside["activations"] = 2 * self._forward(size, 1)["activations"]
+        return beside, host
 
-    def _layer_inputs(self) -> int:
-        return self.layers * self.config.seq_len * self.hidden * self.size
+    def _kept_at_once(self, windows: int | None, copies: int) -> tuple[Parts, Parts]:
+        """Hidden states of as many windows as are taken through the layers at once."""
+        one = self.config.seq_len * self.hidden * self.size * copies
+        at_once = max(1, (RESIDENT_BYTES if self.placement.offload == "none" else OFFLOADED_BYTES) // one)
+        return self._states(self.config.seq_len * min(windows or at_once, at_once) * copies, self.size)
 
-    def _holes(self) -> Parts:
-        # Inputs of all layers are kept among blocks that are freed, which fragments the heap.
-        small = self.config.seq_len * self.hidden * self.size < RETURNED_BYTES and not self.placement.accelerator
-        return {"heap with holes": 3 * self._layer_inputs() * small}
+    def _algebra(self, workspace: int) -> tuple[Parts, Parts]:
+        """The workspace of one unit, and the Gram matrices of its layer."""
+        parts, there = {"Gram matrices": self.grams, "workspace": workspace}, {"Gram matrices": self.grams}
+        if not self.placement.accelerator or self.placement.room > ALGEBRA_BYTES * max(self.features) ** 2:
+            return parts, {}
+        return there, {"workspace": workspace}
+
+    def _states(self, tokens: int, size: int) -> tuple[Parts, Parts]:
+        """Hidden states on the device and in host memory."""
+        states = {"hidden states": tokens * self.hidden * size}
+        fits = self.placement.accelerator and 8 * states["hidden states"] < self.placement.room
+        return (states, {}) if fits else ({}, states)
 
     def _fitting(self) -> tuple[Parts, Parts]:
         """Parts of calibration layer by layer, on the device and in host memory."""
@@ -218,7 +270,8 @@ class MemoryModel:
             beside["training"] = (TRAINING_BYTES + 2 * self.size) * self.largest_layer
         else:
             beside["workspace"] = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
-        return beside, {"hidden states": tokens * 2 * self.hidden * self.placement.compute_size}
+        states, host = self._states(2 * tokens, self.placement.compute_size)
+        return beside | states, host
 
     def _writing(self) -> Parts:
         written = DataRequest.of(self.config).all_written(self.config.dataset, self.config.eval_dataset)
@@ -227,6 +280,11 @@ class MemoryModel:
         _, tokens = passages_of(self.config.seq_len)
         at_once = passages_at_once(written, self.config.seq_len)
         return {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
+
+
+def _largest(of_units: Sequence[int]) -> int:
+    """The largest sum over the two units of a layer."""
+    return max(map(sum, zip(of_units[::2], of_units[1::2])))
 
 
 def _component_bytes(unit: ModelUnit) -> int:

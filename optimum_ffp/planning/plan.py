@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
@@ -16,7 +16,7 @@ from ..compression.distillation import distillation_tokens
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
-from ..modeling.families import find_family
+from ..modeling.families import Family, find_family
 from ..modeling.loading import loading_errors, resolve_dtype
 from ..options import GRADIENT_COST, LAYER_BY_LAYER, NO_SEARCH
 from ..search.runner import budget_at, check_budget
@@ -27,6 +27,8 @@ from .memory import MemoryModel, Placement, StageMemory
 
 
 GIB = 2**30
+# Where the weights of layers are while they don't run, by offload.
+PLACES = {"none": "where they run", "host": "in host memory (--offload host)", "disk": "on disk (--offload disk)"}
 # Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
 BESIDE_WEIGHTS_BYTES = 32 * 2**20
 
@@ -53,6 +55,7 @@ class Plan:
         memory: Memory per stage, in the order of the stages.
         disk: Bytes written per stage: work to resume from, which is removed at the end, and checkpoints.
         machine: Device and available memory.
+        offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
     """
 
     model: str
@@ -70,6 +73,7 @@ class Plan:
     memory: tuple[StageMemory, ...]
     disk: dict[str, int]
     machine: Machine
+    offload: str = "none"
 
     def host_bytes(self, stage: StageMemory) -> int:
         """Estimated peak of host memory of this process in a stage."""
@@ -117,6 +121,7 @@ class Plan:
             ("units", ", ".join(f"{count} x {unit}" for unit, count in counts.items())),
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
+            ("weights of layers", PLACES[self.offload]),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
         ]
@@ -165,6 +170,7 @@ def make_plan(
     dtype: str = "auto",
     device_map: str | None = None,
     journal: bool = True,
+    offload: str = "auto",
 ) -> Plan:
     """Plans a prune without loading weights.
 
@@ -176,6 +182,8 @@ def make_plan(
         dtype: `"auto"` for the dtype of the config, or the name of a torch dtype.
         device_map: Device map of accelerate, instead of `device`; all accelerators count as one.
         journal: Whether finished work is saved to disk, to resume from, as on the command line.
+        offload: Where the weights of layers are while they don't run, as in `LoadOptions`; `"auto"` for the first
+            place that the memory suffices for, or else that which needs the least.
 
     Returns:
         The plan; the command line prints its `describe()`.
@@ -205,38 +213,63 @@ def make_plan(
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
     matrices = sum(4 * count**2 for count in features)
-    placement = Placement(
-        compute_size=(compute or weights_dtype).itemsize,
-        accelerator=accelerator,
-        matrices_beside=not accelerator or machine.device_free - model.get_memory_footprint() > 2 * matrices,
-        journal=journal,
-        several=len(sparsities) > 1,
-    )
-    # The smallest sparsity has the largest pruned model.
-    models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
-    written = {"statistics": models[0].grams, "fisher": models[0].fishers}
-    if config.calibration in LAYER_BY_LAYER:
-        written["calibration"] = sum(one.calibrated for one in models)
-    checkpoints = sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)
+    matrices = sum(4 * count**2 for count in features)
     evaluations, tokens = _count(config, len(units), len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
-    return Plan(
-        model=name,
-        family=model_config.model_type,
-        parameters=model.num_parameters(),
-        dtype=weights_dtype,
-        ways=shapes,
-        features=features,
-        sparsities=sparsities,
-        feasible=(max(low for low, _ in feasible), min(high for _, high in feasible)),
-        bounds=(config.min_retention, config.max_retention),
-        candidate_evaluations=evaluations,
-        tokens=tokens,
-        evaluated=1 + results * len(sparsities),
-        memory=tuple(models[0].stages()),
-        disk=(written if journal else {}) | {"save": checkpoints},
-        machine=machine,
-    )
+    common = {
+        "model": name,
+        "family": model_config.model_type,
+        "parameters": model.num_parameters(),
+        "dtype": weights_dtype,
+        "ways": shapes,
+        "features": features,
+        "sparsities": sparsities,
+        "feasible": (max(low for low, _ in feasible), min(high for _, high in feasible)),
+        "bounds": (config.min_retention, config.max_retention),
+        "candidate_evaluations": evaluations,
+        "tokens": tokens,
+        "evaluated": 1 + results * len(sparsities),
+        "machine": machine,
+    }
+    places = [offload]
+    if offload == "auto":
+        reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
+        places = ["none", *["host"] * accelerator, *["disk"] * reads_files]
+        places = ["none"] if device_map else places
+    for place in places:
+        room = machine.device_free - _resident_bytes(model, family, place) if accelerator else 0
+        beside = place == "none" and (not accelerator or room > 2 * matrices)
+        placement = Placement(
+            compute_size=(compute or weights_dtype).itemsize,
+            accelerator=accelerator,
+            matrices_beside=beside,
+            journal=journal,
+            several=len(sparsities) > 1,
+            room=room - matrices * beside,
+            offload=place,
+        )
+        # The smallest sparsity has the largest pruned model.
+        models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
+        plan = Plan(memory=tuple(models[0].stages()), disk=_disk(models, config, journal), offload=place, **common)
+        if not plan.warnings:
+            break
+    return plan
+
+
+def _resident_bytes(model: PreTrainedModel, family: Family, offload: str) -> int:
+    """Bytes of the weights that are on the device from the beginning to the end."""
+    layers = model.base_model.get_submodule(family.layers) if offload != "none" else ()
+    return model.get_memory_footprint() - sum(one.nbytes for layer in layers for one in layer.parameters())
+
+
+def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:
+    """Bytes written per stage, for models by sparsity."""
+    written = {"statistics": models[0].factors, "fisher": models[0].fishers}
+    if config.calibration in LAYER_BY_LAYER:
+        written["calibration"] = sum(one.calibrated for one in models)
+    if models[0].placement.offload == "disk":
+        written["slicing"] = sum(one.pruned for one in models)
+    return (written if journal else {}) | {"save": sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)}
 
 
 def _count(config: FFPConfig, units: int, sparsities: int) -> tuple[int, dict[str, int | None]]:

@@ -1,6 +1,7 @@
 """Evaluation of candidate policies on the search windows."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class CandidateEvaluator:
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
-        losses = np.array([self._kept_losses(policy, windows) for policy in policies])
+        losses = np.array(self._losses(policies, windows))
         self.evaluations += len(policies)
         self.tokens += losses.size * self.windows.shape[1]
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
@@ -80,11 +81,28 @@ class CandidateEvaluator:
     def _journal_of(self, policy: PruningPolicy, windows: np.ndarray) -> Journal:
         return self.journal.part(policy.sizes, windows.tolist())
 
-    def _kept_losses(self, policy: PruningPolicy, windows: np.ndarray) -> np.ndarray:
-        chosen = self.windows[torch.from_numpy(windows)]
-        journal = self._journal_of(policy, windows)
-        return np.array(journal.value("losses", lambda: self._losses(policy, chosen).tolist()))
+    def _losses(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> list[list[float]]:
+        chosen, journals = (
+            self.windows[torch.from_numpy(windows)],
+            [self._journal_of(one, windows) for one in policies],
+        )
+        found: dict[int, list[float]] = {}
 
-    def _losses(self, policy: PruningPolicy, windows: torch.Tensor) -> np.ndarray:
-        weights = self.sorted_model.compensated(policy) if self.compensated else None
-        return policy_losses(self.sorted_model, policy, windows, weights, self.batch_size, self.dtype)
+        def measure(number: int) -> list[float]:
+            # One by one, so that what is finished is saved; but together where weights have to be brought for them.
+            if number not in found:
+                together = [number]
+                if not self.sorted_model.layerwise.weights.resident:
+                    together = [other for other, journal in enumerate(journals) if not journal.has("losses")]
+                measured = policy_losses(
+                    self.sorted_model,
+                    [policies[other] for other in together],
+                    chosen,
+                    compensated=self.compensated,
+                    batch_size=self.batch_size,
+                    dtype=self.dtype,
+                )
+                found.update(zip(together, measured.tolist()))
+            return found[number]
+
+        return [journal.value("losses", partial(measure, number)) for number, journal in enumerate(journals)]

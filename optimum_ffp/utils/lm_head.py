@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -48,6 +49,32 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
             )
             # Don't bind chunks; each is freed before the next.
             yield start, *(_logits(model, piece) for piece in pieces)
+
+
+def losses_in_pieces(model: PreTrainedModel, decoded: ModelOutput, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log-likelihood of every window, in nats per predicted token.
+
+    Args:
+        model: The causal LM.
+        decoded: Output of `decode`.
+        tokens: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
+
+    Returns:
+        Losses, float64, in host memory, shape `[windows]`.
+    """
+    total = torch.zeros(len(tokens), dtype=torch.float64)
+    for start, logits in logits_in_pieces(model, decoded):
+        total += _summed_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]])
+        del logits
+    return total / (tokens.shape[1] - 1)
+
+
+def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the losses of a piece summed over its positions, of which the last may have no target."""
+    # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
+    predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
+    losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
+    return losses.view(targets.shape).double().sum(1).cpu()
 
 
 @contextmanager

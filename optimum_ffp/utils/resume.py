@@ -43,6 +43,8 @@ class Journal:
         prefix: Prefix of the names of entries.
         lock: Lock on the folder, held as long as this journal is used.
         notes: Settings that only affect the last digits of the entries.
+        on_disk: Whether tensors are views of the memory-mapped files as soon as they are saved, so that they take no
+            memory of their own.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Journal:
         prefix: str = "",
         lock: FolderLock | None = None,
         notes: Mapping[str, Any] | None = None,
+        on_disk: bool = False,
     ):
         self.folder, self.identity, self.prefix, self.lock = folder, identity or {}, prefix, lock
-        self.notes = notes or {}
+        self.notes, self.on_disk = notes or {}, on_disk
 
     @classmethod
     def open(
@@ -63,6 +66,7 @@ class Journal:
         identity: Mapping[str, Any],
         resume: bool,
         notes: Mapping[str, Any] | None = None,
+        on_disk: bool = False,
     ) -> "Journal":
         """Open the journal of a pruning run and lock its folder.
 
@@ -72,6 +76,7 @@ class Journal:
             resume: Whether to resume from existing entries.
             notes: Settings that only affect the last digits, such as the number of threads; differences are logged as
                 warnings.
+            on_disk: As for the class.
 
         Raises:
             FFPError: If there is a journal and `resume` is off, it belongs to another run or is in use by another
@@ -101,19 +106,19 @@ class Journal:
         for file in _own_files(path):
             if file.name.endswith(PARTIAL):
                 file.unlink()
-        return cls(path, identity, lock=lock, notes=notes)
+        return cls(path, identity, lock=lock, notes=notes, on_disk=on_disk)
 
     def part(self, *keys: Any) -> "Journal":
         """Return a journal in the same folder for entries that also depend on the given keys."""
         text = json.dumps(keys, sort_keys=True)
         prefix = f"{self.prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
-        return Journal(self.folder, self.identity, prefix, notes=self.notes)
+        return Journal(self.folder, self.identity, prefix, notes=self.notes, on_disk=self.on_disk)
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the saved value of an entry, or compute and save it. It must be JSON-serialisable."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{self.prefix}{name}{ENDINGS[0]}"
+        path = self._path(name, ENDINGS[0])
         if path.is_file():
             with _damage_named(path):
                 return from_exact_json(path.read_text(encoding="utf-8"))
@@ -126,14 +131,23 @@ class Journal:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{self.prefix}{name}{ENDINGS[1]}"
+        path = self._path(name, ENDINGS[1])
         if not path.is_file():
             result = compute()
             kept = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
             self._write(path, lambda partial: save_file(kept, partial))
-            return result
+            if not self.on_disk:
+                return result
+            del result, kept
         with _damage_named(path):
             return load_file(path)
+
+    def has(self, name: str) -> bool:
+        """Return whether an entry is saved."""
+        return self.folder is not None and any(self._path(name, ending).is_file() for ending in ENDINGS)
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self.folder / f"{self.prefix}{name}{ending}"
 
     def remove(self) -> None:
         """Delete all entries, and the folder if it contains no other files."""

@@ -8,7 +8,7 @@ from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import make_tiny_model
+from tests.helpers import layerwise_of, make_tiny_model
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_every_layer_takes_the_way_that_costs_less(windows, grad):
     columns[:, 1] = 0
     columns = model.model.layers[1].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)
     columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
-    family, config = find_family(model.config), FFPConfig(grad=grad, fisher_samples=2)
-    ways = find_ways(model, family, config)
-    prepared = prepare(model, ways, family, config, windows, StageMeter(), Journal())
+    layerwise, config = layerwise_of(model), FFPConfig(grad=grad, fisher_samples=2)
+    ways = find_ways(model, layerwise.family, config)
+    prepared = prepare(layerwise, ways, config, windows, StageMeter(), Journal())
     units, curves = prepared.sorted_model.units, prepared.curves.curves
     assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]

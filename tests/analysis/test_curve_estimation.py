@@ -11,8 +11,8 @@ from tests.helpers import make_sorted_model
 def test_scaled_curves_tell_what_pruning_one_unit_does_to_the_output(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     errors = [
-        loss_curve(ridge, None, unit.output.block)
-        for ridge, unit in zip(sorted_model.ridges, sorted_model.model_units)
+        loss_curve(sorted_model.dense_output(index), ridge, None, unit.output.block)
+        for index, (ridge, unit) in enumerate(zip(sorted_model.ridges, sorted_model.model_units))
     ]
     slopes = measure_slopes(sorted_model, windows, errors)
     dense = tiny_model(windows).logits.log_softmax(-1)
@@ -30,10 +30,11 @@ def test_scaled_curves_tell_what_pruning_one_unit_does_to_the_output(tiny_model,
 def test_unweighted_curve_is_the_error_in_the_metric_of_the_gram_matrix(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     ridge, unit = sorted_model.ridges[1], sorted_model.model_units[1]
-    curve = loss_curve(ridge, None, unit.output.block)
-    factor, weight = ridge.factor.double(), ridge.weight.double()
+    dense = sorted_model.dense_output(1)
+    curve = loss_curve(dense, ridge, None, unit.output.block)
+    factor, weight = ridge.factor.double(), dense.double()
     kept = unit.unit.groups // 2
     change = -weight.clone()
-    change[:, :kept] += ridge.compensated(kept).double()
+    change[:, :kept] += ridge.compensated(dense, kept).double()
     assert curve[kept] == pytest.approx(float((change @ factor).square().sum()), rel=1e-3)
     assert curve[-1] == 0 and (np.diff(curve) <= 1e-6 * curve[0]).all()

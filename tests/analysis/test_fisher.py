@@ -6,21 +6,16 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
-from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
 from optimum_ffp.modeling.families import find_units, get_family
-from tests.helpers import make_tiny_model
-
-
-def layers_of(model):
-    return model.base_model.get_submodule(get_family(model.config.model_type).layers)
+from tests.helpers import layerwise_of, make_tiny_model, statistics_of
 
 
 def test_curve_without_weights_is_the_error_that_calibration_leaves():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(500, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
     weight, gram = torch.randn(5, 12, generator=generator), inputs.T @ inputs / 500
-    curve = loss_curve(PrefixRidge(weight, gram, 0.01), 2 * torch.eye(5), block=1)
+    curve = loss_curve(weight, PrefixRidge.of(gram, 0.01), 2 * torch.eye(5), block=1)
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(12)
     for kept in range(1, 12):
         repaired = torch.zeros_like(weight)
@@ -35,7 +30,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     before = copy.deepcopy(tiny_model.state_dict())
-    fishers = collect_fisher(tiny_model, units, layers_of(tiny_model), windows.repeat(8, 1))
+    fishers = collect_fisher(layerwise_of(tiny_model), units, windows.repeat(8, 1))
     assert not any(unit.output.module._forward_hooks for unit in units)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
     logits = tiny_model(windows).logits.log_softmax(-1)
@@ -52,22 +47,24 @@ def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
     assert 0.5 < predicted / measured < 2.0
 
 
-def test_layers_that_run_again_give_the_same_matrices_and_are_left_as_they_were(tiny_model, windows):
+def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypatch):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
-    recomputed = collect_fisher(tiny_model, units, layers_of(tiny_model), windows)
-    kept = collect_fisher(tiny_model, units, [], windows)
-    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-9) for one, other in zip(recomputed, kept))
-    assert not any("forward" in vars(layer) for layer in layers_of(tiny_model))
+    together = collect_fisher(layerwise_of(tiny_model), units, windows)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
+    assert layerwise_of(tiny_model).at_once(windows) == 1
+    one_by_one = collect_fisher(layerwise_of(tiny_model), units, windows)
+    assert all(torch.equal(one, other) for one, other in zip(together, one_by_one))
+    assert not any("forward" in vars(layer) for layer in layerwise_of(tiny_model).layers)
 
 
 def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
-    layers = layers_of(tiny_model)
-    alone = collect_fisher(tiny_model, units, layers, windows)
+    layers = layerwise_of(tiny_model).layers
+    alone = collect_fisher(layerwise_of(tiny_model), units, windows)
     for layer in layers:
         add_hook_to_module(layer, AlignDevicesHook("cpu", io_same_device=True))
     wrapped = [vars(layer)["forward"] for layer in layers]
-    hooked = collect_fisher(tiny_model, units, layers, windows)
+    hooked = collect_fisher(layerwise_of(tiny_model), units, windows)
     assert all(torch.equal(one, other) for one, other in zip(alone, hooked))
     assert [vars(layer)["forward"] for layer in layers] == wrapped
 
@@ -75,9 +72,7 @@ def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, window
 @pytest.mark.slow
 def test_same_seed_same_matrices(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
-    first, again, other = (
-        collect_fisher(tiny_model, units, layers_of(tiny_model), windows, seed) for seed in (0, 0, 1)
-    )
+    first, again, other = (collect_fisher(layerwise_of(tiny_model), units, windows, seed) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
 
 
@@ -87,11 +82,11 @@ def test_where_a_norm_follows_the_length_of_an_output_has_no_weight(name, window
     family = get_family(model.config.model_type)
     assert family.normalised_outputs
     units = find_units(model, family)[-1:]
-    module, layers = units[0].output.module, layers_of(model)
+    module = units[0].output.module
 
     def measure(relative):
-        (statistics,) = collect_statistics(model, units, windows, relative=relative)
-        (fisher,) = collect_fisher(model, units, layers, windows, relative=relative)
+        (statistics,) = statistics_of(model, units, windows, relative=relative)
+        (fisher,) = collect_fisher(layerwise_of(model), units, windows, relative=relative)
         return statistics.gram, fisher
 
     before, absolute = measure(True), measure(False)

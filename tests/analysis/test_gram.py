@@ -1,7 +1,7 @@
 import torch
 
-from optimum_ffp.analysis.gram import collect_statistics
 from optimum_ffp.modeling.families import find_units, get_family
+from tests.helpers import statistics_of
 
 
 def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows):
@@ -19,7 +19,7 @@ def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows):
     for hook in hooks:
         hook.remove()
     for batch_size in (1, 4):
-        for index, found in enumerate(collect_statistics(tiny_model, units, windows, batch_size)):
+        for index, found in enumerate(statistics_of(tiny_model, units, windows, batch_size)):
             inputs = recorded[index]
             assert found.tokens == len(inputs) == windows.numel()
             assert torch.allclose(found.gram, inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-4)
@@ -29,13 +29,13 @@ def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows):
 
 def test_no_hook_is_left_behind(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
-    collect_statistics(tiny_model, units, windows)
+    statistics_of(tiny_model, units, windows)
     assert not any(unit.output.module._forward_pre_hooks for unit in units)
 
 
 def test_permuted_reorders_whole_groups(tiny_model, windows):
     unit = find_units(tiny_model, get_family(tiny_model.config.model_type))[0]
-    (found,) = collect_statistics(tiny_model, [unit], windows)
+    (found,) = statistics_of(tiny_model, [unit], windows)
     groups, block = unit.unit.groups, unit.output.block
     order = torch.arange(groups).flip(0)
     index = torch.cat([torch.arange(group * block, (group + 1) * block) for group in order.tolist()])

@@ -34,7 +34,7 @@ def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
 def test_all_of_it_is_measured_once(measure, monkeypatch):
     measured, _ = measure()
     found = measured.data, measured.prepared, measured.dense_losses
-    for name in ("load_windows", "prepare", "window_losses"):
+    for name in ("load_windows", "prepare", "policy_losses"):
         monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
     assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
 

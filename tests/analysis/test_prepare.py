@@ -9,7 +9,7 @@ from optimum_ffp.compression.ridge import ridge_direct
 from optimum_ffp.modeling.families import find_units, get_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import make_tiny_model
+from tests.helpers import layerwise_of, make_tiny_model
 
 
 # A prune that needs no loss curves, and one that needs no ridge regression either.
@@ -22,10 +22,10 @@ def prepared_with(windows):
     """What is prepared of a tiny llama with some options, and the meter of it."""
 
     def call(journal=None, **options):
-        model, family, meter = make_tiny_model(), get_family("llama"), StageMeter()
+        layerwise, meter = layerwise_of(make_tiny_model()), StageMeter()
         config = FFPConfig(fisher_samples=2, **options)
-        ways = find_ways(model, family, config)
-        return prepare(model, ways, family, config, windows, meter, journal or Journal()), meter
+        ways = find_ways(layerwise.model, layerwise.family, config)
+        return prepare(layerwise, ways, config, windows, meter, journal or Journal()), meter
 
     return call
 
@@ -56,7 +56,7 @@ def test_factors_are_of_the_sorted_model(prepared_with, windows):
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        ({}, ["statistics", "fisher", "importance", "factorisation"]),
+        ({}, ["fisher", "statistics", "importance", "factorisation"]),
         ({"grad": False}, ["statistics", "importance", "factorisation", "slopes"]),
         (PLAIN, ["statistics", "importance", "factorisation"]),
         (PLAINEST, ["statistics", "importance"]),

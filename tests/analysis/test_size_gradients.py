@@ -18,12 +18,12 @@ def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
     weight = torch.randn(5, 12, generator=generator)
-    ridge = PrefixRidge(weight, inputs.T @ inputs / 200)
+    ridge = PrefixRidge.of(inputs.T @ inputs / 200)
     for start, stop in ((0, 4), (4, 5), (3, 12)):
-        directions, mixing = ridge.components(start, stop)
-        expected = ridge.compensated(stop) - nn.functional.pad(ridge.compensated(start), (0, stop - start))
-        if not start:
-            expected = ridge.compensated(stop)
+        directions, mixing = ridge.components(weight, start, stop)
+        expected = ridge.compensated(weight, stop)
+        if start:
+            expected = expected - nn.functional.pad(ridge.compensated(weight, start), (0, stop - start))
         assert torch.allclose(directions @ mixing.T, expected, atol=1e-4)
 
 
@@ -58,7 +58,10 @@ def _losses(sorted_model, policy, neighbour, windows, index, step):
     for i, unit in enumerate(sorted_model.model_units):
         here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbour, up))
         weight, other = (
-            nn.functional.pad(sorted_model.ridges[i].compensated(size), (0, width - size)) for size in (here, there)
+            nn.functional.pad(
+                sorted_model.ridges[i].compensated(sorted_model.dense_output(i), size), (0, width - size)
+            )
+            for size in (here, there)
         )
         weights |= [sorted_model.named_output(i, torch.lerp(weight, other, step) if i == index else weight)]
     with sorted_model.applied(up, weights) as model:

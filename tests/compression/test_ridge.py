@@ -20,7 +20,7 @@ def problem(features: int = 24, outputs: int = 10, seed: int = 0) -> tuple[torch
 def test_prefix_ridge_equals_the_direct_solve(kept, seed, ridge, relative):
     weight, _, gram = problem(seed=seed)
     expected = ridge_direct(weight, gram, kept, ridge, relative)
-    found = PrefixRidge(weight, gram, ridge, relative).compensated(kept)
+    found = PrefixRidge.of(gram, ridge, relative).compensated(weight, kept)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -41,12 +41,12 @@ def test_direct_solve_equals_least_squares_on_the_activations(kept):
 
 def test_all_retained_is_the_identity():
     weight, _, gram = problem()
-    assert torch.equal(PrefixRidge(weight, gram).compensated(24), weight)
+    assert torch.equal(PrefixRidge.of(gram).compensated(weight, 24), weight)
     assert torch.equal(ridge_direct(weight, gram, 24), weight)
 
 
 def test_dead_channels_do_not_break_the_factor():
     weight, inputs, _ = problem()
     inputs[:, 3:9] = 0
-    found = PrefixRidge(weight, inputs.T @ inputs / len(inputs)).compensated(12)
+    found = PrefixRidge.of(inputs.T @ inputs / len(inputs)).compensated(weight, 12)
     assert torch.isfinite(found).all()

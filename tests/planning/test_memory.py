@@ -26,10 +26,11 @@ MATRICES = 3 * (32**2 + 48**2)
 def test_weights_and_matrices_by_hand():
     found, memory = stages()
     assert memory.weights == WEIGHTS
-    assert memory.grams == memory.factors == 4 * MATRICES and memory.fishers == 4 * 6 * 32**2
-    for name, matrices in (("statistics", "Gram matrices"), ("search", "factors"), ("calibration", "factors")):
+    assert memory.factors == 3 * memory.grams == 4 * MATRICES and memory.fishers == 4 * 6 * 32**2
+    assert found["statistics"].device["Gram matrices"] == 4 * MATRICES / 3
+    for name in ("statistics", "search", "calibration"):
         assert found[name].device["weights"] == WEIGHTS
-        assert found[name].device[matrices] == 4 * MATRICES
+        assert found[name].device["factors"] == 4 * MATRICES
 
 
 def test_the_pruned_model_is_as_large_as_it_will_be(windows):
@@ -50,13 +51,15 @@ def test_stages_are_those_that_the_options_ask_for():
     assert not found["search"].device.get("compensated weights")
 
 
-def test_longer_windows_cost_activations_and_more_of_them_do_not():
+def test_longer_windows_cost_activations_and_more_of_them_hidden_states():
     before, _ = stages()
     model, family = make_tiny_model(), get_family("llama")
     longer = MemoryModel(model, find_units(model, family), family, FFPConfig(seq_len=48), 0.2, Placement(4))
     after = {stage.name: stage for stage in longer.stages()}
     assert after["statistics"].device["activations"] == 2 * before["statistics"].device["activations"]
-    assert stages(num_samples=500)[0]["statistics"] == before["statistics"]
+    assert after["statistics"].host["hidden states"] == 2 * before["statistics"].host["hidden states"]
+    more = stages(num_samples=500)[0]["statistics"]
+    assert more.device == before["statistics"].device and more.host["hidden states"] == 500 * 24 * 32 * 4
 
 
 def test_what_has_no_room_on_a_card_is_in_host_memory():
@@ -67,6 +70,14 @@ def test_what_has_no_room_on_a_card_is_in_host_memory():
     assert "factors" not in apart.device and "factors" not in beside.host
     # Units borrow the card one after another.
     assert apart.device["one unit's matrix"] == 4 * 48**2
+
+
+def test_hidden_states_are_on_a_card_with_room_for_many_of_them():
+    size = 114 * 24 * 32 * 4
+    for room, there in ((9 * size, True), (8 * size, False)):
+        found, _ = stages(Placement(4, accelerator=True, room=room), num_samples=114)
+        assert found["statistics"].device.get("hidden states", 0) == size * there
+        assert found["statistics"].host.get("hidden states", 0) == size * (not there)
 
 
 def test_the_largest_parts_are_named():

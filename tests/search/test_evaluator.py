@@ -38,7 +38,7 @@ def test_what_the_journal_has_is_not_measured_again(sorted_model, windows, tmp_p
     policy = random_policy(sorted_model, 0)
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)([policy], np.arange(6))
-    monkeypatch.setattr("optimum_ffp.analysis.measurements.window_losses", None)
+    monkeypatch.setattr("optimum_ffp.search.evaluator.policy_losses", None)
     again = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)
     assert again([policy], np.arange(6)).tolist() == first.tolist()
     compensated = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated=True, journal=journal)

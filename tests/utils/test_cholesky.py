@@ -28,8 +28,8 @@ def test_an_ordinary_matrix_gets_lambda_and_no_more():
 @pytest.mark.parametrize("rank", [0, 5])
 def test_a_singular_matrix_needs_no_lambda(rank):
     weight, gram = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)), gram_of_rank(rank)
-    ridge = PrefixRidge(weight, gram, ridge_lambda=0)
-    found = ridge.compensated(12)
+    ridge = PrefixRidge.of(gram, ridge_lambda=0)
+    found = ridge.compensated(weight, 12)
     # Twelve columns are all that five dimensions need; of no input there is nothing to repair.
     assert torch.allclose(found @ gram[:12], weight @ gram, atol=1e-2)
     assert torch.equal(found, weight[:, :12]) == (rank == 0)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from optimum_ffp.analysis.backward import UNKNOWN, backward_passes
+from optimum_ffp.engine import UNKNOWN, backward_passes
 from optimum_ffp.modeling.families import find_units, get_family
+from tests.helpers import layerwise_of
 
 
 def next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
@@ -13,15 +14,15 @@ def next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -
     return following[start : start + len(probabilities)]
 
 
-def gradients_of(model, windows, module, labels_of=next_tokens, layers=True):
+def gradients_of(model, windows, module, labels_of=next_tokens):
     """Losses, and the gradients of a module's output, window by window."""
     found = []
 
     def watch(module, inputs, output):
         output.register_hook(lambda gradient: found.append(gradient.clone()))
 
-    decoder_layers = model.base_model.get_submodule(get_family(model.config.model_type).layers) if layers else []
-    losses = list(backward_passes(model, decoder_layers, windows, {module: watch}, labels_of))
+    watched = {1: {module: watch}}
+    losses = backward_passes(layerwise_of(model), windows, lambda layer: watched.get(layer, {}), labels_of)
     return losses, found
 
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from optimum_ffp.compression.layer_runner import LayerRunner, enter
+from optimum_ffp.engine import LayerRunner
 from optimum_ffp.modeling.families import find_units, get_family
+from tests.helpers import layerwise_of
 
 
 @pytest.fixture
@@ -11,7 +12,7 @@ def layers(tiny_model):
 
 
 def runners(model, layers, windows, dtype=None):
-    hidden, arguments = enter(model, layers, windows, dtype)
+    hidden, arguments = layerwise_of(model).enter(windows, dtype)
     return hidden, [LayerRunner(layer, given, dtype) for layer, given in zip(layers, arguments)]
 
 

@@ -1,0 +1,75 @@
+"""Writes a checkpoint of any shape with random weights, layer by layer, for measurements of time and memory.
+
+    python benchmarks/make_checkpoint.py CONFIG OUT [--tokenizer FOLDER] [--dtype bfloat16] [--layers N] [--seed 0]
+
+`CONFIG` is a folder with `config.json`, or that file. Every layer is one shard, so that no more than one is in memory.
+The tokenizer is copied from `--tokenizer`; its tokens must be among those of the config. Weights of projections and
+embeddings are normally distributed with `initializer_range`, norms are 1 and biases 0.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from optimum_ffp.commands.errors import one_line_endings
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    config = AutoConfig.from_pretrained(args.config)
+    config.dtype = getattr(torch, args.dtype)
+    if args.layers:
+        config.num_hidden_layers = args.layers
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    config.architectures = [type(model).__name__]
+    shards: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    tied = set(model.all_tied_weights_keys)
+    for name, parameter in model.named_parameters():
+        if name not in tied:
+            shards[next(iter(re.findall(r"\.\d+\.", name)), "")][name] = parameter
+    args.out.mkdir(parents=True)
+    torch.manual_seed(args.seed)
+    weight_map, total = {}, 0
+    for number, parameters in enumerate(shards.values(), 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: fill(name, parameter, config.initializer_range) for name, parameter in parameters.items()}
+        save_file(tensors, args.out / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (args.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config.save_pretrained(args.out)
+    for name in TOKENIZER_FILES:
+        if args.tokenizer and (args.tokenizer / name).is_file():
+            shutil.copy(args.tokenizer / name, args.out)
+    print(f"{args.out}: {total / 2**30:.2f} GiB in {len(shards)} files")
+
+
+def fill(name: str, parameter: torch.Tensor, deviation: float) -> torch.Tensor:
+    if parameter.dim() > 1:
+        return (torch.randn(parameter.shape) * deviation).to(parameter.dtype)
+    return torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0, dtype=parameter.dtype)
+
+
+if __name__ == "__main__":
+    with one_line_endings():
+        main()

@@ -1,0 +1,119 @@
+"""Backward passes through a frozen model, for gradients at the outputs of its units."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..utils.lm_head import logits_in_pieces
+from ..utils.precision import computing_in
+from .layer_runner import LayerRunner
+from .layerwise_model import Change, LayerwiseModel, unchanged
+
+
+# Label of positions without a loss.
+UNKNOWN = -1
+
+# Maps a window of shape `[window length]`, probabilities of shape `[positions, vocabulary]` and the index of the first
+# position to labels of shape `[positions]`, `UNKNOWN` for positions without a label.
+Labels = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+# Forward hooks by module of a layer, whose index is given; they may register hooks on the gradient of the output.
+Watchers = Callable[[int], Mapping[nn.Module, Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], Any]]]
+
+
+def backward_passes(
+    layerwise: LayerwiseModel,
+    windows: torch.Tensor,
+    watchers: Watchers,
+    labels_of: Labels,
+    change: Change = unchanged,
+    dtype: torch.dtype | None = None,
+    on_window: Callable[[], Any] = lambda: None,
+    on_layer: Callable[[int], Any] = lambda layer: None,
+) -> list[float]:
+    """Run one forward and one backward pass per window, with the loss summed over its tokens.
+
+    Every layer keeps its input, and runs again in the backward pass, where it is watched.
+
+    Args:
+        layerwise: A causal LM. Its weights are frozen and get no gradients.
+        windows: Token ids, shape `[windows, window length]`. They are watched in order.
+        watchers: Forward hooks by module, for the index of a layer.
+        labels_of: Labels of a piece of a window.
+        change: Change of the model, by layer.
+        dtype: Autocast dtype; `None` for the model's own.
+        on_window: Called for every window when its loss is known.
+        on_layer: Called with the index of every layer, the last one first, when all windows have passed it.
+
+    Returns:
+        The summed loss of every window, in nats.
+    """
+    losses: list[float] = []
+    for together in windows.split(layerwise.at_once(windows, len(layerwise.layers) + 2)):
+        states, arguments = layerwise.enter(together)
+        inputs = []
+        for index, layer in layerwise.walk():
+            inputs.append(states.clone())
+            with change(index):
+                LayerRunner(layer, arguments[index], dtype).advance(states)
+        # The states after the last layer are replaced by their gradients.
+        for state, window in zip(states.split(1), together):
+            losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
+            on_window()
+        for index, layer in layerwise.walk(backwards=True):
+            with change(index), ExitStack() as hooks:
+                for module, watcher in watchers(index).items():
+                    hooks.callback(module.register_forward_hook(watcher).remove)
+                runner = LayerRunner(layer, arguments[index], dtype)
+                for hidden, gradient in zip(inputs.pop().split(1), states.split(1)):
+                    _go_back_through_layer(runner, hidden, gradient)
+            if len(losses) == len(windows):
+                on_layer(index)
+    return losses
+
+
+def _go_back_through_layer(runner: LayerRunner, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Replace the gradient at the output of a layer by that at its input, for one window."""
+    hidden = hidden.detach().to(runner.device, runner.own_dtype).requires_grad_()
+    with torch.enable_grad():
+        output = runner.output(hidden)
+    output.backward(gradient.to(output))
+    gradient.copy_(hidden.grad)
+
+
+def _go_back_through_head(
+    layerwise: LayerwiseModel, state: torch.Tensor, window: torch.Tensor, labels_of: Labels, dtype: torch.dtype | None
+) -> float:
+    """Replace the states after the last layer by the gradient there, for one window, and return its loss."""
+    model, loss = layerwise.model, 0.0
+    hidden = state.detach().to(layerwise.device).requires_grad_()
+    with torch.enable_grad(), computing_in(layerwise.device, dtype):
+        decoded = layerwise.decoded(hidden)
+        # The backward pass of the head runs piece by piece, before that of the last norm.
+        ending = decoded.last_hidden_state.detach().requires_grad_()
+        for start, logits in logits_in_pieces(model, replace(decoded, last_hidden_state=ending)):
+            loss += _go_back_through_piece(logits, window.to(logits.device), start, labels_of)
+            del logits
+    decoded.last_hidden_state.backward(ending.grad)
+    state.copy_(hidden.grad)
+    return loss
+
+
+def _go_back_through_piece(logits: torch.Tensor, window: torch.Tensor, start: int, labels_of: Labels) -> float:
+    """Run the backward pass of a piece of logits and return its summed loss, in nats.
+
+    The gradient of the cross-entropy is given directly: the probabilities, minus one at the label.
+    """
+    gradient = logits.detach()[0].float().softmax(-1)
+    labels = labels_of(window, gradient, start)
+    known = labels != UNKNOWN
+    chosen = known.nonzero()[:, 0], labels[known]
+    likelihoods = gradient[chosen].clamp_min(torch.finfo(torch.float32).tiny)
+    gradient[chosen] -= 1
+    gradient *= known[:, None]
+    with computing_in(logits.device, None):
+        logits.backward(gradient[None].to(logits.dtype))
+    return -float(likelihoods.log().sum(dtype=torch.float64))

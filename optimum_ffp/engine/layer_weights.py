@@ -1,0 +1,97 @@
+"""Brings the weights of decoder layers to the device that runs them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class LayerWeights:
+    """Weights of decoder layers, which stay on their device or are brought to it one layer at a time.
+
+    Where they are brought, they are in host memory otherwise: as tensors of their own, or as views of the checkpoint's
+    memory-mapped files, which the operating system reads when they are copied. The next layer is copied in the
+    background while one runs.
+
+    Args:
+        layers: The decoder layers.
+        device: Device to bring the weights of a layer to. `None` if all stay where they are.
+
+    Attributes:
+        loads: Number of times that a layer was brought to the device.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], device: torch.device | None = None):
+        self.layers, self.device, self.loads = list(layers), device, 0
+        self._changes: dict[int, Callable[[], None]] = {}
+
+    @property
+    def resident(self) -> bool:
+        """Whether all layers stay on their device."""
+        return self.device is None
+
+    def change(self, index: int, change: Callable[[], None]) -> None:
+        """Change the weights of a layer: at once, or whenever they are brought to the device."""
+        if self.resident:
+            change()
+        else:
+            self._changes[index] = change
+
+    def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the layers with their indices; the weights of each are on the device until the next is asked for."""
+        order = list(range(len(self.layers)))
+        order = order[::-1] if backwards else order
+        if self.resident:
+            yield from ((index, self.layers[index]) for index in order)
+            return
+        with ThreadPoolExecutor(1) as background:
+            following: Future | None = None
+            for place, index in enumerate(order):
+                copies = (following or background.submit(self._copy, index)).result()
+                following = background.submit(self._copy, order[place + 1]) if place + 1 < len(order) else None
+                with self._brought(index, copies) as layer:
+                    del copies
+                    yield index, layer
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[nn.Module]:
+        """Bring the weights of one layer to the device for the duration of the context."""
+        if self.resident:
+            yield self.layers[index]
+            return
+        with self._brought(index, self._copy(index)) as layer:
+            yield layer
+
+    @torch.no_grad()
+    def _copy(self, index: int) -> dict[str, torch.Tensor]:
+        tensors = self._tensors(index)
+        if self.device.type != "cuda":
+            return {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
+        # On a stream of its own, so that copies don't wait for the layer that runs.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            copies = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        stream.synchronize()
+        return copies
+
+    @contextmanager
+    def _brought(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
+        layer, kept = self.layers[index], self._tensors(index)
+        tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        self.loads += 1
+        try:
+            for name, copy in copies.items():
+                tensors[name].data = copy
+            copies.clear()
+            if index in self._changes:
+                self._changes[index]()
+            yield layer
+        finally:
+            for name, tensor in kept.items():
+                tensors[name].data = tensor
+
+    def _tensors(self, index: int) -> dict[str, torch.Tensor]:
+        layer = self.layers[index]
+        return {name: tensor.data for name, tensor in (*layer.named_parameters(), *layer.named_buffers())}

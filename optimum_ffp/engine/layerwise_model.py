@@ -1,0 +1,189 @@
+"""A causal LM that runs layer by layer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ..modeling.families import Family
+from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
+from ..utils.precision import computing_in
+from .layer_runner import Arguments, LayerRunner, Reached
+from .layer_weights import LayerWeights
+
+
+# Bytes of hidden states that are kept at once where windows can be taken one after another, with weights that stay on
+# the device and with weights that are brought there once for all of these windows.
+RESIDENT_BYTES, OFFLOADED_BYTES = 2**30, 2**32
+
+# Changes a layer, whose index is given and whose weights are in place, for the duration of a context.
+Change = Callable[[int], AbstractContextManager[Any]]
+
+
+def unchanged(index: int) -> AbstractContextManager[Any]:
+    """Leave a layer as it is."""
+    return nullcontext()
+
+
+class LayerwiseModel:
+    """Runs a causal LM layer by layer: all windows go through a layer before the next.
+
+    Hidden states are on the device if there is room for several times as many, otherwise in host memory.
+
+    Args:
+        model: The model. Its embeddings, last norm and head are on the device.
+        family: The family record of the model.
+        device: Device to bring the weights of one layer at a time to; `None` if all layers are where they run.
+
+    Attributes:
+        layers: The decoder layers.
+        weights: Their weights.
+        device: Device of the embeddings and of the head.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, device: torch.device | None = None):
+        self.model, self.family = model, family
+        self.layers = list(model.base_model.get_submodule(family.layers))
+        self.weights = LayerWeights(self.layers, device)
+        self.device = device or model.device
+        # What a layer returns, which differs by family and version of transformers.
+        self._in_tuple: bool | None = None
+
+    def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the layers with their indices; the weights of each are in place until the next is asked for."""
+        return self.weights.walk(backwards)
+
+    def at_once(self, windows: torch.Tensor, copies: int = 1) -> int:
+        """Return how many windows to take through the layers together.
+
+        Args:
+            windows: Token ids, shape `[windows, window length]`.
+            copies: Number of hidden states that are kept per window and position.
+        """
+        size = windows.shape[1] * self.model.config.hidden_size * self.model.dtype.itemsize * copies
+        return max(1, (RESIDENT_BYTES if self.weights.resident else OFFLOADED_BYTES) // size)
+
+    @torch.no_grad()
+    def enter(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, list[Arguments]]:
+        """Return the hidden states before the first layer, and the other arguments of every layer.
+
+        Args:
+            windows: Token ids, shape `[windows, window length]`.
+            dtype: Dtype to keep the states in; `None` for the model's own.
+
+        Returns:
+            States of shape `[windows, window length, hidden size]`, and the arguments by layer.
+        """
+        states: torch.Tensor | None = None
+        arguments: list[Arguments] = []
+        for number, window in enumerate(windows.split(1)):
+            hidden, first = self._reach_first(window)
+            if states is None:
+                arguments = self._pass_through(window, hidden, first)
+                shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
+                # One tensor, so that the heap is not fragmented.
+                states = torch.empty(shape, dtype=kept, device=self._place(shape, kept))
+            states[number] = hidden[0]
+        return states, arguments
+
+    def decoded(self, states: torch.Tensor) -> ModelOutput:
+        """Return the output of the decoder, as `decode`, for hidden states after the last layer."""
+        states = states.to(self.device)
+        unread = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._returned(states)))
+            return decode(self.model, unread)
+
+    @torch.no_grad()
+    def losses(
+        self,
+        windows: torch.Tensor,
+        candidates: Sequence[Change] = (unchanged,),
+        dtype: torch.dtype | None = None,
+        batch_size: int = 1,
+        on_layer: Callable[[], Any] = lambda: None,
+    ) -> torch.Tensor:
+        """Return the mean negative log-likelihood of every window, in nats per predicted token.
+
+        Args:
+            windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
+            candidates: Changes of the model to evaluate it with. If weights are brought to the device, all candidates
+                go through a layer while it is there.
+            dtype: Autocast dtype; `None` for the model's own.
+            batch_size: Windows per forward pass.
+            on_layer: Called after every layer.
+
+        Returns:
+            Losses, float64, shape `[candidates, windows]`.
+        """
+        if self.weights.resident and len(candidates) > 1:
+            one_by_one = [self.losses(windows, [change], dtype, batch_size, on_layer) for change in candidates]
+            return torch.cat(one_by_one)
+        found = []
+        for together in windows.split(self.at_once(windows, len(candidates))):
+            entered, arguments = self.enter(together)
+            states = [entered, *(entered.clone() for _ in candidates[1:])]
+            for index, layer in self.walk():
+                runner = LayerRunner(layer, arguments[index], dtype)
+                for change, of_candidate in zip(candidates, states):
+                    with change(index):
+                        runner.advance(of_candidate, batch_size)
+                on_layer()
+            found.append(torch.stack([self._head_losses(one, together, dtype, batch_size) for one in states]))
+        return torch.cat(found, 1)
+
+    def _head_losses(
+        self, states: torch.Tensor, windows: torch.Tensor, dtype: torch.dtype | None, batch_size: int
+    ) -> torch.Tensor:
+        with computing_in(self.device, dtype):
+            return torch.cat(
+                [
+                    losses_in_pieces(self.model, self.decoded(batch), tokens)
+                    for batch, tokens in zip(states.split(batch_size), windows.split(batch_size))
+                ]
+            )
+
+    def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.device:
+        if self.device.type == "cuda":
+            needed = torch.Size(shape).numel() * dtype.itemsize
+            if torch.cuda.mem_get_info(self.device)[0] > 8 * needed:
+                return self.device
+        return torch.device("cpu")
+
+    def _reach_first(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
+        """Return the hidden states before the first layer, and its other arguments."""
+        seen: list[tuple[torch.Tensor, Arguments]] = []
+
+        def stop(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> None:
+            seen.append((hidden, Arguments(positional, keywords)))
+            raise Reached
+
+        with replaced_forward(self.layers[0], stop), suppress(Reached):
+            decode(self.model, window.to(self.device))
+        return seen[0]
+
+    def _pass_through(self, window: torch.Tensor, hidden: torch.Tensor, first: Arguments) -> list[Arguments]:
+        """Return the arguments of all layers, none of which runs."""
+        if self._in_tuple is None:
+            with self.weights.loaded(0) as layer:
+                output = layer(hidden, *first.positional, **first.keywords)
+            self._in_tuple = isinstance(output, tuple)
+        arguments: list[Arguments] = []
+
+        def note(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> Any:
+            arguments.append(Arguments(positional, keywords))
+            return self._returned(hidden)
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(replaced_forward(layer, note))
+            decode(self.model, window.to(self.device))
+        return arguments
+
+    def _returned(self, hidden: torch.Tensor) -> Any:
+        return (hidden,) if self._in_tuple else hidden

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from optimum_ffp.engine.layer_weights import LayerWeights
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    return [nn.Linear(4, 4) for _ in range(3)]
+
+
+def test_layers_that_stay_are_changed_at_once(layers):
+    weights, before = LayerWeights(layers), layers[1].weight.data
+    weights.change(1, lambda: layers[1].weight.data.add_(1))
+    assert weights.resident and torch.equal(layers[1].weight.data, before)
+    assert [index for index, _ in weights.walk()] == [0, 1, 2] and weights.loads == 0
+
+
+def test_layers_are_copies_while_they_run_and_what_they_were_afterwards(layers):
+    weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data for layer in layers]
+    for index, layer in weights.walk():
+        assert torch.equal(layer.weight, kept[index]) and layer.weight.data_ptr() != kept[index].data_ptr()
+        others = [other for other in range(3) if other != index]
+        assert all(layers[other].weight.data_ptr() == kept[other].data_ptr() for other in others)
+    assert weights.loads == 3
+    assert all(layer.weight.data_ptr() == tensor.data_ptr() for layer, tensor in zip(layers, kept))
+
+
+def test_backwards_and_one_alone(layers):
+    weights = LayerWeights(layers, torch.device("cpu"))
+    assert [index for index, _ in weights.walk(backwards=True)] == [2, 1, 0]
+    with weights.loaded(2) as layer:
+        assert layer is layers[2]
+    assert weights.loads == 4
+
+
+def test_a_change_is_made_whenever_a_layer_is_brought(layers):
+    weights, before = LayerWeights(layers, torch.device("cpu")), layers[1].weight.data.clone()
+    weights.change(1, lambda: layers[1].weight.data.mul_(2))
+    for _ in range(2):
+        seen = {index: layer.weight.data.clone() for index, layer in weights.walk()}
+        assert torch.equal(seen[1], 2 * before) and torch.equal(layers[1].weight.data, before)
+
+
+def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
+    weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data_ptr() for layer in layers]
+    for _ in weights.walk():
+        break
+    with pytest.raises(RuntimeError), weights.loaded(0):
+        raise RuntimeError
+    assert [layer.weight.data_ptr() for layer in layers] == kept

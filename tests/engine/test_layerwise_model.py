@@ -1,0 +1,47 @@
+import copy
+
+import pytest
+import torch
+
+from optimum_ffp.engine import LayerwiseModel
+from optimum_ffp.evaluation import window_losses
+from optimum_ffp.modeling.families import find_family, find_units
+from tests.helpers import layerwise_of, make_sorted_model, random_policy
+
+
+CPU = torch.device("cpu")
+
+
+def offloaded(model) -> LayerwiseModel:
+    return LayerwiseModel(model, find_family(model.config), CPU)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_losses_are_those_of_the_whole_model(tiny_model, windows, batch_size):
+    expected = window_losses(tiny_model, windows, batch_size)
+    assert torch.allclose(layerwise_of(tiny_model).losses(windows, batch_size=batch_size)[0], expected, rtol=1e-6)
+
+
+def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, windows):
+    resident, _ = make_sorted_model(copy.deepcopy(tiny_model), windows)
+    layerwise = offloaded(tiny_model)
+    # Some families have their weights transposed first.
+    find_units(tiny_model, layerwise.family)
+    kept = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    brought, _ = make_sorted_model(tiny_model, windows, layerwise=layerwise)
+    policies = [random_policy(resident, seed) for seed in range(3)]
+    losses = []
+    for sorted_model in (resident, brought):
+        changes = [sorted_model.change(policy, compensated=True) for policy in policies]
+        losses.append(sorted_model.layerwise.losses(windows, changes))
+    assert torch.equal(*losses)
+    # Once for all candidates, and once to see what a layer returns.
+    assert layerwise.weights.loads == len(layerwise.layers) + 1
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in tiny_model.state_dict().items())
+
+
+def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monkeypatch):
+    together = layerwise_of(tiny_model).losses(windows)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
+    assert layerwise_of(tiny_model).at_once(windows) == 1
+    assert torch.equal(layerwise_of(tiny_model).losses(windows), together)

@@ -1,0 +1,64 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp.modeling.loading import LoadOptions, load_dense
+from tests.helpers import SETTINGS
+
+
+def test_layers_on_disk_are_views_of_the_files(save_tiny_model):
+    folder = save_tiny_model()
+    model, _ = load_dense(str(folder), LoadOptions(device="cpu", offload="disk"))
+    start = model.model.layers[1].mlp.up_proj.weight.data_ptr()
+    mapped = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    bounds = [[int(end, 16) for end in words.split("-")] for words in mapped]
+    assert any(low <= start < high for low, high in bounds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"offload": "host"}, "offload 'host' is for accelerators"),
+        (
+            {"offload": "disk", "dtype": "bfloat16"},
+            "reads the weights as they are in the files, in float32",
+        ),
+        ({"offload": "cloud"}, "offload 'cloud' is not known; choose from none, host, disk"),
+    ],
+)
+def test_what_can_not_be_offloaded_is_said(save_tiny_model, options, message):
+    with pytest.raises(FFPError, match=re.escape(message)):
+        load_dense(str(save_tiny_model()), LoadOptions(device="cpu", **options))
+
+
+def test_what_does_not_fit_into_memory_needs_a_folder(save_tiny_model, data_folder):
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS)
+    with pytest.raises(FFPError, match="offload 'disk' needs a work_folder"):
+        FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
+
+
+@pytest.mark.parametrize("options", [{}, {"grad": False}, {"calibration": "sequential", "method": "evolutionary"}])
+def test_a_prune_from_disk_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, options):
+    check_prune_from_disk(save_tiny_model(), data_folder, tmp_path, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3", "gpt-neox", "gpt2", "opt"])
+def test_so_is_that_of_other_families(save_tiny_model, name, data_folder, tmp_path):
+    check_prune_from_disk(save_tiny_model(name), data_folder, tmp_path, {})
+
+
+def check_prune_from_disk(folder, data, tmp_path, options):
+    config, saved, policies = FFPConfig(dataset=str(data), **SETTINGS | options), [], []
+    for offload in ("none", "disk"):
+        pruner = FFPPruner.from_pretrained(folder, config, tmp_path / "work", device="cpu", offload=offload)
+        result = pruner.prune()
+        policies.append((result.policy, result.perplexities, result.log))
+        out = tmp_path / offload
+        pruner.save_pretrained(out)
+        saved.append((out / "model.safetensors").read_bytes())
+        assert not (tmp_path / "work").exists()
+    assert policies[0] == policies[1]
+    assert saved[0] == saved[1]
