@@ -19,7 +19,7 @@ from .compression.repair import repair
 from .config import FFPConfig
 from .data import DataSplits, with_window_length
 from .errors import FFPError
-from .modeling.checks import check_model
+from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
 from .options import CALIBRATION
 from .planning.machine import device_name
@@ -87,6 +87,7 @@ class FFPPruner:
             raise FFPError("offload 'disk' needs a work_folder, for what doesn't fit into memory either")
         device = resolve_device(self.options.device) if offloads else None
         self.measured = Measurements(model, tokenizer, config, data, device)
+        check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         # Computed before heads and channels are reordered.
         self._fingerprint = fingerprint(model) if work_folder else None

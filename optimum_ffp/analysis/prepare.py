@@ -169,9 +169,9 @@ class _Preparation:
             measured = found.to(algebra_device(found.gram.device, len(found.gram))), self.fishers[member]
             del found
             # Ways differ in the units of attention.
-            ways = dict.fromkeys(way[member] for way in self.ways)
+            ways = {way[member].unit: way[member] for way in self.ways}
             with self.meter.stage("importance"):
-                ordered = [order_unit(unit, *measured, config) for unit in ways]
+                ordered = [order_unit(unit, *measured, config) for unit in ways.values()]
             if config.needs_factors:
                 with self.meter.stage("factorisation"):
                     ordered = [factorise_unit(one, *measured, config) for one in ordered]

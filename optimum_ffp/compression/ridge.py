@@ -55,7 +55,8 @@ class PrefixRidge:
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
         matrix = gram.double()
         factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
-        return cls(factor.float())
+        # As a file has it: products with another layout of the same matrix differ in the last digits.
+        return cls(factor.float().contiguous())
 
     def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
         """Return `W'_R` for the first `kept` columns.

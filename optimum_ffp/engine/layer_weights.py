@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..utils.tensors import put
+
 
 class LayerWeights:
     """Weights of decoder layers, which stay on their device or are brought to it one layer at a time.
@@ -82,15 +84,14 @@ class LayerWeights:
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         self.loads += 1
         try:
-            for name, copy in copies.items():
-                tensors[name].data = copy
-            copies.clear()
+            for name in list(copies):
+                put(tensors[name], copies.pop(name))
             if index in self._changes:
                 self._changes[index]()
             yield layer
         finally:
             for name, tensor in kept.items():
-                tensors[name].data = tensor
+                put(tensors[name], tensor)
 
     def _tensors(self, index: int) -> dict[str, torch.Tensor]:
         layer = self.layers[index]

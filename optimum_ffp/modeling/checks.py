@@ -14,12 +14,13 @@ NO_TOKENIZER = (
     "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the model that it was made from into its "
     "folder"
 )
-FIRST_TOKENS = 8
+# A window of the first token ids, which usually include the start token, whose activations are the largest.
+FIRST_TOKENS = torch.arange(9)[None]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Check that a dense model can be pruned.
+    """Check that a dense model can be pruned, before it is run (`check_losses`).
 
     Args:
         model: The dense model.
@@ -44,10 +45,11 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
             "use more devices, dtype bfloat16, or device cpu"
         )
     check_usable(model, tokenizer, model_id)
-    with torch.no_grad():
-        # The first token ids usually include the start token, which has the largest activations.
-        logits = model(torch.arange(FIRST_TOKENS, device=model.device)[None]).logits
-    if not logits.isfinite().all():
+
+
+def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) -> None:
+    """Raise `FFPError` if the losses of a model on `FIRST_TOKENS` are not finite."""
+    if not losses.isfinite().all():
         raise FFPError(
             f"{model_id} computes infinite or NaN logits in {_name(model.dtype)}: its weights are too large or "
             "damaged; try dtype bfloat16 or float32, or download it anew"

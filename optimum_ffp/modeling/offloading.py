@@ -5,6 +5,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import FFPError
 from ..options import OFFLOADS
+from ..utils.tensors import put
 from .families import find_family
 
 
@@ -55,9 +56,9 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
     layers = {id(tensor) for tensor in _tensors(model.base_model.get_submodule(find_family(model.config).layers))}
     for tensor in _tensors(model):
         if id(tensor) not in layers:
-            tensor.data = tensor.data.to(device)
+            put(tensor, tensor.data.to(device))
         elif offload == "host":
-            tensor.data = tensor.data.pin_memory() if device.type == "cuda" else tensor.data.clone()
+            put(tensor, tensor.data.pin_memory() if device.type == "cuda" else tensor.data.clone())
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ import torch
 from optimum_ffp.analysis.criteria import flap, wanda
 from optimum_ffp.analysis.criteria.obs import DAMPING
 from optimum_ffp.analysis.gram import Statistics
-from optimum_ffp.analysis.importance import order_groups
+from optimum_ffp.analysis.importance import order_groups, root
 from optimum_ffp.compression.ridge import ridge_direct
 
 
@@ -71,3 +71,16 @@ def test_obs_removes_what_ridge_regression_replaces_best(block):
         best = min((loss([*removed, other]), other) for other in range(groups) if other not in removed)[1]
         assert group == best
         removed.append(group)
+
+
+def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
+    weight, found, _ = random_problem()
+    factor = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    # Of rank 4, as a matrix of few gradients is.
+    fisher = factor.T @ factor
+    assert torch.allclose(root(fisher).T @ root(fisher), fisher, atol=1e-5)
+    values, vectors = torch.linalg.eigh(fisher)
+    symmetric = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    expected = order_groups("obs", symmetric @ weight, found, 1)
+    assert torch.equal(order_groups("fisher_obs", weight, found, 1, fisher), expected)
+    assert not torch.equal(order_groups("obs", weight, found, 1), expected)

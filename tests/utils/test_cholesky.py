@@ -33,7 +33,7 @@ def test_a_singular_matrix_needs_no_lambda(rank):
     # Twelve columns are all that five dimensions need; of no input there is nothing to repair.
     assert torch.allclose(found @ gram[:12], weight @ gram, atol=1e-2)
     assert torch.equal(found, weight[:, :12]) == (rank == 0)
-    assert loss_curve(ridge, torch.eye(10), 1)[12] < 1e-3
+    assert loss_curve(weight, ridge, torch.eye(10), 1)[12] < 1e-3
     statistics = Statistics(gram, torch.zeros(24), 400)
     for block in (1, 4):
         assert sorted(order_groups("obs", weight, statistics, block).tolist()) == list(range(24 // block))
