@@ -25,6 +25,7 @@ from .options import CALIBRATION
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
+from .utils.batch_size import memory_errors
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -151,8 +152,8 @@ class FFPPruner:
             The pruned model and its record; also stored as `self.result`.
 
         Raises:
-            FFPError: If the sparsity can't be met, the data or the agent can't be used, or the work folder holds the
-                state of another prune.
+            FFPError: If the sparsity can't be met, the data or the agent can't be used, memory doesn't suffice, or the
+                work folder holds the state of another prune.
         """
         self.open_journal(resume)
         return self.finish(self.search(sparsity, warm_start))
@@ -252,6 +253,7 @@ class FFPPruner:
         agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
         return self._find(self._searched_with(config or self.config, sparsity), agent)
 
+    @memory_errors()
     def finish(self, found: FoundPolicy, config: FFPConfig | None = None) -> PruningResult:
         """Calibrates, slices and evaluates a policy: the second half of `prune`.
 
@@ -310,6 +312,7 @@ class FFPPruner:
         ways = ([unit.unit for unit in units] for units in self.measured.ways)
         check_budget(ways, config.sparsity, config)
 
+    @memory_errors()
     def _find(
         self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:

@@ -75,6 +75,6 @@ def _divergence(
         decoded = layerwise.decoded(expected), layerwise.decoded(found)
         for _, one, other in logits_in_pieces(layerwise.model, *decoded):
             one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
-            total += float((one.exp() * (one - other)).sum(dtype=torch.float64))
+            total += float((one.exp() * (one - other)).sum(-1).cpu().double().sum())
             del one, other
     return total

@@ -107,5 +107,5 @@ def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor | 
     losses = (
         rotated.square().sum(0) if fisher is None else (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
     )
-    per_group = losses.view(-1, block).sum(1).double().cpu().numpy()
+    per_group = losses.view(-1, block).sum(1).cpu().double().numpy()
     return np.append(np.cumsum(per_group[::-1])[::-1], 0.0)

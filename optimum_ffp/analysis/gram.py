@@ -14,10 +14,6 @@ from ..utils.cholesky import check_finite
 from ..utils.precision import float32_products
 
 
-# Peak of temporaries while a unit is factored, in bytes per entry of its Gram matrix: in float64, most of them.
-ALGEBRA_BYTES = 44
-
-
 @dataclass
 class Statistics:
     """Statistics of the input `X` (tokens x features) of one unit's output projection.
@@ -95,19 +91,6 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
     needed = sum(4 * unit.output.module.in_features**2 for unit in units)
     free, _ = torch.cuda.mem_get_info(device)
     return device if free > 2 * needed else torch.device("cpu")
-
-
-def algebra_device(device: torch.device, features: int) -> torch.device:
-    """Return where to order and factor a unit: on the device of its layer if there is room, otherwise in host memory.
-
-    Args:
-        device: Device of the layer.
-        features: Number of columns of the unit's output projection.
-    """
-    if device.type != "cuda":
-        return device
-    free, _ = torch.cuda.mem_get_info(device)
-    return device if free > ALGEBRA_BYTES * features**2 else torch.device("cpu")
 
 
 class _Accumulator:

@@ -15,6 +15,7 @@ from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
+from ..utils.cholesky import algebra_device
 from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
@@ -22,7 +23,7 @@ from ..utils.resume import Journal
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .curve_estimation import measure_slopes
 from .fisher import collect_fisher
-from .gram import algebra_device, collect_statistics, describe_shortage, matrix_device
+from .gram import collect_statistics, describe_shortage, matrix_device
 
 
 logger = logging.getLogger(__name__)

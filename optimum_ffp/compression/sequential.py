@@ -3,13 +3,13 @@
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerRunner
-from ..utils.cholesky import check_finite, factorise, ridge_damping
+from ..utils.cholesky import algebra_device, check_finite, factorise, ridge_damping
 from ..utils.heap import return_free_memory
 from ..utils.precision import float32_products
 from ..utils.progress import progress_bar
@@ -201,16 +201,21 @@ class _Moments:
             self.with_pruned.addmm_(retained.T, pruned_input)
             self.with_dense.addmm_(retained.T, dense_input)
 
-    @property
-    def gram(self) -> torch.Tensor:
-        """`X̃_Rᵀ X̃_R`, float64."""
-        return self.with_pruned[:, : self.kept].double()
+    @cached_property
+    def place(self) -> torch.device:
+        """Device of the fit."""
+        return algebra_device(self.with_pruned.device, self.weight.shape[1])
 
-    @property
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """`X̃_Rᵀ X̃_R`, float64, once all windows are added."""
+        return self.with_pruned[:, : self.kept].to(self.place).double()
+
+    @cached_property
     def cross(self) -> torch.Tensor:
-        """`X̃_Rᵀ Y`, float64."""
+        """`X̃_Rᵀ Y`, float64, once all windows are added."""
         mixed = torch.lerp(self.with_pruned, self.with_dense, self.dense_target)
-        return mixed.double() @ self.weight.T.double()
+        return mixed.to(self.place).double() @ self.weight.T.to(self.place).double()
 
 
 class _HeldOut(_Moments):
@@ -223,7 +228,7 @@ class _HeldOut(_Moments):
     def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
         super().add(pruned_input, dense_input)
         mixed = torch.lerp(pruned_input.float(), dense_input.float(), self.dense_target)
-        self.energy += float((mixed @ self.weight.T.float()).square().sum(dtype=torch.float64))
+        self.energy += float((mixed @ self.weight.T.float()).square().sum(-1).cpu().double().sum())
 
     def error(self, fit: torch.Tensor) -> float:
         """Return `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
@@ -232,12 +237,12 @@ class _HeldOut(_Moments):
 
 
 def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, ridge_lambda: float | None) -> UnitFit:
-    gram, cross, begin = fitted.gram, fitted.cross, start.T.double()
+    gram, cross, begin = fitted.gram, fitted.cross, start.T.to(fitted.place).double()
 
     def solve(strength: float) -> UnitFit:
         factor, damping = factorise(gram, ridge_damping(gram, strength))
         solution = torch.cholesky_solve(cross + damping * begin, factor)
-        return UnitFit(solution.T.to(start.dtype).contiguous(), strength, held_out.error(solution))
+        return UnitFit(solution.T.to(start).contiguous(), strength, held_out.error(solution))
 
     if ridge_lambda is not None:
         return solve(ridge_lambda)

@@ -116,4 +116,4 @@ def _go_back_through_piece(logits: torch.Tensor, window: torch.Tensor, start: in
     gradient *= known[:, None]
     with computing_in(logits.device, None):
         logits.backward(gradient[None].to(logits.dtype))
-    return -float(likelihoods.log().sum(dtype=torch.float64))
+    return -float(likelihoods.log().cpu().double().sum())

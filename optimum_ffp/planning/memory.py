@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..analysis.gram import ALGEBRA_BYTES
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..engine.layerwise_model import OFFLOADED_BYTES, RESIDENT_BYTES
 from ..modeling.families import Family, ModelUnit
 from ..options import LAYER_BY_LAYER, find_choice
+from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
 
 
@@ -21,7 +21,7 @@ PROCESS_BYTES = 640 * 2**20
 RETURNED_BYTES = 32 * 2**20
 # Peak of temporaries in float64 and float32 during the fit of a unit: bytes per entry of the largest Gram matrix, and
 # per entry of the output weights.
-FIT_BYTES, FIT_OUTPUT_BYTES = 42, 44
+FIT_BYTES, FIT_OUTPUT_BYTES = 50, 44
 # Bytes per parameter of the layer in training, in float32: weights, gradients and the two moments of Adam.
 TRAINING_BYTES = 16
 

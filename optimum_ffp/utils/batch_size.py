@@ -1,7 +1,8 @@
-"""Retries with smaller batches when memory runs out."""
+"""What happens when memory runs out: retries with smaller batches, or an end in one line."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -11,6 +12,19 @@ from ..errors import FFPError
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, calibration ridge, or another device"
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage (`StageMeter`)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        stage, reason = getattr(error, "stage", "loading"), str(error).splitlines()[0]
+        raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {REMEDIES}") from None
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
@@ -31,10 +45,7 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
                 raise
             reason = str(error).splitlines()[0]
         if batch_size == 1:
-            raise FFPError(
-                f"memory doesn't suffice for one window ({reason}); choose a smaller seq_len, dtype bfloat16, "
-                "--no-grad, or another device"
-            )
+            raise FFPError(f"memory doesn't suffice for one window ({reason}); choose {REMEDIES}")
         clear_device_cache(garbage_collection=True)
         logger.warning("out of memory with batch size %d; retrying with %d", batch_size, batch_size // 2)
         batch_size //= 2

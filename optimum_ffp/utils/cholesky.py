@@ -1,16 +1,42 @@
 """Cholesky factors of measured Gram matrices, which may be rank-deficient or zero."""
 
+from functools import cache
+
 import torch
 
 from ..errors import FFPError
 
 
+# Peak of temporaries while a unit is ordered and factored, in bytes per entry of its Gram matrix: most are in float64.
+ALGEBRA_BYTES = 44
 # Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
 # Mean squares below this are treated as zero input.
 NO_INPUT = 1e-30
 # Number of attempts, each with ten times the previous damping: from rounding errors to beyond the largest eigenvalue.
 ATTEMPTS = 16
+
+
+def algebra_device(device: torch.device, features: int) -> torch.device:
+    """Return where to order, factor and fit a unit: on the device of its layer, or in host memory.
+
+    Args:
+        device: Device of the layer. It has no room for the matrices of a large unit, or no float64 at all (MPS).
+        features: Number of columns of the unit's output projection.
+    """
+    host = torch.device("cpu")
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ALGEBRA_BYTES * features**2:
+        return host
+    return device if _has_float64(device) else host
+
+
+@cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True) -> float:
@@ -24,7 +50,7 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
     Returns:
         λ (times the mean diagonal if relative), at least the rounding error of `H`, and positive if `H` is zero.
     """
-    mean = float(gram.diagonal().double().mean())
+    mean = float(gram.diagonal().cpu().double().mean())
     return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 

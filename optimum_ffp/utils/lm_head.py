@@ -74,7 +74,7 @@ def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
     predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
     losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
-    return losses.view(targets.shape).double().sum(1).cpu()
+    return losses.view(targets.shape).cpu().double().sum(1)
 
 
 @contextmanager

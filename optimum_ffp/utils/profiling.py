@@ -48,12 +48,18 @@ class StageMeter:
 
     @contextmanager
     def stage(self, name: str, tokens: int = 0) -> Iterator[None]:
-        """Measure time and peak memory of the context, in which the stage reads a number of tokens."""
+        """Measure time and peak memory of the context, in which the stage reads a number of tokens.
+
+        An error gets the name of the innermost stage as its attribute `stage`.
+        """
         self.count(name, tokens)
         with _peak_memory() as peak:
             start = time.perf_counter()
             try:
                 yield
+            except Exception as error:
+                error.stage = getattr(error, "stage", name)
+                raise
             finally:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), *peak)

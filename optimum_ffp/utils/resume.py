@@ -270,6 +270,6 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.flatten()
-        sample = flat[:: max(1, len(flat) // SAMPLED_ENTRIES)].double().cpu()
+        sample = flat[:: max(1, len(flat) // SAMPLED_ENTRIES)].cpu().double()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -186,7 +186,7 @@ def test_matrices_that_leave_the_accelerator_no_room_live_in_host_memory(monkeyp
         assert (search.device.get("factors", 0), search.host.get("factors", 0)) == (device, host)
         assert "   memory   device     disk" in plan.describe()
     assert beside.peak_bytes > apart.peak_bytes + factors / 2
-    assert beside.warnings == [] and "memory on cuda" in apart.warnings[0]
+    assert beside.warnings == apart.warnings == []
 
 
 def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):

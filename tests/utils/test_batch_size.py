@@ -24,7 +24,7 @@ def test_one_window_too_many_is_an_error_that_says_what_to_do():
     def run(size: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with pytest.raises(FFPError, match=r"one window \(CUDA out of memory. Tried .*\); choose a smaller seq_len"):
+    with pytest.raises(FFPError, match=r"one window \(CUDA out of memory. Tried .*\); choose offload host or disk"):
         with_halving_batches(run, 4)
 
 
@@ -54,3 +54,30 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
     assert {1, 2, 4} <= set(seen)
     assert result.policy == expected.policy
     assert result.perplexities["dense"] == pytest.approx(expected.perplexities["dense"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "stage"),
+    [
+        ("analysis.prepare.collect_fisher", "fisher"),
+        ("analysis.prepare.collect_statistics", "statistics"),
+        ("analysis.prepare.order_unit", "importance"),
+        ("analysis.prepare.factorise_unit", "factorisation"),
+        ("search.evaluator.measure_size_gradients", "search"),
+        ("search.evaluator.policy_losses", "search"),
+        ("compression.repair.distil", "calibration"),
+        ("compression.sorted_model.SortedModel.materialise", "slicing"),
+    ],
+)
+def test_a_prune_without_memory_ends_in_one_line(function, stage, save_tiny_model, data_folder, monkeypatch):
+    def exhausted(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
+
+    pruner = make_pruner(save_tiny_model(), data_folder)
+    monkeypatch.setattr(f"optimum_ffp.{function}", exhausted)
+    with pytest.raises(FFPError) as caught:
+        pruner.prune()
+    (line,) = str(caught.value).splitlines()
+    assert "Tried to allocate 2.00 GiB); choose offload host or disk, a smaller seq_len" in line
+    assert stage in line or "one window" in line
