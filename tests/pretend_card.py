@@ -1,0 +1,151 @@
+"""A pretend accelerator: the device `card`, whose tensors have their values in host memory.
+
+Tensors on different devices can't be combined, transfers and waits of the host for a value are counted, and there may
+be no float64, as on MPS. Importing this module adds the device to the process: use it in one of its own. It rests on an
+experimental interface of torch, so `AVAILABLE` may be false.
+"""
+
+import contextlib
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+
+try:
+    from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+    AVAILABLE = True
+except ImportError:
+    AVAILABLE = False
+
+FLOAT64 = True
+# Transfers ("to card", "to host") and waits of the host for a value ("wait"): how many, and how many bytes.
+counts: Counter[str] = Counter()
+volume: Counter[str] = Counter()
+
+META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
+VIEWS = ("as_strided", "view", "_reshape_alias", "unfold")
+EMPTY = ("aten::empty", "aten::empty_strided")
+# Operations whose indices may be in host memory, and those that make the host wait.
+INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
+WAITING = ("aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero", "aten::_unique2")
+# By the identity of a tensor's storage on the card: the storage in host memory that has its values.
+_values: dict[int, torch.UntypedStorage] = {}
+
+
+def on_card(tensor: Any) -> bool:
+    """Whether something is a tensor on the pretend card."""
+    return isinstance(tensor, torch.Tensor) and tensor.device.type == "card"
+
+
+def _host(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor on the card, as a tensor in host memory that shares them."""
+    values = _values[tensor.untyped_storage()._cdata]
+    empty = torch.empty(0, dtype=tensor.dtype)
+    return empty.set_(values, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _card(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the card that takes over the values of one in host memory."""
+    if tensor.dtype == torch.float64 and not FLOAT64:
+        raise TypeError("the card has no float64")
+    count = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
+    base = torch._C._acc.create_empty_tensor((count,), tensor.dtype)
+    _values[base.untyped_storage()._cdata] = tensor.untyped_storage()
+    view = torch.ops.aten.as_strided.default
+    return view.redispatch(META, base, tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _count(what: str, size: int = 0) -> None:
+    counts[what] += 1
+    volume[what] += size
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if on_card(source) != on_card(target):
+        _count("to card" if on_card(target) else "to host", source.nbytes)
+    (_host(target) if on_card(target) else target).copy_(_host(source) if on_card(source) else source)
+    return target
+
+
+def _run(operation: Any, *args: Any, **options: Any) -> Any:
+    """Run any operation on the values, and return its results on the card."""
+    name = operation._schema.name
+    if name.removeprefix("aten::") in VIEWS:
+        return operation.redispatch(META, *args, **options)
+    if name in EMPTY:
+        return _card(operation(*args, **options | {"device": "cpu", "pin_memory": False}))
+    if name == "aten::_copy_from":
+        return _copy(*args[:2])
+    if name == "aten::_local_scalar_dense":
+        _count("wait")
+        return _host(args[0]).item()
+    if name in WAITING:
+        _count("wait")
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def to_host(value: Any) -> Any:
+        if on_card(value):
+            given.append((_host(value), value))
+            return given[-1][0]
+        if isinstance(value, torch.Tensor) and value.dim() and name not in INDEXING:
+            raise RuntimeError(
+                f"{name} got a tensor on the card and one on {value.device}, of shape {list(value.shape)}"
+            )
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    args, options = tree_map(to_host, (args, options))
+    found = operation(*args, **options)
+    for host, card in given:
+        # An operation may give its output another shape or storage.
+        if host.shape != card.shape or host.data_ptr() != _host(card).data_ptr():
+            torch.ops.aten.resize_.default.redispatch(META, card, host.shape)
+            _values[card.untyped_storage()._cdata] = host.untyped_storage()
+
+    def to_card(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        # Operations in place return what they were given.
+        same = [card for host, card in given if host is value]
+        return same[0] if same else _card(value)
+
+    return tree_map(to_card, found)
+
+
+def _made(operation: Any):
+    return lambda *args, **options: _card(operation(*args, **options | {"device": "cpu", "pin_memory": False}))
+
+
+if AVAILABLE:
+
+    class _Backend(_DummyBackendModule):
+        def manual_seed_all(self, seed: int) -> None:
+            """There is nothing random on the card."""
+
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.float16, torch.bfloat16, torch.float32]
+
+        def get_rng_state(self, device: Any = None) -> torch.Tensor:
+            return torch.get_rng_state()
+
+        def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+            """There is nothing random on the card."""
+
+        def synchronize(self, *_: Any) -> None:
+            """Everything is done at once."""
+
+    _setup_privateuseone_for_python_backend("card", _Backend())
+    _fallback = torch.library.Library("_", "IMPL")
+    _fallback.fallback(_run, "PrivateUse1")
+    # Operations without a tensor among their arguments, and one that doesn't reach the fallback.
+    _factories = torch.library.Library("aten", "IMPL")
+    warnings.filterwarnings("ignore", message=".*overriding a previously registered kernel.*")
+    for _name in ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm"):
+        _packet, _, _overload = _name.partition(".")
+        _operation = getattr(getattr(torch.ops.aten, _packet), _overload or "default")
+        with contextlib.suppress(RuntimeError):
+            _factories.impl(_name, _made(_operation), "PrivateUse1")
+    _factories.impl("abs", lambda tensor: _card(_host(tensor).abs()), "PrivateUse1")

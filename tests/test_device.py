@@ -1,0 +1,84 @@
+"""Whole prunes on a pretend accelerator: the policy of the CPU, no mixed devices, few transfers and waits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+pytestmark = pytest.mark.slow
+PRUNE = """
+import json, sys, tempfile
+from pathlib import Path
+import torch
+from tests import pretend_card as card
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, write_data
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.modeling.loading import LoadOptions, load_dense
+from optimum_ffp.utils import cholesky
+torch.set_num_threads(1)
+data = write_data(Path(tempfile.mkdtemp()) / "data")
+
+def prune(folder, device, offload, options):
+    config = FFPConfig(dataset=str(data), **SETTINGS | options)
+    where = LoadOptions(device=device, offload=offload)
+    # transformers takes the saved tokenizer for another one in some families.
+    pruner = FFPPruner(load_dense(str(folder), where)[0], make_tokenizer(), config, options=where)
+    card.counts.clear(), card.volume.clear()
+    result = pruner.prune()
+    weights = sum(tensor.nbytes for layer in pruner.measured.layerwise.layers for tensor in layer.parameters())
+    figures = [result.policy.sizes, result.perplexities["calibrated"], str(result.model.device)]
+    return [*figures, dict(card.counts), dict(card.volume), weights]
+
+for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE else []:
+    folder = Path(tempfile.mkdtemp())
+    make_tiny_model(name).to(getattr(torch, dtype)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    card.FLOAT64 = options.pop("float64", True)
+    cholesky._has_float64.cache_clear()
+    print(json.dumps([prune(folder, "cpu", "none", options), prune(folder, "card", offload, options)]), flush=True)
+"""
+OPTIONS = {
+    "sequential": {"calibration": "sequential"},
+    "no-grad": {"grad": False},
+    "paper": {"preset": "paper"},
+    "evolutionary": {"method": "evolutionary", "calibration": "ridge"},
+    "without float64": {"float64": False},
+    "sequential without float64": {"float64": False, "calibration": "sequential", "grad": False},
+}
+# Model, dtype, offload and options by name, and the tolerance of the perplexity.
+RESIDENT = ("llama", "gemma3", "phi3", "gpt2")
+OFFLOADED = ("llama", "gemma2", "qwen3", "gpt-neox", "opt")
+CASES = {name: (name, "float32", "none", {}, 1e-4) for name in RESIDENT}
+CASES |= {f"{name}, offloaded": (name, "float32", "host", {}, 1e-4) for name in OFFLOADED}
+CASES |= {dtype: ("llama", dtype, "none", {}, 1e-2) for dtype in ("bfloat16", "float16")}
+CASES |= {name: ("llama", "float32", "none", options, 1e-3) for name, options in OPTIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def prunes():
+    """What the CPU and the card found, by case: one process for all, as most of its time is that of imports."""
+    cases = json.dumps([case[:-1] for case in CASES.values()])
+    done = subprocess.run([sys.executable, "-c", PRUNE, cases], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    if not lines:
+        pytest.skip("this torch has no device in Python")
+    return dict(zip(CASES, map(json.loads, lines), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_prune_on_a_card_is_that_of_the_cpu(case, prunes):
+    (sizes, perplexity, *_), (others, other, device, *_) = prunes[case]
+    assert others == sizes and other == pytest.approx(perplexity, rel=CASES[case][-1])
+    # What was offloaded is not brought back for the pruned model.
+    assert device == ("cpu" if CASES[case][2] == "host" else "card:0")
+
+
+def test_only_weights_move_more_often_when_they_are_offloaded(prunes):
+    (*_, waits, volume, weights), (*_, more_waits, more, _) = prunes["llama"][1], prunes["llama, offloaded"][1]
+    # Forward and back for Fisher matrices and gradients, statistics, candidates, calibration, evaluation.
+    assert weights < more["to card"] - volume["to card"] < 30 * weights
+    assert more["to host"] <= 1.1 * volume["to host"] + weights
+    assert more_waits["wait"] <= 1.1 * waits["wait"]
