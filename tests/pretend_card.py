@@ -1,8 +1,8 @@
 """A pretend accelerator: the device `card`, whose tensors have their values in host memory.
 
 Tensors on different devices can't be combined, transfers and waits of the host for a value are counted, and there may
-be no float64, as on MPS. Importing this module adds the device to the process: use it in one of its own. It rests on an
-experimental interface of torch, so `AVAILABLE` may be false.
+be no float64, as on MPS. Importing this module adds the device to the process: use it in one of its own. It rests on
+an experimental interface of torch, so `AVAILABLE` may be false.
 """
 
 import contextlib

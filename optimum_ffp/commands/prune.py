@@ -28,7 +28,7 @@ READ_WHEN = {
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
 }
-LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "revision", "token", "cache_dir")
+LOAD_OPTIONS = ("device", "dtype", "device_map", "offload", "trust_remote_code", "revision", "token", "cache_dir")
 
 
 class FFPPruneCommand(BaseOptimumCLICommand):
