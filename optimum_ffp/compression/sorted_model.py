@@ -91,19 +91,23 @@ class SortedModel:
         self.layerwise, self.model, self.family = layerwise, layerwise.model, layerwise.family
         self.model_units, self.ridges = list(units), ridges
         self.units = tuple(unit.unit for unit in units)
-        # By unit; those of layers whose weights are not in place are out of date.
+        # By unit, of layers whose weights are in place.
         self._sorted: dict[int, list[SortedTensor]] = {}
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
         self._prefixes = [f"{names[layer]}." for layer in layerwise.layers]
         for index in range(len(layerwise.layers)):
-            layerwise.weights.change(index, partial(self._sort_layer, index, orders))
+            layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
             self._leave_the_file()
 
     def _sort_layer(self, layer: int, orders: Sequence[torch.Tensor]) -> None:
         for index in self.members(layer):
             self._sorted[index] = _sort(self.model_units[index], orders[index])
+
+    def _forget(self, layer: int) -> None:
+        for index in self.members(layer):
+            self._sorted.pop(index, None)
 
     def _leave_the_file(self) -> None:
         # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.

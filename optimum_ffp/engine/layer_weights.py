@@ -27,19 +27,25 @@ class LayerWeights:
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device | None = None):
         self.layers, self.device, self.loads = list(layers), device, 0
-        self._changes: dict[int, Callable[[], None]] = {}
+        self._changes: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
 
     @property
     def resident(self) -> bool:
         """Whether all layers stay on their device."""
         return self.device is None
 
-    def change(self, index: int, change: Callable[[], None]) -> None:
-        """Change the weights of a layer: at once, or whenever they are brought to the device."""
+    def change(self, index: int, change: Callable[[], None], forget: Callable[[], None] = lambda: None) -> None:
+        """Change the weights of a layer: at once, or whenever they are brought to the device.
+
+        Args:
+            index: Index of the layer.
+            change: Changes its weights.
+            forget: Called when the weights leave the device, to let go of what `change` has made of them.
+        """
         if self.resident:
             change()
         else:
-            self._changes[index] = change
+            self._changes[index] = change, forget
 
     def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices; the weights of each are on the device until the next is asked for."""
@@ -82,16 +88,17 @@ class LayerWeights:
     def _brought(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
         layer, kept = self.layers[index], self._tensors(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
+        change, forget = self._changes.get(index, (lambda: None, lambda: None))
         self.loads += 1
         try:
             for name in list(copies):
                 put(tensors[name], copies.pop(name))
-            if index in self._changes:
-                self._changes[index]()
+            change()
             yield layer
         finally:
             for name, tensor in kept.items():
                 put(tensors[name], tensor)
+            forget()
 
     def _tensors(self, index: int) -> dict[str, torch.Tensor]:
         layer = self.layers[index]

@@ -38,10 +38,14 @@ def test_backwards_and_one_alone(layers):
 
 def test_a_change_is_made_whenever_a_layer_is_brought(layers):
     weights, before = LayerWeights(layers, torch.device("cpu")), layers[1].weight.data.clone()
-    weights.change(1, lambda: layers[1].weight.data.mul_(2))
-    for _ in range(2):
+    left = []
+    weights.change(
+        1, lambda: layers[1].weight.data.mul_(2), lambda: left.append(torch.equal(layers[1].weight, before))
+    )
+    for times in (1, 2):
         seen = {index: layer.weight.data.clone() for index, layer in weights.walk()}
         assert torch.equal(seen[1], 2 * before) and torch.equal(layers[1].weight.data, before)
+        assert left == times * [True]
 
 
 def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):

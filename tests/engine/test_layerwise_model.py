@@ -35,6 +35,8 @@ def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, win
         changes = [sorted_model.change(policy, compensated=True) for policy in policies]
         losses.append(sorted_model.layerwise.losses(windows, changes))
     assert torch.equal(*losses)
+    # Nothing is left of layers that are not in place.
+    assert len(resident._sorted) == len(resident.units) and not brought._sorted
     # Once for all candidates, and once to see what a layer returns.
     assert layerwise.weights.loads == len(layerwise.layers) + 1
     assert all(torch.equal(tensor, kept[name]) for name, tensor in tiny_model.state_dict().items())
