@@ -82,5 +82,5 @@ def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
     values, vectors = torch.linalg.eigh(fisher)
     symmetric = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     expected = order_groups("obs", symmetric @ weight, found, 1)
-    assert torch.equal(order_groups("fisher_obs", weight, found, 1, fisher), expected)
+    assert torch.equal(order_groups("fisher-obs", weight, found, 1, fisher), expected)
     assert not torch.equal(order_groups("obs", weight, found, 1), expected)
