@@ -69,6 +69,11 @@ def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_tiny_model, 
     assert not (tmp_path / "work").exists()
 
 
+def evaluate_nothing(monkeypatch):
+    for module in ("analysis.measurements", "search.evaluator"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", None)
+
+
 def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
@@ -79,7 +84,7 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
             monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
+    evaluate_nothing(monkeypatch)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
     state = first.model.state_dict()
@@ -91,7 +96,7 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     first.open_journal()
     before = [first.finish(first.search(sparsity)) for sparsity in (0.2, 0.3)]
-    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
+    evaluate_nothing(monkeypatch)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work")
     again.open_journal(resume=True)
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
@@ -139,7 +144,7 @@ def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, da
 def test_searches_share_what_the_same_policy_was_worth(save_tiny_model, data_folder, tmp_path, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="no-search")
     first = pruner.prune()
-    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.LayerwiseModel.losses", None)
+    evaluate_nothing(monkeypatch)
     second = pruner.prune()
     assert second.log == first.log and second.search == first.search
 
@@ -153,7 +158,8 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_tiny_model, data_folder,
         for name in (
             "analysis.prepare.collect_statistics",
             "analysis.prepare.collect_fisher",
-            "engine.layerwise_model.LayerwiseModel.losses",
+            "analysis.measurements.policy_losses",
+            "search.evaluator.policy_losses",
         ):
             patch.setattr(f"optimum_ffp.{name}", None)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)
