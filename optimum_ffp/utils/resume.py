@@ -251,7 +251,9 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            # Some file systems can't flush a folder; the file itself is.
+            with suppress(OSError):
+                os.fsync(folder)
         finally:
             os.close(folder)
 

@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import re
+import stat
 
 import pytest
 import torch
@@ -146,3 +149,16 @@ def test_a_fingerprint_tells_models_apart():
     assert fingerprint(first) == fingerprint(again) != fingerprint(seed)
     again.config.rms_norm_eps = 1e-3
     assert fingerprint(first) != fingerprint(again)
+
+
+def test_file_systems_that_can_not_flush_a_folder_will_do(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def refuse_folders(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(file)
+
+    monkeypatch.setattr("os.fsync", refuse_folders)
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    assert journal.value("found", lambda: 3) == 3 and journal.has("found")
