@@ -10,6 +10,7 @@ from torch import nn
 from ..compression.ridge import PrefixRidge
 from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
+from ..modeling.families.base import members_of
 from ..utils.cholesky import check_finite
 from ..utils.progress import progress_bar
 from .gram import add_gram, output_norms
@@ -45,9 +46,6 @@ def collect_fisher(
         FFPError: If the gradient at a unit's output is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    members: dict[int, list[int]] = {}
-    for index, unit in enumerate(units):
-        members.setdefault(unit.unit.layer, []).append(index)
     sums: dict[int, torch.Tensor] = {}
     kept: dict[int, torch.Tensor] = {}
 
@@ -62,10 +60,10 @@ def collect_fisher(
         return hook
 
     def watchers(layer: int):
-        return {units[index].output.module: watch(index) for index in members.get(layer, [])}
+        return {units[index].output.module: watch(index) for index in members_of(units, layer)}
 
     def finish(layer: int) -> None:
-        for index in members.get(layer, []):
+        for index in members_of(units, layer):
             matrix = sums.pop(index).div_(windows.numel())
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             kept[index] = keep(str(index), matrix)

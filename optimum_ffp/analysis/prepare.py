@@ -13,6 +13,7 @@ from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
+from ..modeling.families.base import members_of
 from ..options import GRADIENT_COST
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device
@@ -151,7 +152,7 @@ class _Preparation:
 
     def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
         kept = self.journal.tensors(_entry(layer), measure)
-        members = _members(self.ways[0], layer)
+        members = members_of(self.ways[0], layer)
         self.finished[layer] = [
             OrderedUnit.unpack(kept, f"{member}.", [way[member] for way in self.ways], home) for member in members
         ]
@@ -160,7 +161,7 @@ class _Preparation:
         self, layer: int, runner: LayerRunner, states: torch.Tensor, batch_size: int
     ) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer, and advance the states."""
-        config, members = self.config, _members(self.ways[0], layer)
+        config, members = self.config, members_of(self.ways[0], layer)
         with self.meter.stage("statistics"):
             units = [self.ways[0][member] for member in members]
             statistics = collect_statistics(runner, units, states, batch_size, self.relative)
@@ -182,7 +183,3 @@ class _Preparation:
 
 def _entry(layer: int) -> str:
     return f"layer-{layer}"
-
-
-def _members(units: Sequence[ModelUnit], layer: int) -> list[int]:
-    return [index for index, unit in enumerate(units) if unit.unit.layer == layer]

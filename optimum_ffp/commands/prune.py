@@ -20,10 +20,11 @@ from .prune_options import parse_args_ffp_prune
 if TYPE_CHECKING:
     from ..config import FFPConfig
 
+ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
 TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 READ_WHEN = {
-    "device": Condition("without --device-map", lambda args: args.device_map is None),
-    "offload": Condition("without --device-map", lambda args: args.device_map is None),
+    "device": ON_ONE_DEVICE,
+    "offload": ON_ONE_DEVICE,
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,

@@ -112,7 +112,6 @@ def distil(
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
-    names = {module: name for name, module in sorted_model.model.named_modules()}
     dense, arguments = layerwise.enter(torch.cat([windows, held_out]), dtype)
     pruned = dense.clone()
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
@@ -120,7 +119,7 @@ def distil(
             runner = LayerRunner(layer, arguments[index], dtype)
             runner.advance(dense)
             with compensated(index):
-                trainer = _Trainer(runner, f"{names[layer]}.", pruned, dense, len(windows))
+                trainer = _Trainer(runner, sorted_model.prefixes[index], pruned, dense, len(windows))
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
             with sorted_model.change(policy, fits[-1].weights)(index):

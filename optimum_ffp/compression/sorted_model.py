@@ -14,7 +14,7 @@ from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
-from ..modeling.families.base import permute_blocks
+from ..modeling.families.base import members_of, permute_blocks
 from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
@@ -79,6 +79,9 @@ class SortedModel:
         orders: Groups from most to least important, one tensor per unit, each of shape `[groups]` or
             `[groups, sections]` (see `ModelUnit.columns`).
         ridges: Ridge factors of the units, which `compensated` requires.
+
+    Attributes:
+        prefixes: Prefix of the names of every layer's parameters in the model.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class SortedModel:
         self._sorted: dict[int, list[SortedTensor]] = {}
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
-        self._prefixes = [f"{names[layer]}." for layer in layerwise.layers]
+        self.prefixes = [f"{names[layer]}." for layer in layerwise.layers]
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
@@ -118,10 +121,10 @@ class SortedModel:
 
     def members(self, layer: int) -> list[int]:
         """Return the indices of the units of a layer."""
-        return [index for index, unit in enumerate(self.units) if unit.layer == layer]
+        return members_of(self.model_units, layer)
 
     def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Return the name of a unit's output weight, and the weight as the model needs it, for `applied_to`.
+        """Return the name of a unit's output weight, and the weight as the model needs it, for `change`.
 
         Args:
             index: Index of the unit.
@@ -162,7 +165,7 @@ class SortedModel:
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
             used = self.compensated(policy, members) if compensated else {}
-            prefix = self._prefixes[layer]
+            prefix = self.prefixes[layer]
             used |= {name: weight for name, weight in (weights or {}).items() if name.startswith(prefix)}
             own = {name: self.model.get_parameter(name).data for name in used}
             try:
@@ -218,7 +221,7 @@ class SortedModel:
             weights: As for `change`.
             journal: Saves the layers, and has them on disk if it is one for that.
         """
-        change, layers = self.change(policy, weights), tuple(self._prefixes)
+        change, layers = self.change(policy, weights), tuple(self.prefixes)
         on_disk = journal is not None and journal.on_disk
         # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
         state = {
@@ -228,7 +231,7 @@ class SortedModel:
         }
         for index, layer in self.layerwise.walk():
             with change(index):
-                prefix = self._prefixes[index]
+                prefix = self.prefixes[index]
                 copied = partial(_own_weights, layer)
                 found = journal.tensors(f"pruned-{index}", copied) if on_disk else copied()
                 state |= {prefix + name: tensor for name, tensor in found.items()}

@@ -17,8 +17,6 @@ from ..utils.lm_head import POSITIONS
 
 # Memory of a process with all libraries loaded and their threads started.
 PROCESS_BYTES = 640 * 2**20
-# glibc allocates larger blocks individually and returns them to the system when they are freed.
-RETURNED_BYTES = 32 * 2**20
 # Peak of temporaries in float64 and float32 during the fit of a unit: bytes per entry of the largest Gram matrix, and
 # per entry of the output weights.
 FIT_BYTES, FIT_OUTPUT_BYTES = 50, 44

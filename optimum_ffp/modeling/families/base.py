@@ -187,6 +187,11 @@ class ModelUnit:
         return features.unflatten(-1, (*shape, self.slices[-1].block)).transpose(-3, -2).flatten(-3)
 
 
+def members_of(units: Sequence[ModelUnit], layer: int) -> list[int]:
+    """Return the indices of the units of a layer."""
+    return [index for index, unit in enumerate(units) if unit.unit.layer == layer]
+
+
 def quantisable_multiple(width: int) -> int:
     """Return the multiple for FFN widths: the largest quantisation block that leaves at least 32 steps, or 1."""
     return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
