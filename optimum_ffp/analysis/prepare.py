@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -156,6 +156,10 @@ class _Preparation:
         self.finished[layer] = [
             OrderedUnit.unpack(kept, f"{member}.", [way[member] for way in self.ways], home) for member in members
         ]
+        borrowed = self.layerwise.device.type == "cuda" and home.type == "cpu" and not self.journal.on_disk
+        if borrowed and self.config.needs_factors:
+            # Page-locked, since the card gets one factor at a time.
+            self.finished[layer] = [replace(one, factor=one.factor.pin_memory()) for one in self.finished[layer]]
 
     def _measure(
         self, layer: int, runner: LayerRunner, states: torch.Tensor, batch_size: int
