@@ -25,6 +25,7 @@ from .options import CALIBRATION
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
+from .utils import processes
 from .utils.batch_size import memory_errors
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
@@ -118,12 +119,14 @@ class FFPPruner:
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
         """
+        processes.join(options.get("device"))
         config, name = config or FFPConfig(), os.fspath(model_id)
         pinned = pin_commit(name, LoadOptions(**{"offload": "auto"} | options))
         if pinned.offload == "auto":
             journal = work_folder is not None
             placed = (pinned.device, pinned.dtype, pinned.device_map, journal)
-            pinned = replace(pinned, offload=make_plan(read_model_config(name, pinned), config, None, *placed).offload)
+            plan = make_plan(read_model_config(name, pinned), config, None, *placed, processes=processes.local_count())
+            pinned = replace(pinned, offload=processes.from_main(plan.offload))
         model, tokenizer = load_dense(name, pinned)
         return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
 
@@ -323,7 +326,7 @@ class FFPPruner:
         with meter.stage("search"):
             policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
-            with Tracker(self.report_to, run, config.to_dict()) as tracker:
+            with Tracker(self.report_to if processes.is_main() else (), run, config.to_dict()) as tracker:
                 found = policy_search.run(agent, tracker.log, with_baselines)
         meter.count("search", found.search.tokens_evaluated)
         found.cost = meter
@@ -331,6 +334,8 @@ class FFPPruner:
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
+
+        Of several processes, which all call this, the main one writes.
 
         Args:
             directory: Folder to write. It is written completely or not at all.
@@ -340,7 +345,9 @@ class FFPPruner:
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         result = self._finished()
-        save_checkpoint(result, directory, overwrite, self.measured.journal.folder)
+        if processes.is_main():
+            save_checkpoint(result, directory, overwrite, self.measured.journal.folder)
+        processes.wait()
         # A sweep closes its journal after the last result.
         if result.search.sweep is None:
             self._close_journal()
@@ -359,7 +366,7 @@ class FFPPruner:
         Raises:
             FFPError: If nothing has been pruned, or the upload fails.
         """
-        return push_checkpoint(self._finished(), repo_id, private, token)
+        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, private, token))
 
     def _finished(self) -> PruningResult:
         if self.result is None:

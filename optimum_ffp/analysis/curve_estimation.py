@@ -6,8 +6,10 @@ import torch
 from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
 from ..engine import LayerRunner, LayerwiseModel
+from ..utils import processes
 from ..utils.lm_head import logits_in_pieces
 from ..utils.precision import computing_in
+from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 
 
@@ -36,8 +38,12 @@ def measure_slopes(
     """
     layerwise, units = sorted_model.layerwise, sorted_model.units
     probes = [max(1, min(unit.groups - 1, round(PROBE_RETENTION * unit.groups))) for unit in units]
-    divergences = torch.zeros(len(units), dtype=torch.float64)
-    passes = list(windows.split(layerwise.at_once(windows, len(units) + 1)))
+    shares = Shares(len(windows))
+    own = windows[shares.own]
+    # By window and unit.
+    divergences = torch.zeros(len(own), len(units), dtype=torch.float64)
+    passes = list(own.split(layerwise.at_once(own, len(units) + 1))) if len(own) else []
+    done = 0
     with progress_bar(len(passes) * len(layerwise.layers), "Slopes", "layer") as bar:
         for together in passes:
             dense, arguments = layerwise.enter(together)
@@ -59,10 +65,12 @@ def measure_slopes(
                 bar.update()
             for number, expected in enumerate(dense.split(1)):
                 for member, states in enumerate(pruned):
-                    divergences[member] += _divergence(layerwise, expected, states[[number]], dtype)
+                    divergences[done, member] = _divergence(layerwise, expected, states[[number]], dtype)
+                done += 1
+    totals = processes.gather(divergences, shares).sum(0).tolist()
     return [
-        max(0.0, float(divergence) / windows.numel()) / max(float(error[size]), torch.finfo(torch.float32).tiny)
-        for divergence, error, size in zip(divergences, errors, probes)
+        max(0.0, total / windows.numel()) / max(float(error[size]), torch.finfo(torch.float32).tiny)
+        for total, error, size in zip(totals, errors, probes)
     ]
 
 

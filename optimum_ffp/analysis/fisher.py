@@ -12,7 +12,10 @@ from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
 from ..utils.cholesky import check_finite
+from ..utils.processes import Shares
 from ..utils.progress import progress_bar
+from ..utils.seeds import seed_of
+from ..utils.window_sum import WindowSum, shares_of_sum
 from .gram import add_gram, output_norms
 
 
@@ -23,21 +26,21 @@ def collect_fisher(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     relative: bool = False,
-    keep: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, matrix: matrix,
-) -> list[torch.Tensor]:
+    keep: Callable[[int, torch.Tensor], torch.Tensor | None] = lambda index, matrix: matrix,
+) -> list[torch.Tensor | None]:
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
-    backward pass per window gives the matrices of all units.
+    backward pass per window gives the matrices of all units. Windows are shared among processes.
 
     Args:
         layerwise: The dense model.
         units: The units of the model.
         windows: Token ids, shape `[windows, window length]`.
-        seed: Random seed of the labels.
+        seed: Random seed of the labels; every window has a generator of its own.
         dtype: Autocast dtype; `None` for the model's own.
         relative: Whether the gradient of every token is multiplied by the norm of the projection's output.
-        keep: Takes the name of every matrix and the matrix as soon as it is finished, and returns what to keep.
+        keep: Takes the index of every unit and its matrix as soon as it is finished, and returns what to keep.
 
     Returns:
         One float32 matrix per unit in host memory, shape `[out_features, out_features]`, in nats per token.
@@ -45,17 +48,16 @@ def collect_fisher(
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[int, torch.Tensor] = {}
+    shares = shares_of_sum(len(windows), layerwise.device)
+    sums: dict[int, _GradientSum] = {}
     kept: dict[int, torch.Tensor] = {}
 
     def watch(index: int):
-        features = units[index].output.module.out_features
-        total = sums.setdefault(index, torch.zeros(features, features))
+        total = sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features))
 
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             norms = output_norms(output) if relative else None
-            output.register_hook(partial(_add_gradient, total, norms))
+            output.register_hook(partial(total.add, norms))
 
         return hook
 
@@ -64,26 +66,54 @@ def collect_fisher(
 
     def finish(layer: int) -> None:
         for index in members_of(units, layer):
-            matrix = sums.pop(index).div_(windows.numel())
+            total = sums.pop(index, None) or _GradientSum(shares, units[index].output.module.out_features)
+            matrix = total.finish().div_(windows.numel())
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
-            kept[index] = keep(str(index), matrix)
+            kept[index] = keep(index, matrix)
 
-    with progress_bar(len(windows), "Fisher matrices", "window") as bar:
-        sample = partial(_sample, generator)
-        backward_passes(layerwise, windows, watchers, sample, dtype=dtype, on_window=bar.update, on_layer=finish)
+    own = windows[shares.own]
+    with progress_bar(len(own), "Fisher matrices", "window") as bar:
+        sample = _Sampler(seed, shares.own.start)
+        backward_passes(layerwise, own, watchers, sample, dtype=dtype, on_window=bar.update, on_layer=finish)
     return [kept[index] for index in range(len(units))]
 
 
-def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
-    rows = gradient.detach().flatten(0, -2)
-    add_gram(total, rows if norms is None else rows.float() * norms)
+class _GradientSum(WindowSum):
+    """The sum `Σ g gᵀ` over windows that come in order."""
+
+    def __init__(self, shares: Shares, features: int):
+        super().__init__(shares, partial(torch.zeros, features, features))
+        self._firsts, self._window = [chunk.start for _, chunk in shares.own_chunks], 0
+
+    def add(self, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
+        """Add the next window, with gradients `[1, window length, features]` and norms `[window length, 1]`."""
+        if self._window in self._firsts:
+            self.start()
+        self._window += 1
+        rows = gradient.detach().flatten(0, -2)
+        add_gram(self.current, rows if norms is None else rows.float() * norms)
 
 
-def _sample(generator: torch.Generator, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
-    # Inverse transform sampling: one random number per token, where multinomial draws one per vocabulary entry.
-    cumulative = probabilities.cumsum(-1)
-    chosen = torch.rand(len(probabilities), 1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, chosen, right=True).clamp_max(probabilities.shape[-1] - 1)[:, 0]
+class _Sampler:
+    """Samples labels from the model, of windows that come in order.
+
+    Args:
+        seed: Random seed.
+        window: Index of the first window.
+    """
+
+    def __init__(self, seed: int, window: int):
+        self._seed, self._window = seed, window
+
+    def __call__(self, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
+        if start == 0:
+            self._generator = torch.Generator().manual_seed(seed_of(self._seed, self._window))
+            self._window += 1
+        # Inverse transform sampling: one random number per token, where multinomial draws one per vocabulary entry.
+        cumulative = probabilities.cumsum(-1)
+        chosen = torch.rand(len(probabilities), 1, generator=self._generator).to(cumulative.device)
+        labels = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)
+        return labels.clamp_max(probabilities.shape[-1] - 1)[:, 0]
 
 
 def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from ..modeling.families import ModelUnit
 from ..modeling.families.base import permute_blocks
 from ..utils.cholesky import check_finite
 from ..utils.precision import float32_products
+from ..utils.processes import Shares
+from ..utils.window_sum import WindowSum
 
 
 @dataclass
@@ -94,54 +97,67 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
 
 
 class _Accumulator:
-    """Sums over the tokens that a projection reads. Memory is one matrix, independent of the number of windows."""
+    """Sums over the tokens that a projection reads. Memory is independent of the number of windows."""
 
-    def __init__(self, module: nn.Linear, relative: bool):
-        self.relative, device = relative, module.weight.device
-        self.gram = torch.zeros(module.in_features, module.in_features, device=device)
-        self.total = torch.zeros(module.in_features, device=device)
-        self.tokens = 0
+    def __init__(self, module: nn.Linear, relative: bool, shares: Shares):
+        self.relative, features, device = relative, module.in_features, module.weight.device
+        self.gram = WindowSum(shares, partial(torch.zeros, features, features, device=device))
+        self.total = WindowSum(shares, partial(torch.zeros, features, device=device))
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         flat = inputs[0].detach().flatten(0, -2)
         if self.relative:
             flat = (flat / output_norms(output)).to(flat.dtype)
-        add_gram(self.gram, flat)
-        self.total += flat.sum(0, dtype=torch.float32)
-        self.tokens += len(flat)
+        add_gram(self.gram.current, flat)
+        self.total.current.add_(flat.sum(0, dtype=torch.float32))
 
-    def finish(self) -> Statistics:
-        return Statistics(self.gram.div_(self.tokens), self.total.div_(self.tokens), self.tokens)
+    def start(self) -> None:
+        self.gram.start()
+        self.total.start()
+
+    def finish(self, at: int, tokens: int) -> Statistics | None:
+        gram, total = self.gram.finish(at), self.total.finish(at)
+        return None if gram is None else Statistics(gram.div_(tokens), total.div_(tokens), tokens)
 
 
 def collect_statistics(
     runner: LayerRunner,
     units: Sequence[ModelUnit],
     states: torch.Tensor,
+    shares: Shares,
     batch_size: int = 1,
     relative: bool = False,
-) -> list[Statistics]:
+    at: int = 0,
+) -> list[Statistics | None]:
     """Collect the statistics of the units of one layer, and replace the hidden states before it by those after it.
 
     Args:
         runner: Runs the layer of the dense model.
         units: The units of the layer.
-        states: Hidden states of the calibration windows, shape `[windows, window length, hidden size]`.
+        states: Hidden states of this process's windows, shape `[windows, window length, hidden size]`.
+        shares: Shares of the processes in the calibration windows.
         batch_size: Windows per forward pass.
         relative: Whether the input of every token is divided by the norm of the projection's output.
+        at: Index of the process that gets the statistics of all windows.
 
     Returns:
-        One `Statistics` per unit, in the order of `units`, on the layer's device. Sums are float32.
+        One `Statistics` per unit, in the order of `units`, on the layer's device; `None` in other processes. Sums are
+        float32.
 
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.output.module, relative) for unit in units]
+    accumulators = [_Accumulator(unit.output.module, relative, shares) for unit in units]
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
-        runner.advance(states, batch_size)
-    statistics = [accumulator.finish() for accumulator in accumulators]
+        for _, chunk in shares.own_chunks:
+            for accumulator in accumulators:
+                accumulator.start()
+            runner.advance(states[chunk], batch_size)
+    tokens = shares.windows * states.shape[1]
+    statistics = [accumulator.finish(at, tokens) for accumulator in accumulators]
     for unit, found in zip(units, statistics):
-        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+        if found is not None:
+            check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..modeling.families import ModelUnit, find_family
+from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype
+from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
@@ -44,22 +46,25 @@ def policy_losses(
     Args:
         sorted_model: The model with its groups sorted.
         policies: Numbers of groups that each unit keeps.
-        windows: Token ids, shape `[windows, window length]`.
+        windows: Token ids, shape `[windows, window length]`. Processes share them.
         weights: Tensors that replace the dense model's own, by the parameter's name.
         compensated: Whether output weights are those after ridge regression.
         batch_size: Windows per forward pass, halved if memory runs out.
         dtype: Autocast dtype; `None` for the model's own.
         description: Of the progress bar, if there is one.
     """
-    layerwise = sorted_model.layerwise
+    layerwise, shares = sorted_model.layerwise, Shares(len(windows))
     changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
+    own = windows[shares.own]
 
     def measure(size: int) -> torch.Tensor:
-        layers = len(layerwise.layers) * math.ceil(len(windows) / layerwise.at_once(windows, len(policies)))
+        layers = len(layerwise.layers) * math.ceil(len(own) / layerwise.at_once(own, len(policies)))
         with progress_bar(layers, description or "", "layer", description is not None) as bar:
-            return layerwise.losses(windows, changes, dtype, size, bar.update)
+            return layerwise.losses(own, changes, dtype, size, bar.update)
 
-    return with_halving_batches(measure, batch_size).numpy()
+    none = torch.empty(len(policies), 0, dtype=torch.float64)
+    losses = with_halving_batches(measure, batch_size) if len(own) else none
+    return processes.gather(losses.T, shares).T.numpy()
 
 
 class Measurements:
@@ -129,7 +134,8 @@ class Measurements:
         """Calibration, search and test windows."""
         request = DataRequest.of(self.config)
         with self.meter.stage("data"):
-            data = DataSplits.from_list(self.journal.value("data", lambda: self._load(request).to_list()))
+            load = partial(processes.on_main, lambda: self._load(request).to_list())
+            data = DataSplits.from_list(self.journal.value("data", load))
         if self._given_data is None:
             written = request.all_written(self.config.dataset, self.config.eval_dataset)
             self.meter.count("data", written * request.length)

@@ -15,16 +15,19 @@ from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
 from ..options import GRADIENT_COST
+from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device
 from ..utils.precision import autocast_dtype
+from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from ..utils.window_sum import shares_of_sum
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .curve_estimation import measure_slopes
 from .fisher import collect_fisher
-from .gram import collect_statistics, describe_shortage, matrix_device
+from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
 
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,11 @@ def prepare(
         layerwise, ways, config, fishers, dtype, relative, meter, journal.part(config.needs_factors)
     )
     meter.count("statistics", windows.numel())
-    found = with_halving_batches(partial(preparation.run, windows), config.batch_size)
+    if processes.count() == 1:
+        found = with_halving_batches(partial(preparation.run, windows), config.batch_size)
+    else:
+        # The others could not know that one of them starts again.
+        found = preparation.run(windows, config.batch_size)
     del fishers
     ridges = [PrefixRidge(one.factor) for one in found] if config.needs_factors else None
     sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
@@ -99,21 +106,24 @@ def _fishers(
     dtype: torch.dtype | None,
     relative: bool,
     journal: Journal,
-) -> list[torch.Tensor]:
-    def keep(name: str, matrix: torch.Tensor) -> torch.Tensor:
-        return journal.tensors(f"fisher-{name}", lambda: {"fisher": matrix})["fisher"]
+) -> list[torch.Tensor | None]:
+    """Return the Fisher matrices of all units, `None` for layers that another process orders."""
 
-    def measure(_: int) -> list[torch.Tensor]:
-        return collect_fisher(layerwise, units, windows, seed, dtype, relative, keep)
+    def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
+        found = journal.tensors(f"fisher-{index}", lambda: {"fisher": matrix})["fisher"]
+        return found if _owner(units[index].unit.layer) == processes.rank() else None
 
     if all(journal.has(f"fisher-{index}") for index in range(len(units))):
-        return [journal.tensors(f"fisher-{index}", dict)["fisher"] for index in range(len(units))]
-    return with_halving_batches(measure, 1)
+        return [keep(index) for index in range(len(units))]
+    return collect_fisher(layerwise, units, windows, seed, dtype, relative, keep)
 
 
 @dataclass
 class _Preparation:
-    """Orders and factors the units layer by layer, while the Gram matrices of a layer are there."""
+    """Orders and factors the units layer by layer, while the Gram matrices of a layer are there.
+
+    Processes share the windows of every layer, and then order and factor a layer each at the same time.
+    """
 
     layerwise: LayerwiseModel
     ways: Sequence[Sequence[ModelUnit]]
@@ -131,14 +141,27 @@ class _Preparation:
         layers = range(len(self.layerwise.layers))
         home = matrix_device(self.layerwise, self.ways[0])
         missing = [index for index in layers if index not in self.finished and not self.journal.has(_entry(index))]
+        shares = shares_of_sum(len(windows), self.layerwise.device)
         with progress_bar(len(layers), "Statistics", "layer") as bar:
             if missing:
                 with self.meter.stage("statistics"):
-                    states, arguments = self.layerwise.enter(windows)
+                    states, arguments = self.layerwise.enter(windows[shares.own])
+                # Statistics of the layer that this process orders, and the layers of all processes.
+                mine: dict[int, list[Statistics]] = {}
+                together: list[int] = []
                 for index, layer in self.layerwise.walk():
                     runner = LayerRunner(layer, arguments[index], self.dtype)
                     if index in missing:
-                        self._keep(index, home, partial(self._measure, index, runner, states, batch_size))
+                        with self.meter.stage("statistics"):
+                            found = self._collect(index, runner, states, shares, batch_size)
+                        together.append(index)
+                        mine |= {index: found} if _owner(index) == processes.rank() else {}
+                        if _owner(index) == processes.count() - 1 or index == missing[-1]:
+                            own = {one: self._order(one, mine.pop(one)) for one in [*mine]}
+                            for one in together:
+                                order = partial(processes.broadcast, own.pop(one, None), _owner(one))
+                                self._keep(one, home, order)
+                            together = []
                     else:
                         with self.meter.stage("statistics"):
                             runner.advance(states, batch_size)
@@ -161,14 +184,16 @@ class _Preparation:
             # Page-locked, since the card gets one factor at a time.
             self.finished[layer] = [replace(one, factor=one.factor.pin_memory()) for one in self.finished[layer]]
 
-    def _measure(
-        self, layer: int, runner: LayerRunner, states: torch.Tensor, batch_size: int
-    ) -> dict[str, torch.Tensor]:
-        """Order and factor the units of one layer, and advance the states."""
+    def _collect(
+        self, layer: int, runner: LayerRunner, states: torch.Tensor, shares: Shares, batch_size: int
+    ) -> list[Statistics | None]:
+        """Return the statistics of the units of one layer, in the process that orders it, and advance the states."""
+        units = [self.ways[0][member] for member in members_of(self.ways[0], layer)]
+        return collect_statistics(runner, units, states, shares, batch_size, self.relative, _owner(layer))
+
+    def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
+        """Order and factor the units of one layer."""
         config, members = self.config, members_of(self.ways[0], layer)
-        with self.meter.stage("statistics"):
-            units = [self.ways[0][member] for member in members]
-            statistics = collect_statistics(runner, units, states, batch_size, self.relative)
         packed: dict[str, torch.Tensor] = {}
         for member in members:
             found = statistics.pop(0)
@@ -187,3 +212,8 @@ class _Preparation:
 
 def _entry(layer: int) -> str:
     return f"layer-{layer}"
+
+
+def _owner(layer: int) -> int:
+    """Return the process that orders a layer."""
+    return layer % processes.count()

@@ -11,6 +11,8 @@ from torch import nn
 from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
 from ..engine import UNKNOWN, backward_passes
+from ..utils import processes
+from ..utils.processes import Shares
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ def measure_size_gradients(
     Args:
         sorted_model: The sorted model, with its ridge factors.
         policy: The policy to measure at.
-        windows: Token ids, shape `[windows, window length]`.
+        windows: Token ids, shape `[windows, window length]`. Processes share them.
         dtype: Autocast dtype; `None` for the model's own.
     """
+    shares = Shares(len(windows))
     down, up = policy.neighbours()
     # By unit and window.
     changes: list[list[tuple[float, float]]] = [[] for _ in policy.units]
@@ -70,9 +73,12 @@ def measure_size_gradients(
             found[unit.output.module] = probe.watch
         return found
 
-    losses = backward_passes(sorted_model.layerwise, windows, watchers, _next_tokens, change, dtype)
-    tokens = windows.shape[1] - 1
-    return SizeGradients(np.array(losses) / tokens, *(np.array(changes).transpose(2, 1, 0) / tokens))
+    losses = backward_passes(sorted_model.layerwise, windows[shares.own], watchers, _next_tokens, change, dtype)
+    units = len(policy.units)
+    of_units = torch.tensor(changes, dtype=torch.float64).view(units, len(losses), 2)
+    rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *of_units.permute(2, 1, 0)], 1)
+    found = processes.gather(rows, shares).numpy() / (windows.shape[1] - 1)
+    return SizeGradients(found[:, 0], found[:, 1 : 1 + units], found[:, 1 + units :])
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
+from ..utils import processes
 from ..utils.profiling import StageMeter
 
 
@@ -198,6 +199,7 @@ class PruningResult:
             "other_texts": [perplexities | windows.describe() for windows, perplexities in self.tests[1:]],
             "held_out": self.calibration,
             "tokens": self.cost.tokens,
+            "processes": processes.count(),
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }

@@ -1,8 +1,11 @@
 """Errors as one line and an exit code instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from .launching import LAUNCHED
 
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -12,6 +15,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
     """Ends the process without a traceback on `FFPError` (exit code 2) and Ctrl-C (exit code 130).
 
+    Of several processes, the first that fails says why.
+
     Args:
         interrupted: Message after Ctrl-C.
     """
@@ -20,8 +25,15 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
     try:
         yield
     except FFPError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from ..utils.processes import ProcessLostError, tell_first
+
+        said_by_launch = isinstance(error, ProcessLostError) and LAUNCHED in os.environ
+        if not said_by_launch and tell_first():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
+        from ..utils.processes import is_main
+
+        if is_main():
+            print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)

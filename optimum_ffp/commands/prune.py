@@ -14,6 +14,7 @@ from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_THE_HUB, check_read, given_options
 from .errors import USER_ERROR, one_line_endings
+from .launching import check_processes, launch, started
 from .prune_options import parse_args_ffp_prune
 
 
@@ -25,6 +26,7 @@ TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 READ_WHEN = {
     "device": ON_ONE_DEVICE,
     "offload": ON_ONE_DEVICE,
+    "num_processes": ON_ONE_DEVICE,
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
@@ -44,6 +46,11 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
+            count = started() if self.args.num_processes is None else self.args.num_processes
+            check_processes(count, self.args.device)
+            if count != started() and not self.args.plan:
+                launch(count)
+                return
             prune(self.args)
 
 
@@ -98,12 +105,16 @@ def prune(args: Namespace) -> None:
     sparsities = args.sparsity or [config.sparsity]
     folders = output_folders(args, sparsities)
 
+    from ..utils import processes
+
+    # Before anything that depends on the device of this process.
+    processes.join(args.device)
     from ..checkpoint.pareto import front_files
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
     from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import holds_work
+    from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
 
     # Next to the output: on the same disk, and found again by the same command.
@@ -116,23 +127,33 @@ def prune(args: Namespace) -> None:
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
     places = args.device, args.dtype, args.device_map
-    plan = make_plan(model_config, config, sparsities, *places, offload=args.offload)
+    count = args.num_processes or processes.local_count()
+    plan = make_plan(model_config, config, sparsities, *places, offload=args.offload, processes=count)
     uploads = [*filter(None, repositories)]
     problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
     if args.plan:
-        problems = [*problems]
-        print("\n".join([plan.describe(), *(f"problem: {problem}" for problem in problems)]))
+        problems = [*problems] if processes.is_main() else []
+        if processes.is_main():
+            print("\n".join([plan.describe(), *(f"problem: {problem}" for problem in problems)]))
         if problems:
             sys.exit(USER_ERROR)
         return
     with ExitStack() as locks:
-        for path in (work, *folders, *front):
-            locks.enter_context(FolderLock(resolve(path)))
-        for problem in problems:
-            raise problem
-        for warning in plan.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite, plan.offload)
+        if processes.is_main():
+            for path in (work, *folders, *front):
+                locks.enter_context(FolderLock(resolve(path)))
+            for problem in problems:
+                raise problem
+            for warning in plan.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            if args.resume and not holds_work(work):
+                found = f"there is nothing to resume, {work} holds no state: starting from the beginning"
+                print(found, file=sys.stderr)
+            if not args.resume:
+                remove_work(work)
+        offload = processes.from_main(plan.offload)
+        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite, offload)
+        processes.leave()
 
 
 def write_checkpoints(
@@ -152,13 +173,9 @@ def write_checkpoints(
     from ..errors import FFPError
     from ..hub.upload import push_folder
     from ..pruner import FFPPruner
-    from ..utils.resume import holds_work, remove_work
+    from ..utils import processes
     from .summary import summary
 
-    if args.resume and not holds_work(work):
-        print(f"there is nothing to resume, {work} holds no state: starting from the beginning", file=sys.stderr)
-    if not args.resume:
-        remove_work(work)
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS} | {"offload": offload}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
@@ -167,6 +184,8 @@ def write_checkpoints(
     results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
     for result, folder, repo_id in zip(results, folders, repositories):
         pruner.save_pretrained(folder, overwrite=overwrite)
+        if not processes.is_main():
+            continue
         print(summary(result, folder))
         # A failed upload must not stop the remaining sparsities.
         try:
@@ -174,7 +193,7 @@ def write_checkpoints(
                 print(f"uploaded: {push_folder(folder, repo_id, args.private, args.token)}")
         except FFPError as error:
             failed.append(str(error))
-    if several:
+    if several and processes.is_main():
         front = ParetoFront(result.search.front)
         print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
     if failed:

@@ -12,14 +12,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerRunner
 from ..options import GRADIENT_COST
+from ..utils import processes
 from ..utils.heap import return_free_memory
+from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from ..utils.window_sum import WindowSum
 from .sorted_model import SortedModel
 
 
-# Tokens per step of the optimiser, at least one window.
-STEP_TOKENS = 512
+# Windows per step of the optimiser, and tokens of shorter windows.
+STEP_WINDOWS, STEP_TOKENS = 1, 512
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
@@ -91,6 +94,8 @@ def distil(
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
+    Every step of Adam has a window of each of `STEP_WINDOWS` parts of the text, which processes share.
+
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
     learning rate, and if that gains nothing either, the layer stays as it was.
@@ -112,14 +117,16 @@ def distil(
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
-    dense, arguments = layerwise.enter(torch.cat([windows, held_out]), dtype)
+    parts = Shares(len(windows), max(STEP_WINDOWS, STEP_TOKENS // windows.shape[1]))
+    shares = parts, Shares(len(held_out))
+    dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype)
     pruned = dense.clone()
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
         for index, layer in layerwise.walk():
             runner = LayerRunner(layer, arguments[index], dtype)
             runner.advance(dense)
             with compensated(index):
-                trainer = _Trainer(runner, sorted_model.prefixes[index], pruned, dense, len(windows))
+                trainer = _Trainer(runner, sorted_model.prefixes[index], pruned, dense, shares)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
             with sorted_model.change(policy, fits[-1].weights)(index):
@@ -135,18 +142,32 @@ class _Trainer:
     Args:
         runner: Runs the layer, with its weights before training.
         prefix: Prefix of the names of its parameters in the model.
-        inputs: Hidden states before the layer in the pruned model, shape `[windows, window length, hidden size]`.
+        inputs: Hidden states before the layer in the pruned model, of this process's windows, shape
+            `[windows, window length, hidden size]`.
         targets: Hidden states after the layer in the dense model, of the same shape.
-        windows: Number of windows to train on; the others are held out.
+        shares: Shares of the processes in the windows to train on, and in those that are held out.
     """
 
-    def __init__(self, runner: LayerRunner, prefix: str, inputs: torch.Tensor, targets: torch.Tensor, windows: int):
-        self.runner, self.prefix, self.inputs, self.targets, self.windows = runner, prefix, inputs, targets, windows
+    def __init__(
+        self,
+        runner: LayerRunner,
+        prefix: str,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        shares: tuple[Shares, Shares],
+    ):
+        self.runner, self.prefix, self.inputs, self.targets = runner, prefix, inputs, targets
+        self.parts, self.held_out = shares
         self.start = {name: parameter.detach() for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
-        self.scale = targets.shape[1] * float(targets[0].float().square().sum(-1).mean())
-        shares = sum(_shares(target) for target in targets[:windows].split(1))
-        self.channels = (shares / shares.mean()).clamp_min(LEAST_SHARE).to(runner.device)
+        self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
+        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=targets.device))
+        for _, windows in self.parts.own_chunks:
+            sizes.start()
+            for target in targets[windows].split(1):
+                sizes.current.add_(_shares(target))
+        found = sizes.finish()
+        self.channels = (found / found.mean()).clamp_min(LEAST_SHARE).to(runner.device)
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Return the fit of the best pass, packed."""
@@ -161,28 +182,39 @@ class _Trainer:
             if best < before:
                 break
         weights = {self.prefix + name: weight for name, weight in kept.items()}
-        return LayerFit(weights, before, best, trained).pack()
+        return processes.broadcast(LayerFit(weights, before, best, trained).pack(), 0)
 
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""
         generator = torch.Generator().manual_seed(seed)
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
-        together = max(1, STEP_TOKENS // self.inputs.shape[1])
-        steps = passes * math.ceil(self.windows / together)
+        steps = max(map(len, self.parts.chunks))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimiser = Adam(groups, betas=BETAS)
-        schedule = LambdaLR(optimiser, lambda step: _rate(step, steps))
+        schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
-            for chosen in torch.randperm(self.windows, generator=generator).split(together):
-                optimiser.zero_grad()
-                for window in chosen.tolist():
-                    with torch.enable_grad():
-                        loss = self._error(masters, window) * self.scale / len(chosen)
-                    loss.backward()
+            orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
+            for step in range(steps):
+                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
                 optimiser.step()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
             yield self._held_out_error(rounded), rounded
+
+    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
+        """Set the gradients of the mean error of the chosen window of every part, if it has one."""
+        size = sum(weight.numel() for weight in masters.values())
+        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, size, device=self.runner.device))
+        for index, windows in self.parts.own_chunks:
+            total.start()
+            if chosen[index] is not None:
+                with torch.enable_grad():
+                    loss = self._error(masters, windows.start + chosen[index]) * self.scale
+                gradients = torch.autograd.grad(loss, list(masters.values()))
+                total.current.add_(torch.cat([gradient.flatten() for gradient in gradients]))
+        mean = total.finish().div_(sum(window is not None for window in chosen))
+        for weight, gradient in zip(masters.values(), mean.split([weight.numel() for weight in masters.values()])):
+            weight.grad = gradient.view_as(weight)
 
     def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the error of one window, averaged over its tokens."""
@@ -192,8 +224,10 @@ class _Trainer:
         return (errors / (target.square().sum(-1) + EPSILON)).mean()
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
-        held_out = range(self.windows, len(self.inputs))
-        return sum(float(self._error(weights, window)) for window in held_out) / len(held_out)
+        first = len(self.inputs) - len(self.held_out.of(processes.rank()))
+        errors = [float(self._error(weights, window)) for window in range(first, len(self.inputs))]
+        found = processes.gather(torch.tensor(errors, dtype=torch.float64), self.held_out)
+        return sum(found.tolist()) / len(found)
 
 
 def _shares(target: torch.Tensor) -> torch.Tensor:

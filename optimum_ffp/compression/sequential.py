@@ -4,16 +4,20 @@ import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerRunner
+from ..utils import processes
 from ..utils.cholesky import algebra_device, check_finite, factorise, ridge_damping
 from ..utils.heap import return_free_memory
 from ..utils.precision import float32_products
+from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from ..utils.window_sum import WindowSum, shares_of_sum
 from .sorted_model import SortedModel
 
 
@@ -96,8 +100,10 @@ def calibrate_sequentially(
     """
     journal = journal or Journal()
     layerwise = sorted_model.layerwise
-    states, arguments = layerwise.enter(torch.cat([windows, held_out]), dtype)
-    calibration = _Calibration(sorted_model, policy, states, len(windows), dense_target, ridge_lambda)
+    shares = shares_of_sum(len(windows), layerwise.device), shares_of_sum(len(held_out), layerwise.device)
+    own = torch.cat([windows[shares[0].own], held_out[shares[1].own]])
+    states, arguments = layerwise.enter(own, dtype)
+    calibration = _Calibration(sorted_model, policy, states, shares, dense_target, ridge_lambda)
     with progress_bar(len(layerwise.layers), "Calibration", "layer") as bar:
         for index, layer in layerwise.walk():
             runner = LayerRunner(layer, arguments[index], dtype)
@@ -118,9 +124,9 @@ class _Calibration:
     Args:
         sorted_model: The sorted model, with its ridge factors.
         policy: Number of groups to keep per unit.
-        states: Hidden states before the first layer, `[windows, window length, hidden size]`. They are updated in
-            place with the outputs of the dense layers.
-        windows: Number of windows to fit to; the others are held out.
+        states: Hidden states of this process before the first layer, `[windows, window length, hidden size]`. They are
+            updated in place with the outputs of the dense layers.
+        shares: Shares of the processes in the windows to fit to, and in those that are held out.
         dense_target: `m`.
         ridge_lambda: λ, or `None` to choose it per unit.
     """
@@ -130,11 +136,11 @@ class _Calibration:
         sorted_model: SortedModel,
         policy: PruningPolicy,
         states: torch.Tensor,
-        windows: int,
+        shares: tuple[Shares, Shares],
         dense_target: float,
         ridge_lambda: float | None,
     ):
-        self.sorted_model, self.policy, self.windows = sorted_model, policy, windows
+        self.sorted_model, self.policy, self.shares = sorted_model, policy, shares
         self.in_dense, self.in_pruned = states, states.clone()
         self.dense_layers = 0
         self.dense_target, self.ridge_lambda = dense_target, ridge_lambda
@@ -144,25 +150,33 @@ class _Calibration:
         """Fit the next unit to its inputs in the dense and in the pruned model.
 
         The inputs are recomputed per window rather than stored for all windows. For the last unit of a layer the
-        dense states are advanced to the next layer in the same pass.
+        dense states are advanced to the next layer in the same pass. One process fits the unit to the sums of all.
         """
         weight, unit = self.sorted_model.dense_output(member), self.sorted_model.model_units[member]
         start, module = self.sorted_model.compensated_output(member, self.policy.sizes[member]), unit.output.module
-        seen, unseen = (kind(weight, start.shape[1], self.dense_target) for kind in (_Moments, _HeldOut))
-        for number, (in_dense, in_pruned) in enumerate(zip(self.in_dense.split(1), self.in_pruned.split(1))):
-            if last:
-                output, dense_input = runner.watch(module, in_dense)
-                in_dense.copy_(output)
-            else:
-                dense_input = runner.input_of(module, in_dense)
-            with self._applied(unit.unit.layer):
-                pruned_input = runner.input_of(module, in_pruned)
-            inputs = map(unit.in_group_order, (pruned_input, dense_input))
-            (seen if number < self.windows else unseen).add(*inputs)
+        fitted = weight, start.shape[1], self.dense_target
+        seen, unseen = (kind(*fitted, shares) for kind, shares in zip((_Moments, _HeldOut), self.shares))
+        states = zip(self.in_dense.split(1), self.in_pruned.split(1))
+        for moments in (seen, unseen):
+            for _, chunk in moments.shares.own_chunks:
+                moments.start()
+                for in_dense, in_pruned in islice(states, chunk.stop - chunk.start):
+                    if last:
+                        output, dense_input = runner.watch(module, in_dense)
+                        in_dense.copy_(output)
+                    else:
+                        dense_input = runner.input_of(module, in_dense)
+                    with self._applied(unit.unit.layer):
+                        pruned_input = runner.input_of(module, in_pruned)
+                    moments.add(*map(unit.in_group_order, (pruned_input, dense_input)))
         self.dense_layers += last
+        owner = member % processes.count()
+        unseen.finish(owner)
+        if not seen.finish(owner):
+            return processes.broadcast(None, owner)
         for squares in (seen.with_pruned.diagonal(), torch.tensor(unseen.energy)):
             check_finite(squares, f"the input of the output projection of {unit.unit.name} in the pruned model")
-        return _fit(seen, unseen, start, self.ridge_lambda).pack()
+        return processes.broadcast(_fit(seen, unseen, start, self.ridge_lambda).pack(), owner)
 
     def advance(self, layer: int, runner: LayerRunner) -> None:
         """Advance the states of both models to the next layer, once all units of this one are fitted."""
@@ -188,18 +202,35 @@ class _Calibration:
 
 
 class _Moments:
-    """Products with the kept inputs, summed over tokens: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`, each `[kept, features]`."""
+    """Products with the kept inputs, summed over tokens: `X̃_Rᵀ X̃` and `X̃_Rᵀ X`, each `[kept, features]`.
 
-    def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
-        self.weight, self.kept, self.dense_target = weight, kept, dense_target
-        self.with_pruned = weight.new_zeros(kept, weight.shape[1], dtype=torch.float32)
-        self.with_dense = torch.zeros_like(self.with_pruned)
+    Attributes:
+        shares: Shares of the processes in the windows.
+        with_pruned, with_dense: The products, once all windows are added.
+    """
+
+    with_pruned: torch.Tensor
+    with_dense: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, kept: int, dense_target: float, shares: Shares):
+        self.weight, self.kept, self.dense_target, self.shares = weight, kept, dense_target, shares
+        zeros = partial(weight.new_zeros, kept, weight.shape[1], dtype=torch.float32)
+        self._sums = WindowSum(shares, zeros), WindowSum(shares, zeros)
+
+    def start(self) -> None:
+        for products in self._sums:
+            products.start()
 
     def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
         with float32_products(pruned_input, dense_input) as (pruned_input, dense_input):
             retained = pruned_input[:, : self.kept]
-            self.with_pruned.addmm_(retained.T, pruned_input)
-            self.with_dense.addmm_(retained.T, dense_input)
+            for products, found in zip(self._sums, (pruned_input, dense_input)):
+                products.current.addmm_(retained.T, found)
+
+    def finish(self, at: int) -> bool:
+        """Add up the windows of all processes in one of them, and return whether it is this one."""
+        self.with_pruned, self.with_dense = (products.finish(at) for products in self._sums)
+        return processes.rank() == at
 
     @cached_property
     def place(self) -> torch.device:
@@ -221,14 +252,19 @@ class _Moments:
 class _HeldOut(_Moments):
     """Moments of the held-out windows, with `‖Y‖²` to compute the error of a fit."""
 
-    def __init__(self, weight: torch.Tensor, kept: int, dense_target: float):
-        super().__init__(weight, kept, dense_target)
-        self.energy = 0.0
+    def __init__(self, weight: torch.Tensor, kept: int, dense_target: float, shares: Shares):
+        super().__init__(weight, kept, dense_target, shares)
+        self._energies: list[float] = []
 
     def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
         super().add(pruned_input, dense_input)
         mixed = torch.lerp(pruned_input.float(), dense_input.float(), self.dense_target)
-        self.energy += float((mixed @ self.weight.T.float()).square().sum(-1).cpu().double().sum())
+        self._energies.append(float((mixed @ self.weight.T.float()).square().sum(-1).cpu().double().sum()))
+
+    def finish(self, at: int) -> bool:
+        energies = torch.tensor(self._energies, dtype=torch.float64)
+        self.energy = sum(processes.gather(energies, self.shares).tolist())
+        return super().finish(at)
 
     def error(self, fit: torch.Tensor) -> float:
         """Return `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""

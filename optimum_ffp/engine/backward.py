@@ -52,6 +52,10 @@ def backward_passes(
         The summed loss of every window, in nats.
     """
     losses: list[float] = []
+    if not len(windows):
+        for index in reversed(range(len(layerwise.layers))):
+            on_layer(index)
+        return losses
     for together in windows.split(layerwise.at_once(windows, len(layerwise.layers) + 2)):
         states, arguments = layerwise.enter(together)
         inputs = []

@@ -53,7 +53,7 @@ class LayerRunner:
             states: Shape `[windows, window length, hidden size]`.
             batch_size: Windows per forward pass.
         """
-        for batch in states.split(batch_size):
+        for batch in states.split(batch_size) if len(states) else ():
             batch.copy_(self.output(batch))
 
     def output(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:

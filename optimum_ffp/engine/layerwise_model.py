@@ -76,8 +76,12 @@ class LayerwiseModel:
             dtype: Dtype to keep the states in; `None` for the model's own.
 
         Returns:
-            States of shape `[windows, window length, hidden size]`, and the arguments by layer.
+            States of shape `[windows, window length, hidden size]`, and the arguments by layer. A process without
+            windows gets none of either.
         """
+        if not len(windows):
+            shape = (0, windows.shape[1], self.model.config.hidden_size)
+            return torch.empty(shape, dtype=dtype or self.model.dtype), [Arguments((), {})] * len(self.layers)
         states: torch.Tensor | None = None
         arguments: list[Arguments] = []
         for number, window in enumerate(windows.split(1)):

@@ -1,5 +1,6 @@
 """Estimates the memory of each stage of a prune from the shapes of a model without weights."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ..modeling.families import Family, ModelUnit
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
+from ..utils.window_sum import most_sums
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -62,6 +64,7 @@ class Placement:
         room: Bytes on the accelerator beside the weights and the factors that are there. Hidden states are in host
             memory if they would take more than an eighth of them.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
+        processes: Number of processes, which share windows and Fisher matrices.
     """
 
     compute_size: int
@@ -71,6 +74,7 @@ class Placement:
     several: bool = False
     room: int = 0
     offload: str = "none"
+    processes: int = 1
 
 
 class MemoryModel:
@@ -138,17 +142,20 @@ class MemoryModel:
         weights = self._weights()
         yield self._stage("data", weights | self._writing())
 
-        fishers = {"Fisher matrices": self.fishers}
+        fishers = {"Fisher matrices": self.fishers // place.processes}
         factors = "factors", self.factors
         if self.fishers:
             beside, host = self._backward(config.fisher_samples)
-            yield self._stage("fisher", weights | beside, host=fishers | host)
-        read = config.num_samples * config.seq_len
+            # Those of all layers grow together if not all windows are kept at once.
+            fishers_and_sums = {"Fisher matrices": most_sums(place.accelerator, place.processes) * self.fishers}
+            yield self._stage("fisher", weights | beside, host=fishers_and_sums | host)
+        read = self._own(config.num_samples) * config.seq_len
         states, waiting = self._states(read, self.size)
         # One layer after another is read, ordered and factored.
         host = fishers | waiting | {"factors on their way to disk": self.grams * (place.accelerator and place.journal)}
         weights_and_states = weights | states
-        read = self._forward(self.size) | {"Gram matrices": self.grams}
+        sums = most_sums(place.accelerator, place.processes)
+        read = self._forward(self.size) | {"Gram matrices": sums * self.grams}
         yield self._stage("statistics", weights_and_states | read, factors, host)
         criterion = getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0)
         beside, apart = self._algebra(criterion * entries)
@@ -238,8 +245,13 @@ class MemoryModel:
         beside["activations"] = 2 * self._forward(size, 1)["activations"]
         return beside, host
 
+    def _own(self, windows: int) -> int:
+        """Windows of one process."""
+        return math.ceil(windows / self.placement.processes)
+
     def _kept_at_once(self, windows: int | None, copies: int) -> tuple[Parts, Parts]:
         """Hidden states of as many windows as are taken through the layers at once."""
+        windows = windows and self._own(windows)
         one = self.config.seq_len * self.hidden * self.size * copies
         at_once = max(1, (RESIDENT_BYTES if self.placement.offload == "none" else OFFLOADED_BYTES) // one)
         return self._states(self.config.seq_len * min(windows or at_once, at_once) * copies, self.size)
@@ -260,14 +272,18 @@ class MemoryModel:
     def _fitting(self) -> tuple[Parts, Parts]:
         """Parts of calibration layer by layer, on the device and in host memory."""
         config, widest = self.config, max(self.features)
-        tokens = (config.num_samples + min(config.held_out_samples, config.search_samples)) * config.seq_len
+        held_out = self._own(min(config.held_out_samples, config.search_samples))
+        tokens = (self._own(config.num_samples) + held_out) * config.seq_len
         beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)
         if config.calibration == "distillation":
             # The weights before training and those of the best pass are kept too.
             beside["activations"] *= 2
             beside["training"] = (TRAINING_BYTES + 2 * self.size) * self.largest_layer
         else:
+            # One of the sums of either window is in the workspace.
+            sums = 4 * (most_sums(self.placement.accelerator, self.placement.processes) - 1) * 4 * widest**2
             beside["workspace"] = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
+            beside["sums"] = sums
         states, host = self._states(2 * tokens, self.placement.compute_size)
         return beside | states, host
 

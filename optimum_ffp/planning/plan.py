@@ -56,6 +56,7 @@ class Plan:
         disk: Bytes written per stage: work to resume from, which is removed at the end, and checkpoints.
         machine: Device and available memory.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
+        processes: Number of processes on this machine, each with the memory of a stage.
     """
 
     model: str
@@ -74,11 +75,12 @@ class Plan:
     disk: dict[str, int]
     machine: Machine
     offload: str = "none"
+    processes: int = 1
 
     def host_bytes(self, stage: StageMemory) -> int:
-        """Estimated peak of host memory of this process in a stage."""
+        """Estimated peak of host memory of all processes in a stage."""
         on_host = self.machine.device_free is None
-        return sum(stage.host.values()) + (sum(stage.device.values()) if on_host else 0)
+        return self.processes * (sum(stage.host.values()) + (sum(stage.device.values()) if on_host else 0))
 
     def device_bytes(self, stage: StageMemory) -> int:
         """Estimated peak of accelerator memory in a stage; 0 without an accelerator."""
@@ -122,6 +124,7 @@ class Plan:
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
             ("weights of layers", PLACES[self.offload]),
+            *([("processes", f"{self.processes}, memory is that of all")] if self.processes > 1 else []),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
         ]
@@ -171,6 +174,7 @@ def make_plan(
     device_map: str | None = None,
     journal: bool = True,
     offload: str = "auto",
+    processes: int = 1,
 ) -> Plan:
     """Plans a prune without loading weights.
 
@@ -184,6 +188,7 @@ def make_plan(
         journal: Whether finished work is saved to disk, to resume from, as on the command line.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`; `"auto"` for the first
             place that the memory suffices for, or else that which needs the least.
+        processes: Number of processes on this machine that share the work.
 
     Returns:
         The plan; the command line prints its `describe()`.
@@ -230,6 +235,7 @@ def make_plan(
         "tokens": tokens,
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
+        "processes": processes,
     }
     places = [offload]
     if offload == "auto":
@@ -247,6 +253,7 @@ def make_plan(
             several=len(sparsities) > 1,
             room=room - matrices * beside,
             offload=place,
+            processes=processes,
         )
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]

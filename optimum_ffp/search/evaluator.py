@@ -11,7 +11,7 @@ from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
 from ..options import GRADIENT_COST
-from ..utils.batch_size import with_halving_batches
+from ..utils import processes
 from ..utils.resume import Journal
 
 
@@ -53,6 +53,8 @@ class CandidateEvaluator:
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
+        # The search runs in every process, with the same results.
+        policies = processes.from_main(list(policies))
         losses = np.array(self._losses(policies, windows))
         self.evaluations += len(policies)
         self.tokens += losses.size * self.windows.shape[1]
@@ -64,12 +66,10 @@ class CandidateEvaluator:
 
         This takes a forward and a backward pass, whose tokens count three times.
         """
-        chosen = self.windows[torch.from_numpy(windows)]
+        policy, chosen = processes.from_main(policy), self.windows[torch.from_numpy(windows)]
 
         def measure() -> list[list]:
-            found = with_halving_batches(
-                lambda _: measure_size_gradients(self.sorted_model, policy, chosen, self.dtype), 1
-            )
+            found = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)
             return [found.losses.tolist(), found.down.tolist(), found.up.tolist()]
 
         found = SizeGradients(*map(np.array, self._journal_of(policy, windows).value("size_gradients", measure)))

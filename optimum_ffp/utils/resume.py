@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ..errors import FFPError
+from . import processes
 from .folders import FolderLock, check_writable, name_some, resolve
 from .json import from_exact_json, to_exact_json, to_json
 
@@ -35,7 +36,7 @@ class Journal:
 
     Pruning is deterministic: a run that reads the saved results instead of computing them ends with the same weights,
     bit for bit. Every entry is a file, which is written, flushed to disk and then renamed, so that no entry is ever
-    incomplete.
+    incomplete. Several processes use a journal in step, and compute the same results: the main one writes them.
 
     Args:
         folder: Folder of the entries, created with the first one; `None` saves nothing.
@@ -84,6 +85,9 @@ class Journal:
         """
         path = resolve(folder)
         identity = json.loads(to_json(identity))
+        if not processes.is_main():
+            processes.wait()
+            return cls(path, identity, notes=notes, on_disk=on_disk)
         lock = FolderLock(path)
         try:
             check_work_folder(folder, resume)
@@ -106,6 +110,7 @@ class Journal:
         for file in _own_files(path):
             if file.name.endswith(PARTIAL):
                 file.unlink()
+        processes.wait()
         return cls(path, identity, lock=lock, notes=notes, on_disk=on_disk)
 
     def part(self, *keys: Any) -> "Journal":
@@ -119,7 +124,7 @@ class Journal:
         if self.folder is None:
             return compute()
         path = self._path(name, ENDINGS[0])
-        if path.is_file():
+        if self.has(name):
             with _damage_named(path):
                 return from_exact_json(path.read_text(encoding="utf-8"))
         text = to_exact_json(compute())
@@ -132,31 +137,36 @@ class Journal:
         if self.folder is None:
             return compute()
         path = self._path(name, ENDINGS[1])
-        if not path.is_file():
+        if not self.has(name):
             result = compute()
             kept = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
             self._write(path, lambda partial: save_file(kept, partial))
             if not self.on_disk:
                 return result
             del result, kept
+            processes.wait()
         with _damage_named(path):
             return load_file(path)
 
     def has(self, name: str) -> bool:
         """Return whether an entry is saved."""
-        return self.folder is not None and any(self._path(name, ending).is_file() for ending in ENDINGS)
+        if self.folder is None:
+            return False
+        return processes.on_main(lambda: any(self._path(name, ending).is_file() for ending in ENDINGS))
 
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / f"{self.prefix}{name}{ending}"
 
     def remove(self) -> None:
         """Delete all entries, and the folder if it contains no other files."""
-        if self.folder is not None:
+        if self.folder is not None and processes.is_main():
             remove_work(self.folder)
         if self.lock is not None:
             self.lock.release()
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
+        if not processes.is_main():
+            return
         identity = self.folder / IDENTITY
         if not identity.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,78 @@
+"""Runs a command in several processes of this machine."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+
+
+# Set in processes that `launch` has started, which then reports those that are killed.
+LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
+
+
+def check_processes(count: int, device: str | None) -> None:
+    """Checks that `--num-processes` agrees with the processes that there are, and with the accelerators.
+
+    Args:
+        count: Number of processes.
+        device: Device of the model, as in `LoadOptions`.
+
+    Raises:
+        FFPError: If it does not.
+    """
+    import torch
+
+    from ..errors import FFPError
+
+    if count < 1:
+        raise FFPError(f"num_processes must be at least 1, found {count}")
+    if started() not in (1, count):
+        raise FFPError(f"{started()} processes are started already; leave out --num-processes {count}")
+    cards = 0 if device == "cpu" or started() > 1 else torch.accelerator.device_count()
+    if cards and count > cards:
+        raise FFPError(
+            f"num_processes is {count}, and {cards} accelerators are visible, one for each process; lower it, or "
+            "choose --device cpu"
+        )
+
+
+def started() -> int:
+    """Number of processes that `accelerate launch`, `torchrun` or `launch` has started for this command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(count: int) -> None:
+    """Runs the command line of this process in `count` processes, by `accelerate launch`, and exits with its code.
+
+    Args:
+        count: Number of processes; each gets its share of the CPU, or an accelerator.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from .errors import INTERRUPTED, USER_ERROR
+
+    threads = max(1, (os.cpu_count() or 1) // count)
+    os.environ |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
+    options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
+    options += f" --dynamo_backend no --num_cpu_threads_per_process {threads} -m optimum.commands.optimum_cli"
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args([*options.split(), *sys.argv[1:]]))
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # The others are terminated, or have noticed it themselves.
+        killed = [(rank, -code) for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
+        for rank, number in killed[:1]:
+            print(
+                f"\nerror: process {rank + 1} of {count} was killed ({signal.Signals(number).name}), and the others "
+                "ended with it; run the same command with --resume to continue",
+                file=sys.stderr,
+            )
+        sys.exit(USER_ERROR if killed else max(codes.values()))
+    except (SignalException, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,241 @@
+"""The processes of a run: they share the windows and the linear algebra of a prune, and end with the same model."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
+
+from ..errors import FFPError
+
+
+Value = TypeVar("Value")
+# The main process may write a large model, or text, while the others wait.
+TIMEOUT = timedelta(days=1)
+# Seconds that a process waits for the message of the one that has ended first.
+GRACE_SECONDS = 1.0
+
+
+class ProcessLostError(FFPError):
+    """Another process of the run has ended."""
+
+
+def join(device: str | None = None) -> None:
+    """Join the other processes of a run that `accelerate launch` or `torchrun` has started; alone, do nothing.
+
+    Args:
+        device: Device of the model, as in `LoadOptions`.
+
+    Raises:
+        FFPError: If the others can't be reached, or a device is named that they would have to share.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    from accelerate import PartialState
+
+    on_cpu = device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
+    if device is not None and torch.device(device).index is not None:
+        raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
+    try:
+        # With a backend for each kind of device.
+        dist.init_process_group(timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FFPError(f"the processes of this run can't reach each other ({reason}); start all anew") from None
+    own = PartialState(cpu=on_cpu).device
+    if own.type != "cpu":
+        torch.accelerator.set_device_index(own.index)
+    if not is_main():
+        # All say the same.
+        logging.getLogger("optimum_ffp").setLevel(logging.ERROR)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+def leave() -> None:
+    """Leave the other processes, at the end of a run."""
+    if _several():
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """Return the number of processes of this run."""
+    return dist.get_world_size() if _several() else 1
+
+
+def local_count() -> int:
+    """Return the number of processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _several() else 1
+
+
+def rank() -> int:
+    """Return the index of this process."""
+    return dist.get_rank() if _several() else 0
+
+
+def is_main() -> bool:
+    """Return whether this is the process that writes, prints and uploads."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Wait until all processes have come here."""
+    if _several():
+        with _losses_of_others():
+            dist.barrier()
+
+
+def from_main(value: Value) -> Value:
+    """Return the value that the main process gives; those of the others are ignored."""
+    if not _several():
+        return value
+    values = [value]
+    with _losses_of_others():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def on_main(compute: Callable[[], Value]) -> Value:
+    """Return what the main process computes."""
+    return from_main(compute() if is_main() else None)
+
+
+def gather(rows: torch.Tensor, shares: "Shares") -> torch.Tensor:
+    """Return the rows of the windows of all processes, in order.
+
+    Args:
+        rows: One row per window of this process.
+        shares: Shares of the processes.
+    """
+    if not _several():
+        return rows
+    found = []
+    with _losses_of_others():
+        for process in range(count()):
+            own = process == rank()
+            part = rows.contiguous() if own else rows.new_empty(len(shares.of(process)), *rows.shape[1:])
+            dist.broadcast(part, process)
+            found.append(part)
+    return torch.cat(found)
+
+
+def broadcast_tensor(tensor: torch.Tensor, owner: int) -> torch.Tensor:
+    """Return the tensor of one process; those of the others are overwritten."""
+    if _several():
+        with _losses_of_others():
+            dist.broadcast(tensor, owner)
+    return tensor
+
+
+def broadcast(tensors: dict[str, torch.Tensor] | None, owner: int) -> dict[str, torch.Tensor]:
+    """Return named tensors of one process, in host memory on all others.
+
+    Args:
+        tensors: The tensors; ignored if this process is not the owner.
+        owner: Index of the process that has them.
+    """
+    if not _several():
+        return tensors
+    mine = rank() == owner
+    shapes = [[(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()] if mine else None]
+    with _losses_of_others():
+        dist.broadcast_object_list(shapes, owner)
+        found = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in shapes[0]} if not mine else tensors
+    for tensor in found.values():
+        broadcast_tensor(tensor.detach().cpu().contiguous() if mine else tensor, owner)
+    return found
+
+
+def send(tensor: torch.Tensor, target: int) -> None:
+    """Send a tensor to another process, which calls `receive`."""
+    with _losses_of_others():
+        dist.send(tensor, target)
+
+
+def receive(like: torch.Tensor, source: int) -> torch.Tensor:
+    """Return a tensor that another process sends, with the shape, dtype and device of `like`."""
+    found = torch.empty_like(like)
+    with _losses_of_others():
+        dist.recv(found, source)
+    return found
+
+
+def tell_first() -> bool:
+    """Return whether no other process has reported an error before, which is what ends the run."""
+    if not _several():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add("ffp-error", 1) == 1
+    # The process that keeps the store may have ended.
+    except (RuntimeError, ValueError):
+        return True
+
+
+class Shares:
+    """Windows in chunks, and chunks by process; both in order, and divided as evenly as possible.
+
+    Args:
+        windows: Number of windows.
+        chunks: Number of chunks, which is the largest number of processes that get a share; at most that of windows.
+
+    Attributes:
+        chunks: Windows of every chunk.
+    """
+
+    def __init__(self, windows: int, chunks: int | None = None):
+        self.windows = windows
+        self.chunks = _divide(windows, min(windows, chunks or windows))
+        self._by_process = _divide(len(self.chunks), count())
+
+    @property
+    def own(self) -> slice:
+        """Windows of this process."""
+        windows = self.of(rank())
+        return slice(windows.start, windows.stop)
+
+    @property
+    def own_chunks(self) -> list[tuple[int, slice]]:
+        """Index of every chunk of this process, and its windows among those of this process."""
+        start, chunks = self.own.start, self._by_process[rank()]
+        return [(index, slice(self.chunks[index].start - start, self.chunks[index].stop - start)) for index in chunks]
+
+    def of(self, process: int) -> range:
+        """Return the windows of a process."""
+        chunks = self._by_process[process]
+        if not chunks:
+            return range(self.windows, self.windows)
+        return range(self.chunks[chunks.start].start, self.chunks[chunks.stop - 1].stop)
+
+    def owner(self, chunk: int) -> int:
+        """Return the process that a chunk belongs to."""
+        return next(process for process, chunks in enumerate(self._by_process) if chunk in chunks)
+
+
+def _divide(total: int, shares: int) -> list[range]:
+    size, rest = divmod(total, shares)
+    edges = [index * size + min(index, rest) for index in range(shares + 1)]
+    return [range(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def _losses_of_others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # The one that has ended has the first word.
+        time.sleep(GRACE_SECONDS)
+        raise ProcessLostError(
+            f"another of the {count()} processes has ended ({str(error).splitlines()[0]}); run the same command with "
+            "--resume to continue"
+        ) from None

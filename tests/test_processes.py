@@ -1,0 +1,111 @@
+"""Several processes: the same bytes as one, on the command line and with a process that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import digests
+from tests.helpers import write_data
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+OPTIONS = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
+OPTIONS += ["--update-samples", "2", "--held-out-samples", "3", "--seq-len", "24", "--sparsity", "0.3"]
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    folder = write_data(tmp_path_factory.mktemp("data"))
+    return folder, digests.run(str(folder))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_find_the_sums_policies_and_weights_of_one(of_one, count):
+    folder, expected = of_one
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    run = subprocess.run(
+        [*command, "-m", "tests.digests", folder], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == expected
+
+
+def prune(model: Path, out: Path, data: Path, *words: str) -> list[str]:
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp", "prune", "-m", model, out]
+    return list(map(str, [*command, "--dataset", data, *OPTIONS, *words]))
+
+
+def test_a_killed_process_ends_all_in_one_line_and_another_number_resumes(
+    save_tiny_model, data_folder, tmp_path, run_ffp
+):
+    model, out, steps = save_tiny_model("llama"), tmp_path / "out", ["--search-steps", "3000"]
+    command = prune(model, out, data_folder, *steps, "--num-processes", "2")
+    run = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    work = Path(f"{out}.work")
+    while not list(work.glob("*layer-2*")) and run.poll() is None:
+        time.sleep(0.05)
+    workers = [one for one in psutil.Process(run.pid).children() if one.environ().get("RANK") == "1"]
+    workers[0].send_signal(signal.SIGKILL)
+    errors = run.communicate(timeout=120)[1]
+    assert run.returncode == 2
+    (line,) = [line for line in errors.splitlines() if "error:" in line or "Traceback" in line]
+    assert line == (
+        "error: process 2 of 2 was killed (SIGKILL), and the others ended with it; run the same command with --resume "
+        "to continue"
+    )
+    assert not out.exists()
+    few = ["--search-steps", "12"]
+    assert run_ffp(*prune(model, out, data_folder, *few, "--resume")[4:])[0] == 0
+    assert run_ffp(*prune(model, tmp_path / "whole", data_folder, *few)[4:])[0] == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_the_command_line_in_two_processes(save_tiny_model, data_folder, tmp_path, run_ffp):
+    model, steps = save_tiny_model("gpt2"), ["--search-steps", "12"]
+    assert run_ffp(*prune(model, tmp_path / "one", data_folder, *steps)[4:])[0] == 0
+    # Weights on disk, which both processes read.
+    command = prune(model, tmp_path / "two", data_folder, *steps, "--num-processes", "2", "--offload", "disk")
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("saved in") == 1
+    written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("one", "two")]
+    assert written[0] == written[1]
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_an_error_of_all_processes_is_one_line(save_tiny_model, data_folder, tmp_path):
+    command = prune(save_tiny_model("llama"), tmp_path / "out", data_folder, "--num-processes", "2")
+    run = subprocess.run(
+        [*command, "--sparsity", "0.99"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 2
+    found = [line for line in run.stderr.splitlines() if "error:" in line or "Traceback" in line]
+    assert len(found) == 1
+    assert "can't be met" in found[0]
+
+
+def test_impossible_numbers_of_processes(save_tiny_model, data_folder, tmp_path, run_ffp, monkeypatch):
+    words = prune(save_tiny_model("llama"), tmp_path / "out", data_folder)[4:]
+    assert "must be at least 1, found 0" in run_ffp(*words, "--num-processes", "0")[2]
+    assert "read only without --device-map" in run_ffp(*words, "--num-processes", "2", "--device-map", "auto")[2]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes are started already; leave out --num-processes" in run_ffp(*words, "--num-processes", "3")[2]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    assert "2 accelerators are visible" in run_ffp(*words, "--num-processes", "3")[2]
+
+
+def test_the_plan_counts_the_memory_of_all_processes(save_tiny_model, data_folder, tmp_path, run_ffp):
+    words = prune(save_tiny_model("llama"), tmp_path / "out", data_folder, "--plan")[4:]
+    one, two = run_ffp(*words)[1], run_ffp(*words, "--num-processes", "2")[1]
+    assert "processes" not in one
+    assert "2, memory is that of all" in two
+    peak_of = [float(text.partition("estimated peak ")[2].split()[0]) for text in (one, two)]
+    assert peak_of[1] > 1.5 * peak_of[0]
