@@ -3,10 +3,10 @@
     python benchmarks/processes.py MODEL DATASET [--counts 1 2] [--threads 1] [--prune --num-samples 16 ...]
         [--output processes.json]
 
-Every prune is `optimum-cli ffp prune --num-processes N` with `--threads` threads per process, so that N processes have N
-times the cores of one. Writes a JSON record with the seconds of every stage and of the whole command, which also imports
-and loads, and whether the weights are the same, and prints the ratios to the first number. Words after `--prune` are
-options of `optimum-cli ffp prune`.
+Every prune is `optimum-cli ffp prune --num-processes N` with `--threads` threads per process, so that N processes have
+N times the cores of one. Writes a JSON record with the seconds of every stage and of the whole command, which also
+imports and loads, and whether the weights are the same, and prints the ratios to the first number. Words after
+`--prune` are options of `optimum-cli ffp prune`.
 """
 
 import argparse
@@ -61,11 +61,9 @@ def prune(args: argparse.Namespace, count: int) -> dict:
 def describe(first: dict, record: dict) -> str:
     """One line: time of the first prune divided by that of this one, by stage."""
     ratios = [f"whole command {first['whole'] / record['whole']:.2f}"]
-    stages = sum(first["seconds"].values()) / sum(record["seconds"].values())
-    ratios += [f"all stages {stages:.2f}"]
-    ratios += [
-        f"{name} {first['seconds'][name] / max(record['seconds'][name], 0.01):.2f}" for name in first["seconds"]
-    ]
+    before, now = first["seconds"], record["seconds"]
+    ratios += [f"all stages {sum(before.values()) / sum(now.values()):.2f}"]
+    ratios += [f"{name} {before[name] / max(now[name], 0.01):.2f}" for name in before]
     same = "same" if record["weights"] == first["weights"] else "OTHER"
     return f"{record['processes']} processes: {same} weights; times faster: {', '.join(ratios)}"
 

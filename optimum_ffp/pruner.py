@@ -88,11 +88,11 @@ class FFPPruner:
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, for what doesn't fit into memory either")
         device = resolve_device(self.options.device) if offloads else None
+        # Computed before weights are converted, heads and channels reordered.
+        self._fingerprint = fingerprint(model) if work_folder else None
         self.measured = Measurements(model, tokenizer, config, data, device)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
-        # Computed before heads and channels are reordered.
-        self._fingerprint = fingerprint(model) if work_folder else None
         self._dense_parameters = model.num_parameters()
         self._check_budget(config)
         model.eval().requires_grad_(False)

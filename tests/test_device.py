@@ -15,8 +15,11 @@ import torch
 from tests import pretend_card as card
 from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, write_data
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.analysis import measurements
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.utils import cholesky
+# The CPU computes in the dtype of the weights, as the card does.
+measurements.compute_dtype = lambda device, dtype: dtype
 torch.set_num_threads(1)
 data = write_data(Path(tempfile.mkdtemp()) / "data")
 
@@ -52,9 +55,8 @@ RESIDENT = ("llama", "gemma3", "phi3", "gpt2")
 OFFLOADED = ("llama", "gemma2", "qwen3", "gpt-neox", "opt")
 CASES = {name: (name, "float32", "none", {}, 1e-4) for name in RESIDENT}
 CASES |= {f"{name}, offloaded": (name, "float32", "host", {}, 1e-4) for name in OFFLOADED}
-CASES["bfloat16"] = ("llama", "bfloat16", "none", {}, 1e-2)
-# Without a search: what the CPU rounds off in float16 decides between candidates.
-CASES["float16"] = ("llama", "float16", "none", {"method": "no-search"}, 1e-2)
+# Without a search: what is rounded off in 16 bits decides between candidates.
+CASES |= {dtype: ("llama", dtype, "none", {"method": "no-search"}, 1e-2) for dtype in ("bfloat16", "float16")}
 CASES |= {name: ("llama", "float32", "none", options, 1e-3) for name, options in OPTIONS.items()}
 
 

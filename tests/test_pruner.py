@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -178,9 +179,26 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
 def test_a_type_is_named_or_given(save_tiny_model, data_folder):
     folder, config = save_tiny_model(), FFPConfig(dataset=str(data_folder))
     for dtype in ("bfloat16", torch.bfloat16):
-        assert FFPPruner.from_pretrained(folder, config, dtype=dtype, device="cpu").model.dtype == torch.bfloat16
+        pruner = FFPPruner.from_pretrained(folder, config, dtype=dtype, device="cpu")
+        assert pruner.model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     with pytest.raises(FFPError, match="dtype torch.int8 is not known; choose from auto, float32"):
         FFPPruner.from_pretrained(folder, config, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("calibration", ["ridge", "sequential", "distillation"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, data_folder, dtype, calibration):
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS | {"calibration": calibration, "sparsity": 0.3})
+    make_tiny_model().to(dtype).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    pruners = [FFPPruner.from_pretrained(tmp_path, config, dtype=name, device="cpu") for name in ("auto", "float32")]
+    result, reference = (pruner.prune() for pruner in pruners)
+    assert result.policy == reference.policy
+    assert result.perplexity == pytest.approx(reference.perplexity, rel=1e-3)
+    assert {tensor.dtype for tensor in result.model.parameters()} == {dtype}
+    # What is reported is what the saved weights give in float32.
+    losses = window_losses(result.model.float(), pruners[0].measured.data.tests[0].tokens)
+    assert result.perplexity == pytest.approx(math.exp(losses.mean()), rel=1e-6)
 
 
 @pytest.mark.slow

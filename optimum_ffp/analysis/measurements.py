@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..evaluation import to_perplexity
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
-from ..utils.precision import autocast_dtype
+from ..utils.precision import autocast_dtype, compute_dtype
 from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
@@ -101,7 +102,8 @@ class Measurements:
     ):
         self.model, self.tokenizer, self._given_data = model, tokenizer, data
         self.config = with_window_length(config, model.config)
-        self.layerwise = LayerwiseModel(model, find_family(model.config), device)
+        compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
+        self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
         self.ways = find_ways(model, self.layerwise.family, config)
         self.meter = StageMeter()
         self.journal = Journal()
@@ -153,9 +155,10 @@ class Measurements:
                 "text that the model writes itself needs all weights on the device; choose offload 'none', or "
                 "a dataset without 'self' and self_share"
             )
-        return self._given_data or load_windows(
-            config.dataset, config.eval_dataset, self.tokenizer, self.model, request
-        )
+        with layerwise.in_place() if writes else nullcontext():
+            return self._given_data or load_windows(
+                config.dataset, config.eval_dataset, self.tokenizer, self.model, request
+            )
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -126,7 +126,8 @@ def distil(
             runner = LayerRunner(layer, arguments[index], dtype)
             runner.advance(dense)
             with compensated(index):
-                trainer = _Trainer(runner, sorted_model.prefixes[index], pruned, dense, shares)
+                prefix, stored = sorted_model.prefixes[index], layerwise.stored_dtype
+                trainer = _Trainer(runner, prefix, stored, pruned, dense, shares)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
             with sorted_model.change(policy, fits[-1].weights)(index):
@@ -142,6 +143,7 @@ class _Trainer:
     Args:
         runner: Runs the layer, with its weights before training.
         prefix: Prefix of the names of its parameters in the model.
+        stored_dtype: Dtype that trained weights are rounded to.
         inputs: Hidden states before the layer in the pruned model, of this process's windows, shape
             `[windows, window length, hidden size]`.
         targets: Hidden states after the layer in the dense model, of the same shape.
@@ -152,13 +154,14 @@ class _Trainer:
         self,
         runner: LayerRunner,
         prefix: str,
+        stored_dtype: torch.dtype,
         inputs: torch.Tensor,
         targets: torch.Tensor,
         shares: tuple[Shares, Shares],
     ):
         self.runner, self.prefix, self.inputs, self.targets = runner, prefix, inputs, targets
         self.parts, self.held_out = shares
-        self.start = {name: parameter.detach() for name, parameter in runner.layer.named_parameters()}
+        self.start = {name: parameter.detach().to(stored_dtype) for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
         sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=targets.device))

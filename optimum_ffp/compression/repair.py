@@ -46,7 +46,8 @@ def repair(
     if config.calibration == "ridge":
         weights: dict[str, torch.Tensor] = {}
         for index, _ in sorted_model.layerwise.walk():
-            weights |= sorted_model.compensated(policy, sorted_model.members(index))
+            found = sorted_model.compensated(policy, sorted_model.members(index))
+            weights |= {name: weight.to(sorted_model.layerwise.stored_dtype) for name, weight in found.items()}
         return Repair(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)

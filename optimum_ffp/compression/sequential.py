@@ -154,6 +154,7 @@ class _Calibration:
         """
         weight, unit = self.sorted_model.dense_output(member), self.sorted_model.model_units[member]
         start, module = self.sorted_model.compensated_output(member, self.policy.sizes[member]), unit.output.module
+        start = start.to(self.sorted_model.layerwise.stored_dtype)
         fitted = weight, start.shape[1], self.dense_target
         seen, unseen = (kind(*fitted, shares) for kind, shares in zip((_Moments, _HeldOut), self.shares))
         states = zip(self.in_dense.split(1), self.in_pruned.split(1))

@@ -200,7 +200,7 @@ class SortedModel:
                 setattr(owner, attribute, sizes[index] * count)
         for name, weight in weights.items():
             parameter = self.model.get_parameter(name)
-            parameter.data = weight.to(parameter.device)
+            parameter.data = weight.to(parameter.device, parameter.dtype)
 
     def dense_output(self, index: int) -> torch.Tensor:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
@@ -225,19 +225,19 @@ class SortedModel:
         on_disk = journal is not None and journal.on_disk
         # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
         state = {
-            name: tensor.detach().to("cpu", copy=True)
+            name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
             for name, tensor in self.model.state_dict().items()
             if not name.startswith(layers)
         }
         for index, layer in self.layerwise.walk():
             with change(index):
                 prefix = self.prefixes[index]
-                copied = partial(_own_weights, layer)
+                copied = partial(self._own_weights, layer)
                 found = journal.tensors(f"pruned-{index}", copied) if on_disk else copied()
                 state |= {prefix + name: tensor for name, tensor in found.items()}
         config = pruned_config(self.model.config, self.family, policy)
         pruned = pruned_model_class(self.family).from_pretrained(
-            None, config=config, state_dict=state, dtype=self.model.dtype
+            None, config=config, state_dict=state, dtype=self.layerwise.stored_dtype
         )
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
@@ -249,14 +249,19 @@ class SortedModel:
             pruned = pruned.to(device)
         return pruned.eval()
 
+    def _own_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """Return copies of a layer's weights in host memory, in the layout and dtype of its checkpoint."""
+        state = {
+            name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
+            for name, tensor in layer.state_dict().items()
+        }
+        for name, module in layer.named_modules():
+            if isinstance(module, TransposedLinear):
+                state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
+        return state
 
-def _own_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of a layer's weights in host memory, in the layout of its checkpoint."""
-    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in layer.state_dict().items()}
-    for name, module in layer.named_modules():
-        if isinstance(module, TransposedLinear):
-            state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
-    return state
+    def _stored(self, tensor: torch.Tensor) -> torch.dtype:
+        return self.layerwise.stored_dtype if tensor.dtype == self.model.dtype else tensor.dtype
 
 
 def _has_room(device: torch.device, size: int) -> bool:

@@ -15,18 +15,21 @@ class LayerWeights:
 
     Where they are brought, they are in host memory otherwise: as tensors of their own, or as views of the checkpoint's
     memory-mapped files, which the operating system reads when they are copied. The next layer is copied in the
-    background while one runs.
+    background while one runs. Copies may be in another dtype, to compute in.
 
     Args:
         layers: The decoder layers.
         device: Device to bring the weights of a layer to. `None` if all stay where they are.
+        dtype: Dtype of floating-point weights there; their own if `None`.
 
     Attributes:
         loads: Number of times that a layer was brought to the device.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], device: torch.device | None = None):
-        self.layers, self.device, self.loads = list(layers), device, 0
+    def __init__(
+        self, layers: Sequence[nn.Module], device: torch.device | None = None, dtype: torch.dtype | None = None
+    ):
+        self.layers, self.device, self.dtype, self.loads = list(layers), device, dtype, 0
         self._changes: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
 
     @property
@@ -76,13 +79,16 @@ class LayerWeights:
     def _copy(self, index: int) -> dict[str, torch.Tensor]:
         tensors = self._tensors(index)
         if self.device.type != "cuda":
-            return {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
+            return {name: self._to_device(tensor, copy=True) for name, tensor in tensors.items()}
         # On a stream of its own, so that copies don't wait for the layer that runs.
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            copies = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+            copies = {name: self._to_device(tensor, non_blocking=True) for name, tensor in tensors.items()}
         stream.synchronize()
         return copies
+
+    def _to_device(self, tensor: torch.Tensor, **options: bool) -> torch.Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, **options)
 
     @contextmanager
     def _brought(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:

@@ -1,7 +1,7 @@
 """A causal LM that runs layer by layer."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..modeling.families import Family
 from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
 from ..utils.precision import computing_in
+from ..utils.tensors import put
 from .layer_runner import Arguments, LayerRunner, Reached
 from .layer_weights import LayerWeights
 
@@ -38,24 +39,50 @@ class LayerwiseModel:
         model: The model. Its embeddings, last norm and head are on the device.
         family: The family record of the model.
         device: Device to bring the weights of one layer at a time to; `None` if all layers are where they run.
+        dtype: Dtype to compute in; that of the weights if `None`. The embeddings, last norm and head are converted to
+            it here, layers when they run.
 
     Attributes:
         layers: The decoder layers.
         weights: Their weights.
         device: Device of the embeddings and of the head.
+        stored_dtype: Dtype of the weights of the layers while they don't run.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, device: torch.device | None = None):
-        self.model, self.family = model, family
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.model, self.family, self.stored_dtype = model, family, model.dtype
         self.layers = list(model.base_model.get_submodule(family.layers))
-        self.weights = LayerWeights(self.layers, device)
+        if dtype not in (None, model.dtype):
+            device = device or model.device
+            self._convert_beside_layers(dtype)
+        self.weights = LayerWeights(self.layers, device, dtype)
         self.device = device or model.device
         # What a layer returns, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
 
+    def _convert_beside_layers(self, dtype: torch.dtype) -> None:
+        own = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if id(tensor) not in own and tensor.dtype == self.stored_dtype:
+                put(tensor, tensor.data.to(dtype))
+
     def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices; the weights of each are in place until the next is asked for."""
         return self.weights.walk(backwards)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Bring the weights of all layers to the device for the duration of the context."""
+        with ExitStack() as stack:
+            for index in range(len(self.layers)):
+                stack.enter_context(self.weights.loaded(index))
+            yield
 
     def at_once(self, windows: torch.Tensor, copies: int = 1) -> int:
         """Return how many windows to take through the layers together.

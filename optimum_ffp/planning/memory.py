@@ -56,7 +56,8 @@ class Placement:
     """Devices and dtypes of a prune.
 
     Attributes:
-        compute_size: Bytes per number in forward passes; under autocast smaller than that of the weights.
+        compute_size: Bytes per number in forward passes; under autocast smaller than `own_size`.
+        own_size: Bytes per number of a layer's weights while it runs, and of hidden states.
         accelerator: Whether the model is on an accelerator.
         matrices_beside: Whether Gram matrices and factors are on the model's device.
         journal: Whether finished work is saved to disk, to resume from.
@@ -68,6 +69,7 @@ class Placement:
     """
 
     compute_size: int
+    own_size: int
     accelerator: bool = False
     matrices_beside: bool = True
     journal: bool = False
@@ -109,7 +111,8 @@ class MemoryModel:
         sparsity: float,
         placement: Placement,
     ):
-        self.config, self.placement, self.size = config, placement, model.dtype.itemsize
+        self.config, self.placement, self.size = config, placement, placement.own_size
+        stored = model.dtype.itemsize
         shape, kept, outputs = model.config, 1 - sparsity, [unit.output.module for unit in units]
         heads, kv_heads, head_dim = family.heads(shape)
         self.hidden, self.vocabulary, self.layers = shape.hidden_size, shape.vocab_size, len(units) // 2
@@ -118,17 +121,19 @@ class MemoryModel:
         self.attention = 8 * heads * config.seq_len if eager else 0
         self.cache = 2 * self.layers * kv_heads * head_dim * self.size
 
-        blocks = sum(unit.unit.parameters for unit in units) * self.size
+        blocks = sum(unit.unit.parameters for unit in units) * stored
         self.weights = model.get_memory_footprint()
         self.pruned = self.weights - int(sparsity * blocks)
-        self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * self.size
+        self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * stored
         self.layer_outputs = _largest([module.weight.numel() for module in outputs]) * self.size
         layers = model.base_model.get_submodule(family.layers)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
-        self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * self.size
+        self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
+        self.beside_layers = (self.weights - self.layer_weights) * self.size // stored
+        self.brought = placement.offload != "none" or self.size != stored
         self.calibrated = self.outputs * (config.calibration != "none")
         if config.calibration == "distillation":
-            self.calibrated = sum(parameters) * self.size - int(sparsity * blocks)
+            self.calibrated = sum(parameters) * stored - int(sparsity * blocks)
         self.fused = int(kept * _largest([*map(_fused_parameters, units)])) * self.size
         self.components = _largest([*map(_component_bytes, units)])
         matrices = [4 * count**2 for count in self.features]
@@ -208,10 +213,12 @@ class MemoryModel:
         return StageMemory(name, beside, host)
 
     def _weights(self) -> Parts:
-        """Weights on the device. Of offloaded layers, one that runs, before and after sorting, and the next."""
-        if self.placement.offload == "none":
+        """Weights on the device. Of layers that are brought there, one before and after sorting, and the next."""
+        if not self.brought:
             return {"weights": self.weights}
-        beside = {"embeddings and head": self.weights - self.layer_weights}
+        beside = {"embeddings and head": self.beside_layers} | (
+            {"weights of layers": self.layer_weights} if self.placement.offload == "none" else {}
+        )
         return beside | {"layers in place": 3 * self.largest_layer * self.size}
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:

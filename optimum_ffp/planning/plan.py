@@ -21,7 +21,7 @@ from ..modeling.loading import loading_errors, resolve_dtype
 from ..options import GRADIENT_COST, LAYER_BY_LAYER, NO_SEARCH
 from ..search.runner import budget_at, check_budget
 from ..search.task import finalist_count
-from ..utils.precision import autocast_dtype
+from ..utils.precision import autocast_dtype, compute_dtype
 from .machine import Machine, measure_machine
 from .memory import MemoryModel, Placement, StageMemory
 
@@ -214,10 +214,10 @@ def make_plan(
     feasible = [budget_at(way, sparsities[0], config).feasible for way in shapes]
 
     accelerator = machine.device_free is not None
-    compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
+    own = compute_dtype(machine.device, weights_dtype)
+    compute = autocast_dtype(SimpleNamespace(dtype=own, device=machine.device), config.search_dtype)
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
-    matrices = sum(4 * count**2 for count in features)
     matrices = sum(4 * count**2 for count in features)
     evaluations, tokens = _count(config, len(units), len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
@@ -246,7 +246,8 @@ def make_plan(
         room = machine.device_free - _resident_bytes(model, family, place) if accelerator else 0
         beside = place == "none" and (not accelerator or room > 2 * matrices)
         placement = Placement(
-            compute_size=(compute or weights_dtype).itemsize,
+            compute_size=(compute or own).itemsize,
+            own_size=own.itemsize,
             accelerator=accelerator,
             matrices_beside=beside,
             journal=journal,

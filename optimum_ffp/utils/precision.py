@@ -7,6 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 
+# Names of functions that tell whether a CPU multiplies a dtype.
+INSTRUCTIONS = {
+    torch.bfloat16: ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
+    torch.float16: ("_is_amx_fp16_supported",),
+}
+
+
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """Return the autocast dtype for a `search_dtype`.
 
@@ -19,9 +26,21 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     if model.device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        native = model.device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in instructions)
+        native = model.device.type == "cpu" and _cpu_multiplies(torch.bfloat16)
     return torch.bfloat16 if native else None
+
+
+def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in with weights of a dtype.
+
+    A CPU that doesn't multiply 16-bit numbers itself takes some fifty times as long for them as for float32.
+    """
+    emulated = device.type == "cpu" and dtype in INSTRUCTIONS and not _cpu_multiplies(dtype)
+    return torch.float32 if emulated else dtype
+
+
+def _cpu_multiplies(dtype: torch.dtype) -> bool:
+    return any(getattr(torch.cpu, name, bool)() for name in INSTRUCTIONS[dtype])
 
 
 def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -42,6 +42,16 @@ def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, win
     assert all(torch.equal(tensor, kept[name]) for name, tensor in tiny_model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_in_16_bits_are_computed_in_float32(tiny_model, windows, dtype):
+    model = tiny_model.to(dtype)
+    expected = layerwise_of(copy.deepcopy(model).float()).losses(windows)
+    layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
+    assert torch.equal(layerwise.losses(windows), expected)
+    assert layerwise.stored_dtype == dtype
+    assert all(tensor.dtype == dtype for layer in layerwise.layers for tensor in layer.parameters())
+
+
 def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monkeypatch):
     together = layerwise_of(tiny_model).losses(windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)

@@ -1,6 +1,7 @@
 """What a stage holds, against sizes that are counted by hand or on a real model."""
 
 import pytest
+import torch
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.modeling.families import find_units, get_family
@@ -11,7 +12,7 @@ from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 def stages(placement=None, sparsity=0.2, **options):
     model, family = make_tiny_model(), get_family("llama")
     config = FFPConfig(seq_len=24, **options)
-    memory = MemoryModel(model, find_units(model, family), family, config, sparsity, placement or Placement(4))
+    memory = MemoryModel(model, find_units(model, family), family, config, sparsity, placement or Placement(4, 4))
     return {stage.name: stage for stage in memory.stages()}, memory
 
 
@@ -27,7 +28,8 @@ def test_weights_and_matrices_by_hand():
     found, memory = stages()
     assert memory.weights == WEIGHTS
     assert memory.factors == 3 * memory.grams == 4 * MATRICES and memory.fishers == 4 * 6 * 32**2
-    assert found["statistics"].device["Gram matrices"] == 4 * MATRICES / 3
+    # Sums of chunks along a tree of four levels.
+    assert found["statistics"].device["Gram matrices"] == 4 * 4 * MATRICES / 3
     for name in ("statistics", "search", "calibration"):
         assert found[name].device["weights"] == WEIGHTS
         assert found[name].device["factors"] == 4 * MATRICES
@@ -54,7 +56,7 @@ def test_stages_are_those_that_the_options_ask_for():
 def test_longer_windows_cost_activations_and_more_of_them_hidden_states():
     before, _ = stages()
     model, family = make_tiny_model(), get_family("llama")
-    longer = MemoryModel(model, find_units(model, family), family, FFPConfig(seq_len=48), 0.2, Placement(4))
+    longer = MemoryModel(model, find_units(model, family), family, FFPConfig(seq_len=48), 0.2, Placement(4, 4))
     after = {stage.name: stage for stage in longer.stages()}
     assert after["statistics"].device["activations"] == 2 * before["statistics"].device["activations"]
     assert after["statistics"].host["hidden states"] == 2 * before["statistics"].host["hidden states"]
@@ -64,7 +66,7 @@ def test_longer_windows_cost_activations_and_more_of_them_hidden_states():
 
 def test_what_has_no_room_on_a_card_is_in_host_memory():
     beside, apart = (
-        stages(Placement(4, accelerator=True, matrices_beside=there))[0]["search"] for there in (True, False)
+        stages(Placement(4, 4, accelerator=True, matrices_beside=there))[0]["search"] for there in (True, False)
     )
     assert beside.device["factors"] == apart.host["factors"] == 4 * MATRICES
     assert "factors" not in apart.device and "factors" not in beside.host
@@ -75,7 +77,7 @@ def test_what_has_no_room_on_a_card_is_in_host_memory():
 def test_hidden_states_are_on_a_card_with_room_for_many_of_them():
     size = 114 * 24 * 32 * 4
     for room, there in ((9 * size, True), (8 * size, False)):
-        found, _ = stages(Placement(4, accelerator=True, room=room), num_samples=114)
+        found, _ = stages(Placement(4, 4, accelerator=True, room=room), num_samples=114)
         assert found["statistics"].device.get("hidden states", 0) == size * there
         assert found["statistics"].host.get("hidden states", 0) == size * (not there)
 
@@ -84,3 +86,25 @@ def test_the_largest_parts_are_named():
     stage = StageMemory("search", {"weights": 3 * 2**30, "logits": 2**29, "none": 0}, {"process": 2**30})
     assert stage.largest() == "weights 3.00, process 1.00, logits 0.50"
     assert stage.largest(1) == "weights 3.00"
+
+
+def test_processes_share_hidden_states_and_fisher_matrices():
+    (one, _), (two, _) = stages(), stages(Placement(4, 4, processes=2))
+    assert two["statistics"].host["hidden states"] == one["statistics"].host["hidden states"] / 2
+    assert two["statistics"].host["Fisher matrices"] == one["statistics"].host["Fisher matrices"] / 2
+    # Half of the chunks are one level of the tree less.
+    assert two["statistics"].device["Gram matrices"] == 3 / 4 * one["statistics"].device["Gram matrices"]
+    assert two["search"].device["factors"] == one["search"].device["factors"]
+
+
+def test_layers_that_are_computed_in_another_dtype_are_there_twice():
+    model, family, config = make_tiny_model().to(torch.bfloat16), get_family("llama"), FFPConfig(seq_len=24)
+    units = find_units(model, family)
+    memory = MemoryModel(model, units, family, config, 0.2, Placement(4, 4))
+    weights = next(memory.stages()).device
+    layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in model.model.layers]
+    assert weights["weights of layers"] == 2 * sum(layers)
+    assert weights["layers in place"] == 3 * 4 * max(layers)
+    assert weights["embeddings and head"] == 4 * (2 * 128 * 32 + 32 + 2 * 2)
+    # What is saved is in 16 bits.
+    assert memory.pruned < memory.weights == model.get_memory_footprint()

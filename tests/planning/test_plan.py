@@ -49,7 +49,7 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
     parts = stages(plan)
     assert parts["statistics"]["weights"] == model.get_memory_footprint()
     assert parts["search"]["factors"] == matrices == plan.disk["statistics"]
-    assert parts["statistics"]["Gram matrices"] == matrices / model.config.num_hidden_layers
+    assert parts["statistics"]["Gram matrices"] == 4 * matrices / model.config.num_hidden_layers
 
 
 @pytest.mark.slow

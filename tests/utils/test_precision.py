@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optimum_ffp.utils.precision import autocast_dtype, computing_in, float32_products
+from optimum_ffp.utils.precision import autocast_dtype, compute_dtype, computing_in, float32_products
 
 
 CPU = torch.device("cpu")
@@ -21,6 +21,16 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     assert [autocast_dtype(on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
     assert autocast_dtype(on("mps"), "auto") is None
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_cpu_computes_in_what_it_multiplies(monkeypatch, native):
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(f"torch.cpu.{name}", lambda: native, raising=False)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert compute_dtype(CPU, dtype) == (dtype if native else torch.float32)
+        assert compute_dtype(torch.device("cuda"), dtype) == dtype
+    assert compute_dtype(CPU, torch.float32) == torch.float32
 
 
 def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
