@@ -245,8 +245,8 @@ def make_sorted_model(
         order_groups("wanda", unit.output.module.weight, found, unit.output.block, None, unit.sections)
         for unit, found in zip(units, statistics)
     ]
-    permuted = (found.permuted(unit.columns(order), 1) for unit, found, order in zip(units, statistics, orders))
-    ridges = [PrefixRidge.of(found.gram, ridge_lambda=0.01, relative=True) for found in permuted]
+    columns = [unit.columns(order) for unit, order in zip(units, orders)]
+    ridges = [PrefixRidge.of(found.gram, order=order) for found, order in zip(statistics, columns)]
     return SortedModel(layerwise or layerwise_of(model), units, orders, ridges), orders
 
 

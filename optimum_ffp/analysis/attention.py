@@ -106,11 +106,10 @@ def factorise_unit(
         config: λ of ridge regression, and the mapping.
     """
     unit, columns = ordered.unit, ordered.unit.columns(ordered.order)
-    gram = statistics.permuted(columns, 1).gram
-    ridge = PrefixRidge.of(gram, config.ridge_lambda, config.ridge_lambda_relative)
+    ridge = PrefixRidge.of(statistics.gram, config.ridge_lambda, config.ridge_lambda_relative, columns)
     curve = None
     if config.mapping == "curves":
-        weight = permute_blocks(unit.output.module.weight.data.to(gram.device), 1, 1, columns)
+        weight = permute_blocks(unit.output.module.weight.data.to(statistics.gram.device), 1, 1, columns)
         curve = loss_curve(weight, ridge, fisher, unit.output.block)
     return replace(ordered, factor=ridge.factor, curve=curve)
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
-from ..modeling.families.base import permute_blocks
 from ..utils.cholesky import check_finite
 from ..utils.precision import float32_products
 from ..utils.processes import Shares
@@ -40,11 +39,6 @@ class Statistics:
     def to(self, device: torch.device) -> "Statistics":
         """Return the statistics on a device."""
         return Statistics(self.gram.to(device), self.mean.to(device), self.tokens)
-
-    def permuted(self, order: torch.Tensor, block: int) -> "Statistics":
-        """Return the statistics with groups of `block` features each reordered; `order` has shape `[groups]`."""
-        gram = permute_blocks(permute_blocks(self.gram, 0, block, order), 1, block, order)
-        return Statistics(gram, permute_blocks(self.mean, 0, block, order), self.tokens)
 
 
 def describe_shortage(features: Sequence[int], tokens: int) -> str | None:

@@ -42,6 +42,5 @@ def root(matrix: torch.Tensor) -> torch.Tensor:
     It is the transposed Cholesky factor: scores only depend on `Rᵀ R`, and an eigendecomposition, which would give the
     symmetric root, takes ten times as long. Directions without any loss get that of a rounding error.
     """
-    matrix = matrix.double()
     factor, _ = factorise(matrix, ridge_damping(matrix, 0.0))
     return factor.T.float()

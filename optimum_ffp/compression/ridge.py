@@ -44,19 +44,25 @@ class PrefixRidge:
         self.factor = factor
 
     @classmethod
-    def of(cls, gram: torch.Tensor, ridge_lambda: float = 0.01, relative: bool = True) -> "PrefixRidge":
+    def of(
+        cls,
+        gram: torch.Tensor,
+        ridge_lambda: float = 0.01,
+        relative: bool = True,
+        order: torch.Tensor | None = None,
+    ) -> "PrefixRidge":
         """Factor a Gram matrix on its device.
 
         Args:
-            gram: `H = XᵀX / n` in the sorted order, shape `[features, features]`.
+            gram: `H = XᵀX / n`, shape `[features, features]`.
             ridge_lambda: λ (the paper: 0.01).
             relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+            order: Columns from most to least important, shape `[features]`; `None` if `H` is in the sorted order.
         """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
-        matrix = gram.double()
-        factor, _ = factorise(matrix, ridge_damping(matrix, ridge_lambda, relative))
+        factor, _ = factorise(gram, ridge_damping(gram, ridge_lambda, relative), order)
         # As a file has it: products with another layout of the same matrix differ in the last digits.
-        return cls(factor.float().contiguous())
+        return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 
     def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
         """Return `W'_R` for the first `kept` columns.

@@ -7,8 +7,11 @@ import torch
 from ..errors import FFPError
 
 
-# Peak of temporaries while a unit is ordered and factored, in bytes per entry of its Gram matrix: most are in float64.
-ALGEBRA_BYTES = 44
+# Peak of temporaries while a unit is ordered and factored, in bytes per entry of its Gram matrix: one in float64, one
+# in float32, and what is as large as the output projection.
+ALGEBRA_BYTES = 20
+# Number of rows that are copied at a time.
+ROWS = 1024
 # Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
 # Mean squares below this are treated as zero input.
@@ -54,30 +57,43 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
     return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
-def factorise(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+def factorise(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Return the Cholesky factor of `H + d I`.
 
+    It takes the place of a copy of the matrix, since every matrix in float64 takes 1 GB for the largest unit of a 7B
+    model.
+
     Args:
-        gram: `H`, float64, shape `[features, features]`. The diagonal is modified in place and restored, since a copy
-            takes 1 GB for the largest unit of a 7B model.
+        gram: `H`, shape `[features, features]`. It is not changed.
         damping: `d`. It is multiplied by ten as long as rounding errors make `H + d I` indefinite.
+        order: Order of rows and columns to factor `H` in, shape `[features]`; its own if `None`.
 
     Returns:
-        The factor, shape `[features, features]`, and the `d` that was used.
+        The factor, float64, shape `[features, features]`, by columns in memory, and the `d` that was used.
 
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.
     """
-    diagonal = gram.diagonal().clone()
-    try:
-        for attempt in range(ATTEMPTS):
-            gram.diagonal().copy_(diagonal + damping * 10**attempt)
-            factor, failed = torch.linalg.cholesky_ex(gram)
-            if not failed:
-                return factor, damping * 10**attempt
-    finally:
-        gram.diagonal().copy_(diagonal)
+    failed = torch.empty(0, dtype=torch.int32, device=gram.device)
+    for attempt in range(ATTEMPTS):
+        # LAPACK has matrices by columns: only then is the factor computed in place.
+        factor = _ordered(gram, order).mT
+        factor.diagonal().add_(damping * 10**attempt)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+        if not failed:
+            return factor, damping * 10**attempt
     raise FFPError("a Gram matrix can't be factored: it holds values that are not finite")
+
+
+def _ordered(gram: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Return a copy in float64, with rows and columns in an order."""
+    if order is None:
+        return gram.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    matrix = torch.empty_like(gram, dtype=torch.float64, memory_format=torch.contiguous_format)
+    order = order.to(gram.device)
+    for copy, rows in zip(matrix.split(ROWS), order.split(ROWS)):
+        copy.copy_(gram[rows][:, order])
+    return matrix
 
 
 def check_finite(squares: torch.Tensor, what: str) -> None:

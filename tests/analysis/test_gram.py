@@ -31,14 +31,3 @@ def test_no_hook_is_left_behind(tiny_model, windows):
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     statistics_of(tiny_model, units, windows)
     assert not any(unit.output.module._forward_pre_hooks for unit in units)
-
-
-def test_permuted_reorders_whole_groups(tiny_model, windows):
-    unit = find_units(tiny_model, get_family(tiny_model.config.model_type))[0]
-    (found,) = statistics_of(tiny_model, [unit], windows)
-    groups, block = unit.unit.groups, unit.output.block
-    order = torch.arange(groups).flip(0)
-    index = torch.cat([torch.arange(group * block, (group + 1) * block) for group in order.tolist()])
-    moved = found.permuted(order, block)
-    assert torch.equal(moved.gram, found.gram[index][:, index])
-    assert torch.equal(moved.mean, found.mean[index])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from optimum_ffp.analysis.criteria import flap, wanda
-from optimum_ffp.analysis.criteria.obs import DAMPING
+from optimum_ffp.analysis.criteria.obs import DAMPING, _compacted
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups, root
 from optimum_ffp.compression.ridge import ridge_direct
@@ -84,3 +84,12 @@ def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
     expected = order_groups("obs", symmetric @ weight, found, 1)
     assert torch.equal(order_groups("fisher-obs", weight, found, 1, fisher), expected)
     assert not torch.equal(order_groups("obs", weight, found, 1), expected)
+
+
+def test_what_is_left_of_a_matrix_takes_its_place():
+    # More rows than are copied at a time.
+    matrix = torch.randn(2100, 2100, generator=torch.Generator().manual_seed(0))
+    kept = torch.randperm(2100, generator=torch.Generator().manual_seed(1))[:1900].sort().values
+    expected, start = matrix[kept][:, kept], matrix.data_ptr()
+    found = _compacted(matrix, kept)
+    assert torch.equal(found, expected) and found.data_ptr() == start

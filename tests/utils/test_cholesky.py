@@ -25,6 +25,16 @@ def test_an_ordinary_matrix_gets_lambda_and_no_more():
     assert torch.equal(factor, torch.linalg.cholesky(gram + damping * torch.eye(24, dtype=torch.float64)))
 
 
+@pytest.mark.parametrize("features", [24, 1100])
+def test_the_factor_of_an_order_is_that_of_the_reordered_matrix(features):
+    # More rows than are copied at a time.
+    gram = gram_of_rank(features, features)
+    order = torch.randperm(features, generator=torch.Generator().manual_seed(2))
+    (factor, _), (expected, _) = factorise(gram, 0.1, order), factorise(gram[order][:, order], 0.1)
+    assert torch.equal(factor, expected)
+    assert torch.equal(PrefixRidge.of(gram, order=order).factor, PrefixRidge.of(gram[order][:, order]).factor)
+
+
 @pytest.mark.parametrize("rank", [0, 5])
 def test_a_singular_matrix_needs_no_lambda(rank):
     weight, gram = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)), gram_of_rank(rank)

@@ -12,8 +12,10 @@ from ..gram import Statistics
 DAMPING = 0.01
 # Number of portions in which groups are removed: more hardly change the order, and each costs a low-rank update.
 PORTIONS = 96
-# The damped matrix, its factor and its inverse in float64, and the remaining inverse in float32.
-WORKSPACE_BYTES = 36
+# The damped matrix, of which its factor and then its inverse take the place, in float64, and the inverse in float32.
+WORKSPACE_BYTES = 16
+# Number of rows that are copied at a time.
+ROWS = 1024
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
@@ -32,9 +34,10 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         Scores, shape `[groups]`: the rank of each group in the order of removal; higher is more important.
     """
     weight = weight.float()
-    gram = statistics.gram.to(weight.device).double()
+    gram = statistics.gram.to(weight.device)
     factor, _ = factorise(gram, ridge_damping(gram, DAMPING))
-    inverse = torch.cholesky_inverse(factor).float()
+    inverse = torch.cholesky_inverse(factor, out=factor).mT.float()
+    del factor
     left = torch.arange(len(gram) // block, device=weight.device)
     scores = torch.zeros(len(left), device=weight.device)
     portion = math.ceil(len(left) / PORTIONS)
@@ -47,7 +50,8 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         gone, kept = (_columns(groups, block) for groups in (removed, retained))
         solution = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, kept])
         weight = weight[:, kept] - weight[:, gone] @ solution
-        inverse = inverse[kept][:, kept] - inverse[kept][:, gone] @ solution
+        beside = inverse[:, gone][kept]
+        inverse = _compacted(inverse, kept).addmm_(beside, solution, alpha=-1)
         left = left[retained]
     scores[left[_removal_losses(weight, inverse, block).argsort()]] = (
         torch.arange(len(left), device=scores.device) + len(scores) - len(left) + 0.0
@@ -57,6 +61,15 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
 
 def _columns(groups: torch.Tensor, block: int) -> torch.Tensor:
     return (groups[:, None] * block + torch.arange(block, device=groups.device)).flatten()
+
+
+def _compacted(matrix: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the rows and columns of the given ascending indices, in the memory of the matrix, which is lost."""
+    size, flat = len(kept), matrix.view(-1)
+    # No row moves behind one that is still to be read.
+    for start, rows in zip(range(0, size, ROWS), kept.split(ROWS)):
+        flat[start * size : (start + len(rows)) * size] = matrix[rows][:, kept].flatten()
+    return flat[: size * size].view(size, size)
 
 
 def _removal_losses(weight: torch.Tensor, inverse: torch.Tensor, block: int) -> torch.Tensor:
