@@ -63,10 +63,11 @@ def measure_slopes(
                         runner.advance(pruned[-1])
                 runner.advance(dense)
                 bar.update()
-            for number, expected in enumerate(dense.split(1)):
-                for member, states in enumerate(pruned):
-                    divergences[done, member] = _divergence(layerwise, expected, states[[number]], dtype)
-                done += 1
+            with layerwise.ends_in_place():
+                for number, expected in enumerate(dense.split(1)):
+                    for member, states in enumerate(pruned):
+                        divergences[done, member] = _divergence(layerwise, expected, states[[number]], dtype)
+                    done += 1
     totals = processes.gather(divergences, shares).sum(0).tolist()
     return [
         max(0.0, total / windows.numel()) / max(float(error[size]), torch.finfo(torch.float32).tiny)

@@ -68,7 +68,7 @@ def measure_size_gradients(
             unit = sorted_model.model_units[index]
             low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
-            mixing, own = unit.in_layout(mixing.T).T, sorted_model.model.dtype
+            mixing, own = unit.in_layout(mixing.T).T, sorted_model.layerwise.dtype
             probe = _Probe(directions.to(own), mixing.to(own), kept - low, changes[index])
             found[unit.output.module] = probe.watch
         return found

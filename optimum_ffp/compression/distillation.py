@@ -206,17 +206,19 @@ class _Trainer:
 
     def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
         """Set the gradients of the mean error of the chosen window of every part, if it has one."""
-        size = sum(weight.numel() for weight in masters.values())
-        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, size, device=self.runner.device))
+        sizes = [weight.numel() for weight in masters.values()]
+        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.runner.device))
         for index, windows in self.parts.own_chunks:
             total.start()
             if chosen[index] is not None:
                 with torch.enable_grad():
                     loss = self._error(masters, windows.start + chosen[index]) * self.scale
                 gradients = torch.autograd.grad(loss, list(masters.values()))
-                total.current.add_(torch.cat([gradient.flatten() for gradient in gradients]))
+                for part, gradient in zip(total.current.split(sizes), gradients):
+                    part.add_(gradient.flatten())
+                del gradients, gradient
         mean = total.finish().div_(sum(window is not None for window in chosen))
-        for weight, gradient in zip(masters.values(), mean.split([weight.numel() for weight in masters.values()])):
+        for weight, gradient in zip(masters.values(), mean.split(sizes)):
             weight.grad = gradient.view_as(weight)
 
     def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:

@@ -261,7 +261,7 @@ class SortedModel:
         return state
 
     def _stored(self, tensor: torch.Tensor) -> torch.dtype:
-        return self.layerwise.stored_dtype if tensor.dtype == self.model.dtype else tensor.dtype
+        return self.layerwise.stored_dtype if tensor.dtype == self.layerwise.dtype else tensor.dtype
 
 
 def _has_room(device: torch.device, size: int) -> bool:

@@ -64,9 +64,10 @@ def backward_passes(
             with change(index):
                 LayerRunner(layer, arguments[index], dtype).advance(states)
         # The states after the last layer are replaced by their gradients.
-        for state, window in zip(states.split(1), together):
-            losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
-            on_window()
+        with layerwise.ends_in_place():
+            for state, window in zip(states.split(1), together):
+                losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
+                on_window()
         for index, layer in layerwise.walk(backwards=True):
             with change(index), ExitStack() as hooks:
                 for module, watcher in watchers(index).items():

@@ -39,14 +39,14 @@ class LayerwiseModel:
         model: The model. Its embeddings, last norm and head are on the device.
         family: The family record of the model.
         device: Device to bring the weights of one layer at a time to; `None` if all layers are where they run.
-        dtype: Dtype to compute in; that of the weights if `None`. The embeddings, last norm and head are converted to
-            it here, layers when they run.
+        dtype: Dtype to compute in; that of the weights if `None`. Weights are converted to it while they are used.
 
     Attributes:
         layers: The decoder layers.
         weights: Their weights.
         device: Device of the embeddings and of the head.
-        stored_dtype: Dtype of the weights of the layers while they don't run.
+        dtype: Dtype to compute in.
+        stored_dtype: Dtype of the weights while they are not used.
     """
 
     def __init__(
@@ -58,28 +58,40 @@ class LayerwiseModel:
     ):
         self.model, self.family, self.stored_dtype = model, family, model.dtype
         self.layers = list(model.base_model.get_submodule(family.layers))
-        if dtype not in (None, model.dtype):
+        self.dtype = dtype or model.dtype
+        if self.dtype != self.stored_dtype:
             device = device or model.device
-            self._convert_beside_layers(dtype)
         self.weights = LayerWeights(self.layers, device, dtype)
         self.device = device or model.device
         # What a layer returns, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
-
-    def _convert_beside_layers(self, dtype: torch.dtype) -> None:
-        own = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if id(tensor) not in own and tensor.dtype == self.stored_dtype:
-                put(tensor, tensor.data.to(dtype))
 
     def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices; the weights of each are in place until the next is asked for."""
         return self.weights.walk(backwards)
 
     @contextmanager
+    def ends_in_place(self) -> Iterator[None]:
+        """Have the embeddings, last norm and head in the dtype to compute in for the duration of the context."""
+        if self.dtype == self.stored_dtype:
+            yield
+            return
+        in_layers = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors = [one for one in tensors if id(one) not in in_layers and one.dtype == self.stored_dtype]
+        kept = [tensor.data for tensor in tensors]
+        try:
+            for tensor in tensors:
+                put(tensor, tensor.data.to(self.dtype))
+            yield
+        finally:
+            for tensor, stored in zip(tensors, kept):
+                put(tensor, stored)
+
+    @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Bring the weights of all layers to the device for the duration of the context."""
-        with ExitStack() as stack:
+        """Have all weights on the device, in the dtype to compute in, for the duration of the context."""
+        with self.ends_in_place(), ExitStack() as stack:
             for index in range(len(self.layers)):
                 stack.enter_context(self.weights.loaded(index))
             yield
@@ -91,7 +103,7 @@ class LayerwiseModel:
             windows: Token ids, shape `[windows, window length]`.
             copies: Number of hidden states that are kept per window and position.
         """
-        size = windows.shape[1] * self.model.config.hidden_size * self.model.dtype.itemsize * copies
+        size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
         return max(1, (RESIDENT_BYTES if self.weights.resident else OFFLOADED_BYTES) // size)
 
     @torch.no_grad()
@@ -108,21 +120,25 @@ class LayerwiseModel:
         """
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
-            return torch.empty(shape, dtype=dtype or self.model.dtype), [Arguments((), {})] * len(self.layers)
+            return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
         states: torch.Tensor | None = None
         arguments: list[Arguments] = []
-        for number, window in enumerate(windows.split(1)):
-            hidden, first = self._reach_first(window)
-            if states is None:
-                arguments = self._pass_through(window, hidden, first)
-                shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
-                # One tensor, so that the heap is not fragmented.
-                states = torch.empty(shape, dtype=kept, device=self._place(shape, kept))
-            states[number] = hidden[0]
+        with self.ends_in_place():
+            for number, window in enumerate(windows.split(1)):
+                hidden, first = self._reach_first(window)
+                if states is None:
+                    arguments = self._pass_through(window, hidden, first)
+                    shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
+                    # One tensor, so that the heap is not fragmented.
+                    states = torch.empty(shape, dtype=kept, device=self._place(shape, kept))
+                states[number] = hidden[0]
         return states, arguments
 
     def decoded(self, states: torch.Tensor) -> ModelOutput:
-        """Return the output of the decoder, as `decode`, for hidden states after the last layer."""
+        """Return the output of the decoder, as `decode`, for hidden states after the last layer.
+
+        The ends of the model are in place (`ends_in_place`).
+        """
         states = states.to(self.device)
         unread = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
         with ExitStack() as stack:
@@ -165,7 +181,8 @@ class LayerwiseModel:
                     with change(index):
                         runner.advance(of_candidate, batch_size)
                 on_layer()
-            found.append(torch.stack([self._head_losses(one, together, dtype, batch_size) for one in states]))
+            with self.ends_in_place():
+                found.append(torch.stack([self._head_losses(one, together, dtype, batch_size) for one in states]))
         return torch.cat(found, 1)
 
     def _head_losses(

@@ -129,7 +129,8 @@ class MemoryModel:
         layers = model.base_model.get_submodule(family.layers)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
-        self.beside_layers = (self.weights - self.layer_weights) * self.size // stored
+        # Embeddings and head are converted while no layer runs.
+        self.converted_ends = (self.weights - self.layer_weights) * self.size // stored * (self.size != stored)
         self.brought = placement.offload != "none" or self.size != stored
         self.calibrated = self.outputs * (config.calibration != "none")
         if config.calibration == "distillation":
@@ -216,10 +217,10 @@ class MemoryModel:
         """Weights on the device. Of layers that are brought there, one before and after sorting, and the next."""
         if not self.brought:
             return {"weights": self.weights}
-        beside = {"embeddings and head": self.beside_layers} | (
-            {"weights of layers": self.layer_weights} if self.placement.offload == "none" else {}
-        )
-        return beside | {"layers in place": 3 * self.largest_layer * self.size}
+        beside = {"embeddings and head": self.weights - self.layer_weights}
+        if self.placement.offload == "none":
+            beside["weights of layers"] = self.layer_weights
+        return beside | {"layers in place": max(3 * self.largest_layer * self.size, self.converted_ends)}
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:
         """Activations of the widest layer, with the float32 copies that hooks make of them."""
