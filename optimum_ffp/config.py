@@ -55,7 +55,10 @@ class FFPConfig(Options, BaseConfig):
         held_out_samples: Number of search windows that the error of distillation or sequential calibration is measured
             on, default 4.
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
-        distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01.
+        distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01. It is
+            multiplied by the root of `distillation_batch`.
+        distillation_batch: Number of windows per step of distillation, default 1, and at least 512 tokens. As many
+            processes share it.
         dataset: Text to calibrate and search on: `"wikitext2"` (the paper's), `"c4"`, a Hub id, a file, a folder, or
             `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
             `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts. Default `"wikitext2,c4"`.
@@ -207,6 +210,7 @@ class FFPConfig(Options, BaseConfig):
                 "slope_samples",
                 "held_out_samples",
                 "distillation_passes",
+                "distillation_batch",
                 "batch_size",
             ),
             *("search_steps", "candidates"),

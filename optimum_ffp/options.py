@@ -98,7 +98,7 @@ MEASURED = (
 # Options of calibration alone; the policy depends on all others.
 CALIBRATION = (
     *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
-    *("distillation_passes", "distillation_rate"),
+    *("distillation_passes", "distillation_rate", "distillation_batch"),
 )
 
 
@@ -171,6 +171,7 @@ class Options:
     held_out_samples: int = 4
     distillation_passes: int = 2
     distillation_rate: float = 0.01
+    distillation_batch: int = 1
     dataset: str = "wikitext2,c4"
     eval_dataset: str | None = None
     text_column: str | None = None
@@ -239,6 +240,7 @@ READ_WHEN = {
     ),
     "distillation_passes": DISTILLATION,
     "distillation_rate": DISTILLATION,
+    "distillation_batch": DISTILLATION,
     "text_column": OTHER_TEXT,
     "start_token": OTHER_TEXT,
     "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),

@@ -261,6 +261,11 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         repair, "distillation-rate", "Learning rate of distillation, relative to the size of the weights."
     )
+    add_config_option(
+        repair,
+        "distillation-batch",
+        "Number of windows per step of distillation, which that many processes share; the model is slightly worse.",
+    )
 
     resources = parser.add_argument_group("Resources")
     add_load_options(resources)

@@ -21,8 +21,8 @@ from ..utils.window_sum import WindowSum
 from .sorted_model import SortedModel
 
 
-# Windows per step of the optimiser, and tokens of shorter windows.
-STEP_WINDOWS, STEP_TOKENS = 1, 512
+# Least tokens per step of the optimiser.
+STEP_TOKENS = 512
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
@@ -83,6 +83,7 @@ def distil(
     held_out: torch.Tensor,
     passes: int = 2,
     learning_rate: float = 0.01,
+    batch: int = 1,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
@@ -94,7 +95,8 @@ def distil(
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Every step of Adam has a window of each of `STEP_WINDOWS` parts of the text, which processes share.
+    Every step of Adam has a window of each of `batch` parts of the text, which processes share. The learning rate is
+    multiplied by the root of their number.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
@@ -108,6 +110,7 @@ def distil(
         passes: Number of passes over the windows.
         learning_rate: Largest learning rate of Adam, relative to the size of every parameter's entries: a step of Adam
             changes entries by the learning rate, whatever their gradient, and their size differs by model.
+        batch: Windows per step; more if that is fewer than `STEP_TOKENS`.
         seed: Random seed for the order of the windows.
         dtype: Autocast dtype of the layers; `None` for the model's own. Weights are trained in float32.
         journal: Saves the fits.
@@ -117,7 +120,8 @@ def distil(
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
-    parts = Shares(len(windows), max(STEP_WINDOWS, STEP_TOKENS // windows.shape[1]))
+    parts = Shares(len(windows), max(batch, STEP_TOKENS // windows.shape[1]))
+    learning_rate *= math.sqrt(batch)
     shares = parts, Shares(len(held_out))
     dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype)
     pruned = dense.clone()

@@ -52,8 +52,8 @@ def repair(
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
-        passes, rate = config.distillation_passes, config.distillation_rate
-        layers = distil(sorted_model, policy, windows, held_out.tokens, passes, rate, config.seed, dtype, journal)
+        options = config.distillation_passes, config.distillation_rate, config.distillation_batch
+        layers = distil(sorted_model, policy, windows, held_out.tokens, *options, config.seed, dtype, journal)
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
         return Repair(
             weights={name: weight for fit in layers for name, weight in fit.weights.items()},

@@ -24,6 +24,7 @@ from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype, compute_dtype
 from .machine import Machine, measure_machine
 from .memory import MemoryModel, Placement, StageMemory
+from .work import EFFICIENCY, describe_duration, measure_speed, stage_operations
 
 
 GIB = 2**30
@@ -51,6 +52,8 @@ class Plan:
         tokens: Number of tokens per stage in forward passes of the model, as in `PruningResult.cost`; for the stage
             `evaluation` those of one model, `None` if all text is used. An upper bound for the search. Distillation
             reads more where a layer gains nothing at the first attempt.
+        operations: Floating-point operations per stage (`stage_operations`), without an evaluation on all text.
+        compute_dtype: Dtype of most matrix products.
         evaluated: Number of models that are evaluated on the test windows.
         memory: Memory per stage, in the order of the stages.
         disk: Bytes written per stage: work to resume from, which is removed at the end, and checkpoints.
@@ -70,6 +73,8 @@ class Plan:
     bounds: tuple[float, float]
     candidate_evaluations: int
     tokens: dict[str, int | None]
+    operations: dict[str, float]
+    compute_dtype: torch.dtype
     evaluated: int
     memory: tuple[StageMemory, ...]
     disk: dict[str, int]
@@ -127,6 +132,7 @@ class Plan:
             *([("processes", f"{self.processes}, memory is that of all")] if self.processes > 1 else []),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
+            ("time", self._describe_time()),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
@@ -146,6 +152,19 @@ class Plan:
         # Based on the requested number of tokens: the text may be shorter.
         shortage = describe_shortage(self.features, self.tokens["statistics"])
         return "\n".join(lines + ([shortage] if shortage else []))
+
+    def _describe_time(self) -> str:
+        operations = sum(
+            count * (self.evaluated if stage == "evaluation" else 1) for stage, count in self.operations.items()
+        )
+        speed = measure_speed(self.machine.device, self.compute_dtype)
+        # Processes on the CPU share its cores.
+        speed *= 1 if self.machine.device_free is None else self.processes
+        rest = " and the evaluation" if self.tokens["evaluation"] is None else ""
+        return (
+            f"about {describe_duration(operations / (EFFICIENCY * speed))}{rest}: {operations / 1e12:,.1f} TFLOP at "
+            f"{EFFICIENCY:.0%} of the {speed / 1e12:.3g} TFLOP/s that a matrix product has now"
+        )
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
@@ -233,6 +252,8 @@ def make_plan(
         "bounds": (config.min_retention, config.max_retention),
         "candidate_evaluations": evaluations,
         "tokens": tokens,
+        "operations": stage_operations(model, units, family, config, tokens),
+        "compute_dtype": compute or own,
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
         "processes": processes,

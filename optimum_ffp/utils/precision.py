@@ -52,13 +52,13 @@ def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autoc
 def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield the factors of matrix products in float32, with autocast disabled.
 
-    If all factors are bfloat16, the hardware may multiply them in bfloat16: it accumulates in float32, so nothing is
-    lost, at a third of the cost.
+    If all factors are bfloat16, the hardware may multiply them in bfloat16, and those in float16 as TF32, which has as
+    many digits: it accumulates in float32, so nothing is lost, at a fraction of the cost.
     """
-    before = torch.get_float32_matmul_precision()
-    exact_as_bfloat16 = all(factor.dtype == torch.bfloat16 for factor in factors)
+    before, dtypes = torch.get_float32_matmul_precision(), {factor.dtype for factor in factors}
+    lossless = "medium" if dtypes == {torch.bfloat16} else "high" if dtypes <= {*INSTRUCTIONS} else "highest"
     try:
-        torch.set_float32_matmul_precision("medium" if exact_as_bfloat16 else "highest")
+        torch.set_float32_matmul_precision(lossless)
         with computing_in(factors[0].device, None):
             yield tuple(factor.float() for factor in factors)
     finally:

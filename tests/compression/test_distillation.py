@@ -136,3 +136,30 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
     assert [(fit.before, fit.after) for fit in resumed] == [(fit.before, fit.after) for fit in expected]
     found, wanted = all_weights(resumed), all_weights(expected)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 1)
+    steps = []
+
+    def watched(optimiser, *args):
+        rates = [group["initial_lr"] for group in optimiser.param_groups]
+        steps.append(([group["params"][0].grad.clone() for group in optimiser.param_groups], rates))
+
+    monkeypatch.setattr("torch.optim.Adam.step", watched)
+
+    def first_layer(batch: int) -> tuple[list[list[torch.Tensor]], list[float]]:
+        steps.clear()
+        sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+        distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], 1, RATE, batch)
+        # Nothing is learned, so that every layer tries a second time.
+        taken = len(steps) // (2 * len(sorted_model.layerwise.layers))
+        return [gradients for gradients, _ in steps[:taken]], steps[0][1]
+
+    (alone, rates), (together, larger), (some, _) = (first_layer(batch) for batch in (1, 6, 4))
+    # The weights are not changed by the steps: the gradient of a mean is the mean of the gradients.
+    assert (len(alone), len(together), len(some)) == (6, 1, 2)
+    for name, mean in enumerate(together[0]):
+        expected = torch.stack([gradients[name] for gradients in alone]).mean(0)
+        assert torch.allclose(mean, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+    assert larger == pytest.approx([6**0.5 * rate for rate in rates])

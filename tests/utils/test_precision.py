@@ -48,15 +48,17 @@ def test_autocast_to_a_type_or_not_at_all():
         assert (matrix @ matrix).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_in_float32_inside_of_autocast(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "lossless"), [(torch.float32, "highest"), (torch.bfloat16, "medium"), (torch.float16, "high")]
+)
+def test_products_in_float32_inside_of_autocast(dtype, lossless):
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
     exact = factors[0].double() @ factors[1].double()
     before = torch.get_float32_matmul_precision()
     with computing_in(CPU, torch.bfloat16), float32_products(*factors) as (left, right):
         found = left @ right
-        assert torch.get_float32_matmul_precision() == ("medium" if dtype == torch.bfloat16 else "highest")
+        assert torch.get_float32_matmul_precision() == lossless
     assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
 

@@ -1,0 +1,76 @@
+"""Floating-point operations of every stage of a prune, and the time that they take."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config import FFPConfig
+from ..modeling.families import Family, ModelUnit
+
+
+# Share of the speed of a large matrix product that a prune reaches, as measured on the CPU.
+EFFICIENCY = 0.7
+# Operations of backward elimination per cubed column: factor, inverse and updates.
+ELIMINATION, FACTOR = 2, 1 / 3
+# Size of the product that the speed is measured with, and for how many seconds.
+SIZE, SECONDS = 1024, 0.2
+
+
+def stage_operations(
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    family: Family,
+    config: FFPConfig,
+    tokens: Mapping[str, int | None],
+) -> dict[str, float]:
+    """Return the floating-point operations of every stage whose number of tokens is known.
+
+    A token of a forward pass takes two per parameter of layers and head, and those of attention to the tokens before
+    it; what else a stage computes is added where it matters.
+
+    Args:
+        model: The dense model, for example on the meta device.
+        units: Units of the model.
+        family: Record of the model's family.
+        config: Options of the prune.
+        tokens: Tokens per stage in forward passes of the model.
+    """
+    shape, features = model.config, [unit.output.module.in_features for unit in units]
+    layers = model.base_model.get_submodule(family.layers)
+    parameters = sum(one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2)
+    attention = 2 * config.seq_len * shape.hidden_size * len(layers)
+    forward = 2 * (parameters + shape.vocab_size * shape.hidden_size) + attention
+    found = {stage: float(count * forward) for stage, count in tokens.items() if count is not None}
+    found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
+    if tokens.get("fisher"):
+        found["fisher"] += 2 * sum(unit.output.module.out_features**2 for unit in units) * tokens["fisher"] / 3
+    if config.criterion.endswith("obs"):
+        found["importance"] = float(ELIMINATION * sum(count**3 for count in features))
+    if config.needs_factors:
+        found["factorisation"] = FACTOR * sum(count**3 for count in features)
+    return found
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large matrix product on a device."""
+    factor = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
+    count, used = 1, 0.0
+    while used < SECONDS:
+        count *= 2
+        start = time.perf_counter()
+        for _ in range(count):
+            product = factor @ factor
+        # Waits for an accelerator.
+        float(product[0, 0])
+        used = time.perf_counter() - start
+    return 2 * SIZE**3 * count / used
+
+
+def describe_duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, with two digits."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} seconds"

@@ -1,0 +1,49 @@
+"""Operations of a stage against those that torch counts, and the time that the plan names."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.planning import plan
+from optimum_ffp.planning.plan import make_plan
+from optimum_ffp.planning.work import describe_duration, measure_speed, stage_operations
+from tests.helpers import make_tiny_model
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt-neox", "gpt2"])
+def test_operations_are_those_that_torch_counts(name, windows):
+    model = make_tiny_model(name)
+    family = find_family(model.config)
+    units, config = find_units(model, family), FFPConfig(seq_len=windows.shape[1])
+    tokens = {"statistics": windows.numel(), "search": windows.numel(), "evaluation": None}
+    found = stage_operations(model, units, family, config, tokens)
+    assert "evaluation" not in found
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(windows, use_cache=False)
+    # torch counts attention to later tokens too.
+    assert found["search"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+    with FlopCounterMode(display=False) as counter:
+        for unit in units:
+            inputs = torch.ones(windows.numel(), unit.output.module.in_features)
+            _ = inputs.T @ inputs
+    assert found["statistics"] - found["search"] == counter.get_total_flops()
+
+
+def test_the_plan_names_a_time(monkeypatch):
+    monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e9)
+    config = FFPConfig(seq_len=24, eval_samples=4)
+    one, two = (make_plan(make_tiny_model().config, config, device="cpu", processes=count) for count in (1, 2))
+    seconds = (sum(one.operations.values()) + one.operations["evaluation"]) / 0.7e9
+    assert f"about {describe_duration(seconds)}: " in one.describe()
+    # They share the cores.
+    assert f"about {describe_duration(seconds)}: " in two.describe()
+    without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24), device="cpu").describe()
+    assert "and the evaluation: " in without
+
+
+def test_durations_have_two_digits():
+    texts = [describe_duration(seconds) for seconds in (0.123, 75, 5400, 2e5)]
+    assert texts == ["0.12 seconds", "1.2 minutes", "1.5 hours", "2.3 days"]
+    assert measure_speed(torch.device("cpu"), torch.float32) > 1e6
