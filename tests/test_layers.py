@@ -94,6 +94,7 @@ TESTED_IN = {
     "checkpoint.gguf": "checkpoint/gguf/test_gguf.py",
     "commands.arguments": "commands/test_prune.py",
     "commands.errors": "commands/test_prune.py",
+    "commands.launching": "test_processes.py",
     "commands.summary": "commands/test_prune.py",
     "compression.repair": "test_pruner.py",
     "data.request": "data/test_loading.py",

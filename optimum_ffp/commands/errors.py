@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .launching import LAUNCHED
-
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -25,7 +23,7 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
     try:
         yield
     except FFPError as error:
-        from ..utils.processes import ProcessLostError, tell_first
+        from ..utils.processes import LAUNCHED, ProcessLostError, tell_first
 
         said_by_launch = isinstance(error, ProcessLostError) and LAUNCHED in os.environ
         if not said_by_launch and tell_first():

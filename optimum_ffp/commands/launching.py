@@ -7,10 +7,6 @@ import sys
 import warnings
 
 
-# Set in processes that `launch` has started, which then reports those that are killed.
-LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
-
-
 def check_processes(count: int, device: str | None) -> None:
     """Checks that `--num-processes` agrees with the processes that there are, and with the accelerators.
 
@@ -52,6 +48,7 @@ def launch(count: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from ..utils.processes import LAUNCHED
     from .errors import INTERRUPTED, USER_ERROR
 
     threads = max(1, (os.cpu_count() or 1) // count)

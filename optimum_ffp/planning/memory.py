@@ -22,13 +22,17 @@ PROCESS_BYTES = 640 * 2**20
 # Peak of temporaries in float64 and float32 during the fit of a unit: bytes per entry of the largest Gram matrix, and
 # per entry of the output weights.
 FIT_BYTES, FIT_OUTPUT_BYTES = 50, 44
-# Bytes per parameter of the layer in training, in float32: weights, gradients and the two moments of Adam.
-TRAINING_BYTES = 16
+# Bytes per parameter of the layer in training, in float32: weights, gradients of a window and their sum, and the two
+# moments of Adam.
+TRAINING_BYTES = 20
 
 Parts = dict[str, int]
 
 # Parts that are memory-mapped files with offload "disk".
 FILES = ("factors", "Fisher matrices", "calibrated weights", "pruned model", "pruned model before")
+
+# Parts that `Placement.room` doesn't count.
+RESIDENT = ("weights", "embeddings and head")
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,10 @@ class MemoryModel:
         read = self._forward(self.size) | {"Gram matrices": sums * self.grams}
         yield self._stage("statistics", weights_and_states | read, factors, host)
         criterion = getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0)
-        beside, apart = self._algebra(criterion * entries)
+        beside, apart = self._algebra(criterion * entries, weights_and_states)
         yield self._stage("importance", weights_and_states | beside, factors, host | apart)
         if self.factors:
-            beside, apart = self._algebra(ALGEBRA_BYTES * entries)
+            beside, apart = self._algebra(ALGEBRA_BYTES * entries, weights_and_states)
             yield self._stage("factorisation", weights_and_states | beside, factors, host | apart)
             if not config.grad:
                 logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
@@ -264,10 +268,15 @@ class MemoryModel:
         at_once = max(1, (RESIDENT_BYTES if self.placement.offload == "none" else OFFLOADED_BYTES) // one)
         return self._states(self.config.seq_len * min(windows or at_once, at_once) * copies, self.size)
 
-    def _algebra(self, workspace: int) -> tuple[Parts, Parts]:
-        """The workspace of one unit, and the Gram matrices of its layer."""
+    def _algebra(self, workspace: int, held: Parts) -> tuple[Parts, Parts]:
+        """The workspace of one unit, and the Gram matrices of its layer.
+
+        The workspace is in host memory where the accelerator has no room for it beside what it holds.
+        """
         parts, there = {"Gram matrices": self.grams, "workspace": workspace}, {"Gram matrices": self.grams}
-        if not self.placement.accelerator or self.placement.room > ALGEBRA_BYTES * max(self.features) ** 2:
+        passing = sum(size for name, size in held.items() if name not in RESIDENT) + self.grams
+        needed = ALGEBRA_BYTES * max(self.features) ** 2 + passing
+        if not self.placement.accelerator or self.placement.room > needed:
             return parts, {}
         return there, {"workspace": workspace}
 
@@ -286,7 +295,9 @@ class MemoryModel:
         if config.calibration == "distillation":
             # The weights before training and those of the best pass are kept too.
             beside["activations"] *= 2
-            beside["training"] = (TRAINING_BYTES + 2 * self.size) * self.largest_layer
+            # Gradients of several windows are added along a tree.
+            levels = math.ceil(math.log2(config.distillation_batch))
+            beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:
             # One of the sums of either window is in the workspace.
             sums = 4 * (most_sums(self.placement.accelerator, self.placement.processes) - 1) * 4 * widest**2

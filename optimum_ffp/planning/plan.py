@@ -60,6 +60,7 @@ class Plan:
         machine: Device and available memory.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes on this machine, each with the memory of a stage.
+        calibrated_by: Number of them that share calibration.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Plan:
     machine: Machine
     offload: str = "none"
     processes: int = 1
+    calibrated_by: int = 1
 
     def host_bytes(self, stage: StageMemory) -> int:
         """Estimated peak of host memory of all processes in a stage."""
@@ -154,11 +156,10 @@ class Plan:
         return "\n".join(lines + ([shortage] if shortage else []))
 
     def _describe_time(self) -> str:
-        operations = sum(
-            count * (self.evaluated if stage == "evaluation" else 1) for stage, count in self.operations.items()
-        )
-        speed = measure_speed(self.machine.device, self.compute_dtype)
+        waiting = {"evaluation": self.evaluated, "calibration": self.processes / self.calibrated_by}
+        operations = sum(count * waiting.get(stage, 1) for stage, count in self.operations.items())
         # Processes on the CPU share its cores.
+        speed = measure_speed(self.machine.device, self.compute_dtype)
         speed *= 1 if self.machine.device_free is None else self.processes
         rest = " and the evaluation" if self.tokens["evaluation"] is None else ""
         return (
@@ -257,6 +258,9 @@ def make_plan(
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
         "processes": processes,
+        "calibrated_by": (
+            min(processes, config.distillation_batch) if config.calibration == "distillation" else processes
+        ),
     }
     places = [offload]
     if offload == "auto":

@@ -16,6 +16,8 @@ from ..errors import FFPError
 
 
 Value = TypeVar("Value")
+# Set in processes that the command line has started itself: it reports those that are killed.
+LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
 # The main process may write a large model, or text, while the others wait.
 TIMEOUT = timedelta(days=1)
 # Seconds that a process waits for the message of the one that has ended first.

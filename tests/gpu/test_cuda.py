@@ -1,0 +1,70 @@
+"""Whole prunes on a real card, against those of the CPU. Skipped where there is none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from optimum_ffp import FFPConfig, FFPPruner
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")]
+
+
+@pytest.fixture
+def save(tmp_path):
+    def to_folder(name: str, dtype: torch.dtype) -> str:
+        make_tiny_model(name).to(dtype).save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return to_folder
+
+
+def prune(folder: str, data, work, **options):
+    loading = {name: options.pop(name) for name in ("device", "offload") if name in options}
+    pruner = FFPPruner.from_pretrained(folder, FFPConfig(dataset=str(data), **SETTINGS | options), work, **loading)
+    return pruner.prune()
+
+
+@pytest.mark.parametrize("offload", ["none", "host", "disk"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt2"])
+def test_a_card_finds_the_policy_of_the_cpu(save, data_folder, tmp_path, name, offload):
+    folder = save(name, torch.float32)
+    expected = prune(folder, data_folder, None, device="cpu", offload="none")
+    found = prune(folder, data_folder, tmp_path / "work", device="cuda", offload=offload)
+    assert found.policy == expected.policy
+    assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_on_a_card(save, data_folder, tmp_path, dtype):
+    folder = save("llama", dtype)
+    without_search = {"method": "no-search", "offload": "none"}
+    expected = prune(folder, data_folder, None, device="cpu", **without_search)
+    found = prune(folder, data_folder, None, device="cuda", **without_search)
+    assert found.perplexity == pytest.approx(expected.perplexity, rel=2e-2)
+    assert {tensor.dtype for tensor in found.model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("options", [{"grad": False}, {"calibration": "sequential"}, {"preset": "paper"}])
+def test_other_options_on_a_card(save, data_folder, options):
+    folder = save("llama", torch.float32)
+    results = [
+        prune(folder, data_folder, None, device=device, offload="none", **options) for device in ("cpu", "cuda")
+    ]
+    assert results[1].perplexity == pytest.approx(results[0].perplexity, rel=1e-2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_two_cards_find_the_policy_of_one(save, data_folder, tmp_path):
+    folder, outputs = save("llama", torch.float32), []
+    for count in (1, 2):
+        command = ["ffp", "prune", "-m", folder, str(tmp_path / str(count)), "--dataset", str(data_folder)]
+        command += ["--seq-len", "24", "--num-samples", "9", "--fisher-samples", "4", "--search-samples", "4"]
+        command += ["--update-samples", "2", "--search-steps", "12", "--num-processes", str(count)]
+        subprocess.run([sys.executable, "-m", "optimum.commands.optimum_cli", *command], check=True)
+        outputs.append((tmp_path / str(count) / "config.json").read_bytes())
+    assert outputs[0] == outputs[1]
