@@ -79,11 +79,11 @@ def _divergence(
     layerwise: LayerwiseModel, expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype | None
 ) -> float:
     """Return `KL(expected ‖ found)`, summed over positions, of states after the last layer."""
-    total = 0.0
+    by_position = []
     with computing_in(layerwise.device, dtype):
         decoded = layerwise.decoded(expected), layerwise.decoded(found)
         for _, one, other in logits_in_pieces(layerwise.model, *decoded):
             one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
-            total += float((one.exp() * (one - other)).sum(-1).cpu().double().sum())
+            by_position.append((one.exp() * (one - other)).sum(-1))
             del one, other
-    return total
+    return float(torch.cat(by_position, 1).cpu().double().sum())

@@ -77,7 +77,9 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
     Norms are at least a millionth of the largest, so that tokens without an output have finite weights.
     """
     norms = output.detach().flatten(0, -2).float().norm(dim=-1, keepdim=True)
-    return norms.clamp_min(1e-6 * float(norms.max()) or 1.0)
+    least = 1e-6 * norms.max()
+    # Without a transfer to host memory, which the device would wait for.
+    return torch.maximum(norms, torch.where(least > 0, least, 1.0))
 
 
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:

@@ -49,8 +49,8 @@ def measure_size_gradients(
     """
     shares = Shares(len(windows))
     down, up = policy.neighbours()
-    # By unit and window.
-    changes: list[list[tuple[float, float]]] = [[] for _ in policy.units]
+    # By unit and window; they stay on the device, which would wait for every transfer.
+    changes: list[list[torch.Tensor]] = [[] for _ in policy.units]
 
     @contextmanager
     def change(layer: int) -> Iterator[None]:
@@ -75,7 +75,10 @@ def measure_size_gradients(
 
     losses = backward_passes(sorted_model.layerwise, windows[shares.own], watchers, _next_tokens, change, dtype)
     units = len(policy.units)
-    of_units = torch.tensor(changes, dtype=torch.float64).view(units, len(losses), 2)
+    of_units = torch.empty(units, len(losses), 2, dtype=torch.float64)
+    for found, of_unit in zip(of_units, changes):
+        if of_unit:
+            found.copy_(torch.stack(of_unit))
     rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *of_units.permute(2, 1, 0)], 1)
     found = processes.gather(rows, shares).numpy() / (windows.shape[1] - 1)
     return SizeGradients(found[:, 0], found[:, 1 : 1 + units], found[:, 1 + units :])
@@ -94,7 +97,7 @@ class _Probe:
     directions: torch.Tensor
     mixing: torch.Tensor
     kept: int
-    changes: list[tuple[float, float]]
+    changes: list[torch.Tensor]
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         found = inputs[0].detach().flatten(0, -2)
@@ -104,7 +107,7 @@ class _Probe:
             gradient = gradient.flatten(0, -2)
             felt = gradient @ self.directions.to(gradient.dtype)
             totals = (felt.float() * components.float()).sum(0)
-            self.changes.append((-float(totals[: self.kept].sum()), float(totals[self.kept :].sum())))
+            self.changes.append(torch.stack([-totals[: self.kept].sum(), totals[self.kept :].sum()]))
 
         output.register_hook(follow)
 

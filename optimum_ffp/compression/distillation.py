@@ -234,8 +234,9 @@ class _Trainer:
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
         first = len(self.inputs) - len(self.held_out.of(processes.rank()))
-        errors = [float(self._error(weights, window)) for window in range(first, len(self.inputs))]
-        found = processes.gather(torch.tensor(errors, dtype=torch.float64), self.held_out)
+        errors = [self._error(weights, window) for window in range(first, len(self.inputs))]
+        own = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
+        found = processes.gather(own, self.held_out)
         return sum(found.tolist()) / len(found)
 
 

@@ -255,15 +255,16 @@ class _HeldOut(_Moments):
 
     def __init__(self, weight: torch.Tensor, kept: int, dense_target: float, shares: Shares):
         super().__init__(weight, kept, dense_target, shares)
-        self._energies: list[float] = []
+        # They stay on the device, which would wait for every transfer.
+        self._energies: list[torch.Tensor] = []
 
     def add(self, pruned_input: torch.Tensor, dense_input: torch.Tensor) -> None:
         super().add(pruned_input, dense_input)
         mixed = torch.lerp(pruned_input.float(), dense_input.float(), self.dense_target)
-        self._energies.append(float((mixed @ self.weight.T.float()).square().sum(-1).cpu().double().sum()))
+        self._energies.append((mixed @ self.weight.T.float()).square().sum(-1))
 
     def finish(self, at: int) -> bool:
-        energies = torch.tensor(self._energies, dtype=torch.float64)
+        energies = torch.tensor([float(tokens.cpu().double().sum()) for tokens in self._energies], dtype=torch.float64)
         self.energy = sum(processes.gather(energies, self.shares).tolist())
         return super().finish(at)
 

@@ -93,32 +93,33 @@ def _go_back_through_head(
     layerwise: LayerwiseModel, state: torch.Tensor, window: torch.Tensor, labels_of: Labels, dtype: torch.dtype | None
 ) -> float:
     """Replace the states after the last layer by the gradient there, for one window, and return its loss."""
-    model, loss = layerwise.model, 0.0
+    model, likelihoods = layerwise.model, []
     hidden = state.detach().to(layerwise.device).requires_grad_()
     with torch.enable_grad(), computing_in(layerwise.device, dtype):
         decoded = layerwise.decoded(hidden)
         # The backward pass of the head runs piece by piece, before that of the last norm.
         ending = decoded.last_hidden_state.detach().requires_grad_()
         for start, logits in logits_in_pieces(model, replace(decoded, last_hidden_state=ending)):
-            loss += _go_back_through_piece(logits, window.to(logits.device), start, labels_of)
+            likelihoods.append(_go_back_through_piece(logits, window.to(logits.device), start, labels_of))
             del logits
     decoded.last_hidden_state.backward(ending.grad)
     state.copy_(hidden.grad)
-    return loss
+    # One transfer per window, as the device waits for each.
+    return -float(torch.cat(likelihoods).cpu().double().sum())
 
 
-def _go_back_through_piece(logits: torch.Tensor, window: torch.Tensor, start: int, labels_of: Labels) -> float:
-    """Run the backward pass of a piece of logits and return its summed loss, in nats.
+def _go_back_through_piece(logits: torch.Tensor, window: torch.Tensor, start: int, labels_of: Labels) -> torch.Tensor:
+    """Run the backward pass of a piece of logits and return the log-likelihood of its labels, 0 without a label.
 
     The gradient of the cross-entropy is given directly: the probabilities, minus one at the label.
     """
     gradient = logits.detach()[0].float().softmax(-1)
     labels = labels_of(window, gradient, start)
     known = labels != UNKNOWN
-    chosen = known.nonzero()[:, 0], labels[known]
+    chosen = torch.arange(len(labels), device=labels.device), labels.clamp_min(0)
     likelihoods = gradient[chosen].clamp_min(torch.finfo(torch.float32).tiny)
     gradient[chosen] -= 1
     gradient *= known[:, None]
     with computing_in(logits.device, None):
         logits.backward(gradient[None].to(logits.dtype))
-    return -float(likelihoods.log().cpu().double().sum())
+    return likelihoods.log() * known

@@ -74,7 +74,7 @@ def factorise(gram: torch.Tensor, damping: float, order: torch.Tensor | None = N
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.
     """
-    failed = torch.empty(0, dtype=torch.int32, device=gram.device)
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
     for attempt in range(ATTEMPTS):
         # LAPACK has matrices by columns: only then is the factor computed in place.
         factor = _ordered(gram, order).mT

@@ -62,19 +62,20 @@ def losses_in_pieces(model: PreTrainedModel, decoded: ModelOutput, tokens: torch
     Returns:
         Losses, float64, in host memory, shape `[windows]`.
     """
-    total = torch.zeros(len(tokens), dtype=torch.float64)
+    losses = []
     for start, logits in logits_in_pieces(model, decoded):
-        total += _summed_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]])
+        losses.append(_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]]))
         del logits
-    return total / (tokens.shape[1] - 1)
+    # One transfer for all pieces, as the device waits for each.
+    return torch.cat(losses, 1).cpu().double().mean(1)
 
 
-def _summed_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the losses of a piece summed over its positions, of which the last may have no target."""
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the losses of the positions of a piece, of which the last may have no target."""
     # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
     predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
     losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
-    return losses.view(targets.shape).cpu().double().sum(1)
+    return losses.view(targets.shape)
 
 
 @contextmanager
