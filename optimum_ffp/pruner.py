@@ -37,7 +37,8 @@ class FFPPruner:
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
     `prune`. Between calls `config` may change in options that are read later (`sparsity`, `method`, `calibration`,
-    ...); changing an option that `measured` depends on is an error.
+    ...); changing an option that `measured` depends on is an error. Several processes, as of `accelerate launch`,
+    share the work and all have the results; every one of them must make the same calls.
 
     Args:
         model: The dense model, of a supported family. The pruner modifies it: `requires_grad` is turned off, and its

@@ -1,5 +1,6 @@
 """Calibration of the weights of a policy: none, ridge regression, sequential, or distillation."""
 
+from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -46,8 +47,9 @@ def repair(
     if config.calibration == "ridge":
         weights: dict[str, torch.Tensor] = {}
         for index, _ in sorted_model.layerwise.walk():
-            found = sorted_model.compensated(policy, sorted_model.members(index))
-            weights |= {name: weight.to(sorted_model.layerwise.stored_dtype) for name, weight in found.items()}
+            fit = partial(_by_ridge, sorted_model, policy, index)
+            # Not worth a file where it is in memory anyway.
+            weights |= journal.tensors(f"ridge-{index}", fit) if journal.on_disk else fit()
         return Repair(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
@@ -79,3 +81,8 @@ def repair(
         record={"units": rows} | held_out.describe(),
         tokens=sequential_tokens(windows.numel() + held_out.tokens.numel(), 1 + sorted_model.units[-1].layer),
     )
+
+
+def _by_ridge(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:
+    found = sorted_model.compensated(policy, sorted_model.members(layer))
+    return {name: weight.to(sorted_model.layerwise.stored_dtype) for name, weight in found.items()}

@@ -298,7 +298,7 @@ def _resident_bytes(model: PreTrainedModel, family: Family, offload: str) -> int
 def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:
     """Bytes written per stage, for models by sparsity."""
     written = {"statistics": models[0].factors, "fisher": models[0].fishers}
-    if config.calibration in LAYER_BY_LAYER:
+    if config.calibration in LAYER_BY_LAYER or models[0].placement.offload == "disk":
         written["calibration"] = sum(one.calibrated for one in models)
     if models[0].placement.offload == "disk":
         written["slicing"] = sum(one.pruned for one in models)
