@@ -264,7 +264,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         repair,
         "distillation-batch",
-        "Number of windows per step of distillation, which that many processes share; the model is slightly worse.",
+        "Number of windows per step of distillation, which that many processes share. Fewer steps may be worse.",
     )
 
     resources = parser.add_argument_group("Resources")
