@@ -146,22 +146,17 @@ class _Preparation:
             if missing:
                 with self.meter.stage("statistics"):
                     states, arguments = self.layerwise.enter(windows[shares.own])
-                # Statistics of the layer that this process orders, and the layers of all processes.
-                mine: dict[int, list[Statistics]] = {}
-                together: list[int] = []
+                # Layers that are ordered at the same time, one by each process, which has the statistics of its own.
+                together: dict[int, list[Statistics | None]] = {}
                 for index, layer in self.layerwise.walk():
                     runner = LayerRunner(layer, arguments[index], self.dtype)
                     if index in missing:
                         with self.meter.stage("statistics"):
                             found = self._collect(index, runner, states, shares, batch_size)
-                        together.append(index)
-                        mine |= {index: found} if _owner(index) == processes.rank() else {}
+                        together[index] = found
+                        del found
                         if _owner(index) == processes.count() - 1 or index == missing[-1]:
-                            own = {one: self._order(one, mine.pop(one)) for one in [*mine]}
-                            for one in together:
-                                order = partial(processes.broadcast, own.pop(one, None), _owner(one))
-                                self._keep(one, home, order)
-                            together = []
+                            self._order_together(together, home)
                     else:
                         with self.meter.stage("statistics"):
                             runner.advance(states, batch_size)
@@ -172,6 +167,15 @@ class _Preparation:
                 if index not in self.finished:
                     self._keep(index, home, dict)
         return [one for index in layers for one in self.finished[index]]
+
+    def _order_together(self, layers: dict[int, list[Statistics | None]], home: torch.device) -> None:
+        """Order one of several layers in every process, give all of them to all, and forget their statistics."""
+        own = {
+            layer: self._order(layer, found) for layer, found in layers.items() if _owner(layer) == processes.rank()
+        }
+        for layer in layers:
+            self._keep(layer, home, partial(processes.broadcast, own.pop(layer, None), _owner(layer)))
+        layers.clear()
 
     def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
         kept = self.journal.tensors(_entry(layer), measure)
