@@ -51,7 +51,8 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
     # The last of the layers: by then those before it have added to their statistics.
     pruner.model.base_model.layers[-1].mlp.act_fn.register_forward_pre_hook(too_large)
     result = pruner.prune()
-    assert {1, 2, 4} <= set(seen)
+    # A batch is at most a chunk of windows, of which there are eight.
+    assert {1, 2} <= set(seen) and max(seen) <= 4
     assert result.policy == expected.policy
     assert result.perplexities["dense"] == pytest.approx(expected.perplexities["dense"], rel=1e-6)
 
