@@ -111,7 +111,7 @@ def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float
 
 def elsewhere(plan: Plan, speed: float, share: float) -> str:
     """Minutes per stage by operations alone, at a share of a speed in TFLOP/s."""
-    counts = plan.operations | {"evaluation": plan.evaluated * plan.operations["evaluation"]}
+    counts = plan.all_operations
     lines = [f"| stage | TFLOP | minutes at {share:.0%} of {speed:g} TFLOP/s |", "|---|---:|---:|"]
     for stage, count in (counts | {"all": sum(counts.values())}).items():
         lines.append(f"| {stage} | {count / 1e12:,.0f} | {count / (1e12 * speed * share) / 60:.2f} |")

@@ -52,8 +52,11 @@ def collect_fisher(
     sums: dict[int, _GradientSum] = {}
     kept: dict[int, torch.Tensor] = {}
 
+    def sum_of(index: int) -> _GradientSum:
+        return sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features))
+
     def watch(index: int):
-        total = sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features))
+        total = sum_of(index)
 
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             norms = output_norms(output) if relative else None
@@ -66,8 +69,8 @@ def collect_fisher(
 
     def finish(layer: int) -> None:
         for index in members_of(units, layer):
-            total = sums.pop(index, None) or _GradientSum(shares, units[index].output.module.out_features)
-            matrix = total.finish().div_(windows.numel())
+            matrix = sum_of(index).finish().div_(windows.numel())
+            del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             kept[index] = keep(index, matrix)
 

@@ -20,6 +20,7 @@ def check_processes(count: int, device: str | None) -> None:
     import torch
 
     from ..errors import FFPError
+    from ..utils.processes import started
 
     if count < 1:
         raise FFPError(f"num_processes must be at least 1, found {count}")
@@ -31,11 +32,6 @@ def check_processes(count: int, device: str | None) -> None:
             f"num_processes is {count}, and {cards} accelerators are visible, one for each process; lower it, or "
             "choose --device cpu"
         )
-
-
-def started() -> int:
-    """Number of processes that `accelerate launch`, `torchrun` or `launch` has started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launch(count: int) -> None:

@@ -14,7 +14,7 @@ from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_THE_HUB, check_read, given_options
 from .errors import USER_ERROR, one_line_endings
-from .launching import check_processes, launch, started
+from .launching import check_processes, launch
 from .prune_options import parse_args_ffp_prune
 
 
@@ -46,6 +46,8 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
+            from ..utils.processes import started
+
             count = started() if self.args.num_processes is None else self.args.num_processes
             check_processes(count, self.args.device)
             if count != started() and not self.args.plan:

@@ -47,9 +47,7 @@ def repair(
     if config.calibration == "ridge":
         weights: dict[str, torch.Tensor] = {}
         for index, _ in sorted_model.layerwise.walk():
-            fit = partial(_by_ridge, sorted_model, policy, index)
-            # Not worth a file where it is in memory anyway.
-            weights |= journal.tensors(f"ridge-{index}", fit) if journal.on_disk else fit()
+            weights |= journal.mapped(f"ridge-{index}", partial(_by_ridge, sorted_model, policy, index))
         return Repair(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)

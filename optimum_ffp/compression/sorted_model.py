@@ -222,7 +222,7 @@ class SortedModel:
             journal: Saves the layers, and has them on disk if it is one for that.
         """
         change, layers = self.change(policy, weights), tuple(self.prefixes)
-        on_disk = journal is not None and journal.on_disk
+        journal = journal or Journal()
         # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
         state = {
             name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
@@ -232,8 +232,7 @@ class SortedModel:
         for index, layer in self.layerwise.walk():
             with change(index):
                 prefix = self.prefixes[index]
-                copied = partial(self._own_weights, layer)
-                found = journal.tensors(f"pruned-{index}", copied) if on_disk else copied()
+                found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
                 state |= {prefix + name: tensor for name, tensor in found.items()}
         config = pruned_config(self.model.config, self.family, policy)
         pruned = pruned_model_class(self.family).from_pretrained(

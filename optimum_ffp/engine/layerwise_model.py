@@ -59,9 +59,11 @@ class LayerwiseModel:
         self.model, self.family, self.stored_dtype = model, family, model.dtype
         self.layers = list(model.base_model.get_submodule(family.layers))
         self.dtype = dtype or model.dtype
-        if self.dtype != self.stored_dtype:
+        converts = self.dtype != self.stored_dtype
+        if converts:
             device = device or model.device
-        self.weights = LayerWeights(self.layers, device, dtype)
+        # Otherwise tensors that are in another dtype than the model, such as some norms, stay in it.
+        self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
         # What a layer returns, which differs by family and version of transformers.
         self._in_tuple: bool | None = None

@@ -84,6 +84,13 @@ class Plan:
     processes: int = 1
     calibrated_by: int = 1
 
+    @property
+    def all_operations(self) -> dict[str, float]:
+        """Operations per stage, those of the evaluation for all models."""
+        return {
+            stage: count * (self.evaluated if stage == "evaluation" else 1) for stage, count in self.operations.items()
+        }
+
     def host_bytes(self, stage: StageMemory) -> int:
         """Estimated peak of host memory of all processes in a stage."""
         on_host = self.machine.device_free is None
@@ -156,8 +163,9 @@ class Plan:
         return "\n".join(lines + ([shortage] if shortage else []))
 
     def _describe_time(self) -> str:
-        waiting = {"evaluation": self.evaluated, "calibration": self.processes / self.calibrated_by}
-        operations = sum(count * waiting.get(stage, 1) for stage, count in self.operations.items())
+        counts = self.all_operations
+        # Processes that don't share the calibration wait for it.
+        operations = sum(counts.values()) + counts["calibration"] * (self.processes / self.calibrated_by - 1)
         # Processes on the CPU share its cores.
         speed = measure_speed(self.machine.device, self.compute_dtype)
         speed *= 1 if self.machine.device_free is None else self.processes

@@ -28,6 +28,11 @@ class ProcessLostError(FFPError):
     """Another process of the run has ended."""
 
 
+def started() -> int:
+    """Return the number of processes that `accelerate launch` or `torchrun` has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: str | None = None) -> None:
     """Join the other processes of a run that `accelerate launch` or `torchrun` has started; alone, do nothing.
 
@@ -37,7 +42,7 @@ def join(device: str | None = None) -> None:
     Raises:
         FFPError: If the others can't be reached, or a device is named that they would have to share.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         return
     from accelerate import PartialState
 
@@ -118,12 +123,10 @@ def gather(rows: torch.Tensor, shares: "Shares") -> torch.Tensor:
     if not _several():
         return rows
     found = []
-    with _losses_of_others():
-        for process in range(count()):
-            own = process == rank()
-            part = rows.contiguous() if own else rows.new_empty(len(shares.of(process)), *rows.shape[1:])
-            dist.broadcast(part, process)
-            found.append(part)
+    for process in range(count()):
+        own = process == rank()
+        part = rows.contiguous() if own else rows.new_empty(len(shares.of(process)), *rows.shape[1:])
+        found.append(broadcast_tensor(part, process))
     return torch.cat(found)
 
 

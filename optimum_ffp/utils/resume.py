@@ -148,6 +148,10 @@ class Journal:
         with _damage_named(path):
             return load_file(path)
 
+    def mapped(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Return tensors that are only worth a file if they are then views of it (`on_disk`), or compute them."""
+        return self.tensors(name, compute) if self.on_disk else compute()
+
     def has(self, name: str) -> bool:
         """Return whether an entry is saved."""
         if self.folder is None:

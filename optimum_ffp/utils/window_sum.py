@@ -39,6 +39,9 @@ class WindowSum:
         shares: Chunks by process.
         zeros: Returns a tensor of zeros with the shape of the sum.
 
+    Attributes:
+        current: Sum of the current chunk, to add windows to in place.
+
     Example:
         >>> total = WindowSum(shares, lambda: torch.zeros(features, features))
         >>> for _, chunk in shares.own_chunks:
@@ -57,17 +60,12 @@ class WindowSum:
         self._sums: dict[tuple[int, int], torch.Tensor] = {}
         self._chunks = iter([index for index, _ in shares.own_chunks])
         self._chunk: int | None = None
-        self._current: torch.Tensor | None = None
-
-    @property
-    def current(self) -> torch.Tensor:
-        """Sum of the current chunk, to add windows to in place."""
-        return self._current
+        self.current: torch.Tensor | None = None
 
     def start(self) -> None:
         """Start the next chunk of this process."""
         self._end_chunk()
-        self._chunk, self._current = next(self._chunks), self._zeros()
+        self._chunk, self.current = next(self._chunks), self._zeros()
 
     def finish(self, at: int | None = None) -> torch.Tensor | None:
         """Return the sum over all windows.
@@ -98,8 +96,8 @@ class WindowSum:
 
     def _end_chunk(self) -> None:
         if self._chunk is not None:
-            self._keep(0, self._chunk, self._current)
-            self._chunk = self._current = None
+            self._keep(0, self._chunk, self.current)
+            self._chunk = self.current = None
 
     def _keep(self, level: int, index: int, found: torch.Tensor) -> None:
         """Keep a sum, added to the one beside it if that is here."""

@@ -6,7 +6,7 @@ import torch
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import layerwise_of, make_sorted_model, random_policy
+from tests.helpers import layerwise_of, make_sorted_model, make_tiny_model, random_policy
 
 
 CPU = torch.device("cpu")
@@ -57,3 +57,12 @@ def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monke
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
     assert layerwise_of(tiny_model).at_once(windows) == 1
     assert torch.equal(layerwise_of(tiny_model).losses(windows), together)
+
+
+def test_weights_in_another_dtype_than_the_model_stay_in_it():
+    model = make_tiny_model()
+    norm = model.model.layers[0].input_layernorm
+    norm.weight.data = norm.weight.data.double()
+    layerwise = LayerwiseModel(model, find_family(model.config), CPU, torch.float32)
+    with layerwise.weights.loaded(0):
+        assert norm.weight.dtype == torch.float64

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ...utils.cholesky import factorise, ridge_damping
+from ...utils.cholesky import ROWS, factorise, ridge_damping
 from ..gram import Statistics
 
 
@@ -14,8 +14,6 @@ DAMPING = 0.01
 PORTIONS = 96
 # The damped matrix, of which its factor and then its inverse take the place, in float64, and the inverse in float32.
 WORKSPACE_BYTES = 16
-# Number of rows that are copied at a time.
-ROWS = 1024
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
