@@ -249,12 +249,13 @@ class MemoryModel:
         return beside | self._forward(size) | self._logits(size), host
 
     def _backward(self, windows: int) -> tuple[Parts, Parts]:
-        """Inputs of all layers, recomputation of one layer, and a piece of logits with its gradient."""
+        """Inputs of all layers, and the recomputation of one or a piece of logits with its gradient."""
         size = self.placement.compute_size
         pieces = 2 * (self._piece(4) + self._piece(size))
         beside, host = self._kept_at_once(windows, self.layers + 2)
-        beside["logits and gradient"] = pieces + self._cast_head(size)
-        beside["activations"] = 2 * self._forward(size, 1)["activations"]
+        # The head is done before the first layer runs again.
+        head, layer = pieces + self._cast_head(size), 2 * self._forward(size, 1)["activations"]
+        beside |= {"logits and gradient": head} if head > layer else {"activations": layer}
         return beside, host
 
     def _own(self, windows: int) -> int:
