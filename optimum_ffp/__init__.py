@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .errors import FFPError
     from .modeling import FFPModelForCausalLM
     from .pruner import FFPPruner
+    from .recovery.config import RecoveryConfig
+    from .recovery.recovery import FFPRecovery
 
 # Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
 _PUBLIC = {
@@ -19,10 +21,21 @@ _PUBLIC = {
     "FFPError": ".errors",
     "FFPModelForCausalLM": ".modeling",
     "FFPPruner": ".pruner",
+    "FFPRecovery": ".recovery.recovery",
     "PruningPolicy": ".allocation.policy",
+    "RecoveryConfig": ".recovery.config",
 }
 
-__all__ = ["FFPConfig", "FFPError", "FFPModelForCausalLM", "FFPPruner", "PruningPolicy", "__version__"]
+__all__ = [
+    "FFPConfig",
+    "FFPError",
+    "FFPModelForCausalLM",
+    "FFPPruner",
+    "FFPRecovery",
+    "PruningPolicy",
+    "RecoveryConfig",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,6 @@
 """FFPConfig: all options of a prune, with units, defaults and the paper's values."""
 
 import json
-import math
 import os
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -9,7 +8,19 @@ from typing import Any, ClassVar
 from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
-from .options import CALIBRATION, CHOICES, FISHER, FORMER, MEASURED, PAPER, PPO_STEPS, READ_WHEN, Options, read_mix
+from .options import (
+    CALIBRATION,
+    CHOICES,
+    FISHER,
+    FORMER,
+    MEASURED,
+    PAPER,
+    PPO_STEPS,
+    READ_WHEN,
+    Options,
+    check_number,
+    read_mix,
+)
 from .version import __version__
 
 
@@ -263,12 +274,7 @@ class FFPConfig(Options, BaseConfig):
 
     def _check_numbers(self, kind: type, low: float, high: float | None, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
-            right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-            if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
-                allowed = "an integer" if kind is int else "a number"
-                between = f"of at least {low}" if high is None else f"between {low} and {high}"
-                raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
+            check_number(name, getattr(self, name), kind, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, and the version of optimum-ffp."""

@@ -1,5 +1,6 @@
 """Defaults of all options, the paper's values, the choices, and when an option is read. Imports nothing heavy."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -149,6 +150,26 @@ def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
     if self_share and "self" not in mix:
         mix = {name: share * (1 - self_share) for name, share in mix.items()} | {"self": self_share}
     return mix
+
+
+def check_number(name: str, value: Any, kind: type, low: float, high: float | None = None) -> None:
+    """Check that an option is a finite number (or integer) in a range.
+
+    Args:
+        name: Name of the option.
+        value: Its value.
+        kind: `int` or `float`.
+        low: Least value.
+        high: Largest value; none if `None`.
+
+    Raises:
+        FFPError: If it is not.
+    """
+    right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
+        allowed = "an integer" if kind is int else "a number"
+        between = f"of at least {low}" if high is None else f"between {low} and {high}"
+        raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
 
 
 @dataclass(kw_only=True)

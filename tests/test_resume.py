@@ -200,11 +200,11 @@ def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, m
 
 def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):
     make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
-    with pytest.raises(FFPError, match=r"belongs to another pruning run: config.seed was 0 and is 1"):
+    with pytest.raises(FFPError, match=r"belongs to another run: config.seed was 0 and is 1"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
-    with pytest.raises(FFPError, match=r"belongs to another pruning run: .*model was"):
+    with pytest.raises(FFPError, match=r"belongs to another run: .*model was"):
         make_pruner(save_tiny_model("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
-    with pytest.raises(FFPError, match="interrupted pruning run; resume it with --resume"):
+    with pytest.raises(FFPError, match="interrupted run; resume it with --resume"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match="nothing to resume from: give FFPPruner a work_folder"):
         make_pruner(save_tiny_model(), data_folder).prune(resume=True)

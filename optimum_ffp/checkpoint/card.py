@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from ..config import FFPConfig
-from ..data import NAMED, Windows
+from ..data import NAMED
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
@@ -63,7 +64,7 @@ def _base_metadata(base_model: str) -> dict[str, Any]:
     return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
 
 
-def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
+def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
     """Id and configuration of a dataset on the Hub; `None` for local data."""
     if dataset in NAMED:
         return NAMED[dataset]
@@ -74,7 +75,7 @@ def _hub_dataset(dataset: str) -> tuple[str, str | None] | None:
 def _metadata(result: PruningResult) -> ModelCardData:
     base, config = result.base_model, result.config
     texts = [name for dataset in (config.dataset, config.eval_dataset) if dataset for name in read_mix(dataset)]
-    found = [_hub_dataset(name) for name in texts]
+    found = [hub_dataset(name) for name in texts]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="transformers",
@@ -82,24 +83,35 @@ def _metadata(result: PruningResult) -> ModelCardData:
         tags=["pruned", "optimum-ffp", "structured-pruning"],
         datasets=list(dict.fromkeys(dataset[0] for dataset in found if dataset)) or None,
         model_name=f"{short_name(base)}, {result.policy.sparsity:.0%} pruned",
-        eval_results=[found for windows, figures in result.tests for found in _evaluation(windows, final(figures))],
+        eval_results=[
+            found
+            for windows, figures in result.tests
+            for found in evaluation_results(windows.describe(), final(figures))
+        ],
         **_base_metadata(base),
     )
 
 
-def _evaluation(test: Windows, perplexity: float) -> list[EvalResult]:
+def evaluation_results(test: Mapping[str, Any], perplexity: float) -> list[EvalResult]:
+    """The perplexity on test windows for a card's metadata; empty if it is not finite.
+
+    Args:
+        test: Record of `Windows.describe`.
+        perplexity: The perplexity.
+    """
     # The Hub stores this as JSON, which has no infinity.
     if not math.isfinite(perplexity):
         return []
-    dataset_id, name = _hub_dataset(test.dataset) or (short_name(test.dataset), None)
+    dataset_id, name = hub_dataset(test["dataset"]) or (short_name(test["dataset"]), None)
+    shape = f"{test['windows']} windows of {test['window_length']} tokens"
     return [
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
             dataset_type=dataset_id,
-            dataset_name=f"{dataset_name(test.dataset)} ({len(test)} windows of {test.length} tokens)",
+            dataset_name=f"{dataset_name(test['dataset'])} ({shape})",
             dataset_config=name,
-            dataset_split=test.split,
+            dataset_split=test["split"],
             metric_type="perplexity",
             metric_name="Perplexity",
             metric_value=round(perplexity, 4),

@@ -21,6 +21,7 @@ KINDS = {"attention": "attention", "ffn": "FFN"}
 HATCHES = {"query_head": "///"}
 # The searched policy is often the no-search one, whose marker is larger to remain visible behind.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
+RECOVERY_PLOT = "recovery.png"
 # Inches: wide enough for 80 layers; text of 10 points is legible at half size.
 WIDTH, DPI = 9, 150
 
@@ -63,6 +64,30 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
     figure = _new_figure(4.6)
     _draw_front(figure, dense, rows, windows)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the divergence from the dense model and the perplexity in the course of a recovery.
+
+    Args:
+        curve: `tokens`, `kl` and `perplexity` of every evaluation.
+        windows: Description of the held-out windows (`Windows.describe`).
+        path: File to write.
+    """
+    figure = _new_figure(4.8)
+    panels = figure.subplots(2, sharex=True)
+    tokens = [count / 1e3 for count in _column(curve, "tokens")]
+    for axes, name, label, color in zip(
+        panels, ("kl", "perplexity"), ("divergence\n[nats per token]", "perplexity"), ("attention", "best")
+    ):
+        axes.plot(tokens, _column(curve, name), marker="o", markersize=4, color=COLORS[color])
+        axes.set(ylabel=label)
+        axes.grid(alpha=0.25)
+        axes.margins(x=0.02)
+    panels[-1].set(xlabel="tokens trained on [thousand]")
+    shape = f"{windows['windows']} windows of {windows['window_length']} tokens"
+    figure.suptitle(f"Recovery: divergence from the dense model, and perplexity, on {shape} held out", fontsize=11)
     figure.savefig(path, dpi=DPI)
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,27 @@ def save_checkpoint(
     Raises:
         FFPError: If the folder exists and may not be replaced, or can't be written.
     """
+    return write_folder(partial(_write, result), directory, overwrite, work_folder)
+
+
+def write_folder(
+    write: Callable[[Path, str], None], directory: str | os.PathLike, overwrite: bool, work_folder: Path | None = None
+) -> Path:
+    """Writes a checkpoint completely or not at all, and returns its path.
+
+    Args:
+        write: Writes the files, given the folder to write to for now, and the checkpoint's name.
+        directory: As for `save_checkpoint`, as `overwrite` and `work_folder` are.
+        overwrite: As for `save_checkpoint`.
+        work_folder: As for `save_checkpoint`.
+
+    Raises:
+        FFPError: As `save_checkpoint`.
+    """
     path = check_output(directory, overwrite)
     try:
         with whole_folder(path) as folder:
-            _write(result, folder, Path(os.path.abspath(directory)).name)
+            write(folder, Path(os.path.abspath(directory)).name)
             # Another process may have written there in the meantime.
             check_output(directory, overwrite)
     except Exception as error:
@@ -183,9 +201,16 @@ def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = 
     Raises:
         FFPError: If the Hub can't be reached or refuses; the message says what to do.
     """
+    return push_written(partial(save_checkpoint, result), repo_id, private, token)
+
+
+def push_written(
+    save: Callable[[Path], Path], repo_id: str, private: bool | None = None, token: str | None = None
+) -> str:
+    """Uploads the checkpoint that a function writes, given its folder; arguments and errors as `push_checkpoint`."""
     check_push(repo_id, token)
     parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
-    folder = save_checkpoint(result, parent / repo_id.rpartition("/")[2])
+    folder = save(parent / repo_id.rpartition("/")[2])
     # Not removed if the upload fails: the error names the folder, which may be the only copy of the result.
     address = push_folder(folder, repo_id, private, token)
     shutil.rmtree(parent)

@@ -6,6 +6,7 @@ from .evaluate import FFPEvaluateCommand
 from .export import FFPExportCommand
 from .prune import FFPPruneCommand
 from .push import FFPPushCommand
+from .recover import FFPRecoverCommand
 
 
 class FFPCommand(BaseOptimumCLICommand):
@@ -17,6 +18,11 @@ class FFPCommand(BaseOptimumCLICommand):
             name="prune",
             help="Prune a causal LM: search, calibrate, slice, save.",
             subcommand_class=FFPPruneCommand,
+        ),
+        CommandInfo(
+            name="recover",
+            help="Train a pruned model to predict what the dense one does.",
+            subcommand_class=FFPRecoverCommand,
         ),
         CommandInfo(
             name="evaluate",

@@ -10,7 +10,7 @@ from argparse import (
     _ArgumentGroup,
 )
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +28,7 @@ def on_the_hub(model: str | None) -> bool:
 
 
 ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args.model))
+TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 
 
 def add_option(group: ArgumentParser | _ArgumentGroup, name: str, *short: str, help: str, **options: Any) -> None:
@@ -43,19 +44,27 @@ def add_option(group: ArgumentParser | _ArgumentGroup, name: str, *short: str, h
         group.add_argument(f"--{dest}", help=SUPPRESS, **options)
 
 
-def add_config_option(group: _ArgumentGroup, name: str, help: str, default: str | None = None, **options: Any) -> None:
-    """Adds an option of `FFPConfig`; the parsed value is `None` if it is not given.
+def add_config_option(
+    group: _ArgumentGroup,
+    name: str,
+    help: str,
+    default: str | None = None,
+    fields: Mapping[str, Field] = OPTIONS,
+    **options: Any,
+) -> None:
+    """Adds an option of a config; the parsed value is `None` if it is not given.
 
     Args:
         group: Group to add it to.
         name: Name of the option, with dashes.
         help: Help text, without the default.
         default: Description of the default; the default value if `None`.
+        fields: Fields of the config, by default of `FFPConfig`.
         options: Arguments of `add_argument` that replace those derived from the option's type.
     """
-    field = OPTIONS[name.replace("-", "_")]
+    field = fields[name.replace("-", "_")]
     kinds = [kind for kind in get_args(field.type) if kind in (int, float, str)]
-    if field.type is bool:
+    if bool in (field.type, *get_args(field.type)):
         options.setdefault("action", BooleanOptionalAction)
     else:
         options.setdefault("type", kinds[0] if kinds else field.type)
@@ -154,6 +163,17 @@ def add_device_options(group: _ArgumentGroup) -> None:
         "dtype",
         default="auto",
         help="Dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16.",
+    )
+
+
+def add_num_processes(group: _ArgumentGroup) -> None:
+    """Adds `--num-processes`."""
+    add_option(
+        group,
+        "num-processes",
+        type=int,
+        help="Number of processes on this machine that share the work, one for each accelerator or share of the CPU. "
+        "Default: 1, or those of accelerate launch or torchrun.",
     )
 
 

@@ -5,6 +5,26 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+
+
+def run_in_processes(wanted: int | None, device: str | None, run: Callable[[], None], alone: bool = False) -> None:
+    """Runs a command in the processes that there are, or starts the number that is wanted.
+
+    Args:
+        wanted: `--num-processes`.
+        device: Device of the model, as in `LoadOptions`.
+        run: The command.
+        alone: Whether it runs in this process whatever is wanted.
+
+    Raises:
+        FFPError: As `check_processes`.
+    """
+    from ..utils.processes import started
+
+    count = started() if wanted is None else wanted
+    check_processes(count, device)
+    launch(count) if count != started() and not alone else run()
 
 
 def check_processes(count: int, device: str | None) -> None:

@@ -12,9 +12,9 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_THE_HUB, check_read, given_options
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
 from .errors import USER_ERROR, one_line_endings
-from .launching import check_processes, launch
+from .launching import run_in_processes
 from .prune_options import parse_args_ffp_prune
 
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..config import FFPConfig
 
 ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
-TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 READ_WHEN = {
     "device": ON_ONE_DEVICE,
     "offload": ON_ONE_DEVICE,
@@ -46,14 +45,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            from ..utils.processes import started
-
-            count = started() if self.args.num_processes is None else self.args.num_processes
-            check_processes(count, self.args.device)
-            if count != started() and not self.args.plan:
-                launch(count)
-                return
-            prune(self.args)
+            run_in_processes(self.args.num_processes, self.args.device, lambda: prune(self.args), alone=self.args.plan)
 
 
 def read_config(args: Namespace) -> "FFPConfig":

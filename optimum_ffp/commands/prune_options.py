@@ -8,6 +8,7 @@ from .arguments import (
     add_config_option,
     add_hub_options,
     add_load_options,
+    add_num_processes,
     add_option,
     add_text_column,
     fraction,
@@ -269,13 +270,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
 
     resources = parser.add_argument_group("Resources")
     add_load_options(resources)
-    add_option(
-        resources,
-        "num-processes",
-        type=int,
-        help="Number of processes on this machine that share the work, one for each accelerator or share of the CPU. "
-        "Default: 1, or those of accelerate launch or torchrun.",
-    )
+    add_num_processes(resources)
     add_config_option(resources, "batch-size", "Windows per forward pass.")
     add_config_option(
         resources,

@@ -1,5 +1,6 @@
 """The table that a prune prints at the end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..checkpoint.result import PruningResult
@@ -28,9 +29,9 @@ def summary(result: PruningResult, folder: str) -> str:
             for place, (_, perplexities) in zip(places, result.tests)
             for name, value in perplexities.items()
         ),
-        ("calibrated on", _windows(search.calibrated_on, config.num_samples)),
-        ("searched on", _windows(search.windows, config.search_samples)),
-        *(("measured on", _windows(windows.describe(), config.eval_samples)) for windows, _ in result.tests),
+        ("calibrated on", describe_windows(search.calibrated_on, config.num_samples)),
+        ("searched on", describe_windows(search.windows, config.search_samples)),
+        *(("measured on", describe_windows(windows.describe(), config.eval_samples)) for windows, _ in result.tests),
         *(
             ("warning", f"{count} {role} windows repeat calibration or search text")
             for role, count in search.repeated_windows.items()
@@ -42,16 +43,24 @@ def summary(result: PruningResult, folder: str) -> str:
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
+    return "\n".join([*table(rows), *load_lines(folder)])
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of names and values in two columns, after an empty one."""
     width = max(len(name) for name, _ in rows)
-    lines = ["", *(f"{name:<{width}}  {value}" for name, value in rows), "", "Load it with"]
-    lines += [
-        "    from transformers import AutoModelForCausalLM",
+    return ["", *(f"{name:<{width}}  {value}" for name, value in rows)]
+
+
+def load_lines(folder: str) -> list[str]:
+    """The code that loads a checkpoint."""
+    return [
+        *("", "Load it with", "    from transformers import AutoModelForCausalLM"),
         f'    model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)',
     ]
-    return "\n".join(lines)
 
 
-def _windows(found: dict[str, Any], wanted: int | None) -> str:
+def describe_windows(found: dict[str, Any], wanted: int | None = None) -> str:
     """Dataset, split, number, length and begin of windows; also the requested number if there was less text."""
     count = found["windows"]
     count = f"only {count} of {wanted}" if wanted and count < wanted else count

@@ -12,6 +12,7 @@ from .request import (
     with_window_length,
 )
 from .sources import NAMED, check_text_file, find_files, hub_error, hub_source, read_splits
+from .training import TrainingWindows, training_windows
 from .windows import DataSplits, Windows, begin_of
 
 
@@ -21,6 +22,7 @@ __all__ = [
     "DataRequest",
     "DataSplits",
     "Row",
+    "TrainingWindows",
     "Windows",
     "begin_of",
     "check_text_file",
@@ -33,6 +35,7 @@ __all__ = [
     "load_windows",
     "read_splits",
     "reported_texts",
+    "training_windows",
     "window_length",
     "with_window_length",
 ]

@@ -78,7 +78,16 @@ def join_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: st
     Raises:
         FFPError: If there are conversations and no chat template, or the template fails.
     """
-    return "\n\n".join(row if isinstance(row, str) else _render(row, tokenizer, label) for row in rows)
+    return "\n\n".join(render_row(row, tokenizer, label) for row in rows)
+
+
+def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
+    """Returns a text as it is, and a conversation as the chat template renders it.
+
+    Raises:
+        FFPError: As `join_rows`.
+    """
+    return row if isinstance(row, str) else _render(row, tokenizer, label)
 
 
 def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, label: str) -> str:

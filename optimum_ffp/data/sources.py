@@ -1,8 +1,9 @@
 """Text of each split, from files, folders and the Hub."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -43,9 +44,42 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
     Raises:
         FFPError: If the data can't be found or read, or has no text.
     """
+    files, most = find_files(dataset), _characters(request)
+    # All of a file of ordinary size, so that windows are picked from the whole of it.
+    most = max(most, CHARACTERS_OF_FILES) if files else most
+    streams = stream_splits(dataset, request.text_column, prunes=request.calibration > 0)
+    found = {split: list(_take(rows(), most)) for split, rows in streams.items()}
+    for split, (path, *_) in files.items():
+        _check_rows(found[split], path, most)
+    return found
+
+
+def stream_splits(
+    dataset: str, text_column: str | None = None, prunes: bool = True
+) -> dict[str, Callable[[], Iterator[Row]]]:
+    """Finds the splits of a dataset.
+
+    Args:
+        dataset: A name, Hub id, file or folder, as in `load_windows`.
+        text_column: Column to read; one of a known name if `None`.
+        prunes: Whether errors may suggest `self`, which is available for pruning only.
+
+    Returns:
+        By split, a function that reads the rows from the beginning; a single split if the dataset has not all three.
+
+    Raises:
+        FFPError: If the data can't be found. Reading raises it if it can't be read, or has no text.
+    """
     if files := find_files(dataset):
-        return {split: _read_files(paths, request) for split, paths in files.items()}
-    return _read_from_hub(dataset, request)
+        return {split: partial(_rows_of_files, paths, text_column) for split, paths in files.items()}
+    from datasets import get_dataset_split_names
+
+    with _hub_errors(dataset, prunes):
+        available = get_dataset_split_names(*hub_source(dataset))
+        splits = [split for split in SPLITS if split in available]
+        if len(splits) < len(SPLITS):
+            splits = ["train"] if "train" in available else available[:1]
+    return {split: partial(_rows_from_hub, dataset, split, text_column, prunes) for split in splits}
 
 
 def find_files(dataset: str) -> dict[str, list[Path]]:
@@ -90,20 +124,18 @@ def hub_error(dataset: str, error: Exception, prunes: bool) -> FFPError:
     )
 
 
-def _read_files(paths: list[Path], request: DataRequest) -> list[Row]:
-    def texts() -> Iterator[Row]:
-        for path in paths:
-            with _reader_errors(path):
-                column = _column_of(path, request.text_column)
-                yield from read_column(read_rows(path, column), column, str(path))
+def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
+    for path in paths:
+        with _reader_errors(path):
+            column = _column_of(path, text_column)
+            yield from read_column(read_rows(path, column), column, str(path))
 
-    most = max(_characters(request), CHARACTERS_OF_FILES)
-    rows = list(_take(texts(), most))
+
+def _check_rows(rows: list[Row], path: Path, most: int) -> None:
     if not any(row.strip() if isinstance(row, str) else row for row in rows):
-        raise FFPError(f"{paths[0]} holds no text")
+        raise FFPError(f"{path} holds no text")
     if sum(map(length_of, rows)) > most:
-        logger.warning("%s is long: its first %s characters are read", paths[0], f"{most:,}")
-    return rows
+        logger.warning("%s is long: its first %s characters are read", path, f"{most:,}")
 
 
 def _column_of(path: Path, text_column: str | None) -> str:
@@ -122,28 +154,26 @@ def _reader_errors(path: Path) -> Iterator[None]:
         raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
 
 
-def _read_from_hub(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
-    from datasets import get_dataset_split_names, load_dataset
+def _rows_from_hub(dataset: str, split: str, text_column: str | None, prunes: bool) -> Iterator[Row]:
+    from datasets import load_dataset
 
     repository, config = hub_source(dataset)
-    wanted = None if dataset in NAMED else request.text_column
+    wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
+    with _hub_errors(dataset, prunes):
+        stream = load_dataset(repository, config, split=split, streaming=True)
+        column = choose_column(list(islice(stream, HEAD)), wanted, label)
+        yield from read_column(stream, column, label)
+
+
+@contextmanager
+def _hub_errors(dataset: str, prunes: bool) -> Iterator[None]:
     try:
-        available = get_dataset_split_names(repository, config)
-        splits = [split for split in SPLITS if split in available]
-        if len(splits) < len(SPLITS):
-            splits = ["train"] if "train" in available else available[:1]
-        texts = {}
-        for split in splits:
-            stream = load_dataset(repository, config, split=split, streaming=True)
-            column = choose_column(list(islice(stream, HEAD)), wanted, f"{dataset} ({split})")
-            texts[split] = list(_take(read_column(stream, column, f"{dataset} ({split})"), _characters(request)))
-        return texts
+        yield
     except FFPError:
         raise
-    except (
-        Exception
-    ) as error:  # The clients of the Hub raise dozens of types; all mean that the data is not available.
-        raise hub_error(dataset, error, prunes=request.calibration > 0) from None
+    # The clients of the Hub raise dozens of types; all mean that the data is not available.
+    except Exception as error:
+        raise hub_error(dataset, error, prunes) from None
 
 
 def _characters(request: DataRequest) -> int:

@@ -137,6 +137,26 @@ def load_any(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pruned model with its tokenizer, in the dtype of the checkpoint, in host memory.
+
+    Args:
+        model_id: Hub id or folder.
+        options: Hub options.
+
+    Raises:
+        FFPError: If there is no such model, or it was not pruned by optimum-ffp.
+    """
+    source, extra = _locate(model_id)
+    if extra:
+        raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
+    with loading_errors(model_id, options.token):
+        check_checkpoint(source, **options.hub())
+    model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"), None, False)
+    check_usable(model, tokenizer, model_id)
+    return model, tokenizer
+
+
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a dense model and check that it can be pruned.
 

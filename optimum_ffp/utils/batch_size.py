@@ -16,15 +16,19 @@ REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, 
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage (`StageMeter`)."""
+def memory_errors(remedies: str = REMEDIES) -> Iterator[None]:
+    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage (`StageMeter`).
+
+    Args:
+        remedies: What to choose then.
+    """
     try:
         yield
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
         stage, reason = getattr(error, "stage", "loading"), str(error).splitlines()[0]
-        raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {REMEDIES}") from None
+        raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {remedies}") from None
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:

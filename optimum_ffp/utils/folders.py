@@ -23,12 +23,15 @@ logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
 # Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
+# Those of the weights.
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Patterns of all files of a checkpoint, relative to its folder. Folders with any other file are never replaced.
 CHECKPOINT_FILES = (
     *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
     *("policy.png", "search.png", "calibration.png", "pareto.png"),
     *("config.json", "generation_config.json", "modeling_ffp_*.py"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *WEIGHT_FILES,
+    *("recovery.png", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenization_*.py"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),

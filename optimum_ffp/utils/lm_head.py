@@ -103,7 +103,8 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
     unread = torch.zeros(decoded.last_hidden_state.shape[:2], dtype=torch.long, device=model.device)
     with replaced_forward(_decoder(model), lambda *inputs, **options: decoded):
-        return model(unread, use_cache=False).logits
+        # Without the model's hooks, since its own forward pass may be what calls this.
+        return model.forward(unread, use_cache=False).logits
 
 
 @contextmanager
@@ -114,6 +115,10 @@ def _cast_once(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     head = model.get_output_embeddings()
+    if head.weight.requires_grad:
+        # Autocast keeps its cast of weights that are trained.
+        yield
+        return
     weight = head.weight.data
     head.weight.data = weight.to(torch.get_autocast_dtype(device))
     try:

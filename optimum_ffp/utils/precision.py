@@ -23,11 +23,14 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """
     if choice != "auto" or model.dtype != torch.float32:
         return None
-    if model.device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = model.device.type == "cpu" and _cpu_multiplies(torch.bfloat16)
-    return torch.bfloat16 if native else None
+    return torch.bfloat16 if multiplies(model.device, torch.bfloat16) else None
+
+
+def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a graphics card of CUDA or the CPU is known to multiply a 16-bit dtype natively."""
+    if device.type == "cuda":
+        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_multiplies(dtype)
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -1,9 +1,10 @@
-"""Intermediate results of a pruning run in a folder, from which another process can resume."""
+"""Intermediate results of a run in a folder, from which another process can resume."""
 
 import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ FORMAT = "optimum-ffp work folder, 1"
 # Suffixes of entries, and of files that are not completely written.
 ENDINGS = (".entry.json", ".entry.safetensors")
 PARTIAL = ".partial"
+# Folder of the checkpoints of `Trainer`.
+CHECKPOINTS = "checkpoints"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
 
@@ -69,7 +72,7 @@ class Journal:
         notes: Mapping[str, Any] | None = None,
         on_disk: bool = False,
     ) -> "Journal":
-        """Open the journal of a pruning run and lock its folder.
+        """Open the journal of a run and lock its folder.
 
         Args:
             folder: Folder of the journal, which need not exist.
@@ -95,7 +98,7 @@ class Journal:
             differences = list(_differences(found["identity"], identity))
             if differences:
                 raise FFPError(
-                    f"the state in {folder} belongs to another pruning run: {'; '.join(differences)}. Resume with the "
+                    f"the state in {folder} belongs to another run: {'; '.join(differences)}. Resume with the "
                     "same settings, or delete that folder to start anew"
                 )
         except FFPError:
@@ -185,7 +188,7 @@ def holds_work(folder: Path) -> bool:
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
-    """Check that a pruning run may use a work folder.
+    """Check that a run may use a work folder.
 
     Args:
         folder: The work folder, which need not exist.
@@ -209,7 +212,7 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
             )
     elif not (resume or overwrite):
         raise FFPError(
-            f"{folder} contains the state of an interrupted pruning run; resume it with --resume (resume=True), or "
+            f"{folder} contains the state of an interrupted run; resume it with --resume (resume=True), or "
             "delete that folder to start anew"
         )
 
@@ -218,6 +221,7 @@ def remove_work(folder: Path) -> None:
     """Remove the entries of a work folder, and the folder if it contains no other files."""
     if not holds_work(folder):
         return
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     # The identity is deleted last, since it marks the remaining files as a work folder's.
     for file in (*_own_files(folder), folder / IDENTITY):
         with suppress(OSError):

@@ -282,7 +282,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, 
     assert {path.name for path in tmp_path.iterdir()} >= {"out.work"} and not (tmp_path / "out").exists()
 
     code, _, errors = run(*command)
-    assert code == 2 and "contains the state of an interrupted pruning run; resume it with --resume" in errors
+    assert code == 2 and "contains the state of an interrupted run; resume it with --resume" in errors
     code, _, errors = run(*command, "--resume", "--seed", 1)
     assert code == 2 and "config.seed was 0 and is 1" in errors
     code, _, _ = run(*command, "--resume")
@@ -298,7 +298,7 @@ def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_f
     code, _, errors = run(*command)
     assert code == 2 and "resume it with --resume" in errors
     code, _, errors = run(*command, "--overwrite", "--resume")
-    assert code == 2 and "belongs to another pruning run" in errors
+    assert code == 2 and "belongs to another run" in errors
     assert run(*command, "--overwrite")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"out", "data", "tiny-llama"}
     # There is nothing to resume now, and what is there was saved by another prune.

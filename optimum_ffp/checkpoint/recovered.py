@@ -1,0 +1,232 @@
+"""Saves a recovered model: the pruned checkpoint with other weights, and the record, card and plot of its recovery."""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import PreTrainedModel
+
+from ..errors import FFPError
+from ..hub.naming import dataset_name, short_mix, short_name, without_folders
+from ..hub.upload import name_repository, one_line
+from ..options import GRADIENT_COST, read_mix
+from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES
+from ..utils.json import to_json
+from .card import evaluation_results, hub_dataset
+from .plots import RECOVERY_PLOT, write_recovery
+from .saving import push_written, write_folder
+
+
+SECTION = "recovery_section.md"
+# In a subfolder, as the agent is: what lies beside the weights would be loaded with them.
+ADAPTER = "adapter"
+# Heading of the card of the pruned model, which follows the section on the recovery.
+BEFORE = "## Pruning"
+
+
+@dataclass(frozen=True)
+class RecoveryRecord:
+    """What a recovery has done.
+
+    Attributes:
+        options: Options, as of `RecoveryConfig.to_dict`.
+        stated: Those that differ from the defaults of the preset.
+        source: Folder or Hub id of the pruned model.
+        teacher: Hub id, folder or file of the dense model.
+        window_length: Tokens per window.
+        windows_per_step: Windows per step of the optimiser, of all processes.
+        passes: How often each text was read.
+        curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` (divergence from the dense
+            model, in nats per token) and `perplexity`. The first is before the training.
+        held_out: Description of the held-out windows.
+        tests: Description of the test windows of each text.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` and
+            `recovered`.
+        dtype: Dtype of the saved weights.
+        bf16: Whether it was computed in bfloat16.
+        seconds: Time of the training.
+        processes: Number of processes.
+        versions: Versions of packages.
+    """
+
+    options: dict[str, Any]
+    stated: dict[str, Any]
+    source: str
+    teacher: str
+    window_length: int
+    windows_per_step: int
+    passes: dict[str, float]
+    curve: list[dict[str, Any]]
+    held_out: dict[str, Any]
+    tests: list[dict[str, Any]]
+    losses: dict[str, list[list[float]]]
+    dtype: str
+    bf16: bool
+    seconds: float
+    processes: int
+    versions: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model was trained on."""
+        return self.curve[-1]["tokens"]
+
+    @property
+    def all_tokens(self) -> int:
+        """The same in forward passes, of the dense model and, three times as dear, of the pruned one."""
+        return self.tokens * (1 + GRADIENT_COST)
+
+    @property
+    def perplexities(self) -> list[dict[str, float]]:
+        """Perplexities on the test windows of each text, by model."""
+        with np.errstate(over="ignore"):
+            return [
+                {name: float(np.exp(np.mean(of_texts[number]))) for name, of_texts in self.losses.items()}
+                for number in range(len(self.tests))
+            ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready record in `ffp_config.json`."""
+        record = asdict(self)
+        for name in ("losses", "tests", "source", "stated"):
+            del record[name]
+        first, *others = (figures | test for figures, test in zip(self.perplexities, self.tests))
+        return record | {"tokens": self.tokens, "perplexity": first, "other_texts": others}
+
+
+def save_recovered(
+    record: RecoveryRecord,
+    model: PreTrainedModel,
+    directory: str | os.PathLike,
+    overwrite: bool = False,
+    adapter: Any = None,
+    hub: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes the checkpoint of a recovered model.
+
+    All that the pruned model's folder has, policy, agent, log, plots and report, is kept; `ffp_config.json` and the
+    card go on from it.
+
+    Args:
+        record: What the recovery has done.
+        model: The recovered model.
+        directory: Folder to write. It is written completely or not at all.
+        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+        adapter: The adapter to write beside the weights, with `weights` and `config` of peft.
+        hub: `revision`, `token`, `cache_dir` of the pruned model.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        FFPError: If the folder exists and may not be replaced, or can't be written, or files of the pruned model are
+            not there any more.
+    """
+    source = _source_folder(record.source, hub or {})
+    return write_folder(partial(_write, record, model, source, adapter), directory, overwrite)
+
+
+def push_recovered(
+    record: RecoveryRecord,
+    model: PreTrainedModel,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    adapter: Any = None,
+    hub: Mapping[str, Any] | None = None,
+) -> str:
+    """Uploads the checkpoint of a recovered model in one commit, and returns its URL; arguments as above."""
+    save = partial(save_recovered, record, model, adapter=adapter, hub=hub)
+    return push_written(save, repo_id, private, token)
+
+
+def recovery_command(record: RecoveryRecord) -> str:
+    """The command that repeats a recovery."""
+    words = ["optimum-cli ffp recover -m", shlex.quote(short_name(record.source)), "OUT"]
+    words += ["--teacher", shlex.quote(short_name(record.teacher))]
+    for name, value in without_folders(record.stated).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words.append(f"--{option} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def _source_folder(source: str, hub: Mapping[str, Any]) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=[*CHECKPOINT_FILES], ignore_patterns=[*WEIGHT_FILES], **hub)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise FFPError(f"the files of {source} can't be read: {one_line(error)}") from None
+
+
+def _write(
+    record: RecoveryRecord, model: PreTrainedModel, source: Path, adapter: Any, folder: Path, name: str
+) -> None:
+    for file in sorted(source.rglob("*")):
+        path = file.relative_to(source)
+        kept = any(fnmatch(path.as_posix(), pattern) for pattern in CHECKPOINT_FILES)
+        if file.is_file() and kept and not any(fnmatch(path.as_posix(), pattern) for pattern in WEIGHT_FILES):
+            (folder / path).parent.mkdir(exist_ok=True)
+            shutil.copy(file, folder / path)
+    model.save_pretrained(folder)
+    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    content["recovery"] = [*content.get("recovery", []), without_folders(record.to_dict())]
+    (folder / RECORD).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+    if adapter is not None:
+        _write_adapter(adapter, record, folder / ADAPTER)
+    write_recovery(record.curve, record.held_out, folder / RECOVERY_PLOT)
+    if (folder / "README.md").is_file():
+        _write_card(record, folder / "README.md", name)
+
+
+def _write_adapter(adapter: Any, record: RecoveryRecord, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    adapter.config.base_model_name_or_path = short_name(record.source)
+    adapter.config.inference_mode = True
+    adapter.config.save_pretrained(folder)
+    save_file(
+        {key: weight.contiguous() for key, weight in adapter.weights.items()}, folder / "adapter_model.safetensors"
+    )
+
+
+def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["text"] = dataset_name
+    figures = [*zip(record.tests, record.perplexities)]
+    fields = {"record": record, "options": record.options, "figures": figures, "plot": RECOVERY_PLOT}
+    fields |= {"teacher": short_name(record.teacher), "text": short_mix(record.options["dataset"])}
+    section = environment.get_template(SECTION).render(fields, command=recovery_command(record))
+    title, _, rest = card.text.lstrip().partition("\n")
+    title = title.removesuffix(", recovered")
+    # Of an earlier recovery the section stays, below this one.
+    before = rest if BEFORE in rest else f"\n{BEFORE}\n{rest}"
+    card.text = f"\n{title}, recovered\n\n{section}{before}"
+    texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
+    card.data.datasets = sorted({*(card.data.datasets or []), *texts}) or None
+    card.data.eval_results = [
+        result for test, found in figures for result in evaluation_results(test, found["recovered"])
+    ]
+    card.content = name_repository(card.content, f"./{name}")
+    card.save(path)

@@ -1,0 +1,112 @@
+"""`optimum-cli ffp recover`."""
+
+from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from ..options import Condition
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
+from .errors import one_line_endings
+from .launching import run_in_processes
+from .recover_options import parse_args_ffp_recover
+
+
+if TYPE_CHECKING:
+    from ..checkpoint.recovered import RecoveryRecord
+    from ..recovery.config import RecoveryConfig
+
+READ_WHEN = {
+    "revision": ON_THE_HUB,
+    "hub_model_id": TO_THE_HUB,
+    "private": TO_THE_HUB,
+    "keep_adapter": Condition("with --lora", lambda args: args.lora),
+}
+LOAD_OPTIONS = ("device", "dtype", "revision", "token", "cache_dir")
+
+
+class FFPRecoverCommand(BaseOptimumCLICommand):
+    """`optimum-cli ffp recover`."""
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Adds the options."""
+        return parse_args_ffp_recover(parser)
+
+    def run(self) -> None:
+        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
+        with one_line_endings("interrupted; run the same command with --resume to continue"):
+            check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
+            run_in_processes(self.args.num_processes, self.args.device, lambda: recover(self.args))
+
+
+def read_config(args: Namespace) -> "RecoveryConfig":
+    """The config of the command line."""
+    from ..recovery.config import RecoveryConfig
+
+    given = {name: getattr(args, name) for name in RecoveryConfig.option_names()}
+    return RecoveryConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def recover(args: Namespace) -> None:
+    """Trains, saves, prints what came of it, and uploads."""
+    config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}-recovered"
+
+    from ..hub.upload import check_push, push_folder
+    from ..recovery.recovery import FFPRecovery
+    from ..utils import processes
+    from ..utils.folders import FolderLock, check_apart, check_output, resolve
+    from ..utils.resume import check_work_folder, holds_work, remove_work
+    from ..utils.tracking import check_trackers
+
+    processes.join(args.device)
+    check_trackers(args.report_to)
+    work, repository = Path(f"{resolve(folder)}.work"), args.hub_model_id or Path(folder).name
+    with ExitStack() as locks:
+        if processes.is_main():
+            check_apart(folder, filter(None, (args.model, args.teacher)))
+            check_output(folder, args.overwrite)
+            check_work_folder(work, args.resume, overwrite=True)
+            if args.push_to_hub:
+                check_push(repository, args.token)
+            for path in (work, folder):
+                locks.enter_context(FolderLock(resolve(path)))
+            if not args.resume:
+                remove_work(work)
+        options = {name: getattr(args, name) for name in LOAD_OPTIONS}
+        recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **options)
+        record = recovery.recover(resume=args.resume and processes.on_main(lambda: holds_work(work)))
+        recovery.save_pretrained(folder, overwrite=args.overwrite)
+        if processes.is_main():
+            print(summary(record, folder))
+            if args.push_to_hub:
+                print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
+        processes.leave()
+
+
+def summary(record: "RecoveryRecord", folder: str) -> str:
+    """The table that is printed at the end."""
+    from ..hub.naming import dataset_name
+    from .summary import describe_windows, load_lines, table
+
+    first, last = record.curve[0], record.curve[-1]
+    rows = [
+        ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
+        ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),
+        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items()),
+        ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
+        ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
+        ("held out", describe_windows(record.held_out)),
+    ]
+    for test, found in zip(record.tests, record.perplexities):
+        place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
+        rows += [(f"perplexity{place}, {name}", f"{value:.4f}") for name, value in found.items()]
+        rows.append(("measured on", describe_windows(test)))
+    rows += [
+        ("tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"),
+        ("time of the training", f"{record.seconds:.1f} s"),
+        ("saved in", folder),
+    ]
+    return "\n".join([*table(rows), *load_lines(folder)])

@@ -1,0 +1,163 @@
+"""The options of `optimum-cli ffp recover`, in the groups of `--help`."""
+
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import fields
+
+from ..recovery.config import LOSSES, PRESETS, RecoveryConfig
+from .arguments import (
+    SEQ_LEN_DEFAULT,
+    StoreOnce,
+    add_config_option,
+    add_device_options,
+    add_hub_options,
+    add_num_processes,
+    add_option,
+    add_text_column,
+)
+
+
+DESCRIPTION = """Train a pruned model to predict what the dense model predicts. The result is a folder like that of the
+pruned model."""
+EXAMPLES = """examples:
+  optimum-cli ffp recover -m out out-recovered --dataset my_text.jsonl --max-tokens 2M
+  optimum-cli ffp recover -m out --dataset fineweb.jsonl:0.6,chats.jsonl:0.4 --lora 32 --teacher model.gguf
+  accelerate launch --config_file fsdp2.yaml -m optimum.commands.optimum_cli ffp recover -m out --preset standard
+"""
+OPTIONS = {field.name: field for field in fields(RecoveryConfig)}
+
+
+def parse_args_ffp_recover(parser: ArgumentParser) -> None:
+    """Adds the options of `optimum-cli ffp recover`."""
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
+    parser.description = DESCRIPTION
+    parser.epilog = EXAMPLES
+    required = parser.add_argument_group("Required arguments")
+    add_option(required, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
+
+    common = parser.add_argument_group("Common options")
+    common.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        default=SUPPRESS,
+        action=StoreOnce,
+        help="Folder to write the recovered model to.",
+    )
+    add_option(common, "output", metavar="OUT", action=StoreOnce, help="The same, by name. Default: MODEL-recovered.")
+    _add(
+        common,
+        "dataset",
+        "Text to train on: c4, wikitext2, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and "
+        "test files, or self (text that the dense model writes); or a mix of them with the share of each, such as "
+        "text.jsonl:0.5,chats.jsonl:0.5.",
+    )
+    budgets = ", ".join(f"{name} {preset['max_tokens']:,}" for name, preset in PRESETS.items())
+    _add(common, "preset", f"How much to train, in tokens: {budgets}.", choices=(*PRESETS,))
+    _add(common, "max-tokens", "Number of tokens to train on, such as 400k, 2M or 1B.", "the preset's", type=str)
+    add_option(
+        common,
+        "teacher",
+        metavar="MODEL",
+        help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the Hub.",
+    )
+    add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
+
+    output = parser.add_argument_group("Output")
+    add_option(
+        output,
+        "overwrite",
+        action="store_true",
+        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
+    )
+    add_option(
+        output,
+        "resume",
+        action="store_true",
+        help="Resume this command after it was interrupted, from its last checkpoint.",
+    )
+    add_option(
+        output,
+        "report-to",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Log the training to tensorboard, trackio or wandb. Default: none.",
+    )
+
+    data = parser.add_argument_group("Data")
+    _add(
+        data,
+        "eval-dataset",
+        "Text to report perplexity on, or several separated by commas. Other text than that of the training shows "
+        "what else was recovered.",
+        "the test split of --dataset, of each text of a mix but self",
+        metavar="DATASET",
+    )
+    add_text_column(data)
+    _add(data, "seq-len", "Tokens per window; all text is packed into windows.", SEQ_LEN_DEFAULT)
+    _add(data, "start-token", "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.")
+    _add(
+        data,
+        "loss-on",
+        "Tokens with a loss: all, or the answers of the assistant in conversations alone.",
+        choices=LOSSES,
+    )
+    _add(data, "held-out-samples", "Number of windows, from the validation split, to follow the training on.")
+    _add(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
+
+    training = parser.add_argument_group("Training")
+    _add(training, "learning-rate", "Largest learning rate of AdamW.", "that of the preset, five times it with --lora")
+    _add(training, "batch-tokens", "Tokens per step, of all processes together.", "the preset's", type=str)
+    _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")
+    _add(training, "weight-decay", "Weight decay.")
+    _add(training, "max-grad-norm", "Norm that gradients are clipped to.")
+    _add(training, "temperature", "Temperature of the distributions that are compared.")
+    _add(training, "label-share", "Share of the language-model loss on the text itself in the loss, 0 to 1.")
+    _add(training, "evaluations", "Number of evaluations on the held-out windows, each with a checkpoint.")
+    _add(
+        training,
+        "patience",
+        "End after this number of evaluations without a smaller divergence, and keep the best weights.",
+        "train to the end",
+    )
+    _add(training, "seed", "Random seed.")
+
+    adapters = parser.add_argument_group("Adapters (needs peft: pip install peft)")
+    add_option(
+        adapters,
+        "lora",
+        type=int,
+        nargs="?",
+        const=32,
+        help="Train LoRA adapters of this rank (32 without a number), which are merged, in place of all weights. "
+        "Default: all weights.",
+    )
+    _add(adapters, "keep-adapter", "Whether to write the adapter too, to OUT/adapter.")
+
+    resources = parser.add_argument_group("Resources")
+    add_device_options(resources)
+    add_num_processes(resources)
+    _add(resources, "batch-size", "Windows per forward pass of a process.")
+    _add(
+        resources,
+        "bf16",
+        "Whether to compute in bfloat16, with weights in float32.",
+        "if the hardware does so natively",
+    )
+    _add(resources, "gradient-checkpointing", "Whether to run layers again in the backward pass, to save memory.")
+
+    hub = parser.add_argument_group("The Hub")
+    add_option(hub, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
+    add_option(
+        hub,
+        "private",
+        action="store_true",
+        default=None,
+        help="Make the repository private if it is created. Default: the owner's setting.",
+    )
+    add_hub_options(hub)
+
+
+def _add(group: ArgumentParser, name: str, help: str, default: str | None = None, **options) -> None:
+    add_config_option(group, name, help, default, OPTIONS, **options)

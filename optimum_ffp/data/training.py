@@ -1,0 +1,186 @@
+"""Windows to train on: rows are packed one after another, and tokens may have no loss."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import FFPError
+from ..options import read_mix
+from .columns import Row, render_row
+from .cutting import find_start_token
+from .loading import SHARES
+from .request import DataRequest, apportion
+from .self_generated import sample_from_model
+from .sources import read_splits, stream_splits
+
+
+# Rows that are tokenised together.
+ROWS = 256
+# Share of a text without splits that is trained on. A little less than that of the calibration windows, since rows
+# have somewhat other tokens alone than in one text.
+TRAINED_SHARE = SHARES["calibration"] - 0.01
+
+
+@dataclass(frozen=True)
+class TrainingWindows:
+    """Windows in the order in which they are trained on.
+
+    Attributes:
+        tokens: Token ids, int32, shape `[windows, window length]`; `-1 - id` for tokens without a loss.
+        passes: How often each text is read, by name: above 1 where it is shorter than its share of the windows.
+    """
+
+    tokens: torch.Tensor
+    passes: dict[str, float]
+
+
+def training_windows(
+    dataset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    count: int,
+    request: DataRequest,
+    answers_only: bool = False,
+) -> TrainingWindows:
+    """Reads as much text as is needed, and cuts it into windows.
+
+    Of a dataset with splits it is train. Of others it is the part that `load_windows` has neither search nor test
+    windows from, and after what that reads, all of it. Text that ends before it suffices is read again.
+
+    Args:
+        dataset: One text, or a mix of several with their shares, as for `load_windows`.
+        tokenizer: Tokenizer of the model.
+        model: The dense model, which writes text for `self`.
+        count: Number of windows.
+        request: The request for `load_windows`.
+        answers_only: Whether only the assistant's messages of conversations have a loss.
+
+    Raises:
+        FFPError: If a text can't be read or is shorter than a window, or the template of conversations hides which
+            tokens are the assistant's.
+    """
+    parts, passes = [], {}
+    start = find_start_token(tokenizer, request.start_token)
+    for name, number in apportion(count, read_mix(dataset)).items():
+        if name == "self":
+            parts.append(sample_from_model(model, tokenizer, number, request.length, request.seed).int())
+            continue
+        encode = partial(_encode, tokenizer=tokenizer, label=name, answers_only=answers_only)
+        # As `load_windows` reads it, so that the same part of it is left out.
+        counts = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
+        tokens = _training_tokens(name, encode, replace(request, **counts))
+        part, passes[name] = _fill(tokens, number, request.length, start, name)
+        _check_known(part, model, tokenizer, name)
+        parts.append(part)
+    windows = torch.cat(parts)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(request.seed))
+    return TrainingWindows(windows[order], passes)
+
+
+def _training_tokens(
+    dataset: str, encode: Callable[[Iterable[Row]], Iterator[np.ndarray]], request: DataRequest
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Returns a function that yields the tokens to train on from the beginning."""
+    streams = stream_splits(dataset, request.text_column)
+    if len(streams) > 1:
+        return lambda: encode(streams["train"]())
+    (split, rows), *_ = streams.items()
+    head = read_splits(dataset, request)[split]
+
+    def tokens() -> Iterator[np.ndarray]:
+        found = list(encode(head))
+        left = int(TRAINED_SHARE * sum(map(len, found)))
+        for row in found:
+            yield row[:left]
+            left = max(0, left - len(row))
+        unread = rows()
+        for _ in head:
+            next(unread, None)
+        yield from encode(unread)
+
+    return tokens
+
+
+def _encode(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str, answers_only: bool
+) -> Iterator[np.ndarray]:
+    """Yields the tokens of every row and of the blank line after it; `-1 - id` for those without a loss."""
+    rows = iter(rows)
+    while group := list(islice(rows, ROWS)):
+        texts = [render_row(row, tokenizer, label) for row in group]
+        # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
+        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": answers_only}
+        encoded = tokenizer([f"{text}\n\n" for text in texts], **options)
+        for index, (row, text) in enumerate(zip(group, texts)):
+            tokens = np.array(encoded.input_ids[index], np.int32)
+            if answers_only and not isinstance(row, str):
+                begins = np.array(encoded.offset_mapping[index])[:, 0]
+                inside = [(begins >= first) & (begins < last) for first, last in _answers(row, text, tokenizer, label)]
+                tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
+            yield tokens
+
+
+def _answers(
+    conversation: list[dict], text: str, tokenizer: PreTrainedTokenizerBase, label: str
+) -> Iterator[tuple[int, int]]:
+    """Yields where the assistant's messages begin and end in a rendered conversation, with what ends their turns."""
+    for number, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        before, after = (render_row(conversation[:end], tokenizer, label) for end in (number, number + 1))
+        opened = tokenizer.apply_chat_template(conversation[:number], tokenize=False, add_generation_prompt=True)
+        begin = len(opened) if after.startswith(opened) else len(before)
+        if not (after.startswith(before) and text.startswith(after)):
+            raise FFPError(
+                f"{label}: the chat template writes earlier messages differently when others follow, so that the "
+                "tokens of answers can't be told; train on all tokens"
+            )
+        yield begin, len(after)
+
+
+def _fill(
+    tokens: Callable[[], Iterator[np.ndarray]], count: int, length: int, start: int | None, label: str
+) -> tuple[torch.Tensor, float]:
+    """Returns `count` windows, and the number of passes over the text."""
+    windows = torch.empty(count, length, dtype=torch.int32)
+    filled, in_one_pass = 0, None
+    while filled < count:
+        before = filled
+        for window in _cut(tokens(), length, start):
+            windows[filled] = torch.from_numpy(window)
+            filled += 1
+            if filled == count:
+                break
+        if filled == before:
+            raise FFPError(f"{label} has less than one window of {length} tokens to train on; lower seq_len")
+        in_one_pass = in_one_pass or filled
+    return windows, count / in_one_pass
+
+
+def _cut(tokens: Iterator[np.ndarray], length: int, start: int | None) -> Iterator[np.ndarray]:
+    """Yields windows that begin with the start token; what is left at the end is dropped."""
+    rest = np.empty(0, np.int32)
+    for row in tokens:
+        rest = np.concatenate([rest, row])
+        while len(rest) >= length:
+            added = [] if start in (None, rest[0], -1 - rest[0]) else [start]
+            taken = length - len(added)
+            yield np.concatenate([np.array(added, np.int32), rest[:taken]])
+            rest = rest[taken:]
+
+
+def _check_known(
+    windows: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str
+) -> None:
+    known = model.get_input_embeddings().weight.shape[0]
+    highest = max(int(windows.max()), -1 - int(windows.min()))
+    if highest >= known:
+        raise FFPError(
+            f"{label} has the token {tokenizer.decode([highest])!r}, for which the model has no embedding; remove it "
+            "from the text"
+        )

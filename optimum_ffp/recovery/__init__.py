@@ -1,0 +1,1 @@
+"""Recovery of a pruned model: training as a whole, by distillation from the dense model."""

@@ -1,0 +1,142 @@
+"""Options of a recovery. Imports nothing heavy."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import FFPError
+from ..options import CHOICES, check_number, read_mix
+
+
+# Number of tokens, tokens per step and learning rate by preset.
+PRESETS = {
+    "quick": {"max_tokens": 2_000_000, "batch_tokens": 8_192, "learning_rate": 2e-4},
+    "standard": {"max_tokens": 100_000_000, "batch_tokens": 131_072, "learning_rate": 2e-4},
+    "full": {"max_tokens": 2_000_000_000, "batch_tokens": 1_048_576, "learning_rate": 2e-4},
+}
+# Factor to the learning rate of adapters, whose weights begin at zero.
+ADAPTER_RATE = 5
+LOSSES = ("all", "answers")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def read_tokens(value: str | int) -> int:
+    """Number of tokens of a text such as `400k`, `2M` or `1.5B`.
+
+    Raises:
+        FFPError: If it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", str(value).replace(",", "").replace("_", "").lower())
+    if not found:
+        raise FFPError(f"a number of tokens is written as 400k, 2M, 1.5B or 2000000; found {value!r}")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+@dataclass(kw_only=True)
+class RecoveryConfig:
+    """Options of `FFPRecovery` and `optimum-cli ffp recover`.
+
+    Attributes:
+        dataset: Text to train on, or a mix, as for `FFPConfig`. `self` is text that the dense model writes.
+        eval_dataset: Texts to report perplexity on; those of `dataset` that the model doesn't write if `None`.
+        text_column: Column of a dataset to read; one of a known name if `None`.
+        start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.
+        loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations alone.
+        preset: Defaults of the number of tokens, the tokens per step and the learning rate: `"quick"`, `"standard"`
+            or `"full"` (`PRESETS`).
+        max_tokens: Number of tokens to train on, as a number or as `"2M"`. Rounded up to whole steps.
+        batch_tokens: Tokens per step of the optimiser, of all processes. Rounded to whole windows.
+        learning_rate: Largest learning rate of AdamW; five times the preset's for adapters.
+        warmup_ratio: Share of the steps over which the learning rate rises; then it falls along a cosine to 0.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Norm that gradients are clipped to.
+        temperature: Temperature of both distributions in the divergence.
+        label_share: Share of the language-model loss in the loss, 0 to 1.
+        seq_len: Tokens per window; the model's maximum length up to 2048 if `None`.
+        batch_size: Windows per forward pass of a process.
+        lora: Rank of LoRA adapters, which are trained in place of the weights and merged into them; 0 for none.
+        keep_adapter: Whether the adapter is also written beside the merged weights.
+        bf16: Whether to compute in bfloat16 (weights stay in float32); where the hardware does so itself if `None`.
+        gradient_checkpointing: Whether layers run again in the backward pass, in place of keeping what they computed.
+        evaluations: Number of evaluations on held-out windows, and of checkpoints, in the course of the training.
+        held_out_samples: Number of held-out windows.
+        patience: Evaluations without a smaller divergence on held-out windows after which the training ends. The
+            weights of the best one are then kept. `None` trains to the end and keeps the last weights.
+        eval_samples: Number of test windows of each text; all if `None`.
+        seed: Random seed.
+
+    Raises:
+        FFPError: If a value is not allowed.
+    """
+
+    dataset: str = "c4"
+    eval_dataset: str | None = None
+    text_column: str | None = None
+    start_token: str = "auto"
+    loss_on: str = "all"
+    preset: str = "quick"
+    max_tokens: int | str | None = None
+    batch_tokens: int | str | None = None
+    learning_rate: float | None = None
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    label_share: float = 0.0
+    seq_len: int | None = None
+    batch_size: int = 1
+    lora: int = 0
+    keep_adapter: bool = False
+    bf16: bool | None = None
+    gradient_checkpointing: bool = False
+    evaluations: int = 10
+    held_out_samples: int = 16
+    patience: int | None = None
+    eval_samples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": CHOICES["start_token"]}.items():
+            if getattr(self, name) not in choices:
+                raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
+        preset = dict(PRESETS[self.preset])
+        preset["learning_rate"] *= ADAPTER_RATE if self.lora else 1
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.max_tokens, self.batch_tokens = read_tokens(self.max_tokens), read_tokens(self.batch_tokens)
+        self._check(int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples")
+        self._check(int, 0, None, "lora", "seed")
+        self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm")
+        self._check(float, 0, 1, "warmup_ratio", "label_share")
+        self._check(float, 0.1, None, "temperature")
+        for name, least in {"seq_len": 2, "patience": 1, "eval_samples": 1}.items():
+            if getattr(self, name) is not None:
+                self._check(int, least, None, name)
+        if self.keep_adapter and not self.lora:
+            raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
+        read_mix(self.dataset)
+        if self.eval_dataset is not None and "self" in read_mix(self.eval_dataset):
+            raise FFPError("eval_dataset self says little: the text is the model's own; name another dataset")
+
+    def _check(self, kind: type, low: float, high: float | None, *names: str) -> None:
+        for name in names:
+            check_number(name, getattr(self, name), kind, low, high)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Names of all options."""
+        return [field.name for field in fields(cls)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, with those of the preset."""
+        return asdict(self)
+
+    def stated(self) -> dict[str, Any]:
+        """The options that differ from the defaults of the preset, and the seed."""
+        defaults = RecoveryConfig(preset=self.preset, lora=self.lora).to_dict() | {
+            "preset": RecoveryConfig.preset,
+            "lora": RecoveryConfig.lora,
+            "seed": None,
+        }
+        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}

@@ -1,0 +1,298 @@
+"""FFPRecovery: trains a pruned model to predict what the dense one does."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered
+from ..checkpoint.result import package_versions
+from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
+from ..errors import FFPError
+from ..evaluation import prune_record, window_losses
+from ..hub.naming import is_hub_id
+from ..modeling.loading import LoadOptions, load_any, load_pruned
+from ..options import read_mix
+from ..utils import processes
+from ..utils.batch_size import memory_errors
+from ..utils.precision import compute_dtype, computing_in, multiplies
+from ..utils.processes import Shares
+from ..utils.progress import progress_bar
+from ..utils.resume import CHECKPOINTS, Journal, fingerprint
+from ..utils.tracking import check_trackers
+from .config import RecoveryConfig
+from .training import Batch, Trained, Training
+
+
+REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more cards, or another device"
+
+
+class FFPRecovery:
+    """Recovers a pruned model by training it to give the predictions of the dense model.
+
+    The training is `Trainer`'s, with everything that accelerate launches: several cards, DDP, FSDP. Of several
+    processes all must make the same calls.
+
+    Args:
+        student: The pruned model. It is trained in float32 and saved in its dtype.
+        teacher: The dense model, on the device to train on.
+        tokenizer: Their tokenizer.
+        config: Options of the recovery.
+        source: Folder or Hub id of the pruned model, whose record and card the result continues.
+        teacher_id: Hub id, folder or file of the dense model, for the record.
+        work_folder: Folder for finished work, so that `recover(resume=True)` of another process can resume from it.
+            `None` saves nothing.
+        report_to: Where to log the training: `"tensorboard"`, `"trackio"`, `"wandb"`.
+        options: How the models were loaded.
+
+    Attributes:
+        record: What the last `recover` has done.
+
+    Raises:
+        FFPError: If the models have different tokens, or an option can't be used.
+
+    Example:
+        >>> recovery = FFPRecovery.from_pretrained("out", RecoveryConfig(dataset="my_text.jsonl", max_tokens="2M"))
+        >>> recovery.recover()
+        >>> recovery.save_pretrained("out-recovered")
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: RecoveryConfig,
+        source: str | os.PathLike,
+        teacher_id: str,
+        work_folder: str | os.PathLike | None = None,
+        report_to: Sequence[str] = (),
+        options: LoadOptions | None = None,
+    ):
+        check_trackers(report_to)
+        self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
+        self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
+        self.report_to, self.record, self._adapter = [*report_to], None, None
+        self.length = window_length(config.seq_len, student.config)
+        self.journal, self.work_folder = Journal(), work_folder
+        self.bf16 = multiplies(teacher.device, torch.bfloat16) if config.bf16 is None else config.bf16
+        self.batch = Batch.of(config, self.length)
+        self.stored_dtype = student.dtype
+        _check_tokens(student, teacher)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | os.PathLike,
+        config: RecoveryConfig | None = None,
+        teacher: str | None = None,
+        work_folder: str | os.PathLike | None = None,
+        report_to: Sequence[str] = (),
+        **options: Any,
+    ) -> "FFPRecovery":
+        """Loads a pruned model and the dense one that it was made from.
+
+        Args:
+            model_id: Folder or Hub id of the pruned model.
+            config: Options of the recovery; the defaults if `None`.
+            teacher: Hub id, folder or `.gguf` file of the dense model; the one that `ffp_config.json` names if `None`.
+            work_folder: Folder for finished work, for `recover(resume=True)`.
+            report_to: Where to log the training.
+            options: Fields of `LoadOptions` but `device_map` and `offload`.
+
+        Raises:
+            FFPError: If a model can't be loaded, the dense model isn't known, or the tokenizers differ.
+        """
+        config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
+        processes.join(given.device)
+        student, tokenizer = load_pruned(name, given)
+        teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
+        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
+
+    @memory_errors(REMEDIES)
+    def recover(self, resume: bool = False) -> RecoveryRecord:
+        """Trains, and measures both models before and after.
+
+        Args:
+            resume: Whether to resume from the last checkpoint in the work folder.
+
+        Returns:
+            The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
+
+        Raises:
+            FFPError: If the text can't be used, memory doesn't suffice, the loss is not finite, or the work folder
+                holds the state of another run.
+        """
+        self._open_journal(resume)
+        data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
+        losses = {"dense": self._losses(self.teacher, data, "dense")}
+        losses["pruned"] = self._losses(self.student, data, "pruned")
+        packed = self.journal.tensors("windows", self._pack)
+        windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
+        trained = self._train(windows.tokens, data.search.tokens.int())
+        self.student, self._adapter = trained.model, trained.adapter
+        losses["recovered"] = self._losses(self.student, data, "recovered")
+        self.record = RecoveryRecord(
+            options=self.config.to_dict(),
+            stated=self.config.stated(),
+            source=self.source,
+            teacher=self.teacher_id,
+            window_length=self.length,
+            windows_per_step=self.batch.windows,
+            passes=windows.passes,
+            curve=trained.curve,
+            held_out=data.search.describe(),
+            tests=[test.describe() for test in data.tests],
+            losses=losses,
+            dtype=str(self.stored_dtype).removeprefix("torch."),
+            bf16=self.bf16,
+            seconds=trained.seconds,
+            processes=processes.count(),
+            versions=package_versions(),
+        )
+        return self.record
+
+    def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
+        """Writes the recovered model as a checkpoint like that of the pruned model, with a card and record of both.
+
+        Args:
+            directory: Folder to write. It is written completely or not at all.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+
+        Raises:
+            FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
+        """
+        record = self._finished()
+        if processes.is_main():
+            adapter = self._adapter if self.config.keep_adapter else None
+            save_recovered(record, self.student, directory, overwrite, adapter, self.options.hub())
+        processes.wait()
+        self.journal.remove()
+        self.journal = Journal()
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
+        record, adapter = self._finished(), self._adapter if self.config.keep_adapter else None
+        push = partial(push_recovered, record, self.student, repo_id, private, token, adapter, self.options.hub())
+        return processes.on_main(push)
+
+    def _finished(self) -> RecoveryRecord:
+        if self.record is None:
+            raise FFPError("there is nothing to save yet; call recover() first")
+        return self.record
+
+    def _open_journal(self, resume: bool) -> None:
+        if self.work_folder is None:
+            if resume:
+                raise FFPError("there is nothing to resume from: give FFPRecovery a work_folder")
+            return
+        settings = self.config.to_dict()
+        identity = {
+            "model": fingerprint(self.student),
+            "teacher": fingerprint(self.teacher),
+            "config": {name: value for name, value in settings.items() if name != "keep_adapter"},
+            "windows_per_step": self.batch.windows,
+            "versions": package_versions(),
+        }
+        self.journal = Journal.open(self.work_folder, identity, resume)
+
+    @property
+    def _request(self) -> DataRequest:
+        config = self.config
+        count = self.batch.all_windows
+        return DataRequest(
+            length=self.length,
+            # As much text is read as training needs, and none of it is a window of `load_windows`.
+            calibration=min(count, 1),
+            search=config.held_out_samples,
+            test=config.eval_samples,
+            seed=config.seed,
+            text_column=config.text_column,
+            start_token=config.start_token,
+        )
+
+    @property
+    def _texts(self) -> list[str]:
+        return [name for name in read_mix(self.config.dataset) if name != "self"]
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Held-out and test windows."""
+        config, request = self.config, self._request
+        found = load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
+        return found.to_list()
+
+    def _pack(self) -> dict[str, torch.Tensor]:
+        """Windows to train on, which the main process makes."""
+        packed = None
+        if processes.is_main():
+            count, answers = self.batch.all_windows, self.config.loss_on == "answers"
+            found = training_windows(
+                self.config.dataset, self.tokenizer, self.teacher, count, self._request, answers_only=answers
+            )
+            passes = [found.passes[name] for name in self._texts]
+            packed = {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
+        return processes.broadcast(packed, 0)
+
+    def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
+        """Losses of a model on the test windows of each text, in nats per token."""
+
+        def measure() -> list[list[float]]:
+            device, found = self.teacher.device, []
+            model.to(device, compute_dtype(device, model.dtype)).eval()
+            with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar, self._computing():
+                for test in data.tests:
+                    shares = Shares(len(test))
+                    own = test.tokens[shares.own]
+                    rows = window_losses(model, own, on_batch=bar.update) if len(own) else torch.zeros(0).double()
+                    found.append(processes.gather(rows, shares).tolist())
+            return found
+
+        return self.journal.value(f"test-losses-{name}", measure)
+
+    def _computing(self) -> torch.autocast:
+        return computing_in(self.teacher.device, torch.bfloat16 if self.bf16 else None)
+
+    def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
+        """Trains the student; the result has its dtype."""
+        arguments = self.config, self.batch, self.bf16, self.report_to
+        training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
+        if self.journal.folder is not None:
+            return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
+        # Nobody resumes from it, but `Trainer` wants a folder.
+        with TemporaryDirectory(prefix="optimum-ffp-") as folder:
+            return training.run(windows, held_out, Path(folder), saves=self.config.patience is not None)
+
+
+def _load_teacher(
+    student_id: str, teacher_id: str | None, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
+) -> tuple[str, PreTrainedModel]:
+    """Loads the dense model, and returns its name too."""
+    revision = None
+    if teacher_id is None:
+        provenance = prune_record(student_id, **options.hub()).get("provenance", {})
+        teacher_id, revision = provenance.get("base_model"), provenance.get("revision")
+        if not teacher_id or not is_hub_id(teacher_id):
+            found = f"its record names {teacher_id!r}, which is no Hub id" if teacher_id else "it has no record of it"
+            raise FFPError(
+                f"the dense model of {student_id} is not known: {found}; name it by --teacher (teacher), a Hub id, "
+                "folder or .gguf file"
+            )
+    teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=revision), gguf=True)
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise FFPError(
+            f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "
+            "that was pruned, or another with the same tokenizer"
+        )
+    return teacher_id, teacher.to(compute_dtype(teacher.device, teacher.dtype))
+
+
+def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise FFPError(f"the pruned model has logits for {sizes[0]} tokens, and the teacher for {sizes[1]}")

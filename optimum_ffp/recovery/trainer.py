@@ -1,0 +1,104 @@
+"""The Trainer of a recovery."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer
+
+from ..evaluation import to_perplexity
+from . import training_state
+from .loss import UNLABELLED
+
+
+class LabelledWindows(Dataset):
+    """Windows as `Trainer` takes them.
+
+    Args:
+        tokens: Token ids, shape `[windows, window length]`; `-1 - id` for tokens without a loss.
+    """
+
+    def __init__(self, tokens: torch.Tensor):
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = self.tokens[index].long()
+        hidden = tokens < 0
+        return {
+            "input_ids": torch.where(hidden, -1 - tokens, tokens),
+            "labels": tokens.masked_fill(hidden, UNLABELLED),
+        }
+
+
+class RecoveryTrainer(Trainer):
+    """Trains a pruned model whose forward pass is a `DistillationLoss`.
+
+    It differs from `Trainer` in three ways. Windows are taken in the order of the dataset, so that every number of
+    processes trains on the same ones in a step. An evaluation gives the divergence from the dense model and the
+    perplexity on the held-out windows, `eval_kl` and `eval_perplexity`. Checkpoints are safetensors and JSON, but for
+    those of FSDP, which are accelerate's.
+    """
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measures and logs the divergence (nats per token) and the perplexity on held-out windows.
+
+        Args:
+            eval_dataset: Windows; those of the constructor if `None`.
+            ignore_keys: Ignored.
+            metric_key_prefix: Prefix of the names of the figures.
+        """
+        windows, world = eval_dataset or self.eval_dataset, self.args.world_size
+        self.model_wrapped.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        # Every process runs the model as often as the others, since FSDP gathers weights of all of them.
+        for first in range(0, len(windows), world):
+            index = first + self.args.process_index
+            batch = {name: row[None] for name, row in windows[index % len(windows)].items()}
+            found = self.model_wrapped(**self._prepare_inputs(batch))
+            if index < len(windows):
+                sums += torch.stack([found[name].double() for name in ("kl", "nll", "tokens")]).cpu()
+        kl, nll, tokens = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+        figures = {"kl": kl / tokens, "perplexity": to_perplexity(nll / tokens)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        # Without the arguments, which are a pickle.
+        self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            training_state.save_optimiser(self.optimizer, Path(output_dir))
+            training_state.save_schedule(self.lr_scheduler, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            training_state.load_optimiser(self.optimizer, Path(checkpoint))
+            training_state.load_schedule(self.lr_scheduler, Path(checkpoint))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        training_state.save_random_state(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            training_state.load_random_state(Path(checkpoint), self.args.process_index)

@@ -1,0 +1,238 @@
+"""One training of a pruned model, by the Trainer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+
+from ..errors import FFPError
+from ..modeling.auto import pruned_model_class
+from ..modeling.families import get_family
+from ..utils import processes
+from ..utils.precision import compute_dtype
+from .config import RecoveryConfig
+from .loss import DistillationLoss
+from .trainer import LabelledWindows, RecoveryTrainer
+from .training_state import is_complete
+
+
+# Number of lines that the loss is logged in.
+LOGS = 50
+# α of LoRA relative to its rank.
+LORA_SCALE = 2
+BETA2 = 0.95
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of a training.
+
+    Attributes:
+        length: Tokens per window.
+        accumulation: Forward passes of a process per step.
+        windows: Windows per step, of all processes.
+        steps: Number of steps.
+    """
+
+    length: int
+    accumulation: int
+    windows: int
+    steps: int
+
+    @classmethod
+    def of(cls, config: RecoveryConfig, length: int) -> "Batch":
+        """The sizes closest to `batch_tokens` that all processes share evenly, and steps for at least `max_tokens`."""
+        at_once = config.batch_size * processes.count()
+        accumulation = max(1, round(config.batch_tokens / (length * at_once)))
+        windows = accumulation * at_once
+        return cls(length, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
+
+    @property
+    def all_windows(self) -> int:
+        """Windows of all steps."""
+        return self.steps * self.windows
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per step."""
+        return self.windows * self.length
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training.
+
+    Attributes:
+        model: The model in the dtype to save it in, in host memory.
+        adapter: Weights of the LoRA adapter by name, if there was one, with its config as JSON has it.
+        curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
+        seconds: Time of the training, without what an interrupted process had done.
+    """
+
+    model: PreTrainedModel
+    adapter: "Adapter | None"
+    curve: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter.
+
+    Attributes:
+        weights: Its tensors by name.
+        config: Its config, a `peft.LoraConfig`.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    config: Any
+
+
+class Training:
+    """Trains all weights of a model, or LoRA adapters for its projections, which are merged into them.
+
+    Args:
+        student: The pruned model. It is changed.
+        teacher: The dense model, on the device to train on.
+        dtype: Dtype of the result.
+        config: Options.
+        batch: Sizes of the training.
+        bf16: Whether to compute in bfloat16.
+        report_to: Names of trackers.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        dtype: torch.dtype,
+        config: RecoveryConfig,
+        batch: Batch,
+        bf16: bool,
+        report_to: Sequence[str] = (),
+    ):
+        self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
+        self.batch, self.bf16, self.report_to = batch, bf16, [*report_to]
+        if bf16:
+            teacher.to(torch.bfloat16)
+
+    def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, saves: bool = True) -> Trained:
+        """Trains, from the last checkpoint if there is one.
+
+        Args:
+            windows: Windows to train on, in order, as for `LabelledWindows`.
+            held_out: Windows that no weight is trained on, in the same form.
+            folder: Folder of checkpoints.
+            saves: Whether to save checkpoints.
+
+        Raises:
+            FFPError: If the loss is not finite, or peft is missing.
+        """
+        config, student = self.config, self.student
+        model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
+        student.forward = DistillationLoss(student, self.teacher, config.temperature, config.label_share)
+        try:
+            trainer = RecoveryTrainer(
+                model,
+                self._arguments(folder, saves),
+                train_dataset=LabelledWindows(windows),
+                eval_dataset=LabelledWindows(held_out),
+                callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+            )
+            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(folder)).metrics["train_runtime"]
+            model = self._unwrapped(trainer)
+        finally:
+            del student.forward
+        curve = [self._point(row) for row in trainer.state.log_history if "eval_kl" in row]
+        if not math.isfinite(curve[-1]["kl"]):
+            raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
+        return Trained(*self._merged(model), curve, seconds)
+
+    def _with_adapter(self, student: PreTrainedModel) -> Any:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise FFPError("adapters need the peft package: pip install peft") from None
+        rank = self.config.lora
+        targets = LoraConfig(
+            r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
+        )
+        torch.manual_seed(self.config.seed)
+        return get_peft_model(student.to(compute_dtype(self.teacher.device, student.dtype)), targets)
+
+    def _arguments(self, folder: Path, saves: bool) -> TrainingArguments:
+        config, batch = self.config, self.batch
+        every = max(1, round(batch.steps / config.evaluations))
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=batch.steps,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=batch.accumulation,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=math.ceil(config.warmup_ratio * batch.steps),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            adam_beta2=BETA2,
+            bf16=self.bf16,
+            gradient_checkpointing=config.gradient_checkpointing,
+            eval_strategy="steps",
+            eval_steps=every,
+            eval_on_start=True,
+            save_strategy="steps" if saves else "no",
+            save_steps=every,
+            save_total_limit=1,
+            load_best_model_at_end=bool(config.patience),
+            metric_for_best_model="kl" if config.patience else None,
+            greater_is_better=False if config.patience else None,
+            logging_steps=max(1, round(batch.steps / LOGS)),
+            report_to=self.report_to or "none",
+            seed=config.seed,
+            use_cpu=self.teacher.device.type == "cpu",
+            disable_tqdm=not processes.is_main(),
+            include_num_input_tokens_seen="all",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            ddp_find_unused_parameters=False,
+        )
+        # Otherwise `Trainer` would copy the model to all cards that are visible.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
+
+    def _unwrapped(self, trainer: RecoveryTrainer) -> Any:
+        """The trained model as it was before `Trainer` wrapped it."""
+        if not trainer.is_fsdp_enabled:
+            return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        # FSDP leaves every process a part of the weights.
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state = processes.broadcast(state if processes.is_main() else None, 0)
+        whole = pruned_model_class(get_family(self.student.config.model_type))(self.student.config)
+        whole = self._with_adapter(whole) if self.config.lora else whole
+        whole.load_state_dict(state)
+        return whole
+
+    def _merged(self, model: Any) -> tuple[PreTrainedModel, "Adapter | None"]:
+        """The model in its dtype, with the adapter in its weights, and the adapter."""
+        adapter = None
+        if self.config.lora:
+            from peft import get_peft_model_state_dict
+
+            weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(model).items()}
+            adapter = Adapter(weights, model.peft_config["default"])
+            model = model.float().merge_and_unload()
+        model.config.dtype = self.dtype
+        return model.to(self.dtype).requires_grad_(False).eval(), adapter
+
+    def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        tokens = row["step"] * self.batch.tokens
+        return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Path of the last complete checkpoint."""
+    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
