@@ -99,9 +99,11 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
             for calibration in calibrations:
                 result = pruner.finish(found, found.config.replace(calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
-                if calibration == calibrations[-1] and args.save:
+                if args.save:
+                    name = f"{method}-{100 * sparsity:g}-seed{seed}"
+                    name += "" if calibration == calibrations[-1] else f"-{calibration}"
                     # `pruner.save_pretrained` would remove the work folder.
-                    save_checkpoint(result, args.save / f"{method}-{100 * sparsity:g}-seed{seed}", overwrite=True)
+                    save_checkpoint(result, args.save / name, overwrite=True)
 
 
 def read_options(words: list[str]) -> dict:

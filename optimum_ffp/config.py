@@ -24,6 +24,10 @@ from .options import (
 from .version import __version__
 
 
+# Entries of `ffp_config.json` with the results that a checkpoint keeps.
+RESULTS = ("policy", "search", "provenance", "recovery")
+
+
 class FFPConfig(Options, BaseConfig):
     """Options of a prune, saved as `ffp_config.json`.
 
@@ -124,8 +128,8 @@ class FFPConfig(Options, BaseConfig):
 
     def __init__(self, **options: Any):
         known = self.option_names()
-        # Entries of `ffp_config.json` that are not options: versions, and the results that a checkpoint keeps.
-        for name in ("policy", "search", "provenance", "transformers_version", "optimum_version", "ffp_version"):
+        # Entries of `ffp_config.json` that are not options.
+        for name in (*RESULTS, "transformers_version", "optimum_version", "ffp_version"):
             options.pop(name, None)
         unknown = sorted(set(options) - set(known))
         if unknown:

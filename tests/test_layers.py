@@ -95,6 +95,7 @@ TESTED_IN = {
     "commands.arguments": "commands/test_prune.py",
     "commands.errors": "commands/test_prune.py",
     "commands.launching": "test_processes.py",
+    "commands.recover_options": "commands/test_recover.py",
     "commands.summary": "commands/test_prune.py",
     "compression.repair": "test_pruner.py",
     "data.request": "data/test_loading.py",

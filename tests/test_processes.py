@@ -109,3 +109,27 @@ def test_the_plan_counts_the_memory_of_all_processes(save_tiny_model, data_folde
     assert "2, memory is that of all" in two
     peak_of = [float(text.partition("estimated peak ")[2].split()[0]) for text in (one, two)]
     assert peak_of[1] > 1.5 * peak_of[0]
+
+
+def recover(model: Path, out: Path, base: str, data: Path, *words: str) -> list[str]:
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp", "recover", "-m", model, out]
+    sizes = ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--held-out-samples", "5"]
+    options = ["--teacher", base, "--dataset", data, "--eval-samples", "3", "--device", "cpu", *sizes]
+    return list(map(str, [*command, *options, *words]))
+
+
+def test_two_processes_recover_along_the_curve_of_one(pruned, folder, data_folder, tmp_path, run_ffp):
+    base, curves = pruned[0].model_id, []
+    assert run_ffp(*recover(folder, tmp_path / "one", base, data_folder)[4:])[0] == 0
+    command = recover(folder, tmp_path / "two", base, data_folder, "--num-processes", "2")
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("saved in") == 1
+    for name in ("one", "two"):
+        (record,) = json.loads((tmp_path / name / "ffp_config.json").read_text())["recovery"]
+        curves.append(record["curve"])
+    assert record["processes"] == 2
+    for one, other in zip(*curves, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert other["kl"] == pytest.approx(one["kl"], rel=1e-4)
+        assert other["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)

@@ -49,6 +49,7 @@ class RecoveryRecord:
         passes: How often each text was read.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` (divergence from the dense
             model, in nats per token) and `perplexity`. The first is before the training.
+        kept: That of the weights that are saved.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` and
@@ -68,6 +69,7 @@ class RecoveryRecord:
     windows_per_step: int
     passes: dict[str, float]
     curve: list[dict[str, Any]]
+    kept: dict[str, Any]
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
@@ -102,6 +104,7 @@ class RecoveryRecord:
         for name in ("losses", "tests", "source", "stated"):
             del record[name]
         first, *others = (figures | test for figures, test in zip(self.perplexities, self.tests))
+        record["passes"] = {short_name(name): count for name, count in self.passes.items()}
         return record | {"tokens": self.tokens, "perplexity": first, "other_texts": others}
 
 

@@ -91,7 +91,7 @@ def summary(record: "RecoveryRecord", folder: str) -> str:
     from ..hub.naming import dataset_name
     from .summary import describe_windows, load_lines, table
 
-    first, last = record.curve[0], record.curve[-1]
+    first, last = record.curve[0], record.kept
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
         ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),

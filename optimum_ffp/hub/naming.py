@@ -11,7 +11,7 @@ from ..options import split_mix
 
 
 # Keys of configs and records whose values name a model, or the texts of a dataset, and so may be local paths.
-PLACES = ("base_model", "warm_start")
+PLACES = ("base_model", "teacher", "warm_start")
 TEXTS = ("dataset", "eval_dataset")
 
 

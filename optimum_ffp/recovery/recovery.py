@@ -16,7 +16,6 @@ from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError
 from ..evaluation import prune_record, window_losses
-from ..hub.naming import is_hub_id
 from ..modeling.loading import LoadOptions, load_any, load_pruned
 from ..options import read_mix
 from ..utils import processes
@@ -147,6 +146,7 @@ class FFPRecovery:
             windows_per_step=self.batch.windows,
             passes=windows.passes,
             curve=trained.curve,
+            kept=trained.kept,
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
@@ -273,17 +273,20 @@ def _load_teacher(
     student_id: str, teacher_id: str | None, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
 ) -> tuple[str, PreTrainedModel]:
     """Loads the dense model, and returns its name too."""
-    revision = None
-    if teacher_id is None:
+    if teacher_id is not None:
+        teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=None), gguf=True)
+    else:
         provenance = prune_record(student_id, **options.hub()).get("provenance", {})
-        teacher_id, revision = provenance.get("base_model"), provenance.get("revision")
-        if not teacher_id or not is_hub_id(teacher_id):
-            found = f"its record names {teacher_id!r}, which is no Hub id" if teacher_id else "it has no record of it"
+        teacher_id = provenance.get("base_model")
+        try:
+            if not teacher_id:
+                raise FFPError("it has no record of it")
+            teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=provenance.get("revision")))
+        except FFPError as error:
             raise FFPError(
-                f"the dense model of {student_id} is not known: {found}; name it by --teacher (teacher), a Hub id, "
+                f"the dense model of {student_id} is needed: {error}; name it by --teacher (teacher): a Hub id, "
                 "folder or .gguf file"
-            )
-    teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=revision), gguf=True)
+            ) from None
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FFPError(
             f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "

@@ -70,12 +70,14 @@ class Trained:
         model: The model in the dtype to save it in, in host memory.
         adapter: Weights of the LoRA adapter by name, if there was one, with its config as JSON has it.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
+        kept: That of the weights that are kept, the last one unless the training ended early.
         seconds: Time of the training, without what an interrupted process had done.
     """
 
     model: PreTrainedModel
     adapter: "Adapter | None"
     curve: list[dict[str, Any]]
+    kept: dict[str, Any]
     seconds: float
 
 
@@ -130,27 +132,31 @@ class Training:
             saves: Whether to save checkpoints.
 
         Raises:
-            FFPError: If the loss is not finite, or peft is missing.
+            FFPError: If the loss is not finite, the divergence has not fallen, or peft is missing.
         """
-        config, student = self.config, self.student
+        config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
         model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
         student.forward = DistillationLoss(student, self.teacher, config.temperature, config.label_share)
         try:
             trainer = RecoveryTrainer(
                 model,
-                self._arguments(folder, saves),
+                self._arguments(folder, saves, checkpoint is None),
                 train_dataset=LabelledWindows(windows),
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
             )
-            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(folder)).metrics["train_runtime"]
+            seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             model = self._unwrapped(trainer)
         finally:
             del student.forward
         curve = [self._point(row) for row in trainer.state.log_history if "eval_kl" in row]
-        if not math.isfinite(curve[-1]["kl"]):
+        kept = min(curve, key=lambda point: point["kl"]) if config.patience else curve[-1]
+        if not math.isfinite(kept["kl"]):
             raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
-        return Trained(*self._merged(model), curve, seconds)
+        if kept["kl"] >= curve[0]["kl"]:
+            found = f"the divergence on held-out windows was {curve[0]['kl']:.4f} and is {kept['kl']:.4f}"
+            raise FFPError(f"the training has gained nothing: {found}; lower learning_rate, or give more tokens")
+        return Trained(*self._merged(model), curve, kept, seconds)
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
         try:
@@ -164,7 +170,7 @@ class Training:
         torch.manual_seed(self.config.seed)
         return get_peft_model(student.to(compute_dtype(self.teacher.device, student.dtype)), targets)
 
-    def _arguments(self, folder: Path, saves: bool) -> TrainingArguments:
+    def _arguments(self, folder: Path, saves: bool, begins: bool) -> TrainingArguments:
         config, batch = self.config, self.batch
         every = max(1, round(batch.steps / config.evaluations))
         arguments = TrainingArguments(
@@ -179,10 +185,10 @@ class Training:
             max_grad_norm=config.max_grad_norm,
             adam_beta2=BETA2,
             bf16=self.bf16,
-            gradient_checkpointing=config.gradient_checkpointing,
+            **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
             eval_strategy="steps",
             eval_steps=every,
-            eval_on_start=True,
+            eval_on_start=begins,
             save_strategy="steps" if saves else "no",
             save_steps=every,
             save_total_limit=1,

@@ -1,0 +1,129 @@
+"""Recovers pruned models with several numbers of tokens, seeds and ranks of adapters, and compares what comes of it.
+
+    python benchmarks/recover.py PRUNED ... --teacher MODEL --dataset A:0.5,B:0.5 [--eval-dataset A,B]
+        [--max-tokens 100k 200k 400k] [--seeds 0] [--lora 0 32] [--eval-samples 10] [--options seq_len=1024 ...]
+        [--work FOLDER] [--save FOLDER] [--output recover.json]
+
+Every pruned model is trained once for each combination, each time from its own start with a schedule of its own.
+Writes one JSON record per recovery (losses of every test window, the curve on held-out windows) and prints a table:
+perplexity on each text, pruned and recovered, how much of the way from pruned to dense that is in nats, with its
+standard error over test windows, and the divergence on held-out windows. Where a combination was run with several
+seeds the figures are means over seeds, and the range of the share is given. The file is updated after every recovery;
+with `--work` an interrupted run resumes.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from compare import read_options
+
+from optimum_ffp import FFPRecovery, RecoveryConfig
+from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.hub.naming import short_mix, without_folders
+from optimum_ffp.utils.resume import holds_work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pruned", nargs="+")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--eval-dataset")
+    parser.add_argument("--max-tokens", nargs="+", default=["100k", "200k", "400k"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--lora", nargs="+", type=int, default=[0], help="Ranks of adapters; 0 trains all weights.")
+    parser.add_argument("--eval-samples", type=int, default=10, help="Test windows per text.")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="Options of RecoveryConfig.")
+    parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
+    parser.add_argument("--save", type=Path, help="Folder to write all recovered models to.")
+    parser.add_argument("--output", type=Path, default=Path("recover.json"))
+    args = parser.parse_args()
+
+    records = []
+    for start in args.pruned:
+        for rank in args.lora:
+            for tokens in args.max_tokens:
+                for seed in args.seeds:
+                    records.append(recover(args, start, rank, tokens, seed))
+                    args.output.write_text(json.dumps(records, indent=2) + "\n")
+    print(table(records))
+
+
+def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: int) -> dict:
+    """Recovers one model and returns the record, which is read again if it is finished."""
+    name = f"{Path(start).name}-lora{rank}-{tokens}-seed{seed}"
+    finished = args.work and args.work / f"{name}.json"
+    if finished and finished.exists():
+        return json.loads(finished.read_text())
+    config = RecoveryConfig(
+        dataset=args.dataset,
+        eval_dataset=args.eval_dataset,
+        eval_samples=args.eval_samples,
+        max_tokens=tokens,
+        lora=rank,
+        seed=seed,
+        **read_options(args.options),
+    )
+    work = args.work and args.work / name
+    recovery = FFPRecovery.from_pretrained(start, config, args.teacher, work)
+    found = recovery.recover(resume=work is not None and holds_work(work))
+    losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in found.losses.items()}
+    record = {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
+    if args.save:
+        recovery.save_pretrained(args.save / name, overwrite=True)
+    if finished:
+        finished.parent.mkdir(parents=True, exist_ok=True)
+        finished.write_text(json.dumps(record))
+    recovery.journal.remove()
+    return record
+
+
+def table(records: list[dict]) -> str:
+    """One row per start, rank and number of tokens."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["start"], record["options"]["lora"], record["asked"]].append(record)
+    first = records[0]
+    texts = [short_mix(text["dataset"]) for text in (first["perplexity"], *first["other_texts"])]
+    columns = [f"{text}, pruned | recovered | of the way to dense" for text in texts]
+    lines = [f"| start | trained | tokens | seeds | {' | '.join(columns)} | divergence, held out |"]
+    lines.append("|---|---|---:|---:|" + "---:|" * (3 * len(texts) + 1))
+    for (start, rank, asked), group in groups.items():
+        cells = [start, f"LoRA {rank}" if rank else "all weights", asked, str(len(group))]
+        for number in range(len(texts)):
+            cells += [perplexity(group, name, number) for name in ("pruned", "recovered")]
+            cells.append(share([way(record, number) for record in group]))
+        before, after = (np.mean([record["curve"][end]["kl"] for record in group]) for end in (0, -1))
+        lines.append(f"| {' | '.join(cells)} | {before:.4f} to {after:.4f} |")
+    dense = [perplexity(records, "dense", number) for number in range(len(texts))]
+    named = ", ".join(f"{text} {value}" for text, value in zip(texts, dense))
+    lines.append(f"\nDense: {named}; {len(first['losses']['dense'][0])} windows of each text.")
+    return "\n".join(lines)
+
+
+def perplexity(group: list[dict], name: str, text: int) -> str:
+    """Perplexity of a model on a text, from the mean loss over seeds and windows."""
+    return f"{np.exp(np.mean([record['losses'][name][text] for record in group])):.2f}"
+
+
+def way(record: dict, text: int) -> np.ndarray:
+    """Nats that every test window has gained, relative to the mean distance from pruned to dense."""
+    dense, pruned, recovered = (np.array(record["losses"][name][text]) for name in ("dense", "pruned", "recovered"))
+    return (pruned - recovered) / (pruned - dense).mean()
+
+
+def share(ways: list[np.ndarray]) -> str:
+    """Mean in percent with its standard error over windows, and the range over seeds."""
+    windows = 100 * np.mean(ways, axis=0)
+    error = windows.std(ddof=1) / len(windows) ** 0.5 if len(windows) > 1 else 0.0
+    seeds = sorted(100 * one.mean() for one in ways)
+    spread = f" ({seeds[0]:.1f}-{seeds[-1]:.1f})" if len(seeds) > 1 else ""
+    return f"{windows.mean():.1f} ± {error:.1f} %{spread}"
+
+
+if __name__ == "__main__":
+    with one_line_endings():
+        main()

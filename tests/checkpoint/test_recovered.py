@@ -1,0 +1,144 @@
+"""The checkpoint of a recovered model: files of the pruned one, other weights, and a card and record of both steps."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM
+from optimum_ffp.checkpoint.recovered import RecoveryRecord, push_recovered, recovery_command, save_recovered
+from optimum_ffp.checkpoint.saving import check_saved, load_agent
+from optimum_ffp.evaluation import recorded_sparsity
+from optimum_ffp.hub.upload import push_folder
+from tests.helpers import FILES, contents
+
+
+def make_record(source, **changes) -> RecoveryRecord:
+    windows = {"split": "test", "windows": 2, "window_length": 24, "start_token": False}
+    tests = [{"dataset": "/private/c4.txt"} | windows, {"dataset": "wikitext2"} | windows]
+    curve = [
+        {"step": step, "tokens": 96 * step, "kl": 0.5 / (1 + step), "perplexity": 40.0 - step} for step in (0, 5, 10)
+    ]
+    options = {"dataset": "/private/c4.txt:0.5,self:0.5", "lora": 0, "seed": 3, "keep_adapter": False}
+    values = {
+        "options": options,
+        "stated": {"dataset": options["dataset"], "max_tokens": 960, "bf16": False, "seed": 3},
+        "source": str(source),
+        "teacher": "/private/dense model",
+        "window_length": 24,
+        "windows_per_step": 4,
+        "passes": {"/private/c4.txt": 1.25},
+        "curve": curve,
+        "kept": curve[-1],
+        "held_out": tests[0],
+        "tests": tests,
+        "losses": {
+            name: [[loss, loss], [loss + 1, loss]]
+            for name, loss in {"dense": 1.0, "pruned": 2.0, "recovered": 1.5}.items()
+        },
+        "dtype": "float32",
+        "bf16": False,
+        "seconds": 2.0,
+        "processes": 1,
+        "versions": {},
+    }
+    return RecoveryRecord(**values | changes)
+
+
+@pytest.fixture
+def model(folder):
+    model = FFPModelForCausalLM.from_pretrained(folder)
+    for weight in model.parameters():
+        weight.data += 0.01
+    return model
+
+
+@pytest.fixture
+def recovered(folder, model, tmp_path):
+    return save_recovered(make_record(folder), model, tmp_path / "recovered")
+
+
+def test_policy_agent_log_and_plots_are_kept(folder, recovered, model):
+    before, after = contents(folder), contents(recovered)
+    assert after.keys() == FILES | {"recovery.png"}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"model.safetensors", "README.md", "ffp_config.json"}
+    assert check_saved(recovered) and load_agent(recovered).keys() == load_agent(folder).keys()
+    assert recorded_sparsity(recovered) == recorded_sparsity(folder) != {}
+    assert FFPConfig.from_pretrained(recovered).to_dict() == FFPConfig.from_pretrained(folder).to_dict()
+    loaded = FFPModelForCausalLM.from_pretrained(recovered)
+    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), model.parameters()))
+
+
+def test_the_record_has_both_steps_and_no_folders(folder, recovered):
+    content = json.loads((recovered / "ffp_config.json").read_text())
+    (record,) = content.pop("recovery")
+    assert content == json.loads((folder / "ffp_config.json").read_text())
+    assert record["tokens"] == 960 and record["options"]["dataset"] == "c4.txt:0.5,self:0.5"
+    assert record["perplexity"]["recovered"] == pytest.approx(2.718281828**1.5)
+    assert record["other_texts"][0]["pruned"] == pytest.approx(2.718281828**2.5)
+    assert "private" not in (recovered / "ffp_config.json").read_text() + (recovered / "README.md").read_text()
+
+
+def test_the_card_tells_of_the_recovery_before_the_pruning(folder, recovered):
+    card, before = (ModelCard.load(one / "README.md") for one in (recovered, folder))
+    heading, _, rest = card.text.strip().partition("\n")
+    assert heading.endswith("pruned, recovered") and rest.index("recovery.png") < rest.index("## Pruning")
+    assert "| c4.txt | 2.718 | 7.389 | **4.482** |" in rest and "| wikitext2 | 4.482 | 12.182 | **7.389** |" in rest
+    assert "960 tokens of 50 % c4.txt, 50 % text sampled from the model itself" in rest
+    assert "3,840 tokens in forward passes" in rest and "from\n0.5000 to 0.0455 nats per token" in rest
+    assert "./recovered" in rest and "tiny ffp" not in rest.replace(recovery_command(make_record(folder)), "")
+    assert [result.metric_value for result in card.data.eval_results] == [4.4817, 7.3891]
+    assert "Salesforce/wikitext" not in (card.data.datasets or []) and card.data.tags == before.data.tags
+    # All that the card of the pruned model says follows.
+    own = re.sub(r"\./'?tiny ffp'?", "", before.text.strip().partition("\n")[2])
+    assert own.split()[-60:] == rest.split()[-60:]
+
+
+def test_the_command_has_what_was_stated(folder):
+    assert recovery_command(make_record(folder)) == (
+        "optimum-cli ffp recover -m 'tiny ffp' OUT --teacher 'dense model' --dataset c4.txt:0.5,self:0.5 "
+        "--max-tokens 960 --no-bf16 --seed 3"
+    )
+
+
+def test_an_early_end_is_told(folder, model, tmp_path):
+    record = make_record(folder)
+    record = make_record(folder, kept=record.curve[1])
+    save_recovered(record, model, tmp_path / "early")
+    card = (tmp_path / "early" / "README.md").read_text()
+    assert "the weights are those after 480 tokens" in card and "0.5000 to 0.0833" in card
+
+
+def test_adapters_lie_in_a_folder_of_their_own(folder, model, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config)
+    weights = peft.get_peft_model_state_dict(adapted)
+    saved = save_recovered(
+        make_record(folder),
+        adapted.unload(),
+        tmp_path / "out",
+        adapter=SimpleNamespace(weights=weights, config=config),
+    )
+    loaded = peft.PeftModel.from_pretrained(FFPModelForCausalLM.from_pretrained(folder), saved / "adapter")
+    assert loaded.peft_config["default"].r == 2
+    # The folder loads as the merged model, and may be replaced.
+    assert FFPModelForCausalLM.from_pretrained(saved)
+    save_recovered(make_record(folder), model, tmp_path / "out", overwrite=True)
+
+
+def test_folders_that_exist_are_not_replaced(folder, model, recovered):
+    with pytest.raises(FFPError, match="exists; name another folder"):
+        save_recovered(make_record(folder), model, recovered)
+
+
+def test_a_model_of_the_hub_is_recovered_and_pushed(folder, model, recovered, hub, tmp_path):
+    push_folder(folder, "me/tiny")
+    saved = save_recovered(make_record("me/tiny"), model, tmp_path / "out")
+    assert contents(saved).keys() == contents(recovered).keys()
+    push_recovered(make_record("me/tiny"), model, "me/tiny-recovered")
+    assert hub.repositories["me/tiny-recovered"].at("main").files.keys() >= contents(saved).keys()

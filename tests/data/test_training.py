@@ -1,0 +1,146 @@
+"""Windows to train on: which text they are of, how they are packed, and which tokens have a loss."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from optimum_ffp import FFPError
+from optimum_ffp.data import DataRequest, load_windows, training_windows
+from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
+
+
+LENGTH = 24
+CHATML = (
+    "{% for message in messages %}<s> {{ message.role }} {{ message.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+
+
+def request(**changes) -> DataRequest:
+    return DataRequest(**{"length": LENGTH, "calibration": 1, "search": 3, "test": None, "seed": 0} | changes)
+
+
+def train(dataset, count: int, tokenizer=None, **options):
+    answers = options.pop("answers_only", False)
+    return training_windows(
+        str(dataset), tokenizer or make_tokenizer(), make_tiny_model(), count, request(**options), answers
+    )
+
+
+def ids_of(text: str) -> list[int]:
+    return make_tokenizer()(text, add_special_tokens=False).input_ids
+
+
+def runs_of(windows: torch.Tensor, size: int = 8) -> set[tuple[int, ...]]:
+    return {tuple(row) for window in windows.tolist() for row in torch.tensor(window).unfold(0, size, 1).tolist()}
+
+
+def test_windows_of_a_folder_are_those_of_train_in_a_random_order(data_folder):
+    text = ids_of((data_folder / "train.txt").read_text())
+    found = train(data_folder, len(text) // LENGTH)
+    expected = torch.tensor(text[: len(text) // LENGTH * LENGTH]).view(-1, LENGTH)
+    assert sorted(found.tokens.tolist()) == sorted(expected.tolist()) and found.tokens.tolist() != expected.tolist()
+    assert found.tokens.dtype == torch.int32 and found.passes == {str(data_folder): 1.0}
+    assert torch.equal(train(data_folder, len(found.tokens)).tokens, found.tokens)
+    assert not torch.equal(train(data_folder, len(found.tokens), seed=1).tokens, found.tokens)
+
+
+def test_text_that_is_too_short_is_read_again(data_folder):
+    once = len(ids_of((data_folder / "train.txt").read_text())) // LENGTH
+    found = train(data_folder, 2 * once + 5)
+    assert found.passes[str(data_folder)] == pytest.approx((2 * once + 5) / once)
+    counts = [found.tokens.tolist().count(window) for window in train(data_folder, once).tokens.tolist()]
+    assert sorted(counts) == [2] * (once - 5) + [3] * 5
+
+
+@pytest.mark.parametrize("read", [2**26, 4000])
+def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, read):
+    """Whether it is read whole for those, or is longer than what is read."""
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_OF_FILES", read)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0)
+    file = tmp_path / "text.txt"
+    file.write_text(make_text(3000))
+    used = load_windows(str(file), None, make_tokenizer(), make_tiny_model(), request(search=1000))
+    held_out = runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    everything = len(ids_of(file.read_text())) - used.search.tokens.numel() - used.test.tokens.numel()
+    windows = train(file, int(0.95 * everything) // LENGTH)
+    assert windows.passes == {str(file): pytest.approx(1, abs=0.05)}
+    assert not runs_of(windows.tokens) & held_out
+
+
+def test_a_mix_has_its_shares(data_folder, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(make_text(3000, seed=7))
+    found = train(f"{data_folder}:0.75,{other}:0.25", 40)
+    runs = runs_of(torch.tensor(ids_of(other.read_text()))[None])
+    of_other = sum(bool(runs_of(window[None]) & runs) for window in found.tokens)
+    assert of_other == 10 and found.passes.keys() == {str(data_folder), str(other)}
+
+
+def test_text_that_the_model_writes(data_folder):
+    found = train(f"{data_folder}:0.5,self:0.5", 6)
+    assert found.tokens.shape == (6, LENGTH) and found.passes.keys() == {str(data_folder)}
+    runs = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None])
+    assert sum(bool(runs_of(window[None]) & runs) for window in found.tokens) == 3
+
+
+def test_windows_begin_with_the_start_token(data_folder):
+    tokenizer = with_start_token(make_tokenizer())
+    assert (train(data_folder, 9, tokenizer).tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert not (train(data_folder, 9, tokenizer, start_token="never").tokens[:, 0] == tokenizer.bos_token_id).all()
+
+
+@pytest.fixture
+def chats(tmp_path):
+    words = make_text(6000).split()
+    rows = [
+        [
+            {"role": "user", "content": " ".join(words[at : at + 7])},
+            {"role": "assistant", "content": " ".join(words[at + 7 : at + 12])},
+            {"role": "user", "content": " ".join(words[at + 12 : at + 14])},
+            {"role": "assistant", "content": words[at + 14]},
+        ]
+        for at in range(0, 6000, 15)
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return file
+
+
+def test_only_answers_have_a_loss(chats):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML
+    found = train(chats, 40, tokenizer, answers_only=True).tokens
+    everything = train(chats, 40, tokenizer).tokens
+    assert (everything >= 0).all() and torch.equal(torch.where(found < 0, -1 - found, found), everything)
+    # Answers of five words and of one, each with what ends its turn, of 27 tokens of a conversation.
+    assert (found >= 0).float().mean() == pytest.approx(8 / 27, abs=0.01)
+    for window in found.tolist():
+        text = " ".join(tokenizer.convert_ids_to_tokens([token if token >= 0 else 2 for token in window]))
+        for answer in re.findall(r"(?:w\d+ ?)+", text):
+            assert len(answer.split()) in (1, 2, 3, 4, 5)
+        assert re.fullmatch(r"((w\d+|<unk>|</s>) ?)+", text)
+
+
+def test_a_template_that_rewrites_earlier_messages_is_refused(chats):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }} " + CHATML
+    with pytest.raises(FFPError, match="writes earlier messages differently when others follow"):
+        train(chats, 4, tokenizer, answers_only=True)
+
+
+def test_too_little_text_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text(make_text(30))
+    with pytest.raises(FFPError, match="less than one window of 24 tokens to train on; lower seq_len"):
+        train(tmp_path / "text.txt", 4)
+
+
+def test_tokens_without_an_embedding_are_refused(data_folder):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["new"])
+    text = (data_folder / "train.txt").read_text()
+    (data_folder / "train.txt").write_text("new " + text)
+    with pytest.raises(FFPError, match="has the token 'new', for which the model has no embedding"):
+        train(data_folder, len(ids_of(text)) // LENGTH, tokenizer)

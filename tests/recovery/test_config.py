@@ -1,0 +1,53 @@
+"""The options of a recovery: budgets, presets and what is refused."""
+
+import pytest
+
+from optimum_ffp import FFPError, RecoveryConfig
+from optimum_ffp.recovery.config import ADAPTER_RATE, PRESETS, read_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("400k", 400_000), ("2M", 2_000_000), ("1.5B", 1_500_000_000), ("2,000", 2000), (12, 12), ("7", 7)],
+)
+def test_numbers_of_tokens(text, tokens):
+    assert read_tokens(text) == tokens == RecoveryConfig(max_tokens=text).max_tokens
+
+
+@pytest.mark.parametrize("text", ["", "2 million", "-3M", "M", "1e6", None])
+def test_what_is_no_number_of_tokens(text):
+    with pytest.raises(FFPError, match="a number of tokens is written as 400k, 2M"):
+        read_tokens(text)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_set_what_is_not_given(preset):
+    config = RecoveryConfig(preset=preset)
+    assert {name: getattr(config, name) for name in PRESETS[preset]} == PRESETS[preset]
+    assert config.stated() == {"seed": 0} | ({} if preset == "quick" else {"preset": preset})
+    given = RecoveryConfig(preset=preset, max_tokens="5k", learning_rate=1e-3)
+    assert (given.max_tokens, given.learning_rate) == (5000, 1e-3)
+    assert given.batch_tokens == PRESETS[preset]["batch_tokens"]
+    adapters = RecoveryConfig(preset=preset, lora=8)
+    assert adapters.learning_rate == ADAPTER_RATE * PRESETS[preset]["learning_rate"]
+    assert adapters.stated().keys() == {"seed", "lora"} | ({"preset"} if preset != "quick" else set())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "paper"}, "preset 'paper' is not known; choose from quick, standard, full"),
+        ({"loss_on": "prompts"}, "loss_on 'prompts' is not known; choose from all, answers"),
+        ({"temperature": 0}, "temperature must be a number of at least 0.1, found 0"),
+        ({"label_share": 1.5}, "label_share must be a number between 0 and 1, found 1.5"),
+        ({"lora": -1}, "lora must be an integer of at least 0, found -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"patience": 0}, "patience must be an integer of at least 1"),
+        ({"keep_adapter": True}, "keep_adapter needs adapters"),
+        ({"dataset": "c4:0.7,self:0.7"}, "add up to 1.4"),
+        ({"eval_dataset": "self"}, "eval_dataset self says little"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(FFPError, match=message):
+        RecoveryConfig(**options)

@@ -1,0 +1,97 @@
+"""The loss of recovery is that of whole logits, with the same gradients, and never has more logits than a piece."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import PreTrainedModel
+
+from optimum_ffp.recovery.loss import UNLABELLED, DistillationLoss
+from tests.helpers import EVERY_MODEL, VOCABULARY, make_tiny_model
+
+
+PIECE = 5
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", PIECE)
+
+
+@pytest.fixture
+def labels(windows) -> torch.Tensor:
+    labels = windows[:2, :12].clone()
+    labels[0, 3:7] = UNLABELLED
+    return labels
+
+
+def expected_loss(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    tau: float,
+    share: float,
+) -> torch.Tensor:
+    """By the definition, with the logits of all positions."""
+    found, wanted = (model(ids, use_cache=False).logits[:, :-1].float() for model in (student, teacher))
+    logs = [(logits / tau).log_softmax(-1).flatten(0, 1) for logits in (found, wanted)]
+    targets = labels[:, 1:].flatten()
+    known = targets != UNLABELLED
+    kl = kl_div(*logs, log_target=True, reduction="none").sum(-1)[known].sum() * tau**2
+    nll = cross_entropy(found.flatten(0, 1), targets, ignore_index=UNLABELLED, reduction="sum")
+    return ((1 - share) * kl + share * nll) / known.sum()
+
+
+@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize(("tau", "share"), [(1.0, 0.0), (2.0, 0.3)])
+def test_loss_and_gradients_are_those_of_whole_logits(name, tau, share, labels, windows):
+    teacher, student = make_tiny_model(name), make_tiny_model(name, seed=1).requires_grad_(True)
+    ids, parameters = windows[:2, :12], dict(student.named_parameters())
+    wanted = expected_loss(student, teacher, ids, labels, tau, share)
+    gradients = torch.autograd.grad(wanted, parameters.values())
+    student.forward = DistillationLoss(student, teacher, tau, share)
+    found = student(input_ids=ids, labels=labels)
+    assert found["tokens"] == (labels[:, 1:] != UNLABELLED).sum()
+    assert float(found["loss"]) == pytest.approx(float(wanted), rel=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients)
+    for one, other in zip(torch.autograd.grad(found["loss"], parameters.values()), gradients):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * largest)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_number_of_labels_divides_the_sum(labels, windows):
+    teacher, student = make_tiny_model(), make_tiny_model(seed=1)
+    loss = DistillationLoss(student, teacher)
+    own = loss(windows[:2, :12], labels)
+    of_step = loss(windows[:2, :12], labels, num_items_in_batch=4)
+    assert float(of_step["loss"]) == pytest.approx(float(own["kl"]) / 4)
+    assert float(own["loss"]) == pytest.approx(float(own["kl"] / own["tokens"]))
+
+
+def test_no_more_logits_than_those_of_a_piece(labels, windows):
+    """Of autograd's doings too: tensors with the vocabulary as last dimension that it saves or makes."""
+    teacher, student, sizes = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True), []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() > 1 and tensor.shape[-1] == VOCABULARY and tensor.shape[-2] != student.config.hidden_size:
+            sizes.append(tensor[..., 0].numel())
+        return tensor
+
+    student.forward = DistillationLoss(student, teacher)
+    heads = [model.get_output_embeddings() for model in (student, teacher)]
+    for head in heads:
+        head.register_forward_hook(lambda module, inputs, output: note(output) is None or None)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        student(input_ids=windows[:2, :12], labels=labels)["loss"].backward()
+    assert sizes and max(sizes) <= 2 * PIECE
+
+
+def test_frozen_weights_get_no_gradient(labels, windows):
+    teacher, student = make_tiny_model(), make_tiny_model(seed=1)
+    trained = student.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    student.forward = DistillationLoss(student, teacher)
+    student(input_ids=windows[:2, :12], labels=labels)["loss"].backward()
+    assert [name for name, one in student.named_parameters() if one.grad is not None] == [
+        "model.layers.0.mlp.up_proj.weight"
+    ]
+    assert trained.grad.abs().max() > 0

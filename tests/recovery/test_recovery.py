@@ -1,0 +1,143 @@
+"""FFPRecovery: a model comes out better, with a record of both steps, and goes on after an interruption."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
+from optimum_ffp.evaluation import window_losses
+from tests.helpers import make_tiny_model, make_tokenizer
+
+
+SETTINGS = {"max_tokens": "2k", "batch_tokens": 96, "seq_len": 24, "held_out_samples": 4, "eval_samples": 3}
+
+
+@pytest.fixture
+def base(pruned):
+    return pruned[0].model_id
+
+
+def make_recovery(folder, base, data, work=None, **options) -> FFPRecovery:
+    config = RecoveryConfig(dataset=str(data), **SETTINGS | options)
+    return FFPRecovery.from_pretrained(folder, config, base, work, device="cpu")
+
+
+def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
+    recovery = make_recovery(folder, base, data_folder)
+    before = {name: weight.clone() for name, weight in recovery.student.state_dict().items()}
+    record = recovery.recover()
+    assert record.kept["kl"] < record.curve[0]["kl"]
+    assert record.tokens == 2016 and record.all_tokens == 4 * 2016
+    recovery.save_pretrained(tmp_path / "recovered")
+    loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "recovered")
+    assert loaded.state_dict().keys() == before.keys()
+    assert any(not torch.equal(weight, before[name]) for name, weight in loaded.state_dict().items())
+    # What the record says is what the saved models have.
+    (test,), (dense, pruned_model) = (
+        record.tests,
+        (model.from_pretrained(path) for model, path in ((AutoModelForCausalLM, base), (FFPModelForCausalLM, folder))),
+    )
+    text = AutoTokenizer.from_pretrained(base)((data_folder / "test.txt").read_text()).input_ids
+    windows = torch.tensor(text[: 3 * 24]).view(3, 24)
+    assert test["windows"] == 3 and test["split"] == "test"
+    for name, model in {"dense": dense, "pruned": pruned_model, "recovered": loaded}.items():
+        assert record.losses[name][0] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-4)
+        assert record.perplexities[0][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
+
+
+def test_a_resumed_recovery_ends_with_the_same_weights(folder, base, data_folder, tmp_path, monkeypatch):
+    make_recovery(folder, base, data_folder, tmp_path / "whole.work").recover()
+    whole = make_recovery(folder, base, data_folder, tmp_path / "other.work")
+    expected = whole.recover()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self, *arguments):
+        if self.state.global_step == 11:
+            raise Stopped
+        return training_step(self, *arguments)
+
+    from optimum_ffp.recovery.trainer import RecoveryTrainer
+
+    training_step = RecoveryTrainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryTrainer, "training_step", stop)
+        with pytest.raises(Stopped):
+            make_recovery(folder, base, data_folder, tmp_path / "work").recover()
+    with pytest.raises(FFPError, match="contains the state of an interrupted run; resume it"):
+        make_recovery(folder, base, data_folder, tmp_path / "work").recover()
+    with pytest.raises(FFPError, match="belongs to another run: config.seed was 0 and is 3"):
+        make_recovery(folder, base, data_folder, tmp_path / "work", seed=3).recover(resume=True)
+    resumed = make_recovery(folder, base, data_folder, tmp_path / "work")
+    found = resumed.recover(resume=True)
+    assert found.curve == expected.curve and found.losses == expected.losses
+    weights = whole.student.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.student.state_dict().items())
+    resumed.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "work").exists()
+
+
+def test_text_of_several_kinds_is_reported_one_by_one(folder, base, data_folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    for file in data_folder.iterdir():
+        (tmp_path / "other" / file.name).write_text(" ".join(reversed(file.read_text().split())))
+    mix = f"{data_folder}:0.5,{tmp_path / 'other'}:0.25,self:0.25"
+    recovery = make_recovery(folder, base, mix, eval_dataset=f"{tmp_path / 'other'},{data_folder}")
+    record = recovery.recover()
+    assert [test["dataset"] for test in record.tests] == [str(tmp_path / "other"), str(data_folder)]
+    assert record.passes.keys() == {str(data_folder), str(tmp_path / "other")}
+    content = record.to_dict()
+    assert content["perplexity"].keys() >= {"dense", "pruned", "recovered", "dataset"}
+    assert len(content["other_texts"]) == 1
+
+
+def test_the_teacher_must_be_known_and_have_the_same_tokens(folder, base, data_folder, tmp_path):
+    with pytest.raises(FFPError, match=r"the dense model of .* is needed: .*; name it by --teacher"):
+        make_recovery(folder, None, data_folder)
+    for one in (make_tiny_model(), make_tokenizer()):
+        one.save_pretrained(tmp_path / "other")
+    words = tmp_path / "other" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"w9"', '"other"'))
+    with pytest.raises(FFPError, match=r"the tokenizers of .* differ"):
+        make_recovery(folder, tmp_path / "other", data_folder)
+    make_tiny_model(vocab_size=130).save_pretrained(tmp_path / "larger")
+    make_tokenizer().save_pretrained(tmp_path / "larger")
+    with pytest.raises(FFPError, match="logits for 128 tokens, and the teacher for 130"):
+        make_recovery(folder, tmp_path / "larger", data_folder)
+
+
+def test_what_was_not_pruned_is_refused(base, data_folder):
+    with pytest.raises(FFPError, match="was not pruned by optimum-ffp"):
+        make_recovery(base, base, data_folder)
+
+
+def test_nothing_to_save_or_to_resume(folder, base, data_folder, tmp_path):
+    recovery = make_recovery(folder, base, data_folder)
+    with pytest.raises(FFPError, match="call recover"):
+        recovery.save_pretrained(tmp_path / "out")
+    with pytest.raises(FFPError, match="give FFPRecovery a work_folder"):
+        recovery.recover(resume=True)
+
+
+def test_memory_that_does_not_suffice_ends_in_one_line(folder, base, data_folder, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    recovery = make_recovery(folder, base, data_folder)
+    monkeypatch.setattr("optimum_ffp.recovery.trainer.RecoveryTrainer.training_step", fail)
+    with pytest.raises(FFPError, match=r"memory doesn't suffice for .*; choose .*gradient_checkpointing.*lora"):
+        recovery.recover()
+
+
+def test_a_recovered_model_can_be_recovered_again(folder, base, data_folder, tmp_path):
+    for source, out in ((folder, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
+        recovery = make_recovery(source, base, data_folder, learning_rate=3e-5)
+        recovery.recover()
+        recovery.save_pretrained(out)
+    records = json.loads((tmp_path / "twice" / "ffp_config.json").read_text())["recovery"]
+    assert len(records) == 2 and records[1]["curve"][0]["kl"] == pytest.approx(records[0]["kept"]["kl"], rel=1e-5)
+    card = (tmp_path / "twice" / "README.md").read_text()
+    assert card.count("## Pruning") == 1 and card.count("recovered\n") == 1 and card.count("![Divergence") == 2

@@ -1,0 +1,119 @@
+"""A training: sizes of its steps, what is trained, and what is left of wrappers and adapters afterwards."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
+from optimum_ffp.recovery import training
+from optimum_ffp.recovery.loss import DistillationLoss
+from optimum_ffp.recovery.training import Batch, Training
+from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model
+
+
+LENGTH = 24
+
+
+def make_training(student, teacher, dtype=torch.float32, **options) -> Training:
+    config = RecoveryConfig(**{"max_tokens": 480, "batch_tokens": 48, "evaluations": 2} | options)
+    return Training(student, teacher, dtype, config, Batch.of(config, LENGTH), bf16=False)
+
+
+@pytest.fixture
+def teacher():
+    return make_tiny_model()
+
+
+@pytest.fixture
+def student(teacher):
+    return prune_by_hand(make_tiny_model())[0]
+
+
+@pytest.fixture
+def text(windows):
+    return windows.repeat(4, 1)[:20].int()
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**6), st.integers(2, 4096), st.integers(1, 8))
+def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_size):
+    config = RecoveryConfig(max_tokens=max_tokens, batch_tokens=batch_tokens, batch_size=batch_size)
+    batch = Batch.of(config, length)
+    assert batch.windows == batch.accumulation * batch_size and batch.all_windows == batch.steps * batch.windows
+    assert batch.all_windows * length >= max_tokens > (batch.steps - 1) * batch.tokens
+    assert abs(batch.tokens - batch_tokens) <= max(length * batch_size / 2, length * batch_size - batch_tokens)
+
+
+def test_training_lowers_the_divergence(student, teacher, text, windows, tmp_path):
+    trained = make_training(student, teacher, learning_rate=3e-3).run(text, windows[4:].int(), tmp_path)
+    assert trained.curve[-1]["kl"] < 0.9 * trained.curve[0]["kl"]
+    assert [point["tokens"] for point in trained.curve] == [0, 240, 480] and trained.curve[0]["step"] == 0
+    assert "forward" not in vars(trained.model) and trained.adapter is None
+    assert not any(parameter.requires_grad for parameter in trained.model.parameters())
+
+
+def test_weights_are_rounded_to_their_dtype(student, teacher, text, windows, tmp_path):
+    trained = make_training(student, teacher, torch.bfloat16).run(text, windows[4:].int(), tmp_path)
+    assert {one.dtype for one in trained.model.parameters()} == {trained.model.config.dtype} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_merged_adapters_are_the_adapters_applied(name, text, windows, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder, teacher = prune_tiny_model(name, tmp_path / "pruned"), make_tiny_model(name)
+    load = FFPModelForCausalLM.from_pretrained
+    trained = make_training(load(folder), teacher, lora=4).run(text, windows[4:].int(), tmp_path / "work")
+    applied = peft.get_peft_model(load(folder), trained.adapter.config)
+    peft.set_peft_model_state_dict(applied, dict(trained.adapter.weights))
+    applied.eval()
+    with torch.no_grad():
+        found, expected, before = (model(windows).logits for model in (trained.model, applied, load(folder)))
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1e-3)
+
+
+def test_the_best_weights_are_kept_when_training_ends_early(student, teacher, text, windows, tmp_path, monkeypatch):
+    """Weights that are ruined after some steps."""
+    held_out, steps = windows[4:].int(), []
+    step = torch.optim.AdamW.step
+
+    def ruin(optimiser, *arguments):
+        step(optimiser, *arguments)
+        steps.append(1)
+        for group in optimiser.param_groups if len(steps) > 4 else []:
+            for weight in group["params"]:
+                weight.data.mul_(1.5)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", ruin)
+    options = {"learning_rate": 3e-3, "patience": 2, "evaluations": 10}
+    trained = make_training(student, teacher, **options).run(text, held_out, tmp_path)
+    assert trained.kept["step"] in (3, 4) and len(trained.curve) == trained.kept["step"] + 3
+    student.forward = DistillationLoss(trained.model, teacher)
+    found = [student(input_ids=one[None], labels=one[None]) for one in windows[4:]]
+    del student.forward
+    divergence = sum(float(one["kl"]) for one in found) / sum(float(one["tokens"]) for one in found)
+    assert divergence == pytest.approx(trained.kept["kl"], rel=1e-4)
+
+
+def test_a_training_that_gains_nothing_is_an_error(student, teacher, text, windows, tmp_path):
+    with pytest.raises(FFPError, match=r"gained nothing: the divergence on held-out windows was .*; lower"):
+        make_training(student, teacher, learning_rate=3.0).run(text, windows[4:].int(), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(student, teacher, text, windows, tmp_path):
+    with pytest.raises(FFPError, match="the loss is not finite; lower learning_rate"):
+        make_training(student, teacher, learning_rate=1e30, max_grad_norm=0).run(text, windows[4:].int(), tmp_path)
+
+
+def test_a_process_that_was_killed_leaves_incomplete_checkpoints(tmp_path):
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert training._last_checkpoint(tmp_path) is None
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert training._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_peft_is_asked_for(student, teacher, text, windows, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(FFPError, match="pip install peft"):
+        make_training(student, teacher, lora=4).run(text, windows[4:].int(), tmp_path)
