@@ -56,10 +56,11 @@ READ_WHEN = {
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
     "revision": ON_THE_HUB,
-    "baseline_revision": Condition("with a --baseline on the Hub", lambda args: on_the_hub(args.baseline)),
+    "baseline_revision": Condition("with a --baseline on the Hub", lambda args: any(map(on_the_hub, args.baseline))),
 }
 EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
+  optimum-cli ffp evaluate -m out-recovered --baseline Qwen/Qwen3-0.6B out
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
   optimum-cli ffp evaluate -m out.gguf --dataset my_text.txt --tasks-path my_tasks --no-speed
 """
@@ -80,8 +81,11 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(
         output,
         "baseline",
+        nargs="+",
+        default=(),
         metavar="MODEL",
-        help="Model to compare with, such as the dense one: Hub id, folder or .gguf file. Default: none.",
+        help="Model to compare with, such as the dense one: Hub id, folder or .gguf file. More of them are shown "
+        "beside it. Default: none.",
     )
     add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
 
@@ -181,7 +185,7 @@ def check_arguments(args: Namespace) -> None:
             "--dataset self is for pruning only: perplexity on a model's own text says little; name another dataset"
         )
     if args.json:
-        check_apart(args.json, filter(None, (args.model, args.baseline, *texts, args.tasks_path)))
+        check_apart(args.json, filter(None, (args.model, *args.baseline, *texts, args.tasks_path)))
         check_file(args.json, b'{"settings":', overwrite=True)
 
 
@@ -197,12 +201,13 @@ def evaluate(args: Namespace) -> None:
         names = [name for words in args.tasks or [] for name in words.split(",") if name]
         suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
     texts = {} if args.no_perplexity else {name: read_text(args, name) for name in read_mix(args.dataset)}
-    sources = {"model": (args.model, args.revision), "baseline": (args.baseline, args.baseline_revision)}
+    sources = {"model": (args.model, args.revision)}
+    for number, model_id in enumerate(args.baseline, 1):
+        sources["baseline" if number == 1 else f"baseline {number}"] = (model_id, args.baseline_revision)
     hub = {"token": args.token, "cache_dir": args.cache_dir}
     sources = {
         role: (model_id, LoadOptions(args.device, args.dtype, revision=revision, **hub))
         for role, (model_id, revision) in sources.items()
-        if model_id is not None
     }
 
     def load(role: str) -> Loaded:

@@ -12,7 +12,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub
 from .errors import USER_ERROR, one_line_endings
 from .launching import run_in_processes
 from .prune_options import parse_args_ffp_prune
@@ -20,6 +20,7 @@ from .prune_options import parse_args_ffp_prune
 
 if TYPE_CHECKING:
     from ..config import FFPConfig
+    from ..recovery.config import RecoveryConfig
 
 ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
 READ_WHEN = {
@@ -30,6 +31,8 @@ READ_WHEN = {
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
 }
+# After the name of a pruned model's folder.
+RECOVERED = "-recovered"
 LOAD_OPTIONS = ("device", "dtype", "device_map", "offload", "trust_remote_code", "revision", "token", "cache_dir")
 
 
@@ -107,17 +110,21 @@ def prune(args: Namespace) -> None:
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
-    from ..utils.folders import FolderLock, resolve
+    from ..utils.folders import FolderLock, check_output, is_checkpoint, resolve
     from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
 
     # Next to the output: on the same disk, and found again by the same command.
     work = Path(f"{resolve(folders[0])}.work")
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
+    check_trackers(args.report_to)
+    repositories, recovery = repository_names(args, folders, sparsities), read_recovery(args, config)
+    if recovery and args.resume and not holds_work(work) and all(map(is_checkpoint, map(resolve, folders))):
+        # All is pruned, and a recovery was interrupted.
+        recover_all(args, recovery, folders, repositories)
+        return
     # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
-    check_trackers(args.report_to)
-    repositories = repository_names(args, folders, sparsities)
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
     places = args.device, args.dtype, args.device_map
@@ -138,6 +145,8 @@ def prune(args: Namespace) -> None:
                 locks.enter_context(FolderLock(resolve(path)))
             for problem in problems:
                 raise problem
+            for folder in folders if recovery else ():
+                check_output(f"{folder}{RECOVERED}", overwrite)
             for warning in plan.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             if args.resume and not holds_work(work):
@@ -146,8 +155,41 @@ def prune(args: Namespace) -> None:
             if not args.resume:
                 remove_work(work)
         offload = processes.from_main(plan.offload)
-        write_checkpoints(args, config, sparsities, folders, repositories, work, overwrite, offload)
-        processes.leave()
+        uploads = [None] * len(folders) if recovery else repositories
+        write_checkpoints(args, config, sparsities, folders, uploads, work, overwrite, offload)
+    if recovery:
+        recover_all(args, recovery, folders, repositories)
+    processes.leave()
+
+
+def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | None":
+    """Options of the training with `--recover`, those of the prune as far as both have them; `None` without it."""
+    if args.recover is None:
+        return None
+    from ..recovery.config import RecoveryConfig
+
+    shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
+    return RecoveryConfig(max_tokens=args.recover, **{name: getattr(config, name) for name in shared})
+
+
+def recover_all(
+    args: Namespace, recovery: "RecoveryConfig", folders: list[str], repositories: list[str | None]
+) -> None:
+    """Recovers every pruned model into a folder beside its own."""
+    from ..hub.upload import push_folder
+    from ..utils import processes
+    from ..utils.folders import is_checkpoint, resolve
+    from .recover import recover_into
+
+    for folder, repo_id in zip(folders, repositories):
+        recovered = f"{folder}{RECOVERED}"
+        finished = args.resume and processes.from_main(is_checkpoint(resolve(recovered)))
+        if not finished:
+            # The record of a model of the Hub names it with its commit.
+            teacher = None if on_the_hub(args.model) else args.model
+            recover_into(recovered, recovery, args, folder, teacher, revision=None)
+        if repo_id and processes.is_main():
+            print(f"uploaded: {push_folder(recovered, repo_id, args.private, args.token)}")
 
 
 def write_checkpoints(

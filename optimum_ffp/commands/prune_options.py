@@ -62,6 +62,13 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "files, or self (text that the model generates, which is slow: lower --num-samples); or a mix of them with "
         "the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
     )
+    add_option(
+        common,
+        "recover",
+        metavar="TOKENS",
+        help="Then train the pruned model on this number of tokens of the dataset, such as 2M, to predict what the "
+        "dense one does, and write it to OUT-recovered (ffp recover has all options). Default: no training.",
+    )
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
 
     output = parser.add_argument_group("Output")

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import BaseOptimumCLICommand
 
@@ -55,35 +55,55 @@ def recover(args: Namespace) -> None:
     config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}-recovered"
 
     from ..hub.upload import check_push, push_folder
-    from ..recovery.recovery import FFPRecovery
     from ..utils import processes
-    from ..utils.folders import FolderLock, check_apart, check_output, resolve
-    from ..utils.resume import check_work_folder, holds_work, remove_work
     from ..utils.tracking import check_trackers
 
     processes.join(args.device)
     check_trackers(args.report_to)
-    work, repository = Path(f"{resolve(folder)}.work"), args.hub_model_id or Path(folder).name
+    repository = args.hub_model_id or Path(folder).name
+    if args.push_to_hub and processes.is_main():
+        check_push(repository, args.token)
+    recover_into(folder, config, args, args.model, args.teacher)
+    if processes.is_main() and args.push_to_hub:
+        print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
+    processes.leave()
+
+
+def recover_into(
+    folder: str, config: "RecoveryConfig", args: Namespace, model: str, teacher: str | None, **options: Any
+) -> None:
+    """Recovers a pruned model into a folder, and prints what came of it.
+
+    Args:
+        folder: Folder to write.
+        config: Options of the recovery.
+        args: `overwrite`, `resume` and `report_to` of the command, and how models are loaded (`LOAD_OPTIONS`).
+        model: The pruned model.
+        teacher: The dense model; the one that it was pruned from if `None`.
+        options: Load options that replace those of the command.
+    """
+    from ..recovery.recovery import FFPRecovery
+    from ..utils import processes
+    from ..utils.folders import FolderLock, check_apart, check_output, resolve
+    from ..utils.resume import check_work_folder, holds_work, remove_work
+
+    work = Path(f"{resolve(folder)}.work")
     with ExitStack() as locks:
+        resumes = processes.on_main(lambda: args.resume and holds_work(work))
         if processes.is_main():
-            check_apart(folder, filter(None, (args.model, args.teacher)))
+            check_apart(folder, filter(None, (model, teacher)))
             check_output(folder, args.overwrite)
             check_work_folder(work, args.resume, overwrite=True)
-            if args.push_to_hub:
-                check_push(repository, args.token)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))
             if not args.resume:
                 remove_work(work)
-        options = {name: getattr(args, name) for name in LOAD_OPTIONS}
-        recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **options)
-        record = recovery.recover(resume=args.resume and processes.on_main(lambda: holds_work(work)))
+        options = {name: getattr(args, name) for name in LOAD_OPTIONS} | options
+        recovery = FFPRecovery.from_pretrained(model, config, teacher, work, args.report_to, **options)
+        record = recovery.recover(resume=resumes)
         recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
             print(summary(record, folder))
-            if args.push_to_hub:
-                print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
-        processes.leave()
 
 
 def summary(record: "RecoveryRecord", folder: str) -> str:

@@ -73,7 +73,7 @@ def compare_records(
     """Adds to the records the comparison of the model with its baseline, in place.
 
     Args:
-        records: Records of `model` and, if there is one, `baseline`.
+        records: Records of `model` and, if there are any, of `baseline` and further ones.
         tokens: Windows of the perplexities of each, shape `[windows, window length]`.
         speeds: Speed of each; empty if not measured.
     """
@@ -88,7 +88,9 @@ def compare_records(
         model["sparsity"] = 1 - kept / dense
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
         model["sparsity_source"] = "the baseline"
-    for of_model, of_baseline, *windows in zip(texts_of(model), texts_of(baseline), *tokens.values()):
-        of_model["comparable"] = of_baseline["comparable"] = torch.equal(*windows)
+    for number, first in enumerate(tokens["model"]):
+        comparable = all(torch.equal(windows[number], first) for windows in tokens.values())
+        for record in records.values():
+            texts_of(record)[number]["comparable"] = comparable
     if speeds:
         model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}

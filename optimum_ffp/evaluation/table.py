@@ -11,10 +11,10 @@ MIB = 2**20
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
-    """A table with one column per model, their ratio, and the data of each figure.
+    """A table with one column per model, the ratio of the first two, and the data of each figure.
 
     Args:
-        records: Records of `model` and, if there is one, `baseline`.
+        records: Records of `model` and, if there are any, of `baseline` and further ones.
     """
     names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
     heads = ["", *names, *(["ratio"] if len(records) > 1 else []), ""]
@@ -31,8 +31,9 @@ def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
     figures = [{label: rest for label, *rest in _figures(record)} for record in records.values()]
     for label in dict.fromkeys(label for of_model in figures for label in of_model):
         values, texts, notes = zip(*(of_model.get(label, (None, "-", "")) for of_model in figures))
-        comparable = None not in values and values[-1] and len(set(notes)) == 1
-        ratio = [f"{values[0] / values[-1]:.3f}" if comparable else "-"] if len(values) > 1 else []
+        compared = values[:2]
+        comparable = None not in compared and compared[-1] and len(set(notes[:2])) == 1
+        ratio = [f"{compared[0] / compared[-1]:.3f}" if comparable else "-"] if len(values) > 1 else []
         yield [label, *texts, *ratio, " | ".join(dict.fromkeys(filter(None, notes)))]
 
 

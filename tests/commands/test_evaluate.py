@@ -2,6 +2,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -258,6 +259,21 @@ def test_a_gguf_file_that_transformers_would_misread_is_refused(name, changes, p
 
 @needs_lm_eval
 @pytest.mark.slow
+def test_a_recovered_model_beside_the_dense_and_the_pruned_one(figures, pruned, folder, data_folder, tmp_path):
+    """The ratio is that to the first baseline."""
+    other = shutil.copytree(folder, tmp_path / "recovered")
+    words = ["--dataset", data_folder, "--seq-len", 24, "--no-speed"]
+    report, output = figures("-m", other, "--baseline", pruned[0].model_id, folder, *words)
+    model, dense, second = (report[role] for role in ("model", "baseline", "baseline 2"))
+    assert model["perplexity"]["perplexity"] == second["perplexity"]["perplexity"]
+    assert all(one["perplexity"]["comparable"] for one in (model, dense, second))
+    (line,) = (line for line in output.splitlines() if line.startswith("perplexity"))
+    ratio = model["perplexity"]["perplexity"] / dense["perplexity"]["perplexity"]
+    values = [one["perplexity"]["perplexity"] for one in (model, dense, second)]
+    assert line.split()[1:5] == [*(f"{value:.4f}" for value in values), f"{ratio:.3f}"]
+    assert report["model"]["sparsity_source"] == "the baseline"
+
+
 def test_tasks_beside_a_baseline(figures, save_tiny_model, tmp_path):
     make_task(tmp_path / "tasks")
     common = ["--no-perplexity", "--no-speed", "--tasks-path", tmp_path / "tasks", "--limit", 6]

@@ -127,3 +127,45 @@ def test_the_result_is_uploaded(recover, tmp_path, hub):
     code, output, errors = recover("--push-to-hub", "--hub-model-id", "me/recovered")
     assert code == 0, errors
     assert "uploaded: " in output and "recovery.png" in hub.repositories["me/recovered"].at("main").files
+
+
+@pytest.fixture
+def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
+
+    def run(*words):
+        sizes = ["--num-samples", "8", "--search-samples", "2", "--eval-samples", "3", "--search-steps", "6"]
+        options = ["--seq-len", "24", "--dataset", data_folder, *sizes, "--device", "cpu", "--calibration", "ridge"]
+        return run_ffp("prune", "-m", model, tmp_path / "out", *options, *words)
+
+    return run
+
+
+def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder):
+    code, output, errors = prune("--recover", "30k", "--seed", "4")
+    assert code == 0, errors
+    assert output.count("saved in") == 2 and not list(tmp_path.glob("*.work"))
+    (record,) = json.loads((tmp_path / "out-recovered" / "ffp_config.json").read_text())["recovery"]
+    assert record["options"] | {"dataset": data_folder.name, "seq_len": 24, "seed": 4} == record["options"]
+    assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
+    assert "exists; name another folder" in prune("--recover", "30k")[2]
+
+
+def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
+    from optimum_ffp.recovery.trainer import RecoveryTrainer
+
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out-recovered").mkdir()
+    code, _, errors = prune("--recover", "30k")
+    assert code == 2 and "out-recovered exists" in errors and not (tmp_path / "out").exists()
+    (tmp_path / "out-recovered").rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryTrainer, "training_step", interrupt)
+        assert prune("--recover", "30k")[0] == 130
+    written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    code, output, errors = prune("--recover", "30k", "--resume")
+    assert code == 0, errors
+    assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
