@@ -44,7 +44,12 @@ def passages_at_once(windows: int, length: int) -> int:
 
 
 def sample_from_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int,
+    seed: int,
+    prefixes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Samples text from the model at temperature 1.
 
@@ -60,6 +65,8 @@ def sample_from_model(
             most `TOKENS_AT_ONCE` tokens, which are halved if memory runs out.
         length: Tokens per window.
         seed: Random seed.
+        prefixes: Token ids of text, shape `[prefixes, tokens]`, that documents of a model without a chat template
+            begin with, each in turn.
 
     Returns:
         Token ids, shape `[count, length]`. Each window begins with the start token, or as a conversation does.
@@ -69,8 +76,11 @@ def sample_from_model(
     """
     passages, tokens = passages_of(length)
     form = find_form(model, tokenizer, tokens)
-    prompts = torch.tensor([form.opening] * (count * passages), device=model.device)
-    written = tokens - len(form.opening)
+    prompts = torch.tensor([form.opening] * (count * passages))
+    if prefixes is not None and not form.is_conversation:
+        begins = prefixes[torch.arange(len(prompts)) % len(prefixes)].to(prompts)
+        prompts = torch.cat([prompts, begins], 1)[:, : tokens - 1]
+    prompts, written = prompts.to(model.device), tokens - prompts.shape[1]
     plain_sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=written, pad_token_id=form.start)
 
     def write(batch_size: int) -> torch.Tensor:
@@ -120,6 +130,11 @@ class Form(NamedTuple):
     start: int
     opening: list[int]
     turns: list[tuple[set[int], list[int]]]
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether documents have the form of the chat template."""
+        return len(self.turns) > 1
 
 
 def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> Form:

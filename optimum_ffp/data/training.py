@@ -21,6 +21,8 @@ from .sources import read_splits, stream_splits
 
 # Rows that are tokenised together.
 ROWS = 256
+# Tokens of other text that documents begin with which a model without a chat template writes.
+PREFIX = 16
 # Share of a text without splits that is trained on. A little less than that of the calibration windows, since rows
 # have somewhat other tokens alone than in one text.
 TRAINED_SHARE = SHARES["calibration"] - 0.01
@@ -55,7 +57,8 @@ def training_windows(
     Args:
         dataset: One text, or a mix of several with their shares, as for `load_windows`.
         tokenizer: Tokenizer of the model.
-        model: The dense model, which writes text for `self`.
+        model: The dense model, which writes text for `self`: conversations if the tokenizer has a chat template,
+            otherwise continuations of the first tokens of the other texts, or documents where there are none.
         count: Number of windows.
         request: The request for `load_windows`.
         answers_only: Whether only the assistant's messages of conversations have a loss.
@@ -66,20 +69,29 @@ def training_windows(
     """
     parts, passes = [], {}
     start = find_start_token(tokenizer, request.start_token)
-    for name, number in apportion(count, read_mix(dataset)).items():
-        if name == "self":
-            parts.append(sample_from_model(model, tokenizer, number, request.length, request.seed).int())
-            continue
+    counts = apportion(count, read_mix(dataset))
+    written = counts.pop("self", 0)
+    for name, number in counts.items():
         encode = partial(_encode, tokenizer=tokenizer, label=name, answers_only=answers_only)
         # As `load_windows` reads it, so that the same part of it is left out.
-        counts = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
-        tokens = _training_tokens(name, encode, replace(request, **counts))
+        of_roles = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
+        tokens = _training_tokens(name, encode, replace(request, **of_roles))
         part, passes[name] = _fill(tokens, number, request.length, start, name)
         _check_known(part, model, tokenizer, name)
         parts.append(part)
+    if written:
+        prefixes = _prefixes(torch.cat(parts), start) if parts else None
+        sampled = sample_from_model(model, tokenizer, written, request.length, request.seed, prefixes)
+        parts.append(sampled.int())
     windows = torch.cat(parts)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(request.seed))
     return TrainingWindows(windows[order], passes)
+
+
+def _prefixes(windows: torch.Tensor, start: int | None) -> torch.Tensor:
+    """The first tokens of windows, after the start token."""
+    begins = windows[:, int(start is not None) :][:, :PREFIX]
+    return torch.where(begins < 0, -1 - begins, begins)
 
 
 def _training_tokens(

@@ -8,6 +8,7 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import DataRequest, load_windows, training_windows
+from optimum_ffp.data.training import PREFIX
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -79,11 +80,27 @@ def test_a_mix_has_its_shares(data_folder, tmp_path):
     assert of_other == 10 and found.passes.keys() == {str(data_folder), str(other)}
 
 
-def test_text_that_the_model_writes(data_folder):
+def test_the_model_continues_the_first_tokens_of_other_text(data_folder):
     found = train(f"{data_folder}:0.5,self:0.5", 6)
     assert found.tokens.shape == (6, LENGTH) and found.passes.keys() == {str(data_folder)}
-    runs = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None])
-    assert sum(bool(runs_of(window[None]) & runs) for window in found.tokens) == 3
+    runs = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
+    given = {tuple(window[:PREFIX].tolist()) for window in found.tokens if runs_of(window[None], LENGTH) & runs}
+    written = [window for window in found.tokens if not runs_of(window[None], LENGTH) & runs]
+    # After the start token that a document of the model begins with.
+    assert len(given) == len(written) == 3 and {tuple(one[1 : 1 + PREFIX].tolist()) for one in written} == given
+    assert {int(window[0]) for window in written} == {make_tokenizer().bos_token_id}
+
+
+def test_the_model_writes_alone():
+    assert train("self", 3).tokens.shape == (3, LENGTH)
+
+
+def test_a_chat_model_writes_conversations(data_folder):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML
+    found = train(f"{data_folder}:0.5,self:0.5", 6, tokenizer)
+    opening = ids_of("<s> user")
+    assert sum(window[: len(opening)].tolist() == opening for window in found.tokens) == 3
 
 
 def test_windows_begin_with_the_start_token(data_folder):
