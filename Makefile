@@ -12,12 +12,16 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocess
 
 .PHONY: demo test test-fast check style
 
-# Prunes a real model, then asks it and the dense model the same in a process that has transformers alone.
+# Prunes a real model and trains it back, then asks all the same in a process that has transformers alone.
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
 		--dataset self --seq-len 256 --num-samples 20 --search-samples 4 --eval-samples 6 --search-steps 16 --seed 0
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20 $(SMOLLM2)
+	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp recover -m demo/SmolLM2-135M-ffp-20 demo/SmolLM2-135M-ffp-20-recovered \
+		--teacher $(SMOLLM2) --dataset self --seq-len 256 --max-tokens 16k --batch-tokens 1024 --eval-samples 6 \
+		--held-out-samples 4 --evaluations 2
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20-recovered demo/SmolLM2-135M-ffp-20 \
+		$(SMOLLM2)
 
 test: $(BIN)/.test $(BIN)/.smollm2
 	$(PYTEST) --no-loadscope-reorder

@@ -1,13 +1,14 @@
-"""Generates with a pruned model and its dense base model, with transformers alone.
+"""Generates with a recovered or pruned model and those that it was made from, with transformers alone.
 
-python examples/generate.py PRUNED DENSE ["prompt"]
+python examples/generate.py RECOVERED PRUNED DENSE [--prompt "prompt"]
 
-PRUNED is a folder written by optimum-ffp; DENSE is a folder, a Hub id, or a .gguf file (needs the gguf package). The
-prompt is a chat message if the model has a chat template, otherwise it is continued.
+RECOVERED and PRUNED are folders written by optimum-ffp, of which the first may be left out; DENSE is a folder, a Hub id,
+or a .gguf file (needs the gguf package). The prompt is a chat message if the model has a chat template, otherwise it is
+continued.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -23,12 +24,19 @@ def load(source: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
-def main(pruned: str, dense: str, prompt: str = "What is the capital of France?") -> None:
-    tokenizer = AutoTokenizer.from_pretrained(pruned)
-    models = {"dense": load(dense), "pruned": load(pruned)}
-    sizes = {name: model.num_parameters() for name, model in models.items()}
-    measured = json.loads((Path(pruned) / "ffp_config.json").read_text(encoding="utf-8"))["provenance"]["perplexity"]
-    perplexities = {"dense": measured["dense"], "pruned": measured.get("calibrated", measured.get("searched"))}
+def figures(folder: str) -> dict:
+    """Perplexities that were measured on the same windows, by model, and what these windows are."""
+    record = json.loads((Path(folder) / "ffp_config.json").read_text(encoding="utf-8"))
+    if "recovery" in record:
+        return record["recovery"][-1]["perplexity"]
+    measured = record["provenance"]["perplexity"]
+    return measured | {"pruned": measured.get("calibrated", measured.get("searched"))}
+
+
+def main(sources: list[str], prompt: str) -> None:
+    names = ["recovered", "pruned", "dense"][-len(sources) :]
+    tokenizer, measured = AutoTokenizer.from_pretrained(sources[0]), figures(sources[0])
+    models = {name: load(source) for name, source in zip(names, sources)}
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -37,17 +45,25 @@ def main(pruned: str, dense: str, prompt: str = "What is the capital of France?"
 
     print("Perplexity says how well a model predicts text, lower is better. It was measured on")
     print(f"{measured['windows']} windows of {measured['window_length']} tokens: {measured['split']}.\n")
-    print(f"{'':<8}{'parameters':>14}{'perplexity':>12}")
-    for name in models:
-        print(f"{name:<8}{sizes[name]:>14,}{perplexities[name]:>12.2f}")
+    print(f"{'':<10}{'parameters':>14}{'perplexity':>12}")
+    for name, model in models.items():
+        print(f"{name:<10}{model.num_parameters():>14,}{measured[name]:>12.2f}")
+    smaller = 1 - models[names[0]].num_parameters() / models["dense"].num_parameters()
+    worse = measured[names[0]] / measured["dense"] - 1
     print(
-        f"\nThe pruned model has {1 - sizes['pruned'] / sizes['dense']:.0%} fewer parameters and "
-        f"{perplexities['pruned'] / perplexities['dense'] - 1:.0%} more perplexity. Both are asked: {prompt}"
+        f"\nThe {names[0]} model has {smaller:.0%} fewer parameters and {worse:.0%} more perplexity than the dense one."
     )
+    print(f"All are asked: {prompt}")
     for name, model in models.items():
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         print(f"\n{name}: {tokenizer.decode(output, skip_special_tokens=True).strip()}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="[RECOVERED] PRUNED DENSE")
+    parser.add_argument("--prompt", default="What is the capital of France?")
+    args = parser.parse_args()
+    if len(args.models) not in (2, 3):
+        parser.error(f"two or three models are compared, found {len(args.models)}")
+    main(args.models, args.prompt)

@@ -62,7 +62,7 @@ def test_prune_at_two_sparsities(run, dense, tmp_path):
     parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
     assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
 
-    answers = run("generate.py", tmp_path / "out-20", dense, "w5 w6 w7")
+    answers = run("generate.py", tmp_path / "out-20", dense, "--prompt", "w5 w6 w7")
     measured = json.loads((tmp_path / "out-20" / "ffp_config.json").read_text())["provenance"]
     perplexity = measured["perplexity"]
     for name, figure in (("dense", perplexity["dense"]), ("pruned", perplexity["calibrated"])):

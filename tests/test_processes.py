@@ -133,3 +133,35 @@ def test_two_processes_recover_along_the_curve_of_one(pruned, folder, data_folde
         assert one["tokens"] == other["tokens"]
         assert other["kl"] == pytest.approx(one["kl"], rel=1e-4)
         assert other["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+
+
+SHARDED = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from optimum_ffp.recovery.loss import DistillationLoss
+from tests.helpers import make_tiny_model
+teacher, student = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True)
+windows = torch.arange(3, 99).view(4, 24)
+if len(sys.argv) > 1:
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    for module in (*student.model.layers, student):
+        fully_shard(module, mesh=mesh)
+    windows = windows[dist.get_rank() * 2 :][:2]
+student.forward = DistillationLoss(student, teacher)
+student(input_ids=windows, labels=windows)["loss"].backward()
+gradients = [one.grad.full_tensor() if len(sys.argv) > 1 else one.grad for one in student.parameters()]
+if not dist.is_initialized() or dist.get_rank() == 0:
+    print([float(one.norm()) for one in gradients])
+"""
+
+
+def test_weights_that_fsdp_shards_get_the_gradients_of_whole_ones():
+    alone = [sys.executable, "-c", SHARDED]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    both = [sys.executable, *launch, *alone, "sharded"]
+    runs = [subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True) for words in (alone, both)]
+    assert not any(run.returncode for run in runs), runs[-1].stderr
+    expected, found = (json.loads(run.stdout) for run in runs)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)

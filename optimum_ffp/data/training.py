@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
 from ..options import read_mix
+from ..utils.seeds import seed_of
 from .columns import Row, render_row
 from .cutting import find_start_token
 from .loading import SHARES
@@ -81,7 +82,9 @@ def training_windows(
         parts.append(part)
     if written:
         prefixes = _prefixes(torch.cat(parts), start) if parts else None
-        sampled = sample_from_model(model, tokenizer, written, request.length, request.seed, prefixes)
+        # Other text than the held-out and test windows that `load_windows` samples.
+        seed = seed_of(request.seed, 1)
+        sampled = sample_from_model(model, tokenizer, written, request.length, seed, prefixes)
         parts.append(sampled.int())
     windows = torch.cat(parts)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(request.seed))

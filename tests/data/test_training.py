@@ -91,8 +91,11 @@ def test_the_model_continues_the_first_tokens_of_other_text(data_folder):
     assert {int(window[0]) for window in written} == {make_tokenizer().bos_token_id}
 
 
-def test_the_model_writes_alone():
-    assert train("self", 3).tokens.shape == (3, LENGTH)
+def test_the_model_writes_other_text_than_it_is_tested_on():
+    found = train("self", 3).tokens
+    assert found.shape == (3, LENGTH)
+    used = load_windows("self", None, make_tokenizer(), make_tiny_model(), request(search=1, test=1))
+    assert not runs_of(found) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
 def test_a_chat_model_writes_conversations(data_folder):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp import FFPConfig, FFPPruner, FFPRecovery, RecoveryConfig
 from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
 
 
@@ -56,6 +56,17 @@ def test_other_options_on_a_card(save, data_folder, options):
         prune(folder, data_folder, None, device=device, offload="none", **options) for device in ("cpu", "cuda")
     ]
     assert results[1].perplexity == pytest.approx(results[0].perplexity, rel=1e-2)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_card_recovers_along_the_curve_of_the_cpu(pruned, folder, data_folder, bf16):
+    curves = []
+    for device in ("cpu", "cuda"):
+        sizes = {"max_tokens": 1000, "batch_tokens": 96, "seq_len": 24, "eval_samples": 3}
+        config = RecoveryConfig(dataset=str(data_folder), bf16=bf16 and device == "cuda", **sizes)
+        recovery = FFPRecovery.from_pretrained(folder, config, pruned[0].model_id, device=device)
+        curves.append([point["kl"] for point in recovery.recover().curve])
+    assert curves[1] == pytest.approx(curves[0], rel=5e-2 if bf16 else 1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
