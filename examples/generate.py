@@ -50,7 +50,7 @@ def main(sources: list[str], prompt: str) -> None:
         print(f"{name:<10}{model.num_parameters():>14,}{measured[name]:>12.2f}")
     smaller = 1 - models[names[0]].num_parameters() / models["dense"].num_parameters()
     worse = measured[names[0]] / measured["dense"] - 1
-    print(f"\nThe {names[0]} model has {smaller:.0%} fewer parameters, and {worse:.0%} more perplexity than the dense.")
+    print(f"\nThe {names[0]} model has {smaller:.0%} fewer parameters and {worse:.0%} more perplexity than the dense.")
     print(f"All are asked: {prompt}")
     for name, model in models.items():
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
