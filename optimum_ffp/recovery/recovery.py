@@ -1,5 +1,6 @@
 """FFPRecovery: trains a pruned model to predict what the dense one does."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from .config import RecoveryConfig
 from .training import Batch, Trained, Training
 
 
+logger = logging.getLogger(__name__)
 REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more cards, or another device"
 
 
@@ -84,6 +86,11 @@ class FFPRecovery:
         self.batch = Batch.of(config, self.length)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
+        if processes.count() == 1 and (teacher.device.index or 0) > 0:
+            raise FFPError(
+                f"training is on the first visible device, found {teacher.device}; leave out device, and set "
+                f"CUDA_VISIBLE_DEVICES={teacher.device.index}"
+            )
 
     @classmethod
     def from_pretrained(
@@ -205,11 +212,10 @@ class FFPRecovery:
     @property
     def _request(self) -> DataRequest:
         config = self.config
-        count = self.batch.all_windows
         return DataRequest(
             length=self.length,
-            # As much text is read as training needs, and none of it is a window of `load_windows`.
-            calibration=min(count, 1),
+            # `training_windows` reads what is trained on.
+            calibration=1,
             search=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,
@@ -225,6 +231,8 @@ class FFPRecovery:
         """Held-out and test windows."""
         config, request = self.config, self._request
         found = load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
+        for warning in found.warnings(request):
+            logger.warning(warning)
         return found.to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
