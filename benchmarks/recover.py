@@ -9,7 +9,7 @@ Writes one JSON record per recovery (losses of every test window, the curve on h
 perplexity on each text, pruned and recovered, how much of the way from pruned to dense that is in nats, with its
 standard error over test windows, and the divergence on held-out windows. Where a combination was run with several
 seeds the figures are means over seeds, and the range of the share is given. The file is updated after every recovery;
-with `--work` an interrupted run resumes.
+with `--work` an interrupted run resumes. Under `torchrun` several processes share every training.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from compare import read_options
 from optimum_ffp import FFPRecovery, RecoveryConfig
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.hub.naming import short_mix, without_folders
+from optimum_ffp.utils import processes
 from optimum_ffp.utils.resume import holds_work
 
 
@@ -48,8 +49,11 @@ def main() -> None:
             for tokens in args.max_tokens:
                 for seed in args.seeds:
                     records.append(recover(args, start, rank, tokens, seed))
-                    args.output.write_text(json.dumps(records, indent=2) + "\n")
-    print(table(records))
+                    if processes.is_main():
+                        args.output.write_text(json.dumps(records, indent=2) + "\n")
+    if processes.is_main():
+        print(table(records))
+    processes.leave()
 
 
 def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: int) -> dict:
@@ -58,6 +62,8 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
     finished = args.work and args.work / f"{name}.json"
     if finished and finished.exists():
         return json.loads(finished.read_text())
+    # The others look for it when the main process has seen that it isn't there.
+    processes.wait()
     config = RecoveryConfig(
         dataset=args.dataset,
         eval_dataset=args.eval_dataset,
@@ -74,7 +80,7 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
     record = {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
     if args.save:
         recovery.save_pretrained(args.save / name, overwrite=True)
-    if finished:
+    if finished and processes.is_main():
         finished.parent.mkdir(parents=True, exist_ok=True)
         finished.write_text(json.dumps(record))
     recovery.journal.remove()
