@@ -3,7 +3,7 @@
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 
-from ..recovery.config import LOSSES, PRESETS, RecoveryConfig
+from ..recovery.config import ADAPTER_RATE, LOSSES, PRESETS, WEIGHT_RATE, RecoveryConfig
 from .arguments import (
     SEQ_LEN_DEFAULT,
     StoreOnce,
@@ -107,7 +107,12 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
 
     training = parser.add_argument_group("Training")
-    _add(training, "learning-rate", "Largest learning rate of AdamW.", "that of the preset, five times it with --lora")
+    _add(
+        training,
+        "learning-rate",
+        "Largest learning rate of AdamW.",
+        f"{WEIGHT_RATE:g}, or {ADAPTER_RATE:g} with --lora",
+    )
     _add(training, "batch-tokens", "Tokens per step, of all processes together.", "the preset's", type=str)
     _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")
     _add(training, "weight-decay", "Weight decay.")

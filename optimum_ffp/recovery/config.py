@@ -8,14 +8,14 @@ from ..errors import FFPError
 from ..options import CHOICES, check_number, read_mix
 
 
-# Number of tokens, tokens per step and learning rate by preset.
+# Number of tokens and tokens per step by preset.
 PRESETS = {
-    "quick": {"max_tokens": 2_000_000, "batch_tokens": 8_192, "learning_rate": 2e-4},
-    "standard": {"max_tokens": 100_000_000, "batch_tokens": 131_072, "learning_rate": 2e-4},
-    "full": {"max_tokens": 2_000_000_000, "batch_tokens": 1_048_576, "learning_rate": 2e-4},
+    "quick": {"max_tokens": 2_000_000, "batch_tokens": 8_192},
+    "standard": {"max_tokens": 100_000_000, "batch_tokens": 131_072},
+    "full": {"max_tokens": 2_000_000_000, "batch_tokens": 1_048_576},
 }
-# Factor to the learning rate of adapters, whose weights begin at zero.
-ADAPTER_RATE = 5
+# Learning rate of weights, and of adapters, which begin at zero.
+WEIGHT_RATE, ADAPTER_RATE = 1e-4, 5e-4
 LOSSES = ("all", "answers")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -42,11 +42,11 @@ class RecoveryConfig:
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.
         loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations alone.
-        preset: Defaults of the number of tokens, the tokens per step and the learning rate: `"quick"`, `"standard"`
-            or `"full"` (`PRESETS`).
+        preset: Defaults of the number of tokens and the tokens per step: `"quick"`, `"standard"` or `"full"`
+            (`PRESETS`).
         max_tokens: Number of tokens to train on, as a number or as `"2M"`. Rounded up to whole steps.
         batch_tokens: Tokens per step of the optimiser, of all processes. Rounded to whole windows.
-        learning_rate: Largest learning rate of AdamW; five times the preset's for adapters.
+        learning_rate: Largest learning rate of AdamW; 1e-4, or 5e-4 for adapters, if `None`.
         warmup_ratio: Share of the steps over which the learning rate rises; then it falls along a cosine to 0.
         weight_decay: Weight decay of AdamW.
         max_grad_norm: Norm that gradients are clipped to.
@@ -78,7 +78,7 @@ class RecoveryConfig:
     max_tokens: int | str | None = None
     batch_tokens: int | str | None = None
     learning_rate: float | None = None
-    warmup_ratio: float = 0.05
+    warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     temperature: float = 1.0
@@ -99,9 +99,8 @@ class RecoveryConfig:
         for name, choices in {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": CHOICES["start_token"]}.items():
             if getattr(self, name) not in choices:
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
-        preset = dict(PRESETS[self.preset])
-        preset["learning_rate"] *= ADAPTER_RATE if self.lora else 1
-        for name, value in preset.items():
+        rate = {"learning_rate": ADAPTER_RATE if self.lora else WEIGHT_RATE}
+        for name, value in {**PRESETS[self.preset], **rate}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.max_tokens, self.batch_tokens = read_tokens(self.max_tokens), read_tokens(self.batch_tokens)

@@ -3,7 +3,7 @@
 import pytest
 
 from optimum_ffp import FFPError, RecoveryConfig
-from optimum_ffp.recovery.config import ADAPTER_RATE, PRESETS, read_tokens
+from optimum_ffp.recovery.config import ADAPTER_RATE, PRESETS, WEIGHT_RATE, read_tokens
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_presets_set_what_is_not_given(preset):
     assert (given.max_tokens, given.learning_rate) == (5000, 1e-3)
     assert given.batch_tokens == PRESETS[preset]["batch_tokens"]
     adapters = RecoveryConfig(preset=preset, lora=8)
-    assert adapters.learning_rate == ADAPTER_RATE * PRESETS[preset]["learning_rate"]
+    assert (config.learning_rate, adapters.learning_rate) == (WEIGHT_RATE, ADAPTER_RATE)
     assert adapters.stated().keys() == {"seed", "lora"} | ({"preset"} if preset != "quick" else set())
 
 
