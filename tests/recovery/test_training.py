@@ -52,6 +52,20 @@ def test_training_lowers_the_divergence(student, teacher, text, windows, tmp_pat
     assert not any(parameter.requires_grad for parameter in trained.model.parameters())
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 2}, {"batch_size": 4}, {"gradient_checkpointing": True}])
+def test_how_a_step_is_divided_changes_nothing(teacher, text, windows, tmp_path, changes):
+    """Windows without a loss on some tokens, so that forward passes have different numbers of labels."""
+    text = torch.where(torch.arange(LENGTH) < torch.arange(len(text))[:, None], -1 - text, text)
+    options = {"batch_tokens": 4 * LENGTH, "learning_rate": 1e-3}
+    curves = []
+    for number, more in enumerate(({}, changes)):
+        student = prune_by_hand(make_tiny_model())[0]
+        training = make_training(student, teacher, **options, **more)
+        curves.append(training.run(text, windows[4:].int(), tmp_path / str(number)).curve)
+    for one, other in zip(*curves, strict=True):
+        assert other["step"] == one["step"] and other["kl"] == pytest.approx(one["kl"], rel=1e-4)
+
+
 def test_weights_are_rounded_to_their_dtype(student, teacher, text, windows, tmp_path):
     trained = make_training(student, teacher, torch.bfloat16).run(text, windows[4:].int(), tmp_path)
     assert {one.dtype for one in trained.model.parameters()} == {trained.model.config.dtype} == {torch.bfloat16}
