@@ -115,7 +115,7 @@ def summary(record: "RecoveryRecord", folder: str) -> str:
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
         ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),
-        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items()),
+        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items() if count > 1),
         ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
         ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
         ("held out", describe_windows(record.held_out)),

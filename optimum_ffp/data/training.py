@@ -35,7 +35,8 @@ class TrainingWindows:
 
     Attributes:
         tokens: Token ids, int32, shape `[windows, window length]`; `-1 - id` for tokens without a loss.
-        passes: How often each text is read, by name: above 1 where it is shorter than its share of the windows.
+        passes: How often each text is read, by name: above 1 where it is shorter than its share of the windows, and 1
+            where it suffices.
     """
 
     tokens: torch.Tensor

@@ -88,7 +88,7 @@ def test_the_card_tells_of_the_recovery_before_the_pruning(folder, recovered):
     heading, _, rest = card.text.strip().partition("\n")
     assert heading.endswith("pruned, recovered") and rest.index("recovery.png") < rest.index("## Pruning")
     assert "| c4.txt | 2.718 | 7.389 | **4.482** |" in rest and "| wikitext2 | 4.482 | 12.182 | **7.389** |" in rest
-    assert "960 tokens of 50 % c4.txt, 50 % text sampled from the model itself" in rest
+    assert "960 tokens of 50 % c4.txt, 50 % text sampled from the model itself; c4.txt was read 1.2 times; in" in rest
     assert "3,840 tokens in forward passes" in rest and "from\n0.5000 to 0.0455 nats per token" in rest
     assert "./recovered" in rest and "tiny ffp" not in rest.replace(recovery_command(make_record(folder)), "")
     assert [result.metric_value for result in card.data.eval_results] == [4.4817, 7.3891]

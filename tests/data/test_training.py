@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import pytest
 import torch
 
@@ -149,6 +150,25 @@ def test_a_template_that_rewrites_earlier_messages_is_refused(chats):
     tokenizer.chat_template = "{{ messages | length }} " + CHATML
     with pytest.raises(FFPError, match="writes earlier messages differently when others follow"):
         train(chats, 4, tokenizer, answers_only=True)
+
+
+@pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
+def test_no_more_of_a_dataset_of_the_hub_is_read_than_is_needed(monkeypatch, splits):
+    read, lines = [], make_text(40_000).splitlines()
+
+    def rows():
+        for line in lines:
+            read.append(line)
+            yield {"text": line}
+
+    def load_dataset(repository, config, split, streaming):
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: splits)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = train("someone/corpus", 20, test=2)
+    assert found.tokens.shape == (20, LENGTH) and found.passes["someone/corpus"] == pytest.approx(1, abs=0.5)
+    assert len(read) < len(lines)
 
 
 def test_too_little_text_is_refused(tmp_path):
