@@ -169,7 +169,8 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     from ..recovery.config import RecoveryConfig
 
     shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
-    return RecoveryConfig(max_tokens=args.recover, **{name: getattr(config, name) for name in shared})
+    given = {name: getattr(config, name) for name in shared}
+    return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)
 
 
 def recover_all(

@@ -105,6 +105,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     )
     _add(data, "held-out-samples", "Number of windows, from the validation split, to follow the training on.")
     _add(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
+    _add(data, "eval-seq-len", "Tokens per test window.", SEQ_LEN_DEFAULT)
 
     training = parser.add_argument_group("Training")
     _add(

@@ -63,6 +63,7 @@ class RecoveryConfig:
         patience: Evaluations without a smaller divergence on held-out windows after which the training ends. The
             weights of the best one are then kept. `None` trains to the end and keeps the last weights.
         eval_samples: Number of test windows of each text; all if `None`.
+        eval_seq_len: Tokens per test window; the model's maximum length up to 2048 if `None`.
         seed: Random seed.
 
     Raises:
@@ -93,6 +94,7 @@ class RecoveryConfig:
     held_out_samples: int = 16
     patience: int | None = None
     eval_samples: int | None = None
+    eval_seq_len: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class RecoveryConfig:
         self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm")
         self._check(float, 0, 1, "warmup_ratio", "label_share")
         self._check(float, 0.1, None, "temperature")
-        for name, least in {"seq_len": 2, "patience": 1, "eval_samples": 1}.items():
+        for name, least in {"seq_len": 2, "eval_seq_len": 2, "patience": 1, "eval_samples": 1}.items():
             if getattr(self, name) is not None:
                 self._check(int, least, None, name)
         if self.keep_adapter and not self.lora:

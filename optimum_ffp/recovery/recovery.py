@@ -80,7 +80,9 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
         self.report_to, self.record, self._adapter = [*report_to], None, None
-        self.length = window_length(config.seq_len, student.config)
+        self.length, self.eval_length = (
+            window_length(length, student.config) for length in (config.seq_len, config.eval_seq_len)
+        )
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = multiplies(teacher.device, torch.bfloat16) if config.bf16 is None else config.bf16
         self.batch = Batch.of(config, self.length)
@@ -229,11 +231,14 @@ class FFPRecovery:
 
     def _read(self) -> list[dict[str, Any]]:
         """Held-out and test windows."""
-        config, request = self.config, self._request
-        found = load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
-        for warning in found.warnings(request):
+        config, requests = self.config, [self._request, replace(self._request, length=self.eval_length)]
+        held_out, tests = (
+            load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
+            for request in requests
+        )
+        for warning in held_out.warnings(requests[0]):
             logger.warning(warning)
-        return found.to_list()
+        return replace(held_out, tests=tests.tests).to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
         """Windows to train on, which the main process makes."""

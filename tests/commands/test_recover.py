@@ -13,7 +13,7 @@ from tests.helpers import FILES, contents
 
 
 SIZES = ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--held-out-samples", "4"]
-SIZES += ["--eval-samples", "3"]
+SIZES += ["--eval-samples", "3", "--eval-seq-len", "24"]
 
 
 @pytest.fixture
@@ -146,7 +146,10 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
     assert code == 0, errors
     assert output.count("saved in") == 2 and not list(tmp_path.glob("*.work"))
     (record,) = json.loads((tmp_path / "out-recovered" / "ffp_config.json").read_text())["recovery"]
-    assert record["options"] | {"dataset": data_folder.name, "seq_len": 24, "seed": 4} == record["options"]
+    assert (
+        record["options"] | {"dataset": data_folder.name, "seq_len": 24, "eval_seq_len": 24, "seed": 4}
+        == record["options"]
+    )
     assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
     assert "exists; name another folder" in prune("--recover", "30k")[2]
 

@@ -11,7 +11,14 @@ from optimum_ffp.evaluation import window_losses
 from tests.helpers import make_tiny_model, make_tokenizer
 
 
-SETTINGS = {"max_tokens": "2k", "batch_tokens": 96, "seq_len": 24, "held_out_samples": 4, "eval_samples": 3}
+SETTINGS = {
+    "max_tokens": "2k",
+    "batch_tokens": 96,
+    "seq_len": 24,
+    "held_out_samples": 4,
+    "eval_samples": 3,
+    "eval_seq_len": 24,
+}
 
 
 @pytest.fixture
