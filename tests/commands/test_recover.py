@@ -142,7 +142,7 @@ def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
 
 
 def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder):
-    code, output, errors = prune("--recover", "30k", "--seed", "4")
+    code, output, errors = prune("--recover", "17k", "--seed", "4")
     assert code == 0, errors
     assert output.count("saved in") == 2 and not list(tmp_path.glob("*.work"))
     (record,) = json.loads((tmp_path / "out-recovered" / "ffp_config.json").read_text())["recovery"]
@@ -151,7 +151,7 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
         == record["options"]
     )
     assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
-    assert "exists; name another folder" in prune("--recover", "30k")[2]
+    assert "exists; name another folder" in prune("--recover", "17k")[2]
 
 
 def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
@@ -161,14 +161,14 @@ def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     (tmp_path / "out-recovered").mkdir()
-    code, _, errors = prune("--recover", "30k")
+    code, _, errors = prune("--recover", "17k")
     assert code == 2 and "out-recovered exists" in errors and not (tmp_path / "out").exists()
     (tmp_path / "out-recovered").rmdir()
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryTrainer, "training_step", interrupt)
-        assert prune("--recover", "30k")[0] == 130
+        assert prune("--recover", "17k")[0] == 130
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    code, output, errors = prune("--recover", "30k", "--resume")
+    code, output, errors = prune("--recover", "17k", "--resume")
     assert code == 0, errors
     assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
