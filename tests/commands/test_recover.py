@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
-from optimum_ffp.recovery.config import RecoveryConfig
+from optimum_ffp.recovery.config import PRESETS, RecoveryConfig
 from tests.helpers import FILES, contents
 
 
@@ -130,8 +130,9 @@ def test_the_result_is_uploaded(recover, tmp_path, hub):
 
 
 @pytest.fixture
-def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
+def prune(run_ffp, save_tiny_model, data_folder, tmp_path, monkeypatch):
     model = save_tiny_model()
+    monkeypatch.setitem(PRESETS["quick"], "batch_tokens", 96)
 
     def run(*words):
         sizes = ["--num-samples", "8", "--search-samples", "2", "--eval-samples", "3", "--search-steps", "6"]
@@ -142,7 +143,7 @@ def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
 
 
 def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder):
-    code, output, errors = prune("--recover", "17k", "--seed", "4")
+    code, output, errors = prune("--recover", "1k", "--seed", "4")
     assert code == 0, errors
     assert output.count("saved in") == 2 and not list(tmp_path.glob("*.work"))
     (record,) = json.loads((tmp_path / "out-recovered" / "ffp_config.json").read_text())["recovery"]
@@ -151,7 +152,7 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
         == record["options"]
     )
     assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
-    assert "exists; name another folder" in prune("--recover", "17k")[2]
+    assert "exists; name another folder" in prune("--recover", "1k")[2]
 
 
 def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
@@ -161,14 +162,14 @@ def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     (tmp_path / "out-recovered").mkdir()
-    code, _, errors = prune("--recover", "17k")
+    code, _, errors = prune("--recover", "1k")
     assert code == 2 and "out-recovered exists" in errors and not (tmp_path / "out").exists()
     (tmp_path / "out-recovered").rmdir()
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryTrainer, "training_step", interrupt)
-        assert prune("--recover", "17k")[0] == 130
+        assert prune("--recover", "1k")[0] == 130
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    code, output, errors = prune("--recover", "17k", "--resume")
+    code, output, errors = prune("--recover", "1k", "--resume")
     assert code == 0, errors
     assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
