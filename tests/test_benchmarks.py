@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from optimum_ffp import FFPModelForCausalLM
@@ -163,3 +164,25 @@ def test_latency_of_both_models(run, dense):
     assert record["settings"]["dense"] == "tiny-llama"
     assert record["dense"]["parameters"] == record["pruned"]["parameters"]
     assert f"{record['pruned']['decode']:,.1f}" in printed
+
+
+def test_recoveries_are_compared_and_go_on(run, pruned, folder, data_folder, tmp_path, monkeypatch):
+    sizes = ["seq_len=24", "eval_seq_len=24", "batch_tokens=96", "held_out_samples=3", "evaluations=2"]
+    words = [folder, "--teacher", pruned[0].model_id, "--dataset", data_folder, "--eval-samples", "3"]
+    words += ["--max-tokens", "500", "1k", "--seeds", "0", "1", "--work", tmp_path / "work", "--options", *sizes]
+    printed, records = run("recover", *words)
+    assert [(record["asked"], record["options"]["seed"]) for record in records] == [
+        (tokens, seed) for tokens in ("500", "1k") for seed in (0, 1)
+    ]
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| tiny ffp")]
+    assert [row[2:4] for row in rows] == [["500", "2"], ["1k", "2"]]
+    for row, group in zip(rows, (records[:2], records[2:])):
+        dense, before, after = (
+            np.mean([record["losses"][name][0] for record in group]) for name in ("dense", "pruned", "recovered")
+        )
+        assert row[4:6] == [f"{np.exp(before):.2f}", f"{np.exp(after):.2f}"]
+        assert row[6].startswith(f"{100 * (before - after) / (before - dense):.1f} ± ")
+    assert not list((tmp_path / "work").glob("*/*")), "finished work is kept as a record alone"
+    # What is finished is read again.
+    monkeypatch.setattr("optimum_ffp.FFPRecovery.recover", None)
+    assert run("recover", *words)[1] == records

@@ -172,7 +172,7 @@ class Training:
 
     def _arguments(self, folder: Path, saves: bool, begins: bool) -> TrainingArguments:
         config, batch = self.config, self.batch
-        every = max(1, round(batch.steps / config.evaluations))
+        every = math.ceil(batch.steps / config.evaluations)
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=batch.steps,
