@@ -232,13 +232,14 @@ class FFPRecovery:
     def _read(self) -> list[dict[str, Any]]:
         """Held-out and test windows."""
         config, requests = self.config, [self._request, replace(self._request, length=self.eval_length)]
-        held_out, tests = (
+        # Text that the model writes is written once where both have one length.
+        held_out, *tests = (
             load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
-            for request in requests
+            for request in dict.fromkeys(requests)
         )
         for warning in held_out.warnings(requests[0]):
             logger.warning(warning)
-        return replace(held_out, tests=tests.tests).to_list()
+        return replace(held_out, tests=[held_out, *tests][-1].tests).to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
         """Windows to train on, which the main process makes."""
