@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -181,16 +181,19 @@ def command_line(result: PruningResult) -> str:
         "sparsity": values["sparsity"],
         **_stated_options(config, values),
     }
-    words = ["optimum-cli ffp prune"]
+    return " ".join(["optimum-cli ffp prune", *option_words(stated)])
+
+
+def option_words(stated: Mapping[str, Any]) -> Iterator[str]:
+    """Yields options of a command line with their values, for those that are not `None`."""
     for name, value in stated.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
+            yield f"--{option}" if value else f"--no-{option}"
         elif isinstance(value, list):
-            words.append(f"--{option} {' '.join(map(str, value))}")
+            yield f"--{option} {' '.join(map(str, value))}"
         elif value is not None:
-            words.append(f"--{option} {shlex.quote(str(value))}")
-    return " ".join(words)
+            yield f"--{option} {shlex.quote(str(value))}"
 
 
 def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:

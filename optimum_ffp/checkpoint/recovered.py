@@ -11,20 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
 from ..errors import FFPError
-from ..hub.naming import dataset_name, short_mix, short_name, without_folders
+from ..hub.naming import dataset_name, short_name, without_folders
 from ..hub.upload import name_repository, one_line
 from ..options import GRADIENT_COST, read_mix
 from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES
 from ..utils.json import to_json
-from .card import evaluation_results, hub_dataset
+from .card import evaluation_results, hub_dataset, option_words
 from .plots import RECOVERY_PLOT, write_recovery
+from .result import perplexities_by_text
 from .saving import push_written, write_folder
 
 
@@ -92,11 +92,7 @@ class RecoveryRecord:
     @property
     def perplexities(self) -> list[dict[str, float]]:
         """Perplexities on the test windows of each text, by model."""
-        with np.errstate(over="ignore"):
-            return [
-                {name: float(np.exp(np.mean(of_texts[number]))) for name, of_texts in self.losses.items()}
-                for number in range(len(self.tests))
-            ]
+        return perplexities_by_text(self.losses)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready record in `ffp_config.json`."""
@@ -156,15 +152,10 @@ def push_recovered(
 
 def recovery_command(record: RecoveryRecord) -> str:
     """The command that repeats a recovery."""
-    words = ["optimum-cli ffp recover -m", shlex.quote(short_name(record.source)), "OUT"]
-    words += ["--teacher", shlex.quote(short_name(record.teacher))]
-    for name, value in without_folders(record.stated).items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words.append(f"--{option} {shlex.quote(str(value))}")
-    return " ".join(words)
+    stated = {"teacher": short_name(record.teacher)} | without_folders(record.stated)
+    return " ".join(
+        ["optimum-cli ffp recover -m", shlex.quote(short_name(record.source)), "OUT", *option_words(stated)]
+    )
 
 
 def _source_folder(source: str, hub: Mapping[str, Any]) -> Path:
@@ -219,8 +210,8 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     environment.filters["text"] = dataset_name
     figures = [*zip(record.tests, record.perplexities)]
     fields = {"record": record, "options": record.options, "figures": figures, "plot": RECOVERY_PLOT}
-    fields |= {"teacher": short_name(record.teacher), "text": short_mix(record.options["dataset"])}
-    section = environment.get_template(SECTION).render(fields, command=recovery_command(record))
+    fields |= {"teacher": short_name(record.teacher), "command": recovery_command(record)}
+    section = environment.get_template(SECTION).render(fields)
     title, _, rest = card.text.lstrip().partition("\n")
     title = title.removesuffix(", recovered")
     # Of an earlier recovery the section stays, below this one.

@@ -164,11 +164,7 @@ class PruningResult:
     @property
     def tests(self) -> list[tuple[Windows, dict[str, float]]]:
         """Test windows of each text, and the perplexities on them by model, as in `losses`."""
-        with np.errstate(over="ignore"):
-            return [
-                (windows, {name: float(np.exp(np.mean(of_texts[number]))) for name, of_texts in self.losses.items()})
-                for number, windows in enumerate(self.test_windows)
-            ]
+        return [*zip(self.test_windows, perplexities_by_text(self.losses))]
 
     @property
     def test(self) -> Windows:
@@ -205,6 +201,17 @@ class PruningResult:
         }
         search = self.search.to_dict() | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
         return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}
+
+
+def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:
+    """Perplexities by model on each text.
+
+    Args:
+        losses: Losses of every window of every text, in nats per token, by model.
+    """
+    with np.errstate(over="ignore"):
+        means = {name: [float(np.exp(np.mean(text))) for text in texts] for name, texts in losses.items()}
+    return [dict(zip(means, of_text)) for of_text in zip(*means.values())]
 
 
 def final(perplexities: Mapping[str, float]) -> float:

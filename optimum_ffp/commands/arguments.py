@@ -177,6 +177,48 @@ def add_num_processes(group: _ArgumentGroup) -> None:
     )
 
 
+def add_output(group: _ArgumentGroup, result: str, default: str) -> None:
+    """Adds the output folder, as a positional argument and as `--output`.
+
+    Args:
+        group: Group to add it to.
+        result: What the model is that is written, for the help: "pruned".
+        default: Description of the default.
+    """
+    group.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        default=SUPPRESS,
+        action=StoreOnce,
+        help=f"Folder to write the {result} model to.",
+    )
+    add_option(group, "output", metavar="OUT", action=StoreOnce, help=f"The same, by name. Default: {default}.")
+
+
+def add_overwrite(group: _ArgumentGroup) -> None:
+    """Adds `--overwrite` for a checkpoint."""
+    add_option(
+        group,
+        "overwrite",
+        action="store_true",
+        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
+    )
+
+
+def add_upload_options(group: _ArgumentGroup) -> None:
+    """Adds `--hub-model-id`, `--private`, and the options of `add_hub_options`."""
+    add_option(group, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
+    add_option(
+        group,
+        "private",
+        action="store_true",
+        default=None,
+        help="Make the repository private if it is created. Default: the owner's setting.",
+    )
+    add_hub_options(group)
+
+
 def add_hub_options(group: _ArgumentGroup) -> None:
     """Adds `--revision`, `--token` and `--cache-dir`."""
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")

@@ -16,6 +16,7 @@ from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the
 from .errors import USER_ERROR, one_line_endings
 from .launching import run_in_processes
 from .prune_options import parse_args_ffp_prune
+from .recover import RECOVERED, recover_into
 
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ READ_WHEN = {
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
 }
-# After the name of a pruned model's folder.
-RECOVERED = "-recovered"
 LOAD_OPTIONS = ("device", "dtype", "device_map", "offload", "trust_remote_code", "revision", "token", "cache_dir")
 
 
@@ -122,6 +121,7 @@ def prune(args: Namespace) -> None:
     if recovery and args.resume and not holds_work(work) and all(map(is_checkpoint, map(resolve, folders))):
         # All is pruned, and a recovery was interrupted.
         recover_all(args, recovery, folders, repositories)
+        processes.leave()
         return
     # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
@@ -180,7 +180,6 @@ def recover_all(
     from ..hub.upload import push_folder
     from ..utils import processes
     from ..utils.folders import is_checkpoint, resolve
-    from .recover import recover_into
 
     for folder, repo_id in zip(folders, repositories):
         recovered = f"{folder}{RECOVERED}"

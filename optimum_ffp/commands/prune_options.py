@@ -1,16 +1,17 @@
 """The options of `optimum-cli ffp prune`, in the groups of `--help`."""
 
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from .arguments import (
     SEQ_LEN_DEFAULT,
-    StoreOnce,
     add_config_option,
-    add_hub_options,
     add_load_options,
     add_num_processes,
     add_option,
+    add_output,
+    add_overwrite,
     add_text_column,
+    add_upload_options,
     fraction,
 )
 
@@ -34,17 +35,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(required, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file.")
 
     common = parser.add_argument_group("Common options")
-    common.add_argument(
-        "output",
-        metavar="OUT",
-        nargs="?",
-        default=SUPPRESS,
-        action=StoreOnce,
-        help="Folder to write the pruned model to.",
-    )
-    add_option(
-        common, "output", metavar="OUT", action=StoreOnce, help="The same, by name. Default: MODEL-ffp-PERCENT."
-    )
+    add_output(common, "pruned", "MODEL-ffp-PERCENT")
     add_config_option(
         common,
         "sparsity",
@@ -72,12 +63,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
 
     output = parser.add_argument_group("Output")
-    add_option(
-        output,
-        "overwrite",
-        action="store_true",
-        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
-    )
+    add_overwrite(output)
     add_option(
         output,
         "resume",
@@ -286,15 +272,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
 
     hub = parser.add_argument_group("The Hub")
-    add_option(hub, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
-    add_option(
-        hub,
-        "private",
-        action="store_true",
-        default=None,
-        help="Make the repository private if it is created. Default: the owner's setting.",
-    )
-    add_hub_options(hub)
+    add_upload_options(hub)
     add_option(
         hub,
         "trust-remote-code",

@@ -24,6 +24,8 @@ READ_WHEN = {
     "private": TO_THE_HUB,
     "keep_adapter": Condition("with --lora", lambda args: args.lora),
 }
+# After the name of a pruned model, for the folder of the recovered one.
+RECOVERED = "-recovered"
 LOAD_OPTIONS = ("device", "dtype", "revision", "token", "cache_dir")
 
 
@@ -52,7 +54,7 @@ def read_config(args: Namespace) -> "RecoveryConfig":
 
 def recover(args: Namespace) -> None:
     """Trains, saves, prints what came of it, and uploads."""
-    config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}-recovered"
+    config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}{RECOVERED}"
 
     from ..hub.upload import check_push, push_folder
     from ..utils import processes

@@ -1,18 +1,19 @@
 """The options of `optimum-cli ffp recover`, in the groups of `--help`."""
 
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 
 from ..recovery.config import ADAPTER_RATE, LOSSES, PRESETS, WEIGHT_RATE, RecoveryConfig
 from .arguments import (
     SEQ_LEN_DEFAULT,
-    StoreOnce,
     add_config_option,
     add_device_options,
-    add_hub_options,
     add_num_processes,
     add_option,
+    add_output,
+    add_overwrite,
     add_text_column,
+    add_upload_options,
 )
 
 
@@ -36,15 +37,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     add_option(required, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
 
     common = parser.add_argument_group("Common options")
-    common.add_argument(
-        "output",
-        metavar="OUT",
-        nargs="?",
-        default=SUPPRESS,
-        action=StoreOnce,
-        help="Folder to write the recovered model to.",
-    )
-    add_option(common, "output", metavar="OUT", action=StoreOnce, help="The same, by name. Default: MODEL-recovered.")
+    add_output(common, "recovered", "MODEL-recovered")
     _add(
         common,
         "dataset",
@@ -64,12 +57,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
 
     output = parser.add_argument_group("Output")
-    add_option(
-        output,
-        "overwrite",
-        action="store_true",
-        help="Replace an existing checkpoint in OUT; other folders are never replaced.",
-    )
+    add_overwrite(output)
     add_option(
         output,
         "resume",
@@ -154,15 +142,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(resources, "gradient-checkpointing", "Whether to run layers again in the backward pass, to save memory.")
 
     hub = parser.add_argument_group("The Hub")
-    add_option(hub, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
-    add_option(
-        hub,
-        "private",
-        action="store_true",
-        default=None,
-        help="Make the repository private if it is created. Default: the owner's setting.",
-    )
-    add_hub_options(hub)
+    add_upload_options(hub)
 
 
 def _add(group: ArgumentParser, name: str, help: str, default: str | None = None, **options) -> None:

@@ -80,12 +80,10 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
         self.report_to, self.record, self._adapter = [*report_to], None, None
-        self.length, self.eval_length = (
-            window_length(length, student.config) for length in (config.seq_len, config.eval_seq_len)
-        )
+        self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = multiplies(teacher.device, torch.bfloat16) if config.bf16 is None else config.bf16
-        self.batch = Batch.of(config, self.length)
+        self.batch = Batch.of(config, window_length(config.seq_len, student.config))
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
         if processes.count() == 1 and (teacher.device.index or 0) > 0:
@@ -144,14 +142,14 @@ class FFPRecovery:
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         trained = self._train(windows.tokens, data.search.tokens.int())
-        self.student, self._adapter = trained.model, trained.adapter
+        self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
         losses["recovered"] = self._losses(self.student, data, "recovered")
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
             stated=self.config.stated(),
             source=self.source,
             teacher=self.teacher_id,
-            window_length=self.length,
+            window_length=self.batch.length,
             windows_per_step=self.batch.windows,
             passes=windows.passes,
             curve=trained.curve,
@@ -179,17 +177,15 @@ class FFPRecovery:
         """
         record = self._finished()
         if processes.is_main():
-            adapter = self._adapter if self.config.keep_adapter else None
-            save_recovered(record, self.student, directory, overwrite, adapter, self.options.hub())
+            save_recovered(record, self.student, directory, overwrite, self._adapter, self.options.hub())
         processes.wait()
         self.journal.remove()
         self.journal = Journal()
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
-        record, adapter = self._finished(), self._adapter if self.config.keep_adapter else None
-        push = partial(push_recovered, record, self.student, repo_id, private, token, adapter, self.options.hub())
-        return processes.on_main(push)
+        arguments = self._finished(), self.student, repo_id, private, token, self._adapter, self.options.hub()
+        return processes.on_main(partial(push_recovered, *arguments))
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:
@@ -215,7 +211,7 @@ class FFPRecovery:
     def _request(self) -> DataRequest:
         config = self.config
         return DataRequest(
-            length=self.length,
+            length=self.batch.length,
             # `training_windows` reads what is trained on.
             calibration=1,
             search=config.held_out_samples,
@@ -259,7 +255,8 @@ class FFPRecovery:
         def measure() -> list[list[float]]:
             device, found = self.teacher.device, []
             model.to(device, compute_dtype(device, model.dtype)).eval()
-            with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar, self._computing():
+            computing, count = computing_in(device, torch.bfloat16 if self.bf16 else None), sum(map(len, data.tests))
+            with progress_bar(count, f"Perplexity, {name}", "window") as bar, computing:
                 for test in data.tests:
                     shares = Shares(len(test))
                     own = test.tokens[shares.own]
@@ -268,9 +265,6 @@ class FFPRecovery:
             return found
 
         return self.journal.value(f"test-losses-{name}", measure)
-
-    def _computing(self) -> torch.autocast:
-        return computing_in(self.teacher.device, torch.bfloat16 if self.bf16 else None)
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
         """Trains the student; the result has its dtype."""
