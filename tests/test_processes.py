@@ -139,6 +139,7 @@ SHARDED = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from optimum_ffp.modeling.offloading import shard_layers
 from optimum_ffp.recovery.loss import DistillationLoss
 from tests.helpers import make_tiny_model
 teacher, student = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True)
@@ -148,6 +149,9 @@ if len(sys.argv) > 1:
     mesh = init_device_mesh("cpu", (2,))
     for module in (*student.model.layers, student):
         fully_shard(module, mesh=mesh)
+    whole = sum(one.numel() for one in teacher.model.layers.parameters())
+    shard_layers(teacher, mesh)
+    assert 2 * sum(one.to_local().numel() for one in teacher.model.layers.parameters()) <= whole + 64
     windows = windows[dist.get_rank() * 2 :][:2]
 student.forward = DistillationLoss(student, teacher)
 student(input_ids=windows, labels=windows)["loss"].backward()

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArgumen
 from ..errors import FFPError
 from ..modeling.auto import pruned_model_class
 from ..modeling.families import get_family
+from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import compute_dtype
 from .config import RecoveryConfig
@@ -145,6 +146,8 @@ class Training:
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
             )
+            if trainer.is_fsdp_enabled:
+                shard_layers(self.teacher)
             seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             model = self._unwrapped(trainer)
         finally:
