@@ -30,6 +30,16 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def windows_at_once(size: int, resident: bool) -> int:
+    """Return how many windows are taken through the layers together.
+
+    Args:
+        size: Bytes of the hidden states that are kept of a window.
+        resident: Whether all layers stay on their device.
+    """
+    return max(1, (RESIDENT_BYTES if resident else OFFLOADED_BYTES) // size)
+
+
 class LayerwiseModel:
     """Runs a causal LM layer by layer: all windows go through a layer before the next.
 
@@ -105,8 +115,8 @@ class LayerwiseModel:
             windows: Token ids, shape `[windows, window length]`.
             copies: Number of hidden states that are kept per window and position.
         """
-        size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
-        return max(1, (RESIDENT_BYTES if self.weights.resident else OFFLOADED_BYTES) // size)
+        one = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize
+        return windows_at_once(copies * one, self.weights.resident)
 
     @torch.no_grad()
     def enter(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, list[Arguments]]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
-from ..engine.layerwise_model import OFFLOADED_BYTES, RESIDENT_BYTES
+from ..engine.layerwise_model import windows_at_once
 from ..modeling.families import Family, ModelUnit
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
@@ -262,11 +262,14 @@ class MemoryModel:
         """Windows of one process."""
         return math.ceil(windows / self.placement.processes)
 
+    def at_once(self, copies: int) -> int:
+        """Windows that are taken through the layers together, if `copies` hidden states of each are kept."""
+        size = copies * self.config.seq_len * self.hidden * self.size
+        return windows_at_once(size, self.placement.offload == "none")
+
     def _kept_at_once(self, windows: int | None, copies: int) -> tuple[Parts, Parts]:
         """Hidden states of as many windows as are taken through the layers at once."""
-        windows = windows and self._own(windows)
-        one = self.config.seq_len * self.hidden * self.size * copies
-        at_once = max(1, (RESIDENT_BYTES if self.placement.offload == "none" else OFFLOADED_BYTES) // one)
+        windows, at_once = windows and self._own(windows), self.at_once(copies)
         return self._states(self.config.seq_len * min(windows or at_once, at_once) * copies, self.size)
 
     def _algebra(self, workspace: int, held: Parts) -> tuple[Parts, Parts]:

@@ -2,9 +2,10 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -12,19 +13,24 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
-from ..compression.distillation import distillation_tokens
-from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig, check_sparsity
-from ..data import DataRequest, check_calibration_tokens, reported_texts, with_window_length
+from ..data import check_calibration_tokens, with_window_length
 from ..modeling.families import Family, find_family
 from ..modeling.loading import loading_errors, resolve_dtype
-from ..options import GRADIENT_COST, LAYER_BY_LAYER, NO_SEARCH
+from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
-from ..search.task import finalist_count
 from ..utils.precision import autocast_dtype, compute_dtype
+from .counts import count_searches, count_tokens, count_walks
 from .machine import Machine, measure_machine
 from .memory import MemoryModel, Placement, StageMemory
-from .work import EFFICIENCY, describe_duration, measure_speed, stage_operations
+from .work import (
+    DISK_SPEED,
+    EFFICIENCY,
+    describe_duration,
+    measure_copy_speed,
+    measure_speed,
+    stage_operations,
+)
 
 
 GIB = 2**30
@@ -53,6 +59,9 @@ class Plan:
             `evaluation` those of one model, `None` if all text is used. An upper bound for the search. Distillation
             reads more where a layer gains nothing at the first attempt.
         operations: Floating-point operations per stage (`stage_operations`), without an evaluation on all text.
+        walks: How often all layers are run through per stage, without an evaluation on all text; for the stage
+            `evaluation` by one model.
+        layer_bytes: Bytes of the weights of all layers.
         compute_dtype: Dtype of most matrix products.
         evaluated: Number of models that are evaluated on the test windows.
         memory: Memory per stage, in the order of the stages.
@@ -75,6 +84,8 @@ class Plan:
     candidate_evaluations: int
     tokens: dict[str, int | None]
     operations: dict[str, float]
+    walks: dict[str, int]
+    layer_bytes: int
     compute_dtype: torch.dtype
     evaluated: int
     memory: tuple[StageMemory, ...]
@@ -87,9 +98,24 @@ class Plan:
     @property
     def all_operations(self) -> dict[str, float]:
         """Operations per stage, those of the evaluation for all models."""
-        return {
-            stage: count * (self.evaluated if stage == "evaluation" else 1) for stage, count in self.operations.items()
-        }
+        return self._of_all_models(self.operations)
+
+    @property
+    def brought_bytes(self) -> dict[str, int]:
+        """Bytes of weights that every process brings to its device per stage, where layers are offloaded."""
+        walks = self._of_all_models(self.walks) if self.offload != "none" else {}
+        return {stage: count * self.layer_bytes for stage, count in walks.items()}
+
+    @property
+    def read_bytes(self) -> int:
+        """Those of all stages that come from disk: after the first time none, if memory can keep the files."""
+        if self.offload != "disk":
+            return 0
+        kept = max(map(self.host_bytes, self.memory)) + self.layer_bytes < self.machine.host_free
+        return self.layer_bytes if kept else sum(self.brought_bytes.values())
+
+    def _of_all_models(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        return {stage: count * (self.evaluated if stage == "evaluation" else 1) for stage, count in counts.items()}
 
     def host_bytes(self, stage: StageMemory) -> int:
         """Estimated peak of host memory of all processes in a stage."""
@@ -141,7 +167,7 @@ class Plan:
             *([("processes", f"{self.processes}, memory is that of all")] if self.processes > 1 else []),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
-            ("time", self._describe_time()),
+            *self._describe_time(),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
@@ -162,18 +188,30 @@ class Plan:
         shortage = describe_shortage(self.features, self.tokens["statistics"])
         return "\n".join(lines + ([shortage] if shortage else []))
 
-    def _describe_time(self) -> str:
-        counts = self.all_operations
+    def _describe_time(self) -> Iterator[tuple[str, str]]:
+        counts, brought = self.all_operations, self.brought_bytes
         # Processes that don't share the calibration wait for it.
-        operations = sum(counts.values()) + counts["calibration"] * (self.processes / self.calibrated_by - 1)
+        counts["calibration"] *= self.processes / self.calibrated_by
         # Processes on the CPU share its cores.
         speed = measure_speed(self.machine.device, self.compute_dtype)
         speed *= 1 if self.machine.device_free is None else self.processes
+        copy_speed, seconds = measure_copy_speed(self.machine.device) if brought else 1.0, self.read_bytes / DISK_SPEED
+        for stage in {**counts, **brought}:
+            # The next layer is brought while one runs.
+            seconds += max(counts.get(stage, 0) / (EFFICIENCY * speed), brought.get(stage, 0) / copy_speed)
         rest = " and the evaluation" if self.tokens["evaluation"] is None else ""
-        return (
-            f"about {describe_duration(operations / (EFFICIENCY * speed))}{rest}: {operations / 1e12:,.1f} TFLOP at "
-            f"{EFFICIENCY:.0%} of the {speed / 1e12:.3g} TFLOP/s that a matrix product has now"
+        operations = sum(counts.values())
+        yield (
+            "time",
+            f"about {describe_duration(seconds)}{rest}: {operations / 1e12:,.1f} TFLOP at {EFFICIENCY:.0%} of the "
+            f"{speed / 1e12:.3g} TFLOP/s that a matrix product has now",
         )
+        if brought:
+            total = sum(brought.values())
+            text = f"{_gib(total)}, all layers {total // self.layer_bytes:,} times, at {_gib(round(copy_speed))}/s"
+            if self.read_bytes:
+                text += f"; {_gib(self.read_bytes)} of them from disk, which is taken to read {_gib(DISK_SPEED)}/s"
+            yield "weights brought", text
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
@@ -190,7 +228,7 @@ def _describe_unit(ways: tuple[Unit, ...]) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
+    return f"{size / GIB:,.2f} GiB"
 
 
 def make_plan(
@@ -247,7 +285,7 @@ def make_plan(
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
     matrices = sum(4 * count**2 for count in features)
-    evaluations, tokens = _count(config, len(units), len(sparsities))
+    tokens = count_tokens(config, len(units), len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
     common = {
         "model": name,
@@ -259,9 +297,10 @@ def make_plan(
         "sparsities": sparsities,
         "feasible": (max(low for low, _ in feasible), min(high for _, high in feasible)),
         "bounds": (config.min_retention, config.max_retention),
-        "candidate_evaluations": evaluations,
+        "candidate_evaluations": sum(map(sum, count_searches(config, len(sparsities)))),
         "tokens": tokens,
         "operations": stage_operations(model, units, family, config, tokens),
+        "layer_bytes": _layer_bytes(model, family),
         "compute_dtype": compute or own,
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
@@ -291,7 +330,14 @@ def make_plan(
         )
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
-        plan = Plan(memory=tuple(models[0].stages()), disk=_disk(models, config, journal), offload=place, **common)
+        walks = count_walks(config, len(units), len(sparsities), processes, models[0].at_once)
+        plan = Plan(
+            memory=tuple(models[0].stages()),
+            disk=_disk(models, config, journal),
+            walks={stage: count for stage, count in walks.items() if count is not None},
+            offload=place,
+            **common,
+        )
         if not plan.warnings:
             break
     return plan
@@ -299,8 +345,11 @@ def make_plan(
 
 def _resident_bytes(model: PreTrainedModel, family: Family, offload: str) -> int:
     """Bytes of the weights that are on the device from the beginning to the end."""
-    layers = model.base_model.get_submodule(family.layers) if offload != "none" else ()
-    return model.get_memory_footprint() - sum(one.nbytes for layer in layers for one in layer.parameters())
+    return model.get_memory_footprint() - (_layer_bytes(model, family) if offload != "none" else 0)
+
+
+def _layer_bytes(model: PreTrainedModel, family: Family) -> int:
+    return sum(one.nbytes for one in model.base_model.get_submodule(family.layers).parameters())
 
 
 def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:
@@ -311,42 +360,3 @@ def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> di
     if models[0].placement.offload == "disk":
         written["slicing"] = sum(one.pruned for one in models)
     return (written if journal else {}) | {"save": sum(one.pruned + BESIDE_WEIGHTS_BYTES for one in models)}
-
-
-def _count(config: FFPConfig, units: int, sparsities: int) -> tuple[int, dict[str, int | None]]:
-    """Number of candidate evaluations, and of tokens per stage."""
-    length, every = config.seq_len, config.search_samples
-    tokens: dict[str, int | None] = {}
-    written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
-    if any(written.values()):
-        tokens["data"] = sum(written.values()) * length
-    tokens["statistics"] = config.num_samples * length
-    if config.needs_fishers:
-        tokens["fisher"] = GRADIENT_COST * min(config.fisher_samples, config.num_samples) * length
-    if config.reads("slope_samples"):
-        tokens["slopes"] = (1 + units) * min(config.slope_samples, config.num_samples) * length
-    evaluations = windows = 0
-    for number in range(sparsities):
-        steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
-        final = finalist_count(steps)
-        baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
-        cost = GRADIENT_COST if config.follows_gradient else 1
-        updates = (steps - final) // cost
-        evaluations += updates + final + baselines
-        windows += updates * cost * min(config.update_samples, every) + (final + baselines) * every
-    # + 1: the dense model is evaluated too, once.
-    tokens["search"] = (windows + every) * length
-    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2)
-    reported = reported_texts(config.dataset, config.eval_dataset)
-    tests = [written["test"] if name == "self" else config.eval_samples for name in reported]
-    tokens["evaluation"] = None if None in tests else sum(tests) * length
-    return evaluations, tokens
-
-
-def _calibration_tokens(config: FFPConfig, layers: int) -> int:
-    """Tokens of the calibration at one sparsity, if distillation gains in every layer at the first attempt."""
-    read, held_out = config.num_samples * config.seq_len, min(config.held_out_samples, config.search_samples)
-    held_out *= config.seq_len
-    if config.calibration == "distillation":
-        return distillation_tokens(read, held_out, config.distillation_passes)
-    return sequential_tokens(read + held_out, layers) if config.calibration == "sequential" else 0

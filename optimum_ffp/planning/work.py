@@ -1,4 +1,4 @@
-"""Floating-point operations of every stage of a prune, and the time that they take."""
+"""Floating-point operations of every stage of a prune, and how fast a machine computes and copies."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,10 @@ from ..modeling.families import Family, ModelUnit
 EFFICIENCY = 0.7
 # Operations of backward elimination per cubed column: factor, inverse and updates.
 ELIMINATION, FACTOR = 2, 1 / 3
+# Bytes per second that a disk is taken to read, as a solid-state disk does: nothing is read to find out.
+DISK_SPEED = 2**30
+# Bytes that are copied to find out how fast weights get to the device.
+COPIED = 2**26
 # Size of the product that the speed is measured with, and for how many seconds.
 SIZE, SECONDS = 1024, 0.2
 
@@ -68,9 +72,27 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * SIZE**3 * count / used
 
 
+def measure_copy_speed(device: torch.device) -> float:
+    """Return the bytes per second that get from host memory to a device, which may be host memory too."""
+    source = torch.ones(COPIED, dtype=torch.uint8)
+    if device.type == "cuda":
+        source = source.pin_memory()
+    used = []
+    for _ in range(3):
+        start = time.perf_counter()
+        # Waits for an accelerator.
+        int(source.to(device, copy=True)[-1])
+        used.append(time.perf_counter() - start)
+    return COPIED / min(used)
+
+
 def describe_duration(seconds: float) -> str:
     """Seconds, minutes, hours or days, with two digits."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.2g} seconds"
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds)} seconds"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"

@@ -1,5 +1,7 @@
 """Operations of a stage against those that torch counts, and the time that the plan names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,7 +10,7 @@ from optimum_ffp import FFPConfig
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.planning import plan
 from optimum_ffp.planning.plan import make_plan
-from optimum_ffp.planning.work import describe_duration, measure_speed, stage_operations
+from optimum_ffp.planning.work import describe_duration, measure_copy_speed, measure_speed, stage_operations
 from tests.helpers import make_tiny_model
 
 
@@ -44,7 +46,27 @@ def test_the_plan_names_a_time(monkeypatch):
     assert "and the evaluation: " in without
 
 
+def test_the_time_is_that_of_bringing_weights_where_it_takes_longer(monkeypatch):
+    monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e30)
+    monkeypatch.setattr(plan, "measure_copy_speed", lambda device: 2.0**20)
+    config, shape = FFPConfig(seq_len=24, eval_samples=4), make_tiny_model().config
+    one = make_plan(shape, config, device="cpu", offload="disk")
+    brought = sum(one.brought_bytes.values())
+    times = brought // one.layer_bytes
+    assert f"about {describe_duration(brought / 2**20 + one.layer_bytes / 2**30)}: " in one.describe()
+    assert (
+        f"all layers {times} times, at 0.00 GiB/s; {one.layer_bytes / 2**30:.2f} GiB of them from disk"
+        in one.describe()
+    )
+    # Files that memory can't keep are read again and again.
+    full = replace(one, machine=replace(one.machine, host_free=0))
+    assert full.read_bytes == brought and one.read_bytes == one.layer_bytes
+    resident = make_plan(shape, config, device="cpu")
+    assert resident.brought_bytes == {} and "weights brought" not in resident.describe()
+    assert resident.read_bytes == 0 and measure_copy_speed(torch.device("cpu")) > 1e6
+
+
 def test_durations_have_two_digits():
-    texts = [describe_duration(seconds) for seconds in (0.123, 75, 5400, 2e5)]
-    assert texts == ["0.12 seconds", "1.2 minutes", "1.5 hours", "2.3 days"]
+    texts = [describe_duration(seconds) for seconds in (0.123, 75, 5400, 2e5, 2e7)]
+    assert texts == ["0.12 seconds", "1.2 minutes", "1.5 hours", "2.3 days", "230 days"]
     assert measure_speed(torch.device("cpu"), torch.float32) > 1e6

@@ -1,0 +1,127 @@
+"""What goes through the layers in every stage of a prune: tokens, and the offloaded layers themselves."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ..compression.distillation import distillation_tokens
+from ..compression.sequential import sequential_tokens
+from ..config import FFPConfig
+from ..data import DataRequest, reported_texts
+from ..options import GRADIENT_COST, NO_SEARCH
+from ..search.task import finalist_count
+
+
+class SearchCount(NamedTuple):
+    """Candidate evaluations of one search: of updates, each of which may be a forward and a backward pass, of
+    finalists, and of the policies without a search.
+    """
+
+    updates: int
+    finalists: int
+    baselines: int
+
+
+def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
+    """Yield the candidate evaluations of the search at every sparsity."""
+    for number in range(sparsities):
+        steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
+        finalists = finalist_count(steps)
+        baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
+        updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
+        yield SearchCount(updates, finalists, baselines)
+
+
+def count_tokens(config: FFPConfig, units: int, sparsities: int) -> dict[str, int | None]:
+    """Return the number of tokens per stage in forward passes of the model, as in `PruningResult.cost`.
+
+    Args:
+        config: Options of the prune.
+        units: Number of units of the model.
+        sparsities: Number of sparsities.
+
+    Returns:
+        For the stage `evaluation` those of one model, `None` if all text is used.
+    """
+    length, every = config.seq_len, config.search_samples
+    tokens: dict[str, int | None] = {}
+    written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
+    if any(written.values()):
+        tokens["data"] = sum(written.values()) * length
+    tokens["statistics"] = config.num_samples * length
+    if config.needs_fishers:
+        tokens["fisher"] = GRADIENT_COST * min(config.fisher_samples, config.num_samples) * length
+    if config.reads("slope_samples"):
+        tokens["slopes"] = (1 + units) * min(config.slope_samples, config.num_samples) * length
+    cost = GRADIENT_COST if config.follows_gradient else 1
+    # The dense model is evaluated too, once.
+    windows = every
+    for search in count_searches(config, sparsities):
+        windows += search.updates * cost * min(config.update_samples, every)
+        windows += (search.finalists + search.baselines) * every
+    tokens["search"] = windows * length
+    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2)
+    tests = _test_windows(config)
+    tokens["evaluation"] = None if None in tests else sum(tests) * length
+    return tokens
+
+
+def count_walks(
+    config: FFPConfig, units: int, sparsities: int, processes: int, at_once: Callable[[int], int]
+) -> dict[str, int | None]:
+    """Return how often all layers are run through per stage: with offload, they are brought to the device as often.
+
+    Args:
+        config: Options of the prune.
+        units: Number of units of the model.
+        sparsities: Number of sparsities.
+        processes: Number of processes, which share the windows.
+        at_once: Number of windows that are taken through the layers together, by the number of hidden states that are
+            kept of each.
+
+    Returns:
+        For the stage `evaluation` those of one model, `None` if all text is used.
+    """
+
+    def walks(windows: int, copies: int = 1) -> int:
+        return math.ceil(math.ceil(windows / processes) / at_once(copies))
+
+    def backward(windows: int) -> int:
+        return 2 * walks(windows, units // 2 + 2)
+
+    found: dict[str, int | None] = {"statistics": 1}
+    if config.needs_fishers:
+        found["fisher"] = backward(min(config.fisher_samples, config.num_samples))
+    if config.reads("slope_samples"):
+        found["slopes"] = walks(min(config.slope_samples, config.num_samples), 1 + units)
+    every = config.search_samples
+    found["search"] = walks(every)
+    for search in count_searches(config, sparsities):
+        read = min(config.update_samples, every)
+        if config.follows_gradient:
+            found["search"] += search.updates * backward(read)
+        else:
+            together = min(search.updates, config.candidates) or 1
+            found["search"] += math.ceil(search.updates / together) * walks(read, together)
+        found["search"] += sum(walks(every, policies) for policies in search[1:] if policies)
+    found["calibration"] = sparsities * (config.calibration != "none")
+    tests = _test_windows(config)
+    found["evaluation"] = None if None in tests else sum(map(walks, tests))
+    found["slicing"] = sparsities
+    return found
+
+
+def _test_windows(config: FFPConfig) -> list[int | None]:
+    """Test windows of every text that is reported; `None` for all of a text."""
+    written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
+    reported = reported_texts(config.dataset, config.eval_dataset)
+    return [written["test"] if name == "self" else config.eval_samples for name in reported]
+
+
+def _calibration_tokens(config: FFPConfig, layers: int) -> int:
+    """Tokens of the calibration at one sparsity, if distillation gains in every layer at the first attempt."""
+    read, held_out = config.num_samples * config.seq_len, min(config.held_out_samples, config.search_samples)
+    held_out *= config.seq_len
+    if config.calibration == "distillation":
+        return distillation_tokens(read, held_out, config.distillation_passes)
+    return sequential_tokens(read + held_out, layers) if config.calibration == "sequential" else 0
