@@ -102,7 +102,13 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "Largest learning rate of AdamW.",
         f"{WEIGHT_RATE:g}, or {ADAPTER_RATE:g} with --lora",
     )
-    _add(training, "batch-tokens", "Tokens per step, of all processes together.", "the preset's", type=str)
+    _add(
+        training,
+        "batch-tokens",
+        "Tokens per step, of all processes together.",
+        "the preset's, or fewer for 200 steps",
+        type=str,
+    )
     _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")
     _add(training, "weight-decay", "Weight decay.")
     _add(training, "max-grad-norm", "Norm that gradients are clipped to.")

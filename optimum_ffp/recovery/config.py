@@ -14,6 +14,9 @@ PRESETS = {
     "standard": {"max_tokens": 100_000_000, "batch_tokens": 131_072},
     "full": {"max_tokens": 2_000_000_000, "batch_tokens": 1_048_576},
 }
+# Steps that fewer tokens than a preset's are divided into, if a step is left a window. With few tokens the number of
+# steps counts: 49 steps of 1,024 tokens lowered the divergence almost as much as 49 of 2,048.
+STEPS = 200
 # Learning rate of weights, and of adapters, which begin at zero.
 WEIGHT_RATE, ADAPTER_RATE = 1e-4, 5e-4
 LOSSES = ("all", "answers")
@@ -45,7 +48,8 @@ class RecoveryConfig:
         preset: Defaults of the number of tokens and the tokens per step: `"quick"`, `"standard"` or `"full"`
             (`PRESETS`).
         max_tokens: Number of tokens to train on, as a number or as `"2M"`. Rounded up to whole steps.
-        batch_tokens: Tokens per step of the optimiser, of all processes. Rounded to whole windows.
+        batch_tokens: Tokens per step of the optimiser, of all processes; the preset's if `None`, or fewer, so that
+            there are `STEPS` steps. Rounded to whole windows.
         learning_rate: Largest learning rate of AdamW; 1e-4, or 5e-4 for adapters, if `None`.
         warmup_ratio: Share of the steps over which the learning rate rises; then it falls along a cosine to 0.
         weight_decay: Weight decay of AdamW.
@@ -101,11 +105,10 @@ class RecoveryConfig:
         for name, choices in {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": CHOICES["start_token"]}.items():
             if getattr(self, name) not in choices:
                 raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
-        rate = {"learning_rate": ADAPTER_RATE if self.lora else WEIGHT_RATE}
-        for name, value in {**PRESETS[self.preset], **rate}.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        self.max_tokens, self.batch_tokens = read_tokens(self.max_tokens), read_tokens(self.batch_tokens)
+        self.max_tokens = read_tokens(self._given_or("max_tokens", PRESETS[self.preset]["max_tokens"]))
+        most = min(PRESETS[self.preset]["batch_tokens"], max(1, self.max_tokens // STEPS))
+        self.batch_tokens = read_tokens(self._given_or("batch_tokens", most))
+        self.learning_rate = self._given_or("learning_rate", ADAPTER_RATE if self.lora else WEIGHT_RATE)
         self._check(int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples")
         self._check(int, 0, None, "lora", "seed")
         self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm")
@@ -119,6 +122,10 @@ class RecoveryConfig:
         read_mix(self.dataset)
         if self.eval_dataset is not None and "self" in read_mix(self.eval_dataset):
             raise FFPError("eval_dataset self says little: the text is the model's own; name another dataset")
+
+    def _given_or(self, name: str, default: Any) -> Any:
+        found = getattr(self, name)
+        return default if found is None else found
 
     def _check(self, kind: type, low: float, high: float | None, *names: str) -> None:
         for name in names:
@@ -135,9 +142,10 @@ class RecoveryConfig:
 
     def stated(self) -> dict[str, Any]:
         """The options that differ from the defaults of the preset, and the seed."""
-        defaults = RecoveryConfig(preset=self.preset, lora=self.lora).to_dict() | {
+        defaults = RecoveryConfig(preset=self.preset, lora=self.lora, max_tokens=self.max_tokens).to_dict() | {
             "preset": RecoveryConfig.preset,
             "lora": RecoveryConfig.lora,
+            "max_tokens": PRESETS[self.preset]["max_tokens"],
             "seed": None,
         }
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}

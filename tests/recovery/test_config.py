@@ -27,7 +27,10 @@ def test_presets_set_what_is_not_given(preset):
     assert config.stated() == {"seed": 0} | ({} if preset == "quick" else {"preset": preset})
     given = RecoveryConfig(preset=preset, max_tokens="5k", learning_rate=1e-3)
     assert (given.max_tokens, given.learning_rate) == (5000, 1e-3)
-    assert given.batch_tokens == PRESETS[preset]["batch_tokens"]
+    # 200 steps, of a token where there are too few.
+    assert given.batch_tokens == 25 and RecoveryConfig(max_tokens=50).batch_tokens == 1
+    assert given.stated().keys() - {"preset"} == {"seed", "max_tokens", "learning_rate"}
+    assert RecoveryConfig(preset=preset, max_tokens="5k", batch_tokens=96).stated()["batch_tokens"] == 96
     adapters = RecoveryConfig(preset=preset, lora=8)
     assert (config.learning_rate, adapters.learning_rate) == (WEIGHT_RATE, ADAPTER_RATE)
     assert adapters.stated().keys() == {"seed", "lora"} | ({"preset"} if preset != "quick" else set())
