@@ -109,6 +109,7 @@ def prune(args: Namespace) -> None:
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
+    from ..planning.recovery import plan_recovery
     from ..utils.folders import FolderLock, check_output, is_checkpoint, resolve
     from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
@@ -136,6 +137,10 @@ def prune(args: Namespace) -> None:
         problems = [*problems] if processes.is_main() else []
         if processes.is_main():
             print("\n".join([plan.describe(), *(f"problem: {problem}" for problem in problems)]))
+            if recovery:
+                later = plan_recovery(model_config, plan.pruned_parameters, recovery, args.device, count)
+                print(f"\n{later.describe()}")
+                problems += later.warnings
         if problems:
             sys.exit(USER_ERROR)
         return

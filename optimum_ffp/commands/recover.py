@@ -1,5 +1,6 @@
 """`optimum-cli ffp recover`."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import Condition
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
-from .errors import one_line_endings
+from .errors import USER_ERROR, one_line_endings
 from .launching import run_in_processes
 from .recover_options import parse_args_ffp_recover
 
@@ -41,7 +42,8 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            run_in_processes(self.args.num_processes, self.args.device, lambda: recover(self.args))
+            run = show_plan if self.args.plan else recover
+            run_in_processes(self.args.num_processes, self.args.device, lambda: run(self.args), alone=self.args.plan)
 
 
 def read_config(args: Namespace) -> "RecoveryConfig":
@@ -50,6 +52,34 @@ def read_config(args: Namespace) -> "RecoveryConfig":
 
     given = {name: getattr(args, name) for name in RecoveryConfig.option_names()}
     return RecoveryConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def show_plan(args: Namespace) -> None:
+    """Prints what the training needs and what stands in its way, with exit code 2 if anything does."""
+    from ..errors import FFPError
+    from ..evaluation import prune_record
+    from ..modeling.loading import LoadOptions, read_model_config
+    from ..options import read_mix
+    from ..planning.preflight import check_dataset
+    from ..planning.recovery import plan_recovery
+    from ..recovery.teacher import read_teacher
+
+    config, options = read_config(args), LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+    parameters = prune_record(args.model, **options.hub()).get("provenance", {}).get("parameters", {}).get("pruned")
+    if parameters is None:
+        raise FFPError(f"{args.model} has no record of its size in ffp_config.json; name a checkpoint of optimum-ffp")
+    _, dense = read_teacher(args.model, args.teacher, options, read_model_config)
+    plan = plan_recovery(dense, parameters, config, args.device, args.num_processes or 1)
+    print(plan.describe())
+    problems = plan.warnings
+    for name in dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)]):
+        try:
+            check_dataset(name, config.text_column)
+        except FFPError as problem:
+            problems = [*problems, str(problem)]
+            print(f"problem: {problem}")
+    if problems:
+        sys.exit(USER_ERROR)
 
 
 def recover(args: Namespace) -> None:

@@ -55,6 +55,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the Hub.",
     )
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
+    add_option(common, "plan", action="store_true", help="Print what it needs, and end before anything is loaded.")
 
     output = parser.add_argument_group("Output")
     add_overwrite(output)

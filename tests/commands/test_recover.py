@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
-from optimum_ffp.recovery.config import PRESETS, RecoveryConfig
+from optimum_ffp.recovery.config import RecoveryConfig
 from tests.helpers import FILES, contents
 
 
@@ -129,10 +129,20 @@ def test_the_result_is_uploaded(recover, tmp_path, hub):
     assert "uploaded: " in output and "recovery.png" in hub.repositories["me/recovered"].at("main").files
 
 
+def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, folder, pruned):
+    code, output, errors = recover("--plan", "--num-processes", "2")
+    assert code == 0, errors
+    assert "1,008 tokens" not in output and "steps" in output and "of 4 windows of 24 tokens" in output
+    assert "it fits into memory" in output and not (tmp_path / "out").exists()
+    code, output, _ = recover("--plan", "--eval-dataset", tmp_path / "nothing.txt")
+    assert code == 2 and "problem: there is no file or folder" in output
+    code, _, errors = recover("--plan", model=pruned[0].model_id)
+    assert code == 2 and "has no record of its size" in errors
+
+
 @pytest.fixture
-def prune(run_ffp, save_tiny_model, data_folder, tmp_path, monkeypatch):
+def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
     model = save_tiny_model()
-    monkeypatch.setitem(PRESETS["quick"], "batch_tokens", 96)
 
     def run(*words):
         sizes = ["--num-samples", "8", "--search-samples", "2", "--eval-samples", "3", "--search-steps", "6"]
@@ -153,6 +163,13 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
     )
     assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
     assert "exists; name another folder" in prune("--recover", "1k")[2]
+
+
+def test_the_plan_of_a_prune_has_the_recovery(prune, tmp_path):
+    code, output, errors = prune("--recover", "1k", "--plan")
+    assert code == 0, errors
+    assert "tokens, statistics" in output and "tokens, recovery        1,008, and 4,032 in forward passes" in output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""The dense model that a pruned one was made from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from ..errors import FFPError
+from ..evaluation import prune_record
+from ..modeling.loading import LoadOptions
+
+
+Read = TypeVar("Read")
+
+
+def read_teacher(
+    student_id: str, teacher_id: str | None, options: LoadOptions, read: Callable[[str, LoadOptions], Read]
+) -> tuple[str, Read]:
+    """Read something of the dense model of a pruned one, such as its weights or its config.
+
+    Args:
+        student_id: Folder or Hub id of the pruned model.
+        teacher_id: Hub id, folder or `.gguf` file of the dense model; the one that `ffp_config.json` names if `None`.
+        options: How the pruned model is loaded.
+        read: Reads it, from its name and with options.
+
+    Returns:
+        The name of the dense model, and what `read` returns.
+
+    Raises:
+        FFPError: If the dense model isn't known, or can't be read.
+    """
+    if teacher_id is not None:
+        return teacher_id, read(teacher_id, replace(options, revision=None))
+    provenance = prune_record(student_id, **options.hub()).get("provenance", {})
+    teacher_id = provenance.get("base_model")
+    try:
+        if not teacher_id:
+            raise FFPError("it has no record of it")
+        return teacher_id, read(teacher_id, replace(options, revision=provenance.get("revision")))
+    except FFPError as error:
+        raise FFPError(
+            f"the dense model of {student_id} is needed: {error}; name it by --teacher (teacher): a Hub id, folder or "
+            ".gguf file"
+        ) from None
