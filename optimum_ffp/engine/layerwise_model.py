@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..modeling.families import Family
+from ..utils import processes
+from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
 from ..utils.precision import computing_in
 from ..utils.tensors import put
@@ -17,9 +19,9 @@ from .layer_runner import Arguments, LayerRunner, Reached
 from .layer_weights import LayerWeights
 
 
-# Bytes of hidden states that are kept at once where windows can be taken one after another, with weights that stay on
-# the device and with weights that are brought there once for all of these windows.
-RESIDENT_BYTES, OFFLOADED_BYTES = 2**30, 2**32
+# Bytes of hidden states that are kept at once where windows can be taken one after another. With weights that are
+# brought to the device once for all of these windows it is a share of the free memory, if that is more.
+RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 0.25
 
 # Changes a layer, whose index is given and whose weights are in place, for the duration of a context.
 Change = Callable[[int], AbstractContextManager[Any]]
@@ -30,14 +32,15 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def windows_at_once(size: int, resident: bool) -> int:
-    """Return how many windows are taken through the layers together.
+def kept_bytes(resident: bool, free: int, processes: int) -> int:
+    """Return how many bytes of hidden states a process keeps at once.
 
     Args:
-        size: Bytes of the hidden states that are kept of a window.
         resident: Whether all layers stay on their device.
+        free: Free bytes of host memory.
+        processes: Number of processes that share it.
     """
-    return max(1, (RESIDENT_BYTES if resident else OFFLOADED_BYTES) // size)
+    return RESIDENT_BYTES if resident else max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
 
 
 class LayerwiseModel:
@@ -75,6 +78,7 @@ class LayerwiseModel:
         # Otherwise tensors that are in another dtype than the model, such as some norms, stay in it.
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
+        self._kept_bytes = kept_bytes(self.weights.resident, free_host_memory(), processes.local_count())
         # What a layer returns, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
 
@@ -115,8 +119,8 @@ class LayerwiseModel:
             windows: Token ids, shape `[windows, window length]`.
             copies: Number of hidden states that are kept per window and position.
         """
-        one = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize
-        return windows_at_once(copies * one, self.weights.resident)
+        size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
+        return max(1, self._kept_bytes // size)
 
     @torch.no_grad()
     def enter(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, list[Arguments]]:

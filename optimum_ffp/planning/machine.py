@@ -1,16 +1,11 @@
 """Available memory."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from ..modeling.loading import resolve_device
-
-
-# Memory limit of a container, in control groups of version 2 and 1.
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+from ..utils.host_memory import free_host_memory
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,8 @@ def measure_machine(device: str | None = None, device_map: str | None = None) ->
         FFPError: If the device does not exist.
     """
     resolved = resolve_device(device)
-    own = psutil.Process().memory_info().rss
-    host = min([psutil.virtual_memory().available + own, *_limits()])
+    host = free_host_memory()
     if resolved.type != "cuda":
         return Machine(resolved, host)
     devices = range(torch.cuda.device_count()) if device_map else [resolved]
     return Machine(resolved, host, sum(torch.cuda.mem_get_info(one)[0] for one in devices))
-
-
-def _limits() -> list[int]:
-    found = [Path(path).read_text().strip() for path in LIMITS if Path(path).is_file()]
-    return [int(limit) for limit in found if limit.isdecimal()]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
-from ..engine.layerwise_model import windows_at_once
+from ..engine.layerwise_model import kept_bytes
 from ..modeling.families import Family, ModelUnit
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
@@ -70,6 +70,7 @@ class Placement:
             memory if they would take more than an eighth of them.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes, which share windows and Fisher matrices.
+        host_free: Free bytes of host memory, of which hidden states may take a share where layers are brought.
     """
 
     compute_size: int
@@ -81,13 +82,14 @@ class Placement:
     room: int = 0
     offload: str = "none"
     processes: int = 1
+    host_free: int = 0
 
 
 class MemoryModel:
     """Adds up the memory of each stage of a prune.
 
     All windows go through a layer before the next, so that their hidden states are kept: those of all calibration
-    windows, and of as many others as `RESIDENT_BYTES` allows. What a layer computes on the way is that of a batch. The
+    windows, and of as many others as `kept_bytes` allows. What a layer computes on the way is that of a batch. The
     text of a dataset is not counted: its length is unknown before it is read.
 
     Args:
@@ -264,8 +266,8 @@ class MemoryModel:
 
     def at_once(self, copies: int) -> int:
         """Windows that are taken through the layers together, if `copies` hidden states of each are kept."""
-        size = copies * self.config.seq_len * self.hidden * self.size
-        return windows_at_once(size, self.placement.offload == "none")
+        kept = kept_bytes(not self.brought, self.placement.host_free, self.placement.processes)
+        return max(1, kept // (copies * self.config.seq_len * self.hidden * self.size))
 
     def _kept_at_once(self, windows: int | None, copies: int) -> tuple[Parts, Parts]:
         """Hidden states of as many windows as are taken through the layers at once."""

@@ -332,6 +332,7 @@ def make_plan(
             room=room - matrices * beside,
             offload=place,
             processes=processes,
+            host_free=machine.host_free,
         )
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]

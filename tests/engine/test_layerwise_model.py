@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from optimum_ffp.engine import LayerwiseModel
+from optimum_ffp.engine.layerwise_model import kept_bytes
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import layerwise_of, make_sorted_model, make_tiny_model, random_policy
@@ -57,6 +58,16 @@ def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monke
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
     assert layerwise_of(tiny_model).at_once(windows) == 1
     assert torch.equal(layerwise_of(tiny_model).losses(windows), together)
+
+
+def test_brought_layers_serve_as_many_windows_as_the_memory_holds(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 3)
+    monkeypatch.setattr("optimum_ffp.engine.layerwise_model.OFFLOADED_BYTES", 10)
+    assert [kept_bytes(resident, free, 2) for resident, free in ((True, 800), (False, 800), (False, 40))] == [
+        3,
+        100,
+        10,
+    ]
 
 
 def test_weights_in_another_dtype_than_the_model_stay_in_it():

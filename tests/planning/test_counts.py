@@ -21,6 +21,7 @@ from tests.helpers import SETTINGS
 @pytest.mark.parametrize("room", [2**32, 2**12])
 def test_layers_are_brought_as_often_as_planned(save_tiny_model, data_folder, tmp_path, monkeypatch, options, room):
     monkeypatch.setattr(layerwise_model, "OFFLOADED_BYTES", room)
+    monkeypatch.setattr(layerwise_model, "OFFLOADED_SHARE", 0)
     config = FFPConfig(dataset=str(data_folder), **SETTINGS | options)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, tmp_path / "work", device="cpu", offload="disk")
     layers = len(pruner.measured.layerwise.layers)

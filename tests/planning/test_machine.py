@@ -5,15 +5,6 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.planning.machine import device_name, measure_machine
 
 
-def test_containers_have_limits_of_their_own(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr("optimum_ffp.planning.machine.LIMITS", (str(limit), str(tmp_path / "nothing")))
-    limit.write_text("max\n")
-    unlimited = measure_machine("cpu").host_free
-    limit.write_text("1000000\n")
-    assert measure_machine("cpu").host_free == 1_000_000 < unlimited
-
-
 def test_free_memory_of_every_card_counts_where_the_model_lies_on_all(monkeypatch):
     free = {0: 10, 1: 300, 2: 7000}
     monkeypatch.setattr("optimum_ffp.planning.machine.resolve_device", lambda device: torch.device("cuda", 1))
