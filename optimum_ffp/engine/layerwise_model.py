@@ -21,7 +21,7 @@ from .layer_weights import LayerWeights
 
 # Bytes of hidden states that are kept at once where windows can be taken one after another. With weights that are
 # brought to the device once for all of these windows it is a share of the free memory, if that is more.
-RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 0.25
+RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 
 # Changes a layer, whose index is given and whose weights are in place, for the duration of a context.
 Change = Callable[[int], AbstractContextManager[Any]]
