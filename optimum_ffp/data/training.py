@@ -1,6 +1,6 @@
 """Windows to train on: rows are packed one after another, and tokens may have no loss."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -69,32 +69,33 @@ def training_windows(
         FFPError: If a text can't be read or is shorter than a window, or the template of conversations hides which
             tokens are the assistant's.
     """
-    parts, passes = [], {}
+    passes, begin = {}, 0
     start = find_start_token(tokenizer, request.start_token)
     counts = apportion(count, read_mix(dataset))
     written = counts.pop("self", 0)
+    windows = torch.empty(count, request.length, dtype=torch.int32)
+    # Windows are put where they belong at once, since many may not fit into memory twice.
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).argsort()
     for name, number in counts.items():
         encode = partial(_encode, tokenizer=tokenizer, label=name, answers_only=answers_only)
         # As `load_windows` reads it, so that the same part of it is left out.
         of_roles = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
         tokens = _training_tokens(name, encode, replace(request, **of_roles))
-        part, passes[name] = _fill(tokens, number, request.length, start, name)
-        _check_known(part, model, tokenizer, name)
-        parts.append(part)
+        rows = places[begin : begin + number]
+        passes[name], highest = _fill(windows, rows.tolist(), tokens, start, name)
+        _check_known(highest, model, tokenizer, name)
+        begin += number
     if written:
-        prefixes = _prefixes(torch.cat(parts), start) if parts else None
+        prefixes = _prefixes(windows, places[:begin], start) if begin else None
         # Other text than the held-out and test windows that `load_windows` samples.
         seed = seed_of(request.seed, 1)
-        sampled = sample_from_model(model, tokenizer, written, request.length, seed, prefixes)
-        parts.append(sampled.int())
-    windows = torch.cat(parts)
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(request.seed))
-    return TrainingWindows(windows[order], passes)
+        windows[places[begin:]] = sample_from_model(model, tokenizer, written, request.length, seed, prefixes).int()
+    return TrainingWindows(windows, passes)
 
 
-def _prefixes(windows: torch.Tensor, start: int | None) -> torch.Tensor:
+def _prefixes(windows: torch.Tensor, rows: torch.Tensor, start: int | None) -> torch.Tensor:
     """The first tokens of windows, after the start token."""
-    begins = windows[:, int(start is not None) :][:, :PREFIX]
+    begins = windows[:, int(start is not None) :][:, :PREFIX][rows]
     return torch.where(begins < 0, -1 - begins, begins)
 
 
@@ -160,22 +161,26 @@ def _answers(
 
 
 def _fill(
-    tokens: Callable[[], Iterator[np.ndarray]], count: int, length: int, start: int | None, label: str
-) -> tuple[torch.Tensor, float]:
-    """Returns `count` windows, and the number of passes over the text."""
-    windows = torch.empty(count, length, dtype=torch.int32)
-    filled, in_one_pass = 0, None
-    while filled < count:
+    windows: torch.Tensor,
+    rows: Sequence[int],
+    tokens: Callable[[], Iterator[np.ndarray]],
+    start: int | None,
+    label: str,
+) -> tuple[float, int]:
+    """Fills rows of the windows, and returns the number of passes over the text and the highest token."""
+    filled, in_one_pass, highest = 0, None, 0
+    while filled < len(rows):
         before = filled
-        for window in _cut(tokens(), length, start):
-            windows[filled] = torch.from_numpy(window)
+        for window in _cut(tokens(), windows.shape[1], start):
+            windows[rows[filled]] = torch.from_numpy(window)
+            highest = max(highest, int(window.max()), -1 - int(window.min()))
             filled += 1
-            if filled == count:
+            if filled == len(rows):
                 break
         if filled == before:
-            raise FFPError(f"{label} has less than one window of {length} tokens to train on; lower seq_len")
+            raise FFPError(f"{label} has less than one window of {windows.shape[1]} tokens to train on; lower seq_len")
         in_one_pass = in_one_pass or filled
-    return windows, count / in_one_pass
+    return len(rows) / (in_one_pass or 1), highest
 
 
 def _cut(tokens: Iterator[np.ndarray], length: int, start: int | None) -> Iterator[np.ndarray]:
@@ -190,12 +195,8 @@ def _cut(tokens: Iterator[np.ndarray], length: int, start: int | None) -> Iterat
             rest = rest[taken:]
 
 
-def _check_known(
-    windows: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str
-) -> None:
-    known = model.get_input_embeddings().weight.shape[0]
-    highest = max(int(windows.max()), -1 - int(windows.min()))
-    if highest >= known:
+def _check_known(highest: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str) -> None:
+    if highest >= model.get_input_embeddings().weight.shape[0]:
         raise FFPError(
             f"{label} has the token {tokenizer.decode([highest])!r}, for which the model has no embedding; remove it "
             "from the text"

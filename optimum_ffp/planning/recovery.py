@@ -21,6 +21,8 @@ from .work import EFFICIENCY, describe_duration, forward_operations, measure_spe
 GIB = 2**30
 # Bytes per number of the optimiser's two moments, of gradients, and of weights in training.
 MOMENTS, GRADIENT, WEIGHT = 8, 4, 4
+# Bytes of a token in the file of windows.
+TOKEN = 4
 # Numbers that autograd keeps of a token in a layer: around norms, in float32, and of the inputs of projections and of
 # attention, each as wide as the hidden state; and those as wide as the FFN.
 IN_NORMS, IN_PROJECTIONS, IN_FFN = 4, 7, 4
@@ -38,7 +40,7 @@ class RecoveryPlan:
         forward_tokens: The tokens in forward passes of a model, without evaluations.
         operations: Floating-point operations, without evaluations.
         memory: Bytes that every process has on its device, by part.
-        disk: Bytes of a checkpoint to resume from while the next is written, and of the result.
+        disk: Bytes of the windows, of a checkpoint to resume from while the next is written, and of the result.
         dtype: Dtype of most matrix products.
         machine: Device and available memory.
         processes: Number of processes on this machine.
@@ -160,7 +162,7 @@ def plan_recovery(
         forward_tokens=4 * tokens,
         operations=tokens * (forward + of_student),
         memory=memory,
-        disk=2 * saved + parameters * stored.itemsize,
+        disk=2 * saved + parameters * stored.itemsize + TOKEN * tokens,
         dtype=dtype,
         machine=machine,
         processes=processes,

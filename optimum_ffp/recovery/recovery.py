@@ -207,7 +207,7 @@ class FFPRecovery:
             "windows_per_step": self.batch.windows,
             "versions": package_versions(),
         }
-        self.journal = Journal.open(self.work_folder, identity, resume)
+        self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)
 
     @property
     def _request(self) -> DataRequest:
@@ -249,7 +249,8 @@ class FFPRecovery:
             )
             passes = [found.passes[name] for name in self._texts]
             packed = {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
-        return processes.broadcast(packed, 0)
+        # All processes read the file that the main process writes.
+        return (packed or {}) if self.journal.on_disk else processes.broadcast(packed, 0)
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
         """Losses of a model on the test windows of each text, in nats per token."""
