@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,18 @@ from optimum.commands.base import BaseOptimumCLICommand
 from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub
-from .errors import USER_ERROR, one_line_endings
+from .errors import one_line_endings
 from .launching import run_in_processes
+from .plans import show_plans
 from .prune_options import parse_args_ffp_prune
 from .recover import RECOVERED, recover_into
 
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from ..config import FFPConfig
+    from ..planning.recovery import RecoveryPlan
     from ..recovery.config import RecoveryConfig
 
 ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
@@ -109,8 +114,7 @@ def prune(args: Namespace) -> None:
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
-    from ..planning.recovery import plan_recovery
-    from ..utils.folders import FolderLock, check_output, is_checkpoint, resolve
+    from ..utils.folders import FolderLock, is_checkpoint, resolve
     from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
 
@@ -119,7 +123,13 @@ def prune(args: Namespace) -> None:
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
     check_trackers(args.report_to)
     repositories, recovery = repository_names(args, folders, sparsities), read_recovery(args, config)
-    if recovery and args.resume and not holds_work(work) and all(map(is_checkpoint, map(resolve, folders))):
+    if (
+        recovery
+        and args.resume
+        and not args.plan
+        and not holds_work(work)
+        and all(map(is_checkpoint, map(resolve, folders)))
+    ):
         # All is pruned, and a recovery was interrupted.
         recover_all(args, recovery, folders, repositories)
         processes.leave()
@@ -132,17 +142,12 @@ def prune(args: Namespace) -> None:
     count = args.num_processes or processes.local_count()
     plan = make_plan(model_config, config, sparsities, *places, offload=args.offload, processes=count)
     uploads = [*filter(None, repositories)]
-    problems = find_problems(plan, config, folders, front, work, overwrite, args.resume, uploads, args.token)
+    recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
+    places = folders, front, work, overwrite, args.resume
+    problems = find_problems(plan, config, *places, uploads, args.token, recovered)
     if args.plan:
-        problems = [*problems] if processes.is_main() else []
         if processes.is_main():
-            print("\n".join([plan.describe(), *(f"problem: {problem}" for problem in problems)]))
-            if recovery:
-                later = plan_recovery(model_config, plan.pruned_parameters, recovery, args.device, count)
-                print(f"\n{later.describe()}")
-                problems += later.warnings
-        if problems:
-            sys.exit(USER_ERROR)
+            show_plans([plan, *recovered.values()], [*problems])
         return
     with ExitStack() as locks:
         if processes.is_main():
@@ -150,9 +155,7 @@ def prune(args: Namespace) -> None:
                 locks.enter_context(FolderLock(resolve(path)))
             for problem in problems:
                 raise problem
-            for folder in folders if recovery else ():
-                check_output(f"{folder}{RECOVERED}", overwrite)
-            for warning in plan.warnings:
+            for warning in chain(plan.warnings, *(later.warnings for later in recovered.values())):
                 print(f"warning: {warning}", file=sys.stderr)
             if args.resume and not holds_work(work):
                 found = f"there is nothing to resume, {work} holds no state: starting from the beginning"
@@ -176,6 +179,27 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
     given = {name: getattr(config, name) for name in shared}
     return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)
+
+
+def plan_recoveries(
+    args: Namespace,
+    recovery: "RecoveryConfig | None",
+    model_config: "PretrainedConfig",
+    sparsities: dict[str, float],
+    count: int,
+) -> dict[str, "RecoveryPlan"]:
+    """Plans of the trainings with `--recover` by their folders, for the sparsity of every pruned model's folder."""
+    if recovery is None:
+        return {}
+    from ..modeling.loading import empty_model
+    from ..planning.recovery import plan_recovery
+
+    dense = empty_model(model_config)
+    places = args.device, args.dtype, count
+    return {
+        f"{folder}{RECOVERED}": plan_recovery(dense, dense, recovery, *places, kept=1 - sparsity)
+        for folder, sparsity in sparsities.items()
+    }
 
 
 def recover_all(

@@ -10,8 +10,9 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import Condition
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
-from .errors import USER_ERROR, one_line_endings
+from .errors import one_line_endings
 from .launching import run_in_processes
+from .plans import show_plans
 from .recover_options import parse_args_ffp_recover
 
 
@@ -42,8 +43,8 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            run = show_plan if self.args.plan else recover
-            run_in_processes(self.args.num_processes, self.args.device, lambda: run(self.args), alone=self.args.plan)
+            alone = self.args.plan
+            run_in_processes(self.args.num_processes, self.args.device, lambda: recover(self.args), alone=alone)
 
 
 def read_config(args: Namespace) -> "RecoveryConfig":
@@ -54,47 +55,39 @@ def read_config(args: Namespace) -> "RecoveryConfig":
     return RecoveryConfig(**{name: value for name, value in given.items() if value is not None})
 
 
-def show_plan(args: Namespace) -> None:
-    """Prints what the training needs and what stands in its way, with exit code 2 if anything does."""
-    from ..errors import FFPError
-    from ..evaluation import prune_record
-    from ..modeling.loading import LoadOptions, read_model_config
-    from ..options import read_mix
-    from ..planning.preflight import check_dataset
-    from ..planning.recovery import plan_recovery
-    from ..recovery.teacher import read_teacher
-
-    config, options = read_config(args), LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
-    parameters = prune_record(args.model, **options.hub()).get("provenance", {}).get("parameters", {}).get("pruned")
-    if parameters is None:
-        raise FFPError(f"{args.model} has no record of its size in ffp_config.json; name a checkpoint of optimum-ffp")
-    _, dense = read_teacher(args.model, args.teacher, options, read_model_config)
-    plan = plan_recovery(dense, parameters, config, args.device, args.num_processes or 1)
-    print(plan.describe())
-    problems = plan.warnings
-    for name in dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)]):
-        try:
-            check_dataset(name, config.text_column)
-        except FFPError as problem:
-            problems = [*problems, str(problem)]
-            print(f"problem: {problem}")
-    if problems:
-        sys.exit(USER_ERROR)
-
-
 def recover(args: Namespace) -> None:
-    """Trains, saves, prints what came of it, and uploads."""
+    """Trains, saves, prints what came of it, and uploads; with `--plan` prints what that needs."""
     config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}{RECOVERED}"
 
-    from ..hub.upload import check_push, push_folder
+    from ..hub.upload import push_folder
+    from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
+    from ..planning.preflight import find_recovery_problems
+    from ..planning.recovery import plan_recovery
+    from ..recovery.teacher import read_teacher
     from ..utils import processes
+    from ..utils.folders import resolve
     from ..utils.tracking import check_trackers
 
     processes.join(args.device)
     check_trackers(args.report_to)
-    repository = args.hub_model_id or Path(folder).name
-    if args.push_to_hub and processes.is_main():
-        check_push(repository, args.token)
+    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+    student = empty_model(read_pruned_config(args.model, options))
+    teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
+    count = args.num_processes or processes.local_count()
+    plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
+    repository, work = args.hub_model_id or Path(folder).name, Path(f"{resolve(folder)}.work")
+    places = (args.model, teacher), folder, work, args.overwrite, args.resume
+    uploads = [repository] if args.push_to_hub else []
+    if processes.is_main():
+        problems = find_recovery_problems(plan, config, *places, uploads, args.token)
+        if args.plan:
+            show_plans([plan], [*problems])
+        for problem in problems:
+            raise problem
+        for warning in plan.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    if args.plan:
+        return
     recover_into(folder, config, args, args.model, args.teacher)
     if processes.is_main() and args.push_to_hub:
         print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")

@@ -107,7 +107,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         training,
         "batch-tokens",
         "Tokens per step, of all processes together.",
-        "the preset's, or fewer for 200 steps",
+        "the preset's, but at most 1/200 of --max-tokens",
         type=str,
     )
     _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")

@@ -1,5 +1,6 @@
 """Loading of models and tokenizers from a Hub id, a folder or a GGUF file, with one-line error messages."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from ..errors import FFPError
 from ..hub.upload import one_line
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
-from .auto import FFPModelForCausalLM, is_pruned, load_whole
+from .auto import FFPModelForCausalLM, is_pruned, load_whole, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
+from .families import get_family
 from .gguf_file import check_read_whole, open_gguf
 from .offloading import check_offload, offload_layers
 
@@ -147,14 +149,42 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
     Raises:
         FFPError: If there is no such model, or it was not pruned by optimum-ffp.
     """
-    source, extra = _locate(model_id)
-    if extra:
-        raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
-    with loading_errors(model_id, options.token):
-        check_checkpoint(source, **options.hub())
+    read_pruned_config(model_id, options)
     model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"), None, False)
     check_usable(model, tokenizer, model_id)
     return model, tokenizer
+
+
+def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Read the config of a causal LM of any family, dense or pruned.
+
+    Args:
+        model_id: Hub id, folder, or `.gguf` file.
+        options: Hub options.
+
+    Raises:
+        FFPError: If there is no config.
+    """
+    source, extra = _locate(model_id)
+    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
+    with loading_errors(model_id, options.token):
+        if not extra:
+            check_checkpoint(source, **options.hub())
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
+    config._name_or_path = model_id
+    if extra:
+        config.dtype = torch.float32
+    return config
+
+
+def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Read the config of a pruned model. Arguments and errors are those of `load_pruned`."""
+    if _locate(model_id)[1]:
+        raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
+    config = read_any_config(model_id, options)
+    if not is_pruned(config):
+        raise FFPError(f"{model_id} was not pruned by optimum-ffp; name a model that was")
+    return config
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -167,17 +197,27 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    source, extra = _locate(model_id)
-    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    with loading_errors(model_id, options.token):
-        if not extra:
-            check_checkpoint(source, **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
+    config = read_any_config(model_id, options)
     check_prunable(model_id, config)
-    config._name_or_path = model_id
-    if extra:
-        config.dtype = torch.float32
     return config
+
+
+def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return a causal LM without weights, on the meta device.
+
+    Args:
+        config: Config of a dense or of a pruned model.
+        dtype: Dtype of its parameters; that of the config if `None`.
+
+    Raises:
+        FFPError: If there is no such model.
+    """
+    dtype = dtype or config.dtype or torch.float32
+    config = copy.deepcopy(config)
+    with loading_errors(config._name_or_path or "the model", None), torch.device("meta"):
+        if is_pruned(config):
+            return pruned_model_class(get_family(config.model_type))(config).to(dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _load(

@@ -1,18 +1,13 @@
 """Placement of a model whose decoder layers are not on the device that runs them."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import FFPError
 from ..options import OFFLOADS
+from ..utils import processes
 from ..utils.tensors import put
-from .families import find_family
-
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+from .families import decoder_layers
 
 
 def check_offload(
@@ -59,7 +54,7 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
         device: Device that the layers will run on.
         offload: `"disk"` leaves the layers as they are; `"host"` copies them into memory, page-locked for CUDA.
     """
-    layers = {id(tensor) for tensor in _tensors(_layers(model))}
+    layers = {id(tensor) for tensor in _tensors(decoder_layers(model))}
     for tensor in _tensors(model):
         if id(tensor) not in layers:
             put(tensor, tensor.data.to(device))
@@ -67,24 +62,22 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
             put(tensor, tensor.data.pin_memory() if device.type == "cuda" else tensor.data.clone())
 
 
-def shard_layers(model: PreTrainedModel, mesh: "DeviceMesh | None" = None) -> None:
-    """Divide the weights of every decoder layer among all processes, which gather them when the layer runs (FSDP2).
+def shard_layers(model: PreTrainedModel) -> None:
+    """Divide the weights of every decoder layer among all processes, which gather them while the layer runs (FSDP2).
 
     Every process must then run the model equally often.
 
     Args:
         model: A model on the device of the process, the same in all of them.
-        mesh: The processes; all of this run, with the accelerator of each, if `None`.
     """
     # Some builds of torch have no distributed.
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for layer in _layers(model):
-        fully_shard(layer, mesh=mesh)
-
-
-def _layers(model: PreTrainedModel) -> torch.nn.Module:
-    return model.base_model.get_submodule(find_family(model.config).layers)
+    mesh = init_device_mesh(model.device.type, (processes.count(),))
+    for layer in decoder_layers(model):
+        # Without being told, a layer that no other sharded module contains stays gathered.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

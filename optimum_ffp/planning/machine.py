@@ -39,8 +39,9 @@ def measure_machine(device: str | None = None, device_map: str | None = None) ->
         FFPError: If the device does not exist.
     """
     resolved = resolve_device(device)
-    host = free_host_memory()
-    if resolved.type != "cuda":
+    host, backend = free_host_memory(), getattr(torch, resolved.type, None)
+    if not hasattr(backend, "mem_get_info"):
+        # The CPU, and what shares its memory.
         return Machine(resolved, host)
-    devices = range(torch.cuda.device_count()) if device_map else [resolved]
-    return Machine(resolved, host, sum(torch.cuda.mem_get_info(one)[0] for one in devices))
+    devices = range(backend.device_count()) if device_map else [resolved]
+    return Machine(resolved, host, sum(backend.mem_get_info(one)[0] for one in devices))

@@ -1,6 +1,5 @@
 """The plan of a prune: work, memory and disk, from the model's config alone."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import check_calibration_tokens, with_window_length
-from ..modeling.families import Family, find_family
-from ..modeling.loading import loading_errors, resolve_dtype
+from ..modeling.families import decoder_layers, find_family
+from ..modeling.loading import empty_model, loading_errors, resolve_dtype
 from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
@@ -26,14 +25,15 @@ from .memory import MemoryModel, Placement, StageMemory
 from .work import (
     DISK_SPEED,
     EFFICIENCY,
-    describe_duration,
+    GIB,
+    describe_time,
+    gib,
     measure_copy_speed,
     measure_speed,
     stage_operations,
 )
 
 
-GIB = 2**30
 # Where the weights of layers are while they don't run, by offload.
 PLACES = {"none": "where they run", "host": "in host memory (--offload host)", "disk": "on disk (--offload disk)"}
 # Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
@@ -101,23 +101,19 @@ class Plan:
         return self._of_all_models(self.operations)
 
     @property
-    def pruned_parameters(self) -> int:
-        """Parameters of the largest pruned model."""
-        return self.parameters - int(min(self.sparsities) * sum(unit.parameters for unit in self.ways[0]))
-
-    @property
     def brought_bytes(self) -> dict[str, int]:
         """Bytes of weights that every process brings to its device per stage, where layers are offloaded."""
         walks = self._of_all_models(self.walks) if self.offload != "none" else {}
         return {stage: count * self.layer_bytes for stage, count in walks.items()}
 
     @property
-    def read_bytes(self) -> int:
-        """Those of all stages that come from disk: after the first time none, if memory can keep the files."""
+    def read_bytes(self) -> dict[str, int]:
+        """Those that come from disk: after the first time none, if memory can keep the files."""
         if self.offload != "disk":
-            return 0
+            return {}
+        brought = self.brought_bytes
         kept = max(map(self.host_bytes, self.memory)) + self.layer_bytes < self.machine.host_free
-        return self.layer_bytes if kept else sum(self.brought_bytes.values())
+        return {next(iter(brought)): self.layer_bytes} if kept else brought
 
     def _of_all_models(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         return {stage: count * (self.evaluated if stage == "evaluation" else 1) for stage, count in counts.items()}
@@ -153,8 +149,8 @@ class Plan:
             stage = max(self.memory, key=used)
             if free is not None and used(stage) > free:
                 found.append(
-                    f"memory may not suffice: {stage.name} needs about {_gib(used(stage))} of {where}, and "
-                    f"{_gib(free)} are free; this is an estimate. Largest parts: {stage.largest()} GiB"
+                    f"memory may not suffice: {stage.name} needs about {gib(used(stage))} of {where}, and "
+                    f"{gib(free)} are free; this is an estimate. Largest parts: {stage.largest()} GiB"
                 )
         return found
 
@@ -184,38 +180,35 @@ class Plan:
         for stage in self.memory:
             figures = "".join(f"{column(stage) / GIB:9.2f}" for column in columns.values())
             lines.append(f"{stage.name:<{width}}{figures}   {stage.largest()}")
-        free = f"{_gib(self.machine.host_free)} of memory are free"
+        free = f"{gib(self.machine.host_free)} of memory are free"
         if self.machine.device_free is not None:
-            free += f", and {_gib(self.machine.device_free)} on {self.machine.device}"
-        lines += ["", f"estimated peak {_gib(self.peak_bytes)} on {self.machine.device}; {free}"]
+            free += f", and {gib(self.machine.device_free)} on {self.machine.device}"
+        lines += ["", f"estimated peak {gib(self.peak_bytes)} on {self.machine.device}; {free}"]
         lines += self.warnings or ["it fits into memory"]
         # Based on the requested number of tokens: the text may be shorter.
         shortage = describe_shortage(self.features, self.tokens["statistics"])
         return "\n".join(lines + ([shortage] if shortage else []))
 
     def _describe_time(self) -> Iterator[tuple[str, str]]:
-        counts, brought = self.all_operations, self.brought_bytes
+        counts, brought, read = self.all_operations, self.brought_bytes, self.read_bytes
         # Processes that don't share the calibration wait for it.
         counts["calibration"] *= self.processes / self.calibrated_by
         # Processes on the CPU share its cores.
         speed = measure_speed(self.machine.device, self.compute_dtype)
         speed *= 1 if self.machine.device_free is None else self.processes
-        copy_speed, seconds = measure_copy_speed(self.machine.device) if brought else 1.0, self.read_bytes / DISK_SPEED
+        copy_speed = measure_copy_speed(self.machine.device, self.offload == "host") if brought else 1.0
+        seconds = 0.0
         for stage in {**counts, **brought}:
             # The next layer is brought while one runs.
-            seconds += max(counts.get(stage, 0) / (EFFICIENCY * speed), brought.get(stage, 0) / copy_speed)
+            bringing = brought.get(stage, 0) / copy_speed + read.get(stage, 0) / DISK_SPEED
+            seconds += max(counts.get(stage, 0) / (EFFICIENCY * speed), bringing)
         rest = " and the evaluation" if self.tokens["evaluation"] is None else ""
-        operations = sum(counts.values())
-        yield (
-            "time",
-            f"about {describe_duration(seconds)}{rest}: {operations / 1e12:,.1f} TFLOP at {EFFICIENCY:.0%} of the "
-            f"{speed / 1e12:.3g} TFLOP/s that a matrix product has now",
-        )
+        yield "time", describe_time(sum(counts.values()), seconds, speed, rest)
         if brought:
             total = sum(brought.values())
-            text = f"{_gib(total)}, all layers {total // self.layer_bytes:,} times, at {_gib(round(copy_speed))}/s"
-            if self.read_bytes:
-                text += f"; {_gib(self.read_bytes)} of them from disk, which is taken to read {_gib(DISK_SPEED)}/s"
+            text = f"{gib(total)}, all layers {total // self.layer_bytes:,} times, at {gib(round(copy_speed))}/s"
+            if read:
+                text += f"; {gib(sum(read.values()))} of them from disk, which is taken to read {gib(DISK_SPEED)}/s"
             yield "weights brought", text
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
@@ -230,10 +223,6 @@ def _describe_unit(ways: tuple[Unit, ...]) -> str:
     unit = ways[0]
     groups = dict.fromkeys(f"{one.groups:,} {GROUP_NAMES[one.group]}" for one in ways)
     return f"{unit.kind} of {' or '.join(groups)}" + (f" in steps of {unit.multiple}" if unit.multiple > 1 else "")
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f} GiB"
 
 
 def make_plan(
@@ -275,9 +264,8 @@ def make_plan(
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
+    model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=weights_dtype)
         ways = find_ways(model, family, config)
     units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
     for sparsity in sparsities:
@@ -304,8 +292,8 @@ def make_plan(
         "bounds": (config.min_retention, config.max_retention),
         "candidate_evaluations": sum(map(sum, count_searches(config, len(sparsities)))),
         "tokens": tokens,
-        "operations": stage_operations(model, units, family, config, tokens),
-        "layer_bytes": _layer_bytes(model, family),
+        "operations": stage_operations(model, units, config, tokens),
+        "layer_bytes": _layer_bytes(model),
         "compute_dtype": compute or own,
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
@@ -320,7 +308,7 @@ def make_plan(
         places = ["none", *["host"] * accelerator, *["disk"] * reads_files]
         places = ["none"] if device_map else places
     for place in places:
-        room = machine.device_free - _resident_bytes(model, family, place) if accelerator else 0
+        room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
         beside = place == "none" and (not accelerator or room > 2 * matrices)
         placement = Placement(
             compute_size=(compute or own).itemsize,
@@ -349,13 +337,13 @@ def make_plan(
     return plan
 
 
-def _resident_bytes(model: PreTrainedModel, family: Family, offload: str) -> int:
+def _resident_bytes(model: PreTrainedModel, offload: str) -> int:
     """Bytes of the weights that are on the device from the beginning to the end."""
-    return model.get_memory_footprint() - (_layer_bytes(model, family) if offload != "none" else 0)
+    return model.get_memory_footprint() - (_layer_bytes(model) if offload != "none" else 0)
 
 
-def _layer_bytes(model: PreTrainedModel, family: Family) -> int:
-    return sum(one.nbytes for one in model.base_model.get_submodule(family.layers).parameters())
+def _layer_bytes(model: PreTrainedModel) -> int:
+    return sum(one.nbytes for one in decoder_layers(model).parameters())
 
 
 def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:

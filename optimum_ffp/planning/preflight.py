@@ -1,9 +1,9 @@
-"""Checks before a prune for problems that would stop it later."""
+"""Checks before a prune or a recovery for problems that would stop it later."""
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from ..data import check_text_file, find_files, hub_error, hub_source
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
+from ..recovery.config import RecoveryConfig
 from ..utils.folders import check_apart, check_file, check_output
 from ..utils.resume import check_work_folder
-from .plan import GIB, Plan
+from .plan import Plan
+from .recovery import RecoveryPlan
+from .work import GIB
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ def find_problems(
     resume: bool,
     repositories: Sequence[str],
     token: str | None = None,
+    recovered: Mapping[str, RecoveryPlan] | None = None,
 ) -> Iterator[FFPError]:
     """Finds problems that would stop a prune, cheap checks first.
 
@@ -47,19 +51,68 @@ def find_problems(
         resume: Whether to resume from the work folder.
         repositories: Repositories to upload to.
         token: Access token for the Hub.
+        recovered: Folders of models that are recovered afterwards, with the plan of each.
 
     Yields:
         One error per problem, which says what to do.
     """
-    texts = dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])
-    checks = [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front)]
+    texts, recovered = _texts(config), recovered or {}
+    checks = [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front, *recovered)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
-    checks += [partial(check_output, folder, overwrite) for folder in folders]
+    checks += [partial(check_output, folder, overwrite) for folder in (*folders, *recovered)]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
-    checks.append(partial(check_disk, folders[0], plan.disk_bytes, work_folder))
+    written = plan.disk_bytes + sum(later.disk for later in recovered.values())
+    checks.append(partial(check_disk, folders[0], written, work_folder))
     checks += [partial(check_dataset, name, config.text_column) for name in texts]
     checks.append(partial(check_repositories, repositories, token))
+    yield from _failures(checks)
+
+
+def find_recovery_problems(
+    plan: RecoveryPlan,
+    config: RecoveryConfig,
+    models: Sequence[str],
+    folder: str,
+    work_folder: Path,
+    overwrite: bool,
+    resume: bool,
+    repositories: Sequence[str],
+    token: str | None = None,
+) -> Iterator[FFPError]:
+    """Finds problems that would stop a recovery, cheap checks first.
+
+    Args:
+        plan: Plan of the recovery.
+        config: Options of the recovery.
+        models: The pruned and the dense model.
+        folder: Folder of the result.
+        work_folder: Folder of finished work.
+        overwrite: Whether an existing output may be replaced.
+        resume: Whether to resume from the work folder.
+        repositories: Repositories to upload to.
+        token: Access token for the Hub.
+
+    Yields:
+        One error per problem, which says what to do.
+    """
+    texts = _texts(config)
+    checks = [
+        partial(check_apart, folder, [*models, *texts]),
+        partial(check_work_folder, work_folder, resume, True),
+        partial(check_output, folder, overwrite),
+        partial(check_disk, folder, plan.disk, work_folder),
+        *(partial(check_dataset, name, config.text_column) for name in texts),
+        partial(check_repositories, repositories, token),
+    ]
+    yield from _failures(checks)
+
+
+def _texts(config: FFPConfig | RecoveryConfig) -> list[str]:
+    return [*dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])]
+
+
+def _failures(checks: Iterable[Callable[[], None]]) -> Iterator[FFPError]:
     for check in checks:
         try:
             check()

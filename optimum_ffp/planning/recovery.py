@@ -1,33 +1,51 @@
-"""The plan of a recovery: work, memory and disk, from the dense model's config and the size of the pruned model."""
+"""The plan of a recovery: work, memory and disk, from the configs of both models."""
 
-import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..data import window_length
-from ..modeling.families import find_family, find_units
-from ..modeling.loading import loading_errors
+from ..modeling.families import decoder_layers
+from ..modeling.loading import resolve_dtype
+from ..options import read_mix
 from ..recovery.batch import Batch
 from ..recovery.config import RecoveryConfig
 from ..utils.lm_head import POSITIONS
 from ..utils.precision import compute_dtype, multiplies
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES, Parts
-from .work import EFFICIENCY, describe_duration, forward_operations, measure_speed
+from .work import EFFICIENCY, describe_time, forward_operations, gib, measure_speed
 
 
-GIB = 2**30
-# Bytes per number of the optimiser's two moments, of gradients, and of weights in training.
-MOMENTS, GRADIENT, WEIGHT = 8, 4, 4
-# Bytes of a token in the file of windows.
-TOKEN = 4
+# Bytes per number of the optimiser's two moments, of gradients and weights in training, and of a token in a file.
+MOMENTS, GRADIENT, WEIGHT, TOKEN = 8, 4, 4, 4
 # Numbers that autograd keeps of a token in a layer: around norms, in float32, and of the inputs of projections and of
 # attention, each as wide as the hidden state; and those as wide as the FFN.
 IN_NORMS, IN_PROJECTIONS, IN_FFN = 4, 7, 4
 # Logits of a piece that are there at once: of both models, their log-probabilities, probabilities and the gradient.
 LOGITS = 6
+
+
+class Precision(NamedTuple):
+    """Dtypes of a recovery: of the dense model, of the pruned model's weights, and of its matrix products."""
+
+    teacher: torch.dtype
+    weights: torch.dtype
+    products: torch.dtype
+
+    @classmethod
+    def of(
+        cls, config: RecoveryConfig, device: torch.device, teacher: torch.dtype, student: torch.dtype
+    ) -> "Precision":
+        """Those of models that are stored in the given dtypes."""
+        bf16 = multiplies(device, torch.bfloat16) if config.bf16 is None else config.bf16
+        weights = compute_dtype(device, student) if config.lora else torch.float32
+        if bf16:
+            return cls(torch.bfloat16, weights, torch.bfloat16)
+        return cls(compute_dtype(device, teacher), weights, weights)
 
 
 @dataclass(frozen=True)
@@ -37,13 +55,15 @@ class RecoveryPlan:
     Attributes:
         tokens: Number of tokens to train on.
         batch: Sizes of the training.
-        forward_tokens: The tokens in forward passes of a model, without evaluations.
+        forward_tokens: The same in forward passes of a model, without evaluations.
         operations: Floating-point operations, without evaluations.
         memory: Bytes that every process has on its device, by part.
-        disk: Bytes of the windows, of a checkpoint to resume from while the next is written, and of the result.
-        dtype: Dtype of most matrix products.
+        host: Bytes in host memory beside an accelerator, of all processes.
+        disk: Bytes of the windows, of the checkpoints to resume from while one is written, and of the result.
+        precision: Dtypes.
         machine: Device and available memory.
         processes: Number of processes on this machine.
+        writes: Whether the dense model writes text first.
     """
 
     tokens: int
@@ -51,123 +71,140 @@ class RecoveryPlan:
     forward_tokens: int
     operations: float
     memory: Parts
+    host: int
     disk: int
-    dtype: torch.dtype
+    precision: Precision
     machine: Machine
     processes: int = 1
+    writes: bool = False
+
+    @property
+    def on_host(self) -> bool:
+        """Whether there is no accelerator with a memory of its own."""
+        return self.machine.device_free is None
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated peak of the memory of the accelerator, or of all processes where there is none."""
+        """Estimated peak of the memory of an accelerator, or of all processes where there is none."""
         used = sum(self.memory.values())
-        return used if self.machine.device_free is not None else self.processes * (used + PROCESS_BYTES)
+        return self.processes * used + self.host if self.on_host else used
 
     @property
     def warnings(self) -> list[str]:
-        """One line if memory is not sufficient."""
-        free = self.machine.host_free if self.machine.device_free is None else self.machine.device_free
-        if self.peak_bytes <= free:
-            return []
+        """One line per kind of memory that is not sufficient."""
+        needs = [(f"memory on {self.machine.device}", self.peak_bytes, self.machine.device_free)]
+        if self.on_host:
+            needs = [("memory", self.peak_bytes, self.machine.host_free)]
+        else:
+            needs.append(("memory", self.host, self.machine.host_free))
         return [
-            f"memory may not suffice: the training needs about {_gib(self.peak_bytes)} on {self.machine.device}, and "
-            f"{_gib(free)} are free; this is an estimate. Lower batch_size or seq_len, or use gradient_checkpointing "
-            "or lora"
+            f"memory may not suffice: the training needs about {gib(used)} of {where}, and {gib(free)} are free; this "
+            "is an estimate. Lower batch_size or seq_len, or use gradient_checkpointing or lora"
+            for where, used, free in needs
+            if used > free
         ]
 
     def describe(self) -> str:
         """The plan as text of several lines."""
-        batch = self.batch
-        speed = measure_speed(self.machine.device, self.dtype)
+        batch, device = self.batch, self.machine.device
+        speed = measure_speed(device, self.precision.products)
         # Processes on the CPU share its cores.
-        speed *= self.processes if self.machine.device_free is not None else 1
-        seconds = self.operations / (EFFICIENCY * speed)
+        speed *= self.processes if device.type != "cpu" else 1
+        besides = f" and the evaluations{', and writing the text' if self.writes else ''}"
         parts = sorted(self.memory.items(), key=lambda part: -part[1])
         rows = [
-            ("tokens, recovery", f"{self.tokens:,}, and {self.forward_tokens:,} in forward passes of a model"),
+            ("tokens, recovery", f"{self.tokens:,}, which count as {self.forward_tokens:,} in forward passes"),
             ("steps", f"{batch.steps:,} of {batch.windows} windows of {batch.length} tokens"),
-            (
-                "time",
-                f"about {describe_duration(seconds)} and the evaluations: {self.operations / 1e12:,.1f} TFLOP at "
-                f"{EFFICIENCY:.0%} of the {speed / 1e12:.3g} TFLOP/s that a matrix product has now",
-            ),
-            ("memory", ", ".join(f"{name} {_gib(size)}" for name, size in parts if size)),
-            ("disk", _gib(self.disk)),
-            ("estimated peak", f"{_gib(self.peak_bytes)} on {self.machine.device}"),
+            ("time", describe_time(self.operations, self.operations / (EFFICIENCY * speed), speed, besides)),
+            ("memory of a process", ", ".join(f"{name} {gib(size)}" for name, size in parts if size)),
+            ("disk", gib(self.disk)),
+            ("estimated peak", f"{gib(self.peak_bytes)} on {device}"),
+            *([] if self.on_host else [("host memory", gib(self.host))]),
         ]
         lines = [f"{name:<22}  {value}" for name, value in rows]
         return "\n".join(lines + (self.warnings or ["it fits into memory"]))
 
 
 def plan_recovery(
-    model_config: PretrainedConfig,
-    parameters: int,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     config: RecoveryConfig,
     device: str | None = None,
+    dtype: str = "auto",
     processes: int = 1,
+    kept: float = 1.0,
 ) -> RecoveryPlan:
-    """Plans a recovery without loading weights.
+    """Plans a recovery, without FSDP, from models without weights.
 
     Args:
-        model_config: Config of the dense model.
-        parameters: Number of parameters of the pruned model.
+        student: The pruned model, for example on the meta device; or a dense one of which a share will be left.
+        teacher: The dense model.
         config: Options.
         device: Device; the accelerator if there is one, if `None`.
-        processes: Number of processes on this machine that share the windows.
+        dtype: Dtype that the dense model is loaded in, `"auto"` for its own.
+        processes: Number of processes on this machine that share the windows, each with all of both models.
+        kept: Share of the student's layers that is left.
 
     Returns:
         The plan; the command line prints its `describe()`.
 
     Raises:
-        FFPError: If the dense model can't be pruned.
+        FFPError: If there is no such device, or the windows are too long for the model.
     """
-    family, machine = find_family(model_config), measure_machine(device)
-    stored = model_config.dtype or torch.float32
-    with loading_errors(model_config._name_or_path, None), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=stored)
-    bf16 = multiplies(machine.device, torch.bfloat16) if config.bf16 is None else config.bf16
-    dtype = torch.bfloat16 if bf16 else compute_dtype(machine.device, stored)
-    batch = Batch.of(config, window_length(config.seq_len, model_config), processes)
-    dense, tokens = model.num_parameters(), batch.steps * batch.tokens
-    layers = model.base_model.get_submodule(family.layers)
-    in_layers = sum(one.numel() for one in layers.parameters())
-    kept = 1 - (dense - parameters) / in_layers
-
-    forward = forward_operations(model, family, batch.length)
-    # A backward pass counts as two forward passes.
-    of_student = kept * (3 + config.gradient_checkpointing) * forward
-    hidden, vocabulary = model_config.hidden_size, model_config.vocab_size
-    widths = [unit.output.module.in_features for unit in find_units(model, family)]
-    ffn = kept * sum(widths[1::2]) / len(layers)
-    size = dtype.itemsize
-    of_layer = hidden * (IN_NORMS * 4 + IN_PROJECTIONS * size) + ffn * IN_FFN * size
-    of_token = of_layer + len(layers) * hidden * size if config.gradient_checkpointing else len(layers) * of_layer
-    trained, weights = parameters, WEIGHT * parameters
-    if config.lora:
-        trained = config.lora * sum(sum(one.shape) for one in layers.parameters() if one.ndim == 2)
-        weights = parameters * compute_dtype(machine.device, stored).itemsize + WEIGHT * trained
-    head = vocabulary * hidden * GRADIENT * 2 * (not config.lora)
+    machine, given = measure_machine(device), resolve_dtype(dtype)
+    stored = teacher.dtype if given == "auto" else given
+    precision = Precision.of(config, machine.device, stored, student.dtype)
+    batch = Batch.of(config, window_length(config.seq_len, student.config), processes)
+    layers, (vocabulary, hidden) = decoder_layers(student), student.get_output_embeddings().weight.shape
+    in_layers = kept * sum(one.numel() for one in layers.parameters())
+    parameters = int(student.num_parameters() - (1 - kept) / kept * in_layers)
+    trained = _adapter_parameters(layers, config.lora) if config.lora else parameters
+    weights = precision.weights.itemsize * parameters + WEIGHT * trained * bool(config.lora)
+    copied = precision.products.itemsize * parameters * (precision.products != precision.weights)
     memory = {
-        "dense model": dense * size,
+        "dense model": precision.teacher.itemsize * teacher.num_parameters(),
         "weights": weights,
         "gradients": GRADIENT * trained * (1 + (processes > 1)),
         "moments": MOMENTS * trained,
-        "weights in bfloat16": 2 * parameters * bf16,
-        "activations": int(config.batch_size * batch.length * of_token),
-        "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS + head,
+        "weights in bfloat16": copied,
+        "activations": int(config.batch_size * batch.length * _activations(layers, hidden, kept, config, precision)),
+        "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
+        "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
     }
-    saved = WEIGHT * (trained if config.lora else parameters) + MOMENTS * trained
+    tokens = batch.steps * batch.tokens
+    in_student, in_head = forward_operations(student, batch.length)
+    # A backward pass counts as two forward passes, for frozen weights as one.
+    passes = 2 if config.lora else 3
+    of_student = kept * (passes + config.gradient_checkpointing) * in_student + passes * in_head
+    checkpoint, windows = WEIGHT * trained + MOMENTS * trained, TOKEN * tokens
+    saving = 0 if machine.device_free is None else MOMENTS * trained
     return RecoveryPlan(
         tokens=tokens,
         batch=batch,
         forward_tokens=4 * tokens,
-        operations=tokens * (forward + of_student),
+        operations=tokens * (sum(forward_operations(teacher, batch.length)) + of_student),
         memory=memory,
-        disk=2 * saved + parameters * stored.itemsize + TOKEN * tokens,
-        dtype=dtype,
+        host=processes * PROCESS_BYTES + windows + saving,
+        # With patience the best one is kept too.
+        disk=windows + (2 + bool(config.patience)) * checkpoint + parameters * student.dtype.itemsize,
+        precision=precision,
         machine=machine,
         processes=processes,
+        writes="self" in read_mix(config.dataset),
     )
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f} GiB"
+def _adapter_parameters(layers: nn.Module, rank: int) -> int:
+    return rank * sum(sum(one.shape) for one in layers.parameters() if one.ndim == 2)
+
+
+def _activations(
+    layers: nn.ModuleList, hidden: int, kept: float, config: RecoveryConfig, precision: Precision
+) -> float:
+    """Bytes that are kept of a token for the backward pass."""
+    size = precision.products.itemsize
+    ffn = [kept * max(one.shape[1] for one in layer.parameters() if one.ndim == 2) for layer in layers]
+    of_layers = [hidden * (4 * IN_NORMS + IN_PROJECTIONS * size) + IN_FFN * width * size for width in ffn]
+    if config.gradient_checkpointing:
+        return len(layers) * hidden * size + max(of_layers)
+    return sum(of_layers)

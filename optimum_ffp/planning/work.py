@@ -4,18 +4,20 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import FFPConfig
-from ..modeling.families import Family, ModelUnit
+from ..modeling.families import ModelUnit
 
 
+GIB = 2**30
 # Share of the speed of a large matrix product that a prune reaches, as measured on the CPU.
 EFFICIENCY = 0.7
 # Operations of backward elimination per cubed column: factor, inverse and updates.
 ELIMINATION, FACTOR = 2, 1 / 3
 # Bytes per second that a disk is taken to read, as a solid-state disk does: nothing is read to find out.
-DISK_SPEED = 2**30
+DISK_SPEED = GIB
 # Bytes that are copied to find out how fast weights get to the device.
 COPIED = 2**26
 # Size of the product that the speed is measured with, and for how many seconds.
@@ -25,7 +27,6 @@ SIZE, SECONDS = 1024, 0.2
 def stage_operations(
     model: PreTrainedModel,
     units: Sequence[ModelUnit],
-    family: Family,
     config: FFPConfig,
     tokens: Mapping[str, int | None],
 ) -> dict[str, float]:
@@ -36,12 +37,11 @@ def stage_operations(
     Args:
         model: The dense model, for example on the meta device.
         units: Units of the model.
-        family: Record of the model's family.
         config: Options of the prune.
         tokens: Tokens per stage in forward passes of the model.
     """
     features = [unit.output.module.in_features for unit in units]
-    forward = forward_operations(model, family, config.seq_len)
+    forward = sum(forward_operations(model, config.seq_len))
     found = {stage: float(count * forward) for stage, count in tokens.items() if count is not None}
     found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
     if tokens.get("fisher"):
@@ -53,20 +53,20 @@ def stage_operations(
     return found
 
 
-def forward_operations(model: PreTrainedModel, family: Family, length: int) -> int:
-    """Return the floating-point operations of a forward pass per token of a window.
+def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
+    """Return the floating-point operations of a forward pass per token of a window: of the layers, and of the head.
 
-    A token takes two per parameter of layers and head, and those of attention to the tokens before it.
+    A token takes two per parameter of a matrix, and in the layers those of attention to the tokens before it.
 
     Args:
         model: The model, for example on the meta device.
-        family: Record of the model's family.
         length: Tokens per window.
     """
-    shape, layers = model.config, model.base_model.get_submodule(family.layers)
-    parameters = sum(one.numel() for layer in layers for one in layer.parameters() if one.ndim == 2)
-    attention = 2 * length * shape.hidden_size * len(layers)
-    return 2 * (parameters + shape.vocab_size * shape.hidden_size) + attention
+    head = model.get_output_embeddings().weight
+    others = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)} | {id(head)}
+    parameters = sum(one.numel() for one in model.parameters() if one.ndim == 2 and id(one) not in others)
+    attention = 2 * length * head.shape[1] * model.config.num_hidden_layers
+    return 2 * parameters + attention, 2 * head.numel()
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -84,10 +84,15 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * SIZE**3 * count / used
 
 
-def measure_copy_speed(device: torch.device) -> float:
-    """Return the bytes per second that get from host memory to a device, which may be host memory too."""
+def measure_copy_speed(device: torch.device, pinned: bool) -> float:
+    """Return the bytes per second that get from host memory to a device, which may be host memory too.
+
+    Args:
+        device: The device.
+        pinned: Whether the memory is page-locked for CUDA, as that of layers is which are offloaded to it.
+    """
     source = torch.ones(COPIED, dtype=torch.uint8)
-    if device.type == "cuda":
+    if pinned and device.type == "cuda":
         source = source.pin_memory()
     used = []
     for _ in range(3):
@@ -96,6 +101,26 @@ def measure_copy_speed(device: torch.device) -> float:
         int(source.to(device, copy=True)[-1])
         used.append(time.perf_counter() - start)
     return COPIED / min(used)
+
+
+def describe_time(operations: float, seconds: float, speed: float, besides: str = "") -> str:
+    """The time of a plan, and what it is computed from.
+
+    Args:
+        operations: Floating-point operations.
+        seconds: Time that they take, or more.
+        speed: Operations per second of a large matrix product.
+        besides: What takes time too.
+    """
+    return (
+        f"about {describe_duration(seconds)}{besides}: {operations / 1e12:,.1f} TFLOP at {EFFICIENCY:.0%} of the "
+        f"{speed / 1e12:.3g} TFLOP/s that a matrix product has now"
+    )
+
+
+def gib(size: int) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / GIB:,.2f} GiB"
 
 
 def describe_duration(seconds: float) -> str:

@@ -198,9 +198,10 @@ class Training:
 
             weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(model).items()}
             adapter = Adapter(weights, model.peft_config["default"])
-            model = model.float().merge_and_unload()
+            # In float32 the model may not fit beside the dense one.
+            model = model.cpu().float().merge_and_unload()
         model.config.dtype = self.dtype
-        return model.to(self.dtype).requires_grad_(False).eval(), adapter
+        return model.cpu().to(self.dtype).requires_grad_(False).eval(), adapter
 
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens

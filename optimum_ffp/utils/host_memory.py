@@ -11,8 +11,10 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 def free_host_memory() -> int:
     """Return the bytes of host memory available to this process, including those that it uses."""
-    own = psutil.Process().memory_info().rss
-    return min([psutil.virtual_memory().available + own, *_limits()])
+    own, memory = psutil.Process().memory_info(), psutil.virtual_memory()
+    # Pages of mapped files are available already.
+    used = own.rss - getattr(own, "shared", 0)
+    return min([memory.available + used, memory.total, *_limits()])
 
 
 def _limits() -> list[int]:

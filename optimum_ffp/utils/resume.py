@@ -148,6 +148,8 @@ class Journal:
                 return result
             del result, kept
             processes.wait()
+        if not path.is_file():
+            raise FFPError(f"{path} of the main process is not there; {self.folder} must be on a disk that all share")
         with _damage_named(path):
             return load_file(path)
 

@@ -132,12 +132,15 @@ def test_the_result_is_uploaded(recover, tmp_path, hub):
 def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, folder, pruned):
     code, output, errors = recover("--plan", "--num-processes", "2")
     assert code == 0, errors
-    assert "1,008 tokens" not in output and "steps" in output and "of 4 windows of 24 tokens" in output
+    assert "1,056, which count as 4,224" in output and "11 of 4 windows of 24 tokens" in output
     assert "it fits into memory" in output and not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     code, output, _ = recover("--plan", "--eval-dataset", tmp_path / "nothing.txt")
-    assert code == 2 and "problem: there is no file or folder" in output
+    assert code == 2 and "problem: there is no file or folder" in output and "out exists" in output
     code, _, errors = recover("--plan", model=pruned[0].model_id)
-    assert code == 2 and "has no record of its size" in errors
+    assert code == 2 and "was not pruned by optimum-ffp" in errors
+    code, _, errors = recover("--plan", model=tmp_path / "nothing")
+    assert code == 2 and "there is no folder" in errors
 
 
 @pytest.fixture
@@ -166,10 +169,19 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
 
 
 def test_the_plan_of_a_prune_has_the_recovery(prune, tmp_path):
+    (tmp_path / "out-recovered").mkdir()
     code, output, errors = prune("--recover", "1k", "--plan")
-    assert code == 0, errors
-    assert "tokens, statistics" in output and "tokens, recovery        1,008, and 4,032 in forward passes" in output
-    assert not (tmp_path / "out").exists()
+    assert code == 2 and not errors.count("Traceback")
+    assert "tokens, statistics" in output and "1,008, which count as 4,032 in forward passes" in output
+    assert "out-recovered exists" in output and not (tmp_path / "out").exists()
+    code, output, _ = prune("--recover", "1k", "--plan", "--sparsity", "0.1", "0.2")
+    assert output.count("tokens, recovery") == 2
+
+
+def test_a_plan_of_what_is_pruned_already_trains_nothing(prune, tmp_path):
+    assert prune()[0] == 0
+    assert prune("--recover", "1k", "--resume", "--plan")[1].count("tokens, recovery") == 1
+    assert not (tmp_path / "out-recovered").exists()
 
 
 def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):

@@ -15,6 +15,12 @@ def test_free_memory_of_every_card_counts_where_the_model_lies_on_all(monkeypatc
     assert measure_machine().host_free > 2**20
 
 
+def test_cards_of_other_makers_have_a_memory_of_their_own(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.planning.machine.resolve_device", lambda device: torch.device("xpu", 0))
+    monkeypatch.setattr("torch.xpu.mem_get_info", lambda device: (20, 100))
+    assert measure_machine().device_free == 20
+
+
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(FFPError, match="device 'warp' can't be used here"):
         measure_machine("warp")

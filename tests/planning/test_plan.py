@@ -30,7 +30,7 @@ LLAMA_2_70B = {
 def speed(monkeypatch):
     """No product and no copy is timed, on devices that may not be there."""
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_speed", lambda device, dtype: 1e12)
-    monkeypatch.setattr("optimum_ffp.planning.plan.measure_copy_speed", lambda device: 1e10)
+    monkeypatch.setattr("optimum_ffp.planning.plan.measure_copy_speed", lambda device, pinned: 1e10)
 
 
 def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **options):

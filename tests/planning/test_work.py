@@ -20,7 +20,7 @@ def test_operations_are_those_that_torch_counts(name, windows):
     family = find_family(model.config)
     units, config = find_units(model, family), FFPConfig(seq_len=windows.shape[1])
     tokens = {"statistics": windows.numel(), "search": windows.numel(), "evaluation": None}
-    found = stage_operations(model, units, family, config, tokens)
+    found = stage_operations(model, units, config, tokens)
     assert "evaluation" not in found
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(windows, use_cache=False)
@@ -48,7 +48,7 @@ def test_the_plan_names_a_time(monkeypatch):
 
 def test_the_time_is_that_of_bringing_weights_where_it_takes_longer(monkeypatch):
     monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e30)
-    monkeypatch.setattr(plan, "measure_copy_speed", lambda device: 2.0**20)
+    monkeypatch.setattr(plan, "measure_copy_speed", lambda device, pinned: 2.0**20)
     config, shape = FFPConfig(seq_len=24, eval_samples=4), make_tiny_model().config
     one = make_plan(shape, config, device="cpu", offload="disk")
     brought = sum(one.brought_bytes.values())
@@ -60,10 +60,10 @@ def test_the_time_is_that_of_bringing_weights_where_it_takes_longer(monkeypatch)
     )
     # Files that memory can't keep are read again and again.
     full = replace(one, machine=replace(one.machine, host_free=0))
-    assert full.read_bytes == brought and one.read_bytes == one.layer_bytes
+    assert full.read_bytes == full.brought_bytes and [*one.read_bytes.values()] == [one.layer_bytes]
     resident = make_plan(shape, config, device="cpu")
     assert resident.brought_bytes == {} and "weights brought" not in resident.describe()
-    assert resident.read_bytes == 0 and measure_copy_speed(torch.device("cpu")) > 1e6
+    assert resident.read_bytes == {} and measure_copy_speed(torch.device("cpu"), pinned=False) > 1e6
 
 
 def test_durations_have_two_digits():

@@ -5,7 +5,8 @@ the model code of its checkpoints (`optimum_ffp/modeling/generate.py`). A family
 `FAMILIES` too and sets its module of model code in `Family.modeling`.
 """
 
-from transformers import PretrainedConfig
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ...errors import FFPError
 from .base import Family, ModelUnit, Slice, find_units
@@ -61,12 +62,18 @@ def find_family(config: PretrainedConfig) -> Family:
     return get_family(config.model_type)
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder layers of a dense or pruned model of a supported family."""
+    return model.base_model.get_submodule(get_family(model.config.model_type).layers)
+
+
 __all__ = [
     "FAMILIES",
     "Family",
     "ModelUnit",
     "Slice",
     "TransposedLinear",
+    "decoder_layers",
     "find_family",
     "find_units",
     "get_family",
