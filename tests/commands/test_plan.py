@@ -91,7 +91,7 @@ def test_a_prune_is_stopped_before_it_loads_anything(run, save_tiny_model, data_
 
 @pytest.mark.slow
 def test_too_little_memory_is_a_warning_in_one_line(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40)}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40), "total": 2**40}))
     words = ["--dataset", data_folder, "--method", "uniform"]
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *words)
     (line,) = [line for line in errors.splitlines() if line.startswith("warning: ")]

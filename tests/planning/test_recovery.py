@@ -104,9 +104,9 @@ MEASURE = """
 import json, sys, psutil
 from optimum_ffp import FFPRecovery, RecoveryConfig
 from optimum_ffp.planning.recovery import plan_recovery
-student, teacher, data, options = *sys.argv[1:4], json.loads(sys.argv[4])
-sizes = {"seq_len": 512, "max_tokens": 4096, "batch_tokens": 1024, "evaluations": 1, "held_out_samples": 2}
-config = RecoveryConfig(dataset=data, eval_samples=2, learning_rate=1e-5, **sizes, **options)
+student, teacher, data = sys.argv[1:]
+sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
+config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-5, warmup_ratio=0.0, **sizes)
 recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
 plan = plan_recovery(recovery.student, recovery.teacher, config, "cpu")
 before = psutil.Process().memory_info().rss - plan.memory["dense model"] - plan.memory["weights"]
@@ -117,10 +117,9 @@ print(json.dumps([1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - be
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["kept", "again"])
-def test_the_estimate_is_what_is_measured(tmp_path, options):
+def test_the_estimate_is_what_is_measured(tmp_path):
     """On a model whose weights, activations and logits are large beside what Python and torch take."""
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512)
     dense = LlamaForCausalLM(config)
     dense.save_pretrained(tmp_path / "dense")
@@ -130,7 +129,7 @@ def test_the_estimate_is_what_is_measured(tmp_path, options):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))
     words = [sys.executable, "-c", MEASURE, *(tmp_path / name for name in ("pruned", "dense", "text.txt"))]
-    done = subprocess.run([*words, json.dumps(options)], capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout.splitlines()[-1])
     assert 0.7 < estimated / measured < 1.5, (measured, estimated)
