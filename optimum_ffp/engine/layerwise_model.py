@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..modeling.families import Family
+from ..modeling.families import Family, decoder_layers
 from ..utils import processes
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
@@ -70,7 +70,7 @@ class LayerwiseModel:
         dtype: torch.dtype | None = None,
     ):
         self.model, self.family, self.stored_dtype = model, family, model.dtype
-        self.layers = list(model.base_model.get_submodule(family.layers))
+        self.layers = list(decoder_layers(model))
         self.dtype = dtype or model.dtype
         converts = self.dtype != self.stored_dtype
         if converts:

@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..modeling.families import FAMILIES
+from ..modeling.families import FAMILIES, decoder_layers
 
 
 # transformers reads the first of these that exists in a folder.
@@ -31,9 +31,7 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     names = {family.query, family.attention_output, *family.ffn_inputs, family.ffn_output}
     if not family.fused_by_head:
         names |= {family.key, family.value}
-    projections = (
-        layer.get_submodule(name) for layer in model.base_model.get_submodule(family.layers) for name in names
-    )
+    projections = (layer.get_submodule(name) for layer in decoder_layers(model) for name in names)
     return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
 
 

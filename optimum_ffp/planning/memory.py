@@ -10,7 +10,7 @@ from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..engine.layerwise_model import kept_bytes
-from ..modeling.families import Family, ModelUnit
+from ..modeling.families import Family, ModelUnit, decoder_layers
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
@@ -132,7 +132,7 @@ class MemoryModel:
         self.pruned = self.weights - int(sparsity * blocks)
         self.outputs = int(kept * sum(module.weight.numel() for module in outputs)) * stored
         self.layer_outputs = _largest([module.weight.numel() for module in outputs]) * self.size
-        layers = model.base_model.get_submodule(family.layers)
+        layers = decoder_layers(model)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
         # Embeddings and head are converted while no layer runs.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..data import window_length
 from ..modeling.families import decoder_layers
 from ..modeling.loading import resolve_dtype
-from ..options import read_mix
+from ..options import GRADIENT_COST, read_mix
 from ..recovery.batch import Batch
 from ..recovery.config import RecoveryConfig
 from ..utils.lm_head import POSITIONS
@@ -173,15 +173,15 @@ def plan_recovery(
     }
     tokens = batch.steps * batch.tokens
     in_student, in_head = forward_operations(student, batch.length)
-    # A backward pass counts as two forward passes, for frozen weights as one.
-    passes = 2 if config.lora else 3
+    # A backward pass through frozen weights counts as one forward pass.
+    passes = 2 if config.lora else GRADIENT_COST
     of_student = kept * (passes + config.gradient_checkpointing) * in_student + passes * in_head
     checkpoint, windows = WEIGHT * trained + MOMENTS * trained, TOKEN * tokens
     saving = 0 if machine.device_free is None else MOMENTS * trained
     return RecoveryPlan(
         tokens=tokens,
         batch=batch,
-        forward_tokens=4 * tokens,
+        forward_tokens=(1 + GRADIENT_COST) * tokens,
         operations=tokens * (sum(forward_operations(teacher, batch.length)) + of_student),
         memory=memory,
         host=processes * PROCESS_BYTES + windows + saving,
