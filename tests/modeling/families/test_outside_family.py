@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,6 +28,7 @@ STARCODER2 = Family(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
     config = AutoConfig.for_model("starcoder2", **GATED, sliding_window=None)
     fill_with_noise(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "dense")
     make_tokenizer().save_pretrained(tmp_path / "dense")
