@@ -142,25 +142,32 @@ from torch.distributed.fsdp import fully_shard
 from optimum_ffp.modeling.offloading import shard_layers
 from optimum_ffp.recovery.loss import DistillationLoss
 from tests.helpers import make_tiny_model
-teacher, student = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True)
-windows = torch.arange(3, 99).view(4, 24)
-if len(sys.argv) > 1:
+sharded, found = len(sys.argv) > 1, []
+if sharded:
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    for module in (*student.model.layers, student):
-        fully_shard(module, mesh=mesh)
-    whole = sum(one.numel() for one in teacher.model.layers.parameters())
-    shard_layers(teacher)
-    windows = windows[dist.get_rank() * 2 :][:2]
-student.forward = DistillationLoss(student, teacher)
-for again in (True, False):
-    student.zero_grad()
-    student(input_ids=windows, labels=windows)["loss"].backward()
-if len(sys.argv) > 1:
-    assert 2 * sum(one.to_local().numel() for one in teacher.model.layers.parameters()) <= whole + 64
-gradients = [one.grad.full_tensor() if len(sys.argv) > 1 else one.grad for one in student.parameters()]
-if not dist.is_initialized() or dist.get_rank() == 0:
-    print([float(one.norm()) for one in gradients])
+for tied in (True, False):
+    teacher, student = (make_tiny_model(seed=seed, tie_word_embeddings=tied) for seed in (0, 1))
+    windows = torch.arange(3, 99).view(4, 24)
+    student.requires_grad_(True)
+    if sharded:
+        # As accelerate wraps it: apart from the layers the embeddings, and the head with the norm before it.
+        embeddings, end = student.model.embed_tokens, [student.model.norm, student.lm_head]
+        for modules in (*student.model.layers, *([[embeddings, *end]] if tied else [embeddings, end]), student):
+            fully_shard(modules, mesh=mesh)
+        whole = sum(one.numel() for one in teacher.model.layers.parameters())
+        shard_layers(teacher)
+        windows = windows[dist.get_rank() * 2 :][:2]
+    student.forward = DistillationLoss(student, teacher)
+    for again in (True, False):
+        student.zero_grad()
+        student(input_ids=windows, labels=windows)["loss"].backward()
+    if sharded:
+        assert 2 * sum(one.to_local().numel() for one in teacher.model.layers.parameters()) <= whole + 64
+    gradients = [one.grad.full_tensor() if sharded else one.grad for one in student.parameters()]
+    found += [float(one.norm()) for one in gradients]
+if not sharded or dist.get_rank() == 0:
+    print(found)
 """
 
 

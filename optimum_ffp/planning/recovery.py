@@ -13,8 +13,9 @@ from ..modeling.loading import resolve_dtype
 from ..options import GRADIENT_COST, read_mix
 from ..recovery.batch import Batch
 from ..recovery.config import RecoveryConfig
+from ..utils import processes
 from ..utils.lm_head import POSITIONS
-from ..utils.precision import compute_dtype, multiplies
+from ..utils.precision import compute_dtype, computes_in_bfloat16
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES, Parts
 from .work import EFFICIENCY, describe_time, forward_operations, gib, measure_speed
@@ -27,6 +28,8 @@ MOMENTS, GRADIENT, WEIGHT, TOKEN = 8, 4, 4, 4
 IN_NORMS, IN_PROJECTIONS, IN_FFN = 4, 7, 4
 # Logits of a piece that are there at once: of both models, their log-probabilities, probabilities and the gradient.
 LOGITS = 6
+# Parts that FSDP divides among all processes, beside the layers of the dense model.
+DIVIDED = ("weights", "gradients", "moments")
 
 
 class Precision(NamedTuple):
@@ -41,9 +44,8 @@ class Precision(NamedTuple):
         cls, config: RecoveryConfig, device: torch.device, teacher: torch.dtype, student: torch.dtype
     ) -> "Precision":
         """Those of models that are stored in the given dtypes."""
-        bf16 = multiplies(device, torch.bfloat16) if config.bf16 is None else config.bf16
         weights = compute_dtype(device, student) if config.lora else torch.float32
-        if bf16:
+        if computes_in_bfloat16(device, config.bf16):
             return cls(torch.bfloat16, weights, torch.bfloat16)
         return cls(compute_dtype(device, teacher), weights, weights)
 
@@ -57,12 +59,13 @@ class RecoveryPlan:
         batch: Sizes of the training.
         forward_tokens: The same in forward passes of a model, without evaluations.
         operations: Floating-point operations, without evaluations.
-        memory: Bytes that every process has on its device, by part.
+        memory: Bytes that every process has on its device, by part, when they are most.
         host: Bytes in host memory beside an accelerator, of all processes.
         disk: Bytes of the windows, of the checkpoints to resume from while one is written, and of the result.
         precision: Dtypes.
         machine: Device and available memory.
         processes: Number of processes on this machine.
+        machines: Number of machines.
         writes: Whether the dense model writes text first.
     """
 
@@ -76,6 +79,7 @@ class RecoveryPlan:
     precision: Precision
     machine: Machine
     processes: int = 1
+    machines: int = 1
     writes: bool = False
 
     @property
@@ -109,7 +113,7 @@ class RecoveryPlan:
         batch, device = self.batch, self.machine.device
         speed = measure_speed(device, self.precision.products)
         # Processes on the CPU share its cores.
-        speed *= self.processes if device.type != "cpu" else 1
+        speed *= self.machines * (self.processes if device.type != "cpu" else 1)
         besides = f" and the evaluations{', and writing the text' if self.writes else ''}"
         parts = sorted(self.memory.items(), key=lambda part: -part[1])
         rows = [
@@ -131,10 +135,12 @@ def plan_recovery(
     config: RecoveryConfig,
     device: str | None = None,
     dtype: str = "auto",
-    processes: int = 1,
+    count: int = 1,
     kept: float = 1.0,
+    machines: int | None = None,
+    sharded: bool | None = None,
 ) -> RecoveryPlan:
-    """Plans a recovery, without FSDP, from models without weights.
+    """Plans a recovery from models without weights.
 
     Args:
         student: The pruned model, for example on the meta device; or a dense one of which a share will be left.
@@ -142,8 +148,11 @@ def plan_recovery(
         config: Options.
         device: Device; the accelerator if there is one, if `None`.
         dtype: Dtype that the dense model is loaded in, `"auto"` for its own.
-        processes: Number of processes on this machine that share the windows, each with all of both models.
+        count: Number of processes on each machine that share the windows.
         kept: Share of the student's layers that is left.
+        machines: Number of machines; that of this run if `None`.
+        sharded: Whether FSDP divides both models among all processes, which otherwise have all of both; as this run
+            was launched if `None`.
 
     Returns:
         The plan; the command line prints its `describe()`.
@@ -152,9 +161,12 @@ def plan_recovery(
         FFPError: If there is no such device, or the windows are too long for the model.
     """
     machine, given = measure_machine(device), resolve_dtype(dtype)
+    machines = processes.machines() if machines is None else machines
+    sharded = processes.divide_models() if sharded is None else sharded
+    shares = count * machines
     stored = teacher.dtype if given == "auto" else given
     precision = Precision.of(config, machine.device, stored, student.dtype)
-    batch = Batch.of(config, window_length(config.seq_len, student.config), processes)
+    batch = Batch.of(config, window_length(config.seq_len, student.config), shares)
     layers, (vocabulary, hidden) = decoder_layers(student), student.get_output_embeddings().weight.shape
     in_layers = kept * sum(one.numel() for one in layers.parameters())
     parameters = int(student.num_parameters() - (1 - kept) / kept * in_layers)
@@ -164,13 +176,18 @@ def plan_recovery(
     memory = {
         "dense model": precision.teacher.itemsize * teacher.num_parameters(),
         "weights": weights,
-        "gradients": GRADIENT * trained * (1 + (processes > 1)),
+        "gradients": GRADIENT * trained * (1 + (shares > 1 and not sharded)),
         "moments": MOMENTS * trained,
         "weights in bfloat16": copied,
         "activations": int(config.batch_size * batch.length * _activations(layers, hidden, kept, config, precision)),
         "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
     }
+    if sharded:
+        measured = compute_dtype(machine.device, student.dtype).itemsize * parameters
+        measuring = {"dense model": memory["dense model"], "weights": measured}
+        training = _divided(memory, shares, teacher, layers, kept, precision)
+        memory = max(training, measuring, key=lambda parts: sum(parts.values()))
     tokens = batch.steps * batch.tokens
     in_student, in_head = forward_operations(student, batch.length)
     # A backward pass through frozen weights counts as one forward pass.
@@ -184,13 +201,32 @@ def plan_recovery(
         forward_tokens=(1 + GRADIENT_COST) * tokens,
         operations=tokens * (sum(forward_operations(teacher, batch.length)) + of_student),
         memory=memory,
-        host=processes * PROCESS_BYTES + windows + saving,
+        host=count * PROCESS_BYTES + windows + saving,
         # With patience the best one is kept too.
         disk=windows + (2 + bool(config.patience)) * checkpoint + parameters * student.dtype.itemsize,
         precision=precision,
         machine=machine,
-        processes=processes,
+        processes=count,
+        machines=machines,
         writes="self" in read_mix(config.dataset),
+    )
+
+
+def _divided(
+    memory: Parts, shards: int, teacher: PreTrainedModel, layers: nn.ModuleList, kept: float, precision: Precision
+) -> Parts:
+    """Return the memory of a process when FSDP divides both models."""
+    in_layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher)]
+    whole = precision.teacher.itemsize * (teacher.num_parameters() - sum(in_layers))
+    largest = kept * max(sum(one.numel() for one in layer.parameters()) for layer in layers)
+    # The next layer is gathered while one computes; in the backward pass it has a whole gradient too.
+    gathered = 2 * precision.teacher.itemsize * max(in_layers) + (2 * precision.products.itemsize + GRADIENT) * largest
+    return (
+        memory
+        | {name: memory[name] // shards for name in DIVIDED}
+        | {"dense model": whole + (memory["dense model"] - whole) // shards, "gathered layers": int(gathered)}
+        # Gathered ones are in that dtype.
+        | {"weights in bfloat16": 0}
     )
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import decode, logits_in_pieces, replaced_forward
+from ..utils.lm_head import decode, logits_in_pieces, replaced_forward, without_hooks
 
 
 # Label of positions without a loss, as in transformers.
@@ -63,10 +63,18 @@ class DistillationLoss:
         """
         with torch.no_grad():
             wanted = decode(self.teacher, input_ids)
+        head = self.student.get_output_embeddings()
         with replaced_forward(self.student, self._forward):
-            decoded = decode(self.student, input_ids)
-            trained = [one for one in self.student.get_output_embeddings().parameters() if one.requires_grad]
-            loss, kl, nll = _HeadLoss.apply(self, decoded, wanted, labels, decoded.last_hidden_state, *trained)
+            decoded, forward = decode(self.student, input_ids), head.forward
+
+            def of_pieces(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                trained = [one for one in head.parameters() if one.requires_grad]
+                with without_hooks(head), replaced_forward(head, forward):
+                    return _HeadLoss.apply(self, decoded, wanted, labels, hidden, *trained)
+
+            # As the head's forward pass, so that FSDP, which may shard the head apart, sees it run once.
+            with replaced_forward(head, of_pieces):
+                loss, kl, nll = head(decoded.last_hidden_state)
         tokens = (labels[:, 1:] != UNLABELLED).sum()
         loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss, "kl": kl, "nll": nll, "tokens": tokens}

@@ -21,7 +21,7 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
-from ..utils.precision import compute_dtype, computing_in, multiplies
+from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
@@ -84,7 +84,7 @@ class FFPRecovery:
         self.report_to, self.record, self._adapter = [*report_to], None, None
         self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
-        self.bf16 = multiplies(teacher.device, torch.bfloat16) if config.bf16 is None else config.bf16
+        self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.of(config, window_length(config.seq_len, student.config))
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)

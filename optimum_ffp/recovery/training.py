@@ -102,6 +102,9 @@ class Training:
             FFPError: If the loss is not finite, the divergence has not fallen, or peft is missing.
         """
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
+        if processes.divide_models():
+            # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
+            student.cpu()
         model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
         student.forward = DistillationLoss(student, self.teacher, config.temperature, config.label_share)
         try:

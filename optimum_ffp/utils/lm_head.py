@@ -94,6 +94,17 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = before
 
 
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Call a module without its hooks for the duration of the context, as FSDP has them to gather weights."""
+    kept = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
+    vars(module).update({name: type(hooks)() for name, hooks in kept.items()})
+    try:
+        yield
+    finally:
+        vars(module).update(kept)
+
+
 def _decoder(model: PreTrainedModel) -> nn.Module:
     decoder = model.get_decoder()
     # base_model_prefix of Llama4ForCausalLM and MllamaForCausalLM names an attribute that they don't have.

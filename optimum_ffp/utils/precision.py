@@ -33,6 +33,11 @@ def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and _cpu_multiplies(dtype)
 
 
+def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
+    """Return whether a training computes in bfloat16; without a choice, where the hardware does so itself."""
+    return multiplies(device, torch.bfloat16) if choice is None else choice
+
+
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 

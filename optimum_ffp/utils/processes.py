@@ -81,6 +81,21 @@ def local_count() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _several() else 1
 
 
+def machines() -> int:
+    """Return the number of machines of this run."""
+    return count() // local_count()
+
+
+def divide_models() -> bool:
+    """Return whether `accelerate launch` has been told to divide models among the processes of this run (FSDP)."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, parse_flag_from_env
+
+    # Accelerate has no FSDP on the CPU.
+    told = _several() and parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return told and PartialState().distributed_type != DistributedType.MULTI_CPU
+
+
 def rank() -> int:
     """Return the index of this process."""
     return dist.get_rank() if _several() else 0

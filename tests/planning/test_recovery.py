@@ -22,11 +22,11 @@ def speed(monkeypatch):
     monkeypatch.setattr("optimum_ffp.planning.recovery.measure_speed", lambda device, dtype: 1e9)
 
 
-def planned(device="cpu", processes=1, kept=0.8, name="llama", dtype="auto", **options):
+def planned(device="cpu", count=1, kept=0.8, name="llama", dtype="auto", machines=1, sharded=False, **options):
     model_type, sizes = CONFIGS[name]
     config = RecoveryConfig(**{"max_tokens": 480, "batch_tokens": 48, "seq_len": 24} | options)
     dense = empty_model(AutoConfig.for_model(model_type, **sizes))
-    return plan_recovery(dense, dense, config, device, dtype, processes, kept)
+    return plan_recovery(dense, dense, config, device, dtype, count, kept, machines, sharded)
 
 
 def test_a_recovery_keeps_to_its_plan(folder, pruned, data_folder):
@@ -69,10 +69,32 @@ def test_what_options_save():
     assert adapters.operations < usual.operations
     assert planned(patience=2).disk > usual.disk
     # DDP has buckets for gradients, and every process its own of everything.
-    two = planned(processes=2)
+    two = planned(count=2)
     assert two.memory["gradients"] == 2 * usual.memory["gradients"] and two.peak_bytes > 2 * usual.peak_bytes
     assert two.batch.windows == 2 and two.operations == usual.operations
     assert "writing the text" in planned(dataset="self").describe() and "writing" not in usual.describe()
+
+
+def test_several_machines_and_fsdp_divide_the_work_and_the_models(monkeypatch):
+    usual, many = planned(), planned(count=2, machines=3)
+    assert many.batch.windows == 6 and many.memory == planned(count=2).memory
+    alone, divided = planned(sharded=True), planned(count=2, machines=3, sharded=True)
+    for part in ("weights", "moments", "gradients"):
+        assert (
+            6 * divided.memory[part] == pytest.approx(usual.memory[part], abs=6)
+            and alone.memory[part] == usual.memory[part]
+        )
+    layers = make_tiny_model().model.layers
+    in_layers = 4 * sum(one.numel() for one in layers.parameters())
+    assert usual.memory["dense model"] - divided.memory["dense model"] == pytest.approx(5 / 6 * in_layers, abs=6)
+    # Both are measured whole before.
+    large = planned(count=64, seq_len=2, sharded=True)
+    assert large.memory == {"dense model": usual.memory["dense model"], "weights": usual.memory["weights"]}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr("optimum_ffp.utils.processes._several", lambda: True)
+    monkeypatch.setattr("optimum_ffp.utils.processes.count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert planned(count=2, machines=None, sharded=None).memory == planned(count=2, machines=2, sharded=True).memory
 
 
 def test_weights_that_are_not_trained_stay_in_their_dtype(monkeypatch):
@@ -90,14 +112,14 @@ def test_weights_that_are_not_trained_stay_in_their_dtype(monkeypatch):
 def test_what_does_not_fit_is_said(monkeypatch):
     machine = Machine(torch.device("cuda"), 2**10, 2**10)
     monkeypatch.setattr("optimum_ffp.planning.recovery.measure_machine", lambda *_: machine)
-    monkeypatch.setattr("optimum_ffp.planning.recovery.multiplies", lambda *_: True)
+    monkeypatch.setattr("optimum_ffp.planning.recovery.computes_in_bfloat16", lambda *_: True)
     plan = planned(device="cuda")
     on_card, on_host = plan.warnings
     assert "about 0.00 GiB of memory on cuda, and 0.00 GiB are free" in on_card and "gradient_checkpointing" in on_card
     assert "of memory, and 0.00 GiB are free" in on_host
     assert plan.precision.products == torch.bfloat16 and on_card in plan.describe()
     # A card each.
-    assert "the 0.002 TFLOP/s" in planned(device="cuda", processes=2).describe()
+    assert "the 0.002 TFLOP/s" in planned(device="cuda", count=2).describe()
 
 
 MEASURE = """

@@ -78,12 +78,25 @@ def test_no_more_logits_than_those_of_a_piece(labels, windows):
         return tensor
 
     student.forward = DistillationLoss(student, teacher)
-    heads = [model.get_output_embeddings() for model in (student, teacher)]
-    for head in heads:
-        head.register_forward_hook(lambda module, inputs, output: note(output) is None or None)
+    for head in [model.get_output_embeddings() for model in (student, teacher)]:
+        head.forward = lambda hidden, run=head.forward: note(run(hidden))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         student(input_ids=windows[:2, :12], labels=labels)["loss"].backward()
     assert sizes and max(sizes) <= 2 * PIECE
+
+
+def test_the_head_of_the_student_is_a_module_that_runs_once(labels, windows):
+    """FSDP gathers the weights in its hooks, and frees them at the end of the backward pass of what they return."""
+    teacher, student, calls = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True), []
+    head = student.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
+    head.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs[0]))
+    student.forward = DistillationLoss(student, teacher)
+    found = student(input_ids=windows[:2, :12], labels=labels)
+    shape, total = calls
+    assert shape == (2, 12, student.config.hidden_size) and total.requires_grad
+    assert float(found["loss"]) == pytest.approx(float(total) / float(found["tokens"]))
+    assert "forward" not in vars(head) and len(head._forward_hooks) == 1
 
 
 def test_frozen_weights_get_no_gradient(labels, windows):
