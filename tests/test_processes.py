@@ -10,12 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import digests
 from tests.helpers import write_data
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 OPTIONS = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
 OPTIONS += ["--update-samples", "2", "--held-out-samples", "3", "--seq-len", "24", "--sparsity", "0.3"]
 
@@ -38,7 +41,7 @@ def test_several_processes_find_the_sums_policies_and_weights_of_one(of_one, cou
 
 
 def prune(model: Path, out: Path, data: Path, *words: str) -> list[str]:
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp", "prune", "-m", model, out]
+    command = [*COMMAND, "prune", "-m", model, out]
     return list(map(str, [*command, "--dataset", data, *OPTIONS, *words]))
 
 
@@ -112,27 +115,58 @@ def test_the_plan_counts_the_memory_of_all_processes(save_tiny_model, data_folde
 
 
 def recover(model: Path, out: Path, base: str, data: Path, *words: str) -> list[str]:
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp", "recover", "-m", model, out]
+    command = [*COMMAND, "recover", "-m", model, out]
     sizes = ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--held-out-samples", "5"]
     options = ["--teacher", base, "--dataset", data, "--eval-samples", "3", "--device", "cpu", *sizes]
     return list(map(str, [*command, *options, *words]))
 
 
-def test_two_processes_recover_along_the_curve_of_one(pruned, folder, data_folder, tmp_path, run_ffp):
-    base, curves = pruned[0].model_id, []
-    assert run_ffp(*recover(folder, tmp_path / "one", base, data_folder)[4:])[0] == 0
-    command = recover(folder, tmp_path / "two", base, data_folder, "--num-processes", "2")
-    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("saved in") == 1
-    for name in ("one", "two"):
-        (record,) = json.loads((tmp_path / name / "ffp_config.json").read_text())["recovery"]
-        curves.append(record["curve"])
-    assert record["processes"] == 2
-    for one, other in zip(*curves, strict=True):
-        assert one["tokens"] == other["tokens"]
-        assert other["kl"] == pytest.approx(one["kl"], rel=1e-4)
-        assert other["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+# What `accelerate launch` tells the processes of a config with FSDP.
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP |= {"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+FSDP |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+# Accelerate has FSDP on accelerators alone, and must take these processes for theirs.
+PRETENDED = """
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from optimum.commands.optimum_cli import main
+initialise = PartialState.__init__
+def pretend(self, *args, **options):
+    initialise(self, *args, **options)
+    if vars(self).get("distributed_type") == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+PartialState.__init__ = pretend
+main()
+"""
+
+
+def test_two_processes_recover_along_the_curve_of_one_with_ddp_and_with_fsdp(
+    pruned, folder, data_folder, tmp_path, run_ffp
+):
+    base, records, weights = pruned[0].model_id, [], []
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    for name in ("one", "ddp", "fsdp"):
+        words = recover(folder, tmp_path / name, base, data_folder, "--patience", "3")[4:]
+        if name == "one":
+            assert run_ffp(*words)[0] == 0
+        else:
+            command = [*launch, sys.executable, "-c", PRETENDED, "ffp", *words]
+            command = command if name == "fsdp" else [*COMMAND, *words, "--num-processes", "2"]
+            environment = ENVIRONMENT | (FSDP if name == "fsdp" else {})
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            assert run.returncode == 0, run.stderr
+            assert run.stdout.count("saved in") == 1
+        records += json.loads((tmp_path / name / "ffp_config.json").read_text())["recovery"]
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert [record["processes"] for record in records] == [1, 2, 2]
+    for record, found in zip(records[1:], weights[1:]):
+        for one, other in zip(records[0]["curve"], record["curve"], strict=True):
+            assert one["tokens"] == other["tokens"]
+            assert other["kl"] == pytest.approx(one["kl"], rel=1e-4)
+            assert other["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+        # The weights with the smallest divergence, not older ones.
+        for name, one in weights[0].items():
+            assert torch.allclose(found[name], one, atol=1e-5), name
 
 
 SHARDED = """

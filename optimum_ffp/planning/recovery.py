@@ -194,14 +194,17 @@ def plan_recovery(
     passes = 2 if config.lora else GRADIENT_COST
     of_student = kept * (passes + config.gradient_checkpointing) * in_student + passes * in_head
     checkpoint, windows = WEIGHT * trained + MOMENTS * trained, TOKEN * tokens
-    saving = 0 if machine.device_free is None else MOMENTS * trained
+    on_host = 0 if machine.device_free is None else MOMENTS * trained
+    if sharded:
+        # Until FSDP divides it.
+        on_host = max(on_host, count * WEIGHT * parameters)
     return RecoveryPlan(
         tokens=tokens,
         batch=batch,
         forward_tokens=(1 + GRADIENT_COST) * tokens,
         operations=tokens * (sum(forward_operations(teacher, batch.length)) + of_student),
         memory=memory,
-        host=count * PROCESS_BYTES + windows + saving,
+        host=count * PROCESS_BYTES + windows + on_host,
         # With patience the best one is kept too.
         disk=windows + (2 + bool(config.patience)) * checkpoint + parameters * student.dtype.itemsize,
         precision=precision,

@@ -77,6 +77,14 @@ class RecoveryTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the weights, or with sharded ones makes the folder that FSDP will write them to.
+
+        `Trainer` looks right after this whether the folder of the best weights exists, and otherwise loads older ones.
+        """
+        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         # Without the arguments, which are a pickle.
         self.model.save_pretrained(output_dir, state_dict=state_dict)
