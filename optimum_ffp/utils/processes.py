@@ -87,13 +87,22 @@ def machines() -> int:
 
 
 def divide_models() -> bool:
-    """Return whether `accelerate launch` has been told to divide models among the processes of this run (FSDP)."""
+    """Return whether `accelerate launch` has been told to divide models among the processes of this run (FSDP).
+
+    Raises:
+        FFPError: If it has been told to by FSDP 1.
+    """
     from accelerate import PartialState
     from accelerate.utils import DistributedType, parse_flag_from_env
 
+    if not (_several() and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        return False
     # Accelerate has no FSDP on the CPU.
-    told = _several() and parse_flag_from_env("ACCELERATE_USE_FSDP")
-    return told and PartialState().distributed_type != DistributedType.MULTI_CPU
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        return False
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise FFPError(f"FSDP {version} can't be used; set fsdp_version: 2 in the config of accelerate")
+    return True
 
 
 def rank() -> int:

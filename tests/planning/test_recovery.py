@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
+from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.loading import LoadOptions, empty_model, read_pruned_config
 from optimum_ffp.planning.machine import Machine
 from optimum_ffp.planning.recovery import plan_recovery
@@ -91,10 +92,14 @@ def test_several_machines_and_fsdp_divide_the_work_and_the_models(monkeypatch):
     large = planned(count=64, seq_len=2, sharded=True)
     assert large.memory == {"dense model": usual.memory["dense model"], "weights": usual.memory["weights"]}
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr("optimum_ffp.utils.processes._several", lambda: True)
     monkeypatch.setattr("optimum_ffp.utils.processes.count", lambda: 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert planned(count=2, machines=None, sharded=None).memory == planned(count=2, machines=2, sharded=True).memory
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(FFPError, match="FSDP 1 can't be used; set fsdp_version: 2 in the config of accelerate"):
+        planned(sharded=None)
 
 
 def test_weights_that_are_not_trained_stay_in_their_dtype(monkeypatch):
