@@ -99,6 +99,7 @@ class FFPPruner:
         model.eval().requires_grad_(False)
 
     @classmethod
+    @memory_errors()
     def from_pretrained(
         cls,
         model_id: str | os.PathLike,

@@ -65,6 +65,9 @@ def _count(what: str, size: int = 0) -> None:
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if on_card(source) and target.dtype == torch.float64 and not FLOAT64:
+        # MPS converts before it copies.
+        raise TypeError("the card has no float64")
     if on_card(source) != on_card(target):
         _count("to card" if on_card(target) else "to host", source.nbytes)
     (_host(target) if on_card(target) else target).copy_(_host(source) if on_card(source) else source)

@@ -46,7 +46,7 @@ def measure_slopes(
     done = 0
     with progress_bar(len(passes) * len(layerwise.layers), "Slopes", "layer") as bar:
         for together in passes:
-            dense, arguments = layerwise.enter(together)
+            dense, arguments = layerwise.enter(together, copies=len(units) + 1)
             # By unit; they branch off from the dense model in the unit's layer.
             pruned: list[torch.Tensor] = []
             for index, layer in layerwise.walk():

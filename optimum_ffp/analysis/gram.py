@@ -11,6 +11,7 @@ from torch import nn
 from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..utils.cholesky import check_finite
+from ..utils.device_memory import free_device_memory
 from ..utils.precision import float32_products
 from ..utils.processes import Shares
 from ..utils.window_sum import WindowSum
@@ -85,11 +86,9 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:
     """Return the device of all ridge factors: the model's if two sets of them fit, otherwise host memory."""
     device = layerwise.device
-    if device.type != "cuda" or not layerwise.weights.resident:
-        return torch.device("cpu")
-    needed = sum(4 * unit.output.module.in_features**2 for unit in units)
-    free, _ = torch.cuda.mem_get_info(device)
-    return device if free > 2 * needed else torch.device("cpu")
+    needed, free = sum(4 * unit.output.module.in_features**2 for unit in units), free_device_memory(device)
+    fits = layerwise.weights.resident and free is not None and free > 2 * needed
+    return device if fits else torch.device("cpu")
 
 
 class _Accumulator:

@@ -23,6 +23,7 @@ from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from ..utils.tensors import page_locked
 from ..utils.window_sum import shares_of_sum
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .curve_estimation import measure_slopes
@@ -186,7 +187,7 @@ class _Preparation:
         borrowed = self.layerwise.device.type == "cuda" and home.type == "cpu" and not self.journal.on_disk
         if borrowed and self.config.needs_factors:
             # Page-locked, since the card gets one factor at a time.
-            self.finished[layer] = [replace(one, factor=one.factor.pin_memory()) for one in self.finished[layer]]
+            self.finished[layer] = [replace(one, factor=page_locked(one.factor)) for one in self.finished[layer]]
 
     def _collect(
         self, layer: int, runner: LayerRunner, states: torch.Tensor, shares: Shares, batch_size: int

@@ -78,7 +78,8 @@ def measure_size_gradients(
     of_units = torch.empty(units, len(losses), 2, dtype=torch.float64)
     for found, of_unit in zip(of_units, changes):
         if of_unit:
-            found.copy_(torch.stack(of_unit))
+            # In two steps: some devices have no float64.
+            found.copy_(torch.stack(of_unit).cpu())
     rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *of_units.permute(2, 1, 0)], 1)
     found = processes.gather(rows, shares).numpy() / (windows.shape[1] - 1)
     return SizeGradients(found[:, 0], found[:, 1 : 1 + units], found[:, 1 + units :])

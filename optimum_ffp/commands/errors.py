@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -25,9 +26,12 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
     except FFPError as error:
         from ..utils.processes import LAUNCHED, ProcessLostError, tell_first
 
-        said_by_launch = isinstance(error, ProcessLostError) and LAUNCHED in os.environ
-        if not said_by_launch and tell_first():
-            print(f"error: {error}", file=sys.stderr)
+        if tell_first():
+            if isinstance(error, ProcessLostError) and LAUNCHED in os.environ:
+                # `launch` says it, unless another was killed.
+                Path(os.environ[LAUNCHED]).write_text(str(error))
+            else:
+                print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         from ..utils.processes import is_main

@@ -6,6 +6,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkstemp
 
 
 def run_in_processes(wanted: int | None, device: str | None, run: Callable[[], None], alone: bool = False) -> None:
@@ -68,7 +70,9 @@ def launch(count: int) -> None:
     from .errors import INTERRUPTED, USER_ERROR
 
     threads = max(1, (os.cpu_count() or 1) // count)
-    os.environ |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    handle, said = mkstemp()
+    os.close(handle)
+    os.environ |= {LAUNCHED: said, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
     options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
     options += f" --dynamo_backend no --num_cpu_threads_per_process {threads} -m optimum.commands.optimum_cli"
@@ -86,6 +90,10 @@ def launch(count: int) -> None:
                 "ended with it; run the same command with --resume to continue",
                 file=sys.stderr,
             )
+        if not killed and (lost := Path(said).read_text()):
+            print(f"error: {lost}", file=sys.stderr)
         sys.exit(USER_ERROR if killed else max(codes.values()))
     except (SignalException, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+    finally:
+        os.unlink(said)

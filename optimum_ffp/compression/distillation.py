@@ -123,7 +123,7 @@ def distil(
     parts = Shares(len(windows), max(batch, STEP_TOKENS // windows.shape[1]))
     learning_rate *= math.sqrt(batch)
     shares = parts, Shares(len(held_out))
-    dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype)
+    dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype, copies=2)
     pruned = dense.clone()
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
         for index, layer in layerwise.walk():
@@ -134,6 +134,8 @@ def distil(
                 trainer = _Trainer(runner, prefix, stored, pruned, dense, shares)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
+                # They have weights of the layer.
+                del trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
                 runner.advance(pruned)
             return_free_memory()
@@ -168,13 +170,13 @@ class _Trainer:
         self.start = {name: parameter.detach().to(stored_dtype) for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
-        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=targets.device))
+        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=runner.device))
         for _, windows in self.parts.own_chunks:
             sizes.start()
             for target in targets[windows].split(1):
-                sizes.current.add_(_shares(target))
+                sizes.current.add_(_shares(target).to(runner.device))
         found = sizes.finish()
-        self.channels = (found / found.mean()).clamp_min(LEAST_SHARE).to(runner.device)
+        self.channels = (found / found.mean()).clamp_min(LEAST_SHARE)
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Return the fit of the best pass, packed."""
@@ -204,6 +206,8 @@ class _Trainer:
             for step in range(steps):
                 self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
                 optimiser.step()
+                # Before the next ones are added up.
+                optimiser.zero_grad()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
             yield self._held_out_error(rounded), rounded

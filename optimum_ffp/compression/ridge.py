@@ -97,5 +97,6 @@ class PrefixRidge:
             `[stop, stop - start]`, both float32.
         """
         factor = self.factor[:, :stop].to(weight.device)
-        selected = torch.eye(stop, device=factor.device)[:, start:]
+        selected = torch.zeros(stop, stop - start, device=factor.device)
+        selected.diagonal(-start).fill_(1)
         return weight.float() @ factor[:, start:], torch.linalg.solve_triangular(factor[:stop].T, selected, upper=True)

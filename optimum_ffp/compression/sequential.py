@@ -102,7 +102,7 @@ def calibrate_sequentially(
     layerwise = sorted_model.layerwise
     shares = shares_of_sum(len(windows), layerwise.device), shares_of_sum(len(held_out), layerwise.device)
     own = torch.cat([windows[shares[0].own], held_out[shares[1].own]])
-    states, arguments = layerwise.enter(own, dtype)
+    states, arguments = layerwise.enter(own, dtype, copies=2)
     calibration = _Calibration(sorted_model, policy, states, shares, dense_target, ridge_lambda)
     with progress_bar(len(layerwise.layers), "Calibration", "layer") as bar:
         for index, layer in layerwise.walk():
@@ -275,6 +275,8 @@ class _HeldOut(_Moments):
 
 
 def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, ridge_lambda: float | None) -> UnitFit:
+    # That of the held-out windows would be chosen when there is less room.
+    held_out.place = fitted.place
     gram, cross, begin = fitted.gram, fitted.cross, start.T.to(fitted.place).double()
 
     def solve(strength: float) -> UnitFit:

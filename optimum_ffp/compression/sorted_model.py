@@ -15,6 +15,7 @@ from ..engine.layerwise_model import Change
 from ..modeling import pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import members_of, permute_blocks
+from ..utils.device_memory import free_device_memory
 from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
@@ -242,9 +243,7 @@ class SortedModel:
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         device = self.layerwise.device
-        if self.layerwise.weights.resident and (
-            device.type != "cuda" or _has_room(device, pruned.get_memory_footprint())
-        ):
+        if self.layerwise.weights.resident and _has_room(device, pruned.get_memory_footprint()):
             pruned = pruned.to(device)
         return pruned.eval()
 
@@ -265,4 +264,5 @@ class SortedModel:
 
 def _has_room(device: torch.device, size: int) -> bool:
     # 25 % headroom for activations.
-    return torch.cuda.mem_get_info(device)[0] > 1.25 * size
+    free = free_device_memory(device)
+    return free is None or free > 1.25 * size

@@ -56,8 +56,9 @@ def backward_passes(
         for index in reversed(range(len(layerwise.layers))):
             on_layer(index)
         return losses
-    for together in windows.split(layerwise.at_once(windows, len(layerwise.layers) + 2)):
-        states, arguments = layerwise.enter(together)
+    copies = len(layerwise.layers) + 2
+    for together in windows.split(layerwise.at_once(windows, copies)):
+        states, arguments = layerwise.enter(together, copies=copies)
         inputs = []
         for index, layer in layerwise.walk():
             inputs.append(states.clone())

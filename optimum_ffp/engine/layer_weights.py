@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -81,11 +82,15 @@ class LayerWeights:
         if self.device.type != "cuda":
             return {name: self._to_device(tensor, copy=True) for name, tensor in tensors.items()}
         # On a stream of its own, so that copies don't wait for the layer that runs.
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             copies = {name: self._to_device(tensor, non_blocking=True) for name, tensor in tensors.items()}
-        stream.synchronize()
+        self._stream.synchronize()
         return copies
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        # One for all layers: memory is given out again on the stream that it was taken on.
+        return torch.cuda.Stream(self.device)
 
     def _to_device(self, tensor: torch.Tensor, **options: bool) -> torch.Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, **options)
@@ -98,6 +103,9 @@ class LayerWeights:
         self.loads += 1
         try:
             for name in list(copies):
+                if self.device.type == "cuda":
+                    # The next copy may not take its memory before the layer has run.
+                    copies[name].record_stream(torch.cuda.current_stream(self.device))
                 put(tensors[name], copies.pop(name))
             change()
             yield layer

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..modeling.families import Family, decoder_layers
 from ..utils import processes
+from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
 from ..utils.precision import computing_in
@@ -22,6 +23,8 @@ from .layer_weights import LayerWeights
 # Bytes of hidden states that are kept at once where windows can be taken one after another. With weights that are
 # brought to the device once for all of these windows it is a share of the free memory, if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
+# Free memory of a device, relative to the hidden states that are kept on it.
+ROOM = 8
 
 # Changes a layer, whose index is given and whose weights are in place, for the duration of a context.
 Change = Callable[[int], AbstractContextManager[Any]]
@@ -46,7 +49,7 @@ def kept_bytes(resident: bool, free: int, processes: int) -> int:
 class LayerwiseModel:
     """Runs a causal LM layer by layer: all windows go through a layer before the next.
 
-    Hidden states are on the device if there is room for several times as many, otherwise in host memory.
+    Hidden states are on the device if there is room for `ROOM` times as many, otherwise in host memory.
 
     Args:
         model: The model. Its embeddings, last norm and head are on the device.
@@ -123,12 +126,15 @@ class LayerwiseModel:
         return max(1, self._kept_bytes // size)
 
     @torch.no_grad()
-    def enter(self, windows: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, list[Arguments]]:
+    def enter(
+        self, windows: torch.Tensor, dtype: torch.dtype | None = None, copies: int = 1
+    ) -> tuple[torch.Tensor, list[Arguments]]:
         """Return the hidden states before the first layer, and the other arguments of every layer.
 
         Args:
             windows: Token ids, shape `[windows, window length]`.
             dtype: Dtype to keep the states in; `None` for the model's own.
+            copies: Number of such states that there will be at once, for the choice of their device.
 
         Returns:
             States of shape `[windows, window length, hidden size]`, and the arguments by layer. A process without
@@ -146,7 +152,7 @@ class LayerwiseModel:
                     arguments = self._pass_through(window, hidden, first)
                     shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
                     # One tensor, so that the heap is not fragmented.
-                    states = torch.empty(shape, dtype=kept, device=self._place(shape, kept))
+                    states = torch.empty(shape, dtype=kept, device=self._place(shape, kept, copies))
                 states[number] = hidden[0]
         return states, arguments
 
@@ -189,7 +195,7 @@ class LayerwiseModel:
             return torch.cat(one_by_one)
         found = []
         for together in windows.split(self.at_once(windows, len(candidates))):
-            entered, arguments = self.enter(together)
+            entered, arguments = self.enter(together, copies=len(candidates))
             states = [entered, *(entered.clone() for _ in candidates[1:])]
             for index, layer in self.walk():
                 runner = LayerRunner(layer, arguments[index], dtype)
@@ -212,12 +218,10 @@ class LayerwiseModel:
                 ]
             )
 
-    def _place(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.device:
-        if self.device.type == "cuda":
-            needed = torch.Size(shape).numel() * dtype.itemsize
-            if torch.cuda.mem_get_info(self.device)[0] > 8 * needed:
-                return self.device
-        return torch.device("cpu")
+    def _place(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
+        needed = torch.Size(shape).numel() * dtype.itemsize * copies
+        free = free_device_memory(self.device)
+        return self.device if free is not None and free > ROOM * needed else torch.device("cpu")
 
     def _reach_first(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
         """Return the hidden states before the first layer, and its other arguments."""

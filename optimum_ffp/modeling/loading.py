@@ -85,7 +85,7 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     config = read_model_config(model_id, options)
     dtype, device = resolve_dtype(options.dtype), None
     if not options.device_map:
-        device = resolve_device(options.device)
+        device = use_device(options.device)
         check_offload(options.offload, device, dtype, config, bool(extra))
     placement = {"device_map": options.device_map} if options.device_map else {}
     model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
@@ -134,7 +134,7 @@ def load_any(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
     kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
     model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False)
-    model = model.to(resolve_device(options.device))
+    model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -255,14 +255,26 @@ def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, An
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """Return the device of the given name, by default the accelerator if available, otherwise the CPU."""
-    if device is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """Return the device of the given name, by default the accelerator if available, otherwise the CPU.
+
+    An accelerator has an index, that of this process if none is given: other threads have other defaults.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
-        resolved = torch.device(device)
+        resolved = torch.device(device or accelerator or "cpu")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         raise FFPError(f"device {device!r} can't be used here: {one_line(error)}") from None
+    if accelerator is not None and resolved.type == accelerator.type and resolved.index is None:
+        return torch.device(resolved.type, torch.accelerator.current_device_index())
+    return resolved
+
+
+def use_device(device: str | None) -> torch.device:
+    """Return the device of the given name, and make it the one that torch uses where none is named."""
+    resolved = resolve_device(device)
+    if resolved.type != "cpu" and resolved.index is not None:
+        torch.accelerator.set_device_index(resolved.index)
     return resolved
 
 

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..errors import FFPError
 from ..options import OFFLOADS
 from ..utils import processes
-from ..utils.tensors import put
+from ..utils.tensors import page_locked, put
 from .families import decoder_layers
 
 
@@ -59,7 +59,7 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
         if id(tensor) not in layers:
             put(tensor, tensor.data.to(device))
         elif offload == "host":
-            put(tensor, tensor.data.pin_memory() if device.type == "cuda" else tensor.data.clone())
+            put(tensor, page_locked(tensor.data) if device.type == "cuda" else tensor.data.clone())
 
 
 def shard_layers(model: PreTrainedModel) -> None:
@@ -71,13 +71,16 @@ def shard_layers(model: PreTrainedModel) -> None:
         model: A model on the device of the process, the same in all of them.
     """
     # Some builds of torch have no distributed.
+    from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(model.device.type, (processes.count(),))
-    for layer in decoder_layers(model):
+    mesh, layers = init_device_mesh(model.device.type, (processes.count(),)), list(decoder_layers(model))
+    for layer in layers:
         # Without being told, a layer that no other sharded module contains stays gathered.
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    if hasattr(fsdp, "share_comm_ctx"):
+        # Otherwise each has streams of its own, and memory for them.
+        fsdp.share_comm_ctx(layers)
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

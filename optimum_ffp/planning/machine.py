@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..modeling.loading import resolve_device
+from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 
 
@@ -39,9 +40,8 @@ def measure_machine(device: str | None = None, device_map: str | None = None) ->
         FFPError: If the device does not exist.
     """
     resolved = resolve_device(device)
-    host, backend = free_host_memory(), getattr(torch, resolved.type, None)
-    if not hasattr(backend, "mem_get_info"):
-        # The CPU, and what shares its memory.
-        return Machine(resolved, host)
-    devices = range(backend.device_count()) if device_map else [resolved]
-    return Machine(resolved, host, sum(backend.mem_get_info(one)[0] for one in devices))
+    host, free = free_host_memory(), free_device_memory(resolved)
+    if free is not None and device_map:
+        devices = [torch.device(resolved.type, index) for index in range(torch.accelerator.device_count())]
+        free = sum(map(free_device_memory, devices))
+    return Machine(resolved, host, free)

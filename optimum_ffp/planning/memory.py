@@ -14,6 +14,7 @@ from ..modeling.families import Family, ModelUnit, decoder_layers
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
+from ..utils.tensors import page_locked_bytes
 from ..utils.window_sum import most_sums
 
 
@@ -135,6 +136,8 @@ class MemoryModel:
         layers = decoder_layers(model)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
+        of_layers = [parameter.numel() * stored for layer in layers for parameter in layer.parameters()]
+        self.page_locked_layers = sum(map(page_locked_bytes, of_layers))
         # Embeddings and head are converted while no layer runs.
         self.converted_ends = (self.weights - self.layer_weights) * self.size // stored * (self.size != stored)
         self.brought = placement.offload != "none" or self.size != stored
@@ -147,6 +150,7 @@ class MemoryModel:
         self.grams = _largest(matrices)
         self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
         self.factors = sum(matrices) if config.needs_factors else 0
+        self.page_locked_factors = sum(map(page_locked_bytes, matrices))
 
     def stages(self) -> Iterator[StageMemory]:
         """Yields all stages of the prune, in order."""
@@ -209,10 +213,12 @@ class MemoryModel:
         label, size = matrices
         host = {"process": PROCESS_BYTES} | (host or {})
         if self.placement.offload == "host":
-            host["weights of layers"] = self.layer_weights
+            host["weights of layers"] = self.page_locked_layers
         if self.placement.matrices_beside:
             beside = beside | {label: size}
         else:
+            if size and label == "factors" and self.placement.accelerator:
+                size = self.page_locked_factors
             # Matrices are moved to the accelerator for one unit at a time.
             beside, host = beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size}
         if self.placement.offload == "disk":

@@ -15,7 +15,7 @@ from ..recovery.batch import Batch
 from ..recovery.config import RecoveryConfig
 from ..utils import processes
 from ..utils.lm_head import POSITIONS
-from ..utils.precision import compute_dtype, computes_in_bfloat16
+from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES, Parts
 from .work import EFFICIENCY, describe_time, forward_operations, gib, measure_speed
@@ -44,8 +44,9 @@ class Precision(NamedTuple):
         cls, config: RecoveryConfig, device: torch.device, teacher: torch.dtype, student: torch.dtype
     ) -> "Precision":
         """Those of models that are stored in the given dtypes."""
-        weights = compute_dtype(device, student) if config.lora else torch.float32
-        if computes_in_bfloat16(device, config.bf16):
+        bf16 = computes_in_bfloat16(device, config.bf16)
+        weights = frozen_dtype(device, student, bf16) if config.lora else torch.float32
+        if bf16:
             return cls(torch.bfloat16, weights, torch.bfloat16)
         return cls(compute_dtype(device, teacher), weights, weights)
 
@@ -194,10 +195,10 @@ def plan_recovery(
     passes = 2 if config.lora else GRADIENT_COST
     of_student = kept * (passes + config.gradient_checkpointing) * in_student + passes * in_head
     checkpoint, windows = WEIGHT * trained + MOMENTS * trained, TOKEN * tokens
-    on_host = 0 if machine.device_free is None else MOMENTS * trained
-    if sharded:
-        # Until FSDP divides it.
-        on_host = max(on_host, count * WEIGHT * parameters)
+    # On the way to the device, in a checkpoint, and on the way back.
+    back = parameters * (WEIGHT if sharded or config.lora else student.dtype.itemsize)
+    loaded = stored.itemsize * teacher.num_parameters()
+    on_host = 0 if machine.device_free is None else max(MOMENTS * trained, count * back, count * loaded)
     return RecoveryPlan(
         tokens=tokens,
         batch=batch,
@@ -221,9 +222,13 @@ def _divided(
     """Return the memory of a process when FSDP divides both models."""
     in_layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher)]
     whole = precision.teacher.itemsize * (teacher.num_parameters() - sum(in_layers))
-    largest = kept * max(sum(one.numel() for one in layer.parameters()) for layer in layers)
-    # The next layer is gathered while one computes; in the backward pass it has a whole gradient too.
+    of_student = [sum(one.numel() for one in layer.parameters()) for layer in layers]
+    largest = kept * max(of_student)
+    # The next layer is gathered while one computes; in the backward pass it has a whole gradient too. Embeddings, last
+    # norm and head stay gathered.
+    ends = memory["weights"] // precision.weights.itemsize - kept * sum(of_student)
     gathered = 2 * precision.teacher.itemsize * max(in_layers) + (2 * precision.products.itemsize + GRADIENT) * largest
+    gathered += precision.products.itemsize * ends
     return (
         memory
         | {name: memory[name] // shards for name in DIVIDED}

@@ -65,7 +65,8 @@ class DistillationLoss:
             wanted = decode(self.teacher, input_ids)
         head = self.student.get_output_embeddings()
         with replaced_forward(self.student, self._forward):
-            decoded, forward = decode(self.student, input_ids), head.forward
+            # FSDP may keep the weights in host memory.
+            decoded, forward = decode(self.student, input_ids, input_ids.device), head.forward
 
             def of_pieces(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
                 trained = [one for one in head.parameters() if one.requires_grad]
@@ -122,7 +123,7 @@ class _HeadLoss(torch.autograd.Function):
         differentiates = any(ctx.needs_input_grad)
         ending = hidden.detach().requires_grad_(differentiates)
         sources = [ending, *trained]
-        sums, gradients = [], [torch.zeros_like(source) for source in sources] if differentiates else []
+        sums, gradients = [], [torch.zeros_like(one, dtype=torch.float32) for one in sources if differentiates]
         with torch.set_grad_enabled(differentiates):
             of_student = logits_in_pieces(loss.student, replace(decoded, last_hidden_state=ending))
             for (start, logits), (_, target) in zip(of_student, logits_in_pieces(loss.teacher, wanted)):

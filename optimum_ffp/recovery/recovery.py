@@ -95,6 +95,7 @@ class FFPRecovery:
             )
 
     @classmethod
+    @memory_errors(REMEDIES)
     def from_pretrained(
         cls,
         model_id: str | os.PathLike,
@@ -205,6 +206,8 @@ class FFPRecovery:
             "teacher": fingerprint(self.teacher),
             "config": {name: value for name, value in settings.items() if name != "keep_adapter"},
             "windows_per_step": self.batch.windows,
+            # Its checkpoints are other files.
+            "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.divide_models() else None,
             "versions": package_versions(),
         }
         self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)

@@ -8,6 +8,8 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from ..evaluation import to_perplexity
+from ..utils import processes
+from ..utils.processes import Shares
 from . import training_state
 from .loss import UNLABELLED
 
@@ -69,8 +71,9 @@ class RecoveryTrainer(Trainer):
             batch = {name: row[None] for name, row in windows[index % len(windows)].items()}
             found = self.model_wrapped(**self._prepare_inputs(batch))
             if index < len(windows):
-                sums += torch.stack([found[name].double() for name in ("kl", "nll", "tokens")]).cpu()
-        kl, nll, tokens = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+                # In two steps: some devices have no float64.
+                sums += torch.stack([found[name].float() for name in ("kl", "nll", "tokens")]).cpu().double()
+        kl, nll, tokens = processes.gather(sums[None], Shares(world)).sum(0).tolist()
         figures = {"kl": kl / tokens, "perplexity": to_perplexity(nll / tokens)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
@@ -87,7 +90,7 @@ class RecoveryTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         # Without the arguments, which are a pickle.
-        self.model.save_pretrained(output_dir, state_dict=state_dict)
+        self.model.save_pretrained(output_dir, state_dict=state_dict, is_main_process=self.args.should_save)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:

@@ -14,7 +14,8 @@ from ..modeling.auto import pruned_model_class
 from ..modeling.families import get_family
 from ..modeling.offloading import shard_layers
 from ..utils import processes
-from ..utils.precision import compute_dtype
+from ..utils.precision import frozen_dtype
+from ..utils.tensors import put
 from .batch import Batch
 from .config import RecoveryConfig
 from .loss import DistillationLoss
@@ -117,6 +118,10 @@ class Training:
             )
             if trainer.is_fsdp_enabled:
                 shard_layers(self.teacher)
+                if self.bf16:
+                    # Accelerate would have gradients and the loss in bfloat16 too.
+                    plugin = trainer.accelerator.state.fsdp_plugin
+                    plugin.mixed_precision_policy = _mixed_precision()
             seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             model = self._unwrapped(trainer)
         finally:
@@ -140,7 +145,7 @@ class Training:
             r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
         )
         torch.manual_seed(self.config.seed)
-        return get_peft_model(student.to(compute_dtype(self.teacher.device, student.dtype)), targets)
+        return get_peft_model(student.to(frozen_dtype(self.teacher.device, student.dtype, self.bf16)), targets)
 
     def _arguments(self, folder: Path, saves: bool, begins: bool) -> TrainingArguments:
         config, batch = self.config, self.batch
@@ -176,7 +181,11 @@ class Training:
             remove_unused_columns=False,
             label_names=["labels"],
             ddp_find_unused_parameters=False,
+            # FSDP would keep whole gradients until the last of the windows of a step.
+            accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": processes.divide_models()}},
         )
+        # Otherwise that of a config of accelerate would take the place of `bf16`.
+        arguments.mixed_precision = "bf16" if self.bf16 else "no"
         # Otherwise `Trainer` would copy the model to all cards that are visible.
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
@@ -188,9 +197,15 @@ class Training:
         # FSDP leaves every process a part of the weights.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         state = processes.broadcast(state if processes.is_main() else None, 0)
-        whole = pruned_model_class(get_family(self.student.config.model_type))(self.student.config)
-        whole = self._with_adapter(whole) if self.config.lora else whole
-        whole.load_state_dict(state)
+        with torch.device("meta"):
+            base = pruned_model_class(get_family(self.student.config.model_type))(self.student.config)
+            whole = self._with_adapter(base) if self.config.lora else base
+        whole.load_state_dict(state, assign=True)
+        base.tie_weights()
+        trained = dict(self.student.named_buffers())
+        for name, buffer in base.named_buffers():
+            if buffer.is_meta:
+                put(buffer, trained[name].cpu())
         return whole
 
     def _merged(self, model: Any) -> tuple[PreTrainedModel, "Adapter | None"]:
@@ -204,11 +219,18 @@ class Training:
             # In float32 the model may not fit beside the dense one.
             model = model.cpu().float().merge_and_unload()
         model.config.dtype = self.dtype
-        return model.cpu().to(self.dtype).requires_grad_(False).eval(), adapter
+        return model.to(self.dtype).cpu().requires_grad_(False).eval(), adapter
 
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+def _mixed_precision() -> Any:
+    # Some builds of torch have no distributed.
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -12,6 +13,8 @@ from ..errors import FFPError
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+# Messages of page-locked memory, and of libraries of CUDA, beside those that accelerate knows.
+MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
 REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, calibration ridge, or another device"
 
 
@@ -25,10 +28,18 @@ def memory_errors(remedies: str = REMEDIES) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not out_of_memory(error):
             raise
+        # The tensors of the calls that failed would be kept with the error.
+        clear_frames(error.__traceback__)
         stage, reason = getattr(error, "stage", "loading"), str(error).splitlines()[0]
         raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {remedies}") from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory of a device, or of the host, doesn't suffice."""
+    found = str(error)
+    return should_reduce_batch_size(error) or any(text in found for text in MESSAGES)
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
@@ -45,7 +56,7 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
         try:
             return run(batch_size)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         if batch_size == 1:

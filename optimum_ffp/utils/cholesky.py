@@ -5,6 +5,7 @@ from functools import cache
 import torch
 
 from ..errors import FFPError
+from .device_memory import free_device_memory
 
 
 # Peak of temporaries while a unit is ordered and factored, in bytes per entry of its Gram matrix: one in float64, one
@@ -27,8 +28,8 @@ def algebra_device(device: torch.device, features: int) -> torch.device:
         device: Device of the layer. It has no room for the matrices of a large unit, or no float64 at all (MPS).
         features: Number of columns of the unit's output projection.
     """
-    host = torch.device("cpu")
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ALGEBRA_BYTES * features**2:
+    host, free = torch.device("cpu"), free_device_memory(device)
+    if free is not None and free < ALGEBRA_BYTES * features**2:
         return host
     return device if _has_float64(device) else host
 

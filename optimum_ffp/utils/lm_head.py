@@ -16,17 +16,18 @@ from transformers.modeling_outputs import ModelOutput
 POSITIONS = 256
 
 
-def decode(model: PreTrainedModel, tokens: torch.Tensor) -> ModelOutput:
+def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> ModelOutput:
     """Run a causal LM without its head.
 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
+        device: Device that it runs on, if its weights are elsewhere.
 
     Returns:
         Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
-    return _decoder(model)(tokens.to(model.device), use_cache=False)
+    return _decoder(model)(tokens.to(device or model.device), use_cache=False)
 
 
 def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
@@ -112,7 +113,8 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
-    unread = torch.zeros(decoded.last_hidden_state.shape[:2], dtype=torch.long, device=model.device)
+    hidden = decoded.last_hidden_state
+    unread = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     with replaced_forward(_decoder(model), lambda *inputs, **options: decoded):
         # Without the model's hooks, since its own forward pass may be what calls this.
         return model.forward(unread, use_cache=False).logits

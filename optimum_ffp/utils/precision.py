@@ -47,6 +47,14 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if emulated else dtype
 
 
+def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.dtype:
+    """Return the dtype of weights of a dtype that are not trained themselves, while adapters beside them are.
+
+    Gradients of float16 would be too small for it, without a scale.
+    """
+    return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
+
+
 def _cpu_multiplies(dtype: torch.dtype) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in INSTRUCTIONS[dtype])
 

@@ -16,7 +16,8 @@ from ..errors import FFPError
 
 
 Value = TypeVar("Value")
-# Set in processes that the command line has started itself: it reports those that are killed.
+# Set in processes that the command line has started itself, to a file for what one of them says that has lost another:
+# the command line reports those that are killed.
 LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
 # The main process may write a large model, or text, while the others wait.
 TIMEOUT = timedelta(days=1)
@@ -50,8 +51,7 @@ def join(device: str | None = None) -> None:
     if device is not None and torch.device(device).index is not None:
         raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
     try:
-        # With a backend for each kind of device.
-        dist.init_process_group(timeout=TIMEOUT)
+        dist.init_process_group(_backends(on_cpu), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FFPError(f"the processes of this run can't reach each other ({reason}); start all anew") from None
@@ -251,6 +251,14 @@ def _divide(total: int, shares: int) -> list[range]:
     size, rest = divmod(total, shares)
     edges = [index * size + min(index, rest) for index in range(shares + 1)]
     return [range(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
+def _backends(on_cpu: bool) -> str:
+    """Return a backend for each kind of device: small sums and results are exchanged in host memory."""
+    if on_cpu:
+        return dist.Backend.GLOO
+    accelerator = torch.accelerator.current_accelerator().type
+    return f"cpu:{dist.Backend.GLOO},{accelerator}:{dist.Backend.default_device_backend_map[accelerator]}"
 
 
 def _several() -> bool:

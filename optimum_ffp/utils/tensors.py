@@ -1,7 +1,30 @@
 """Values of parameters and buffers."""
 
+import logging
+
 import torch
 from torch import nn
+
+from .batch_size import out_of_memory
+
+
+logger = logging.getLogger(__name__)
+
+
+def page_locked(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in page-locked host memory, which CUDA reads directly; in other memory if there is too little."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        logger.warning("there is too little page-locked memory; copies to the card will be slower")
+        return tensor.clone()
+
+
+def page_locked_bytes(count: int) -> int:
+    """Return how much page-locked memory torch takes for a tensor of a number of bytes: the next power of two."""
+    return 1 << (count - 1).bit_length() if count else 0
 
 
 def put(tensor: torch.Tensor, value: torch.Tensor) -> None:

@@ -22,6 +22,8 @@ OTHERS = 2 * 128 * 32 + 3 * 2 * 32 + 32
 # In float32; the frequencies of the rotary embedding are two buffers of two numbers.
 WEIGHTS = 4 * (BLOCKS + OTHERS + 2 * 2)
 MATRICES = 3 * (32**2 + 48**2)
+# Powers of two from 4 * 32² and 4 * 48² on.
+PAGE_LOCKED = 3 * (2**12 + 2**14)
 
 
 def test_weights_and_matrices_by_hand():
@@ -68,7 +70,8 @@ def test_what_has_no_room_on_a_card_is_in_host_memory():
     beside, apart = (
         stages(Placement(4, 4, accelerator=True, matrices_beside=there))[0]["search"] for there in (True, False)
     )
-    assert beside.device["factors"] == apart.host["factors"] == 4 * MATRICES
+    # In page-locked memory, each takes the next power of two.
+    assert (beside.device["factors"], apart.host["factors"]) == (4 * MATRICES, PAGE_LOCKED)
     assert "factors" not in apart.device and "factors" not in beside.host
     # Units borrow the card one after another.
     assert apart.device["one unit's matrix"] == 4 * 48**2

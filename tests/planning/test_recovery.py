@@ -81,16 +81,15 @@ def test_several_machines_and_fsdp_divide_the_work_and_the_models(monkeypatch):
     assert many.batch.windows == 6 and many.memory == planned(count=2).memory
     alone, divided = planned(sharded=True), planned(count=2, machines=3, sharded=True)
     for part in ("weights", "moments", "gradients"):
-        assert (
-            6 * divided.memory[part] == pytest.approx(usual.memory[part], abs=6)
-            and alone.memory[part] == usual.memory[part]
-        )
+        assert 6 * divided.memory[part] == pytest.approx(usual.memory[part], abs=6)
+        assert alone.memory[part] == usual.memory[part]
     layers = make_tiny_model().model.layers
     in_layers = 4 * sum(one.numel() for one in layers.parameters())
     assert usual.memory["dense model"] - divided.memory["dense model"] == pytest.approx(5 / 6 * in_layers, abs=6)
     # Both are measured whole before.
-    large = planned(count=64, seq_len=2, sharded=True)
-    assert large.memory == {"dense model": usual.memory["dense model"], "weights": usual.memory["weights"]}
+    deep = empty_model(AutoConfig.for_model("llama", **CONFIGS["llama"][1] | {"num_hidden_layers": 40}))
+    large = plan_recovery(deep, deep, RecoveryConfig(seq_len=2), "cpu", count=64, machines=1, sharded=True)
+    assert large.memory == {"dense model": 4 * deep.num_parameters(), "weights": 4 * deep.num_parameters()}
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr("optimum_ffp.utils.processes._several", lambda: True)
@@ -106,7 +105,8 @@ def test_weights_that_are_not_trained_stay_in_their_dtype(monkeypatch):
     usual, halved = planned(bf16=False), planned(bf16=True)
     assert halved.memory["dense model"] == usual.memory["dense model"] / 2
     assert halved.memory["weights"] == usual.memory["weights"] == 2 * halved.memory["weights in bfloat16"]
-    monkeypatch.setattr("optimum_ffp.planning.recovery.compute_dtype", lambda device, dtype: dtype)
+    for module in ("planning.recovery", "utils.precision"):
+        monkeypatch.setattr(f"optimum_ffp.{module}.compute_dtype", lambda device, dtype: dtype)
     sizes = CONFIGS["llama"][1] | {"dtype": torch.bfloat16}
     dense = empty_model(AutoConfig.for_model("llama", **sizes))
     plans = [plan_recovery(dense, dense, RecoveryConfig(bf16=True, lora=rank, seq_len=24), "cpu") for rank in (0, 2)]

@@ -1,8 +1,10 @@
+import weakref
+
 import pytest
 import torch
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.utils.batch_size import with_halving_batches
+from optimum_ffp.utils.batch_size import memory_errors, out_of_memory, with_halving_batches
 from tests.helpers import make_pruner
 
 
@@ -26,6 +28,27 @@ def test_one_window_too_many_is_an_error_that_says_what_to_do():
 
     with pytest.raises(FFPError, match=r"one window \(CUDA out of memory. Tried .*\); choose offload host or disk"):
         with_halving_batches(run, 4)
+
+
+def test_what_says_that_memory_has_run_out():
+    for message in ("CUDA out of memory. Tried to allocate", "CUDA error: out of memory\nCUDA kernel errors might"):
+        assert out_of_memory(RuntimeError(message))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_an_error_of_memory_keeps_no_tensors():
+    kept = []
+
+    @memory_errors()
+    def fail() -> None:
+        large = torch.zeros(8)
+        kept.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(FFPError, match="memory doesn't suffice for loading") as error:
+        fail()
+    assert error.value.__context__ is not None and kept[0]() is None
 
 
 def test_other_errors_pass():

@@ -3,7 +3,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optimum_ffp.utils.precision import autocast_dtype, compute_dtype, computing_in, float32_products
+from optimum_ffp.utils.precision import (
+    autocast_dtype,
+    compute_dtype,
+    computes_in_bfloat16,
+    computing_in,
+    float32_products,
+    frozen_dtype,
+)
 
 
 CPU = torch.device("cpu")
@@ -31,6 +38,20 @@ def test_a_cpu_computes_in_what_it_multiplies(monkeypatch, native):
         assert compute_dtype(CPU, dtype) == (dtype if native else torch.float32)
         assert compute_dtype(torch.device("cuda"), dtype) == dtype
     assert compute_dtype(CPU, torch.float32) == torch.float32
+
+
+def test_a_training_computes_in_bfloat16_where_the_hardware_does_or_the_user_says_so(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.utils.precision.multiplies", lambda device, dtype: dtype == torch.bfloat16)
+    assert [computes_in_bfloat16(CPU, choice) for choice in (None, True, False)] == [True, True, False]
+    monkeypatch.setattr("optimum_ffp.utils.precision.multiplies", lambda device, dtype: False)
+    assert [computes_in_bfloat16(CPU, choice) for choice in (None, True, False)] == [False, True, False]
+
+
+def test_weights_beside_adapters_are_not_in_float16_without_autocast():
+    card = torch.device("cuda")
+    assert frozen_dtype(card, torch.float16, bf16=False) == torch.float32
+    assert frozen_dtype(card, torch.float16, bf16=True) == torch.float16
+    assert frozen_dtype(card, torch.bfloat16, bf16=False) == torch.bfloat16
 
 
 def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):

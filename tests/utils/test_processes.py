@@ -51,6 +51,14 @@ def test_processes_have_devices_of_their_own(monkeypatch):
         processes.join("cpu")
 
 
+def test_there_is_a_backend_for_tensors_of_every_kind(monkeypatch):
+    """Sums and results are exchanged in host memory beside the accelerators, where torch has no backend by itself."""
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    made = [torch.distributed.distributed_c10d.BackendConfig(processes._backends(cpu)) for cpu in (True, False)]
+    assert made[0].get_device_backend_map()["cpu"] == "gloo"
+    assert made[1].get_device_backend_map() == {"cpu": "gloo", "cuda": "nccl"}
+
+
 def test_the_end_of_another_process_is_an_error_of_one_line(monkeypatch):
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0)
     monkeypatch.setattr(processes, "_several", lambda: True)

@@ -1,0 +1,34 @@
+import pytest
+import torch
+from torch import nn
+
+from optimum_ffp.utils.tensors import page_locked, page_locked_bytes, put
+
+
+def test_a_parameter_gets_another_value_and_stays_the_same_object():
+    layer, value = nn.Linear(2, 2, bias=False), torch.ones(3, 2)
+    weight = layer.weight
+    put(weight, value)
+    assert layer.weight is weight and isinstance(weight, nn.Parameter) and torch.equal(weight, value)
+
+
+def test_ordinary_memory_where_too_little_can_be_page_locked(monkeypatch):
+    tensor = torch.arange(4.0)
+
+    def fail(self: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    copy = page_locked(tensor)
+    assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
+
+    def fail_otherwise(self: torch.Tensor) -> None:
+        raise RuntimeError("Cannot access accelerator device")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail_otherwise)
+    with pytest.raises(RuntimeError, match="Cannot access"):
+        page_locked(tensor)
+
+
+def test_page_locked_memory_comes_in_powers_of_two():
+    assert [page_locked_bytes(count) for count in (0, 1, 2**20, 2**20 + 1)] == [0, 1, 2**20, 2**21]
