@@ -41,9 +41,17 @@ def join(device: str | None = None) -> None:
         device: Device of the model, as in `LoadOptions`.
 
     Raises:
-        FFPError: If the others can't be reached, or a device is named that they would have to share.
+        FFPError: If the others can't be reached or have no backend for host memory, or a device is named that they
+            would have to share.
     """
-    if started() == 1 or dist.is_initialized():
+    if started() == 1:
+        return
+    if dist.is_initialized():
+        if "cpu:" not in (found := dist.get_backend_config()):
+            raise FFPError(
+                f"the processes are joined by {found} alone, without a backend for host memory; load the model before "
+                "anything else joins them, or join them by torch.distributed.init_process_group('cpu:gloo,cuda:nccl')"
+            )
         return
     from accelerate import PartialState
 

@@ -59,6 +59,16 @@ def test_there_is_a_backend_for_tensors_of_every_kind(monkeypatch):
     assert made[1].get_device_backend_map() == {"cpu": "gloo", "cuda": "nccl"}
 
 
+def test_processes_that_something_else_has_joined_need_a_backend_for_host_memory(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(FFPError, match="joined by cuda:nccl alone, without a backend for host memory; load the model"):
+        processes.join()
+    monkeypatch.setattr("torch.distributed.get_backend_config", lambda: "cpu:gloo,cuda:nccl")
+    assert processes.join() is None
+
+
 def test_the_end_of_another_process_is_an_error_of_one_line(monkeypatch):
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0)
     monkeypatch.setattr(processes, "_several", lambda: True)
