@@ -17,7 +17,7 @@ from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError
 from ..evaluation import window_losses
-from ..modeling.loading import LoadOptions, load_any, load_pruned
+from ..modeling.loading import LoadOptions, load_any, load_pruned, resolve_device
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
@@ -88,11 +88,7 @@ class FFPRecovery:
         self.batch = Batch.of(config, window_length(config.seq_len, student.config))
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
-        if processes.count() == 1 and (teacher.device.index or 0) > 0:
-            raise FFPError(
-                f"training is on the first visible device, found {teacher.device}; leave out device, and set "
-                f"CUDA_VISIBLE_DEVICES={teacher.device.index}"
-            )
+        _check_device(teacher.device)
 
     @classmethod
     @memory_errors(REMEDIES)
@@ -120,6 +116,7 @@ class FFPRecovery:
         """
         config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(given.device)
+        _check_device(resolve_device(given.device))
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
@@ -295,6 +292,14 @@ def _load_teacher(
             "that was pruned, or another with the same tokenizer"
         )
     return teacher_id, teacher.to(compute_dtype(teacher.device, teacher.dtype))
+
+
+def _check_device(device: torch.device) -> None:
+    if processes.count() == 1 and (device.index or 0) > 0:
+        raise FFPError(
+            f"training is on the first visible device, found {device}; leave out device, and set "
+            f"CUDA_VISIBLE_DEVICES={device.index}"
+        )
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

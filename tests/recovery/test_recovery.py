@@ -148,3 +148,10 @@ def test_a_recovered_model_can_be_recovered_again(folder, base, data_folder, tmp
     assert len(records) == 2 and records[1]["curve"][0]["kl"] == pytest.approx(records[0]["kept"]["kl"], rel=1e-5)
     card = (tmp_path / "twice" / "README.md").read_text()
     assert card.count("## Pruning") == 1 and card.count("recovered\n") == 1 and card.count("![Divergence") == 2
+
+
+def test_a_card_that_trainer_would_not_train_on_is_refused_before_anything_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.recovery.recovery.resolve_device", lambda device: torch.device("cuda", 1))
+    monkeypatch.setattr("optimum_ffp.recovery.recovery.load_pruned", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(FFPError, match="found cuda:1; leave out device, and set CUDA_VISIBLE_DEVICES=1"):
+        FFPRecovery.from_pretrained(folder, device="cuda:1")
