@@ -14,6 +14,17 @@ class Described(Protocol):
         """The plan as text of several lines."""
 
 
+def process_count(wanted: int | None) -> int:
+    """The processes of a run on this machine, if they are there, or that will be started.
+
+    Args:
+        wanted: `--num-processes`.
+    """
+    from ..utils import processes
+
+    return processes.local_count() if processes.count() > 1 else wanted or 1
+
+
 def show_plans(plans: Iterable[Described], problems: Sequence[Exception]) -> None:
     """Prints plans and what stands in their way, and ends with exit code 2 if anything does."""
     print("\n\n".join(plan.describe() for plan in plans))

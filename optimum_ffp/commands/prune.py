@@ -16,7 +16,7 @@ from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import show_plans
+from .plans import process_count, show_plans
 from .prune_options import parse_args_ffp_prune
 from .recover import RECOVERED, recover_into
 
@@ -139,7 +139,7 @@ def prune(args: Namespace) -> None:
     options = {name: getattr(args, name) for name in LOAD_OPTIONS}
     model_config = read_model_config(args.model, LoadOptions(**options))
     places = args.device, args.dtype, args.device_map
-    count = args.num_processes or processes.local_count()
+    count = process_count(args.num_processes)
     plan = make_plan(model_config, config, sparsities, *places, offload=args.offload, processes=count)
     uploads = [*filter(None, repositories)]
     recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)

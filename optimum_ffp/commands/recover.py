@@ -12,7 +12,7 @@ from ..options import Condition
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import show_plans
+from .plans import process_count, show_plans
 from .recover_options import parse_args_ffp_recover
 
 
@@ -73,7 +73,7 @@ def recover(args: Namespace) -> None:
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     student = empty_model(read_pruned_config(args.model, options))
     teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
-    count = args.num_processes or processes.local_count()
+    count = process_count(args.num_processes)
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
     repository, work = args.hub_model_id or Path(folder).name, Path(f"{resolve(folder)}.work")
     places = (args.model, teacher), folder, work, args.overwrite, args.resume

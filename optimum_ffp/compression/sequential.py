@@ -275,7 +275,7 @@ class _HeldOut(_Moments):
 
 
 def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, ridge_lambda: float | None) -> UnitFit:
-    # That of the held-out windows would be chosen when there is less room.
+    # Both need one device; a choice of its own, made later with less memory free, could differ.
     held_out.place = fitted.place
     gram, cross, begin = fitted.gram, fitted.cross, start.T.to(fitted.place).double()
 

@@ -72,6 +72,7 @@ class Placement:
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes, which share windows and Fisher matrices.
         host_free: Free bytes of host memory, of which hidden states may take a share where layers are brought.
+        page_locks: Whether layers and factors in host memory are page-locked for the accelerator.
     """
 
     compute_size: int
@@ -84,6 +85,7 @@ class Placement:
     offload: str = "none"
     processes: int = 1
     host_free: int = 0
+    page_locks: bool = False
 
 
 class MemoryModel:
@@ -213,11 +215,11 @@ class MemoryModel:
         label, size = matrices
         host = {"process": PROCESS_BYTES} | (host or {})
         if self.placement.offload == "host":
-            host["weights of layers"] = self.page_locked_layers
+            host["weights of layers"] = self.page_locked_layers if self.placement.page_locks else self.layer_weights
         if self.placement.matrices_beside:
             beside = beside | {label: size}
         else:
-            if size and label == "factors" and self.placement.accelerator:
+            if size and label == "factors" and self.placement.page_locks:
                 size = self.page_locked_factors
             # Matrices are moved to the accelerator for one unit at a time.
             beside, host = beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size}

@@ -321,6 +321,7 @@ def make_plan(
             offload=place,
             processes=processes,
             host_free=machine.host_free,
+            page_locks=machine.device.type == "cuda",
         )
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]

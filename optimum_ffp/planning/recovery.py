@@ -185,8 +185,10 @@ def plan_recovery(
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
     }
     if sharded:
+        # Before it is converted for the training.
+        whole = compute_dtype(machine.device, stored).itemsize * teacher.num_parameters()
         measured = compute_dtype(machine.device, student.dtype).itemsize * parameters
-        measuring = {"dense model": memory["dense model"], "weights": measured}
+        measuring = {"dense model": whole, "weights": measured}
         training = _divided(memory, shares, teacher, layers, kept, precision)
         memory = max(training, measuring, key=lambda parts: sum(parts.values()))
     tokens = batch.steps * batch.tokens

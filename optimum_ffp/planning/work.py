@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..config import FFPConfig
 from ..modeling.families import ModelUnit
+from ..utils.tensors import page_locked
 
 
 GIB = 2**30
@@ -93,7 +94,7 @@ def measure_copy_speed(device: torch.device, pinned: bool) -> float:
     """
     source = torch.ones(COPIED, dtype=torch.uint8)
     if pinned and device.type == "cuda":
-        source = source.pin_memory()
+        source = page_locked(source)
     used = []
     for _ in range(3):
         start = time.perf_counter()

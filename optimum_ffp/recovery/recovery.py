@@ -39,7 +39,7 @@ REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more 
 class FFPRecovery:
     """Recovers a pruned model by training it to give the predictions of the dense model.
 
-    The training is `Trainer`'s, with everything that accelerate launches: several cards, DDP, FSDP. Of several
+    The training is `Trainer`'s, with everything that accelerate launches: several cards, DDP, FSDP 2. Of several
     processes all must make the same calls.
 
     Args:
@@ -112,11 +112,13 @@ class FFPRecovery:
             options: Fields of `LoadOptions` but `device_map` and `offload`.
 
         Raises:
-            FFPError: If a model can't be loaded, the dense model isn't known, or the tokenizers differ.
+            FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or FSDP 1 was
+                launched.
         """
         config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(given.device)
         _check_device(resolve_device(given.device))
+        processes.divide_models()
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)

@@ -39,10 +39,10 @@ class LabelledWindows(Dataset):
 class RecoveryTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
-    It differs from `Trainer` in three ways. Windows are taken in the order of the dataset, so that every number of
+    It differs from `Trainer` in four ways. Windows are taken in the order of the dataset, so that every number of
     processes trains on the same ones in a step. An evaluation gives the divergence from the dense model and the
     perplexity on the held-out windows, `eval_kl` and `eval_perplexity`. Checkpoints are safetensors and JSON, but for
-    those of FSDP, which are accelerate's.
+    those of FSDP, which are accelerate's; their folders are made in time for `Trainer` to find the best one.
     """
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:

@@ -205,7 +205,7 @@ class Training:
         trained = dict(self.student.named_buffers())
         for name, buffer in base.named_buffers():
             if buffer.is_meta:
-                put(buffer, trained[name].cpu())
+                put(buffer, trained[name].to("cpu", copy=True))
         return whole
 
     def _merged(self, model: Any) -> tuple[PreTrainedModel, "Adapter | None"]:

@@ -16,8 +16,8 @@ from ..errors import FFPError
 
 
 Value = TypeVar("Value")
-# Set in processes that the command line has started itself, to a file for what one of them says that has lost another:
-# the command line reports those that are killed.
+# Path of a file, set in processes that the command line has started: a process that loses another writes its message
+# there, which the command line prints unless one was killed.
 LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
 # The main process may write a large model, or text, while the others wait.
 TIMEOUT = timedelta(days=1)
@@ -98,13 +98,17 @@ def divide_models() -> bool:
     """Return whether `accelerate launch` has been told to divide models among the processes of this run (FSDP).
 
     Raises:
-        FFPError: If it has been told to by FSDP 1.
+        FFPError: If that can't be: by FSDP 1, or with one process.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType, parse_flag_from_env
 
-    if not (_several() and parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
+    if not _several():
+        raise FFPError(
+            "FSDP divides models among several processes, and this run has one; start more, or leave out FSDP"
+        )
     # Accelerate has no FSDP on the CPU.
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         return False
@@ -266,7 +270,8 @@ def _backends(on_cpu: bool) -> str:
     if on_cpu:
         return dist.Backend.GLOO
     accelerator = torch.accelerator.current_accelerator().type
-    return f"cpu:{dist.Backend.GLOO},{accelerator}:{dist.Backend.default_device_backend_map[accelerator]}"
+    backend = dist.Backend.default_device_backend_map.get(accelerator, dist.Backend.GLOO)
+    return f"cpu:{dist.Backend.GLOO},{accelerator}:{backend}"
 
 
 def _several() -> bool:

@@ -1,6 +1,7 @@
 """Values of parameters and buffers."""
 
 import logging
+from functools import cache
 
 import torch
 from torch import nn
@@ -18,8 +19,13 @@ def page_locked(tensor: torch.Tensor) -> torch.Tensor:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        logger.warning("there is too little page-locked memory; copies to the card will be slower")
+        _warn()
         return tensor.clone()
+
+
+@cache
+def _warn() -> None:
+    logger.warning("there is too little page-locked memory; copies to the card will be slower")
 
 
 def page_locked_bytes(count: int) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints whose weights aren't those of their config, and others that only look like a model."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_ffp import FFPError, FFPPruner
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, resolve_device
 
 
 CPU = LoadOptions(device="cpu")
@@ -124,3 +125,29 @@ def test_offline_is_what_the_hub_library_says(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused_by_both(Path("nobody/nothing"), "it is not in the local cache, and offline mode is on")
+
+
+def test_every_process_reads_all_weights_whatever_fsdp_was_told(save_tiny_model, monkeypatch):
+    """Every one measures both models, and some versions of transformers would give zeros to all but the first."""
+    found = []
+    load = AutoModelForCausalLM.from_pretrained
+    told = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    note = lambda *names, **options: found.append(os.environ[told]) or load(*names, **options)  # noqa: E731
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", note)
+    folder = str(save_tiny_model())
+    monkeypatch.setenv(told, "true")
+    load_any(folder, LoadOptions(device="cpu"))
+    assert os.environ[told] == "true"
+    monkeypatch.delenv(told)
+    load_any(folder, LoadOptions(device="cpu"))
+    assert told not in os.environ and found == ["false", "false"]
+
+
+def test_an_accelerator_has_an_index(monkeypatch):
+    """Threads that bring layers to it have another current device."""
+    empty = torch.empty
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 3)
+    monkeypatch.setattr("torch.empty", lambda size, device: empty(size))
+    chosen = [str(resolve_device(name)) for name in (None, "cuda", "cuda:1", "cpu")]
+    assert chosen == ["cuda:3", "cuda:3", "cuda:1", "cpu"]

@@ -68,7 +68,8 @@ def test_longer_windows_cost_activations_and_more_of_them_hidden_states():
 
 def test_what_has_no_room_on_a_card_is_in_host_memory():
     beside, apart = (
-        stages(Placement(4, 4, accelerator=True, matrices_beside=there))[0]["search"] for there in (True, False)
+        stages(Placement(4, 4, accelerator=True, matrices_beside=there, page_locks=True))[0]["search"]
+        for there in (True, False)
     )
     # In page-locked memory, each takes the next power of two.
     assert (beside.device["factors"], apart.host["factors"]) == (4 * MATRICES, PAGE_LOCKED)
