@@ -94,7 +94,6 @@ TESTED_IN = {
     "checkpoint.gguf": "checkpoint/gguf/test_gguf.py",
     "commands.arguments": "commands/test_prune.py",
     "commands.errors": "commands/test_prune.py",
-    "commands.launching": "test_processes.py",
     "commands.recover_options": "commands/test_recover.py",
     "commands.summary": "commands/test_prune.py",
     "compression.repair": "test_pruner.py",

@@ -25,7 +25,7 @@ from ..utils.json import to_json
 from .card import evaluation_results, hub_dataset, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import push_written, write_folder
+from .saving import push_written, read_record, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -136,6 +136,21 @@ def save_recovered(
     return write_folder(partial(_write, record, model, source, adapter), directory, overwrite)
 
 
+def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: Mapping[str, Any]) -> bool:
+    """Returns whether a folder holds what a recovery of a pruned model with these options has made.
+
+    Args:
+        folder: Folder of the recovered model.
+        pruned: Folder of the pruned model.
+        options: Options of the recovery.
+    """
+    found, before = (read_record(one) for one in (folder, pruned))
+    *earlier, last = found.pop("recovery", [{}])
+    before_that = before.pop("recovery", [])
+    same = last.get("options") == json.loads(to_json(without_folders({"options": options})["options"]))
+    return same and (found, earlier) == (before, before_that)
+
+
 def push_recovered(
     record: RecoveryRecord,
     model: PreTrainedModel,
@@ -176,18 +191,32 @@ def _write(
     for file in sorted(source.rglob("*")):
         path = file.relative_to(source)
         kept = any(fnmatch(path.as_posix(), pattern) for pattern in CHECKPOINT_FILES)
-        if file.is_file() and kept and not any(fnmatch(path.as_posix(), pattern) for pattern in WEIGHT_FILES):
+        # An adapter of an earlier recovery belongs to other weights.
+        left = any(fnmatch(path.as_posix(), pattern) for pattern in (*WEIGHT_FILES, f"{ADAPTER}/*"))
+        if file.is_file() and kept and not left:
             (folder / path).parent.mkdir(exist_ok=True)
             shutil.copy(file, folder / path)
     model.save_pretrained(folder)
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    content["recovery"] = [*content.get("recovery", []), without_folders(record.to_dict())]
+    earlier = content.get("recovery", [])
+    if earlier:
+        _number_plot(folder, len(earlier))
+    content["recovery"] = [*earlier, without_folders(record.to_dict())]
     (folder / RECORD).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
     if adapter is not None:
         _write_adapter(adapter, record, folder / ADAPTER)
     write_recovery(record.curve, record.held_out, folder / RECOVERY_PLOT)
     if (folder / "README.md").is_file():
         _write_card(record, folder / "README.md", name)
+
+
+def _number_plot(folder: Path, number: int) -> None:
+    """Names the plot of the last recovery by its number, in its section of the card too."""
+    name = f"{Path(RECOVERY_PLOT).stem}-{number}.png"
+    (folder / RECOVERY_PLOT).rename(folder / name)
+    card = folder / "README.md"
+    if card.is_file():
+        card.write_text(card.read_text(encoding="utf-8").replace(f"({RECOVERY_PLOT})", f"({name})"), encoding="utf-8")
 
 
 def _write_adapter(adapter: Any, record: RecoveryRecord, folder: Path) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -15,11 +16,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import extract_commit_hash
 
+from ..config import FFPConfig
 from ..errors import FFPError
 from ..hub.naming import without_folders
 from ..hub.upload import check_push, describe_failure, one_line, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import check_output, is_checkpoint, whole_folder
+from ..utils.folders import RECORD, check_output, is_checkpoint, resolve, whole_folder
 from ..utils.json import to_json
 from .card import write_card
 from .html_report import write_report
@@ -111,6 +113,19 @@ def check_saved(directory: str | os.PathLike) -> Path:
         )
     check_checkpoint(path)
     return path
+
+
+def read_record(directory: str | os.PathLike) -> dict[str, Any]:
+    """Returns the content of a checkpoint's `ffp_config.json`; empty if there is no checkpoint."""
+    path = resolve(directory)
+    return json.loads((path / RECORD).read_text(encoding="utf-8")) if is_checkpoint(path) else {}
+
+
+def has_options(directory: str | os.PathLike, config: FFPConfig) -> bool:
+    """Returns whether a folder holds a checkpoint that was made with these options."""
+    found, asked = read_record(directory), json.loads(to_json(without_folders(config.to_dict())))
+    # The record has what became of those that were left to the program.
+    return bool(found) and all(found.get(name) == value for name, value in asked.items() if value is not None)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -111,10 +111,11 @@ def prune(args: Namespace) -> None:
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     from ..checkpoint.pareto import front_files
+    from ..checkpoint.saving import has_options
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
-    from ..utils.folders import FolderLock, is_checkpoint, resolve
+    from ..utils.folders import FolderLock, resolve
     from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
 
@@ -128,7 +129,7 @@ def prune(args: Namespace) -> None:
         and args.resume
         and not args.plan
         and not holds_work(work)
-        and all(map(is_checkpoint, map(resolve, folders)))
+        and all(has_options(folder, config.replace(sparsity=one)) for folder, one in zip(folders, sparsities))
     ):
         # All is pruned, and a recovery was interrupted.
         recover_all(args, recovery, folders, repositories)
@@ -206,19 +207,29 @@ def recover_all(
     args: Namespace, recovery: "RecoveryConfig", folders: list[str], repositories: list[str | None]
 ) -> None:
     """Recovers every pruned model into a folder beside its own."""
+    from ..checkpoint.recovered import is_recovered
+    from ..errors import FFPError
     from ..hub.upload import push_folder
     from ..utils import processes
-    from ..utils.folders import is_checkpoint, resolve
 
+    failed = []
     for folder, repo_id in zip(folders, repositories):
         recovered = f"{folder}{RECOVERED}"
-        finished = args.resume and processes.from_main(is_checkpoint(resolve(recovered)))
-        if not finished:
-            # The record of a model of the Hub names it with its commit.
-            teacher = None if on_the_hub(args.model) else args.model
-            recover_into(recovered, recovery, args, folder, teacher, revision=None)
-        if repo_id and processes.is_main():
-            print(f"uploaded: {push_folder(recovered, repo_id, args.private, args.token)}")
+        finished = args.resume and processes.from_main(is_recovered(recovered, folder, recovery.to_dict()))
+        # The record of a model of the Hub names it with its commit.
+        teacher = None if on_the_hub(args.model) else args.model
+        try:
+            if not finished:
+                recover_into(recovered, recovery, args, folder, teacher, discard=True, revision=None)
+            if repo_id and processes.is_main():
+                print(f"uploaded: {push_folder(recovered, repo_id, args.private, args.token)}")
+        except FFPError as error:
+            # It must not stop the remaining sparsities. Of several processes the others may be in the middle.
+            if len(folders) == 1 or processes.count() > 1:
+                raise
+            failed.append(f"{recovered}: {error}")
+    if failed:
+        raise FFPError("; ".join(failed))
 
 
 def write_checkpoints(

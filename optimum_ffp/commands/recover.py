@@ -95,7 +95,13 @@ def recover(args: Namespace) -> None:
 
 
 def recover_into(
-    folder: str, config: "RecoveryConfig", args: Namespace, model: str, teacher: str | None, **options: Any
+    folder: str,
+    config: "RecoveryConfig",
+    args: Namespace,
+    model: str,
+    teacher: str | None,
+    discard: bool = False,
+    **options: Any,
 ) -> None:
     """Recovers a pruned model into a folder, and prints what came of it.
 
@@ -105,6 +111,7 @@ def recover_into(
         args: `overwrite`, `resume` and `report_to` of the command, and how models are loaded (`LOAD_OPTIONS`).
         model: The pruned model.
         teacher: The dense model; the one that it was pruned from if `None`.
+        discard: Whether finished work that is not resumed from is discarded.
         options: Load options that replace those of the command.
     """
     from ..recovery.recovery import FFPRecovery
@@ -118,7 +125,7 @@ def recover_into(
         if processes.is_main():
             check_apart(folder, filter(None, (model, teacher)))
             check_output(folder, args.overwrite)
-            check_work_folder(work, args.resume, overwrite=True)
+            check_work_folder(work, args.resume, overwrite=args.overwrite or discard)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))
             if not args.resume:

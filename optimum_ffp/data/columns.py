@@ -69,7 +69,7 @@ def read_column(rows: Iterable[Mapping[str, Any]], column: str, label: str) -> I
 
 def length_of(row: Row) -> int:
     """Number of characters of a text or conversation."""
-    return len(row) if isinstance(row, str) else sum(len(str(message["content"])) for message in row)
+    return len(row) if isinstance(row, str) else sum(len(str(message.get("content"))) for message in row)
 
 
 def join_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str) -> str:
@@ -100,7 +100,7 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
         return tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # A template is a program and may raise anything.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        begin = str(conversation[0]["content"])[:40]
+        begin = str(conversation[0].get("content"))[:40]
         raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {reason}") from None
 
 

@@ -93,7 +93,7 @@ def _load_roles(
         parts = {role: splits[split] for role, split in ROLES.items()}
         return _pick(parts, dataset, ROLES, request, start is not None)
     (split, windows), *_ = splits.items()
-    shares = _share_out(len(windows), f"{dataset} with seq_len {request.length}")
+    shares = share_out(len(windows), f"{dataset} with seq_len {request.length}")
     parts = dict(zip(shares, windows.split(list(shares.values()))))
     return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request, start is not None)
 
@@ -111,7 +111,12 @@ def _pick(
     return result
 
 
-def _share_out(count: int, label: str) -> dict[str, int]:
+def share_out(count: int, label: str) -> dict[str, int]:
+    """Returns how many of the windows of a text without splits each role gets, in order.
+
+    Raises:
+        FFPError: If there is not one for each.
+    """
     if count < len(SHARES):
         raise FFPError(
             f"{label} gives {count} window(s); calibration, search and test need one each: use more text or a "

@@ -29,6 +29,7 @@ class DataRequest:
         self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
+        longest: Largest length of the windows that are asked for of the same text, which is read for all of them.
     """
 
     length: int
@@ -39,6 +40,7 @@ class DataRequest:
     self_share: float = 0.0
     text_column: str | None = None
     start_token: str = "auto"
+    longest: int | None = None
 
     @classmethod
     def of(cls, config: FFPConfig) -> "DataRequest":

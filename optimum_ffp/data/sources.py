@@ -24,8 +24,9 @@ NAMED = {
 SPLITS = ("train", "validation", "test")
 # Characters per token, to limit how much of a stream is read (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
-# Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size.
-CHARACTERS_OF_FILES = 2**26
+# Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size, and of a
+# text without splits, so that its parts are the same ones for windows of any number and length.
+CHARACTERS = 2**26
 # Rows that the text column is found by.
 HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
@@ -45,9 +46,8 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
         FFPError: If the data can't be found or read, or has no text.
     """
     files, most = find_files(dataset), _characters(request)
-    # All of a file of ordinary size, so that windows are picked from the whole of it.
-    most = max(most, CHARACTERS_OF_FILES) if files else most
     streams = stream_splits(dataset, request.text_column, prunes=request.calibration > 0)
+    most = max(most, CHARACTERS) if files or len(streams) == 1 else most
     found = {split: list(_take(rows(), most)) for split, rows in streams.items()}
     for split, (path, *_) in files.items():
         _check_rows(found[split], path, most)
@@ -179,7 +179,7 @@ def _hub_errors(dataset: str, prunes: bool) -> Iterator[None]:
 def _characters(request: DataRequest) -> int:
     """Upper bound of the characters of all windows."""
     windows = 4 * sum(count or 100 for count in (request.calibration, request.search, request.test))
-    return windows * request.length * CHARACTERS_PER_TOKEN
+    return windows * (request.longest or request.length) * CHARACTERS_PER_TOKEN
 
 
 def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:

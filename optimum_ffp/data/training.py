@@ -1,6 +1,6 @@
 """Windows to train on: rows are packed one after another, and tokens may have no loss."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ from ..options import read_mix
 from ..utils.seeds import seed_of
 from .columns import Row, render_row
 from .cutting import find_start_token
-from .loading import SHARES
+from .loading import SHARES, share_out
 from .request import DataRequest, apportion
 from .self_generated import sample_from_model
 from .sources import read_splits, stream_splits
@@ -24,9 +24,9 @@ from .sources import read_splits, stream_splits
 ROWS = 256
 # Tokens of other text that documents begin with which a model without a chat template writes.
 PREFIX = 16
-# Share of a text without splits that is trained on. A little less than that of the calibration windows, since rows
-# have somewhat other tokens alone than in one text.
-TRAINED_SHARE = SHARES["calibration"] - 0.01
+# Part of the tokens of a text without splits that is not trained on beside those of the held-out and test windows,
+# since rows have somewhat other tokens alone than in one text.
+MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _training_tokens(
 
     def tokens() -> Iterator[np.ndarray]:
         found = list(encode(head))
-        left = int(TRAINED_SHARE * sum(map(len, found)))
+        left = _trained(sum(map(len, found)), {request.length, request.longest or request.length})
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))
@@ -121,6 +121,14 @@ def _training_tokens(
         yield from encode(unread)
 
     return tokens
+
+
+def _trained(tokens: int, lengths: Collection[int]) -> int:
+    """Returns how many first tokens of a text without splits are in no held-out or test window of these lengths."""
+    # A text that is too short for a window of each role has none.
+    windows = {length: tokens // length for length in lengths if tokens // length >= len(SHARES)}
+    ends = [length * share_out(count, "")["calibration"] for length, count in windows.items()]
+    return max(0, int(min([SHARES["calibration"] * tokens, *ends]) - MARGIN * tokens))
 
 
 def _encode(
@@ -147,7 +155,8 @@ def _answers(
 ) -> Iterator[tuple[int, int]]:
     """Yields where the assistant's messages begin and end in a rendered conversation, with what ends their turns."""
     for number, message in enumerate(conversation):
-        if message["role"] != "assistant":
+        # An answer to nothing is not trained on.
+        if message["role"] != "assistant" or not number:
             continue
         before, after = (render_row(conversation[:end], tokenizer, label) for end in (number, number + 1))
         opened = tokenizer.apply_chat_template(conversation[:number], tokenize=False, add_generation_prompt=True)

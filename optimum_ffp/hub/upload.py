@@ -21,7 +21,7 @@ CARD = "README.md"
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
     *("search/agent.safetensors", "search.png", "calibration.png", "pareto.png"),
-    *("recovery.png", "adapter/*"),
+    *("recovery*.png", "adapter/*"),
 )
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",

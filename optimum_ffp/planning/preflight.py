@@ -99,7 +99,7 @@ def find_recovery_problems(
     texts = _texts(config)
     checks = [
         partial(check_apart, folder, [*models, *texts]),
-        partial(check_work_folder, work_folder, resume, True),
+        partial(check_work_folder, work_folder, resume, overwrite),
         partial(check_output, folder, overwrite),
         partial(check_disk, folder, plan.disk, work_folder),
         *(partial(check_dataset, name, config.text_column) for name in texts),
@@ -134,7 +134,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     place = Path(folder).expanduser().absolute()
     while not place.is_dir():
         place = place.parent
-    written = sum(file.stat().st_size for file in work_folder.glob("*") if file.is_file())
+    written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(place).free
     if needed - written > free:
         raise FFPError(

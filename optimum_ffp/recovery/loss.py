@@ -77,7 +77,8 @@ class DistillationLoss:
             with replaced_forward(head, of_pieces):
                 loss, kl, nll = head(decoded.last_hidden_state)
         tokens = (labels[:, 1:] != UNLABELLED).sum()
-        loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        # Windows of a step may have no label at all.
+        loss = loss / torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch).clamp_min(1)
         return {"loss": loss, "kl": kl, "nll": nll, "tokens": tokens}
 
     def of_piece(

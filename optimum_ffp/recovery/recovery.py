@@ -223,6 +223,7 @@ class FFPRecovery:
             seed=config.seed,
             text_column=config.text_column,
             start_token=config.start_token,
+            longest=max(self.batch.length, self.eval_length),
         )
 
     @property

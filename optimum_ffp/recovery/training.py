@@ -170,6 +170,7 @@ class Training:
             save_steps=every,
             save_total_limit=1,
             load_best_model_at_end=bool(config.patience),
+            restore_callback_states_from_checkpoint=bool(config.patience),
             metric_for_best_model="kl" if config.patience else None,
             greater_is_better=False if config.patience else None,
             logging_steps=max(1, round(batch.steps / LOGS)),

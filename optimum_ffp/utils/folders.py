@@ -31,7 +31,7 @@ CHECKPOINT_FILES = (
     *("policy.png", "search.png", "calibration.png", "pareto.png"),
     *("config.json", "generation_config.json", "modeling_ffp_*.py"),
     *WEIGHT_FILES,
-    *("recovery.png", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("recovery.png", "recovery-*.png", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenization_*.py"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),

@@ -9,8 +9,14 @@ import torch
 from huggingface_hub import ModelCard
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM
-from optimum_ffp.checkpoint.recovered import RecoveryRecord, push_recovered, recovery_command, save_recovered
-from optimum_ffp.checkpoint.saving import check_saved, load_agent
+from optimum_ffp.checkpoint.recovered import (
+    RecoveryRecord,
+    is_recovered,
+    push_recovered,
+    recovery_command,
+    save_recovered,
+)
+from optimum_ffp.checkpoint.saving import check_saved, has_options, load_agent
 from optimum_ffp.evaluation import recorded_sparsity
 from optimum_ffp.hub.upload import push_folder
 from tests.helpers import FILES, contents
@@ -142,3 +148,38 @@ def test_a_model_of_the_hub_is_recovered_and_pushed(folder, model, recovered, hu
     assert contents(saved).keys() == contents(recovered).keys()
     push_recovered(make_record("me/tiny"), model, "me/tiny-recovered")
     assert hub.repositories["me/tiny-recovered"].at("main").files.keys() >= contents(saved).keys()
+
+
+def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(folder, model, tmp_path):
+    adapter = SimpleNamespace(weights={"lora.weight": torch.ones(2, 2)}, config=SimpleNamespace())
+    adapter.config.save_pretrained = lambda path: (path / "adapter_config.json").write_text("{}")
+    first, second = tmp_path / "first", tmp_path / "second"
+    save_recovered(make_record(folder), model, first, adapter=adapter)
+    record = make_record(first, curve=make_record(folder).curve[:2])
+    save_recovered(record, model, second)
+    assert contents(second).keys() == FILES | {"recovery.png", "recovery-1.png"}
+    assert (second / "recovery-1.png").read_bytes() == (first / "recovery.png").read_bytes()
+    assert (second / "recovery.png").read_bytes() != (first / "recovery.png").read_bytes()
+    card = (second / "README.md").read_text()
+    assert card.index("(recovery.png)") < card.index("(recovery-1.png)")
+    # It may be replaced as what it is.
+    save_recovered(record, model, second, overwrite=True)
+
+
+def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_path):
+    options = make_record(folder).options
+    assert is_recovered(recovered, folder, options)
+    assert not is_recovered(recovered, folder, options | {"seed": 4})
+    assert not is_recovered(tmp_path / "nothing", folder, options) and not is_recovered(folder, folder, options)
+    other = tmp_path / "other"
+    save_recovered(make_record(folder), model, other)
+    assert not is_recovered(recovered, other, options)
+    again = tmp_path / "again"
+    save_recovered(make_record(other), model, again)
+    assert is_recovered(again, other, options) and not is_recovered(again, folder, options)
+
+
+def test_a_checkpoint_is_told_by_its_options(folder, pruned):
+    config = pruned[0].result.config
+    assert has_options(folder, config) and not has_options(folder, config.replace(seed=9))
+    assert not has_options(folder / "nothing", config)

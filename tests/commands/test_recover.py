@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from optimum_ffp import FFPError
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
 from optimum_ffp.recovery.config import RecoveryConfig
@@ -202,3 +203,42 @@ def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
     assert code == 0, errors
     assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_what_another_run_has_made_is_not_taken_for_finished(prune, tmp_path):
+    assert prune("--recover", "1k")[0] == 0
+    before = contents(tmp_path / "out-recovered")
+    code, output, errors = prune("--recover", "1k", "--resume")
+    assert code == 0 and not output and contents(tmp_path / "out-recovered") == before
+    # Other options, of the prune or of the recovery.
+    assert "exists; name another folder" in prune("--recover", "1k", "--resume", "--sparsity", "0.3")[2]
+    assert "exists; name another folder" in prune("--recover", "2k", "--resume")[2]
+
+
+def test_a_recovery_that_fails_does_not_stop_the_others(prune, tmp_path, monkeypatch):
+    from optimum_ffp.recovery.recovery import FFPRecovery
+
+    recover, folder = FFPRecovery.recover, tmp_path / "out-ffp-10"
+
+    def fail(self, **options):
+        if self.source == str(folder):
+            raise FFPError("the training has gained nothing")
+        return recover(self, **options)
+
+    monkeypatch.setattr(FFPRecovery, "recover", fail)
+    code, output, errors = prune("--recover", "1k", "--sparsity", "0.1", "0.2")
+    assert code == 2 and f"error: {folder}-recovered: the training has gained nothing" in errors
+    assert (tmp_path / "out-ffp-20-recovered").is_dir() and not (tmp_path / "out-ffp-10-recovered").exists()
+
+
+def test_finished_work_is_not_discarded_without_being_told(recover, tmp_path, monkeypatch):
+    from optimum_ffp.recovery.trainer import RecoveryTrainer
+
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryTrainer, "training_step", interrupt)
+        assert recover()[0] == 130
+    assert "contains the state of an interrupted run; resume it with --resume" in recover()[2]
+    assert recover("--overwrite")[0] == 0

@@ -75,7 +75,7 @@ def test_tables_without_rows(tmp_path):
 
 
 def test_a_long_file_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_OF_FILES", 0)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 0)
     (tmp_path / "long.txt").write_text("w3 w4 w5 w6 w7 w8\n" * 1000)
     (rows,) = read_splits(
         str(tmp_path / "long.txt"), DataRequest(length=8, calibration=1, search=1, test=1, seed=0)

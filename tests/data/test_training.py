@@ -60,7 +60,7 @@ def test_text_that_is_too_short_is_read_again(data_folder):
 @pytest.mark.parametrize("read", [2**26, 4000])
 def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, read):
     """Whether it is read whole for those, or is longer than what is read."""
-    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_OF_FILES", read)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", read)
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0)
     file = tmp_path / "text.txt"
     file.write_text(make_text(3000))
@@ -70,6 +70,23 @@ def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch
     windows = train(file, int(0.95 * everything) // LENGTH)
     assert windows.passes == {str(file): pytest.approx(1, abs=0.05)}
     assert not runs_of(windows.tokens) & held_out
+
+
+@pytest.mark.parametrize("words", [228, 600, 3000])
+def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
+    """Held-out windows as long as those in training, and longer test windows, of a stream without splits."""
+    text = make_text(words)
+    rows = datasets.Dataset.from_dict({"text": text.splitlines()}).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 0)
+    used, lengths = set(), {"length": LENGTH, "longest": 3 * LENGTH}
+    for role, length in (("search", LENGTH), ("test", 3 * LENGTH)):
+        asked = request(search=2, test=2, length=length, longest=lengths["longest"])
+        found = load_windows("someone/corpus", None, make_tokenizer(), make_tiny_model(), asked)
+        used |= runs_of(getattr(found, role).tokens)
+    windows = train("someone/corpus", len(ids_of(text)) // LENGTH // 3, search=2, test=2, **lengths)
+    assert not runs_of(windows.tokens) & used
 
 
 def test_a_mix_has_its_shares(data_folder, tmp_path):
@@ -145,6 +162,19 @@ def test_only_answers_have_a_loss(chats):
         assert re.fullmatch(r"((w\d+|<unk>|</s>) ?)+", text)
 
 
+def test_an_answer_to_nothing_is_not_trained_on(tmp_path):
+    """Templates refuse the empty conversation before it."""
+    tokenizer, file = make_tokenizer(), tmp_path / "chats.jsonl"
+    tokenizer.chat_template = "{{ messages[0].role }} " + CHATML
+    row = [
+        {"role": role, "content": word} for role, word in (("assistant", "w1"), ("user", "w2"), ("assistant", "w3"))
+    ]
+    file.write_text("\n".join([json.dumps({"messages": row})] * 400))
+    found = train(file, 10, tokenizer, answers_only=True).tokens
+    known = {tokenizer.convert_ids_to_tokens(token) for token in found[found >= 0].tolist()}
+    assert "w3" in known and not known & {"w1", "w2"}
+
+
 def test_a_template_that_rewrites_earlier_messages_is_refused(chats):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages | length }} " + CHATML
@@ -166,6 +196,7 @@ def test_no_more_of_a_dataset_of_the_hub_is_read_than_is_needed(monkeypatch, spl
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: splits)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 10_000)
     found = train("someone/corpus", 20, test=2)
     assert found.tokens.shape == (20, LENGTH) and found.passes["someone/corpus"] == pytest.approx(1, abs=0.5)
     assert len(read) < len(lines)

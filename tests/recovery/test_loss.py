@@ -68,6 +68,17 @@ def test_a_number_of_labels_divides_the_sum(labels, windows):
     assert float(own["loss"]) == pytest.approx(float(own["kl"] / own["tokens"]))
 
 
+def test_a_step_without_labels_changes_nothing(windows):
+    teacher, student = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True)
+    student.forward = DistillationLoss(student, teacher)
+    for number in (None, 0, torch.tensor(0)):
+        labels = torch.full_like(windows[:2], UNLABELLED)
+        found = student(input_ids=windows[:2], labels=labels, num_items_in_batch=number)
+        assert found["loss"] == found["tokens"] == 0
+        gradients = torch.autograd.grad(found["loss"], list(student.parameters()))
+        assert not any(gradient.any() for gradient in gradients)
+
+
 def test_no_more_logits_than_those_of_a_piece(labels, windows):
     """Of autograd's doings too: tensors with the vocabulary as last dimension that it saves or makes."""
     teacher, student, sizes = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True), []
