@@ -72,7 +72,7 @@ def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch
     assert not runs_of(windows.tokens) & held_out
 
 
-@pytest.mark.parametrize("words", [228, 600, 3000])
+@pytest.mark.parametrize("words", [330, 600, 3000])
 def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
     """Held-out windows as long as those in training, and longer test windows, of a stream without splits."""
     text = make_text(words)
@@ -80,12 +80,13 @@ def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 0)
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0.1)
     used, lengths = set(), {"length": LENGTH, "longest": 3 * LENGTH}
     for role, length in (("search", LENGTH), ("test", 3 * LENGTH)):
-        asked = request(search=2, test=2, length=length, longest=lengths["longest"])
+        asked = request(search=100, test=100, length=length, longest=lengths["longest"])
         found = load_windows("someone/corpus", None, make_tokenizer(), make_tiny_model(), asked)
         used |= runs_of(getattr(found, role).tokens)
-    windows = train("someone/corpus", len(ids_of(text)) // LENGTH // 3, search=2, test=2, **lengths)
+    windows = train("someone/corpus", words // LENGTH, search=100, test=100, **lengths)
     assert not runs_of(windows.tokens) & used
 
 
