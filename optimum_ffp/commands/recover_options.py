@@ -84,7 +84,12 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         metavar="DATASET",
     )
     add_text_column(data)
-    _add(data, "seq-len", "Tokens per window; all text is packed into windows.", SEQ_LEN_DEFAULT)
+    _add(
+        data,
+        "seq-len",
+        "Tokens per window; all text is packed into windows.",
+        f"{SEQ_LEN_DEFAULT}; with few tokens down to 512, so that a step has no more than its share",
+    )
     _add(data, "start-token", "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.")
     _add(
         data,

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data import window_length
 from ..modeling.families import decoder_layers
 from ..modeling.loading import resolve_dtype
 from ..options import GRADIENT_COST, read_mix
@@ -167,7 +166,7 @@ def plan_recovery(
     shares = count * machines
     stored = teacher.dtype if given == "auto" else given
     precision = Precision.of(config, machine.device, stored, student.dtype)
-    batch = Batch.of(config, window_length(config.seq_len, student.config), shares)
+    batch = Batch.for_model(config, student.config, shares)
     layers, (vocabulary, hidden) = decoder_layers(student), student.get_output_embeddings().weight.shape
     in_layers = kept * sum(one.numel() for one in layers.parameters())
     parameters = int(student.num_parameters() - (1 - kept) / kept * in_layers)

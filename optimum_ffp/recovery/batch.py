@@ -1,10 +1,18 @@
-"""Sizes of a training. Imports nothing heavy but torch."""
+"""Sizes of a training."""
 
 import math
 from dataclasses import dataclass
 
+from transformers import PretrainedConfig
+
+from ..data import window_length
 from ..utils import processes
 from .config import RecoveryConfig
+
+
+# Tokens that windows are at least as long as, if the model knows as many positions, where a step has fewer than one of
+# the usual length.
+SHORTEST = 512
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,23 @@ class Batch:
         accumulation = max(1, round(config.batch_tokens / (length * at_once)))
         windows = accumulation * at_once
         return cls(length, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
+
+    @classmethod
+    def for_model(cls, config: RecoveryConfig, model_config: PretrainedConfig, count: int | None = None) -> "Batch":
+        """The sizes for a model. Without `seq_len`, windows are as long as a step's share of one for each process.
+
+        Args:
+            config: Options.
+            model_config: Config of the pruned model.
+            count: Number of processes; that of this run if `None`.
+
+        Raises:
+            FFPError: If `seq_len` is larger than the model's number of positions.
+        """
+        length = window_length(config.seq_len, model_config)
+        if config.seq_len is None:
+            length = min(length, max(SHORTEST, config.batch_tokens // (count or processes.count())))
+        return cls.of(config, length, count)
 
     @property
     def all_windows(self) -> int:

@@ -56,7 +56,8 @@ class RecoveryConfig:
         max_grad_norm: Norm that gradients are clipped to.
         temperature: Temperature of both distributions in the divergence.
         label_share: Share of the language-model loss in the loss, 0 to 1.
-        seq_len: Tokens per window; the model's maximum length up to 2048 if `None`.
+        seq_len: Tokens per window; the model's maximum length up to 2048 if `None`, or where steps have fewer tokens
+            up to theirs, but at least 512.
         batch_size: Windows per forward pass of a process.
         lora: Rank of LoRA adapters, which are trained in place of the weights and merged into them; 0 for none.
         keep_adapter: Whether the adapter is also written beside the merged weights.

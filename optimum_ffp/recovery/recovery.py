@@ -85,7 +85,7 @@ class FFPRecovery:
         self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
-        self.batch = Batch.of(config, window_length(config.seq_len, student.config))
+        self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
         _check_device(teacher.device)

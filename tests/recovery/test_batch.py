@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
 from optimum_ffp import RecoveryConfig
 from optimum_ffp.recovery.batch import Batch
@@ -14,3 +15,14 @@ def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_si
     assert batch.windows == batch.accumulation * at_once and batch.all_windows == batch.steps * batch.windows
     assert batch.all_windows * length >= max_tokens > (batch.steps - 1) * batch.tokens
     assert abs(batch.tokens - batch_tokens) <= max(length * at_once / 2, length * at_once - batch_tokens)
+
+
+def test_windows_are_shorter_where_there_are_few_tokens():
+    model = LlamaConfig(max_position_embeddings=4096)
+    lengths = {"2M": 2048, "400k": 2000, "200k": 1000, "50k": 512}
+    for tokens, length in lengths.items():
+        batch = Batch.for_model(RecoveryConfig(max_tokens=tokens), model)
+        assert batch.length == length and batch.steps >= (200 if length > 512 else 97)
+    assert Batch.for_model(RecoveryConfig(max_tokens="400k"), model, 2).length == 1000
+    assert Batch.for_model(RecoveryConfig(max_tokens="50k", seq_len=2048), model).length == 2048
+    assert Batch.for_model(RecoveryConfig(max_tokens="50k"), LlamaConfig(max_position_embeddings=64)).length == 64
