@@ -20,12 +20,12 @@ from ..errors import FFPError
 from ..hub.naming import dataset_name, short_name, without_folders
 from ..hub.upload import name_repository, one_line
 from ..options import GRADIENT_COST, read_mix
-from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES
+from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, read_record
 from ..utils.json import to_json
 from .card import evaluation_results, hub_dataset, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import push_written, read_record, write_folder
+from .saving import as_recorded, push_written, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -147,8 +147,7 @@ def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: 
     found, before = (read_record(one) for one in (folder, pruned))
     *earlier, last = found.pop("recovery", [{}])
     before_that = before.pop("recovery", [])
-    same = last.get("options") == json.loads(to_json(without_folders({"options": options})["options"]))
-    return same and (found, earlier) == (before, before_that)
+    return last.get("options") == as_recorded(options) and (found, earlier) == (before, before_that)
 
 
 def push_recovered(

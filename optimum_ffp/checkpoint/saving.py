@@ -21,7 +21,7 @@ from ..errors import FFPError
 from ..hub.naming import without_folders
 from ..hub.upload import check_push, describe_failure, one_line, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import RECORD, check_output, is_checkpoint, resolve, whole_folder
+from ..utils.folders import check_output, is_checkpoint, read_record, whole_folder
 from ..utils.json import to_json
 from .card import write_card
 from .html_report import write_report
@@ -115,15 +115,14 @@ def check_saved(directory: str | os.PathLike) -> Path:
     return path
 
 
-def read_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """Returns the content of a checkpoint's `ffp_config.json`; empty if there is no checkpoint."""
-    path = resolve(directory)
-    return json.loads((path / RECORD).read_text(encoding="utf-8")) if is_checkpoint(path) else {}
+def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as they are read from the record of a checkpoint."""
+    return json.loads(to_json(without_folders(dict(options))))
 
 
 def has_options(directory: str | os.PathLike, config: FFPConfig) -> bool:
     """Returns whether a folder holds a checkpoint that was made with these options."""
-    found, asked = read_record(directory), json.loads(to_json(without_folders(config.to_dict())))
+    found, asked = read_record(directory), as_recorded(config.to_dict())
     # The record has what became of those that were left to the program.
     return bool(found) and all(found.get(name) == value for name, value in asked.items() if value is not None)
 

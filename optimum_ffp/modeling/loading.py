@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import patch_environment
 from huggingface_hub import constants
 from transformers import (
     AutoConfig,
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 # Pickled weights are not read, since they can run code.
-# Told to the processes of a launch with FSDP, for transformers.
-FIRST_ALONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 
 
@@ -233,7 +231,8 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
     weights = _weight_options(options, extra)
-    with loading_errors(model_id, options.token), _in_every_process():
+    # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
+    with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **options.hub(), **extra
         )
@@ -244,20 +243,6 @@ def _load(
         model = kind.from_pretrained(source, **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
-
-
-@contextmanager
-def _in_every_process() -> Iterator[None]:
-    """Load weights in every process: for FSDP, some versions of transformers give those of the first to it alone."""
-    told = os.environ.get(FIRST_ALONE)
-    os.environ[FIRST_ALONE] = "false"
-    try:
-        yield
-    finally:
-        if told is None:
-            del os.environ[FIRST_ALONE]
-        else:
-            os.environ[FIRST_ALONE] = told
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
-from ..engine.layerwise_model import kept_bytes
+from ..engine.layerwise_model import ROOM, kept_bytes
 from ..modeling.families import Family, ModelUnit, decoder_layers
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
@@ -297,7 +297,7 @@ class MemoryModel:
     def _states(self, tokens: int, size: int) -> tuple[Parts, Parts]:
         """Hidden states on the device and in host memory."""
         states = {"hidden states": tokens * self.hidden * size}
-        fits = self.placement.accelerator and 8 * states["hidden states"] < self.placement.room
+        fits = self.placement.accelerator and ROOM * states["hidden states"] < self.placement.room
         return (states, {}) if fits else ({}, states)
 
     def _fitting(self) -> tuple[Parts, Parts]:

@@ -103,7 +103,8 @@ class Training:
             FFPError: If the loss is not finite, the divergence has not fallen, or peft is missing.
         """
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
-        if processes.divide_models():
+        divided = processes.divide_models()
+        if divided:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             student.cpu()
         model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
@@ -116,7 +117,7 @@ class Training:
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
             )
-            if trainer.is_fsdp_enabled:
+            if divided:
                 shard_layers(self.teacher)
                 if self.bf16:
                     # Accelerate would have gradients and the loss in bfloat16 too.
@@ -193,7 +194,7 @@ class Training:
 
     def _unwrapped(self, trainer: RecoveryTrainer) -> Any:
         """The trained model as it was before `Trainer` wrapped it."""
-        if not trainer.is_fsdp_enabled:
+        if not processes.divide_models():
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         # FSDP leaves every process a part of the weights.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -152,11 +152,16 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a folder contains the record of a pruning run."""
+    return bool(read_record(path))
+
+
+def read_record(directory: str | os.PathLike) -> dict[str, Any]:
+    """Return the record of a pruning run in a folder; empty if there is none."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((resolve(directory) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys()
+        return {}
+    return record if isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys() else {}
 
 
 def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) -> Path:
