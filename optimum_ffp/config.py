@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from optimum.configuration_utils import BaseConfig
 
 from .errors import FFPError
 from .options import (
+    AGENT,
     CALIBRATION,
     CHOICES,
     FISHER,
@@ -58,9 +60,8 @@ class FFPConfig(Options, BaseConfig):
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
-            trains layer by layer to give the outputs of the dense layers; where a norm follows attention and FFN, as
-            in Gemma, this made models worse, and ridge regression is left as it is), `"sequential"` (likewise, but
-            fits the output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
+            trains layer by layer to give the outputs of the dense layers), `"sequential"` (likewise, but fits the
+            output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
         ridge_lambda: λ of ridge regression, default 0.01 (the paper's).
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
         dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.
@@ -145,10 +146,10 @@ class FFPConfig(Options, BaseConfig):
             defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
         elif options.get("reward") == "pruned":
             defaults = {"agent": "bandit"}
-        elif options.get("agent") == "ppo":
-            defaults = {"search_steps": PPO_STEPS}
         else:
             defaults = {}
+        if preset != "paper" and options.get("agent") == "ppo":
+            defaults = defaults | {"search_steps": PPO_STEPS}
         for name in known:
             setattr(self, name, options.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()
@@ -200,9 +201,14 @@ class FFPConfig(Options, BaseConfig):
         """
         return FFPConfig(**{name: getattr(self, name) for name in self.option_names()} | options)
 
-    def steps_in_sweep(self, number: int) -> int:
-        """Candidate evaluations of search `number` in a sweep; searches after the first start from its agent: half."""
-        return self.search_steps if number == 0 else max(1, self.search_steps // 2)
+    def sweep(self, sparsities: Iterable[float]) -> Iterator["FFPConfig"]:
+        """Yields the config of the search at each of several sparsities.
+
+        Those that start from the agent of another have half of its candidate evaluations.
+        """
+        fewer = max(1, self.search_steps // 2) if AGENT.holds(self) else self.search_steps
+        for number, sparsity in enumerate(sparsities):
+            yield self.replace(sparsity=sparsity, search_steps=fewer if number else self.search_steps)
 
     def _validate(self) -> None:
         for name, choices in CHOICES.items():

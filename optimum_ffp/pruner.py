@@ -21,7 +21,7 @@ from .data import DataSplits, with_window_length
 from .errors import FFPError
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
-from .options import CALIBRATION
+from .options import AGENT, CALIBRATION
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
@@ -91,7 +91,7 @@ class FFPPruner:
         device = resolve_device(self.options.device) if offloads else None
         # Computed before weights are converted, heads and channels reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
-        self.measured = Measurements(model, tokenizer, config, data, device)
+        self.measured = Measurements(model, tokenizer, config, data, device, self.options.token)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         self._dense_parameters = model.num_parameters()
@@ -194,9 +194,8 @@ class FFPPruner:
         agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
         begun_with, front = getattr(agent, "source", None), ParetoFront()
         sweep = {"sparsity": sparsities, "search_steps": self.config.search_steps}
-        for number, sparsity in enumerate(sparsities):
-            config = self._searched_with(self.config, sparsity)
-            found = self._find(config.replace(search_steps=config.steps_in_sweep(number)), agent, with_baselines=True)
+        for config in self.config.sweep(sparsities):
+            found = self._find(self._searched_with(config, None), agent, with_baselines=True)
             agent = find_agent(found.agent)
             found.search.sweep, found.search.warm_start = sweep, begun_with
             result = self.finish(found)
@@ -321,6 +320,8 @@ class FFPPruner:
     def _find(
         self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
     ) -> FoundPolicy:
+        if agent is not None and not AGENT.holds(config):
+            raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
         self._check_budget(config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.prepared

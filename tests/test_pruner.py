@@ -2,6 +2,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -387,3 +388,9 @@ def test_a_dense_model_whose_perplexity_overflows(data_folder):
     pruner = FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data_folder), **SETTINGS))
     with pytest.raises(FFPError, match="perplexity of the dense model is not finite on the search windows"):
         pruner.prune()
+
+
+def test_an_agent_needs_a_method_that_has_one(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder, method="random")
+    with pytest.raises(FFPError, match="method 'random' has no agent; leave out warm_start, or choose method 'ffp'"):
+        pruner.search(warm_start={"weights": np.zeros(2)})

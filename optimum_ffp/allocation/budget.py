@@ -98,10 +98,7 @@ class Budget:
     def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
         """Convert retentions to sizes that meet the budget (DiscretizeAndCorrect of Algorithm 1).
 
-        Retentions are rounded to the grid and to whole steps, then units are corrected in the order of preference
-        until the budget is met: fine-grained units before coarse ones, whose steps may exceed the whole correction. If
-        only coarse units have room left, one grows and the least preferred fine-grained units shrink by the
-        difference.
+        Retentions are rounded to the grid and to whole steps, then corrected (`correct`).
 
         Args:
             rates: Retention of every unit, shape `[units]`.
@@ -110,6 +107,18 @@ class Budget:
         if self.precision:
             rates = np.round(rates / self.precision) * self.precision
         sizes = np.round(rates * self.groups / self.multiples).astype(np.int64) * self.multiples
+        return self.correct(sizes, preference)
+
+    def correct(self, sizes: np.ndarray, preference: np.ndarray) -> PruningPolicy:
+        """Return the policy of sizes that are corrected in the order of preference until the budget is met.
+
+        Fine-grained units are corrected before coarse ones, whose steps may exceed the whole correction. If only
+        coarse units have room left, one grows and the least preferred fine-grained units shrink by the difference.
+
+        Args:
+            sizes: Number of groups of every unit, whole steps, shape `[units]`.
+            preference: Unit indices, most important first, shape `[units]`.
+        """
         sizes = np.clip(sizes, self.smallest, self.largest)
         fine = self.quanta[preference] == self.quanta.min()
         order = np.concatenate([preference[fine], preference[~fine]])

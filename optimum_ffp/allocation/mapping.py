@@ -20,30 +20,30 @@ def retention_scores(scores: np.ndarray, budget: Budget) -> tuple[np.ndarray, np
 def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     """Return the policy with the same retention for every unit, regardless of the scores.
 
-    Attention sizes are rounded up to whole KV groups (as in Wanda-sp: 80 % of 3 groups are 3), and all FFNs are
-    reduced equally to meet the budget.
+    Attention sizes are rounded up to whole steps (as in Wanda-sp: 80 % of 3 KV groups are 3), and all FFNs are reduced
+    equally to meet the budget: they differ by one step at most.
     """
     rates = np.full(len(budget.units), 1 - budget.sparsity)
-    steps = np.ceil(rates * budget.groups / budget.multiples - 1e-9)
-    return level_fine_units(rates, steps, budget, np.arange(len(rates)))
+    rates = level_ffns(rates, np.ceil(rates * budget.groups / budget.multiples - 1e-9), budget)
+    # Sums are rounded instead of sizes, since equal sizes would all be rounded the same way.
+    sums = np.floor(np.cumsum(rates * budget.groups / budget.multiples) + 1e-6)
+    return budget.correct(np.diff(sums, prepend=0).astype(np.int64) * budget.multiples, np.arange(len(rates)))
 
 
-def level_fine_units(
-    rates: np.ndarray, coarse_steps: np.ndarray, budget: Budget, preference: np.ndarray
-) -> PruningPolicy:
-    """Return a policy with the given sizes of coarse units, whose fine-grained units jointly meet the budget.
+def level_ffns(rates: np.ndarray, attention_steps: np.ndarray, budget: Budget) -> np.ndarray:
+    """Return retentions with the given sizes of attention, whose FFNs jointly meet the budget, shape `[units]`.
 
     Args:
         rates: Retention of every unit before the budget is met, shape `[units]`.
-        coarse_steps: Number of steps to keep per unit, shape `[units]`; only those of coarse units are used.
+        attention_steps: Number of steps to keep per unit, shape `[units]`; only those of attention are used.
         budget: Bounds and number of parameters to keep.
-        preference: Unit indices, most important first, shape `[units]`.
     """
-    # Rounding a coarse unit costs many steps of a fine-grained one, so all fine-grained units share the difference.
-    coarse = budget.quanta > budget.quanta.min()
-    sizes = np.clip(coarse_steps * budget.multiples, budget.smallest, budget.largest) * coarse
-    leveled = fill(rates, budget, budget.allowed - float(sizes @ budget.group_parameters), ~coarse)
-    return budget.discretize_and_correct(np.where(coarse, sizes / budget.groups, leveled), preference)
+    # A step of attention is a large share of it, so that FFNs share the difference that its rounding leaves.
+    ffns = np.array([unit.kind == "ffn" for unit in budget.units])
+    members = ffns if ffns.any() else ~ffns
+    sizes = np.clip(attention_steps * budget.multiples, budget.smallest, budget.largest) * ~members
+    leveled = fill(rates, budget, budget.allowed - float(sizes @ budget.group_parameters), members)
+    return np.where(members, leveled, sizes / budget.groups)
 
 
 def fill(rates: np.ndarray, budget: Budget, allowed: float, members: np.ndarray | bool = True) -> np.ndarray:

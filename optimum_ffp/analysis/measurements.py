@@ -80,6 +80,7 @@ class Measurements:
         config: Options of the measurements. Later changes of this object have no effect.
         data: Windows to use instead of those of the config's datasets.
         device: Device to bring the weights of one layer at a time to; `None` if all are where they run.
+        token: Access token of the Hub, for the datasets.
 
     Attributes:
         config: A copy of the config, with `seq_len` resolved to a number.
@@ -99,8 +100,9 @@ class Measurements:
         config: FFPConfig,
         data: DataSplits | None = None,
         device: torch.device | None = None,
+        token: str | None = None,
     ):
-        self.model, self.tokenizer, self._given_data = model, tokenizer, data
+        self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
         self.config = with_window_length(config, model.config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
@@ -134,7 +136,7 @@ class Measurements:
     @cached_property
     def data(self) -> DataSplits:
         """Calibration, search and test windows."""
-        request = DataRequest.of(self.config)
+        request = DataRequest.of(self.config, self._token)
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from ..config import FFPConfig
-from ..data import NAMED
+from ..data import hub_source
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
@@ -66,10 +66,8 @@ def _base_metadata(base_model: str) -> dict[str, Any]:
 
 def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
     """Id and configuration of a dataset on the Hub; `None` for local data."""
-    if dataset in NAMED:
-        return NAMED[dataset]
-    dataset_id, _, name = dataset.partition(":")
-    return (dataset_id, name or None) if "/" in dataset_id and is_hub_id(dataset_id) else None
+    dataset_id, name = hub_source(dataset)
+    return (dataset_id, name) if "/" in dataset_id and is_hub_id(dataset_id) else None
 
 
 def _metadata(result: PruningResult) -> ModelCardData:

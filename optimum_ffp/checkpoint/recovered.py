@@ -231,7 +231,9 @@ def _write_adapter(adapter: Any, record: RecoveryRecord, folder: Path) -> None:
 
 
 def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
-    card = ModelCard.load(path, ignore_metadata_errors=True)
+    # The commands of the new section name the pruned model.
+    renamed = name_repository(path.read_text(encoding="utf-8"), f"./{name}")
+    card = ModelCard(renamed, ignore_metadata_errors=True)
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -250,5 +252,6 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     card.data.eval_results = [
         result for test, found in figures for result in evaluation_results(test, found["recovered"])
     ]
-    card.content = name_repository(card.content, f"./{name}")
+    # Without it there can be no results.
+    card.data.model_name = card.data.model_name or title.lstrip("# ")
     card.save(path)

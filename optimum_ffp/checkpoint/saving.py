@@ -18,7 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..config import FFPConfig
 from ..errors import FFPError
-from ..hub.naming import without_folders
+from ..hub.naming import short_name, without_folders
 from ..hub.upload import check_push, describe_failure, one_line, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import check_output, is_checkpoint, read_record, whole_folder
@@ -120,11 +120,27 @@ def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(to_json(without_folders(dict(options))))
 
 
-def has_options(directory: str | os.PathLike, config: FFPConfig) -> bool:
-    """Returns whether a folder holds a checkpoint that was made with these options."""
+def is_result(
+    directory: str | os.PathLike, config: FFPConfig, model_id: str, revision: str | None = None, dtype: str = "auto"
+) -> bool:
+    """Returns whether a folder holds a checkpoint that was made of a model with these options.
+
+    Args:
+        directory: The folder.
+        config: Options of the prune.
+        model_id: Hub id, folder or file of the dense model.
+        revision: Its commit; any if `None`.
+        dtype: Dtype that it was loaded in; any if `"auto"`.
+    """
     found, asked = read_record(directory), as_recorded(config.to_dict())
+    origin = found.get("provenance", {})
+    same = (
+        short_name(model_id) == origin.get("base_model")
+        and revision in (None, origin.get("revision"))
+        and dtype in ("auto", origin.get("dtype"))
+    )
     # The record has what became of those that were left to the program.
-    return bool(found) and all(found.get(name) == value for name, value in asked.items() if value is not None)
+    return same and all(found.get(name) == value for name, value in asked.items() if value is not None)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and the check that every given option is read."""
 
+import os
 from argparse import (
     SUPPRESS,
     Action,
@@ -70,7 +71,7 @@ def add_config_option(
         options.setdefault("type", kinds[0] if kinds else field.type)
     if isinstance(field.default, tuple):
         options.setdefault("nargs", "+")
-    if field.name in CHOICES:
+    if field.name in CHOICES and "choices" not in options:
         options.setdefault("metavar", f"{{{','.join(CHOICES[field.name])}}}")
     add_option(group, name, help=f"{help} Default: {default or _shown(field.default, name)}.", **options)
 
@@ -108,6 +109,14 @@ def fraction(text: str) -> float:
 def given_options(parser: ArgumentParser, args: Namespace) -> list[str]:
     """Names of the options whose values differ from their defaults."""
     return [name for name, value in vars(args).items() if value != parser.get_default(name)]
+
+
+def output_name(args: Namespace) -> str:
+    """The output folder, or the prefix of several; by default the name of the model or of its local folder."""
+    path = Path(args.output or args.model).expanduser()
+    if path.name in ("", "..") or (path.exists() and not args.output):
+        path = Path(os.path.abspath(path))
+    return str(path) if args.output else path.name.removesuffix(".gguf")
 
 
 def check_read(given: Iterable[str], read_when: Mapping[str, Condition], settings: Any) -> None:

@@ -58,6 +58,7 @@ READ_WHEN = {
     "revision": ON_THE_HUB,
     "baseline_revision": Condition("with a --baseline on the Hub", lambda args: any(map(on_the_hub, args.baseline))),
 }
+REMEDIES = "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16 or another --device"
 EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
   optimum-cli ffp evaluate -m out-recovered --baseline Qwen/Qwen3-0.6B out
@@ -101,7 +102,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "split",
         help="Split of the dataset: train, validation or test. A single file is used whole; with test, only the part "
-        "of it that a prune reports on. Default: test, or the whole file.",
+        "of it that a prune reports on, as always of a Hub dataset without these splits. Default: test, or the whole "
+        "file.",
     )
     add_text_column(text)
     add_option(text, "eval-samples", type=int, help="Number of windows of each text, from its start. Default: all.")
@@ -163,7 +165,11 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            evaluate(self.args)
+
+            from ..utils.batch_size import memory_errors
+
+            with memory_errors(REMEDIES):
+                evaluate(self.args)
 
 
 def check_arguments(args: Namespace) -> None:
@@ -222,12 +228,15 @@ def evaluate(args: Namespace) -> None:
         loaded = held.get(role) or load(role)
         records[role], tokens[role] = measure(args, loaded, texts, suite)
         del loaded
-    speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
-    compare_records(records, tokens, speeds)
-    # Print before writing: the figures must not be lost if the file can't be written.
-    print(comparison_table(records))
-    if args.json:
-        write_json(args, records)
+    speeds = {}
+    try:
+        speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
+    finally:
+        compare_records(records, tokens, speeds)
+        # Print before writing: the figures must not be lost if the file can't be written.
+        print(comparison_table(records))
+        if args.json:
+            write_json(args, records)
 
 
 def recorded_start_token(sources: "Iterable[tuple[str, LoadOptions]]") -> str:
@@ -266,12 +275,12 @@ def measure(
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
             return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
 
-    figures = [with_halving_batches(partial(perplexity, windows), args.batch_size) for windows in tests]
+    figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
     if figures:
         record["perplexity"], *record["other_texts"] = figures
     if suite:
         score = partial(suite.score, model, loaded.tokenizer, args.limit)
-        record["tasks"] = with_halving_batches(score, args.batch_size)
+        record["tasks"] = with_halving_batches(score, args.batch_size, REMEDIES)
     return record, [windows.tokens for windows in tests]
 
 
@@ -285,18 +294,19 @@ def read_text(args: Namespace, dataset: str) -> "dict[str, list[Row]]":
         raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")
     if len(splits) == 1 and args.split not in (None, "test"):
         raise FFPError(
-            f"{dataset} is a single file, found --split {args.split}; leave it out to use the whole file, or "
-            "give test for the part that a prune reports on"
+            f"{dataset} has no splits, found --split {args.split}; leave it out to use a file whole, or give test for "
+            "the part that a prune reports on"
         )
     return splits
 
 
 def cut_windows(args: Namespace, dataset: str, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the requested split."""
-    from ..data import Windows, cut_rows, find_start_token, load_windows, window_length
+    from ..data import Windows, cut_rows, find_files, find_start_token, load_windows, window_length
 
     length = window_length(args.seq_len, loaded.model.config)
-    if len(splits) == 1 and args.split == "test":
+    # Of a dataset of the Hub a prune may have calibrated on the other parts.
+    if len(splits) == 1 and (args.split == "test" or not find_files(dataset)):
         return load_windows(dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
     start = find_start_token(loaded.tokenizer, args.start_token)
@@ -309,15 +319,14 @@ def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
     from ..data import LONGEST, DataRequest
 
     length = length or args.seq_len or LONGEST
-    text = {"text_column": args.text_column, "start_token": args.start_token or "auto"}
+    text = {"text_column": args.text_column, "start_token": args.start_token or "auto", "token": args.token}
     return DataRequest(length, 0, 0, args.eval_samples, seed=0, **text)
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:
     """Speed of the models, measured in turns; empty if there are none or memory runs out."""
-    from torch import OutOfMemoryError
-
     from ..evaluation import measure_speed
+    from ..utils.batch_size import out_of_memory
     from ..utils.progress import progress_bar
 
     if not models:
@@ -326,7 +335,9 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
     with progress_bar((args.repeats + 1) * len(models), "Speed", "measurement") as bar:
         try:
             return measure_speed(models, *counts, on_measured=bar.update)
-        except OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             logger.warning("out of memory: speed is left out; lower --batch-size or --prompt-tokens to measure it")
             return {}
 

@@ -1,6 +1,5 @@
 """`optimum-cli ffp prune`."""
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -13,7 +12,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import AGENT, Condition
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
 from .plans import process_count, show_plans
@@ -70,14 +69,6 @@ def read_config(args: Namespace) -> "FFPConfig":
     return config
 
 
-def output_name(args: Namespace) -> str:
-    """The output folder, or the prefix of several; by default the name of the model or of its local folder."""
-    path = Path(args.output or args.model).expanduser()
-    if path.name in ("", "..") or (path.exists() and not args.output):
-        path = Path(os.path.abspath(path))
-    return str(path) if args.output else path.name.removesuffix(".gguf")
-
-
 def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     """One folder per sparsity: the output folder, or one with the percentage in its name."""
     from ..errors import FFPError
@@ -111,7 +102,7 @@ def prune(args: Namespace) -> None:
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     from ..checkpoint.pareto import front_files
-    from ..checkpoint.saving import has_options
+    from ..checkpoint.saving import is_result
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
@@ -129,7 +120,10 @@ def prune(args: Namespace) -> None:
         and args.resume
         and not args.plan
         and not holds_work(work)
-        and all(has_options(folder, config.replace(sparsity=one)) for folder, one in zip(folders, sparsities))
+        and all(
+            is_result(*found, args.model, args.revision, args.dtype)
+            for found in zip(folders, config.sweep(sparsities))
+        )
     ):
         # All is pruned, and a recovery was interrupted.
         recover_all(args, recovery, folders, repositories)
@@ -219,6 +213,8 @@ def recover_all(
         # The record of a model of the Hub names it with its commit.
         teacher = None if on_the_hub(args.model) else args.model
         try:
+            if finished and processes.is_main():
+                print(f"{recovered} is there already, with these options")
             if not finished:
                 recover_into(recovered, recovery, args, folder, teacher, discard=True, revision=None)
             if repo_id and processes.is_main():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import Condition
-from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
 from .plans import process_count, show_plans
@@ -57,7 +57,7 @@ def read_config(args: Namespace) -> "RecoveryConfig":
 
 def recover(args: Namespace) -> None:
     """Trains, saves, prints what came of it, and uploads; with `--plan` prints what that needs."""
-    config, folder = read_config(args), args.output or f"{Path(args.model).expanduser().name}{RECOVERED}"
+    config, folder = read_config(args), args.output or f"{output_name(args)}{RECOVERED}"
 
     from ..hub.upload import push_folder
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config

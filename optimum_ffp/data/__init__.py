@@ -11,14 +11,13 @@ from .request import (
     window_length,
     with_window_length,
 )
-from .sources import NAMED, check_text_file, find_files, hub_error, hub_source, read_splits
+from .sources import check_text_file, find_files, hub_source, hub_splits, read_splits
 from .training import TrainingWindows, training_windows
 from .windows import DataSplits, Windows, begin_of
 
 
 __all__ = [
     "LONGEST",
-    "NAMED",
     "DataRequest",
     "DataSplits",
     "Row",
@@ -30,8 +29,8 @@ __all__ = [
     "cut_rows",
     "find_files",
     "find_start_token",
-    "hub_error",
     "hub_source",
+    "hub_splits",
     "load_windows",
     "read_splits",
     "reported_texts",

@@ -9,14 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import FFPError
 from .cutting import cut_rows, find_start_token
 from .request import DataRequest, reported_texts
-from .self_generated import sample_from_model
-from .sources import read_splits
+from .self_generated import has_start_token, sample_from_model
+from .sources import SHARES, read_splits
 from .windows import DataSplits, Windows
 
 
 ROLES = {"calibration": "train", "search": "validation", "test": "test"}
-# Shares of the windows if a single text serves all three roles, in this order.
-SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
 
 
 def load_windows(
@@ -58,7 +56,8 @@ def load_windows(
     if any(written.values()):
         tokens = sample_from_model(model, tokenizer, sum(written.values()), request.length, request.seed)
         parts = zip(written, tokens.split(list(written.values())))
-        found["self"] = {role: Windows(part, "self", "text sampled from the model", True) for role, part in parts}
+        begins = has_start_token(tokens, tokenizer)
+        found["self"] = {role: Windows(part, "self", "text sampled from the model", begins) for role, part in parts}
     mixed = {
         role: _mix([found[name][role].first(count) for name, count in counts.items()], dataset, request.seed)
         for role, counts in kept.items()

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
@@ -30,6 +30,7 @@ class DataRequest:
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
         longest: Largest length of the windows that are asked for of the same text, which is read for all of them.
+        token: Access token of the Hub.
     """
 
     length: int
@@ -41,9 +42,10 @@ class DataRequest:
     text_column: str | None = None
     start_token: str = "auto"
     longest: int | None = None
+    token: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, config: FFPConfig) -> "DataRequest":
+    def of(cls, config: FFPConfig, token: str | None = None) -> "DataRequest":
         """The request of a config whose `seq_len` is set (`with_window_length`)."""
         return cls(
             length=config.seq_len,
@@ -54,6 +56,7 @@ class DataRequest:
             self_share=config.self_share,
             text_column=config.text_column,
             start_token=config.start_token,
+            token=token,
         )
 
     def counts(self, dataset: str) -> dict[str, dict[str, int]]:

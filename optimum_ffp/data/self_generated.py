@@ -107,6 +107,15 @@ def sample_from_model(
     return with_halving_batches(write, passages_at_once(count, length)).reshape(count, -1)[:, :length]
 
 
+def has_start_token(tokens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether windows of `sample_from_model` begin with the start token; conversations of some models don't."""
+    return bool((tokens[:, 0] == _start_of(tokenizer)).all())
+
+
+def _start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
 @contextmanager
 def _generating(model: PreTrainedModel, how: GenerationConfig) -> Iterator[None]:
     # Replace the model's generation config: `generate` takes from it what its arguments leave open, such as an end
@@ -151,7 +160,7 @@ def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
     ends = {token for token in (*known, tokenizer.eos_token_id) if token is not None}
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = _start_of(tokenizer)
     if start is None:
         raise FFPError(
             "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "

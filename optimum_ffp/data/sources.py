@@ -27,6 +27,8 @@ CHARACTERS_PER_TOKEN = 8
 # Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size, and of a
 # text without splits, so that its parts are the same ones for windows of any number and length.
 CHARACTERS = 2**26
+# Shares of the windows if a single text serves all three roles, in this order.
+SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
 # Rows that the text column is found by.
 HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
@@ -45,17 +47,20 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
     Raises:
         FFPError: If the data can't be found or read, or has no text.
     """
-    files, most = find_files(dataset), _characters(request)
-    streams = stream_splits(dataset, request.text_column, prunes=request.calibration > 0)
-    most = max(most, CHARACTERS) if files or len(streams) == 1 else most
-    found = {split: list(_take(rows(), most)) for split, rows in streams.items()}
-    for split, (path, *_) in files.items():
-        _check_rows(found[split], path, most)
+    files = find_files(dataset)
+    streams = stream_splits(dataset, request.text_column, prunes=request.calibration > 0, token=request.token)
+    found = {}
+    for split, rows in streams.items():
+        whole = bool(files) or (split == "test" and request.test is None)
+        most = _characters(request, len(streams) == 1, whole)
+        found[split] = list(_take(rows(), most))
+        if whole:
+            _check_rows(found[split], files[split][0] if files else f"{dataset} ({split})", most)
     return found
 
 
 def stream_splits(
-    dataset: str, text_column: str | None = None, prunes: bool = True
+    dataset: str, text_column: str | None = None, prunes: bool = True, token: str | None = None
 ) -> dict[str, Callable[[], Iterator[Row]]]:
     """Finds the splits of a dataset.
 
@@ -63,6 +68,7 @@ def stream_splits(
         dataset: A name, Hub id, file or folder, as in `load_windows`.
         text_column: Column to read; one of a known name if `None`.
         prunes: Whether errors may suggest `self`, which is available for pruning only.
+        token: Access token of the Hub.
 
     Returns:
         By split, a function that reads the rows from the beginning; a single split if the dataset has not all three.
@@ -72,14 +78,19 @@ def stream_splits(
     """
     if files := find_files(dataset):
         return {split: partial(_rows_of_files, paths, text_column) for split, paths in files.items()}
+    available = hub_splits(dataset, prunes, token)
+    splits = [split for split in SPLITS if split in available]
+    if len(splits) < len(SPLITS):
+        splits = ["train"] if "train" in available else available[:1]
+    return {split: partial(_rows_from_hub, dataset, split, text_column, prunes, token) for split in splits}
+
+
+def hub_splits(dataset: str, prunes: bool = True, token: str | None = None) -> list[str]:
+    """Names of the splits of a dataset on the Hub; arguments and errors are those of `stream_splits`."""
     from datasets import get_dataset_split_names
 
-    with _hub_errors(dataset, prunes):
-        available = get_dataset_split_names(*hub_source(dataset))
-        splits = [split for split in SPLITS if split in available]
-        if len(splits) < len(SPLITS):
-            splits = ["train"] if "train" in available else available[:1]
-    return {split: partial(_rows_from_hub, dataset, split, text_column, prunes) for split in splits}
+    with _hub_errors(dataset, prunes, token):
+        return get_dataset_split_names(*hub_source(dataset), token=token)
 
 
 def find_files(dataset: str) -> dict[str, list[Path]]:
@@ -107,21 +118,8 @@ def check_text_file(path: Path, text_column: str | None = None) -> None:
 def hub_source(dataset: str) -> tuple[str, str | None]:
     """Repository and configuration of a dataset on the Hub."""
     name, _, config = dataset.partition(":")
-    return NAMED.get(name, (name, config or None))
-
-
-def hub_error(dataset: str, error: Exception, prunes: bool) -> FFPError:
-    """The error for a dataset that can't be read from the Hub.
-
-    Args:
-        dataset: As in `load_windows`.
-        error: Exception of the Hub client.
-        prunes: Whether to suggest `self`, which is available for pruning only.
-    """
-    reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error)
-    return FFPError(
-        f"dataset {dataset!r} can't be read from the Hub ({reason}); {ALTERNATIVES}{', or self' if prunes else ''}"
-    )
+    repository, default = NAMED.get(name, (name, None))
+    return repository, config or default
 
 
 def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
@@ -131,11 +129,11 @@ def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
             yield from read_column(read_rows(path, column), column, str(path))
 
 
-def _check_rows(rows: list[Row], path: Path, most: int) -> None:
+def _check_rows(rows: list[Row], label: str | Path, most: int) -> None:
     if not any(row.strip() if isinstance(row, str) else row for row in rows):
-        raise FFPError(f"{path} holds no text")
+        raise FFPError(f"{label} holds no text")
     if sum(map(length_of, rows)) > most:
-        logger.warning("%s is long: its first %s characters are read", path, f"{most:,}")
+        logger.warning("%s is long: its first %s characters are read", label, f"{most:,}")
 
 
 def _column_of(path: Path, text_column: str | None) -> str:
@@ -154,32 +152,44 @@ def _reader_errors(path: Path) -> Iterator[None]:
         raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
 
 
-def _rows_from_hub(dataset: str, split: str, text_column: str | None, prunes: bool) -> Iterator[Row]:
+def _rows_from_hub(
+    dataset: str, split: str, text_column: str | None, prunes: bool, token: str | None
+) -> Iterator[Row]:
     from datasets import load_dataset
 
     repository, config = hub_source(dataset)
     wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
-    with _hub_errors(dataset, prunes):
-        stream = load_dataset(repository, config, split=split, streaming=True)
+    with _hub_errors(dataset, prunes, token):
+        stream = load_dataset(repository, config, split=split, streaming=True, token=token)
         column = choose_column(list(islice(stream, HEAD)), wanted, label)
         yield from read_column(stream, column, label)
 
 
 @contextmanager
-def _hub_errors(dataset: str, prunes: bool) -> Iterator[None]:
+def _hub_errors(dataset: str, prunes: bool, token: str | None) -> Iterator[None]:
     try:
         yield
     except FFPError:
         raise
     # The clients of the Hub raise dozens of types; all mean that the data is not available.
     except Exception as error:
-        raise hub_error(dataset, error, prunes) from None
+        reason = one_line(error, token)
+        if constants.HF_HUB_OFFLINE:
+            reason = "offline mode is on"
+        elif reason.startswith("Config name is missing"):
+            # The names are in the second line.
+            reason = f"{one_line(str(error).partition(chr(10))[2], token)}, as {dataset}:NAME"
+        others = f"{ALTERNATIVES}{', or self' if prunes else ''}"
+        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {others}") from None
 
 
-def _characters(request: DataRequest) -> int:
-    """Upper bound of the characters of all windows."""
-    windows = 4 * sum(count or 100 for count in (request.calibration, request.search, request.test))
-    return windows * (request.longest or request.length) * CHARACTERS_PER_TOKEN
+def _characters(request: DataRequest, single: bool, whole: bool) -> int:
+    """Upper bound of the characters to read of a split, or of a text without splits."""
+    counts = {role: getattr(request, role) or 100 for role in SHARES}
+    # Of a split, more than is needed, so that windows are not all from its beginning.
+    windows = max(counts[role] / share for role, share in SHARES.items()) if single else 4 * sum(counts.values())
+    most = int(windows) * (request.longest or request.length) * CHARACTERS_PER_TOKEN
+    return max(most, CHARACTERS) if single or whole else most
 
 
 def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:

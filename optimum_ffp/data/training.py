@@ -14,10 +14,10 @@ from ..options import read_mix
 from ..utils.seeds import seed_of
 from .columns import Row, render_row
 from .cutting import find_start_token
-from .loading import SHARES, share_out
+from .loading import share_out
 from .request import DataRequest, apportion
 from .self_generated import sample_from_model
-from .sources import read_splits, stream_splits
+from .sources import SHARES, read_splits, stream_splits
 
 
 # Rows that are tokenised together.
@@ -103,7 +103,7 @@ def _training_tokens(
     dataset: str, encode: Callable[[Iterable[Row]], Iterator[np.ndarray]], request: DataRequest
 ) -> Callable[[], Iterator[np.ndarray]]:
     """Returns a function that yields the tokens to train on from the beginning."""
-    streams = stream_splits(dataset, request.text_column)
+    streams = stream_splits(dataset, request.text_column, token=request.token)
     if len(streams) > 1:
         return lambda: encode(streams["train"]())
     (split, rows), *_ = streams.items()

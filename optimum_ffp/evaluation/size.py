@@ -1,6 +1,7 @@
 """Size of a model: parameters, bytes of weights on disk, bytes of KV cache per token."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     if not family.fused_by_head:
         names |= {family.key, family.value}
     projections = (layer.get_submodule(name) for layer in decoder_layers(model) for name in names)
-    return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
+    return sum(_numbers(parameter) for projection in projections for parameter in projection.parameters())
+
+
+def _numbers(parameter: torch.Tensor) -> int:
+    # bitsandbytes packs two numbers of 4 bits into a byte.
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
 from ..hub.upload import one_line
+from ..utils.batch_size import out_of_memory
 
 
 class TaskSuite:
@@ -138,9 +138,11 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _task_errors(names: list[str]) -> Iterator[None]:
     try:
         yield
-    except (FFPError, torch.OutOfMemoryError):
+    except FFPError:
         raise
     except Exception as error:  # Readers, templates and metrics of tasks raise their own exceptions.
+        if out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise FFPError(
             f"{', '.join(names)} can't be evaluated: {reason}. Tasks whose data is on the Hub need a connection; "

@@ -33,12 +33,13 @@ QUIETLY = {
 }
 
 
-def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
+def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weights: bool = True, **hub: Any) -> None:
     """Check a checkpoint's JSON files and safetensors headers before it is loaded.
 
     Args:
         source: Hub id or folder.
         variant: Variant of the weights, as in `from_pretrained`.
+        weights: Whether to check the headers too, for which the weights are downloaded.
         hub: Hub options such as `revision`, `token` and `cache_dir`.
 
     Raises:
@@ -66,14 +67,14 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
     files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
     for name in files:
         _check_name(source, index, name, (".safetensors",))
-    weights = _read_headers(source, files or {"model.safetensors"}, hub)
-    _check_weights(source, config, weights)
+    headers = _read_headers(source, files or {"model.safetensors"}, hub) if weights else {}
+    _check_weights(source, config, headers)
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
         raise FFPError(
             f"auto_map in config.json of {source} must map every Auto class to a class name, found {auto_map!r}"
         )
-    _check_sizes(source, config, [weight.shape for weight in weights.values()])
+    _check_sizes(source, config, [header.shape for header in headers.values()])
     tokenizer = _read(source, "tokenizer_config.json", hub) or {}
     for name in tokenizer.get("fast_tokenizer_files") or []:
         _check_name(source, "tokenizer_config.json", name, (".json",))

@@ -14,7 +14,7 @@ from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError
 from ..hub.upload import one_line
 from ..hub.validate_checkpoint import check_checkpoint, is_ignored
-from .families import Family, get_family
+from .families import FAMILIES, Family, get_family
 
 
 # Silence warnings on reading global sizes of a heterogeneous config, which pruned models do on purpose.
@@ -61,10 +61,11 @@ def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
 
 
 def is_pruned(config: PretrainedConfig) -> bool:
-    """Return whether a checkpoint's config has sizes per layer."""
-    return bool(getattr(config, "is_heterogeneous", False)) or any(
-        "modeling_ffp_" in str(entry) for entry in (getattr(config, "auto_map", None) or {}).values()
-    )
+    """Return whether a checkpoint's config is that of a pruned model: it has sizes per layer, or names our code."""
+    # Layers of some dense models, of other families, have sizes of their own too.
+    sizes = getattr(config, "is_heterogeneous", False) and config.model_type in FAMILIES
+    code = (getattr(config, "auto_map", None) or {}).values()
+    return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
 
 
 def load_whole(

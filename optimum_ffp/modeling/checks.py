@@ -72,8 +72,9 @@ def check_prunable(model_id: str, config: PretrainedConfig) -> None:
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
     """Raise `FFPError` if a weight is not finite, or the tokenizer has tokens without an embedding in the model."""
     for name, parameter in model.named_parameters():
-        # Norms are not defined for the dtypes of quantised weights.
-        known = parameter.dtype in FLOATS and parameter.numel() and not parameter.is_meta
+        # Norms are not defined for the dtypes and classes of quantised weights.
+        plain = type(parameter.data) is torch.Tensor and parameter.dtype in FLOATS
+        known = plain and parameter.numel() and not parameter.is_meta
         if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
             raise FFPError(
                 f"{name} of {model_id} has infinite or NaN values in {_name(parameter.dtype)}; if that is float16, "

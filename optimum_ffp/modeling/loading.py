@@ -125,15 +125,11 @@ def load_any(
         FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
             file completely.
     """
-    source, extra = _locate(model_id)
+    _, extra = _locate(model_id)
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     reader = open_gguf(model_id) if extra else None
-    with loading_errors(model_id, options.token):
-        if not extra:
-            check_checkpoint(source, **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
-    kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
+    kind = FFPModelForCausalLM if is_pruned(read_any_config(model_id, options)) else AutoModelForCausalLM
     model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False)
     model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
@@ -157,7 +153,7 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
 
 
 def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a causal LM of any family, dense or pruned.
+    """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
@@ -170,7 +166,7 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
         if not extra:
-            check_checkpoint(source, **options.hub())
+            check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
     config._name_or_path = model_id
     if extra:
@@ -239,6 +235,9 @@ def _load(
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
         if reader is None:
+            # Those of a folder have been checked with its config, and other classes check them themselves.
+            if kind is AutoModelForCausalLM and not Path(source).is_dir():
+                check_checkpoint(source, **options.hub())
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
         model = kind.from_pretrained(source, **placement, **weights)
     check_read_whole(model_id, reader, model)

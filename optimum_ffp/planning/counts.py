@@ -24,8 +24,8 @@ class SearchCount(NamedTuple):
 
 def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
     """Yield the candidate evaluations of the search at every sparsity."""
-    for number in range(sparsities):
-        steps = 1 if config.method in NO_SEARCH else config.steps_in_sweep(number)
+    for one in config.sweep([config.sparsity] * sparsities):
+        steps = 1 if config.method in NO_SEARCH else one.search_steps
         finalists = finalist_count(steps)
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
         updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)

@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig
-from ..data import check_text_file, find_files, hub_error, hub_source
+from ..data import check_text_file, find_files, hub_splits
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
@@ -62,9 +63,11 @@ def find_problems(
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [partial(check_output, folder, overwrite) for folder in (*folders, *recovered)]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
-    written = plan.disk_bytes + sum(later.disk for later in recovered.values())
-    checks.append(partial(check_disk, folders[0], written, work_folder))
-    checks += [partial(check_dataset, name, config.text_column) for name in texts]
+    # What a prune or a training resumes from is removed before the next training begins.
+    trained = plan.disk["save"] + sum(later.result for later in recovered.values())
+    resumed = max((later.disk - later.result for later in recovered.values()), default=0)
+    checks.append(partial(check_disk, folders[0], max(plan.disk_bytes, trained + resumed), work_folder))
+    checks += [partial(check_dataset, name, config.text_column, token) for name in texts]
     checks.append(partial(check_repositories, repositories, token))
     yield from _failures(checks)
 
@@ -99,10 +102,11 @@ def find_recovery_problems(
     texts = _texts(config)
     checks = [
         partial(check_apart, folder, [*models, *texts]),
+        partial(check_packages, config),
         partial(check_work_folder, work_folder, resume, overwrite),
         partial(check_output, folder, overwrite),
         partial(check_disk, folder, plan.disk, work_folder),
-        *(partial(check_dataset, name, config.text_column) for name in texts),
+        *(partial(check_dataset, name, config.text_column, token) for name in texts),
         partial(check_repositories, repositories, token),
     ]
     yield from _failures(checks)
@@ -132,10 +136,14 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
         FFPError: If there is too little space.
     """
     place = Path(folder).expanduser().absolute()
-    while not place.is_dir():
+    # The drive of a path on Windows may be missing, and is its own parent.
+    while not place.is_dir() and place != place.parent:
         place = place.parent
     written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
-    free = shutil.disk_usage(place).free
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise FFPError(f"{folder} can't be written: {error}; name another folder") from None
     if needed - written > free:
         raise FFPError(
             f"{place} has {free / GIB:.2f} GiB of free disk, and the checkpoint and what a resumption needs will take "
@@ -143,34 +151,34 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
         )
 
 
-def check_dataset(dataset: str, text_column: str | None = None) -> None:
+def check_packages(config: RecoveryConfig) -> None:
+    """Checks that the packages are there that a recovery needs beside those of every prune.
+
+    Raises:
+        FFPError: If one is missing.
+    """
+    if config.lora and find_spec("peft") is None:
+        raise FFPError("adapters need the peft package: pip install peft")
+
+
+def check_dataset(dataset: str, text_column: str | None = None, token: str | None = None) -> None:
     """Checks that the files or splits of a dataset exist and have text; only the first rows are read.
 
     Args:
         dataset: One text, as in `load_windows`.
         text_column: Column named by the user.
+        token: Access token for the Hub.
 
     Raises:
         FFPError: If the dataset can't be found or read, or has no text.
     """
     files = find_files(dataset)
     if not files and dataset != "self":
-        _check_hub_dataset(dataset)
+        hub_splits(dataset, token=token)
     for file in (file for shards in files.values() for file in shards):
         if not os.access(file, os.R_OK):
             raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")
         check_text_file(file, text_column)
-
-
-def _check_hub_dataset(dataset: str) -> None:
-    from datasets import get_dataset_split_names
-
-    try:
-        get_dataset_split_names(*hub_source(dataset))
-    except (
-        Exception
-    ) as error:  # The clients of the Hub raise dozens of types; all mean that the data is not available.
-        raise hub_error(dataset, error, prunes=True) from None
 
 
 def check_repositories(repositories: Sequence[str], token: str | None = None) -> None:

@@ -62,6 +62,7 @@ class RecoveryPlan:
         memory: Bytes that every process has on its device, by part, when they are most.
         host: Bytes in host memory beside an accelerator, of all processes.
         disk: Bytes of the windows, of the checkpoints to resume from while one is written, and of the result.
+        result: Bytes of the result alone, which stays.
         precision: Dtypes.
         machine: Device and available memory.
         processes: Number of processes on this machine.
@@ -76,6 +77,7 @@ class RecoveryPlan:
     memory: Parts
     host: int
     disk: int
+    result: int
     precision: Precision
     machine: Machine
     processes: int = 1
@@ -196,6 +198,7 @@ def plan_recovery(
     passes = 2 if config.lora else GRADIENT_COST
     of_student = kept * (passes + config.gradient_checkpointing) * in_student + passes * in_head
     checkpoint, windows = WEIGHT * trained + MOMENTS * trained, TOKEN * tokens
+    result = parameters * student.dtype.itemsize
     # On the way to the device, in a checkpoint, and on the way back.
     back = parameters * (WEIGHT if sharded or config.lora else student.dtype.itemsize)
     loaded = stored.itemsize * teacher.num_parameters()
@@ -208,7 +211,8 @@ def plan_recovery(
         memory=memory,
         host=count * PROCESS_BYTES + windows + on_host,
         # With patience the best one is kept too.
-        disk=windows + (2 + bool(config.patience)) * checkpoint + parameters * student.dtype.itemsize,
+        disk=windows + (2 + bool(config.patience)) * checkpoint + result,
+        result=result,
         precision=precision,
         machine=machine,
         processes=count,

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered
@@ -17,6 +18,7 @@ from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError
 from ..evaluation import window_losses
+from ..hub.upload import one_line
 from ..modeling.loading import LoadOptions, load_any, load_pruned, resolve_device
 from ..options import read_mix
 from ..utils import processes
@@ -224,6 +226,7 @@ class FFPRecovery:
             text_column=config.text_column,
             start_token=config.start_token,
             longest=max(self.batch.length, self.eval_length),
+            token=self.options.token,
         )
 
     @property
@@ -277,7 +280,13 @@ class FFPRecovery:
         arguments = self.config, self.batch, self.bf16, self.report_to
         training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
         if self.journal.folder is not None:
-            return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
+            try:
+                return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
+            except (OSError, SafetensorError) as error:
+                raise FFPError(
+                    f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with "
+                    "--resume (resume=True)"
+                ) from None
         # Nobody resumes from it, but `Trainer` wants a folder.
         with TemporaryDirectory(prefix="optimum-ffp-") as folder:
             return training.run(windows, held_out, Path(folder), saves=self.config.patience is not None)

@@ -27,11 +27,18 @@ def read_teacher(
         The name of the dense model, and what `read` returns.
 
     Raises:
-        FFPError: If the dense model isn't known, or can't be read.
+        FFPError: If the pruned model has no record, which the result continues, or the dense model isn't known or
+            can't be read.
     """
+    record = prune_record(student_id, **options.hub())
+    if "policy" not in record:
+        raise FFPError(
+            f"{student_id} has no record of its pruning; copy ffp_config.json from the checkpoint that it was made "
+            "from"
+        )
     if teacher_id is not None:
         return teacher_id, read(teacher_id, replace(options, revision=None))
-    provenance = prune_record(student_id, **options.hub()).get("provenance", {})
+    provenance = record.get("provenance", {})
     teacher_id = provenance.get("base_model")
     try:
         if not teacher_id:

@@ -38,7 +38,7 @@ class Trained:
         model: The model in the dtype to save it in, in host memory.
         adapter: Weights of the LoRA adapter by name, if there was one, with its config as JSON has it.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
-        kept: That of the weights that are kept, the last one unless the training ended early.
+        kept: That of the weights that are kept: the best one with `patience`, otherwise the last.
         seconds: Time of the training, without what an interrupted process had done.
     """
 
@@ -100,7 +100,7 @@ class Training:
             saves: Whether to save checkpoints.
 
         Raises:
-            FFPError: If the loss is not finite, the divergence has not fallen, or peft is missing.
+            FFPError: If the loss is not finite, or the divergence has not fallen.
         """
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
         divided = processes.divide_models()
@@ -137,10 +137,8 @@ class Training:
         return Trained(*self._merged(model), curve, kept, seconds)
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError:
-            raise FFPError("adapters need the peft package: pip install peft") from None
+        from peft import LoraConfig, get_peft_model
+
         rank = self.config.lora
         targets = LoraConfig(
             r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"

@@ -14,6 +14,7 @@ from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
 from ..errors import FFPError
 from ..options import NO_SEARCH, find_choice
+from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
@@ -68,9 +69,7 @@ class PolicySearch:
             measured.journal,
         )
         self.curves = prepared.curves
-        self.mapping = (
-            uniform if config.method == "uniform" else self.curves or find_choice("mapping", config.mapping).map_scores
-        )
+        self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
 
     def run(
         self,
@@ -115,6 +114,7 @@ class PolicySearch:
         self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any], with_baselines: bool
     ) -> SearchResult:
         config, searches = self.config, self.config.method not in NO_SEARCH
+        mapping = uniform if config.method == "uniform" else self.mapping
         # The curriculum may start at a lower sparsity than the bounds allow.
         least = self.budget(config.sparsity).least_sparsity
         steps = config.search_steps if searches else 1
@@ -129,7 +129,10 @@ class PolicySearch:
 
             task = SearchTask(
                 units=self.measured.units,
-                map_scores=lambda scores, sparsity: self.mapping(scores, self.budget(max(sparsity, least))),
+                # Agents of other machines may round otherwise.
+                map_scores=lambda scores, sparsity: processes.from_main(
+                    mapping(scores, self.budget(max(sparsity, least)))
+                ),
                 evaluate=self.evaluator,
                 sparsity=config.sparsity,
                 steps=steps,
@@ -139,7 +142,7 @@ class PolicySearch:
                 falls_back=searches and config.preset != "paper",
                 on_evaluated=show,
             )
-            return find_choice("method", config.method).search(task, config, warm_start)
+            return processes.from_main(find_choice("method", config.method).search(task, config, warm_start))
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)

@@ -42,12 +42,13 @@ def out_of_memory(error: Exception) -> bool:
     return should_reduce_batch_size(error) or any(text in found for text in MESSAGES)
 
 
-def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
+def with_halving_batches(run: Callable[[int], Result], batch_size: int, remedies: str = REMEDIES) -> Result:
     """Return the result of `run` for a batch size, which is halved until memory suffices.
 
     Args:
         run: Function of the batch size. Every call must start from the beginning.
         batch_size: Windows, passages or samples per forward pass.
+        remedies: What to choose if memory doesn't suffice for one.
 
     Raises:
         FFPError: If memory doesn't suffice for batches of one.
@@ -60,7 +61,7 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Resul
                 raise
             reason = str(error).splitlines()[0]
         if batch_size == 1:
-            raise FFPError(f"memory doesn't suffice for one window ({reason}); choose {REMEDIES}")
+            raise FFPError(f"memory doesn't suffice for one window ({reason}); choose {remedies}")
         clear_device_cache(garbage_collection=True)
         logger.warning("out of memory with batch size %d; retrying with %d", batch_size, batch_size // 2)
         batch_size //= 2

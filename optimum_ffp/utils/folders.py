@@ -197,7 +197,8 @@ def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) 
 def check_writable(path: Path, label: str | os.PathLike) -> None:
     """Raise `FFPError` if the first existing parent of `path` can't be written to."""
     parent = path.parent
-    while not parent.exists():
+    # The drive of a path on Windows may be missing, and is its own parent.
+    while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     try:
         # Permissions don't tell whether a disk is mounted read-only.

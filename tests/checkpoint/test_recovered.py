@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from optimum_ffp.checkpoint.recovered import (
     recovery_command,
     save_recovered,
 )
-from optimum_ffp.checkpoint.saving import check_saved, has_options, load_agent
+from optimum_ffp.checkpoint.saving import check_saved, is_result, load_agent
 from optimum_ffp.evaluation import recorded_sparsity
 from optimum_ffp.hub.upload import push_folder
 from tests.helpers import FILES, contents
@@ -111,12 +112,21 @@ def test_the_command_has_what_was_stated(folder):
     )
 
 
-def test_an_early_end_is_told(folder, model, tmp_path):
+def test_where_the_divergence_was_smallest_is_told(folder, model, tmp_path):
     record = make_record(folder)
     record = make_record(folder, kept=record.curve[1])
     save_recovered(record, model, tmp_path / "early")
     card = (tmp_path / "early" / "README.md").read_text()
-    assert "the weights are those after 480 tokens" in card and "0.5000 to 0.0833" in card
+    assert "The weights are those after 480 tokens" in card and "0.5000 to 0.0833" in card
+
+
+def test_a_card_of_the_users_own_becomes_that_of_a_recovered_model(folder, model, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nHello.\n")
+    saved = save_recovered(make_record(source), model, tmp_path / "out")
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.model_name == "Mine" and card.data.license == "mit" and len(card.data.eval_results) == 2
+    assert "Hello." in card.text
 
 
 def test_adapters_lie_in_a_folder_of_their_own(folder, model, tmp_path):
@@ -145,6 +155,9 @@ def test_folders_that_exist_are_not_replaced(folder, model, recovered):
 def test_a_model_of_the_hub_is_recovered_and_pushed(folder, model, recovered, hub, tmp_path):
     push_folder(folder, "me/tiny")
     saved = save_recovered(make_record("me/tiny"), model, tmp_path / "out")
+    # The commands load the new model, and the one that was recovered is named as it was.
+    words = (saved / "README.md").read_text()
+    assert "optimum-cli ffp recover -m me/tiny OUT" in words and '"./out"' in words and '"me/tiny"' not in words
     assert contents(saved).keys() == contents(recovered).keys()
     push_recovered(make_record("me/tiny"), model, "me/tiny-recovered")
     assert hub.repositories["me/tiny-recovered"].at("main").files.keys() >= contents(saved).keys()
@@ -179,7 +192,11 @@ def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_pat
     assert is_recovered(again, other, options) and not is_recovered(again, folder, options)
 
 
-def test_a_checkpoint_is_told_by_its_options(folder, pruned):
-    config = pruned[0].result.config
-    assert has_options(folder, config) and not has_options(folder, config.replace(seed=9))
-    assert not has_options(folder / "nothing", config)
+def test_a_checkpoint_is_told_by_its_options_and_model(folder, pruned):
+    result = pruned[0].result
+    made = result.config, result.base_model
+    assert is_result(folder, *made) and is_result(folder, *made, result.revision, result.dtype)
+    assert not is_result(folder, result.config.replace(seed=9), result.base_model)
+    assert not is_result(folder, result.config, "another/model")
+    assert not is_result(folder, *made, "another") and not is_result(folder, *made, dtype="float16")
+    assert not is_result(folder / "nothing", *made)

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
+import datasets
 import pytest
 import torch
 
@@ -352,7 +354,7 @@ def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_
 
 def test_a_split_of_one_text(run, save_tiny_model, data_folder):
     arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
-    refused(run("-m", save_tiny_model(), *arguments), "is a single file, found --split validation; leave it out")
+    refused(run("-m", save_tiny_model(), *arguments), "has no splits, found --split validation; leave it out")
 
 
 def test_a_broken_gguf_file(run, data_folder, tmp_path):
@@ -368,15 +370,43 @@ def test_tasks_without_lm_eval(run, save_tiny_model, data_folder, monkeypatch):
     refused(ended, "tasks need the lm-eval package: pip install lm-eval")
 
 
+def test_a_hub_dataset_without_splits_is_measured_where_a_prune_reports(figures, save_tiny_model, monkeypatch):
+    rows = datasets.Dataset.from_dict({"text": make_text(2000).splitlines()})
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.to_iterable_dataset())
+    words = ["-m", save_tiny_model(), "--dataset", "someone/corpus", "--no-speed", "--seq-len", 24]
+    (report, _), (other, _) = figures(*words), figures(*words, "--split", "test")
+    assert report["model"]["perplexity"] == other["model"]["perplexity"]
+    assert report["model"]["perplexity"]["split"] == "test part of train"
+
+
+def test_figures_are_printed_though_speed_fails(run, save_tiny_model, data_folder, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.evaluation.measure_speed", Mock(side_effect=KeyboardInterrupt))
+    code, output, _ = run("-m", save_tiny_model(), "--dataset", data_folder)
+    assert code == 130 and "perplexity" in output
+
+
+def test_a_model_without_room_on_the_device_ends_in_one_line(run, save_tiny_model, data_folder, monkeypatch):
+    monkeypatch.setattr(type(make_tiny_model()), "to", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    refused(run("-m", save_tiny_model(), "--dataset", data_folder), "CUDA out of memory.*; choose --no-speed, which")
+
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["card", "host"])
 def test_where_memory_runs_out_batches_are_halved_and_speed_is_left_out(
-    figures, save_tiny_model, data_folder, monkeypatch
+    error, figures, save_tiny_model, data_folder, monkeypatch
 ):
     forward = type(make_tiny_model()).forward
 
     def short_of_memory(self, input_ids=None, **arguments):
         if len(input_ids) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return forward(self, input_ids, **arguments)
 
     monkeypatch.setattr(type(make_tiny_model()), "forward", short_of_memory)

@@ -1,12 +1,15 @@
 """`optimum-cli ffp recover`, as a user types it."""
 
 import json
+from argparse import Namespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPError, FFPModelForCausalLM
+from optimum_ffp.commands.arguments import output_name
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
 from optimum_ffp.recovery.config import RecoveryConfig
@@ -56,10 +59,38 @@ def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_output_has_a_name_of_its_own(recover, tmp_path, monkeypatch):
+def test_the_output_has_a_name_of_its_own(recover, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recover(out=None)[0] == 0
     assert (tmp_path / "tiny ffp-recovered" / "model.safetensors").is_file()
+    monkeypatch.chdir(folder)
+    code, output, _ = recover("--plan", out=None, model=".")
+    assert code == 0 and output
+    assert output_name(Namespace(output=None, model=".")) == output_name(Namespace(output=None, model="a/../tiny ffp"))
+
+
+def test_a_model_without_its_record_is_refused_before_it_is_trained(recover, folder, tmp_path):
+    FFPModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    code, _, errors = recover(model=tmp_path / "again")
+    assert code == 2 and "again has no record of its pruning; copy ffp_config.json from" in errors
+
+
+def test_what_is_missing_is_said_before_the_training(recover, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.planning.preflight.find_spec", lambda name: None)
+    code, output, _ = recover("--lora", "2", "--plan")
+    assert code == 2 and "problem: adapters need the peft package: pip install peft" in output
+
+
+def test_a_disk_that_is_full_ends_the_training_in_one_line(recover, monkeypatch):
+    from optimum_ffp.recovery.trainer import RecoveryTrainer
+
+    def full(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecoveryTrainer, "_save_checkpoint", full)
+    code, _, errors = recover()
+    assert code == 2 and "Traceback" not in errors
+    assert "the training stopped: [Errno 28] No space left on device; if the disk is full make room, then" in errors
 
 
 def test_adapters(recover, tmp_path):
@@ -146,9 +177,9 @@ def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, folder, 
 
 @pytest.fixture
 def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
-    model = save_tiny_model()
+    pruned_model = save_tiny_model()
 
-    def run(*words):
+    def run(*words, model=pruned_model):
         sizes = ["--num-samples", "8", "--search-samples", "2", "--eval-samples", "3", "--search-steps", "6"]
         options = ["--seq-len", "24", "--dataset", data_folder, *sizes, "--device", "cpu", "--calibration", "ridge"]
         return run_ffp("prune", "-m", model, tmp_path / "out", *options, *words)
@@ -205,11 +236,26 @@ def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_what_another_run_has_made_is_not_taken_for_finished(prune, tmp_path):
+def test_recoveries_of_a_sweep_go_on(prune, tmp_path, monkeypatch):
+    from optimum_ffp.recovery.recovery import FFPRecovery
+
+    words = ["--recover", "1k", "--sparsity", "0.1", "0.2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FFPRecovery, "recover", Mock(side_effect=KeyboardInterrupt))
+        assert prune(*words)[0] == 130
+    code, output, errors = prune(*words, "--resume")
+    assert code == 0, errors
+    assert output.count("saved in") == 2 and len([*tmp_path.glob("out-ffp-*-recovered")]) == 2
+
+
+def test_what_another_run_has_made_is_not_taken_for_finished(prune, tmp_path, save_tiny_model):
     assert prune("--recover", "1k")[0] == 0
     before = contents(tmp_path / "out-recovered")
     code, output, errors = prune("--recover", "1k", "--resume")
-    assert code == 0 and not output and contents(tmp_path / "out-recovered") == before
+    assert code == 0 and output.endswith("out-recovered is there already, with these options\n")
+    assert contents(tmp_path / "out-recovered") == before
+    # Another model.
+    assert "exists; name another folder" in prune("--recover", "1k", "--resume", model=save_tiny_model("qwen3"))[2]
     # Other options, of the prune or of the recovery.
     assert "exists; name another folder" in prune("--recover", "1k", "--resume", "--sparsity", "0.3")[2]
     assert "exists; name another folder" in prune("--recover", "2k", "--resume")[2]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
+from optimum_ffp.data import DataRequest, check_calibration_tokens, hub_source, load_windows, read_splits
 from optimum_ffp.data.request import apportion
 from optimum_ffp.data.self_generated import sample_from_model
+from optimum_ffp.data.sources import CHARACTERS, _characters
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
@@ -246,19 +247,44 @@ def test_no_hub_within_reach_names_the_alternatives(monkeypatch):
             load("wikitext2")
 
 
+def test_a_config_that_is_missing_is_asked_for(monkeypatch):
+    def without(*args, **kwargs):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", without)
+    with pytest.raises(FFPError, match=r"\(Please pick one among .*: \['a', 'b'\], as someone/corpus:NAME\); name"):
+        load("someone/corpus")
+
+
+def test_names_have_configurations_too():
+    assert hub_source("c4") == ("allenai/c4", "en") and hub_source("c4:de") == ("allenai/c4", "de")
+    assert hub_source("someone/corpus") == ("someone/corpus", None)
+
+
+@pytest.mark.parametrize("samples, test", [(128, 100), (2048, None), (1, 800)])
+def test_a_text_without_splits_is_divided_alike_for_any_number_of_windows(samples, test):
+    request = DataRequest(2048, samples, 32, test, seed=0)
+    assert _characters(request, single=True, whole=False) == CHARACTERS
+
+
 @pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
 def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
     asked = []
 
-    def load_dataset(repository, config, split, streaming):
-        asked.append((repository, config, split))
+    def load_dataset(repository, config, split, streaming, token):
+        asked.append((repository, config, split, token))
         lines = make_text(900, splits.index(split)).splitlines()
         return datasets.Dataset.from_dict({"text": lines}).to_iterable_dataset()
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: splits)
+    def split_names(*asked, token):
+        assert (*asked, token) == ("someone/corpus", "small", "hf_secret")
+        return splits
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = load("someone/corpus:small")
-    assert asked == [("someone/corpus", "small", split) for split in splits]
+    data = load("someone/corpus:small", request=replace(REQUEST, token="hf_secret"))
+    assert asked == [("someone/corpus", "small", split, "hf_secret") for split in splits]
     assert len(data.test) == 4 and data.test.split == ("test" if len(splits) == 3 else "test part of train")
 
 

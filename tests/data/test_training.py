@@ -77,7 +77,7 @@ def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
     """Held-out windows as long as those in training, and longer test windows, of a stream without splits."""
     text = make_text(words)
     rows = datasets.Dataset.from_dict({"text": text.splitlines()}).to_iterable_dataset()
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: ["train"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 0)
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0.1)
@@ -192,10 +192,10 @@ def test_no_more_of_a_dataset_of_the_hub_is_read_than_is_needed(monkeypatch, spl
             read.append(line)
             yield {"text": line}
 
-    def load_dataset(repository, config, split, streaming):
+    def load_dataset(repository, config, split, **options):
         return datasets.IterableDataset.from_generator(rows)
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda repository, config: splits)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: splits)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 10_000)
     found = train("someone/corpus", 20, test=2)

@@ -1,6 +1,8 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import Cache
 
 from optimum_ffp.allocation.policy import block_parameters
@@ -12,6 +14,15 @@ from tests.helpers import EVERY_MODEL, make_tiny_model, prune_by_hand
 def test_projections_of_a_llama_by_hand():
     # Query and output, key and value of 4 of 8 heads, and gate, up and down, in three layers.
     assert projection_parameters(make_tiny_model()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+
+
+def test_two_numbers_of_four_bits_in_a_byte_are_two():
+    model = make_tiny_model()
+    before, projection = projection_parameters(model), model.model.layers[1].mlp.up_proj
+    shape = projection.weight.shape
+    projection.weight = torch.nn.Parameter(torch.zeros(shape.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    projection.weight.quant_state = SimpleNamespace(shape=shape)
+    assert projection_parameters(model) == before
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)

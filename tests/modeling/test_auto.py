@@ -51,3 +51,8 @@ def test_weights_that_the_config_does_not_describe_are_an_error(tmp_path, change
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(FFPError, match=message):
         load_whole(AutoModelForCausalLM, tmp_path)
+
+
+def test_layers_of_their_own_sizes_are_those_of_some_dense_models_too():
+    config = pytest.importorskip("transformers.models.gemma4").Gemma4TextConfig()
+    assert config.is_heterogeneous and not is_pruned(config)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_ffp import FFPError, FFPPruner
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, resolve_device
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config, resolve_device
+from tests.helpers import contents
+from tests.hub_server import Repository
 
 
 CPU = LoadOptions(device="cpu")
@@ -151,3 +153,13 @@ def test_an_accelerator_has_an_index(monkeypatch):
     monkeypatch.setattr("torch.empty", lambda size, device: empty(size))
     chosen = [str(resolve_device(name)) for name in (None, "cuda", "cuda:1", "cpu")]
     assert chosen == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
+
+
+def test_a_config_of_the_hub_is_read_without_weights(save_tiny_model, hub, tmp_path):
+    hub.repositories["me/tiny"] = Repository(private=False)
+    hub.repositories["me/tiny"].commit("initial commit", contents(save_tiny_model()))
+    options = LoadOptions(device="cpu", cache_dir=str(tmp_path / "cache"))
+    assert read_model_config("me/tiny", options).hidden_size == 32
+    assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
+    load_dense("me/tiny", options)
+    assert [path for _, path, _ in hub.requests if path.endswith(".safetensors")]

@@ -107,6 +107,12 @@ def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
         assert found == pytest.approx(perplexity(sliced, tokens), rel=1e-5)
 
 
+def test_a_uniform_prune_reports_the_policy_of_equal_scores_all_the_same(search):
+    others = PolicySearch(search.measured, search.config.replace(method="uniform")).run(with_baselines=True)
+    baselines = search.run().search.baselines
+    assert others.search.baselines == pytest.approx(baselines) and baselines["uniform"] != baselines["no-search"]
+
+
 @pytest.mark.parametrize(("preset", "method"), [("default", "random"), ("default", "ffp"), ("paper", "ffp")])
 def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method, save_tiny_model, data_folder):
     # A learning rate of 0 and few candidates: the paper's greedy policies are worse than uniform on such a model.

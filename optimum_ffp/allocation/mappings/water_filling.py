@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..budget import Budget
-from ..mapping import fill, level_fine_units, retention_scores
+from ..mapping import fill, level_ffns, retention_scores
 from ..policy import PruningPolicy
 
 
@@ -18,4 +18,4 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     """
     squashed, preference = retention_scores(scores, budget)
     steps = fill(squashed, budget, budget.allowed) * budget.groups / budget.multiples
-    return level_fine_units(squashed, np.round(steps), budget, preference)
+    return budget.discretize_and_correct(level_ffns(squashed, np.round(steps), budget), preference)

@@ -73,6 +73,8 @@ def check_exportable(config: PretrainedConfig) -> None:
             f"llama.cpp has no architecture that this exporter writes for model type {model_type!r}; it exports "
             f"{', '.join(UNIFORM)}"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise FFPError("this model is quantised; export the one that it was quantised from")
     if getattr(config, "hidden_act", "silu") != "silu":
         raise FFPError(f"llama.cpp's {model_type} has a SiLU in its FFN, this model a {config.hidden_act}")
 
@@ -93,8 +95,10 @@ def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Ar
             "llama.cpp runs a Qwen3 with layers of different sizes only if its input and output embeddings are tied, "
             f"and this model's are not; {pad}"
         )
-    if PER_LAYER[model_type].name == "deci":
-        for option, part in (("attention_bias", "attention output"), ("mlp_bias", "FFN")):
-            if getattr(config, option, False):
-                raise FFPError(f"llama.cpp's deci architecture has no bias on the {part}, this model has; {pad}")
-    return PER_LAYER[model_type]
+    architecture = PER_LAYER[model_type]
+    for option, part in (("attention_bias", "attention output"), ("mlp_bias", "FFN")):
+        if getattr(config, option, False):
+            raise FFPError(
+                f"llama.cpp's {architecture.name} architecture has no bias on the {part}, this model has; {pad}"
+            )
+    return architecture

@@ -165,6 +165,7 @@ def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
         ("opt", {}, "no architecture that this exporter writes for model type 'opt'"),
         ("qwen3", {}, "only if its input and output embeddings are tied.*--pad-uniform"),
         ("llama-mha", {"mlp_bias": False}, "no bias on the attention output"),
+        ("qwen3", TIED | {"attention_bias": True}, "openelm architecture has no bias on the attention output"),
         ("llama", {"hidden_act": "gelu"}, "has a SiLU in its FFN, this model a gelu"),
         (
             "llama",
@@ -179,6 +180,13 @@ def test_what_llama_cpp_cannot_run_is_refused_with_the_reason(name, sizes, messa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_quantised_model_is_refused(tmp_path):
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(FFPError, match="is quantised; export the one that it was quantised from"):
+        export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf")
+
+
 def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
     with pytest.raises(FFPError, match="type WordLevel can't be exported"):
         export_gguf(make_model(), make_tokenizer(), tmp_path / "model.gguf")
@@ -188,3 +196,16 @@ def test_every_exported_model_type_has_a_tiny_model():
     from optimum_ffp.checkpoint.gguf.architectures import PER_LAYER, UNIFORM
 
     assert set(UNIFORM) == set(PER_LAYER) <= {model_type for model_type, _ in CONFIGS.values()}
+
+
+@pytest.mark.parametrize("templates", ["{{ messages }}", {"default": "{{ messages }}", "tool_use": "{{ tools }}"}])
+def test_all_chat_templates_are_written(templates, tmp_path):
+    import gguf
+
+    tokenizer = make_byte_level_tokenizer()
+    tokenizer.chat_template = templates
+    export_gguf(make_model(), tokenizer, tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    named = fields.get("tokenizer.chat_template.tool_use")
+    assert (named and named.contents()) == (templates["tool_use"] if isinstance(templates, dict) else None)
