@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import FFPError
 from ..options import read_mix
 from ..utils.seeds import seed_of
-from .columns import Row, render_row
+from .columns import Row, length_of, render_row
 from .cutting import find_start_token
 from .loading import share_out
 from .request import DataRequest, apportion
@@ -20,8 +19,8 @@ from .self_generated import sample_from_model
 from .sources import SHARES, read_splits, stream_splits
 
 
-# Rows that are tokenised together.
-ROWS = 256
+# Rows that are tokenised together, and their characters.
+ROWS, CHARACTERS_AT_ONCE = 256, 2**22
 # Tokens of other text that documents begin with which a model without a chat template writes.
 PREFIX = 16
 # Part of the tokens of a text without splits that is not trained on beside those of the held-out and test windows,
@@ -135,8 +134,7 @@ def _encode(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str, answers_only: bool
 ) -> Iterator[np.ndarray]:
     """Yields the tokens of every row and of the blank line after it; `-1 - id` for those without a loss."""
-    rows = iter(rows)
-    while group := list(islice(rows, ROWS)):
+    for group in _groups(rows):
         texts = [render_row(row, tokenizer, label) for row in group]
         # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
         options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": answers_only}
@@ -148,6 +146,18 @@ def _encode(
                 inside = [(begins >= first) & (begins < last) for first, last in _answers(row, text, tokenizer, label)]
                 tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
             yield tokens
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    group, characters = [], 0
+    for row in rows:
+        group.append(row)
+        characters += length_of(row)
+        if len(group) == ROWS or characters >= CHARACTERS_AT_ONCE:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _answers(

@@ -12,6 +12,8 @@ from .request import DataRequest
 
 # Length of a run of tokens that two windows share only if one repeats the other.
 RUN = 64
+# Windows to train on that are compared at once.
+AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,21 @@ class Windows:
     def repeating(self, *others: "Windows") -> int:
         """Number of windows that have at least half of their text in common with others, at any offset."""
         run = min(RUN, self.length - 1)
-        # A random linear hash of runs of tokens; collisions are unlikely.
-        factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
-        seen = torch.cat([row.unfold(0, run, 1) @ factors for windows in others for row in windows._text()])
-        runs = self._text().unfold(1, run, run) @ factors
-        return int((torch.isin(runs, seen).float().mean(1) >= 0.5).sum())
+        seen = torch.cat([_hashes(row[None], run, 1)[0] for windows in others for row in windows._text()])
+        return int((torch.isin(_hashes(self._text(), run, run), seen).float().mean(1) >= 0.5).sum())
+
+    def repeated_in(self, tokens: torch.Tensor) -> int:
+        """Number of windows that have at least half of their text in common with windows to train on.
+
+        Args:
+            tokens: Many windows, shape `[windows, window length]`, as in `TrainingWindows`.
+        """
+        text, run = self._text(), min(RUN, self.length - 1, max(1, tokens.shape[1] // 2))
+        parts = (_hashes(torch.where(part < 0, -1 - part, part).long(), run, run) for part in tokens.split(AT_ONCE))
+        seen = torch.cat([part.flatten() for part in parts]).unique()
+        # Runs that are hashed there lie somewhere in this text.
+        found = [int(torch.isin(_hashes(row[None], run, 1), seen).sum()) for row in text]
+        return sum(2 * run * count >= text.shape[1] for count in found)
 
     def first(self, count: int) -> "Windows":
         """The first `count` windows, or all if there are fewer."""
@@ -64,6 +76,12 @@ class Windows:
     def _text(self) -> torch.Tensor:
         # Text has the start token wherever a window begins, so that a repetition elsewhere would not be found.
         return self.tokens[:, int(self.start_token) :]
+
+
+def _hashes(rows: torch.Tensor, run: int, step: int) -> torch.Tensor:
+    """Random linear hashes of every `step`-th run of tokens, shape `[rows, runs]`; collisions are unlikely."""
+    factors = torch.randint(2**62, (run,), generator=torch.Generator().manual_seed(0))
+    return rows.unfold(1, run, step) @ factors
 
 
 def begin_of(windows: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ class FFPRecovery:
         options: LoadOptions | None = None,
     ):
         check_trackers(report_to)
+        _check_checkpointing(config)
         self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
         self.report_to, self.record, self._adapter = [*report_to], None, None
@@ -145,6 +146,7 @@ class FFPRecovery:
         losses["pruned"] = self._losses(self.student, data, "pruned")
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
+        repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
         losses["recovered"] = self._losses(self.student, data, "recovered")
@@ -156,6 +158,7 @@ class FFPRecovery:
             window_length=self.batch.length,
             windows_per_step=self.batch.windows,
             passes=windows.passes,
+            repeated=repeated,
             curve=trained.curve,
             kept=trained.kept,
             held_out=data.search.describe(),
@@ -304,6 +307,25 @@ def _load_teacher(
             "that was pruned, or another with the same tokenizer"
         )
     return teacher_id, teacher.to(compute_dtype(teacher.device, teacher.dtype))
+
+
+def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
+    """Number of held-out and test windows whose text is trained on, which is said too; empty if there are none."""
+    counts = {"held-out": data.search.repeated_in(tokens)}
+    counts["test"] = sum(test.repeated_in(tokens) for test in data.tests)
+    counts = {role: count for role, count in counts.items() if count}
+    for role, count in counts.items():
+        logger.warning("%d %s windows repeat text that is trained on; their figures are too good", count, role)
+    return counts
+
+
+def _check_checkpointing(config: RecoveryConfig) -> None:
+    asked = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() in ("1", "true")
+    if config.gradient_checkpointing and asked and processes.divide_models():
+        raise FFPError(
+            "gradient_checkpointing is asked for twice, also as fsdp_activation_checkpointing in the config of "
+            "accelerate; leave out one of them"
+        )
 
 
 def _check_device(device: torch.device) -> None:

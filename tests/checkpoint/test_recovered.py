@@ -38,6 +38,7 @@ def make_record(source, **changes) -> RecoveryRecord:
         "window_length": 24,
         "windows_per_step": 4,
         "passes": {"/private/c4.txt": 1.25},
+        "repeated": {},
         "curve": curve,
         "kept": curve[-1],
         "held_out": tests[0],
@@ -110,6 +111,13 @@ def test_the_command_has_what_was_stated(folder):
         "optimum-cli ffp recover -m 'tiny ffp' OUT --teacher 'dense model' --dataset c4.txt:0.5,self:0.5 "
         "--max-tokens 960 --no-bf16 --seed 3"
     )
+
+
+def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_path):
+    save_recovered(make_record(folder, repeated={"held-out": 2, "test": 1}), model, tmp_path / "repeated")
+    told = "**2 held-out windows and 1 test windows repeat text that was trained on**"
+    assert told in (tmp_path / "repeated" / "README.md").read_text()
+    assert "repeat text" not in (recovered / "README.md").read_text().partition("## Pruning")[0]
 
 
 def test_where_the_divergence_was_smallest_is_told(folder, model, tmp_path):

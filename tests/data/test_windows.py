@@ -1,8 +1,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from optimum_ffp.data import DataRequest, load_windows
+from optimum_ffp.data import DataRequest, Windows, load_windows
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -39,3 +40,17 @@ def test_repetitions_are_counted_in_every_text(tmp_path):
     data = load_windows(paths, None, make_tokenizer(), make_tiny_model(), REQUEST)
     repeated = [test.repeating(data.calibration, data.search) for test in data.tests]
     assert repeated[0] == 0 and data.repeated.get("test", 0) == sum(repeated)
+
+
+@pytest.mark.parametrize("offset", [0, 5, 31])
+@pytest.mark.parametrize("start_token", [True, False])
+def test_windows_are_found_in_text_to_train_on(offset, start_token):
+    tokens = torch.randint(2, 1000, (40, 32), generator=torch.Generator().manual_seed(0))
+    # One window wholly, and a third of another, at any offset and without a loss in places.
+    trained = torch.cat([torch.full((offset,), 1), tokens[7], tokens[20, :10], tokens[30:].flatten()])
+    trained = trained[: len(trained) // 16 * 16].view(-1, 16).int()
+    trained[::2] = -1 - trained[::2]
+    kept = tokens[:25].clone()
+    kept[:, 0] = 0 if start_token else kept[:, 0]
+    windows = Windows(kept, "text", "test", start_token)
+    assert windows.repeated_in(trained) == 1 and windows.first(7).repeated_in(trained) == 0
