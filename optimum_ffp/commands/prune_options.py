@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
+from ..options import PAPER, PPO_STEPS, Options
 from .arguments import (
     SEQ_LEN_DEFAULT,
     add_config_option,
@@ -172,8 +173,13 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         search,
         "search-steps",
         "Number of candidates (pruned models) to evaluate; one with a backward pass counts as three.",
+        f"{Options.search_steps}, {PPO_STEPS} with --agent ppo, or {PAPER['search_steps']} with --preset paper",
     )
-    add_config_option(search, "candidates", "Number of candidates per update of the agent.")
+    add_config_option(
+        search,
+        "candidates",
+        "Number of candidates per update of --agent bandit or ppo, or at once of --method random or evolutionary.",
+    )
     add_config_option(search, "update-samples", "Number of search windows per update of the agent.")
     add_config_option(
         search,
