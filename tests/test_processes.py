@@ -29,10 +29,9 @@ def of_one(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return folder, digests.run(str(folder))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_find_the_sums_policies_and_weights_of_one(of_one, count):
+def test_four_processes_find_the_sums_policies_and_weights_of_one(of_one):
     folder, expected = of_one
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     run = subprocess.run(
         [*command, "-m", "tests.digests", folder], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )

@@ -24,11 +24,10 @@ pytestmark = pytest.mark.slow
     "kills, options",
     [
         (6, {}),
-        (3, {"calibration": "sequential"}),
         (3, {"preset": "paper"}),
         (3, {"grad": False, "method": "evolutionary"}),
     ],
-    ids=["default", "sequential", "paper", "no-grad"],
+    ids=["default", "paper", "no-grad"],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"

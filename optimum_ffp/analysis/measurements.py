@@ -14,6 +14,7 @@ from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
+from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
@@ -153,10 +154,7 @@ class Measurements:
         config, layerwise = self.config, self.layerwise
         writes = self._given_data is None and request.all_written(config.dataset, config.eval_dataset)
         if writes and not layerwise.weights.resident and layerwise.device.type != "cpu":
-            raise FFPError(
-                "text that the model writes itself needs all weights on the device; choose offload 'none', or "
-                "a dataset without 'self' and self_share"
-            )
+            raise FFPError(NEEDS_WEIGHTS)
         with layerwise.in_place() if writes else nullcontext():
             return self._given_data or load_windows(
                 config.dataset, config.eval_dataset, self.tokenizer, self.model, request

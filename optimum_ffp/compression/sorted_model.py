@@ -20,6 +20,10 @@ from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
 
+# Free memory of the accelerator that the pruned model is moved to, relative to its size: some is for activations.
+PRUNED_ROOM = 1.25
+
+
 @dataclass(frozen=True)
 class SortedTensor:
     """A parameter of a projection with its groups sorted by importance.
@@ -263,6 +267,5 @@ class SortedModel:
 
 
 def _has_room(device: torch.device, size: int) -> bool:
-    # 25 % headroom for activations.
     free = free_device_memory(device)
-    return free is None or free > 1.25 * size
+    return free is None or free > PRUNED_ROOM * size

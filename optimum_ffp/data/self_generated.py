@@ -24,6 +24,10 @@ from ..utils.progress import progress_bar
 from .cutting import find_start_token
 
 
+NEEDS_WEIGHTS = (
+    "text that the model writes itself needs all weights on the device; choose offload 'none', or a dataset without "
+    "'self' and self_share"
+)
 # Maximum tokens per passage. A window consists of passages, each sampled from the start token: small models become
 # incoherent in longer ones, and many short passages can be sampled as one batch.
 PASSAGE = 512

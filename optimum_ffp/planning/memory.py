@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from ..compression.sorted_model import PRUNED_ROOM
 from ..config import FFPConfig
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
@@ -15,7 +16,8 @@ from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
 from ..utils.tensors import page_locked_bytes
-from ..utils.window_sum import most_sums
+from ..utils.window_sum import most_sums, running_sums
+from .counts import count_searches
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -64,6 +66,7 @@ class Placement:
         compute_size: Bytes per number in forward passes; under autocast smaller than `own_size`.
         own_size: Bytes per number of a layer's weights while it runs, and of hidden states.
         accelerator: Whether the model is on an accelerator.
+        on_cpu: Whether it runs on the CPU. An accelerator that shares the host's memory counts as neither.
         matrices_beside: Whether Gram matrices and factors are on the model's device.
         journal: Whether finished work is saved to disk, to resume from.
         several: Whether there are several sparsities, so that a pruned model is kept until the next is finished.
@@ -78,6 +81,7 @@ class Placement:
     compute_size: int
     own_size: int
     accelerator: bool = False
+    on_cpu: bool = True
     matrices_beside: bool = True
     journal: bool = False
     several: bool = False
@@ -138,6 +142,7 @@ class MemoryModel:
         layers = decoder_layers(model)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
+        self.in_place = sum(parameters) * self.size
         of_layers = [parameter.numel() * stored for layer in layers for parameter in layer.parameters()]
         self.page_locked_layers = sum(map(page_locked_bytes, of_layers))
         # Embeddings and head are converted while no layer runs.
@@ -150,7 +155,8 @@ class MemoryModel:
         self.components = _largest([*map(_component_bytes, units)])
         matrices = [4 * count**2 for count in self.features]
         self.grams = _largest(matrices)
-        self.fishers = sum(4 * module.out_features**2 for module in outputs) if config.needs_fishers else 0
+        fishers = [4 * module.out_features**2 if config.needs_fishers else 0 for module in outputs]
+        self.fishers, self.layer_fishers = sum(fishers), _largest(fishers)
         self.factors = sum(matrices) if config.needs_factors else 0
         self.page_locked_factors = sum(map(page_locked_bytes, matrices))
 
@@ -164,15 +170,13 @@ class MemoryModel:
         factors = "factors", self.factors
         if self.fishers:
             beside, host = self._backward(config.fisher_samples)
-            # Those of all layers grow together if not all windows are kept at once.
-            fishers_and_sums = {"Fisher matrices": most_sums(place.accelerator, place.processes) * self.fishers}
-            yield self._stage("fisher", weights | beside, host=fishers_and_sums | host)
+            yield self._stage("fisher", weights | beside, host=self._fisher_sums() | host)
         read = self._own(config.num_samples) * config.seq_len
         states, waiting = self._states(read, self.size)
         # One layer after another is read, ordered and factored.
         host = fishers | waiting | {"factors on their way to disk": self.grams * (place.accelerator and place.journal)}
         weights_and_states = weights | states
-        sums = most_sums(place.accelerator, place.processes)
+        sums = most_sums(place.on_cpu, place.processes)
         read = self._forward(self.size) | {"Gram matrices": sums * self.grams}
         yield self._stage("statistics", weights_and_states | read, factors, host)
         criterion = getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0)
@@ -186,28 +190,35 @@ class MemoryModel:
                 beside, host = self._kept_at_once(config.slope_samples, len(self.features) + 1)
                 yield self._stage("slopes", weights | beside | logits | self._forward(self.size), factors, host)
 
-        weights |= {"pruned model before": self.pruned * place.several}
+        before = {"pruned model before": self.pruned * place.several}
+        # It is moved to an accelerator that has room for it.
+        if not place.accelerator or place.offload == "none" and place.room > PRUNED_ROOM * self.pruned:
+            weights, before = weights | before, {}
         candidate = {"compensated weights": self.layer_outputs * (config.reward == "compensated")}
         candidate["fused"] = self.fused
-        passes, host = self._evaluation(config.search_samples, place.compute_size)
+        count = next(count_searches(config, 1 + place.several))
+        # Candidates go through layers that are brought together.
+        together = max(count.finalists, count.baselines, 1) if self.brought else 1
+        passes, host = self._evaluation(config.search_samples, place.compute_size, together)
         if config.follows_gradient:
             gradient, waiting = self._backward(config.update_samples)
             gradient["components"] = self.components
             if sum((gradient | waiting).values()) > sum((passes | host).values()):
                 passes, host = gradient, waiting
-        yield self._stage("search", weights | candidate | passes, factors, host)
+        yield self._stage("search", weights | candidate | passes, factors, host | before)
         calibrated = {"calibrated weights": self.calibrated}
         fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
         beside, host = calibrated, {}
         if config.calibration == "distillation" and place.accelerator:
             # Weights of distilled layers are in host memory, and on the card while they are evaluated.
             beside, host = {}, calibrated
+        host |= before
         yield self._stage("calibration", weights | beside | fitting, factors, host | hidden)
         passes, waiting = self._evaluation(config.eval_samples, self.size)
         yield self._stage("evaluation", weights | beside | passes, factors, host | waiting)
         pruned = {"pruned model": self.pruned}
         yield self._stage("slicing", weights | beside, factors, host | pruned)
-        yield self._stage("save", weights, factors, pruned)
+        yield self._stage("save", weights, factors, before | pruned)
 
     def _stage(
         self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
@@ -253,9 +264,22 @@ class MemoryModel:
     def _cast_head(self, size: int) -> int:
         return self.vocabulary * self.hidden * size * (size < self.size)
 
-    def _evaluation(self, windows: int | None, size: int) -> tuple[Parts, Parts]:
-        """Parts of the evaluation of one policy; all windows of a text if `None`."""
-        beside, host = self._kept_at_once(windows, 1)
+    def _fisher_sums(self) -> Parts:
+        """Fisher matrices and their sums over windows, in host memory."""
+        place = self.placement
+        sums = running_sums(place.on_cpu, place.processes)
+        if self.at_once(self.layers + 2) < self._own(self.config.fisher_samples):
+            # Those of all layers grow together, and are no files before they are finished.
+            return {"sums of Fisher matrices": sums * self.fishers + self.layer_fishers * (place.processes > 1)}
+        sums = max(sums, most_sums(place.on_cpu, place.processes))
+        return {
+            "Fisher matrices": self.fishers // place.processes,
+            "sums of Fisher matrices": sums * self.layer_fishers,
+        }
+
+    def _evaluation(self, windows: int | None, size: int, policies: int = 1) -> tuple[Parts, Parts]:
+        """Parts of the evaluation of policies; all windows of a text if `None`."""
+        beside, host = self._kept_at_once(windows, policies)
         return beside | self._forward(size) | self._logits(size), host
 
     def _backward(self, windows: int) -> tuple[Parts, Parts]:
@@ -287,12 +311,14 @@ class MemoryModel:
 
         The workspace is in host memory where the accelerator has no room for it beside what it holds.
         """
-        parts, there = {"Gram matrices": self.grams, "workspace": workspace}, {"Gram matrices": self.grams}
-        passing = sum(size for name, size in held.items() if name not in RESIDENT) + self.grams
+        there, workspace = {"Gram matrices": self.grams}, {"workspace": workspace}
+        return (there | workspace, {}) if self._has_room(held | there) else (there, workspace)
+
+    def _has_room(self, held: Parts) -> bool:
+        """Whether matrices are factored where they are, beside what is held there."""
+        passing = sum(size for name, size in held.items() if name not in RESIDENT)
         needed = ALGEBRA_BYTES * max(self.features) ** 2 + passing
-        if not self.placement.accelerator or self.placement.room > needed:
-            return parts, {}
-        return there, {"workspace": workspace}
+        return not self.placement.accelerator or self.placement.room > needed
 
     def _states(self, tokens: int, size: int) -> tuple[Parts, Parts]:
         """Hidden states on the device and in host memory."""
@@ -313,11 +339,14 @@ class MemoryModel:
             levels = math.ceil(math.log2(config.distillation_batch))
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:
-            # One of the sums of either window is in the workspace.
-            sums = 4 * (most_sums(self.placement.accelerator, self.placement.processes) - 1) * 4 * widest**2
-            beside["workspace"] = FIT_BYTES * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
-            beside["sums"] = sums
+            # Two products of calibration and of held-out windows.
+            beside["sums"] = 4 * most_sums(self.placement.on_cpu, self.placement.processes) * 4 * widest**2
         states, host = self._states(2 * tokens, self.placement.compute_size)
+        if config.calibration == "sequential":
+            # One of the sums of either window is in the workspace.
+            fit = (FIT_BYTES - 4 * 4) * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
+            here = self._has_room(beside | states)
+            beside, host = beside | {"workspace": fit * here}, host | {"workspace": fit * (not here)}
         return beside | states, host
 
     def _writing(self) -> Parts:
@@ -326,7 +355,11 @@ class MemoryModel:
             return {}
         _, tokens = passages_of(self.config.seq_len)
         at_once = passages_at_once(written, self.config.seq_len)
-        return {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
+        found = {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
+        if self.brought:
+            # All layers are where they run at once.
+            found["layers in place"] = self.in_place + self.converted_ends
+        return found
 
 
 def _largest(of_units: Sequence[int]) -> int:

@@ -13,7 +13,9 @@ from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
-from ..data import check_calibration_tokens, with_window_length
+from ..data import DataRequest, check_calibration_tokens, with_window_length
+from ..data.self_generated import NEEDS_WEIGHTS
+from ..errors import FFPError
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import empty_model, loading_errors, resolve_dtype
 from ..options import LAYER_BY_LAYER
@@ -254,7 +256,7 @@ def make_plan(
         The plan; the command line prints its `describe()`.
 
     Raises:
-        FFPError: If the model can't be pruned, or a sparsity can't be met.
+        FFPError: If the model can't be pruned, a sparsity can't be met, or the model writes text and is offloaded.
     """
     config = with_window_length(config or FFPConfig(), model_config)
     sparsities = tuple(sparsities or [config.sparsity])
@@ -302,11 +304,13 @@ def make_plan(
             min(processes, config.distillation_batch) if config.calibration == "distillation" else processes
         ),
     }
-    places = [offload]
+    places, writes = [offload], DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
     if offload == "auto":
         reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
         places = ["none", *["host"] * accelerator, *["disk"] * reads_files]
-        places = ["none"] if device_map else places
+        places = ["none"] if device_map or accelerator and writes else places
+    elif accelerator and writes and offload != "none":
+        raise FFPError(NEEDS_WEIGHTS)
     for place in places:
         room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
         beside = place == "none" and (not accelerator or room > 2 * matrices)
@@ -314,6 +318,7 @@ def make_plan(
             compute_size=(compute or own).itemsize,
             own_size=own.itemsize,
             accelerator=accelerator,
+            on_cpu=machine.device.type == "cpu",
             matrices_beside=beside,
             journal=journal,
             several=len(sparsities) > 1,

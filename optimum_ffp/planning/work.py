@@ -21,6 +21,8 @@ ELIMINATION, FACTOR = 2, 1 / 3
 DISK_SPEED = GIB
 # Bytes that are copied to find out how fast weights get to the device.
 COPIED = 2**26
+# Stages whose passes end with the last layer.
+HEADLESS = ("statistics", "calibration")
 # Size of the product that the speed is measured with, and for how many seconds.
 SIZE, SECONDS = 1024, 0.2
 
@@ -42,8 +44,12 @@ def stage_operations(
         tokens: Tokens per stage in forward passes of the model.
     """
     features = [unit.output.module.in_features for unit in units]
-    forward = sum(forward_operations(model, config.seq_len))
-    found = {stage: float(count * forward) for stage, count in tokens.items() if count is not None}
+    in_layers, in_head = forward_operations(model, config.seq_len)
+    found = {
+        stage: float(count * (in_layers + in_head * (stage not in HEADLESS)))
+        for stage, count in tokens.items()
+        if count is not None
+    }
     found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
     if tokens.get("fisher"):
         found["fisher"] += 2 * sum(unit.output.module.out_features**2 for unit in units) * tokens["fisher"] / 3

@@ -1,12 +1,14 @@
 """Host memory that there is for this process."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
 
 
-# Memory limit of a container, in control groups of version 2 and 1.
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Control group of this process, and where the memory limits of groups are, in version 2 and 1.
+GROUP = Path("/proc/self/cgroup")
+LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 def free_host_memory() -> int:
@@ -18,5 +20,16 @@ def free_host_memory() -> int:
 
 
 def _limits() -> list[int]:
-    found = [Path(path).read_text().strip() for path in LIMITS if Path(path).is_file()]
+    found = [path.read_text().strip() for path in _limit_files() if path.is_file()]
     return [int(limit) for limit in found if limit.isdecimal()]
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files of the limits of this process's group and of those that it is in."""
+    lines = GROUP.read_text().splitlines() if GROUP.is_file() else []
+    groups = {name: group for _, names, group in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    for name, (root, file) in LIMITS.items():
+        # A container sees its own group as the root, whatever the path of the group is.
+        group = PurePosixPath(groups.get(name, "/"))
+        for one in (group, *group.parents):
+            yield Path(root, *one.parts[1:], file)

@@ -18,15 +18,19 @@ def shares_of_sum(windows: int, device: torch.device) -> Shares:
     return Shares(windows, CHUNKS if device.type == "cpu" else processes.count())
 
 
-def most_sums(accelerator: bool, count: int = 1) -> int:
-    """Return the largest number of sums that a process keeps at once for one `WindowSum`.
+def running_sums(on_cpu: bool, count: int = 1) -> int:
+    """Return the largest number of sums that a process keeps for one `WindowSum` while it adds windows.
 
     Args:
-        accelerator: Whether they are on an accelerator.
+        on_cpu: Whether they are computed on the CPU.
         count: Number of processes.
     """
-    levels = 0 if accelerator else math.ceil(math.log2(math.ceil(CHUNKS / count)))
-    return max(levels + 1, min(count, 2))
+    return 1 + (math.ceil(math.log2(math.ceil(CHUNKS / count))) if on_cpu else 0)
+
+
+def most_sums(on_cpu: bool, count: int = 1) -> int:
+    """Return the same with the sum that it gets from another process when it finishes."""
+    return max(running_sums(on_cpu, count), min(count, 2))
 
 
 class WindowSum:

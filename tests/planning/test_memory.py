@@ -112,3 +112,39 @@ def test_layers_that_are_computed_in_another_dtype_are_there_twice():
     assert weights["embeddings and head"] == 2 * (2 * 128 * 32 + 32 + 2 * 2)
     # What is saved is in 16 bits.
     assert memory.pruned < memory.weights == model.get_memory_footprint()
+
+
+def test_sums_of_fisher_matrices_are_in_memory_wherever_the_matrices_are():
+    for room, at_once in ((0, False), (2**40, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("optimum_ffp.planning.memory.kept_bytes", lambda *_, size=room: size)
+            found, memory = stages(Placement(4, 4, accelerator=True, on_cpu=False, offload="disk"))
+        # Those of a layer, and of all where windows take turns; finished ones are files.
+        sums = memory.layer_fishers if at_once else memory.fishers
+        assert found["fisher"].host["sums of Fisher matrices"] == sums
+        assert "Fisher matrices" not in found["fisher"].host
+
+
+def test_an_earlier_pruned_model_is_on_a_card_that_has_room_for_it():
+    for room, offload, there in (
+        (10 * WEIGHTS, "none", True),
+        (WEIGHTS // 2, "none", False),
+        (WEIGHTS, "host", False),
+    ):
+        place = Placement(4, 4, accelerator=True, several=True, room=room, offload=offload)
+        found, memory = stages(place)
+        for name in ("search", "calibration", "evaluation", "slicing", "save"):
+            on_card, in_host = (part.get("pruned model before", 0) for part in (found[name].device, found[name].host))
+            assert (on_card, in_host) == ((memory.pruned, 0) if there else (0, memory.pruned))
+
+
+def test_a_fit_without_room_on_the_card_is_in_host_memory():
+    for room, there in ((2**30, True), (1000, False)):
+        found, _ = stages(Placement(4, 4, accelerator=True, room=room), calibration="sequential")
+        stage = found["calibration"]
+        assert bool(stage.device["workspace"]) == there and bool(stage.host["workspace"]) == (not there)
+
+
+def test_all_layers_are_in_place_while_the_model_writes():
+    place = Placement(4, 4, offload="disk")
+    assert stages(place, dataset="self")[0]["data"].device["layers in place"] == 4 * (BLOCKS + 3 * 2 * 32)

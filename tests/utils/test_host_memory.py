@@ -1,10 +1,29 @@
+import pytest
+
 from optimum_ffp.utils import host_memory
 from optimum_ffp.utils.host_memory import free_host_memory
 
 
-def test_containers_have_limits_of_their_own(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(host_memory, "LIMITS", (str(limit), str(tmp_path / "nothing")))
+# Content of /proc/self/cgroup, controller and file of the limit, and its group: of versions 2 and 1, and of a
+# container, which sees its own group as the root.
+GROUPS = [
+    ("0::/\n", "", "memory.max", ""),
+    ("0::/jobs/step_0\n", "", "memory.max", "jobs/step_0"),
+    ("0::/jobs/step_0\n", "", "memory.max", "jobs"),
+    ("0::/docker/0123\n", "", "memory.max", ""),
+    ("5:cpu,cpuacct:/\n4:hugetlb,memory:/jobs\n0::/other\n", "memory", "memory.limit_in_bytes", "jobs"),
+    (None, "", "memory.max", ""),
+]
+
+
+@pytest.mark.parametrize(("found", "controller", "file", "limited"), GROUPS)
+def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "LIMITS", {controller: (str(tmp_path), file)})
+    if found is not None:
+        (tmp_path / "cgroup").write_text(found)
+    limit = tmp_path / limited / file
+    limit.parent.mkdir(parents=True, exist_ok=True)
     limit.write_text("max\n")
     unlimited = free_host_memory()
     limit.write_text("1000000\n")

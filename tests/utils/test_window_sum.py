@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ffp.utils.processes import Shares
-from optimum_ffp.utils.window_sum import CHUNKS, WindowSum, most_sums, shares_of_sum
+from optimum_ffp.utils.window_sum import CHUNKS, WindowSum, most_sums, running_sums, shares_of_sum
 
 
 def along_tree(sums: list[torch.Tensor]) -> torch.Tensor:
@@ -36,13 +36,15 @@ def test_chunks_are_added_along_a_tree(windows, chunks):
     assert torch.equal(total.finish(), along_tree(expected))
     assert torch.allclose(along_tree(expected), rows.sum(0), atol=1e-4)
     if len(shares.chunks) <= CHUNKS:
-        assert kept <= most_sums(accelerator=False)
+        assert kept <= most_sums(on_cpu=True)
 
 
 def test_a_sum_of_one_chunk_is_kept_on_an_accelerator():
     assert [len(shares_of_sum(30, torch.device(name)).chunks) for name in ("cpu", "cuda")] == [CHUNKS, 1]
-    assert [most_sums(False, count) for count in (1, 2, 4, 8, 16)] == [4, 3, 2, 2, 2]
-    assert [most_sums(True, count) for count in (1, 2, 8)] == [1, 2, 2]
+    assert [most_sums(True, count) for count in (1, 2, 4, 8, 16)] == [4, 3, 2, 2, 2]
+    assert [most_sums(False, count) for count in (1, 2, 8)] == [1, 2, 2]
+    assert [running_sums(True, count) for count in (1, 2, 4, 8, 16)] == [4, 3, 2, 1, 1]
+    assert running_sums(False, 8) == 1
 
 
 def test_at_names_the_process_that_gets_it():

@@ -79,9 +79,7 @@ def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_lla
 
 @pytest.mark.network
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "architecture"), [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
-)
+@pytest.mark.parametrize(("name", "architecture"), [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")])
 @pytest.mark.parametrize(("pruned", "sizes"), [(False, {}), (True, {}), (True, BOTH_WAYS)])
 def test_dense_and_padded_models_are_of_the_standard_architecture(
     name, architecture, pruned, sizes, run_llama_cpp, tmp_path
