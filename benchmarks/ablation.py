@@ -37,7 +37,7 @@ VARIANTS = {
     "one-update-window": {"update_samples": 1},
     "bandit": {"agent": "bandit"},
     "ppo-on-curves": {"agent": "ppo"},
-    "reward-searched": {"reward": "searched"},
+    "reward-pruned": {"reward": "pruned"},
     "no-search": {"method": "no-search"},
     "uniform": {"method": "uniform"},
     "no-search-16-fisher-windows": {"method": "no-search", "fisher_samples": 16},

@@ -1,6 +1,6 @@
 """Prunes a model in several ways that give the same weights, and compares time and bytes.
 
-    python benchmarks/ways.py MODEL DATASET [--ways "--num-processes 1" "--num-processes 2" "--num-processes 1 --offload disk"]
+    python benchmarks/ways.py MODEL DATASET [--ways "--num-processes 1" "--num-processes 2" ...]
         [--threads 1] [--output ways.json] [--prune --num-samples 16 ...]
 
 Every prune is `optimum-cli ffp prune` with the options of one way and those after `--prune`, and with `--threads`

@@ -14,7 +14,6 @@ from .options import (
     CALIBRATION,
     CHOICES,
     FISHER,
-    FORMER,
     MEASURED,
     PAPER,
     PPO_STEPS,
@@ -136,9 +135,6 @@ class FFPConfig(Options, BaseConfig):
         if unknown:
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
         super().__init__()
-        for name, values in FORMER.items():
-            if isinstance(options.get(name), str):
-                options[name] = values.get(options[name], options[name])
         preset = options.get("preset", "default")
         if preset == "paper":
             defaults = PAPER

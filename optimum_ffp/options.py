@@ -50,12 +50,6 @@ CHOICES = {
     "search_dtype": ("auto", "model"),
     "start_token": ("auto", "never"),
 }
-# Former names of choices, still accepted from the command line and from files.
-FORMER = {
-    "method": {"prior": "no-search"},
-    "agent": {"pathwise": "gradient"},
-    "reward": {"searched": "pruned", "calibrated": "compensated"},
-}
 # Calibrations that run one layer after another on the hidden states of all windows.
 LAYER_BY_LAYER = ("distillation", "sequential")
 # Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.

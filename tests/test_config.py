@@ -73,23 +73,6 @@ def test_a_preset_that_is_given_beside_a_file_replaces_what_presets_set(tmp_path
     assert FFPConfig.from_file(path).to_dict() == FFPConfig(search_steps=7, **kept | {"num_samples": 128}).to_dict()
 
 
-@pytest.mark.parametrize(
-    ("former", "current"),
-    [
-        ({"method": "prior"}, {"method": "no-search"}),
-        ({"agent": "pathwise"}, {"agent": "gradient"}),
-        ({"reward": "searched"}, {"reward": "pruned"}),
-        ({"reward": "calibrated", "preset": "paper"}, {"reward": "compensated", "preset": "paper"}),
-    ],
-)
-def test_names_of_earlier_versions_keep_working(tmp_path, former, current):
-    expected = FFPConfig(**current)
-    assert FFPConfig(**former).to_dict() == expected.to_dict()
-    (tmp_path / "ffp_config.json").write_text(json.dumps(expected.to_dict() | former))
-    for config in (FFPConfig.from_file(tmp_path / "ffp_config.json"), FFPConfig.from_pretrained(tmp_path)):
-        assert config.to_dict() == expected.to_dict()
-
-
 def test_a_percentage_is_answered_with_the_fraction():
     with pytest.raises(FFPError, match="found 20; for 20 % give 0.2$"):
         FFPConfig(sparsity=20)

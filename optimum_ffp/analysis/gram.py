@@ -25,12 +25,10 @@ class Statistics:
         gram: `H = XᵀX / n`, float32, shape `[features, features]`. Where a norm follows the projection, rows of `X`
             are divided by the norm of the projection's output.
         mean: Mean of every feature, float32, shape `[features]`.
-        tokens: Number of tokens, `n`.
     """
 
     gram: torch.Tensor
     mean: torch.Tensor
-    tokens: int = 0
 
     @property
     def variance(self) -> torch.Tensor:
@@ -39,7 +37,7 @@ class Statistics:
 
     def to(self, device: torch.device) -> "Statistics":
         """Return the statistics on a device."""
-        return Statistics(self.gram.to(device), self.mean.to(device), self.tokens)
+        return Statistics(self.gram.to(device), self.mean.to(device))
 
 
 def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
@@ -112,7 +110,7 @@ class _Accumulator:
 
     def finish(self, at: int, tokens: int) -> Statistics | None:
         gram, total = self.gram.finish(at), self.total.finish(at)
-        return None if gram is None else Statistics(gram.div_(tokens), total.div_(tokens), tokens)
+        return None if gram is None else Statistics(gram.div_(tokens), total.div_(tokens))
 
 
 def collect_statistics(

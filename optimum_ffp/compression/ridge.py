@@ -5,30 +5,6 @@ import torch
 from ..utils.cholesky import factorise, ridge_damping
 
 
-def ridge_direct(
-    weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01, relative: bool = True
-) -> torch.Tensor:
-    """Return the compensated weight of one prefix by solving Eq. 6 directly.
-
-    `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
-
-    Args:
-        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
-        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
-        kept: Number of columns to keep.
-        ridge_lambda: λ (the paper: 0.01).
-        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
-
-    Returns:
-        `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
-    """
-    damping = ridge_damping(gram, ridge_lambda, relative)
-    damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
-    coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
-    return (retained + removed @ coefficients.T).to(weight.dtype)
-
-
 class PrefixRidge:
     """Compensated weights of every prefix of a unit from one Cholesky factor.
 

@@ -52,10 +52,10 @@ class StageMemory:
     device: Parts
     host: Parts
 
-    def largest(self, count: int = 3) -> str:
-        """The `count` largest parts, in GiB."""
+    def largest(self) -> str:
+        """The three largest parts, in GiB."""
         parts = sorted((self.device | self.host).items(), key=lambda part: -part[1])
-        return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:count] if size)
+        return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:3] if size)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
 from ..recovery.config import RecoveryConfig
-from ..utils.folders import check_apart, check_file, check_output
+from ..utils.folders import check_apart, check_file, check_output, first_existing
 from ..utils.resume import check_work_folder
 from .plan import Plan
 from .recovery import RecoveryPlan
@@ -135,10 +135,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     Raises:
         FFPError: If there is too little space.
     """
-    place = Path(folder).expanduser().absolute()
-    # The drive of a path on Windows may be missing, and is its own parent.
-    while not place.is_dir() and place != place.parent:
-        place = place.parent
+    place = first_existing(Path(folder).expanduser().absolute())
     written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     try:
         free = shutil.disk_usage(place).free

@@ -29,8 +29,6 @@ TYPICAL = 3
 FLAT = 1e-9
 # Factor on the errors of equations from another sparsity.
 FORGETTING = 2.0
-# Names of equations in an agent's file, if they differ.
-FILE_KEYS = {"ratio": "slope"}
 
 
 def shared_covariance(units: Sequence[Unit]) -> np.ndarray:
@@ -129,8 +127,7 @@ class MultiplierRegression:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the equations, from which a search at another sparsity can start."""
-        saved = {FILE_KEYS.get(name, name): rows for name, rows in self.equations.items()}
-        return saved | {"units": np.array([len(self.units)])}
+        return self.equations | {"units": np.array([len(self.units)])}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Load the equations of a search at another sparsity.
@@ -138,11 +135,10 @@ class MultiplierRegression:
         Raises:
             FFPError: If the state is of another agent or for another number of units.
         """
-        state = {name: state.get(FILE_KEYS.get(name, name)) for name in (*self.equations, "units")}
-        found = {name: getattr(state[name], "shape", None) for name in self.equations}
+        found = {name: getattr(state.get(name), "shape", None) for name in self.equations}
         count = (found["unit"] or (0,))[0]
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if found != expected or not np.array_equal(state["units"], [len(self.units)]):
+        if found != expected or not np.array_equal(state.get("units"), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent has no size gradients of {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"

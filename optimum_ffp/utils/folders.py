@@ -43,11 +43,10 @@ def resolve(path: str | os.PathLike) -> Path:
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
-def name_some(names: Iterable[str], most: int = 3) -> str:
-    """Return the first names as text, with the number of the remaining ones."""
+def name_some(names: Iterable[str]) -> str:
+    """Return the first three names as text, with the number of the remaining ones."""
     names = sorted(names)
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class FolderLock:
@@ -194,12 +193,17 @@ def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) 
     return path
 
 
+def first_existing(path: Path) -> Path:
+    """Return the path, or the first of its parents that exists."""
+    # The drive of a path on Windows may be missing, and is its own parent.
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def check_writable(path: Path, label: str | os.PathLike) -> None:
     """Raise `FFPError` if the first existing parent of `path` can't be written to."""
-    parent = path.parent
-    # The drive of a path on Windows may be missing, and is its own parent.
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    parent = first_existing(path.parent)
     try:
         # Permissions don't tell whether a disk is mounted read-only.
         with tempfile.TemporaryFile(dir=parent):

@@ -6,9 +6,9 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
-from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
+from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.modeling.families import find_units, get_family
-from tests.helpers import layerwise_of, make_tiny_model, statistics_of
+from tests.helpers import layerwise_of, make_tiny_model, ridge_direct, statistics_of
 
 
 def test_curve_without_weights_is_the_error_that_calibration_leaves():

@@ -5,16 +5,15 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.analysis.attention import find_ways
 from optimum_ffp.analysis.prepare import prepare
-from optimum_ffp.compression.ridge import ridge_direct
 from optimum_ffp.modeling.families import find_units, get_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import layerwise_of, make_tiny_model
+from tests.helpers import layerwise_of, make_tiny_model, ridge_direct
 
 
 # A prune that needs no loss curves, and one that needs no ridge regression either.
 PLAIN = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
-PLAINEST = PLAIN | {"calibration": "none", "reward": "searched"}
+PLAINEST = PLAIN | {"calibration": "none", "reward": "pruned"}
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from dataclasses import fields
 import pytest
 
 from optimum_ffp import FFPConfig
-from optimum_ffp.commands.prune import read_config
 from optimum_ffp.commands.prune_options import parse_args_ffp_prune
 from optimum_ffp.options import Options
 
@@ -32,22 +31,6 @@ def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
     code, output, errors = run_ffp("prune", "-m", "nobody/nothing", *words.split())
     assert code == 2 and output == ""
     assert errors.startswith("error: nothing would read ") and unread in errors
-
-
-@pytest.mark.parametrize(
-    ("former", "current"),
-    [
-        ("--method prior", "--method no-search"),
-        ("--agent pathwise", "--agent gradient"),
-        ("--reward searched", "--reward pruned"),
-        ("--preset paper --reward calibrated", "--preset paper --reward compensated"),
-    ],
-)
-def test_names_of_earlier_versions_keep_working(former, current):
-    parser = ArgumentParser()
-    parse_args_ffp_prune(parser)
-    configs = [read_config(parser.parse_args(["-m", "model", *words.split()])) for words in (former, current)]
-    assert configs[0].to_dict() == configs[1].to_dict()
 
 
 def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):

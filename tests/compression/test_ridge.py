@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_ffp.compression.ridge import PrefixRidge, ridge_direct
+from optimum_ffp.compression.ridge import PrefixRidge
+from tests.helpers import ridge_direct
 
 
 def problem(features: int = 24, outputs: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,11 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.ridge import ridge_direct
 from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import GROUPED, LAYOUTS, WAYS, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import GROUPED, LAYOUTS, WAYS, make_sorted_model, make_tiny_model, random_policy, ridge_direct
 
 
 SLOW = pytest.mark.slow

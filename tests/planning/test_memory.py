@@ -49,7 +49,7 @@ def test_stages_are_those_that_the_options_ask_for():
     without = stages(grad=False)[0]
     assert "fisher" not in without and "slopes" in without
     bare = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
-    bare |= {"calibration": "none", "reward": "searched"}
+    bare |= {"calibration": "none", "reward": "pruned"}
     found, memory = stages(**bare)
     assert "factorisation" not in found and memory.factors == 0
     assert not found["search"].device.get("compensated weights")
@@ -89,7 +89,6 @@ def test_hidden_states_are_on_a_card_with_room_for_many_of_them():
 def test_the_largest_parts_are_named():
     stage = StageMemory("search", {"weights": 3 * 2**30, "logits": 2**29, "none": 0}, {"process": 2**30})
     assert stage.largest() == "weights 3.00, process 1.00, logits 0.50"
-    assert stage.largest(1) == "weights 3.00"
 
 
 def test_processes_share_hidden_states_and_fisher_matrices():

@@ -44,7 +44,7 @@ def test_a_singular_matrix_needs_no_lambda(rank):
     assert torch.allclose(found @ gram[:12], weight @ gram, atol=1e-2)
     assert torch.equal(found, weight[:, :12]) == (rank == 0)
     assert loss_curve(weight, ridge, torch.eye(10), 1)[12] < 1e-3
-    statistics = Statistics(gram, torch.zeros(24), 400)
+    statistics = Statistics(gram, torch.zeros(24))
     for block in (1, 4):
         assert sorted(order_groups("obs", weight, statistics, block).tolist()) == list(range(24 // block))
 
