@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 def load(source: str) -> PreTrainedModel:
     """Loads a model in float32; the class of a pruned model comes from its folder."""
-    path, options = Path(source), {"dtype": torch.float32, "trust_remote_code": True}
+    path, options = Path(source), {"dtype": torch.float32}
     if path.suffix == ".gguf":
         dequantized = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
         return AutoModelForCausalLM.from_pretrained(path.parent, **options, **dequantized)
-    return AutoModelForCausalLM.from_pretrained(source, **options)
+    pruned = (path / "ffp_config.json").is_file()
+    return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=pruned, **options)
 
 
 def figures(folder: str) -> dict:

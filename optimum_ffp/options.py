@@ -233,6 +233,7 @@ OTHER_TEXT = Condition(
 )
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
+MAPPED = Condition("with a --method other than uniform", lambda config: config.method != "uniform")
 SEARCH = _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES)
 PPO = _with("with --agent ppo", "ppo")
 RIDGE = Condition(
@@ -244,7 +245,8 @@ SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.ca
 # Conditions of options that are not always read.
 READ_WHEN = {
     "agent": AGENT,
-    "mapping": Condition("with a --method other than uniform", lambda config: config.method != "uniform"),
+    "mapping": MAPPED,
+    "rate_precision": MAPPED,
     "ridge_lambda": RIDGE,
     "ridge_lambda_relative": RIDGE,
     "dense_target": SEQUENTIAL,

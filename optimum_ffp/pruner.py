@@ -172,8 +172,8 @@ class FFPPruner:
         """Prunes at several sparsities with one agent.
 
         The agent's state is the target sparsity, so that it transfers between sparsities: the first search takes all
-        of `config.search_steps`, each later one starts from its agent and takes half of them. The policies of the
-        baselines `uniform` and `no-search` are evaluated on the search windows too, for a Pareto plot.
+        of `config.search_steps`, each later one of method `ffp` starts from its agent and takes half of them. The
+        policies of the baselines `uniform` and `no-search` are evaluated on the search windows too, for a Pareto plot.
 
         Args:
             sparsities: Fractions of the block parameters to remove.

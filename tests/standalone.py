@@ -46,9 +46,6 @@ class Standalone:
         return self.load()
 
     def load(self, folder: Path | None = None, auto: type = AutoModelForCausalLM, **options) -> PreTrainedModel:
-        if self.folder.name.startswith("gemma2"):
-            # Some releases choose SDPA for it, which leaves its soft-capping out: for the dense model too.
-            options |= {"attn_implementation": "eager"}
         return auto.from_pretrained(folder or self.folder, **TRUST, **options).eval()
 
     def check_logits(self) -> None:

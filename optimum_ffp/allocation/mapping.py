@@ -21,13 +21,19 @@ def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     """Return the policy with the same retention for every unit, regardless of the scores.
 
     Attention sizes are rounded up to whole steps (as in Wanda-sp: 80 % of 3 KV groups are 3), and all FFNs are reduced
-    equally to meet the budget: they differ by one step at most.
+    equally to meet the budget: no two of a kind differ by more than one step.
     """
     rates = np.full(len(budget.units), 1 - budget.sparsity)
     rates = level_ffns(rates, np.ceil(rates * budget.groups / budget.multiples - 1e-9), budget)
     # Sums are rounded instead of sizes, since equal sizes would all be rounded the same way.
     sums = np.floor(np.cumsum(rates * budget.groups / budget.multiples) + 1e-6)
-    return budget.correct(np.diff(sums, prepend=0).astype(np.int64) * budget.multiples, np.arange(len(rates)))
+    sizes = np.diff(sums, prepend=0).astype(np.int64) * budget.multiples
+    # Steps of attention may be smaller than those that are left over.
+    able = np.flatnonzero((budget.quanta == budget.quanta.min()) & (sizes < budget.largest))
+    steps = max(0, (budget.allowed - budget.parameters(sizes)) // int(budget.quanta.min()))
+    chosen = able[np.linspace(0, len(able), min(steps, len(able)), endpoint=False, dtype=int)]
+    sizes[chosen] += budget.multiples[chosen]
+    return budget.correct(sizes, np.arange(len(rates)))
 
 
 def level_ffns(rates: np.ndarray, attention_steps: np.ndarray, budget: Budget) -> np.ndarray:

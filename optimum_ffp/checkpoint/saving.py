@@ -13,7 +13,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import extract_commit_hash
 
 from ..config import FFPConfig
@@ -31,6 +31,8 @@ from .result import PruningResult
 
 # In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
+# Settings of generation that are read with `do_sample` alone.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LOG_FILE = "search_log.jsonl"
 
 
@@ -84,6 +86,7 @@ def write_folder(
 
 
 def _write(result: PruningResult, folder: Path, name: str) -> None:
+    result.model.generation_config = _savable(result.model.generation_config)
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
@@ -96,6 +99,17 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     plots = write_plots(result, folder)
     write_card(result, folder, plots, name)
     write_report(result, folder, plots)
+
+
+def _savable(config: GenerationConfig) -> GenerationConfig:
+    """Returns a generation config without settings of sampling that it doesn't use, which some versions refuse."""
+    try:
+        config.validate(strict=True)
+        return config
+    except ValueError:
+        return GenerationConfig(
+            **{name: value for name, value in config.to_diff_dict().items() if name not in SAMPLING}
+        )
 
 
 def check_saved(directory: str | os.PathLike) -> Path:

@@ -302,25 +302,25 @@ def read_text(args: Namespace, dataset: str) -> "dict[str, list[Row]]":
 
 def cut_windows(args: Namespace, dataset: str, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the requested split."""
-    from ..data import Windows, cut_rows, find_files, find_start_token, load_windows, window_length
+    from ..data import Windows, cut_rows, find_files, find_start_token, share_out, window_length
 
     length = window_length(args.seq_len, loaded.model.config)
-    # Of a dataset of the Hub a prune may have calibrated on the other parts.
-    if len(splits) == 1 and (args.split == "test" or not find_files(dataset)):
-        return load_windows(dataset, None, loaded.tokenizer, loaded.model, data_request(args, length)).test
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
     start = find_start_token(loaded.tokenizer, args.start_token)
     tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
+    # Of a dataset of the Hub a prune may have calibrated on the other parts.
+    if len(splits) == 1 and (args.split == "test" or not find_files(dataset)):
+        tokens = tokens[-share_out(len(tokens), f"{dataset} with seq_len {length}")["test"] :]
+        split = f"test part of {split}"
     return Windows(tokens[: args.eval_samples], dataset, split, start is not None)
 
 
-def data_request(args: Namespace, length: int | None = None) -> "DataRequest":
+def data_request(args: Namespace) -> "DataRequest":
     """A request for test windows alone, of `LONGEST` tokens if neither the model nor the user sets a length."""
     from ..data import LONGEST, DataRequest
 
-    length = length or args.seq_len or LONGEST
-    text = {"text_column": args.text_column, "start_token": args.start_token or "auto", "token": args.token}
-    return DataRequest(length, 0, 0, args.eval_samples, seed=0, **text)
+    columns = {"text_column": args.text_column, "token": args.token}
+    return DataRequest(args.seq_len or LONGEST, 0, 0, args.eval_samples, seed=0, **columns)
 
 
 def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[str, "Speed"]:

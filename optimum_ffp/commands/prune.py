@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ..config import FFPConfig
+    from ..modeling.loading import LoadOptions
     from ..planning.recovery import RecoveryPlan
     from ..recovery.config import RecoveryConfig
 
@@ -102,7 +103,6 @@ def prune(args: Namespace) -> None:
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     from ..checkpoint.pareto import front_files
-    from ..checkpoint.saving import is_result
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
     from ..planning.preflight import find_problems
@@ -115,24 +115,16 @@ def prune(args: Namespace) -> None:
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
     check_trackers(args.report_to)
     repositories, recovery = repository_names(args, folders, sparsities), read_recovery(args, config)
-    if (
-        recovery
-        and args.resume
-        and not args.plan
-        and not holds_work(work)
-        and all(
-            is_result(*found, args.model, args.revision, args.dtype)
-            for found in zip(folders, config.sweep(sparsities))
-        )
-    ):
-        # All is pruned, and a recovery was interrupted.
+    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+    resumes = recovery and args.resume and not args.plan and not holds_work(work)
+    if resumes and is_pruned_already(args, config, dict(zip(folders, sparsities)), options):
+        # A recovery was interrupted.
         recover_all(args, recovery, folders, repositories)
         processes.leave()
         return
     # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
-    options = {name: getattr(args, name) for name in LOAD_OPTIONS}
-    model_config = read_model_config(args.model, LoadOptions(**options))
+    model_config = read_model_config(args.model, options)
     places = args.device, args.dtype, args.device_map
     count = process_count(args.num_processes)
     plan = make_plan(model_config, config, sparsities, *places, offload=args.offload, processes=count)
@@ -163,6 +155,18 @@ def prune(args: Namespace) -> None:
     if recovery:
         recover_all(args, recovery, folders, repositories)
     processes.leave()
+
+
+def is_pruned_already(
+    args: Namespace, config: "FFPConfig", sparsities: dict[str, float], options: "LoadOptions"
+) -> bool:
+    """Whether all folders, with their sparsities, hold what this command would prune: only recoveries are left."""
+    from ..checkpoint.saving import is_result
+    from ..modeling.loading import pin_commit
+
+    commit = pin_commit(args.model, options).revision if args.revision else None
+    searches = zip(sparsities, config.sweep(sparsities.values()))
+    return all(is_result(folder, search, args.model, commit, args.dtype) for folder, search in searches)
 
 
 def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | None":

@@ -2,7 +2,7 @@
 
 from .columns import Row
 from .cutting import cut_rows, find_start_token
-from .loading import load_windows
+from .loading import load_windows, share_out
 from .request import (
     LONGEST,
     DataRequest,
@@ -34,6 +34,7 @@ __all__ = [
     "load_windows",
     "read_splits",
     "reported_texts",
+    "share_out",
     "training_windows",
     "window_length",
     "with_window_length",

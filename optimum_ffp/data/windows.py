@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from .request import DataRequest
 
@@ -62,12 +63,15 @@ class Windows:
         Args:
             tokens: Many windows, shape `[windows, window length]`, as in `TrainingWindows`.
         """
-        text, run = self._text(), min(RUN, self.length - 1, max(1, tokens.shape[1] // 2))
+        text, tokens = self._text(), tokens[:, int(self.start_token) :]
+        # Short enough that a copy has several, wherever those that are hashed of windows to train on begin.
+        run = max(1, min(RUN, text.shape[1] // 8, tokens.shape[1] // 4))
         parts = (_hashes(torch.where(part < 0, -1 - part, part).long(), run, run) for part in tokens.split(AT_ONCE))
         seen = torch.cat([part.flatten() for part in parts]).unique()
-        # Runs that are hashed there lie somewhere in this text.
-        found = [int(torch.isin(_hashes(row[None], run, 1), seen).sum()) for row in text]
-        return sum(2 * run * count >= text.shape[1] for count in found)
+        found = torch.stack([torch.isin(_hashes(row[None], run, 1)[0], seen) for row in text])
+        # A token is repeated if any of the runs that it is in was found.
+        covered = nn.functional.pad(found, (run - 1, run - 1)).unfold(1, run, 1).any(2)
+        return int((covered.float().mean(1) >= 0.5).sum())
 
     def first(self, count: int) -> "Windows":
         """The first `count` windows, or all if there are fewer."""

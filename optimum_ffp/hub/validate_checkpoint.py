@@ -21,6 +21,8 @@ SIZE_NAMES = LAYER_COUNTS | {
     *("num_attention_heads", "n_head", "num_key_value_heads"),
     *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"),
 }
+# Sizes and layers that no model has more of.
+MOST_SIZE, MOST_LAYERS = 2**22, 2**12
 # Masks and frequencies that earlier releases of transformers saved as buffers of every layer.
 SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
 # Prefix that torch.compile adds to the names of weights.
@@ -125,13 +127,14 @@ def _check_weights(source: str | os.PathLike, config: dict[str, Any], headers: d
 
 
 def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list[list[int]]) -> None:
-    """Check that no size in the config exceeds the largest dimension of any tensor.
+    """Check that no size in the config exceeds the largest dimension of any tensor, or of any model without them.
 
     Otherwise transformers would allocate a huge model before it finds that the weights don't match.
     """
-    if not shapes:
-        return
-    largest = max(max(shape, default=1) for shape in shapes)
+    largest, most_layers, known = MOST_SIZE, MOST_LAYERS, "in any model"
+    if shapes:
+        largest, most_layers = max(max(shape, default=1) for shape in shapes), len(shapes)
+        known = "by the shapes of the weights"
     layers = config.get("per_layer_config") or {}
     if not isinstance(layers, dict) or not all(isinstance(values, dict) for values in layers.values()):
         raise FFPError(f"per_layer_config in config.json of {source} must map every layer to an object")
@@ -141,12 +144,12 @@ def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list
         raise FFPError(f"per_layer_config in config.json of {source} names layer {wrong[0]!r}; the model has {count}")
     for where, values in (("", config), *((f" of layer {index}", one) for index, one in layers.items())):
         for name in SIZE_NAMES & values.keys():
-            limit = len(shapes) if name in LAYER_COUNTS else largest
+            limit = most_layers if name in LAYER_COUNTS else largest
             value = values[name]
             if value is not None and not (type(value) is int and 0 < value <= limit):
                 raise FFPError(
-                    f"config.json of {source} says {name} {value!r}{where}; by the shapes of the weights it is a "
-                    f"whole number from 1 to {limit}"
+                    f"config.json of {source} says {name} {value!r}{where}; {known} it is a whole number from 1 to "
+                    f"{limit}"
                 )
 
 

@@ -4,6 +4,7 @@ import math
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
 from .auto import is_pruned
@@ -61,12 +62,20 @@ def check_prunable(model_id: str, config: PretrainedConfig) -> None:
     if is_pruned(config):
         raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
     find_family(config)
-    if getattr(config, "auto_map", None):
+    if not _is_native(config):
         raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
     # Quantised GGUF files pass, since they are dequantised on loading.
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
+
+
+def _is_native(config: PretrainedConfig) -> bool:
+    """Return whether transformers has the classes that a config names: checkpoints older than them have code too."""
+    known = {type(config).__name__}
+    known |= {names.get(config.model_type) for names in (MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
+    named = {auto: entry.rpartition(".")[2] for auto, entry in (getattr(config, "auto_map", None) or {}).items()}
+    return all(auto == "AutoTokenizer" or name in known for auto, name in named.items())
 
 
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:

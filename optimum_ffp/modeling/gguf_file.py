@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 
+# Hidden size of the one Gemma 2 whose `query_pre_attn_scalar` is not that of the others.
+GEMMA2_27B = 4608
+
+
 def open_gguf(model_id: str) -> "GGUFReader":
     """Open a GGUF file to read its metadata.
 
@@ -48,4 +52,9 @@ def check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedModel
         raise FFPError(
             f"{model_id} has {found}: transformers doesn't read this GGUF file whole and would run another model; "
             "give the folder or Hub id that it was made from"
+        )
+    if model.config.model_type == "gemma2" and model.config.hidden_size == GEMMA2_27B:
+        raise FFPError(
+            f"{model_id} is a Gemma 2 of 27B, whose scale of attention transformers doesn't read from GGUF files; give "
+            "the folder or Hub id that it was made from"
         )

@@ -88,7 +88,7 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     if not options.device_map:
         device = use_device(options.device)
         check_offload(options.offload, device, dtype, config, bool(extra))
-    placement = {"device_map": options.device_map} if options.device_map else {}
+    placement = ({"device_map": options.device_map} if options.device_map else {}) | _attention_of(config)
     model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
     if device is not None and options.offload != "none":
         offload_layers(model, device, options.offload)
@@ -129,8 +129,9 @@ def load_any(
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     reader = open_gguf(model_id) if extra else None
-    kind = FFPModelForCausalLM if is_pruned(read_any_config(model_id, options)) else AutoModelForCausalLM
-    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False)
+    config = read_any_config(model_id, options)
+    kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
+    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False, **_attention_of(config))
     model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
@@ -242,6 +243,11 @@ def _load(
         model = kind.from_pretrained(source, **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
+
+
+def _attention_of(config: PretrainedConfig) -> dict[str, str]:
+    # Some versions of transformers choose SDPA for it, which leaves out its softcap.
+    return {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

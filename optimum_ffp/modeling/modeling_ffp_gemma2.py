@@ -42,6 +42,9 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 class FFPGemma2Model(Gemma2Model):
     """The decoder without a head; every layer has sizes of its own."""
 
+    # Some versions say that it does, and leave out the softcap of the attention.
+    _supports_sdpa = False
+
     def __init__(self, config: PretrainedConfig):
         super().__init__(adapt_config(config))
         for layer_idx in range(config.num_hidden_layers):
@@ -54,6 +57,9 @@ class FFPGemma2Model(Gemma2Model):
 
 class FFPGemma2ForCausalLM(Gemma2ForCausalLM):
     """The decoder with its language modelling head."""
+
+    # Some versions say that it does, and leave out the softcap of the attention.
+    _supports_sdpa = False
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -24,6 +24,8 @@ def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
     if "sliding_attention" in parameters:
         config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
     config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+    # What 5 reads beside a `rope_scaling` that earlier versions have saved.
+    config.rotary_emb_base = config.rope_theta
     return config
 
 
@@ -73,9 +75,9 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As for every model; to transformers before 5 the head has another name."""
-        if int(__version__.split(".")[0]) < 5:
-            kwargs.setdefault("key_mapping", {r"^lm_head\.": "embed_out."})
+        """As for every model; to transformers before 5 the head has another name, which it saves too."""
+        earlier = int(__version__.split(".")[0]) < 5
+        kwargs.setdefault("key_mapping", {r"^lm_head\.": "embed_out."} if earlier else {r"^embed_out\.": "lm_head."})
         return super().from_pretrained(*args, **kwargs)
 
 

@@ -23,6 +23,9 @@ def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
     if "sliding_attention" in parameters:
         config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
     config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+    if rope.get("rope_type") == "longrope":
+        # Phi-3 takes no other entries.
+        config.rope_scaling = {"type": "longrope"} | {name: rope[name] for name in ("short_factor", "long_factor")}
     return config
 
 

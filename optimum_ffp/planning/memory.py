@@ -156,6 +156,7 @@ class MemoryModel:
         matrices = [4 * count**2 for count in self.features]
         self.grams = _largest(matrices)
         fishers = [4 * module.out_features**2 if config.needs_fishers else 0 for module in outputs]
+        self.fisher_windows = min(config.fisher_samples, config.num_samples)
         self.fishers, self.layer_fishers = sum(fishers), _largest(fishers)
         self.factors = sum(matrices) if config.needs_factors else 0
         self.page_locked_factors = sum(map(page_locked_bytes, matrices))
@@ -169,7 +170,7 @@ class MemoryModel:
         fishers = {"Fisher matrices": self.fishers // place.processes}
         factors = "factors", self.factors
         if self.fishers:
-            beside, host = self._backward(config.fisher_samples)
+            beside, host = self._backward(self.fisher_windows)
             yield self._stage("fisher", weights | beside, host=self._fisher_sums() | host)
         read = self._own(config.num_samples) * config.seq_len
         states, waiting = self._states(read, self.size)
@@ -196,15 +197,7 @@ class MemoryModel:
             weights, before = weights | before, {}
         candidate = {"compensated weights": self.layer_outputs * (config.reward == "compensated")}
         candidate["fused"] = self.fused
-        count = next(count_searches(config, 1 + place.several))
-        # Candidates go through layers that are brought together.
-        together = max(count.finalists, count.baselines, 1) if self.brought else 1
-        passes, host = self._evaluation(config.search_samples, place.compute_size, together)
-        if config.follows_gradient:
-            gradient, waiting = self._backward(config.update_samples)
-            gradient["components"] = self.components
-            if sum((gradient | waiting).values()) > sum((passes | host).values()):
-                passes, host = gradient, waiting
+        passes, host = self._searching()
         yield self._stage("search", weights | candidate | passes, factors, host | before)
         calibrated = {"calibrated weights": self.calibrated}
         fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
@@ -268,7 +261,7 @@ class MemoryModel:
         """Fisher matrices and their sums over windows, in host memory."""
         place = self.placement
         sums = running_sums(place.on_cpu, place.processes)
-        if self.at_once(self.layers + 2) < self._own(self.config.fisher_samples):
+        if self.at_once(self.layers + 2) < self._own(self.fisher_windows):
             # Those of all layers grow together, and are no files before they are finished.
             return {"sums of Fisher matrices": sums * self.fishers + self.layer_fishers * (place.processes > 1)}
         sums = max(sums, most_sums(place.on_cpu, place.processes))
@@ -276,6 +269,22 @@ class MemoryModel:
             "Fisher matrices": self.fishers // place.processes,
             "sums of Fisher matrices": sums * self.layer_fishers,
         }
+
+    def _searching(self) -> tuple[Parts, Parts]:
+        """Parts of the evaluation of finalists, or of the candidates of an update if they are more."""
+        config, size = self.config, self.placement.compute_size
+        count = next(count_searches(config, 1 + self.placement.several))
+        finalists, candidates = max(count.finalists, count.baselines, 1), min(count.updates, config.candidates)
+        if not self.brought:
+            # Otherwise they go through every layer together.
+            finalists = candidates = 1
+        choices = [self._evaluation(config.search_samples, size, finalists)]
+        if config.follows_gradient:
+            beside, host = self._backward(config.update_samples)
+            choices.append((beside | {"components": self.components}, host))
+        elif candidates:
+            choices.append(self._evaluation(config.update_samples, size, candidates))
+        return max(choices, key=lambda parts: sum(sum(part.values()) for part in parts))
 
     def _evaluation(self, windows: int | None, size: int, policies: int = 1) -> tuple[Parts, Parts]:
         """Parts of the evaluation of policies; all windows of a text if `None`."""

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -102,7 +101,6 @@ def find_recovery_problems(
     texts = _texts(config)
     checks = [
         partial(check_apart, folder, [*models, *texts]),
-        partial(check_packages, config),
         partial(check_work_folder, work_folder, resume, overwrite),
         partial(check_output, folder, overwrite),
         partial(check_disk, folder, plan.disk, work_folder),
@@ -146,16 +144,6 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
             f"{place} has {free / GIB:.2f} GiB of free disk, and the checkpoint and what a resumption needs will take "
             f"{(needed - written) / GIB:.2f} GiB; make room, or name a folder on another disk"
         )
-
-
-def check_packages(config: RecoveryConfig) -> None:
-    """Checks that the packages are there that a recovery needs beside those of every prune.
-
-    Raises:
-        FFPError: If one is missing.
-    """
-    if config.lora and find_spec("peft") is None:
-        raise FFPError("adapters need the peft package: pip install peft")
 
 
 def check_dataset(dataset: str, text_column: str | None = None, token: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
@@ -72,7 +73,7 @@ class RecoveryConfig:
         seed: Random seed.
 
     Raises:
-        FFPError: If a value is not allowed.
+        FFPError: If a value is not allowed, or `lora` is asked for without peft.
     """
 
     dataset: str = "c4"
@@ -118,6 +119,8 @@ class RecoveryConfig:
         for name, least in {"seq_len": 2, "eval_seq_len": 2, "patience": 1, "eval_samples": 1}.items():
             if getattr(self, name) is not None:
                 self._check(int, least, None, name)
+        if self.lora and find_spec("peft") is None:
+            raise FFPError("adapters need the peft package: pip install peft")
         if self.keep_adapter and not self.lora:
             raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
         read_mix(self.dataset)

@@ -121,7 +121,7 @@ class FFPRecovery:
         config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(given.device)
         _check_device(resolve_device(given.device))
-        processes.divide_models()
+        _check_checkpointing(config)
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
@@ -321,7 +321,7 @@ def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
 
 def _check_checkpointing(config: RecoveryConfig) -> None:
     asked = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() in ("1", "true")
-    if config.gradient_checkpointing and asked and processes.divide_models():
+    if processes.divide_models() and config.gradient_checkpointing and asked:
         raise FFPError(
             "gradient_checkpointing is asked for twice, also as fsdp_activation_checkpointing in the config of "
             "accelerate; leave out one of them"

@@ -118,7 +118,7 @@ class PolicySearch:
         # The curriculum may start at a lower sparsity than the bounds allow.
         least = self.budget(config.sparsity).least_sparsity
         steps = config.search_steps if searches else 1
-        baselines = self._baselines() if searches or with_baselines else {}
+        baselines = processes.from_main(self._baselines()) if searches or with_baselines else {}
         with progress_bar(steps + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:

@@ -103,6 +103,11 @@ def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision)
     policy = uniform(np.zeros(len(units)), Budget(units, sparsity, 0.2, precision=precision))
     widths = [size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "ffn"]
     assert max(widths) - min(widths) <= spread
+    heads = {}
+    for unit, size in zip(policy.units, policy.sizes):
+        if unit.kind == "attention":
+            heads.setdefault(unit.groups, []).append(size)
+    assert all(max(sizes) - min(sizes) <= 1 for sizes in heads.values())
     if len(set(widths)) > 1:
         # Not all of the wider ones are at one end.
         assert max(widths) in widths[: len(widths) // 2] and max(widths) in widths[len(widths) // 2 :]

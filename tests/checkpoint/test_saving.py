@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint
+from optimum_ffp.checkpoint.saving import _savable, load_agent, save_checkpoint
 from tests.helpers import FILES, SETTINGS
 
 
@@ -201,3 +201,10 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     assert record["provenance"]["perplexity"]["calibrated"] is None
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()
     assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == 0.4
+
+
+def test_settings_of_sampling_that_nothing_reads_are_left_out():
+    config = GenerationConfig(temperature=0.5, top_p=0.9, eos_token_id=3)
+    assert _savable(config).to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
+    for used in (GenerationConfig(do_sample=True, temperature=0.5), GenerationConfig(eos_token_id=3)):
+        assert _savable(used) is used

@@ -76,9 +76,9 @@ def test_a_model_without_its_record_is_refused_before_it_is_trained(recover, fol
 
 
 def test_what_is_missing_is_said_before_the_training(recover, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.planning.preflight.find_spec", lambda name: None)
-    code, output, _ = recover("--lora", "2", "--plan")
-    assert code == 2 and "problem: adapters need the peft package: pip install peft" in output
+    monkeypatch.setattr("optimum_ffp.recovery.config.find_spec", lambda name: None)
+    code, _, errors = recover("--lora", "2", "--plan")
+    assert code == 2 and "error: adapters need the peft package: pip install peft" in errors
 
 
 def test_a_disk_that_is_full_ends_the_training_in_one_line(recover, monkeypatch):

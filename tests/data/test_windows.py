@@ -43,14 +43,25 @@ def test_repetitions_are_counted_in_every_text(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [0, 5, 31])
+@pytest.mark.parametrize(("length", "trained_length"), [(32, 16), (65, 128), (160, 96), (512, 129), (512, 2048)])
 @pytest.mark.parametrize("start_token", [True, False])
-def test_windows_are_found_in_text_to_train_on(offset, start_token):
-    tokens = torch.randint(2, 1000, (40, 32), generator=torch.Generator().manual_seed(0))
-    # One window wholly, and a third of another, at any offset and without a loss in places.
-    trained = torch.cat([torch.full((offset,), 1), tokens[7], tokens[20, :10], tokens[30:].flatten()])
-    trained = trained[: len(trained) // 16 * 16].view(-1, 16).int()
-    trained[::2] = -1 - trained[::2]
-    kept = tokens[:25].clone()
-    kept[:, 0] = 0 if start_token else kept[:, 0]
-    windows = Windows(kept, "text", "test", start_token)
-    assert windows.repeated_in(trained) == 1 and windows.first(7).repeated_in(trained) == 0
+def test_windows_are_found_in_text_to_train_on(offset, length, trained_length, start_token):
+    tokens = torch.randint(2, 1000, (40, length), generator=torch.Generator().manual_seed(0))
+    # Half of them wholly, a third of others, at any offset and without a loss in places.
+    text = torch.cat([torch.full((offset,), 1), tokens[:20].flatten(), *(row[: length // 3] for row in tokens[20:])])
+    text = torch.cat([text, torch.randint(2, 1000, (2 * trained_length,))])
+    start = [torch.zeros(len(text) // trained_length, 1, dtype=torch.int64)] if start_token else []
+    trained = text[: len(text) // trained_length * trained_length].view(-1, trained_length)
+    trained = torch.cat([*start, trained], 1).int()
+    trained[::2, 5:] = -1 - trained[::2, 5:]
+    if start_token:
+        tokens = torch.cat([torch.zeros(40, 1, dtype=torch.int64), tokens], 1)
+    windows = Windows(tokens, "text", "test", start_token)
+    assert windows.repeated_in(trained) == windows.first(20).repeated_in(trained) == 20
+
+
+def test_a_rule_that_many_texts_have_is_no_repetition():
+    tokens = torch.randint(2, 1000, (8, 512), generator=torch.Generator().manual_seed(0))
+    tokens[:, 100:180] = 1
+    trained = torch.full((2, 512), 1)
+    assert Windows(tokens, "text", "test").repeated_in(trained) == 0

@@ -7,7 +7,7 @@ import pytest
 from optimum_ffp import FFPError
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from tests.helpers import make_tokenizer
-from tests.modeling.test_loading import CPU, edit_weights, load_to_prune, refused_by_both
+from tests.modeling.test_loading import CPU, edit_config, edit_weights, load_to_prune, refused_by_both
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -33,6 +33,22 @@ def test_a_tokenizer_of_another_model(save_tiny_model):
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(base)
     refused_by_both(base, "has token ids up to 129, and the embedding of the model 128 rows")
+
+
+def test_code_of_classes_that_transformers_has_too_is_not_needed(save_tiny_model):
+    base = save_tiny_model("phi3")
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    edit_config(base, auto_map=code | {"AutoTokenizer": "Xenova/gpt-4o"})
+    load_to_prune(str(base), CPU)
+    edit_config(base, auto_map=code | {"AutoModelForCausalLM": "modeling_phi3.MyForCausalLM"})
+    with pytest.raises(FFPError, match="brings modelling code of its own"):
+        load_to_prune(str(base), CPU)
+
+
+def test_gemma2_keeps_the_softcap_of_its_attention(save_tiny_model):
+    base = str(save_tiny_model("gemma2"))
+    for load in (load_to_prune, load_any):
+        assert load(base, CPU)[0].config._attn_implementation == "eager"
 
 
 def test_a_model_that_overflows(save_tiny_model):

@@ -115,9 +115,3 @@ def test_a_process_that_was_killed_leaves_incomplete_checkpoints(tmp_path):
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert training._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-
-
-def test_peft_is_asked_for(student, teacher, text, windows, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(FFPError, match="pip install peft"):
-        make_training(student, teacher, lora=4).run(text, windows[4:].int(), tmp_path)
