@@ -55,6 +55,6 @@ def check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedModel
         )
     if model.config.model_type == "gemma2" and model.config.hidden_size == GEMMA2_27B:
         raise FFPError(
-            f"{model_id} is a Gemma 2 of 27B, whose scale of attention transformers doesn't read from GGUF files; give "
-            "the folder or Hub id that it was made from"
+            f"{model_id} is a Gemma 2 of 27B, whose scale of attention transformers doesn't read from GGUF files; "
+            "give the folder or Hub id that it was made from"
         )
