@@ -34,10 +34,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     # One family of each template of the modelling code.
     for way in ("one KV head", "both ways"):
         cases |= {f"{name}, {way}": (name, *WAYS[way]) for name in ("llama", "gemma3", "phi3")}
-    head = 2
-    scales = {"short_factor": [1.0] * head, "long_factor": [2.0] * head, "original_max_position_embeddings": 32}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0} | scales
-    cases["phi3, longrope"] = ("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 32}, (None,))
+    partial, before = {"partial_rotary_factor": 1.0}, {"original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
+    cases["phi3, longrope"] = ("phi3", partial | before | {"rope_parameters": rope | partial | before}, (None,))
     for case, (name, sizes, groups) in cases.items():
         sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
         pruned = sorted_model.materialise(random_policy(sorted_model, 1))

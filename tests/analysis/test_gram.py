@@ -21,7 +21,6 @@ def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows):
     for batch_size in (1, 4):
         for index, found in enumerate(statistics_of(tiny_model, units, windows, batch_size)):
             inputs = recorded[index]
-            assert found.tokens == len(inputs) == windows.numel()
             assert torch.allclose(found.gram, inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-4)
             assert torch.allclose(found.mean, inputs.mean(0), rtol=1e-3, atol=1e-4)
             assert torch.allclose(found.variance, inputs.var(0, correction=0), rtol=1e-2, atol=1e-3)

@@ -82,4 +82,4 @@ def test_a_long_file_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch, caplo
     ).values()
     # Five windows, so that the smallest part of it has one.
     assert len(rows) == 5 * 8 * 8 // 18 + 1
-    assert "long.txt is long: its first 768 characters are read" in caplog.text
+    assert "long.txt is long: its first 320 characters are read" in caplog.text

@@ -123,7 +123,7 @@ def test_feasible_sparsities_are_those_that_can_be_met():
 def test_only_hidden_states_grow_with_the_number_of_windows():
     few, many = planned(), planned(num_samples=100, search_samples=10, eval_samples=50, search_steps=500)
     grown = [one.name for one, other in zip(few.memory, many.memory) if one != other]
-    assert grown == ["statistics", "importance", "factorisation", "calibration", "evaluation"]
+    assert grown == ["fisher", "statistics", "importance", "factorisation", "calibration", "evaluation"]
     for one, other in zip(few.memory, many.memory):
         assert one.device == other.device and {**one.host, "hidden states": 0} == {**other.host, "hidden states": 0}
     # But for calibration, no more of them than a limit.

@@ -17,5 +17,8 @@ def test_the_record_names_the_dense_model_with_its_revision(hub, pruned, folder)
 
 
 def test_a_dense_model_that_is_not_known(tmp_path, folder):
+    with pytest.raises(FFPError, match="has no record of its pruning; copy ffp_config.json from the checkpoint"):
+        read_teacher(str(tmp_path), "named", LoadOptions(), read_model_config)
+    (tmp_path / "ffp_config.json").write_text('{"policy": {}}')
     with pytest.raises(FFPError, match="is needed: it has no record of it; name it by --teacher"):
         read_teacher(str(tmp_path), None, LoadOptions(), read_model_config)
