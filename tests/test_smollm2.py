@@ -40,9 +40,9 @@ def pruner(tmp_path_factory) -> FFPPruner:
     # Real English, and much of it, which comes with Python.
     text = tmp_path_factory.mktemp("text") / "topics.txt"
     text.write_text("\n\n".join(topics.values())[:40_000])
-    sizes = {"seq_len": 128, "num_samples": 8, "fisher_samples": 4, "search_samples": 2, "eval_samples": 4}
+    sizes = {"seq_len": 128, "num_samples": 16, "fisher_samples": 4, "search_samples": 2, "eval_samples": 4}
     # Wanda needs no elimination.
-    quick = {"search_steps": 8, "criterion": "wanda"}
+    quick = {"search_steps": 8, "criterion": "wanda", "distillation_passes": 1}
     config = FFPConfig(sparsity=0.2, dataset=str(text), **sizes, **quick)
     pruner = FFPPruner.from_pretrained(smollm2_path(), config, device="cpu")
     pruner.prune()
