@@ -260,14 +260,13 @@ class MemoryModel:
     def _fisher_sums(self) -> Parts:
         """Fisher matrices and their sums over windows, in host memory."""
         place = self.placement
-        sums = running_sums(place.on_cpu, place.processes)
         if self.at_once(self.layers + 2) < self._own(self.fisher_windows):
             # Those of all layers grow together, and are no files before they are finished.
-            return {"sums of Fisher matrices": sums * self.fishers + self.layer_fishers * (place.processes > 1)}
-        sums = max(sums, most_sums(place.on_cpu, place.processes))
+            sums = running_sums(place.on_cpu, place.processes) * self.fishers
+            return {"sums of Fisher matrices": sums + self.layer_fishers * (place.processes > 1)}
         return {
             "Fisher matrices": self.fishers // place.processes,
-            "sums of Fisher matrices": sums * self.layer_fishers,
+            "sums of Fisher matrices": most_sums(place.on_cpu, place.processes) * self.layer_fishers,
         }
 
     def _searching(self) -> tuple[Parts, Parts]:

@@ -11,7 +11,6 @@ from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
 from ..options import GRADIENT_COST
-from ..utils import processes
 from ..utils.resume import Journal
 
 
@@ -53,8 +52,6 @@ class CandidateEvaluator:
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
-        # The search runs in every process, with the same results.
-        policies = processes.from_main(list(policies))
         losses = np.array(self._losses(policies, windows))
         self.evaluations += len(policies)
         self.tokens += losses.size * self.windows.shape[1]
@@ -66,7 +63,7 @@ class CandidateEvaluator:
 
         This takes a forward and a backward pass, whose tokens count three times.
         """
-        policy, chosen = processes.from_main(policy), self.windows[torch.from_numpy(windows)]
+        chosen = self.windows[torch.from_numpy(windows)]
 
         def measure() -> list[list]:
             found = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)

@@ -129,7 +129,7 @@ class PolicySearch:
 
             task = SearchTask(
                 units=self.measured.units,
-                # Agents of other machines may round otherwise.
+                # The search runs in every process, and on other machines agents may round otherwise.
                 map_scores=lambda scores, sparsity: processes.from_main(
                     mapping(scores, self.budget(max(sparsity, least)))
                 ),
