@@ -120,6 +120,11 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(training, "max-grad-norm", "Norm that gradients are clipped to.")
     _add(training, "temperature", "Temperature of the distributions that are compared.")
     _add(training, "label-share", "Share of the language-model loss on the text itself in the loss, 0 to 1.")
+    _add(
+        training,
+        "hidden-weight",
+        "Weight in the loss of the distance of the hidden states after every layer from those of the dense model.",
+    )
     _add(training, "evaluations", "Number of evaluations on the held-out windows, each with a checkpoint.")
     _add(
         training,

@@ -182,6 +182,7 @@ def plan_recovery(
         "moments": MOMENTS * trained,
         "weights in bfloat16": copied,
         "activations": int(config.batch_size * batch.length * _activations(layers, hidden, kept, config, precision)),
+        "hidden states": config.batch_size * batch.length * _compared(student, config, precision),
         "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
     }
@@ -245,6 +246,14 @@ def _divided(
 
 def _adapter_parameters(layers: nn.Module, rank: int) -> int:
     return rank * sum(sum(one.shape) for one in layers.parameters() if one.ndim == 2)
+
+
+def _compared(student: PreTrainedModel, config: RecoveryConfig, precision: Precision) -> int:
+    """Bytes of a token in hidden states of the dense model, and in their distances from those of the pruned one."""
+    if not config.hidden_weight:
+        return 0
+    layers, hidden = len(decoder_layers(student)), student.get_output_embeddings().weight.shape[1]
+    return layers * hidden * (precision.teacher.itemsize + 4)
 
 
 def _activations(

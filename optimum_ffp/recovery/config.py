@@ -57,6 +57,8 @@ class RecoveryConfig:
         max_grad_norm: Norm that gradients are clipped to.
         temperature: Temperature of both distributions in the divergence.
         label_share: Share of the language-model loss in the loss, 0 to 1.
+        hidden_weight: Weight in the loss of the squared distance of the hidden states after every layer, relative to
+            those of the dense model.
         seq_len: Tokens per window; the model's maximum length up to 2048 if `None`, or where steps have fewer tokens
             up to theirs, but at least 512.
         batch_size: Windows per forward pass of a process.
@@ -90,6 +92,7 @@ class RecoveryConfig:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     label_share: float = 0.0
+    hidden_weight: float = 0.0
     seq_len: int | None = None
     batch_size: int = 1
     lora: int = 0
@@ -113,7 +116,7 @@ class RecoveryConfig:
         self.learning_rate = self._given_or("learning_rate", ADAPTER_RATE if self.lora else WEIGHT_RATE)
         self._check(int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples")
         self._check(int, 0, None, "lora", "seed")
-        self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm")
+        self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm", "hidden_weight")
         self._check(float, 0, 1, "warmup_ratio", "label_share")
         self._check(float, 0.1, None, "temperature")
         for name, least in {"seq_len": 2, "eval_seq_len": 2, "patience": 1, "eval_samples": 1}.items():

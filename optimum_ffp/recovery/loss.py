@@ -23,8 +23,10 @@ class DistillationLoss:
     For every token that has a label, with the logits `z` of the student and `y` of the teacher before it,
 
         (1 - m) · τ² · KL(softmax(y / τ) ‖ softmax(z / τ)) + m · cross-entropy(softmax(z), label)
+            + w · mean over layers of ‖h - g‖² / ‖g‖²
 
-    Logits are computed for `POSITIONS` positions at a time and differentiated at once, so that neither those of a
+    where `h` and `g` are the hidden states of student and teacher at the position before it, after every layer but the
+    last. Logits are computed for `POSITIONS` positions at a time and differentiated at once, so that neither those of a
     window nor their gradients are ever in memory together. As the forward pass of the module it works under whatever
     wraps that, such as DDP, FSDP or peft.
 
@@ -33,13 +35,19 @@ class DistillationLoss:
         teacher: The dense model. It is not trained.
         temperature: τ.
         label_share: m, the share of the language-model loss.
+        hidden_weight: w, the weight of the distance of the hidden states.
     """
 
     def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0, label_share: float = 0.0
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        temperature: float = 1.0,
+        label_share: float = 0.0,
+        hidden_weight: float = 0.0,
     ):
         self.student, self.teacher = student, teacher
-        self.temperature, self.label_share = temperature, label_share
+        self.temperature, self.label_share, self.hidden_weight = temperature, label_share, hidden_weight
         self._forward = MethodType(type(student).forward, student)
 
     def __call__(
@@ -61,12 +69,14 @@ class DistillationLoss:
             `loss`; and, without gradients, the sums over the tokens with a label of the divergence, `kl`, and of their
             negative log-likelihoods, `nll`, in nats, and their number, `tokens`.
         """
+        # An evaluation reads the divergence alone.
+        matches = self.hidden_weight > 0 and torch.is_grad_enabled()
         with torch.no_grad():
-            wanted = decode(self.teacher, input_ids)
+            wanted = decode(self.teacher, input_ids, hidden_states=matches)
         head = self.student.get_output_embeddings()
         with replaced_forward(self.student, self._forward):
             # FSDP may keep the weights in host memory.
-            decoded, forward = decode(self.student, input_ids, input_ids.device), head.forward
+            decoded, forward = decode(self.student, input_ids, input_ids.device, matches), head.forward
 
             def of_pieces(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
                 trained = [one for one in head.parameters() if one.requires_grad]
@@ -76,6 +86,9 @@ class DistillationLoss:
             # As the head's forward pass, so that FSDP, which may shard the head apart, sees it run once.
             with replaced_forward(head, of_pieces):
                 loss, kl, nll = head(decoded.last_hidden_state)
+        if matches:
+            known = _next_tokens(labels, 0, labels.shape[1]) != UNLABELLED
+            loss = loss + self.hidden_weight * _hidden_distance(decoded, wanted, known)
         tokens = (labels[:, 1:] != UNLABELLED).sum()
         # Windows of a step may have no label at all.
         loss = loss / torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch).clamp_min(1)
@@ -149,6 +162,18 @@ def _next_tokens(labels: torch.Tensor, start: int, positions: int) -> torch.Tens
     """Return the labels of the tokens after each position of a piece; the last of a window has none."""
     found = labels[:, start + 1 : start + 1 + positions]
     return torch.nn.functional.pad(found, (0, positions - found.shape[1]), value=UNLABELLED)
+
+
+def _hidden_distance(decoded: ModelOutput, wanted: ModelOutput, known: torch.Tensor) -> torch.Tensor:
+    """Return the sum over positions of the squared distance, relative to the teacher's hidden state, by layer."""
+    # The first are embeddings, the last what the head reads.
+    layers = list(zip(decoded.hidden_states, wanted.hidden_states))[1:-1]
+    total = torch.zeros((), device=known.device)
+    for found, target in layers:
+        target = target.float()
+        distances = (found.float() - target).square().sum(-1) / target.square().sum(-1)
+        total = total + (distances * known).sum()
+    return total / max(1, len(layers))
 
 
 def _add(totals: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:

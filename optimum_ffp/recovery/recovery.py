@@ -19,6 +19,7 @@ from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, train
 from ..errors import FFPError
 from ..evaluation import window_losses
 from ..hub.upload import one_line
+from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, resolve_device
 from ..options import read_mix
 from ..utils import processes
@@ -91,6 +92,8 @@ class FFPRecovery:
         self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
+        if config.hidden_weight:
+            _check_hidden_states(student, teacher)
         _check_device(teacher.device)
 
     @classmethod
@@ -325,6 +328,16 @@ def _check_checkpointing(config: RecoveryConfig) -> None:
         raise FFPError(
             "gradient_checkpointing is asked for twice, also as fsdp_activation_checkpointing in the config of "
             "accelerate; leave out one of them"
+        )
+
+
+def _check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    sizes = [(len(decoder_layers(one)), one.config.get_text_config().hidden_size) for one in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        found = " and the pruned model ".join(f"{count} of size {size}" for count, size in reversed(sizes))
+        raise FFPError(
+            f"hidden_weight compares the hidden states after every layer: the teacher has {found}; set it to 0, or "
+            "name the model that was pruned"
         )
 
 

@@ -28,6 +28,8 @@ LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
 BETA2 = 0.95
+# Reentrant checkpoints, the default of transformers 4, lose the gradients of hidden states.
+CHECKPOINTING = {"use_reentrant": False}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ class Training:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             student.cpu()
         model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
-        student.forward = DistillationLoss(student, self.teacher, config.temperature, config.label_share)
+        student.forward = DistillationLoss(
+            student, self.teacher, config.temperature, config.label_share, config.hidden_weight
+        )
         try:
             trainer = RecoveryTrainer(
                 model,
@@ -161,7 +165,7 @@ class Training:
             max_grad_norm=config.max_grad_norm,
             adam_beta2=BETA2,
             bf16=self.bf16,
-            **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+            **(_checkpointing() if config.gradient_checkpointing else {}),
             eval_strategy="steps",
             eval_steps=every,
             eval_on_start=begins,
@@ -224,6 +228,13 @@ class Training:
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+def _checkpointing() -> dict[str, Any]:
+    """Arguments to `TrainingArguments`, whose names are others since transformers 5.24."""
+    names = "activation_checkpointing", "gradient_checkpointing"
+    name = next(name for name in names if hasattr(TrainingArguments, name))
+    return {name: True, f"{name}_kwargs": CHECKPOINTING}
 
 
 def _mixed_precision() -> Any:

@@ -16,18 +16,22 @@ from transformers.modeling_outputs import ModelOutput
 POSITIONS = 256
 
 
-def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> ModelOutput:
+def decode(
+    model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None, hidden_states: bool = False
+) -> ModelOutput:
     """Run a causal LM without its head.
 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
         device: Device that it runs on, if its weights are elsewhere.
+        hidden_states: Whether the output also has those after every layer.
 
     Returns:
         Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
-    return _decoder(model)(tokens.to(device or model.device), use_cache=False)
+    options = {"output_hidden_states": True} if hidden_states else {}
+    return _decoder(model)(tokens.to(device or model.device), use_cache=False, **options)
 
 
 def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:

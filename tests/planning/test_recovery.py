@@ -69,6 +69,7 @@ def test_what_options_save():
     assert adapters.memory["moments"] < usual.memory["moments"] and adapters.disk < usual.disk
     assert adapters.operations < usual.operations
     assert planned(patience=2).disk > usual.disk
+    assert planned(hidden_weight=1.0).memory["hidden states"] > usual.memory["hidden states"] == 0
     # DDP has buckets for gradients, and every process its own of everything.
     two = planned(count=2)
     assert two.memory["gradients"] == 2 * usual.memory["gradients"] and two.peak_bytes > 2 * usual.peak_bytes
@@ -133,7 +134,7 @@ from optimum_ffp import FFPRecovery, RecoveryConfig
 from optimum_ffp.planning.recovery import plan_recovery
 student, teacher, data = sys.argv[1:]
 sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
-config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-5, warmup_ratio=0.0, **sizes)
+config = RecoveryConfig(dataset=data, eval_samples=1, hidden_weight=1.0, learning_rate=1e-5, warmup_ratio=0.0, **sizes)
 recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
 plan = plan_recovery(recovery.student, recovery.teacher, config, "cpu")
 before = psutil.Process().memory_info().rss - plan.memory["dense model"] - plan.memory["weights"]

@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from optimum_ffp.recovery.loss import UNLABELLED, DistillationLoss
+from optimum_ffp.recovery.training import CHECKPOINTING
 from tests.helpers import EVERY_MODEL, VOCABULARY, make_tiny_model
 
 
@@ -31,25 +32,30 @@ def expected_loss(
     labels: torch.Tensor,
     tau: float,
     share: float,
+    weight: float = 0.0,
 ) -> torch.Tensor:
     """By the definition, with the logits of all positions."""
-    found, wanted = (model(ids, use_cache=False).logits[:, :-1].float() for model in (student, teacher))
+    outputs = [model(ids, use_cache=False, output_hidden_states=True) for model in (student, teacher)]
+    found, wanted = (output.logits[:, :-1].float() for output in outputs)
     logs = [(logits / tau).log_softmax(-1).flatten(0, 1) for logits in (found, wanted)]
     targets = labels[:, 1:].flatten()
     known = targets != UNLABELLED
     kl = kl_div(*logs, log_target=True, reduction="none").sum(-1)[known].sum() * tau**2
     nll = cross_entropy(found.flatten(0, 1), targets, ignore_index=UNLABELLED, reduction="sum")
-    return ((1 - share) * kl + share * nll) / known.sum()
+    states, references = (torch.stack(output.hidden_states[1:-1])[:, :, :-1].flatten(1, 2) for output in outputs)
+    assert len(states) == student.config.num_hidden_layers - 1
+    hidden = ((states - references).norm(dim=-1) / references.norm(dim=-1)).square()[:, known].mean(0).sum()
+    return ((1 - share) * kl + share * nll + weight * hidden) / known.sum()
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-@pytest.mark.parametrize(("tau", "share"), [(1.0, 0.0), (2.0, 0.3)])
-def test_loss_and_gradients_are_those_of_whole_logits(name, tau, share, labels, windows):
+@pytest.mark.parametrize(("tau", "share", "weight"), [(1.0, 0.0, 0.0), (2.0, 0.3, 5.0)])
+def test_loss_and_gradients_are_those_of_whole_logits(name, tau, share, weight, labels, windows):
     teacher, student = make_tiny_model(name), make_tiny_model(name, seed=1).requires_grad_(True)
     ids, parameters = windows[:2, :12], dict(student.named_parameters())
-    wanted = expected_loss(student, teacher, ids, labels, tau, share)
+    wanted = expected_loss(student, teacher, ids, labels, tau, share, weight)
     gradients = torch.autograd.grad(wanted, parameters.values())
-    student.forward = DistillationLoss(student, teacher, tau, share)
+    student.forward = DistillationLoss(student, teacher, tau, share, weight)
     found = student(input_ids=ids, labels=labels)
     assert found["tokens"] == (labels[:, 1:] != UNLABELLED).sum()
     assert float(found["loss"]) == pytest.approx(float(wanted), rel=1e-5)
@@ -57,6 +63,28 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, tau, share, labels, 
     for one, other in zip(torch.autograd.grad(found["loss"], parameters.values()), gradients):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * largest)
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_hidden_states_have_the_same_gradients_with_checkpointing(labels, windows):
+    teacher, gradients = make_tiny_model(), []
+    for checkpointing in (False, True):
+        student = make_tiny_model(seed=1).requires_grad_(True).train()
+        if checkpointing:
+            names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            next(getattr(student, name) for name in names if hasattr(student, name))(CHECKPOINTING)
+        student.forward = DistillationLoss(student, teacher, hidden_weight=5.0)
+        student(input_ids=windows[:2, :12], labels=labels)["loss"].backward()
+        gradients.append([one.grad for one in student.parameters()])
+    for one, other in zip(*gradients):
+        assert torch.equal(one, other)
+
+
+def test_an_evaluation_reads_no_hidden_states(labels, windows):
+    teacher, student = make_tiny_model(), make_tiny_model(seed=1)
+    losses = [DistillationLoss(student, teacher, hidden_weight=weight) for weight in (0.0, 5.0)]
+    with torch.no_grad():
+        plain, weighted = (loss(windows[:2, :12], labels) for loss in losses)
+    assert plain == weighted
 
 
 def test_a_number_of_labels_divides_the_sum(labels, windows):

@@ -114,6 +114,13 @@ def test_the_teacher_must_be_known_and_have_the_same_tokens(folder, base, data_f
     make_tokenizer().save_pretrained(tmp_path / "larger")
     with pytest.raises(FFPError, match="logits for 128 tokens, and the teacher for 130"):
         make_recovery(folder, tmp_path / "larger", data_folder)
+    for path, sizes in {"deeper": {"num_hidden_layers": 4}, "wider": {"hidden_size": 48}}.items():
+        make_tiny_model(**sizes).save_pretrained(tmp_path / path)
+        make_tokenizer().save_pretrained(tmp_path / path)
+        found = f"the teacher has {sizes.get('num_hidden_layers', 3)} of size {sizes.get('hidden_size', 32)} and"
+        with pytest.raises(FFPError, match=f"hidden_weight compares .*: {found} the pruned model .* set it to 0"):
+            make_recovery(folder, tmp_path / path, data_folder, hidden_weight=1.0)
+        make_recovery(folder, tmp_path / path, data_folder, hidden_weight=0.0)
 
 
 def test_what_was_not_pruned_is_refused(base, data_folder):
