@@ -1,4 +1,4 @@
-"""The exception for errors of the user, as opposed to bugs."""
+"""The exception for errors of the user, as opposed to bugs, and what it says of others."""
 
 
 class FFPError(ValueError):
@@ -7,3 +7,14 @@ class FFPError(ValueError):
     The message is one line that says what was found, what is allowed and what to do. The command line prints only that
     line and exits with code 2.
     """
+
+
+def one_line(error: BaseException | str, token: str | None = None) -> str:
+    """Return the first non-empty line of a message, with tokens masked; the name of the error if it has none."""
+    from huggingface_hub import get_token
+
+    text = str(error)
+    for secret in f"{token or ''} {get_token() or ''}".split():
+        text = text.replace(secret, "***")
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else (type(error).__name__ if isinstance(error, BaseException) else "")

@@ -16,9 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, short_name, without_folders
-from ..hub.upload import name_repository, one_line
+from ..hub.upload import name_repository
 from ..options import GRADIENT_COST, read_mix
 from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, read_record
 from ..utils.json import to_json

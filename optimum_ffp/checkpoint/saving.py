@@ -17,9 +17,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import extract_commit_hash
 
 from ..config import FFPConfig
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
-from ..hub.upload import check_push, describe_failure, one_line, push_folder
+from ..hub.upload import check_push, describe_failure, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import check_output, is_checkpoint, read_record, whole_folder
 from ..utils.json import to_json

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 
 
 # Columns that are read by default: the first of `KNOWN_COLUMNS` that holds texts or conversations, respectively.
@@ -99,7 +99,7 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # A template is a program and may raise anything.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {one_line(error)}"
         begin = str(conversation[0].get("content"))[:40]
         raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {reason}") from None
 

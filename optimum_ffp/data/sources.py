@@ -9,8 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..errors import FFPError
-from ..hub.upload import one_line
+from ..errors import FFPError, one_line
 from .columns import Row, choose_column, length_of, read_column
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
@@ -201,4 +200,4 @@ def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {one_line(error)}"

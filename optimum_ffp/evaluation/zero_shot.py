@@ -12,8 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import FFPError
-from ..hub.upload import one_line
+from ..errors import FFPError, one_line
 from ..utils.batch_size import out_of_memory
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 
 
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
@@ -141,12 +141,3 @@ def describe_failure(error: BaseException, token: str | None = None) -> str:
     cause = one_line(chain[-1], token)
     found = found if cause in found else f"{found} ({cause})"
     return found if isinstance(error, ValueError) else f"{found}; {NO_ANSWER}"
-
-
-def one_line(error: BaseException | str, token: str | None = None) -> str:
-    """Return the first non-empty line of a message, with tokens masked."""
-    text = str(error)
-    for secret in f"{token or ''} {get_token() or ''}".split():
-        text = text.replace(secret, "***")
-    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else (type(error).__name__ if isinstance(error, BaseException) else "")

@@ -11,8 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import Group, PruningPolicy
-from ..errors import FFPError
-from ..hub.upload import one_line
+from ..errors import FFPError, one_line
 from ..hub.validate_checkpoint import check_checkpoint, is_ignored
 from .families import FAMILIES, Family, get_family
 

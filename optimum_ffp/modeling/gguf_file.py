@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from ..errors import FFPError
-from ..hub.upload import one_line
+from ..errors import FFPError, one_line
 
 
 if TYPE_CHECKING:

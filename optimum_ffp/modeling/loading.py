@@ -21,8 +21,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..errors import FFPError
-from ..hub.upload import one_line
+from ..errors import FFPError, one_line
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from .auto import FFPModelForCausalLM, is_pruned, load_whole, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token

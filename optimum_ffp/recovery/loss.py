@@ -26,9 +26,9 @@ class DistillationLoss:
             + w · mean over layers of ‖h - g‖² / ‖g‖²
 
     where `h` and `g` are the hidden states of student and teacher at the position before it, after every layer but the
-    last. Logits are computed for `POSITIONS` positions at a time and differentiated at once, so that neither those of a
-    window nor their gradients are ever in memory together. As the forward pass of the module it works under whatever
-    wraps that, such as DDP, FSDP or peft.
+    last. Logits are computed for `POSITIONS` positions at a time and differentiated at once, so that neither those of
+    a window nor their gradients are ever in memory together. As the forward pass of the module it works under
+    whatever wraps that, such as DDP, FSDP or peft.
 
     Args:
         student: The pruned model.

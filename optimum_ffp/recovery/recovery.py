@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered
 from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 from ..evaluation import window_losses
-from ..hub.upload import one_line
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, resolve_device
 from ..options import read_mix
@@ -153,6 +152,8 @@ class FFPRecovery:
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
         losses["recovered"] = self._losses(self.student, data, "recovered")
+        # It was measured in a dtype that the device computes in.
+        self.student.to(self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
             stated=self.config.stated(),

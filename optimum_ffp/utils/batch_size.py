@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 
 
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ def memory_errors(remedies: str = REMEDIES) -> Iterator[None]:
             raise
         # The tensors of the calls that failed would be kept with the error.
         clear_frames(error.__traceback__)
-        stage, reason = getattr(error, "stage", "loading"), str(error).splitlines()[0]
+        stage, reason = getattr(error, "stage", "loading"), one_line(error)
         raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {remedies}") from None
 
 
@@ -59,7 +59,7 @@ def with_halving_batches(run: Callable[[int], Result], batch_size: int, remedies
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
         if batch_size == 1:
             raise FFPError(f"memory doesn't suffice for one window ({reason}); choose {remedies}")
         clear_device_cache(garbage_collection=True)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 
 
 Value = TypeVar("Value")
@@ -61,7 +61,7 @@ def join(device: str | None = None) -> None:
     try:
         dist.init_process_group(_backends(on_cpu), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise FFPError(f"the processes of this run can't reach each other ({reason}); start all anew") from None
     own = PartialState(cpu=on_cpu).device
     if own.type != "cpu":
@@ -286,6 +286,6 @@ def _losses_of_others() -> Iterator[None]:
         # The one that has ended has the first word.
         time.sleep(GRACE_SECONDS)
         raise ProcessLostError(
-            f"another of the {count()} processes has ended ({str(error).splitlines()[0]}); run the same command with "
+            f"another of the {count()} processes has ended ({one_line(error)}); run the same command with "
             "--resume to continue"
         ) from None

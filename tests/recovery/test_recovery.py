@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
@@ -52,6 +53,16 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
     for name, model in {"dense": dense, "pruned": pruned_model, "recovered": loaded}.items():
         assert record.losses[name][0] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-4)
         assert record.perplexities[0][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
+
+
+def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.utils.precision._cpu_multiplies", lambda dtype: False)
+    config = RecoveryConfig(dataset=str(data_folder), **SETTINGS)
+    recovery = FFPRecovery.from_pretrained(folder, config, base, device="cpu", dtype="bfloat16")
+    assert recovery.recover().dtype == "bfloat16"
+    recovery.save_pretrained(tmp_path / "recovered")
+    saved = load_file(tmp_path / "recovered" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
 def test_a_resumed_recovery_ends_with_the_same_weights(folder, base, data_folder, tmp_path, monkeypatch):
