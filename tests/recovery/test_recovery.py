@@ -1,6 +1,7 @@
 """FFPRecovery: a model comes out better, with a record of both steps, and goes on after an interruption."""
 
 import json
+from shutil import copytree
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
 
 def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.utils.precision._cpu_multiplies", lambda dtype: False)
-    config = RecoveryConfig(dataset=str(data_folder), **SETTINGS)
-    recovery = FFPRecovery.from_pretrained(folder, config, base, device="cpu", dtype="bfloat16")
+    copytree(folder, tmp_path / "pruned")
+    FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "pruned")
+    recovery = make_recovery(tmp_path / "pruned", base, data_folder)
     assert recovery.recover().dtype == "bfloat16"
     recovery.save_pretrained(tmp_path / "recovered")
     saved = load_file(tmp_path / "recovered" / "model.safetensors")
