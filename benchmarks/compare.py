@@ -31,7 +31,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import begin_of
+from optimum_ffp.data import describe_windows
 from optimum_ffp.hub.naming import without_folders
 
 
@@ -163,10 +163,7 @@ def table(records: list[dict], head: int, against: str) -> str:
             f"{sum(read.values()) - read['evaluation']:,} |"
         )
     test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"])
-    lines.append(
-        f"\nDense: {spread([dense[:head]])} and {spread([dense[head:]])}. {test['dataset']}, {test['split']}, "
-        f"{test['windows']} windows of {test['window_length']} tokens, {begin_of(test)}."
-    )
+    lines.append(f"\nDense: {spread([dense[:head]])} and {spread([dense[head:]])}. {describe_windows(test)}.")
     return "\n".join(lines)
 
 

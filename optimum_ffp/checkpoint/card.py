@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from ..config import FFPConfig
-from ..data import hub_source
+from ..data import describe_size, hub_source
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
@@ -101,13 +101,12 @@ def evaluation_results(test: Mapping[str, Any], perplexity: float) -> list[EvalR
     if not math.isfinite(perplexity):
         return []
     dataset_id, name = hub_dataset(test["dataset"]) or (short_name(test["dataset"]), None)
-    shape = f"{test['windows']} windows of {test['window_length']} tokens"
     return [
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
             dataset_type=dataset_id,
-            dataset_name=f"{dataset_name(test['dataset'])} ({shape})",
+            dataset_name=f"{dataset_name(test['dataset'])} ({describe_size(test)})",
             dataset_config=name,
             dataset_split=test["split"],
             metric_type="perplexity",

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import GROUP_NAMES, block_parameters
-from ..data import begin_of
+from ..data import describe_shape, describe_windows
 from ..hub.naming import TEXTS, dataset_name, is_hub_id, model_name, short_name
 from .card import command_line
 from .plots import format_lambda
@@ -40,7 +40,7 @@ def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mappin
         lstrip_blocks=True,
     )
     environment.filters |= {"number": format_number, "lambda": format_lambda}
-    environment.filters |= {"windows": describe_windows, "shape": describe_shape}
+    environment.filters |= {"windows": describe_text, "shape": describe_shape}
     pictures = {name: _embed(Path(folder) / file) for name, file in plots.items()}
     path = Path(folder) / REPORT_FILE
     path.write_text(environment.get_template(TEMPLATE).render(_fields(result), pictures=pictures), encoding="utf-8")
@@ -52,14 +52,9 @@ def format_number(value: float, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if math.isfinite(value) else "not finite"
 
 
-def describe_windows(windows: Mapping[str, Any]) -> str:
-    """Formats the record of `Windows.describe` as one line."""
-    return f"{dataset_name(windows['dataset'])}, {windows['split']}, {describe_shape(windows)}"
-
-
-def describe_shape(windows: Mapping[str, Any]) -> str:
-    """Formats number, length and begin of the windows of a record of `Windows.describe`."""
-    return f"{windows['windows']} × {windows['window_length']} tokens, {begin_of(windows)}"
+def describe_text(windows: Mapping[str, Any]) -> str:
+    """Formats the record of `Windows.describe` as one line, with the name of the dataset that readers know."""
+    return describe_windows({**windows, "dataset": dataset_name(windows["dataset"])})
 
 
 def _embed(picture: Path) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..data import describe_windows
 from ..errors import FFPError
 from ..hub.naming import without_folders
 from ..utils.folders import RECORD
@@ -58,7 +59,7 @@ class ParetoFront:
             FFPError: If they can't be written.
         """
         files = [Path(name) for name in front_files(stem)]
-        windows = "{dataset}, {split}, {windows} x {window_length} tokens".format(**self.record["search_windows"])
+        windows = describe_windows(self.record["search_windows"])
         try:
             files[0].write_text(to_json(self.record, indent=2) + "\n", encoding="utf-8")
             write_front(self.record["dense"], self.record["pruned"], windows, files[1])

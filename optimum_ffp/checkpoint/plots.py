@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..allocation.policy import GROUP_NAMES, Group
+from ..data import describe_size
 from .result import PruningResult
 
 
@@ -86,8 +87,9 @@ def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], pat
         axes.grid(alpha=0.25)
         axes.margins(x=0.02)
     panels[-1].set(xlabel="tokens trained on [thousand]")
-    shape = f"{windows['windows']} windows of {windows['window_length']} tokens"
-    figure.suptitle(f"Recovery: divergence from the dense model, and perplexity, on {shape} held out", fontsize=11)
+    figure.suptitle(
+        f"Recovery: divergence from the dense model, and perplexity, on {describe_size(windows)} held out", fontsize=11
+    )
     figure.savefig(path, dpi=DPI)
 
 

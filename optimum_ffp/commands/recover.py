@@ -140,8 +140,9 @@ def recover_into(
 
 def summary(record: "RecoveryRecord", folder: str) -> str:
     """The table that is printed at the end."""
+    from ..data import describe_windows
     from ..hub.naming import dataset_name
-    from .summary import describe_windows, load_lines, table
+    from .summary import load_lines, table
 
     first, last = record.curve[0], record.kept
     rows = [

@@ -1,10 +1,9 @@
 """The table that a prune prints at the end."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..checkpoint.result import PruningResult
-from ..data import begin_of
+from ..data import describe_windows
 from ..hub.naming import dataset_name
 
 
@@ -58,11 +57,3 @@ def load_lines(folder: str) -> list[str]:
         *("", "Load it with", "    from transformers import AutoModelForCausalLM"),
         f'    model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)',
     ]
-
-
-def describe_windows(found: dict[str, Any], wanted: int | None = None) -> str:
-    """Dataset, split, number, length and begin of windows; also the requested number if there was less text."""
-    count = found["windows"]
-    count = f"only {count} of {wanted}" if wanted and count < wanted else count
-    shape = f"{count} windows of {found['window_length']} tokens"
-    return f"{found['dataset']}, {found['split']}, {shape}, {begin_of(found)}"

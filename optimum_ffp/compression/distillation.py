@@ -95,8 +95,8 @@ def distil(
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Every step of Adam has a window of each of `batch` parts of the text, which processes share. The learning rate is
-    multiplied by the root of their number.
+    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share. The
+    learning rate is multiplied by the root of `batch`.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
@@ -120,7 +120,7 @@ def distil(
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
-    parts = Shares(len(windows), max(batch, STEP_TOKENS // windows.shape[1]))
+    parts = Shares(len(windows), windows_per_step(batch, windows.shape[1]))
     learning_rate *= math.sqrt(batch)
     shares = parts, Shares(len(held_out))
     dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype, copies=2)
@@ -141,6 +141,11 @@ def distil(
             return_free_memory()
             bar.update()
     return fits
+
+
+def windows_per_step(batch: int, length: int) -> int:
+    """Return the number of windows per step: `batch`, or more if those have fewer than `STEP_TOKENS` tokens."""
+    return max(batch, math.ceil(STEP_TOKENS / length))
 
 
 class _Trainer:

@@ -13,7 +13,7 @@ from .request import (
 )
 from .sources import check_text_file, find_files, hub_source, hub_splits, read_splits
 from .training import TrainingWindows, training_windows
-from .windows import DataSplits, Windows, begin_of
+from .windows import DataSplits, Windows, describe_shape, describe_size, describe_windows
 
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "Row",
     "TrainingWindows",
     "Windows",
-    "begin_of",
+    "describe_shape",
+    "describe_size",
+    "describe_windows",
     "check_text_file",
     "check_calibration_tokens",
     "cut_rows",

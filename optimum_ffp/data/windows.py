@@ -88,9 +88,28 @@ def _hashes(rows: torch.Tensor, run: int, step: int) -> torch.Tensor:
     return rows.unfold(1, run, step) @ factors
 
 
-def begin_of(windows: Mapping[str, Any]) -> str:
-    """Says how the windows of a record of `Windows.describe` begin; those of earlier versions have no start token."""
-    return f"{'a' if windows.get('start_token') else 'no'} start token"
+def describe_size(windows: Mapping[str, Any], wanted: int | None = None) -> str:
+    """Number and length of the windows of a record of `Windows.describe`.
+
+    Args:
+        windows: The record.
+        wanted: Number of windows that was asked for, which is named if there was less text.
+    """
+    count = windows["windows"]
+    count = f"only {count} of {wanted}" if wanted and count < wanted else count
+    return f"{count} windows of {windows['window_length']} tokens"
+
+
+def describe_shape(windows: Mapping[str, Any], wanted: int | None = None) -> str:
+    """Number and length of windows, and whether they begin with a start token; arguments as for `describe_size`."""
+    # Records of earlier versions don't say it.
+    start = "a" if windows.get("start_token") else "no"
+    return f"{describe_size(windows, wanted)}, {start} start token"
+
+
+def describe_windows(windows: Mapping[str, Any], wanted: int | None = None) -> str:
+    """Dataset, split and shape of windows; arguments as for `describe_size`."""
+    return f"{windows['dataset']}, {windows['split']}, {describe_shape(windows, wanted)}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data import begin_of
+from ..data import describe_windows
 from .record import texts_of
 
 
@@ -70,9 +70,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _windows(measured: dict[str, Any]) -> str:
-    count = f"{measured['windows']} windows of {measured['window_length']} tokens, {begin_of(measured)}"
-    caution = "" if measured["comparable"] else " (the tokenizers differ)"
-    return f"{measured['dataset']}, {measured['split']}, {count}{caution}"
+    return describe_windows(measured) + ("" if measured["comparable"] else " (the tokenizers differ)")
 
 
 def _speed(key: str, speed: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from ..compression.distillation import windows_per_step
 from ..compression.sorted_model import PRUNED_ROOM
 from ..config import FFPConfig
 from ..data import DataRequest
@@ -344,7 +345,7 @@ class MemoryModel:
             # The weights before training and those of the best pass are kept too.
             beside["activations"] *= 2
             # Gradients of several windows are added along a tree.
-            levels = math.ceil(math.log2(config.distillation_batch))
+            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len)))
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:
             # Two products of calibration and of held-out windows.

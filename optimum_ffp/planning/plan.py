@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
+from ..compression.distillation import windows_per_step
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
@@ -301,7 +302,9 @@ def make_plan(
         "machine": machine,
         "processes": processes,
         "calibrated_by": (
-            min(processes, config.distillation_batch) if config.calibration == "distillation" else processes
+            min(processes, windows_per_step(config.distillation_batch, config.seq_len))
+            if config.calibration == "distillation"
+            else processes
         ),
     }
     places, writes = [offload], DataRequest.of(config).all_written(config.dataset, config.eval_dataset)

@@ -6,7 +6,7 @@ import pytest
 
 from optimum_ffp.allocation.policy import GROUP_NAMES
 from optimum_ffp.checkpoint.card import command_line
-from optimum_ffp.checkpoint.html_report import describe_windows, format_number, write_report
+from optimum_ffp.checkpoint.html_report import describe_text, format_number, write_report
 from optimum_ffp.checkpoint.plots import format_lambda, write_plots
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from tests.helpers import SETTINGS, make_pruner
@@ -129,7 +129,7 @@ def test_names_are_escaped_and_only_hub_ids_are_linked(save_tiny_model, data_fol
 def test_figures_in_words():
     assert format_number(1234.5678) == "1,234.568" and format_number(float("inf")) == "not finite"
     windows = {"dataset": "self", "split": "test", "windows": 3, "window_length": 24}
-    assert describe_windows(windows) == "text sampled from the model itself, test, 3 × 24 tokens, no start token"
+    assert describe_text(windows) == "text sampled from the model itself, test, 3 windows of 24 tokens, no start token"
 
 
 def test_candidates_without_a_finite_perplexity_are_counted(swept, tmp_path):
