@@ -15,7 +15,7 @@ from .analysis.measurements import Measurements
 from .checkpoint.pareto import ParetoFront
 from .checkpoint.result import FoundPolicy, PruningResult, package_versions
 from .checkpoint.saving import find_agent, push_checkpoint, save_checkpoint
-from .compression.repair import repair
+from .compression.calibration import calibrate
 from .config import FFPConfig
 from .data import DataSplits, with_window_length
 from .errors import FFPError
@@ -280,7 +280,7 @@ class FFPPruner:
         if config.reports_searched:
             losses["searched"] = measured.test_losses(policy, None, "searched", journal, config.batch_size, meter)
         with meter.stage("calibration"):
-            weights, calibration, tokens = repair(sorted_model, policy, measured.data, config, journal)
+            weights, calibration, tokens = calibrate(sorted_model, policy, measured.data, config, journal)
         meter.count("calibration", tokens)
         if config.calibration != "none":
             # Evaluated on views of the dense model, so that only one model is in memory.

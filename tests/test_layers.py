@@ -96,7 +96,7 @@ TESTED_IN = {
     "commands.errors": "commands/test_prune.py",
     "commands.recover_options": "commands/test_recover.py",
     "commands.summary": "commands/test_prune.py",
-    "compression.repair": "test_pruner.py",
+    "compression.calibration": "test_pruner.py",
     "data.request": "data/test_loading.py",
     "data.sources": "data/test_loading.py",
     "evaluation.record": "evaluation/test_table.py",

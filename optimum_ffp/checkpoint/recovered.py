@@ -41,7 +41,7 @@ class RecoveryRecord:
 
     Attributes:
         options: Options, as of `RecoveryConfig.to_dict`.
-        stated: Those that differ from the defaults of the preset.
+        stated: Options that differ from the defaults of the preset.
         source: Folder or Hub id of the pruned model.
         teacher: Hub id, folder or file of the dense model.
         window_length: Tokens per window.
@@ -50,7 +50,7 @@ class RecoveryRecord:
         repeated: Number of held-out and test windows whose text was trained on; empty if there are none.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` (divergence from the dense
             model, in nats per token) and `perplexity`. The first is before the training.
-        kept: That of the weights that are saved.
+        kept: The record in `curve` of the weights that are saved.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` and
@@ -88,7 +88,7 @@ class RecoveryRecord:
 
     @property
     def all_tokens(self) -> int:
-        """The same in forward passes, of the dense model and, three times as dear, of the pruned one."""
+        """Tokens in forward passes: one of the dense model, and three for the training of the pruned one."""
         return self.tokens * (1 + GRADIENT_COST)
 
     @property

@@ -101,8 +101,9 @@ class PruningResult:
         test_windows: Test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
             calibration, if `config.reports_searched`) and `calibrated`.
-        calibration: Record of sequential calibration: λ and relative error on held-out windows per unit. λ is infinite
-            (`null` in JSON) where the ridge solution is better than any fit.
+        calibration: Record of the calibration: relative errors on held-out windows, of `layers` before and after
+            distillation, or of `units` with the λ of sequential calibration, which is infinite (`null` in JSON) where
+            the ridge solution is better than any fit.
         cost: Time, peak memory and tokens per stage.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
@@ -215,7 +216,7 @@ def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> lis
 
 
 def final(perplexities: Mapping[str, float]) -> float:
-    """That of the final model among the perplexities of a result."""
+    """Perplexity of the final model."""
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 

@@ -222,47 +222,47 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(ppo, "clip-range", "Clip range of PPO: limits the change of the agent per update.")
     add_config_option(ppo, "hidden-sizes", "Widths of the hidden layers of the agent's network.", metavar="N")
 
-    repair = parser.add_argument_group("Calibration")
+    calibration = parser.add_argument_group("Calibration")
     add_config_option(
-        repair,
+        calibration,
         "calibration",
         "How the remaining weights are adapted: distillation (every layer is trained to give the output of the dense "
         "layer), sequential (output projections alone, layer by layer), ridge (every layer alone, by ridge "
         "regression) or none.",
         "distillation, or sequential with --no-grad",
     )
-    add_config_option(repair, "ridge-lambda", "Penalty λ of ridge regression.")
+    add_config_option(calibration, "ridge-lambda", "Penalty λ of ridge regression.")
     add_config_option(
-        repair,
+        calibration,
         "ridge-lambda-relative",
         "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.",
     )
     add_config_option(
-        repair,
+        calibration,
         "dense-target",
         "Share of the dense model's output in the target of sequential calibration, 0 to 1.",
     )
     add_config_option(
-        repair,
+        calibration,
         "sequential-lambda",
         "Penalty λ of sequential calibration on the distance from the ridge solution.",
         "the best one per layer on held-out windows",
     )
     add_config_option(
-        repair,
+        calibration,
         "held-out-samples",
         "Number of search windows that the error of distillation or sequential calibration is measured on.",
     )
     add_config_option(
-        repair,
+        calibration,
         "distillation-passes",
         "Number of passes of distillation over the calibration windows.",
     )
     add_config_option(
-        repair, "distillation-rate", "Learning rate of distillation, relative to the size of the weights."
+        calibration, "distillation-rate", "Learning rate of distillation, relative to the size of the weights."
     )
     add_config_option(
-        repair,
+        calibration,
         "distillation-batch",
         "Number of windows per step of distillation, which that many processes share. Fewer steps may be worse.",
     )

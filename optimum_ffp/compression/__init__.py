@@ -1,1 +1,1 @@
-"""The sorted model and the calibration of its output projections."""
+"""The sorted model, and the calibration of the weights of a policy."""

@@ -1,4 +1,4 @@
-"""Model code that is saved in checkpoints, one file per family, and the class to load them without remote code."""
+"""Loading of models, supported families, and the model code that is saved in checkpoints, one file per family."""
 
 from .auto import FFPModelForCausalLM, pruned_config, pruned_model_class
 

@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def read_bytes(self) -> dict[str, int]:
-        """Those that come from disk: after the first time none, if memory can keep the files."""
+        """Bytes read from disk per stage: after the first time none, if memory can keep the files."""
         if self.offload != "disk":
             return {}
         brought = self.brought_bytes

@@ -42,7 +42,7 @@ class Precision(NamedTuple):
     def of(
         cls, config: RecoveryConfig, device: torch.device, teacher: torch.dtype, student: torch.dtype
     ) -> "Precision":
-        """Those of models that are stored in the given dtypes."""
+        """Dtypes of a recovery of models that are stored in the given ones."""
         bf16 = computes_in_bfloat16(device, config.bf16)
         weights = frozen_dtype(device, student, bf16) if config.lora else torch.float32
         if bf16:
@@ -57,7 +57,7 @@ class RecoveryPlan:
     Attributes:
         tokens: Number of tokens to train on.
         batch: Sizes of the training.
-        forward_tokens: The same in forward passes of a model, without evaluations.
+        forward_tokens: Tokens in forward passes of a model, without evaluations.
         operations: Floating-point operations, without evaluations.
         memory: Bytes that every process has on its device, by part, when they are most.
         host: Bytes in host memory beside an accelerator, of all processes.

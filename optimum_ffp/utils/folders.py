@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
 # Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
-# Those of the weights.
+# Patterns of the weight files.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Patterns of all files of a checkpoint, relative to its folder. Folders with any other file are never replaced.
 CHECKPOINT_FILES = (

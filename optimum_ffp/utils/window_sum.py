@@ -29,7 +29,7 @@ def running_sums(on_cpu: bool, count: int = 1) -> int:
 
 
 def most_sums(on_cpu: bool, count: int = 1) -> int:
-    """Return the same with the sum that it gets from another process when it finishes."""
+    """Return the largest number of sums that a process keeps, with the one it gets from another when it finishes."""
     return max(running_sums(on_cpu, count), min(count, 2))
 
 

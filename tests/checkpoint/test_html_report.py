@@ -77,7 +77,7 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     count, length = SETTINGS["eval_samples"], SETTINGS["seq_len"]
     for name in ("dense", "calibrated"):
         assert f"{swept.perplexities[name]:,.3f}" in text
-    assert f"data test {count} × {length} tokens" in text
+    assert f"data test {count} windows of {length} tokens" in text
     assert f"{swept.search.best_perplexity:,.3f}" in text
     assert f"{100 * swept.policy.sparsity:.2f} %" in text and f"{swept.parameters:,}" in text
     for stage in swept.cost.seconds:

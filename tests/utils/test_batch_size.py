@@ -90,7 +90,7 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
         ("analysis.prepare.factorise_unit", "factorisation"),
         ("search.evaluator.measure_size_gradients", "search"),
         ("search.evaluator.policy_losses", "search"),
-        ("compression.repair.distil", "calibration"),
+        ("compression.calibration.distil", "calibration"),
         ("compression.sorted_model.SortedModel.materialise", "slicing"),
     ],
 )

@@ -16,7 +16,7 @@ from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
 
 
-class Repair(NamedTuple):
+class Calibration(NamedTuple):
     """Calibrated weights.
 
     Attributes:
@@ -30,9 +30,9 @@ class Repair(NamedTuple):
     tokens: int
 
 
-def repair(
+def calibrate(
     sorted_model: SortedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
-) -> Repair:
+) -> Calibration:
     """Calibrate the weights of a policy with the method of `config.calibration`.
 
     Args:
@@ -43,19 +43,19 @@ def repair(
         journal: Saves the fits.
     """
     if config.calibration == "none":
-        return Repair(None, {}, 0)
+        return Calibration(None, {}, 0)
     if config.calibration == "ridge":
         weights: dict[str, torch.Tensor] = {}
         for index, _ in sorted_model.layerwise.walk():
             weights |= journal.mapped(f"ridge-{index}", partial(_by_ridge, sorted_model, policy, index))
-        return Repair(weights, {}, 0)
+        return Calibration(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
         options = config.distillation_passes, config.distillation_rate, config.distillation_batch
         layers = distil(sorted_model, policy, windows, held_out.tokens, *options, config.seed, dtype, journal)
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
-        return Repair(
+        return Calibration(
             weights={name: weight for fit in layers for name, weight in fit.weights.items()},
             record={"layers": rows} | held_out.describe(),
             tokens=distillation_tokens(windows.numel(), held_out.tokens.numel(), mean(fit.passes for fit in layers)),
@@ -74,7 +74,7 @@ def repair(
         {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
         for unit, fit in ((sorted_model.units[index], fit) for index, fit in sorted(fits.items()))
     ]
-    return Repair(
+    return Calibration(
         weights=dict(sorted_model.named_output(index, fit.weight) for index, fit in fits.items()),
         record={"units": rows} | held_out.describe(),
         tokens=sequential_tokens(windows.numel() + held_out.tokens.numel(), 1 + sorted_model.units[-1].layer),
