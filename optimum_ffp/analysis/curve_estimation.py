@@ -63,7 +63,7 @@ def measure_slopes(
                         runner.advance(pruned[-1])
                 runner.advance(dense)
                 bar.update()
-            with layerwise.ends_in_place():
+            with layerwise.ends_loaded():
                 for number, expected in enumerate(dense.split(1)):
                     for member, states in enumerate(pruned):
                         divergences[done, member] = _divergence(layerwise, expected, states[[number]], dtype)

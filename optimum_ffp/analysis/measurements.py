@@ -155,7 +155,7 @@ class Measurements:
         writes = self._given_data is None and request.all_written(config.dataset, config.eval_dataset)
         if writes and not layerwise.weights.resident and layerwise.device.type != "cpu":
             raise FFPError(NEEDS_WEIGHTS)
-        with layerwise.in_place() if writes else nullcontext():
+        with layerwise.loaded() if writes else nullcontext():
             return self._given_data or load_windows(
                 config.dataset, config.eval_dataset, self.tokenizer, self.model, request
             )

@@ -99,7 +99,7 @@ class SortedModel:
         self.layerwise, self.model, self.family = layerwise, layerwise.model, layerwise.family
         self.model_units, self.ridges = list(units), ridges
         self.units = tuple(unit.unit for unit in units)
-        # By unit, of layers whose weights are in place.
+        # By unit, of layers whose weights are loaded.
         self._sorted: dict[int, list[SortedTensor]] = {}
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
@@ -142,7 +142,7 @@ class SortedModel:
 
         Args:
             policy: Number of groups to keep per unit.
-            members: Indices of the units to compensate; all if `None`. The weights of their layers are in place.
+            members: Indices of the units to compensate; all if `None`. The weights of their layers are loaded.
         """
         chosen = range(len(policy.sizes)) if members is None else members
         return dict(self.named_output(index, self.compensated_output(index, policy.sizes[index])) for index in chosen)
@@ -157,7 +157,7 @@ class SortedModel:
         weights: Mapping[str, torch.Tensor] | None = None,
         compensated: bool = False,
     ) -> Change:
-        """Return what applies a policy to a layer whose weights are in place, for the duration of a context.
+        """Return what applies a policy to a layer whose weights are loaded, for the duration of a context.
 
         Args:
             policy: Number of groups to keep per unit.
@@ -185,7 +185,7 @@ class SortedModel:
     def applied(
         self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
     ) -> Iterator[PreTrainedModel]:
-        """Apply a policy to the whole model, all weights of which are in place, for the duration of the context.
+        """Apply a policy to the whole model, all weights of which are loaded, for the duration of the context.
 
         Args:
             policy: Number of groups to keep per unit.

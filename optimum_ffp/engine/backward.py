@@ -65,7 +65,7 @@ def backward_passes(
             with change(index):
                 LayerRunner(layer, arguments[index], dtype).advance(states)
         # The states after the last layer are replaced by their gradients.
-        with layerwise.ends_in_place():
+        with layerwise.ends_loaded():
             for state, window in zip(states.split(1), together):
                 losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
                 on_window()

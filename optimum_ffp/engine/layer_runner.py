@@ -31,7 +31,7 @@ class LayerRunner:
     and dtype for its forward pass.
 
     Args:
-        layer: The layer, with its weights in place.
+        layer: The layer, with its weights loaded.
         arguments: Its arguments beside the hidden states.
         dtype: Autocast dtype; `None` for the model's own.
     """

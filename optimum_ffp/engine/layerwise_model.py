@@ -26,7 +26,7 @@ RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 # Free memory of a device, relative to the hidden states that are kept on it.
 ROOM = 8
 
-# Changes a layer, whose index is given and whose weights are in place, for the duration of a context.
+# Changes a layer, whose index is given and whose weights are loaded, for the duration of a context.
 Change = Callable[[int], AbstractContextManager[Any]]
 
 
@@ -86,11 +86,11 @@ class LayerwiseModel:
         self._in_tuple: bool | None = None
 
     def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
-        """Yield the layers with their indices; the weights of each are in place until the next is asked for."""
+        """Yield the layers with their indices; the weights of each are loaded until the next is asked for."""
         return self.weights.walk(backwards)
 
     @contextmanager
-    def ends_in_place(self) -> Iterator[None]:
+    def ends_loaded(self) -> Iterator[None]:
         """Have the embeddings, last norm and head in the dtype to compute in for the duration of the context."""
         if self.dtype == self.stored_dtype:
             yield
@@ -108,9 +108,9 @@ class LayerwiseModel:
                 put(tensor, stored)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def loaded(self) -> Iterator[None]:
         """Have all weights on the device, in the dtype to compute in, for the duration of the context."""
-        with self.ends_in_place(), ExitStack() as stack:
+        with self.ends_loaded(), ExitStack() as stack:
             for index in range(len(self.layers)):
                 stack.enter_context(self.weights.loaded(index))
             yield
@@ -145,7 +145,7 @@ class LayerwiseModel:
             return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
         states: torch.Tensor | None = None
         arguments: list[Arguments] = []
-        with self.ends_in_place():
+        with self.ends_loaded():
             for number, window in enumerate(windows.split(1)):
                 hidden, first = self._reach_first(window)
                 if states is None:
@@ -159,7 +159,7 @@ class LayerwiseModel:
     def decoded(self, states: torch.Tensor) -> ModelOutput:
         """Return the output of the decoder, as `decode`, for hidden states after the last layer.
 
-        The ends of the model are in place (`ends_in_place`).
+        The ends of the model are loaded (`ends_loaded`).
         """
         states = states.to(self.device)
         unread = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
@@ -203,7 +203,7 @@ class LayerwiseModel:
                     with change(index):
                         runner.advance(of_candidate, batch_size)
                 on_layer()
-            with self.ends_in_place():
+            with self.ends_loaded():
                 found.append(torch.stack([self._head_losses(one, together, dtype, batch_size) for one in states]))
         return torch.cat(found, 1)
 

@@ -143,7 +143,7 @@ class MemoryModel:
         layers = decoder_layers(model)
         parameters = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
-        self.in_place = sum(parameters) * self.size
+        self.all_layers = sum(parameters) * self.size
         of_layers = [parameter.numel() * stored for layer in layers for parameter in layer.parameters()]
         self.page_locked_layers = sum(map(page_locked_bytes, of_layers))
         # Embeddings and head are converted while no layer runs.
@@ -239,7 +239,7 @@ class MemoryModel:
         beside = {"embeddings and head": self.weights - self.layer_weights}
         if self.placement.offload == "none":
             beside["weights of layers"] = self.layer_weights
-        return beside | {"layers in place": max(3 * self.largest_layer * self.size, self.converted_ends)}
+        return beside | {"loaded layers": max(3 * self.largest_layer * self.size, self.converted_ends)}
 
     def _forward(self, size: int, batch: int | None = None) -> Parts:
         """Activations of the widest layer, with the float32 copies that hooks make of them."""
@@ -367,7 +367,7 @@ class MemoryModel:
         found = {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
         if self.brought:
             # All layers are where they run at once.
-            found["layers in place"] = self.in_place + self.converted_ends
+            found["loaded layers"] = self.all_layers + self.converted_ends
         return found
 
 

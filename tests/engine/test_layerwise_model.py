@@ -36,7 +36,7 @@ def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, win
         changes = [sorted_model.change(policy, compensated=True) for policy in policies]
         losses.append(sorted_model.layerwise.losses(windows, changes))
     assert torch.equal(*losses)
-    # Nothing is left of layers that are not in place.
+    # Nothing is left of layers that are not loaded.
     assert len(resident._sorted) == len(resident.units) and not brought._sorted
     # Once for all candidates, and once to see what a layer returns.
     assert layerwise.weights.loads == len(layerwise.layers) + 1

@@ -107,7 +107,7 @@ def test_layers_that_are_computed_in_another_dtype_are_there_twice():
     weights = next(memory.stages()).device
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in model.model.layers]
     assert weights["weights of layers"] == 2 * sum(layers)
-    assert weights["layers in place"] == 3 * 4 * max(layers) > 2 * weights["embeddings and head"]
+    assert weights["loaded layers"] == 3 * 4 * max(layers) > 2 * weights["embeddings and head"]
     assert weights["embeddings and head"] == 2 * (2 * 128 * 32 + 32 + 2 * 2)
     # What is saved is in 16 bits.
     assert memory.pruned < memory.weights == model.get_memory_footprint()
@@ -144,6 +144,6 @@ def test_a_fit_without_room_on_the_card_is_in_host_memory():
         assert bool(stage.device["workspace"]) == there and bool(stage.host["workspace"]) == (not there)
 
 
-def test_all_layers_are_in_place_while_the_model_writes():
+def test_all_layers_are_loaded_while_the_model_writes():
     place = Placement(4, 4, offload="disk")
-    assert stages(place, dataset="self")[0]["data"].device["layers in place"] == 4 * (BLOCKS + 3 * 2 * 32)
+    assert stages(place, dataset="self")[0]["data"].device["loaded layers"] == 4 * (BLOCKS + 3 * 2 * 32)
