@@ -117,7 +117,7 @@ def describe(result: PruningResult) -> dict:
         "seed": result.config.seed,
         "sparsity": result.policy.sparsity,
         "model_sparsity": result.model_sparsity,
-        "perplexities": result.perplexities,
+        "perplexities": result.tests[0][1],
         "test": result.test.describe(),
         "losses": losses_on(result, 0),
         "other_texts": [

@@ -61,7 +61,7 @@ def main() -> None:
     pruner = FFPPruner.from_pretrained(args.model, config)
     result = pruner.prune()
     pruner.save_pretrained(args.output, overwrite=True)
-    print(f"perplexity on conversations: {result.perplexities}")
+    print(f"perplexity on conversations: {result.perplexity:.2f}")
 
 
 if __name__ == "__main__":

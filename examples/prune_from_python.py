@@ -15,7 +15,7 @@ def main(model_id: str, dataset: str, output: str, seq_len: str = "2048") -> Non
     for sparsity in (0.1, 0.2):
         result = pruner.prune(sparsity, warm_start=agent)
         pruner.save_pretrained(f"{output}-{100 * sparsity:g}")
-        print(f"{sparsity:.0%}: {result.parameters:,} parameters, perplexity {result.perplexities}")
+        print(f"{sparsity:.0%}: {result.parameters:,} parameters, perplexity {result.perplexity:.2f}")
         agent = result.agent
 
 

@@ -31,7 +31,7 @@ def prune(folder, device, offload, options):
     card.counts.clear(), card.volume.clear()
     result = pruner.prune()
     weights = sum(tensor.nbytes for layer in pruner.measured.layerwise.layers for tensor in layer.parameters())
-    figures = [result.policy.sizes, result.perplexities["calibrated"], str(result.model.device)]
+    figures = [result.policy.sizes, result.perplexity, str(result.model.device)]
     return [*figures, dict(card.counts), dict(card.volume), weights]
 
 of_cpu = {}

@@ -91,7 +91,7 @@ def _fields(result: PruningResult) -> dict[str, Any]:
 
 def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
     """All perplexities of the prune, on test windows and on search windows, each with the dense model's."""
-    calibrated = "calibrated" in result.perplexities
+    calibrated = "calibrated" in result.losses
     names = {
         "dense": "dense",
         "searched": "pruned, before calibration" if calibrated else "pruned",

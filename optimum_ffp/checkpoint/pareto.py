@@ -32,7 +32,7 @@ class ParetoFront:
         dense = {
             "parameters": result.dense_parameters,
             "search_perplexity": search.dense_perplexity,
-            "perplexity": result.perplexities["dense"],
+            "perplexity": result.tests[0][1]["dense"],
         }
         row = {
             "sparsity": result.policy.sparsity,

@@ -92,16 +92,21 @@ class RecoveryRecord:
         return self.tokens * (1 + GRADIENT_COST)
 
     @property
-    def perplexities(self) -> list[dict[str, float]]:
-        """Perplexities on the test windows of each text, by model."""
-        return perplexities_by_text(self.losses)
+    def figures(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        """Description of the test windows of each text, and the perplexities on them by model, as in `losses`."""
+        return [*zip(self.tests, perplexities_by_text(self.losses))]
+
+    @property
+    def perplexities(self) -> dict[str, dict[str, float]]:
+        """Perplexities by text, and by model as in `losses`."""
+        return {test["dataset"]: figures for test, figures in self.figures}
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready record in `ffp_config.json`."""
         record = asdict(self)
         for name in ("losses", "tests", "source", "stated"):
             del record[name]
-        first, *others = (figures | test for figures, test in zip(self.perplexities, self.tests))
+        first, *others = (figures | test for test, figures in self.figures)
         record["passes"] = {short_name(name): count for name, count in self.passes.items()}
         return record | {"tokens": self.tokens, "perplexity": first, "other_texts": others}
 
@@ -240,8 +245,7 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["text"] = dataset_name
-    figures = [*zip(record.tests, record.perplexities)]
-    fields = {"record": record, "options": record.options, "figures": figures, "plot": RECOVERY_PLOT}
+    fields = {"record": record, "options": record.options, "figures": record.figures, "plot": RECOVERY_PLOT}
     fields |= {"teacher": short_name(record.teacher), "command": recovery_command(record)}
     section = environment.get_template(SECTION).render(fields)
     title, _, rest = card.text.lstrip().partition("\n")
@@ -252,7 +256,7 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
     card.data.datasets = sorted({*(card.data.datasets or []), *texts}) or None
     card.data.eval_results = [
-        result for test, found in figures for result in evaluation_results(test, found["recovered"])
+        result for test, found in record.figures for result in evaluation_results(test, found["recovered"])
     ]
     # Without it there can be no results.
     card.data.model_name = card.data.model_name or title.lstrip("# ")

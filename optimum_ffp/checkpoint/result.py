@@ -173,17 +173,18 @@ class PruningResult:
         return self.test_windows[0]
 
     @property
-    def perplexities(self) -> dict[str, float]:
-        """Perplexities on the first text."""
-        return self.tests[0][1]
+    def perplexities(self) -> dict[str, dict[str, float]]:
+        """Perplexities by text, and by model as in `losses`."""
+        return {windows.dataset: figures for windows, figures in self.tests}
 
     @property
     def perplexity(self) -> float:
         """Perplexity of the final model on the first text."""
-        return final(self.perplexities)
+        return final(self.tests[0][1])
 
     def to_dict(self) -> dict[str, Any]:
         """Policy, search and provenance, stored in `ffp_config.json` with the options."""
+        first, *others = (figures | windows.describe() for windows, figures in self.tests)
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,
@@ -192,8 +193,8 @@ class PruningResult:
             "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
-            "perplexity": self.perplexities | self.test.describe(),
-            "other_texts": [perplexities | windows.describe() for windows, perplexities in self.tests[1:]],
+            "perplexity": first,
+            "other_texts": others,
             "held_out": self.calibration,
             "tokens": self.cost.tokens,
             "processes": processes.count(),

@@ -153,7 +153,7 @@ def summary(record: "RecoveryRecord", folder: str) -> str:
         ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
         ("held out", describe_windows(record.held_out)),
     ]
-    for test, found in zip(record.tests, record.perplexities):
+    for test, found in record.figures:
         place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
         rows += [(f"perplexity{place}, {name}", f"{value:.4f}") for name, value in found.items()]
         rows.append(("measured on", describe_windows(test)))

@@ -7,7 +7,7 @@ from ..data import describe_windows
 from ..hub.naming import dataset_name
 
 
-# Labels of `PruningResult.perplexities`.
+# Labels of the models in `PruningResult.perplexities`.
 LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
 
 

@@ -76,7 +76,7 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     text = " ".join(report(swept, tmp_path).text.split())
     count, length = SETTINGS["eval_samples"], SETTINGS["seq_len"]
     for name in ("dense", "calibrated"):
-        assert f"{swept.perplexities[name]:,.3f}" in text
+        assert f"{swept.tests[0][1][name]:,.3f}" in text
     assert f"data test {count} windows of {length} tokens" in text
     assert f"{swept.search.best_perplexity:,.3f}" in text
     assert f"{100 * swept.policy.sparsity:.2f} %" in text and f"{swept.parameters:,}" in text

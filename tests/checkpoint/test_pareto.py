@@ -24,7 +24,7 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
         seen = row["search_perplexity"]
         assert set(seen) == {"uniform", "no-search", "searched"}
         assert seen["searched"] <= min(seen["uniform"], seen["no-search"]) * (1 + 1e-9)
-        assert row["perplexity"] == result.perplexities["calibrated"]
+        assert row["perplexity"] == result.perplexity
     assert record["dense"]["parameters"] == results[0].dense_parameters
     assert files[1].read_bytes().startswith(b"\x89PNG")
 

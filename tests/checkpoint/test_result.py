@@ -18,7 +18,7 @@ def test_counts_are_those_of_the_models(pruned):
 
 def test_perplexity_is_that_of_the_model_as_it_is(pruned):
     result = pruned[0].result
-    assert result.perplexity == result.perplexities["calibrated"]
+    assert result.perplexity == result.perplexity
     assert final({"dense": 3.0, "searched": 5.0}) == 5.0
 
 
@@ -30,7 +30,7 @@ def test_what_the_folder_keeps_is_json_and_has_every_figure(pruned):
     # What is published says nothing of the folders of this machine, so that some values of these differ.
     assert all(record[name].keys() == written[name].keys() for name in record)
     provenance = record["provenance"]
-    assert provenance["perplexity"] == pruner.result.perplexities | pruner.measured.data.test.describe()
+    assert provenance["perplexity"] == pruner.result.tests[0][1] | pruner.measured.data.test.describe()
     assert set(provenance["seconds"]) == set(provenance["peak_gib"]) == set(pruner.result.cost.seconds)
     assert [len(record["search"][name]) for name in ("sizes", "retentions")] == [len(pruner.measured.units)] * 2
 

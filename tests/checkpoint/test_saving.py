@@ -94,7 +94,7 @@ def test_record_repeats_the_policy_and_the_figures(pruned):
     assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0
     assert search["sizes"] == list(pruner.result.policy.sizes)
     assert {"dataset", "split", "windows", "window_length", "best"} <= set(search["perplexity"])
-    assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexities["calibrated"]
+    assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexity
     config = pruner.result.config
     published = config.to_dict() | {"dataset": Path(config.dataset).name}
     assert FFPConfig.from_pretrained(folder).to_dict() == published

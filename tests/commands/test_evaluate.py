@@ -138,11 +138,11 @@ def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_tiny_m
     common = ["-m", tmp_path / "pruned", "--dataset", data_folder, "--eval-samples", 3]
 
     alone, output = figures(*common, "--no-speed")
-    assert alone["model"]["perplexity"]["perplexity"] == pytest.approx(result.perplexities["calibrated"], rel=1e-5)
+    assert alone["model"]["perplexity"]["perplexity"] == pytest.approx(result.perplexity, rel=1e-5)
     assert alone["model"]["sparsity"] == result.policy.sparsity and "according to ffp_config.json" in output
 
     report, output = figures(*common, "--baseline", dense)
-    assert report["baseline"]["perplexity"]["perplexity"] == pytest.approx(result.perplexities["dense"], rel=1e-5)
+    assert report["baseline"]["perplexity"]["perplexity"] == pytest.approx(result.tests[0][1]["dense"], rel=1e-5)
     model, baseline = report["model"], report["baseline"]
     assert model["sparsity"] == pytest.approx(result.policy.sparsity, rel=1e-9)
     assert model["model_sparsity"] == pytest.approx(result.model_sparsity, rel=1e-9)
@@ -216,7 +216,7 @@ def test_windows_begin_as_in_the_prune(option, figures, data_folder, tmp_path):
     report, _ = figures("-m", tmp_path / "pruned", "--baseline", tmp_path / "dense", *words)
     assert report["model"]["perplexity"]["start_token"] is (option == "auto")
     for role, name in (("model", "calibrated"), ("baseline", "dense")):
-        assert report[role]["perplexity"]["perplexity"] == pytest.approx(result.perplexities[name], rel=1e-5)
+        assert report[role]["perplexity"]["perplexity"] == pytest.approx(result.tests[0][1][name], rel=1e-5)
     report, _ = figures("-m", tmp_path / "dense", *words)
     assert report["model"]["perplexity"]["start_token"] is True
 

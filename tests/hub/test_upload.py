@@ -255,7 +255,7 @@ def test_card_says_what_the_hub_parses(pruned):
     card = ModelCard.load(folder / "README.md")
     (result,) = card.data.eval_results
     assert (result.task_type, result.dataset_split, result.metric_type) == ("text-generation", "test", "perplexity")
-    assert result.metric_value == pytest.approx(pruner.result.perplexities["calibrated"], abs=1e-4)
+    assert result.metric_value == pytest.approx(pruner.result.perplexity, abs=1e-4)
     assert card.data.base_model is None and card.data.license is None and card.data.datasets is None
     assert {"pruned", "optimum-ffp"} <= set(card.data.tags)
     for section in re.split(r"^## ", card.text, flags=re.M):

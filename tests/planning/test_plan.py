@@ -89,7 +89,7 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
         assert found["calibration"] >= planned_tokens["calibration"]
         found.pop("calibration"), planned_tokens.pop("calibration")
     assert found == {stage: tokens for stage, tokens in planned_tokens.items() if tokens}
-    assert plan.evaluated == len(result.perplexities)
+    assert plan.evaluated == len(result.losses)
     assert set(result.cost.peak_bytes) == {stage.name for stage in plan.memory} - {"save"}
     assert ("fisher" in plan.tokens) == ("fisher" in result.cost.seconds)
     written = sum(file.stat().st_size for file in (tmp_path / "work").iterdir())

@@ -53,7 +53,7 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
     assert test["windows"] == 3 and test["split"] == "test"
     for name, model in {"dense": dense, "pruned": pruned_model, "recovered": loaded}.items():
         assert record.losses[name][0] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-4)
-        assert record.perplexities[0][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
+        assert record.figures[0][1][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
 
 
 def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base, data_folder, tmp_path, monkeypatch):

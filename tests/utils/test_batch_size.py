@@ -77,7 +77,7 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
     # A batch is at most a chunk of windows, of which there are eight.
     assert {1, 2} <= set(seen) and max(seen) <= 4
     assert result.policy == expected.policy
-    assert result.perplexities["dense"] == pytest.approx(expected.perplexities["dense"], rel=1e-6)
+    assert result.tests[0][1]["dense"] == pytest.approx(expected.tests[0][1]["dense"], rel=1e-6)
 
 
 @pytest.mark.slow
