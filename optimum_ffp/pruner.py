@@ -49,7 +49,7 @@ class FFPPruner:
         work_folder: Folder for finished work, including Gram and Fisher matrices, so that `prune(resume=True)` of
             another process can resume from it. It must be new, empty or left by another prune, and is used by one
             process at a time. `None` saves nothing.
-        report_to: Where to log the search: `"tensorboard"`, `"trackio"`, `"wandb"`.
+        report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: How the model was loaded, for the record.
         data: Windows to use instead of the datasets of the config.
 
@@ -73,17 +73,17 @@ class FFPPruner:
         config: FFPConfig,
         model_id: str | None = None,
         work_folder: str | os.PathLike | None = None,
-        report_to: Sequence[str] = (),
+        report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
         data: DataSplits | None = None,
     ):
-        check_trackers(report_to)
+        self.report_to = check_trackers(report_to)
         if work_folder is not None:
             # `prune` and `sweep` check `resume`.
             check_work_folder(work_folder, resume=True)
         self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         check_model(model, tokenizer, self.model_id)
-        self.report_to, self.options, self.work_folder = report_to, options or LoadOptions(), work_folder
+        self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
         offloads = not self.options.device_map and self.options.offload != "none"
         if self.options.offload == "disk" and work_folder is None:
@@ -105,7 +105,7 @@ class FFPPruner:
         model_id: str | os.PathLike,
         config: FFPConfig | None = None,
         work_folder: str | os.PathLike | None = None,
-        report_to: Sequence[str] = (),
+        report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPPruner":
         """Loads a dense model to prune.
@@ -114,7 +114,7 @@ class FFPPruner:
             model_id: Hub id, folder, or `.gguf` file.
             config: Options of the prune; the defaults if `None`.
             work_folder: Folder for finished work, for `prune(resume=True)`.
-            report_to: Where to log the search: `"tensorboard"`, `"trackio"`, `"wandb"`.
+            report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
             options: Fields of `LoadOptions`: `device`, `dtype`, `device_map`, `offload` (by default `"auto"`),
                 `revision`, `token`, `cache_dir`, ...
 
@@ -330,7 +330,7 @@ class FFPPruner:
             policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to if processes.is_main() else (), run, config.to_dict()) as tracker:
-                found = policy_search.run(agent, tracker.log, with_baselines)
+                found = policy_search.run(agent, tracker.log_evaluation, with_baselines)
         meter.count("search", found.search.tokens_evaluated)
         found.cost = meter
         return found

@@ -27,7 +27,7 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
-from ..utils.tracking import check_trackers
+from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .config import RecoveryConfig
 from .teacher import read_teacher
@@ -53,7 +53,7 @@ class FFPRecovery:
         teacher_id: Hub id, folder or file of the dense model, for the record.
         work_folder: Folder for finished work, so that `recover(resume=True)` of another process can resume from it.
             `None` saves nothing.
-        report_to: Where to log the training: `"tensorboard"`, `"trackio"`, `"wandb"`.
+        report_to: Where to log the training: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: How the models were loaded.
 
     Attributes:
@@ -77,14 +77,14 @@ class FFPRecovery:
         source: str | os.PathLike,
         teacher_id: str,
         work_folder: str | os.PathLike | None = None,
-        report_to: Sequence[str] = (),
+        report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
     ):
-        check_trackers(report_to)
+        self.report_to = check_trackers(report_to)
         _check_checkpointing(config)
         self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
-        self.report_to, self.record, self._adapter = [*report_to], None, None
+        self.record, self._adapter = None, None
         self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
@@ -103,7 +103,7 @@ class FFPRecovery:
         config: RecoveryConfig | None = None,
         teacher: str | None = None,
         work_folder: str | os.PathLike | None = None,
-        report_to: Sequence[str] = (),
+        report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPRecovery":
         """Loads a pruned model and the dense one that it was made from.
@@ -284,8 +284,13 @@ class FFPRecovery:
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
         """Trains the student; the result has its dtype."""
-        arguments = self.config, self.batch, self.bf16, self.report_to
-        training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
+        run = f"{Path(self.source).name}-recovered"
+        with Tracker(self.report_to if processes.is_main() else (), run, self.config.to_dict()) as tracker:
+            arguments = self.config, self.batch, self.bf16, tracker
+            training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
+            return self._run(training, windows, held_out)
+
+    def _run(self, training: Training, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
         if self.journal.folder is not None:
             try:
                 return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)

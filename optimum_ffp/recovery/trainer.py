@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import rewrite_logs
 
 from ..evaluation import to_perplexity
 from ..utils import processes
 from ..utils.processes import Shares
+from ..utils.tracking import Tracker
 from . import training_state
 from .loss import UNLABELLED
 
@@ -34,6 +37,28 @@ class LabelledWindows(Dataset):
             "input_ids": torch.where(hidden, -1 - tokens, tokens),
             "labels": tokens.masked_fill(hidden, UNLABELLED),
         }
+
+
+class TrackerCallback(TrainerCallback):
+    """Logs what `Trainer` does, under the names that its own callbacks take.
+
+    Args:
+        tracker: Where to log it.
+    """
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float],
+        **others: Any,
+    ) -> None:
+        """Logs the numbers of a step."""
+        self.tracker.log(rewrite_logs(logs), state.global_step)
 
 
 class RecoveryTrainer(Trainer):

@@ -1,7 +1,7 @@
 """One training of a pruned model, by the Trainer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import frozen_dtype
 from ..utils.tensors import put
+from ..utils.tracking import Tracker
 from .batch import Batch
 from .config import RecoveryConfig
 from .loss import DistillationLoss
-from .trainer import LabelledWindows, RecoveryTrainer
+from .trainer import LabelledWindows, RecoveryTrainer, TrackerCallback
 from .training_state import is_complete
 
 
@@ -74,7 +75,7 @@ class Training:
         config: Options.
         batch: Sizes of the training.
         bf16: Whether to compute in bfloat16.
-        report_to: Names of trackers.
+        tracker: Where to log it; nowhere if `None`.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class Training:
         config: RecoveryConfig,
         batch: Batch,
         bf16: bool,
-        report_to: Sequence[str] = (),
+        tracker: Tracker | None = None,
     ):
         self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
-        self.batch, self.bf16, self.report_to = batch, bf16, [*report_to]
+        self.batch, self.bf16, self.tracker = batch, bf16, tracker
         if bf16:
             teacher.to(torch.bfloat16)
 
@@ -113,13 +114,15 @@ class Training:
         student.forward = DistillationLoss(
             student, self.teacher, config.temperature, config.label_share, config.hidden_weight
         )
+        callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
+        callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
         try:
             trainer = RecoveryTrainer(
                 model,
                 self._arguments(folder, saves, checkpoint is None),
                 train_dataset=LabelledWindows(windows),
                 eval_dataset=LabelledWindows(held_out),
-                callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+                callbacks=callbacks,
             )
             if divided:
                 shard_layers(self.teacher)
@@ -177,7 +180,7 @@ class Training:
             metric_for_best_model="kl" if config.patience else None,
             greater_is_better=False if config.patience else None,
             logging_steps=max(1, round(batch.steps / LOGS)),
-            report_to=self.report_to or "none",
+            report_to="none",
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
             disable_tqdm=not processes.is_main(),

@@ -1,4 +1,4 @@
-"""Live tracking of the search with TensorBoard, Trackio or Weights & Biases."""
+"""Live tracking of a search or a training with TensorBoard, Trackio or Weights & Biases."""
 
 import logging
 import math
@@ -19,24 +19,31 @@ TENSORBOARD_FOLDER, PROJECTS = "TENSORBOARD_LOGGING_DIR", {"trackio": "TRACKIO_P
 logger = logging.getLogger(__name__)
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Check before a run that the given trackers are available.
+def check_trackers(names: str | Sequence[str]) -> list[str]:
+    """Check before a run that the given trackers are available, and return their names.
+
+    Args:
+        names: One or several, or `"none"`, as `TrainingArguments` takes them.
 
     Raises:
         FFPError: If a tracker is not known, or its package is not installed.
     """
+    names = [names] if isinstance(names, str) else [*names]
+    if names == ["none"]:
+        return []
     for name in names:
         if name not in PACKAGES:
-            raise FFPError(f"report_to {name!r} is not known; choose from {', '.join(PACKAGES)}")
+            raise FFPError(f"report_to {name!r} is not known; choose from {', '.join(PACKAGES)}, none")
         if not any(find_spec(package) for package in PACKAGES[name]):
             raise FFPError(f"reporting to {name} needs a package that is not installed: pip install {name}")
+    return names
 
 
 class Tracker:
-    """Logs one search to trackers. A tracker that fails is dropped with a warning, so that the search continues.
+    """Logs one run to trackers. A tracker that fails is dropped with a warning, so that the run continues.
 
-    It uses the trackers of accelerate. The callbacks of transformers need a `Trainer`'s arguments, and would log its
-    learning rate and epochs.
+    It uses the trackers of accelerate. The callbacks of transformers need a `Trainer`, end its training if they fail,
+    and write for TensorBoard beside its checkpoints, which are removed.
 
     TensorBoard writes to `TENSORBOARD_LOGGING_DIR`, by default `runs`. The project is `TRACKIO_PROJECT` or
     `WANDB_PROJECT`, by default `optimum-ffp`.
@@ -48,7 +55,7 @@ class Tracker:
 
     Example:
         >>> with Tracker(["tensorboard"], "Llama-2-7b-hf-ffp-20", config.to_dict()) as tracker:
-        ...     tracker.log(entry)
+        ...     tracker.log_evaluation(entry)
     """
 
     def __init__(self, names: Sequence[str], run: str, settings: Mapping[str, Any] | None = None):
@@ -65,15 +72,24 @@ class Tracker:
         for name in list(self._trackers):
             self._attempt(name, lambda name: self._trackers[name].finish())
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log_evaluation(self, entry: Mapping[str, Any]) -> None:
         """Log one candidate evaluation.
 
         Args:
-            entry: A record of `search_log.jsonl`; values that are not finite are not logged.
+            entry: A record of `search_log.jsonl`.
         """
-        values = {f"search/{name}": entry[name] for name in CURVES if _is_finite(entry.get(name))}
+        self.log({f"search/{name}": entry.get(name) for name in CURVES}, entry["evaluation"])
+
+    def log(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log numbers of one step of the run.
+
+        Args:
+            values: Numbers by name; those that are `None` or not finite are not logged.
+            step: Number of the step.
+        """
+        values = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         for name in list(self._trackers):
-            self._attempt(name, lambda name: self._trackers[name].log(values, step=entry["evaluation"]))
+            self._attempt(name, lambda name: self._trackers[name].log(values, step=step))
 
     def _start(self, name: str) -> None:
         from accelerate import PartialState
@@ -96,11 +112,7 @@ class Tracker:
             action(name)
         except Exception as error:
             del self._trackers[name]
-            logger.warning("the search is no longer reported to %s: %s", name, error)
-
-
-def _is_finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+            logger.warning("nothing more is reported to %s: %s", name, error)
 
 
 def _plain(value: Any) -> str | int | float | bool:

@@ -56,6 +56,18 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
         assert record.figures[0][1][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
 
 
+def test_the_training_is_logged_beside_the_search(folder, base, data_folder, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    config = RecoveryConfig(dataset=str(data_folder), **SETTINGS)
+    recovery = FFPRecovery.from_pretrained(folder, config, base, "work", "tensorboard", device="cpu")
+    record = recovery.recover()
+    recovery.save_pretrained("out")
+    (events,) = (tmp_path / "runs" / f"{folder.name}-recovered").glob("events.out.tfevents.*")
+    assert events.read_bytes().count(b"eval/kl") == len(record.curve) and b"train/loss" in events.read_bytes()
+
+
 def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.utils.precision._cpu_multiplies", lambda dtype: False)
     copytree(folder, tmp_path / "pruned")

@@ -43,10 +43,10 @@ def library(request, monkeypatch) -> SimpleNamespace:
 
 
 def test_every_evaluation_is_logged_with_the_figures_that_it_has(library):
-    check_trackers([library.name])
+    assert check_trackers([library.name]) == check_trackers(library.name) == [library.name]
     with Tracker([library.name], "tiny-30", FFPConfig(seed=3).to_dict()) as tracker:
         for entry in ENTRIES:
-            tracker.log(entry)
+            tracker.log_evaluation(entry)
     assert library.runs == [{"project": "optimum-ffp", "name": "tiny-30"}]
     assert library.settings["seed"] == 3 and library.settings["hidden_sizes"] == "256, 128"
     assert "eval_samples" not in library.settings
@@ -71,19 +71,21 @@ def test_what_cannot_be_reached_costs_a_warning_and_nothing_else(library, monkey
     monkeypatch.setattr(library.module, "init", fail if broken == "init" else lambda **options: lost)
     with Tracker([library.name], "tiny-30") as tracker:
         for entry in ENTRIES:
-            tracker.log(entry)
+            tracker.log_evaluation(entry)
     assert [record.getMessage() for record in caplog.records] == [
-        f"the search is no longer reported to {library.name}: no route to host"
+        f"nothing more is reported to {library.name}: no route to host"
     ]
 
 
 def test_unknown_and_missing_trackers_are_found_before_the_work(monkeypatch):
     monkeypatch.setattr("optimum_ffp.utils.tracking.find_spec", lambda name: None)
-    with pytest.raises(FFPError, match="'mlflow' is not known; choose from tensorboard, trackio, wandb"):
+    with pytest.raises(FFPError, match="'mlflow' is not known; choose from tensorboard, trackio, wandb, none"):
         check_trackers(["mlflow"])
     with pytest.raises(FFPError, match="not installed: pip install wandb"):
         check_trackers(["wandb"])
-    check_trackers([])
+    assert check_trackers([]) == check_trackers("none") == check_trackers(["none"]) == []
+    with pytest.raises(FFPError, match="not installed: pip install wandb"):
+        check_trackers("wandb")
 
 
 def test_tensorboard_gets_the_curves(monkeypatch, tmp_path):
@@ -92,7 +94,7 @@ def test_tensorboard_gets_the_curves(monkeypatch, tmp_path):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     with Tracker(["tensorboard"], "tiny-30", {"seed": 0}) as tracker:
         for entry in ENTRIES:
-            tracker.log(entry)
+            tracker.log_evaluation(entry)
     (events,) = (tmp_path / "tiny-30").glob("events.out.tfevents.*")
     assert events.read_bytes().count(b"search/reward") == 3 and events.read_bytes().count(b"search/perplexity") == 2
 
