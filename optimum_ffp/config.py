@@ -19,8 +19,10 @@ from .options import (
     PPO_STEPS,
     READ_WHEN,
     Options,
-    check_number,
+    check_choices,
+    check_numbers,
     read_mix,
+    read_names,
 )
 from .version import __version__
 
@@ -207,15 +209,14 @@ class FFPConfig(Options, BaseConfig):
             yield self.replace(sparsity=sparsity, search_steps=fewer if number else self.search_steps)
 
     def _validate(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
+        check_choices(self, CHOICES)
         check_sparsity(self.sparsity)
         shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
-        self._check_numbers(float, 0, 1, *shares)
-        self._check_numbers(float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
-        self._check_numbers(float, 1e-6, None, "action_std")
-        self._check_numbers(
+        check_numbers(self, float, 0, 1, *shares)
+        check_numbers(self, float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
+        check_numbers(self, float, 1e-6, None, "action_std")
+        check_numbers(
+            self,
             int,
             1,
             None,
@@ -232,7 +233,7 @@ class FFPConfig(Options, BaseConfig):
             ),
             *("search_steps", "candidates"),
         )
-        self._check_numbers(int, 0, 2**32 - 1, "seed")
+        check_numbers(self, int, 0, 2**32 - 1, "seed")
         optional = {
             "rate_precision": (float, 0, 1),
             "sequential_lambda": (float, 0, None),
@@ -242,11 +243,8 @@ class FFPConfig(Options, BaseConfig):
         }
         for name, (kind, low, high) in optional.items():
             if getattr(self, name) is not None:
-                self._check_numbers(kind, low, high, name)
-        for name, what in {"dataset": "or a path", "eval_dataset": "or a path", "text_column": "of a column"}.items():
-            value = getattr(self, name)
-            if not (isinstance(value, str) and value) and not (value is None and name != "dataset"):
-                raise FFPError(f"{name} must be a name {what}, found {value!r}")
+                check_numbers(self, kind, low, high, name)
+        read_names(self, "eval_dataset", "text_column")
         texts = read_mix(self.dataset, self.self_share)
         read_mix(self.eval_dataset or self.dataset)
         for name in ("num_samples", "search_samples"):
@@ -277,10 +275,6 @@ class FFPConfig(Options, BaseConfig):
         if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size > 0 for size in sizes):
             raise FFPError(f"hidden_sizes must be a list of positive integers, found {sizes!r}")
         self.hidden_sizes = tuple(sizes)
-
-    def _check_numbers(self, kind: type, low: float, high: float | None, *names: str) -> None:
-        for name in names:
-            check_number(name, getattr(self, name), kind, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, and the version of optimum-ffp."""

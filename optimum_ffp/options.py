@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -146,24 +146,59 @@ def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
     return mix
 
 
-def check_number(name: str, value: Any, kind: type, low: float, high: float | None = None) -> None:
-    """Check that an option is a finite number (or integer) in a range.
+def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Check that options have one of the values that are allowed.
 
     Args:
-        name: Name of the option.
-        value: Its value.
+        options: An object that has them as attributes, as for the functions below.
+        choices: The values by name of the option.
+
+    Raises:
+        FFPError: If one has another.
+    """
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise FFPError(f"{name} {getattr(options, name)!r} is not known; choose from {', '.join(allowed)}")
+
+
+def check_numbers(options: Any, kind: type, low: float, high: float | None, *names: str) -> None:
+    """Check that options are finite numbers (or integers) in a range.
+
+    Args:
+        options: An object that has them as attributes.
         kind: `int` or `float`.
         low: Least value.
         high: Largest value; none if `None`.
+        names: Names of the options.
 
     Raises:
-        FFPError: If it is not.
+        FFPError: If one is not.
     """
-    right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
-        allowed = "an integer" if kind is int else "a number"
-        between = f"of at least {low}" if high is None else f"between {low} and {high}"
-        raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
+    for name in names:
+        value = getattr(options, name)
+        right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
+            allowed = "an integer" if kind is int else "a number"
+            between = f"of at least {low}" if high is None else f"between {low} and {high}"
+            raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
+
+
+def read_names(options: Any, *optional: str) -> None:
+    """Check the names of texts and of their column, and turn paths into text.
+
+    Args:
+        options: An object that has `dataset`, `eval_dataset` and `text_column`.
+        optional: Those that may be `None`.
+
+    Raises:
+        FFPError: If one is no name.
+    """
+    for name, what in {"dataset": "or a path", "eval_dataset": "or a path", "text_column": "of a column"}.items():
+        value = getattr(options, name)
+        if isinstance(value, os.PathLike):
+            setattr(options, name, value := os.fspath(value))
+        if not (isinstance(value, str) and value) and not (value is None and name in optional):
+            raise FFPError(f"{name} must be a name {what}, found {value!r}")
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from optimum_ffp import FFPConfig, FFPError
+from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
 from optimum_ffp.options import read_mix
 
 
@@ -99,6 +99,16 @@ def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
 def test_a_dataset_may_be_a_mix(dataset, mix):
     assert read_mix(dataset) == pytest.approx(mix)
     FFPConfig(dataset=dataset, eval_dataset=dataset)
+
+
+@pytest.mark.parametrize("kind", [FFPConfig, RecoveryConfig])
+def test_texts_may_be_paths(kind, tmp_path):
+    path = tmp_path / "text.jsonl"
+    config = kind(dataset=path, eval_dataset=path)
+    assert config.dataset == config.eval_dataset == str(path)
+    for name, value in {"dataset": 3, "eval_dataset": "", "text_column": ""}.items():
+        with pytest.raises(FFPError, match=f"{name} must be a name o"):
+            kind(**{name: value})
 
 
 def test_what_exists_is_one_text(tmp_path):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from ..options import CHOICES, check_number, read_mix
+from ..options import CHOICES, check_choices, check_numbers, read_mix, read_names
 
 
 # Number of tokens and tokens per step by preset.
@@ -107,25 +107,27 @@ class RecoveryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": CHOICES["start_token"]}.items():
-            if getattr(self, name) not in choices:
-                raise FFPError(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(choices)}")
+        start_token = CHOICES["start_token"]
+        check_choices(self, {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": start_token})
         self.max_tokens = read_tokens(self._given_or("max_tokens", PRESETS[self.preset]["max_tokens"]))
         most = min(PRESETS[self.preset]["batch_tokens"], max(1, self.max_tokens // STEPS))
         self.batch_tokens = read_tokens(self._given_or("batch_tokens", most))
         self.learning_rate = self._given_or("learning_rate", ADAPTER_RATE if self.lora else WEIGHT_RATE)
-        self._check(int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples")
-        self._check(int, 0, None, "lora", "seed")
-        self._check(float, 0, None, "learning_rate", "weight_decay", "max_grad_norm", "hidden_weight")
-        self._check(float, 0, 1, "warmup_ratio", "label_share")
-        self._check(float, 0.1, None, "temperature")
+        check_numbers(
+            self, int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples"
+        )
+        check_numbers(self, int, 0, None, "lora", "seed")
+        check_numbers(self, float, 0, None, "learning_rate", "weight_decay", "max_grad_norm", "hidden_weight")
+        check_numbers(self, float, 0, 1, "warmup_ratio", "label_share")
+        check_numbers(self, float, 0.1, None, "temperature")
         for name, least in {"seq_len": 2, "eval_seq_len": 2, "patience": 1, "eval_samples": 1}.items():
             if getattr(self, name) is not None:
-                self._check(int, least, None, name)
+                check_numbers(self, int, least, None, name)
         if self.lora and find_spec("peft") is None:
             raise FFPError("adapters need the peft package: pip install peft")
         if self.keep_adapter and not self.lora:
             raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
+        read_names(self, "eval_dataset", "text_column")
         read_mix(self.dataset)
         if self.eval_dataset is not None and "self" in read_mix(self.eval_dataset):
             raise FFPError("eval_dataset self says little: the text is the model's own; name another dataset")
@@ -133,10 +135,6 @@ class RecoveryConfig:
     def _given_or(self, name: str, default: Any) -> Any:
         found = getattr(self, name)
         return default if found is None else found
-
-    def _check(self, kind: type, low: float, high: float | None, *names: str) -> None:
-        for name in names:
-            check_number(name, getattr(self, name), kind, low, high)
 
     @classmethod
     def option_names(cls) -> list[str]:
