@@ -173,7 +173,14 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     """Options of the training with `--recover`, those of the prune as far as both have them; `None` without it."""
     if args.recover is None:
         return None
+    from ..errors import FFPError
     from ..recovery.config import RecoveryConfig
+
+    if args.device_map is not None:
+        raise FFPError(
+            "--recover trains on one device of each process; leave out --device-map, or recover afterwards by ffp "
+            "recover"
+        )
 
     shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
     given = {name: getattr(config, name) for name in shared}

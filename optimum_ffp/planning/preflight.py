@@ -15,6 +15,7 @@ from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
 from ..recovery.config import RecoveryConfig
+from ..recovery.launch import check_device
 from ..utils.folders import check_apart, check_file, check_output, first_existing
 from ..utils.resume import check_work_folder
 from .plan import Plan
@@ -57,7 +58,8 @@ def find_problems(
         One error per problem, which says what to do.
     """
     texts, recovered = _texts(config), recovered or {}
-    checks = [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front, *recovered)]
+    checks = [partial(check_device, device) for device in {later.machine.device for later in recovered.values()}]
+    checks += [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front, *recovered)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [partial(check_output, folder, overwrite) for folder in (*folders, *recovered)]
@@ -100,6 +102,7 @@ def find_recovery_problems(
     """
     texts = _texts(config)
     checks = [
+        partial(check_device, plan.machine.device),
         partial(check_apart, folder, [*models, *texts]),
         partial(check_work_folder, work_folder, resume, overwrite),
         partial(check_output, folder, overwrite),

@@ -30,6 +30,7 @@ from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .config import RecoveryConfig
+from .launch import check_device, check_launch
 from .teacher import read_teacher
 from .training import Trained, Training
 
@@ -81,9 +82,9 @@ class FFPRecovery:
         options: LoadOptions | None = None,
     ):
         self.report_to = check_trackers(report_to)
-        _check_checkpointing(config)
         self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
+        check_launch(config, self.options, work_folder)
         self.record, self._adapter = None, None
         self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
@@ -93,7 +94,7 @@ class FFPRecovery:
         _check_tokens(student, teacher)
         if config.hidden_weight:
             _check_hidden_states(student, teacher)
-        _check_device(teacher.device)
+        check_device(teacher.device)
 
     @classmethod
     @memory_errors(REMEDIES)
@@ -117,13 +118,13 @@ class FFPRecovery:
             options: Fields of `LoadOptions` but `device_map` and `offload`.
 
         Raises:
-            FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or FSDP 1 was
-                launched.
+            FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or the launch
+                divides models other than by FSDP 2.
         """
         config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(given.device)
-        _check_device(resolve_device(given.device))
-        _check_checkpointing(config)
+        check_device(resolve_device(given.device))
+        check_launch(config, given, work_folder)
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
@@ -328,15 +329,6 @@ def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
     return counts
 
 
-def _check_checkpointing(config: RecoveryConfig) -> None:
-    asked = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() in ("1", "true")
-    if processes.divide_models() and config.gradient_checkpointing and asked:
-        raise FFPError(
-            "gradient_checkpointing is asked for twice, also as fsdp_activation_checkpointing in the config of "
-            "accelerate; leave out one of them"
-        )
-
-
 def _check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     sizes = [(len(decoder_layers(one)), one.config.get_text_config().hidden_size) for one in (student, teacher)]
     if sizes[0] != sizes[1]:
@@ -344,14 +336,6 @@ def _check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> 
         raise FFPError(
             f"hidden_weight compares the hidden states after every layer: the teacher has {found}; set it to 0, or "
             "name the model that was pruned"
-        )
-
-
-def _check_device(device: torch.device) -> None:
-    if processes.count() == 1 and (device.index or 0) > 0:
-        raise FFPError(
-            f"training is on the first visible device, found {device}; leave out device, and set "
-            f"CUDA_VISIBLE_DEVICES={device.index}"
         )
 
 

@@ -19,6 +19,8 @@ Value = TypeVar("Value")
 # Path of a file, set in processes that the command line has started: a process that loses another writes its message
 # there, which the command line prints unless one was killed.
 LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
+# What accelerate sets for launches that divide models in other ways than FSDP.
+OTHER_DIVISIONS = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
 # The main process may write a large model, or text, while the others wait.
 TIMEOUT = timedelta(days=1)
 # Seconds that a process waits for the message of the one that has ended first.
@@ -98,11 +100,14 @@ def divide_models() -> bool:
     """Return whether `accelerate launch` has been told to divide models among the processes of this run (FSDP).
 
     Raises:
-        FFPError: If that can't be: by FSDP 1, or with one process.
+        FFPError: If that can't be: by FSDP 1, DeepSpeed or Megatron-LM, or with one process.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType, parse_flag_from_env
 
+    for name, flag in OTHER_DIVISIONS.items():
+        if parse_flag_from_env(flag):
+            raise FFPError(f"{name} can't be used; launch FSDP 2, or one process for each card with whole models")
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
     if not _several():

@@ -7,11 +7,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.commands.arguments import output_name
+from optimum_ffp.commands.prune import plan_recoveries
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
+from optimum_ffp.planning.machine import Machine
 from optimum_ffp.recovery.config import RecoveryConfig
 from tests.helpers import FILES, contents
 
@@ -208,6 +211,30 @@ def test_the_plan_of_a_prune_has_the_recovery(prune, tmp_path):
     assert "out-recovered exists" in output and not (tmp_path / "out").exists()
     code, output, _ = prune("--recover", "1k", "--plan", "--sparsity", "0.1", "0.2")
     assert output.count("tokens, recovery") == 2
+
+
+def test_what_a_recovery_cannot_run_on_is_refused_before_the_prune(prune, run_ffp, tmp_path, monkeypatch):
+    words = ["-m", tmp_path / "tiny-llama", tmp_path / "out", "--recover", "1k", "--device-map", "auto"]
+    code, _, errors = run_ffp("prune", *words)
+    assert code == 2 and "--recover trains on one device of each process; leave out --device-map" in errors
+    machine = Machine(torch.device("cuda", 1), 2**40, 2**40)
+    monkeypatch.setattr("optimum_ffp.planning.recovery.measure_machine", lambda device: machine)
+    monkeypatch.setattr("optimum_ffp.planning.recovery.measure_speed", lambda device, dtype: 1e9)
+    code, output, _ = prune("--recover", "1k", "--plan")
+    assert code == 2 and "problem: training is on the first visible device, found cuda:1; leave out device" in output
+    code, _, errors = prune("--recover", "1k")
+    assert code == 2 and "error: training is on the first visible device, found cuda:1" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_of_a_recovery_is_for_the_dtype_of_the_prune(save_tiny_model):
+    config = AutoConfig.from_pretrained(save_tiny_model(), dtype="bfloat16")
+    results = []
+    for dtype in ("auto", "float32"):
+        args = Namespace(device="cpu", dtype=dtype)
+        (plan,) = plan_recoveries(args, RecoveryConfig(max_tokens="1k"), config, {"out": 0.2}, 1).values()
+        results.append(plan.result)
+    assert results[1] == 2 * results[0]
 
 
 def test_a_plan_of_what_is_pruned_already_trains_nothing(prune, tmp_path):

@@ -182,22 +182,8 @@ def test_a_recovered_model_can_be_recovered_again(folder, base, data_folder, tmp
     assert card.count("## Pruning") == 1 and card.count("recovered\n") == 1 and card.count("![Divergence") == 2
 
 
-def test_a_card_that_trainer_would_not_train_on_is_refused_before_anything_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.recovery.recovery.resolve_device", lambda device: torch.device("cuda", 1))
-    monkeypatch.setattr("optimum_ffp.recovery.recovery.load_pruned", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(FFPError, match="found cuda:1; leave out device, and set CUDA_VISIBLE_DEVICES=1"):
-        FFPRecovery.from_pretrained(folder, device="cuda:1")
-
-
 def test_windows_that_are_trained_on_are_counted(folder, base, data_folder, caplog):
     assert make_recovery(folder, base, data_folder).recover().repeated == {}
     record = make_recovery(folder, base, data_folder, eval_dataset=str(data_folder / "train.txt")).recover()
     assert record.repeated == {"test": record.tests[0]["windows"]}
     assert "test windows repeat text that is trained on; their figures are too good" in caplog.text
-
-
-def test_layers_run_again_by_one_of_two_ways(folder, base, data_folder, monkeypatch):
-    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
-    monkeypatch.setattr("optimum_ffp.recovery.recovery.processes.divide_models", lambda: True)
-    with pytest.raises(FFPError, match="gradient_checkpointing is asked for twice, also as fsdp_activation_check"):
-        make_recovery(folder, base, data_folder, gradient_checkpointing=True)
