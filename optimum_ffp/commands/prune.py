@@ -197,10 +197,11 @@ def plan_recoveries(
     """Plans of the trainings with `--recover` by their folders, for the sparsity of every pruned model's folder."""
     if recovery is None:
         return {}
-    from ..modeling.loading import empty_model
+    from ..modeling.loading import empty_model, resolve_dtype
     from ..planning.recovery import plan_recovery
 
-    dense = empty_model(model_config)
+    # The pruned model is written in the dtype that the dense one is loaded in.
+    dense = empty_model(model_config, None if args.dtype == "auto" else resolve_dtype(args.dtype))
     places = args.device, args.dtype, count
     return {
         f"{folder}{RECOVERED}": plan_recovery(dense, dense, recovery, *places, kept=1 - sparsity)
