@@ -68,8 +68,9 @@ class RecoveryConfig:
         gradient_checkpointing: Whether layers run again in the backward pass, in place of keeping what they computed.
         evaluations: Number of evaluations on held-out windows, and of checkpoints, in the course of the training.
         held_out_samples: Number of held-out windows.
-        patience: Evaluations without a smaller divergence on held-out windows after which the training ends. The
-            weights of the best one are then kept. `None` trains to the end and keeps the last weights.
+        patience: Evaluations without a smaller divergence on held-out windows, or loss with `label_share`, after which
+            the training ends. The weights of the best one are then kept. `None` trains to the end and keeps the last
+            weights.
         eval_samples: Number of test windows of each text; all if `None`.
         eval_seq_len: Tokens per test window; the model's maximum length up to 2048 if `None`.
         seed: Random seed.

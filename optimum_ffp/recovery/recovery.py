@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -292,17 +291,15 @@ class FFPRecovery:
             return self._run(training, windows, held_out)
 
     def _run(self, training: Training, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
-        if self.journal.folder is not None:
-            try:
-                return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
-            except (OSError, SafetensorError) as error:
-                raise FFPError(
-                    f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with "
-                    "--resume (resume=True)"
-                ) from None
-        # Nobody resumes from it, but `Trainer` wants a folder.
-        with TemporaryDirectory(prefix="optimum-ffp-") as folder:
-            return training.run(windows, held_out, Path(folder), saves=self.config.patience is not None)
+        if self.journal.folder is None:
+            return training.run(windows, held_out)
+        try:
+            return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
+        except (OSError, SafetensorError) as error:
+            raise FFPError(
+                f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with --resume "
+                "(resume=True)"
+            ) from None
 
 
 def _load_teacher(

@@ -66,9 +66,19 @@ class RecoveryTrainer(Trainer):
 
     It differs from `Trainer` in four ways. Windows are taken in the order of the dataset, so that every number of
     processes trains on the same ones in a step. An evaluation gives the divergence from the dense model and the
-    perplexity on the held-out windows, `eval_kl` and `eval_perplexity`. Checkpoints are safetensors and JSON, but for
-    those of FSDP, which are accelerate's; their folders are made in time for `Trainer` to find the best one.
+    perplexity on the held-out windows, `eval_kl` and `eval_perplexity`, and the mean of the divergence and the log of
+    the perplexity by their shares in the training, `eval_loss`. Checkpoints are safetensors and JSON, but for those of
+    FSDP, which are accelerate's; their folders are made in time for `Trainer` to find the best one.
+
+    Args:
+        arguments: Arguments of `Trainer`.
+        label_share: Share of the language-model loss, as for `DistillationLoss`.
+        options: Arguments of `Trainer`.
     """
+
+    def __init__(self, *arguments: Any, label_share: float = 0.0, **options: Any):
+        super().__init__(*arguments, **options)
+        self.label_share = label_share
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return SequentialSampler(train_dataset or self.train_dataset)
@@ -80,7 +90,7 @@ class RecoveryTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measures and logs the divergence (nats per token) and the perplexity on held-out windows.
+        """Measures and logs the divergence (nats per token), the perplexity and the loss on held-out windows.
 
         Args:
             eval_dataset: Windows; those of the constructor if `None`.
@@ -99,7 +109,8 @@ class RecoveryTrainer(Trainer):
                 # In two steps: some devices have no float64.
                 sums += torch.stack([found[name].float() for name in ("kl", "nll", "tokens")]).cpu().double()
         kl, nll, tokens = processes.gather(sums[None], Shares(world)).sum(0).tolist()
-        figures = {"kl": kl / tokens, "perplexity": to_perplexity(nll / tokens)}
+        kl, nll, share = kl / tokens, nll / tokens, self.label_share
+        figures = {"kl": kl, "perplexity": to_perplexity(nll), "loss": (1 - share) * kl + share * nll}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

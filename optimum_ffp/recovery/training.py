@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -93,18 +95,38 @@ class Training:
         if bf16:
             teacher.to(torch.bfloat16)
 
-    def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, saves: bool = True) -> Trained:
+    def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> Trained:
         """Trains, from the last checkpoint if there is one.
 
         Args:
             windows: Windows to train on, in order, as for `LabelledWindows`.
             held_out: Windows that no weight is trained on, in the same form.
-            folder: Folder of checkpoints.
-            saves: Whether to save checkpoints.
+            folder: Folder of checkpoints; none are kept if `None`.
 
         Raises:
-            FFPError: If the loss is not finite, or the divergence has not fallen.
+            FFPError: If the loss is not finite, or that of the held-out windows has not fallen.
         """
+        # `Trainer` wants a folder, and looks there for the best weights.
+        with TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place:
+            saves = folder is not None or self.config.patience is not None
+            model, rows, seconds = self._train(windows, held_out, Path(place), saves)
+        best = min(rows, key=lambda row: row["eval_loss"]) if self.config.patience else rows[-1]
+        before, after = rows[0]["eval_loss"], best["eval_loss"]
+        if not math.isfinite(after):
+            raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
+        if after >= before:
+            what = "loss" if self.config.label_share else "divergence"
+            last = f"; the last weights are in {_last_checkpoint(folder)}" if folder else ""
+            raise FFPError(
+                f"the training has gained nothing: the {what} on held-out windows was {before:.4f} and is "
+                f"{after:.4f}; lower learning_rate, or give more tokens{last}"
+            )
+        return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
+
+    def _train(
+        self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, saves: bool
+    ) -> tuple[Any, list[dict[str, Any]], float]:
+        """Returns the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
         divided = processes.divide_models()
         if divided:
@@ -123,6 +145,7 @@ class Training:
                 train_dataset=LabelledWindows(windows),
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=callbacks,
+                label_share=config.label_share,
             )
             if divided:
                 shard_layers(self.teacher)
@@ -134,14 +157,7 @@ class Training:
             model = self._unwrapped(trainer)
         finally:
             del student.forward
-        curve = [self._point(row) for row in trainer.state.log_history if "eval_kl" in row]
-        kept = min(curve, key=lambda point: point["kl"]) if config.patience else curve[-1]
-        if not math.isfinite(kept["kl"]):
-            raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
-        if kept["kl"] >= curve[0]["kl"]:
-            found = f"the divergence on held-out windows was {curve[0]['kl']:.4f} and is {kept['kl']:.4f}"
-            raise FFPError(f"the training has gained nothing: {found}; lower learning_rate, or give more tokens")
-        return Trained(*self._merged(model), curve, kept, seconds)
+        return model, [row for row in trainer.state.log_history if "eval_loss" in row], seconds
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
         from peft import LoraConfig, get_peft_model
@@ -177,7 +193,7 @@ class Training:
             save_total_limit=1,
             load_best_model_at_end=bool(config.patience),
             restore_callback_states_from_checkpoint=bool(config.patience),
-            metric_for_best_model="kl" if config.patience else None,
+            metric_for_best_model="loss" if config.patience else None,
             greater_is_better=False if config.patience else None,
             logging_steps=max(1, round(batch.steps / LOGS)),
             report_to="none",

@@ -28,9 +28,8 @@ def trainer(windows, tmp_path):
     )
     hidden = windows[3:].clone().int()
     hidden[0, 4:9] = -1 - hidden[0, 4:9]
-    return RecoveryTrainer(
-        student, arguments, train_dataset=LabelledWindows(windows[:3].int()), eval_dataset=LabelledWindows(hidden)
-    )
+    text, held_out = LabelledWindows(windows[:3].int()), LabelledWindows(hidden)
+    return RecoveryTrainer(student, arguments, train_dataset=text, eval_dataset=held_out, label_share=0.25)
 
 
 def test_tokens_without_a_loss():
@@ -58,6 +57,8 @@ def test_an_evaluation_measures_divergence_and_perplexity(trainer):
     last = [row for row in trainer.state.log_history if "eval_kl" in row][-1]
     assert last["eval_kl"] == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-5)
     assert last["eval_perplexity"] == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-5)
+    expected = 0.75 * torch.cat(divergences).mean() + 0.25 * torch.cat(losses).mean()
+    assert last["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_windows_are_taken_in_order(trainer, windows):

@@ -99,8 +99,23 @@ def test_the_best_weights_are_kept_when_training_ends_early(student, teacher, te
 
 
 def test_a_training_that_gains_nothing_is_an_error(student, teacher, text, windows, tmp_path):
-    with pytest.raises(FFPError, match=r"gained nothing: the divergence on held-out windows was .*; lower"):
+    with pytest.raises(FFPError, match=r"gained nothing: the divergence on held-out windows was .*; lower") as found:
         make_training(student, teacher, learning_rate=3.0).run(text, windows[4:].int(), tmp_path)
+    assert str(found.value).endswith(f"; the last weights are in {tmp_path / 'checkpoint-10'}")
+
+
+def test_a_training_is_judged_by_what_it_trains(teacher, text, windows):
+    """The labels alone: the dense model's own predictions are left behind."""
+    held_out, options = windows[4:].int(), {"learning_rate": 1e-2, "label_share": 1.0, "evaluations": 10}
+    losses = []
+    for patience in (None, 1):
+        training = make_training(make_tiny_model(), teacher, patience=patience, **options)
+        trained = training.run(text, held_out)
+        assert trained.kept["kl"] > trained.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
+        losses.append(trained.kept["perplexity"])
+    assert losses[1] == min(point["perplexity"] for point in trained.curve) < trained.curve[0]["perplexity"]
+    with pytest.raises(FFPError, match=r"gained nothing: the loss on held-out windows was .* more tokens$"):
+        make_training(make_tiny_model(), teacher, **options | {"learning_rate": 3.0}).run(text, held_out)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(student, teacher, text, windows, tmp_path):
