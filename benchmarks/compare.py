@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations of the methods of the default preset.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
-    parser.add_argument("--eval-samples", type=int, help="Test windows. Default: all.")
+    parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
     parser.add_argument("--against", default="no-search", choices=METHODS, help="Method to compare the others with.")
     parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)

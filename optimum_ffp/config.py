@@ -100,7 +100,8 @@ class FFPConfig(Options, BaseConfig):
             curves are scaled by pruning one unit at a time, and calibration is `"sequential"`.
         fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
         slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
-        eval_samples: Number of test windows of each text; `None` (default) takes all.
+        eval_samples: Number of test windows of each text; `None` (default) takes all of a test split, and the first
+            100 of a text without one.
         batch_size: Windows per forward pass, default 1. Statistics on the CPU take at most an eighth of all at once.
         search_steps: Number of candidate evaluations, default 26, or 128 for agent `"ppo"` (the paper: 1000); one with
             a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.

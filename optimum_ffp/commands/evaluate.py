@@ -106,7 +106,13 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         "file.",
     )
     add_text_column(text)
-    add_option(text, "eval-samples", type=int, help="Number of windows of each text, from its start. Default: all.")
+    add_option(
+        text,
+        "eval-samples",
+        type=int,
+        help="Number of windows of each text, from its start. Default: all, or the first 100 of the test part of a "
+        "text without a test split.",
+    )
     add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
     add_option(
         text,
@@ -302,17 +308,17 @@ def read_text(args: Namespace, dataset: str) -> "dict[str, list[Row]]":
 
 def cut_windows(args: Namespace, dataset: str, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
     """The first windows of the requested split."""
-    from ..data import Windows, cut_rows, find_files, find_start_token, share_out, window_length
+    from ..data import TEST_WINDOWS, Windows, cut_rows, find_files, find_start_token, share_out, window_length
 
-    length = window_length(args.seq_len, loaded.model.config)
+    count, length = args.eval_samples, window_length(args.seq_len, loaded.model.config)
     split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
     start = find_start_token(loaded.tokenizer, args.start_token)
     tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
     # Of a dataset of the Hub a prune may have calibrated on the other parts.
     if len(splits) == 1 and (args.split == "test" or not find_files(dataset)):
         tokens = tokens[-share_out(len(tokens), f"{dataset} with seq_len {length}")["test"] :]
-        split = f"test part of {split}"
-    return Windows(tokens[: args.eval_samples], dataset, split, start is not None)
+        split, count = f"test part of {split}", count or TEST_WINDOWS
+    return Windows(tokens[:count], dataset, split, start is not None)
 
 
 def data_request(args: Namespace) -> "DataRequest":

@@ -98,7 +98,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         data, "search-samples", "Number of search windows, from the validation split, to compare candidates on."
     )
-    add_config_option(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
+    add_config_option(
+        data,
+        "eval-samples",
+        "Number of test windows of each text, from the test split.",
+        "all of a test split, the first 100 of a text without one",
+    )
     add_config_option(
         data,
         "self-share",

@@ -11,13 +11,22 @@ from .request import (
     window_length,
     with_window_length,
 )
-from .sources import check_text_file, find_files, hub_source, hub_splits, read_splits
+from .sources import (
+    TEST_WINDOWS,
+    check_text_file,
+    find_files,
+    hub_source,
+    hub_splits,
+    lacks_test_split,
+    read_splits,
+)
 from .training import TrainingWindows, training_windows
 from .windows import DataSplits, Windows, describe_shape, describe_size, describe_windows
 
 
 __all__ = [
     "LONGEST",
+    "TEST_WINDOWS",
     "DataRequest",
     "DataSplits",
     "Row",
@@ -33,6 +42,7 @@ __all__ = [
     "find_start_token",
     "hub_source",
     "hub_splits",
+    "lacks_test_split",
     "load_windows",
     "read_splits",
     "reported_texts",

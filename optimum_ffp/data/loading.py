@@ -10,7 +10,7 @@ from ..errors import FFPError
 from .cutting import cut_rows, find_start_token
 from .request import DataRequest, reported_texts
 from .self_generated import has_start_token, sample_from_model
-from .sources import SHARES, read_splits
+from .sources import SHARES, TEST_WINDOWS, read_splits
 from .windows import DataSplits, Windows
 
 
@@ -94,6 +94,7 @@ def _load_roles(
     (split, windows), *_ = splits.items()
     shares = share_out(len(windows), f"{dataset} with seq_len {request.length}")
     parts = dict(zip(shares, windows.split(list(shares.values()))))
+    request = replace(request, test=request.test or TEST_WINDOWS)
     return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request, start is not None)
 
 

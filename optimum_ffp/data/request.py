@@ -24,7 +24,8 @@ class DataRequest:
 
     Attributes:
         length: Tokens per window.
-        calibration, search, test: Number of windows, for the test of each text; `test=None` takes all.
+        calibration, search, test: Number of windows, for the test of each text; `test=None` takes all of a
+            test split, and the first 100 of a text without one.
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
         self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.

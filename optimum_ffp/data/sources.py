@@ -26,6 +26,9 @@ CHARACTERS_PER_TOKEN = 8
 # Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size, and of a
 # text without splits, so that its parts are the same ones for windows of any number and length.
 CHARACTERS = 2**26
+# Test windows of a text without a test split of its own if no number is given: a fifth of a long one would cost more
+# than the prune.
+TEST_WINDOWS = 100
 # Shares of the windows if a single text serves all three roles, in this order.
 SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
 # Rows that the text column is found by.
@@ -108,6 +111,16 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     return {}
 
 
+def lacks_test_split(dataset: str) -> bool:
+    """Whether a dataset is known, without asking the Hub, to have no test split of its own."""
+    try:
+        files = find_files(dataset)
+    except FFPError:
+        # Who reads it says so.
+        return False
+    return len(files) == 1 or (not files and hub_source(dataset)[0] == NAMED["c4"][0])
+
+
 def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows have no text."""
     with _reader_errors(path):
@@ -184,7 +197,7 @@ def _hub_errors(dataset: str, prunes: bool, token: str | None) -> Iterator[None]
 
 def _characters(request: DataRequest, single: bool, whole: bool) -> int:
     """Upper bound of the characters to read of a split, or of a text without splits."""
-    counts = {role: getattr(request, role) or 100 for role in SHARES}
+    counts = {role: getattr(request, role) or TEST_WINDOWS for role in SHARES}
     # Of a split, more than is needed, so that windows are not all from its beginning.
     windows = max(counts[role] / share for role, share in SHARES.items()) if single else 4 * sum(counts.values())
     most = int(windows) * (request.longest or request.length) * CHARACTERS_PER_TOKEN

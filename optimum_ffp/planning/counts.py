@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..compression.distillation import distillation_tokens
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
-from ..data import DataRequest, reported_texts
+from ..data import TEST_WINDOWS, DataRequest, lacks_test_split, reported_texts
 from ..options import GRADIENT_COST, NO_SEARCH
 from ..search.task import finalist_count
 
@@ -41,7 +41,7 @@ def count_tokens(config: FFPConfig, units: int, sparsities: int) -> dict[str, in
         sparsities: Number of sparsities.
 
     Returns:
-        For the stage `evaluation` those of one model, `None` if all text is used.
+        For the stage `evaluation` those of one model, `None` if a test split is used whole.
     """
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
@@ -80,7 +80,7 @@ def count_walks(
             kept of each.
 
     Returns:
-        For the stage `evaluation` those of one model, `None` if all text is used.
+        For the stage `evaluation` those of one model, `None` if a test split is used whole.
     """
 
     def walks(windows: int, copies: int = 1) -> int:
@@ -112,10 +112,14 @@ def count_walks(
 
 
 def _test_windows(config: FFPConfig) -> list[int | None]:
-    """Test windows of every text that is reported; `None` for all of a text."""
+    """Test windows of every text that is reported; `None` for all of a test split."""
+
+    def count(name: str) -> int | None:
+        return config.eval_samples or (TEST_WINDOWS if lacks_test_split(name) else None)
+
     written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
     reported = reported_texts(config.dataset, config.eval_dataset)
-    return [written["test"] if name == "self" else config.eval_samples for name in reported]
+    return [written["test"] if name == "self" else count(name) for name in reported]
 
 
 def _calibration_tokens(config: FFPConfig, layers: int) -> int:

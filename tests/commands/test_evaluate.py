@@ -371,13 +371,14 @@ def test_tasks_without_lm_eval(run, save_tiny_model, data_folder, monkeypatch):
 
 
 def test_a_hub_dataset_without_splits_is_measured_where_a_prune_reports(figures, save_tiny_model, monkeypatch):
-    rows = datasets.Dataset.from_dict({"text": make_text(2000).splitlines()})
+    rows = datasets.Dataset.from_dict({"text": make_text(13_000).splitlines()})
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.to_iterable_dataset())
     words = ["-m", save_tiny_model(), "--dataset", "someone/corpus", "--no-speed", "--seq-len", 24]
     (report, _), (other, _) = figures(*words), figures(*words, "--split", "test")
     assert report["model"]["perplexity"] == other["model"]["perplexity"]
     assert report["model"]["perplexity"]["split"] == "test part of train"
+    assert report["model"]["perplexity"]["windows"] == 100
 
 
 def test_figures_are_printed_though_speed_fails(run, save_tiny_model, data_folder, monkeypatch):

@@ -69,6 +69,14 @@ def test_all_test_windows_if_no_number_is_given(data_folder):
     assert len(load(data_folder, request=DataRequest(16, 8, 3, None, 0)).test) == 1500 // 16
 
 
+def test_of_a_text_without_splits_no_more_test_windows_than_a_hundred(tmp_path):
+    (tmp_path / "text.txt").write_text(make_text(600 * 16))
+    found = load(tmp_path / "text.txt", request=replace(REQUEST, test=None)).test
+    assert len(found) == 100
+    more = load(tmp_path / "text.txt", request=replace(REQUEST, test=110)).test
+    assert len(more) == 110 and torch.equal(more.tokens[:100], found.tokens)
+
+
 def test_eval_dataset_replaces_the_test_windows(data_folder, tmp_path):
     path = tmp_path / "other.txt"
     path.write_text(make_text(900, 9))

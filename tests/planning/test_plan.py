@@ -162,6 +162,10 @@ def test_a_plan_is_text(data_folder):
     ):
         assert words in text
     assert "all of the test text, 2 times" in planned(eval_samples=None).describe()
+    # A file and C4 have no test split of their own.
+    for dataset in (str(data_folder / "test.txt"), "c4"):
+        assert planned(dataset=dataset, eval_samples=None).tokens["evaluation"] == 100 * SETTINGS["seq_len"]
+    assert planned(dataset=f"c4,{data_folder}", eval_samples=None).tokens["evaluation"] is None
     assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text
 
 
