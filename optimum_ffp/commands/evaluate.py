@@ -2,14 +2,14 @@
 
 import logging
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import CHOICES, Condition, read_mix
+from ..options import CHOICES, Condition, read_mix, split_mix
 from .arguments import (
     ON_THE_HUB,
     SEQ_LEN_DEFAULT,
@@ -101,9 +101,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(
         text,
         "split",
-        help="Split of the dataset: train, validation or test. A single file is used whole; with test, only the part "
-        "of it that a prune reports on, as always of a Hub dataset without these splits. Default: test, or the whole "
-        "file.",
+        help="Split of the dataset: train, validation or test. Of a single file all, or with test only the part that a "
+        "prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
     )
     add_text_column(text)
     add_option(
@@ -205,14 +204,13 @@ def evaluate(args: Namespace) -> None:
     """Measures the model and its baseline, and prints a table."""
     check_arguments(args)
 
-    from ..evaluation import TaskSuite, compare_records, comparison_table
+    from ..evaluation import TaskSuite, compare_records, comparison_table, prune_record
     from ..modeling.loading import LoadOptions, load_any
 
     suite = None
     if args.tasks or args.tasks_path:
         names = [name for words in args.tasks or [] for name in words.split(",") if name]
         suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
-    texts = {} if args.no_perplexity else {name: read_text(args, name) for name in read_mix(args.dataset)}
     sources = {"model": (args.model, args.revision)}
     for number, model_id in enumerate(args.baseline, 1):
         sources["baseline" if number == 1 else f"baseline {number}"] = (model_id, args.baseline_revision)
@@ -221,6 +219,10 @@ def evaluate(args: Namespace) -> None:
         role: (model_id, LoadOptions(args.device, args.dtype, revision=revision, **hub))
         for role, (model_id, revision) in sources.items()
     }
+    known = [prune_record(model_id, **options.hub()) for model_id, options in sources.values()]
+    args.start_token = args.start_token or recorded_start_token(known)
+    used = used_texts(known)
+    texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
 
     def load(role: str) -> Loaded:
         model_id, options = sources[role]
@@ -228,7 +230,6 @@ def evaluate(args: Namespace) -> None:
 
     # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
     held = {} if args.no_speed else {role: load(role) for role in sources}
-    args.start_token = args.start_token or recorded_start_token(sources.values())
     records, tokens = {}, {}
     for role in sources:
         loaded = held.get(role) or load(role)
@@ -245,15 +246,25 @@ def evaluate(args: Namespace) -> None:
             write_json(args, records)
 
 
-def recorded_start_token(sources: "Iterable[tuple[str, LoadOptions]]") -> str:
+def recorded_start_token(known: Iterable[dict[str, Any]]) -> str:
     """Option `start_token` of the pruned model, so that its figures are those of its card; `auto` without one."""
-    from ..evaluation import prune_record
+    # Earlier versions never had a start token.
+    return next((record.get("start_token", "never") for record in known if record), "auto")
 
-    for model_id, options in sources:
-        if record := prune_record(model_id, **options.hub()):
-            # Earlier versions never had a start token.
-            return record.get("start_token", "never")
-    return "auto"
+
+def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:
+    """Names, without folders, of the texts that the models were calibrated, searched or trained on."""
+    steps = [step for record in known for step in (record, *(one["options"] for one in record.get("recovery", [])))]
+    return {name for step in steps for name, _ in split_mix(step.get("dataset", ""))}
+
+
+class Text(NamedTuple):
+    """A split, or a text without splits, of which the test part alone may be wanted."""
+
+    dataset: str
+    split: str
+    rows: "list[Row]"
+    test_part: bool
 
 
 class Loaded(NamedTuple):
@@ -267,14 +278,14 @@ class Loaded(NamedTuple):
 
 
 def measure(
-    args: Namespace, loaded: Loaded, texts: "dict[str, dict[str, list[Row]]]", suite: "TaskSuite | None"
+    args: Namespace, loaded: Loaded, texts: list[Text], suite: "TaskSuite | None"
 ) -> tuple[dict[str, Any], "list[torch.Tensor]"]:
     """Record of one model, without its speed, and the windows of its perplexities, shape `[windows, tokens]`."""
     from ..evaluation import perplexity_record, size_record
     from ..utils.batch_size import with_halving_batches
     from ..utils.progress import progress_bar
 
-    model, tests = loaded.model, [cut_windows(args, name, splits, loaded) for name, splits in texts.items()]
+    model, tests = loaded.model, [cut_windows(args, text, loaded) for text in texts]
     record = size_record(model, loaded.model_id, **loaded.options.hub())
 
     def perplexity(windows: "Windows", batch_size: int) -> dict[str, Any]:
@@ -290,32 +301,43 @@ def measure(
     return record, [windows.tokens for windows in tests]
 
 
-def read_text(args: Namespace, dataset: str) -> "dict[str, list[Row]]":
-    """Rows of a text by split; a single file is one split."""
-    from ..data import read_splits
+def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
+    """Reads the requested split; the test part of a file that models were calibrated or trained on."""
+    from ..data import find_files, read_splits
     from ..errors import FFPError
+    from ..hub.naming import short_name
 
     splits = read_splits(dataset, data_request(args))
-    if len(splits) > 1 and args.split not in (None, *splits):
-        raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")
-    if len(splits) == 1 and args.split not in (None, "test"):
+    if len(splits) > 1:
+        if args.split not in (None, *splits):
+            raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")
+        split = args.split or "test"
+        return Text(dataset, split, splits[split], False)
+    if args.split not in (None, "test", "all"):
         raise FFPError(
-            f"{dataset} has no splits, found --split {args.split}; leave it out to use a file whole, or give test for "
-            "the part that a prune reports on"
+            f"{dataset} has no splits, found --split {args.split}; give all to use it whole, or test for the part "
+            "that a prune reports on"
         )
-    return splits
+    ((split, rows),) = splits.items()
+    # Of a dataset of the Hub a prune that left no record may have calibrated on the other parts.
+    test_part = args.split == "test" or not (args.split or find_files(dataset))
+    if not args.split and not test_part and short_name(dataset) in used:
+        print(
+            f"{dataset}: a model was calibrated or trained on its other parts; its test part is used (or --split all)"
+        )
+        test_part = True
+    return Text(dataset, split, rows, test_part)
 
 
-def cut_windows(args: Namespace, dataset: str, splits: "dict[str, list[Row]]", loaded: Loaded) -> "Windows":
-    """The first windows of the requested split."""
-    from ..data import TEST_WINDOWS, Windows, cut_rows, find_files, find_start_token, share_out, window_length
+def cut_windows(args: Namespace, text: Text, loaded: Loaded) -> "Windows":
+    """The first windows of a text."""
+    from ..data import TEST_WINDOWS, Windows, cut_rows, find_start_token, share_out, window_length
 
     count, length = args.eval_samples, window_length(args.seq_len, loaded.model.config)
-    split = next(iter(splits)) if len(splits) == 1 else args.split or "test"
+    dataset, split = text.dataset, text.split
     start = find_start_token(loaded.tokenizer, args.start_token)
-    tokens = cut_rows(splits[split], loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
-    # Of a dataset of the Hub a prune may have calibrated on the other parts.
-    if len(splits) == 1 and (args.split == "test" or not find_files(dataset)):
+    tokens = cut_rows(text.rows, loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
+    if text.test_part:
         tokens = tokens[-share_out(len(tokens), f"{dataset} with seq_len {length}")["test"] :]
         split, count = f"test part of {split}", count or TEST_WINDOWS
     return Windows(tokens[:count], dataset, split, start is not None)

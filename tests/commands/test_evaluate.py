@@ -129,6 +129,26 @@ def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_tiny_model, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["prune", "recovery"])
+def test_of_a_file_that_a_model_was_made_from_the_test_part_is_used(step, figures, folder, save_tiny_model, tmp_path):
+    path, record = tmp_path / "my.txt", json.loads((folder / "ffp_config.json").read_text())
+    path.write_text(make_text(1500))
+    if step == "prune":
+        record["dataset"] = "wikitext2:0.5,my.txt:0.5"
+    else:
+        record["recovery"] = [{"options": {"dataset": "my.txt"}}]
+    (folder / "ffp_config.json").write_text(json.dumps(record))
+    words = ["-m", save_tiny_model(), "--baseline", folder, "--dataset", path, "--no-speed"]
+    for split, windows, part in ((None, 12, "test part of my.txt"), ("all", 62, "my.txt")):
+        report, output = figures(*words, *(["--split", split] if split else []))
+        measured = report["model"]["perplexity"]
+        assert (measured["windows"], measured["split"]) == (windows, part)
+        assert ("my.txt: a model was calibrated or trained on its other parts" in output) == (split is None)
+    report, output = figures(*words[:2], *words[4:])
+    assert report["model"]["perplexity"]["windows"] == 62 and "trained on" not in output
+
+
+@pytest.mark.slow
 def test_a_pruned_model_agrees_with_what_its_prune_reported(figures, save_tiny_model, data_folder, tmp_path):
     dense = save_tiny_model()
     sizes = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "method": "uniform"}
@@ -354,7 +374,7 @@ def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_
 
 def test_a_split_of_one_text(run, save_tiny_model, data_folder):
     arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
-    refused(run("-m", save_tiny_model(), *arguments), "has no splits, found --split validation; leave it out")
+    refused(run("-m", save_tiny_model(), *arguments), "has no splits, found --split validation; give all")
 
 
 def test_a_broken_gguf_file(run, data_folder, tmp_path):
