@@ -3,7 +3,7 @@
     python tests/kill.py MODEL DATA SCRATCH KILLS [OPTIONS as JSON]
 
 Prints one JSON object a kill: when it came, how far the prune was, and which files differ from those of a prune that
-ran undisturbed. A process is forked for every prune, so that none has to import everything anew.
+ran undisturbed. A process is forked for every prune, so that none has to import everything again.
 """
 
 import json

@@ -189,7 +189,7 @@ class Measurements:
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
-                "dtype of more bits, or another dataset, or download the model anew"
+                "dtype of more bits, or another dataset, or download the model again"
             )
         return losses
 

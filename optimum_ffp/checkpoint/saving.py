@@ -227,7 +227,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
     try:
         return SavedAgent(load_file(path), name)
     except (SafetensorError, OSError) as error:
-        raise FFPError(f"{path} is no valid safetensors file: {error}") from None
+        raise FFPError(f"{path} is not a valid safetensors file: {error}") from None
 
 
 def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = None, token: str | None = None) -> str:

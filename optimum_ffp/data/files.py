@@ -25,7 +25,7 @@ def kind_of(path: Path, required: bool = True) -> str | None:
     """
     suffix = _suffix(path)
     if suffix is None and required:
-        raise FFPError(f"{path} is no {', '.join(SUFFIXES)} file; convert it, or give it one of these suffixes")
+        raise FFPError(f"{path} is not a {', '.join(SUFFIXES)} file; convert it, or give it one of these suffixes")
     return suffix and SUFFIXES[suffix]
 
 
@@ -71,7 +71,7 @@ def read_rows(path: Path, column: str | None = None) -> Iterator[dict[str, Any]]
         column: The only column to read from tables; all if `None`.
 
     Raises:
-        FFPError: If a line of a .jsonl is no JSON object.
+        FFPError: If a line of a .jsonl is not a JSON object.
     """
     if path.is_dir():
         yield from _read_saved(path, column)
@@ -125,7 +125,7 @@ def _read_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
     try:
         rows = json.loads(text)
     except ValueError as error:
-        raise FFPError(f"{path} is no JSON: {error}") from None
+        raise FFPError(f"{path} is not valid JSON: {error}") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise FFPError(f"{path}, entry {number}: found {type(row).__name__} instead of a JSON object")
@@ -139,9 +139,9 @@ def _parse(line: str, label: str) -> dict[str, Any]:
             # A lone surrogate is valid JSON but can't be encoded.
             json.dumps(row, ensure_ascii=False).encode()
     except ValueError as error:
-        raise FFPError(f"{label} is no JSON: {getattr(error, 'msg', error)}") from None
+        raise FFPError(f"{label} is not valid JSON: {getattr(error, 'msg', error)}") from None
     if not isinstance(row, dict):
-        raise FFPError(f"{label} is no JSON object: found {type(row).__name__}; each line must be one row")
+        raise FFPError(f"{label} is not a JSON object: found {type(row).__name__}; each line must be one row")
     return row
 
 

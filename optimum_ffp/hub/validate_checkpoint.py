@@ -107,7 +107,7 @@ def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any
                     tensor = file.get_slice(key)
                     headers[key] = _Header(tensor.get_shape(), tensor.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise FFPError(f"{name} of {source} is no valid safetensors file: {error}; download it anew") from None
+            raise FFPError(f"{name} of {source} is not a valid safetensors file: {error}; download it again") from None
     return headers
 
 
@@ -161,7 +161,7 @@ def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except ValueError as error:
-        raise FFPError(f"{name} of {source} is no JSON: {error}") from None
+        raise FFPError(f"{name} of {source} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise FFPError(f"{name} of {source} must hold a JSON object, found {type(content).__name__}")
     return content

@@ -106,7 +106,7 @@ def load_whole(
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise FFPError(
                 f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)}{more}; put config.json "
-                "right, or download the checkpoint anew"
+                "right, or download the checkpoint again"
             )
     return model, info
 

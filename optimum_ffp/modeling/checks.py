@@ -53,7 +53,7 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
     if not losses.isfinite().all():
         raise FFPError(
             f"{model_id} computes infinite or NaN logits in {_name(model.dtype)}: its weights are too large or "
-            "damaged; try dtype bfloat16 or float32, or download it anew"
+            "damaged; try dtype bfloat16 or float32, or download it again"
         )
 
 
@@ -87,7 +87,7 @@ def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mod
         if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
             raise FFPError(
                 f"{name} of {model_id} has infinite or NaN values in {_name(parameter.dtype)}; if that is float16, "
-                "try dtype bfloat16 or float32, otherwise download the model anew"
+                "try dtype bfloat16 or float32, otherwise download the model again"
             )
     largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:

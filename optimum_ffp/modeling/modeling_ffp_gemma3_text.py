@@ -42,7 +42,7 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 class FFPGemma3Model(Gemma3TextModel):
     """The decoder without a head; every layer has sizes of its own."""
 
-    # Before 5 it is that of the model that also sees pictures.
+    # Before 5 it is that of the model that also takes images.
     base_model_prefix = "model"
 
     def __init__(self, config: PretrainedConfig):
@@ -58,7 +58,7 @@ class FFPGemma3Model(Gemma3TextModel):
 class FFPGemma3ForCausalLM(Gemma3ForCausalLM):
     """The decoder with its language modelling head."""
 
-    # Before 5 it is that of the model that also sees pictures.
+    # Before 5 it is that of the model that also takes images.
     base_model_prefix = "model"
 
     def __init__(self, config: PretrainedConfig):

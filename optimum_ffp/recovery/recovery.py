@@ -317,7 +317,7 @@ def _load_teacher(
 
 
 def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
-    """Number of held-out and test windows whose text is trained on, which is said too; empty if there are none."""
+    """Number of held-out and test windows whose text is trained on, which a warning names; empty if there are none."""
     counts = {"held-out": data.search.repeated_in(tokens)}
     counts["test"] = sum(test.repeated_in(tokens) for test in data.tests)
     counts = {role: count for role, count in counts.items() if count}

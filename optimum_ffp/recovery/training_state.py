@@ -51,7 +51,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:
     try:
         optimiser.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError) as error:
-        raise FFPError(f"{folder} holds the state of another training ({error}); delete it to start anew") from None
+        raise FFPError(f"{folder} holds the state of another training ({error}); delete it to start again") from None
 
 
 def save_schedule(schedule: Any, folder: Path) -> None:

@@ -64,7 +64,7 @@ def join(device: str | None = None) -> None:
         dist.init_process_group(_backends(on_cpu), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)
-        raise FFPError(f"the processes of this run can't reach each other ({reason}); start all anew") from None
+        raise FFPError(f"the processes of this run can't reach each other ({reason}); start all again") from None
     own = PartialState(cpu=on_cpu).device
     if own.type != "cpu":
         torch.accelerator.set_device_index(own.index)

@@ -99,7 +99,7 @@ class Journal:
             if differences:
                 raise FFPError(
                     f"the state in {folder} belongs to another run: {'; '.join(differences)}. Resume with the "
-                    "same settings, or delete that folder to start anew"
+                    "same settings, or delete that folder to start again"
                 )
         except FFPError:
             lock.release()
@@ -215,7 +215,7 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
     elif not (resume or overwrite):
         raise FFPError(
             f"{folder} contains the state of an interrupted run; resume it with --resume (resume=True), or "
-            "delete that folder to start anew"
+            "delete that folder to start again"
         )
 
 

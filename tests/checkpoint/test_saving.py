@@ -196,7 +196,7 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     assert {"ffp_config.json", "search_log.jsonl", "front.json"} <= {file.name for file in files}
     for file in files:
         for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
-            json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+            json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not valid JSON"))
     record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
     assert record["provenance"]["perplexity"]["calibrated"] is None
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()

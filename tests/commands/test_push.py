@@ -36,7 +36,7 @@ def test_what_should_be_private_is_not_put_where_all_can_see_it(run_ffp, hub, fo
         ("no folder", "there is no folder"),
         ("dense", "holds no pruned model with its weights; name a folder"),
         ("no weights", "holds no pruned model with its weights"),
-        ("broken weights", "is no valid safetensors file"),
+        ("broken weights", "is not a valid safetensors file"),
         ("bad name", "'a/b/c' is not a valid repository name"),
         ("bad token", "the upload to me/it would fail: 401"),
     ],

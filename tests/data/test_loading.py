@@ -215,9 +215,9 @@ def write(path, content):
         (b"\xff\xfe\x00\x01" * 40, "binary.txt", "can't be read: UnicodeDecodeError"),
         (b"w3 w4 w5", "short.txt", "less than one window of 16; lower seq_len"),
         (b"w3 " * 20, "two.txt", "gives 1 window"),
-        (b'{"text": "w3"}\n{"text": "w\n', "broken.jsonl", "broken.jsonl, line 2 is no JSON: "),
-        (b'{"text": "w3"}\n\n["w3"]\n', "array.jsonl", "line 3 is no JSON object: found list"),
-        (b'{"text": "w3"}\n{"text": "w\\ud800"}\n', "half.jsonl", "line 2 is no JSON: .*surrogates"),
+        (b'{"text": "w3"}\n{"text": "w\n', "broken.jsonl", "broken.jsonl, line 2 is not valid JSON: "),
+        (b'{"text": "w3"}\n\n["w3"]\n', "array.jsonl", "line 3 is not a JSON object: found list"),
+        (b'{"text": "w3"}\n{"text": "w\\ud800"}\n', "half.jsonl", "line 2 is not valid JSON: .*surrogates"),
         (
             b'{"text": "w3"}\n{"text": 3}\n',
             "number.jsonl",

@@ -10,7 +10,7 @@ FIGURES = {"loss": [0.1 + 0.2, math.nan], "more": ({"perplexity": math.inf, "tas
 
 
 def read_strictly(text):
-    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not valid JSON"))
 
 
 def test_figures_that_are_not_finite_are_null_to_others():

@@ -47,7 +47,7 @@ def test_processes_have_devices_of_their_own(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.undo()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FFPError, match="can't reach each other .*; start all anew"):
+    with pytest.raises(FFPError, match="can't reach each other .*; start all again"):
         processes.join("cpu")
 
 
