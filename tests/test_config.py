@@ -106,7 +106,7 @@ def test_texts_may_be_paths(kind, tmp_path):
     path = tmp_path / "text.jsonl"
     config = kind(dataset=path, eval_dataset=path)
     assert config.dataset == config.eval_dataset == str(path)
-    for name, value in {"dataset": 3, "eval_dataset": "", "text_column": ""}.items():
+    for name, value in {"dataset": "", "eval_dataset": "", "text_column": ""}.items():
         with pytest.raises(FFPError, match=f"{name} must be a name o"):
             kind(**{name: value})
 

@@ -63,7 +63,7 @@ def recover(args: Namespace) -> None:
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
     from ..planning.preflight import find_recovery_problems
     from ..planning.recovery import plan_recovery
-    from ..recovery.teacher import read_teacher
+    from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
     from ..utils.folders import resolve
     from ..utils.tracking import check_trackers
@@ -73,6 +73,7 @@ def recover(args: Namespace) -> None:
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     student = empty_model(read_pruned_config(args.model, options))
     teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
+    config = with_dataset(config, args.model, options)
     count = process_count(args.num_processes)
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
     repository, work = args.hub_model_id or Path(folder).name, Path(f"{resolve(folder)}.work")

@@ -147,7 +147,7 @@ def plan_recovery(
     Args:
         student: The pruned model, for example on the meta device; or a dense one of which a share will be left.
         teacher: The dense model.
-        config: Options.
+        config: Options, with a dataset.
         device: Device; the accelerator if there is one, if `None`.
         dtype: Dtype that the dense model is loaded in, `"auto"` for its own.
         count: Number of processes on each machine that share the windows.

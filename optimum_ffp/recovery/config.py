@@ -41,7 +41,8 @@ class RecoveryConfig:
     """Options of `FFPRecovery` and `optimum-cli ffp recover`.
 
     Attributes:
-        dataset: Text to train on, or a mix, as for `FFPConfig`. `self` is text that the dense model writes.
+        dataset: Text to train on, or a mix, as for `FFPConfig`. `self` is text that the dense model writes. `None` is
+            the text of the prune if all of it is on the Hub, as `wikitext2` and `c4` are, and otherwise `c4`.
         eval_dataset: Texts to report perplexity on; those of `dataset` that the model doesn't write if `None`.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.
@@ -79,7 +80,7 @@ class RecoveryConfig:
         FFPError: If a value is not allowed, or `lora` is asked for without peft.
     """
 
-    dataset: str = "c4"
+    dataset: str | None = None
     eval_dataset: str | None = None
     text_column: str | None = None
     start_token: str = "auto"
@@ -128,8 +129,9 @@ class RecoveryConfig:
             raise FFPError("adapters need the peft package: pip install peft")
         if self.keep_adapter and not self.lora:
             raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
-        read_names(self, "eval_dataset", "text_column")
-        read_mix(self.dataset)
+        read_names(self, "dataset", "eval_dataset", "text_column")
+        if self.dataset is not None:
+            read_mix(self.dataset)
         if self.eval_dataset is not None and "self" in read_mix(self.eval_dataset):
             raise FFPError("eval_dataset self says little: the text is the model's own; name another dataset")
 

@@ -30,7 +30,7 @@ from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .config import RecoveryConfig
 from .launch import check_device, check_launch
-from .teacher import read_teacher
+from .teacher import read_teacher, with_dataset
 from .training import Trained, Training
 
 
@@ -81,8 +81,9 @@ class FFPRecovery:
         options: LoadOptions | None = None,
     ):
         self.report_to = check_trackers(report_to)
-        self.student, self.teacher, self.tokenizer, self.config = student, teacher, tokenizer, config
+        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
+        self.config = with_dataset(config, self.source, self.options)
         check_launch(config, self.options, work_folder)
         self.record, self._adapter = None, None
         self.eval_length = window_length(config.eval_seq_len, student.config)

@@ -1,15 +1,23 @@
-"""The dense model that a pruned one was made from."""
+"""What a pruned model was made from: the dense model and the text."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from ..checkpoint.card import hub_dataset
 from ..errors import FFPError
 from ..evaluation import prune_record
 from ..modeling.loading import LoadOptions
+from ..options import split_mix
+from .config import RecoveryConfig
 
 
 Read = TypeVar("Read")
+# Text to train on where that of the prune isn't known.
+DATASET = "c4"
+
+logger = logging.getLogger(__name__)
 
 
 def read_teacher(
@@ -49,3 +57,23 @@ def read_teacher(
             f"the dense model of {student_id} is needed: {error}; name it by --teacher (teacher): a Hub id, folder or "
             ".gguf file"
         ) from None
+
+
+def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
+    """Return the config with a text to train on: if it names none, that of the prune, or C4 if that was a local one.
+
+    Args:
+        config: Options of the recovery.
+        student_id: Folder or Hub id of the pruned model.
+        options: How it is loaded.
+    """
+    if config.dataset is not None:
+        return config
+    found = prune_record(student_id, **options.hub()).get("dataset", DATASET)
+    # The record has the names of local files without their folders.
+    if all(hub_dataset(name) for name, _ in split_mix(found)):
+        return replace(config, dataset=found)
+    logger.warning(
+        "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET
+    )
+    return replace(config, dataset=DATASET)

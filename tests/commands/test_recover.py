@@ -232,7 +232,9 @@ def test_the_plan_of_a_recovery_is_for_the_dtype_of_the_prune(save_tiny_model):
     results = []
     for dtype in ("auto", "float32"):
         args = Namespace(device="cpu", dtype=dtype)
-        (plan,) = plan_recoveries(args, RecoveryConfig(max_tokens="1k"), config, {"out": 0.2}, 1).values()
+        (plan,) = plan_recoveries(
+            args, RecoveryConfig(dataset="c4", max_tokens="1k"), config, {"out": 0.2}, 1
+        ).values()
         results.append(plan.result)
     assert results[1] == 2 * results[0]
 

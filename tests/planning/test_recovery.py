@@ -25,7 +25,8 @@ def speed(monkeypatch):
 
 def planned(device="cpu", count=1, kept=0.8, name="llama", dtype="auto", machines=1, sharded=False, **options):
     model_type, sizes = CONFIGS[name]
-    config = RecoveryConfig(**{"max_tokens": 480, "batch_tokens": 48, "seq_len": 24} | options)
+    text = {"dataset": "c4", "max_tokens": 480, "batch_tokens": 48, "seq_len": 24}
+    config = RecoveryConfig(**text | options)
     dense = empty_model(AutoConfig.for_model(model_type, **sizes))
     return plan_recovery(dense, dense, config, device, dtype, count, kept, machines, sharded)
 
@@ -45,7 +46,7 @@ def test_a_recovery_keeps_to_its_plan(folder, pruned, data_folder):
 
 def test_operations_are_those_of_both_models(windows):
     teacher, student = make_tiny_model(), prune_by_hand(make_tiny_model())[0].requires_grad_(True)
-    plan = plan_recovery(student, teacher, RecoveryConfig(max_tokens=480, seq_len=24), "cpu")
+    plan = plan_recovery(student, teacher, RecoveryConfig(dataset="c4", max_tokens=480, seq_len=24), "cpu")
     student.forward = DistillationLoss(student, teacher)
     with FlopCounterMode(display=False) as counter:
         student(input_ids=windows, labels=windows)["loss"].backward()
@@ -89,7 +90,9 @@ def test_several_machines_and_fsdp_divide_the_work_and_the_models(monkeypatch):
     assert usual.memory["dense model"] - divided.memory["dense model"] == pytest.approx(5 / 6 * in_layers, abs=6)
     # Both are measured whole before.
     deep = empty_model(AutoConfig.for_model("llama", **CONFIGS["llama"][1] | {"num_hidden_layers": 40}))
-    large = plan_recovery(deep, deep, RecoveryConfig(seq_len=2), "cpu", count=64, machines=1, sharded=True)
+    large = plan_recovery(
+        deep, deep, RecoveryConfig(dataset="c4", seq_len=2), "cpu", count=64, machines=1, sharded=True
+    )
     assert large.memory == {"dense model": 4 * deep.num_parameters(), "weights": 4 * deep.num_parameters()}
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
@@ -110,7 +113,8 @@ def test_weights_that_are_not_trained_stay_in_their_dtype(monkeypatch):
         monkeypatch.setattr(f"optimum_ffp.{module}.compute_dtype", lambda device, dtype: dtype)
     sizes = CONFIGS["llama"][1] | {"dtype": torch.bfloat16}
     dense = empty_model(AutoConfig.for_model("llama", **sizes))
-    plans = [plan_recovery(dense, dense, RecoveryConfig(bf16=True, lora=rank, seq_len=24), "cpu") for rank in (0, 2)]
+    configs = [RecoveryConfig(dataset="c4", bf16=True, lora=rank, seq_len=24) for rank in (0, 2)]
+    plans = [plan_recovery(dense, dense, config, "cpu") for config in configs]
     assert plans[0].memory["weights in bfloat16"] > plans[1].memory["weights in bfloat16"] == 0
     assert plans[1].memory["weights"] < plans[0].memory["weights"]
 

@@ -1,10 +1,12 @@
-"""Where the dense model of a pruned one is found."""
+"""Where the dense model and the text of a pruned one are found."""
+
+import json
 
 import pytest
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPError, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, read_model_config
-from optimum_ffp.recovery.teacher import read_teacher
+from optimum_ffp.recovery.teacher import read_teacher, with_dataset
 
 
 def test_the_record_names_the_dense_model_with_its_revision(hub, pruned, folder):
@@ -22,3 +24,23 @@ def test_a_dense_model_that_is_not_known(tmp_path, folder):
     (tmp_path / "ffp_config.json").write_text('{"policy": {}}')
     with pytest.raises(FFPError, match="is needed: it has no record of it; name it by --teacher"):
         read_teacher(str(tmp_path), None, LoadOptions(), read_model_config)
+
+
+@pytest.mark.parametrize(
+    ("pruned_on", "trained_on"),
+    [
+        ("wikitext2:0.75,c4:0.25", None),
+        ("owner/text:english", None),
+        ("my_text.jsonl", "c4"),
+        ("self", "c4"),
+        ("c4:0.5,my_text:0.5", "c4"),
+    ],
+)
+def test_the_text_of_the_prune_is_trained_on_where_it_is_known(pruned_on, trained_on, tmp_path, caplog):
+    (tmp_path / "ffp_config.json").write_text(json.dumps({"dataset": pruned_on}))
+    found = with_dataset(RecoveryConfig(max_tokens="1k"), str(tmp_path), LoadOptions())
+    assert (found.dataset, found.max_tokens) == (trained_on or pruned_on, 1000)
+    line = f"{tmp_path} was pruned on {pruned_on} and is trained on c4; name a text by --dataset (dataset)"
+    assert [record.getMessage() for record in caplog.records] == ([line] if trained_on else [])
+    named = RecoveryConfig(dataset="other.txt")
+    assert with_dataset(named, str(tmp_path), LoadOptions()) is named
