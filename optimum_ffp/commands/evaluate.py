@@ -101,8 +101,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(
         text,
         "split",
-        help="Split of the dataset: train, validation or test. Of a single file all, or with test only the part that a "
-        "prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
+        help="Split of the dataset: train, validation or test. Of a single file all, or with test only the part that "
+        "a prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
     )
     add_text_column(text)
     add_option(
@@ -254,7 +254,9 @@ def recorded_start_token(known: Iterable[dict[str, Any]]) -> str:
 
 def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:
     """Names, without folders, of the texts that the models were calibrated, searched or trained on."""
-    steps = [step for record in known for step in (record, *(one["options"] for one in record.get("recovery", [])))]
+    steps = [
+        step for record in known for step in (record, *(one.get("options", {}) for one in record.get("recovery", [])))
+    ]
     return {name for step in steps for name, _ in split_mix(step.get("dataset", ""))}
 
 
@@ -322,9 +324,7 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
     # Of a dataset of the Hub a prune that left no record may have calibrated on the other parts.
     test_part = args.split == "test" or not (args.split or find_files(dataset))
     if not args.split and not test_part and short_name(dataset) in used:
-        print(
-            f"{dataset}: a model was calibrated or trained on its other parts; its test part is used (or --split all)"
-        )
+        print(f"{dataset}: a model was calibrated or trained on other parts; its test part is used (or --split all)")
         test_part = True
     return Text(dataset, split, rows, test_part)
 

@@ -1,6 +1,8 @@
 """Windows to train on: rows are packed one after another, and tokens may have no loss."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +21,7 @@ from .self_generated import sample_from_model
 from .sources import SHARES, read_splits, stream_splits
 
 
+logger = logging.getLogger(__name__)
 # Rows that are tokenised together, and their characters.
 ROWS, CHARACTERS_AT_ONCE = 256, 2**22
 # Tokens of other text that documents begin with which a model without a chat template writes.
@@ -65,8 +68,8 @@ def training_windows(
         answers_only: Whether only the assistant's messages of conversations have a loss.
 
     Raises:
-        FFPError: If a text can't be read or is shorter than a window, or the template of conversations hides which
-            tokens are the assistant's.
+        FFPError: If a text can't be read or is shorter than a window, or the chat template writes no answer of any
+            conversation as it is, so that the assistant's tokens can't be told.
     """
     passes, begin = {}, 0
     start = find_start_token(tokenizer, request.start_token)
@@ -76,13 +79,15 @@ def training_windows(
     # Windows are put where they belong at once, since many may not fit into memory twice.
     places = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).argsort()
     for name, number in counts.items():
-        encode = partial(_encode, tokenizer=tokenizer, label=name, answers_only=answers_only)
+        answers: Counter[str] = Counter()
+        encode = partial(_encode, tokenizer=tokenizer, label=name, answers=answers if answers_only else None)
         # As `load_windows` reads it, so that the same part of it is left out.
         of_roles = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
         tokens = _training_tokens(name, encode, replace(request, **of_roles))
         rows = places[begin : begin + number]
         passes[name], highest = _fill(windows, rows.tolist(), tokens, start, name)
         _check_known(highest, model, tokenizer, name)
+        _check_answers(answers, name)
         begin += number
     if written:
         prefixes = _prefixes(windows, places[:begin], start) if begin else None
@@ -131,20 +136,25 @@ def _trained(tokens: int, lengths: Collection[int]) -> int:
 
 
 def _encode(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str, answers_only: bool
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str, answers: Counter[str] | None
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens of every row and of the blank line after it; `-1 - id` for those without a loss."""
+    """Yields the tokens of every row and of the blank line after it; `-1 - id` for those without a loss.
+
+    Of conversations all have one, or only `answers`, of which those found and missed are counted.
+    """
     for group in _groups(rows):
         texts = [render_row(row, tokenizer, label) for row in group]
         # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
-        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": answers_only}
+        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": answers is not None}
         encoded = tokenizer([f"{text}\n\n" for text in texts], **options)
         for index, (row, text) in enumerate(zip(group, texts)):
             tokens = np.array(encoded.input_ids[index], np.int32)
-            if answers_only and not isinstance(row, str):
+            if answers is not None and not isinstance(row, str):
                 begins = np.array(encoded.offset_mapping[index])[:, 0]
-                inside = [(begins >= first) & (begins < last) for first, last in _answers(row, text, tokenizer, label)]
+                spans = [*_answers(row, text, tokenizer, label)]
+                inside = [(begins >= span[0]) & (begins < span[1]) for span in spans if span]
                 tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
+                answers.update("found" if span else "missed" for span in spans)
             yield tokens
 
 
@@ -162,21 +172,48 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _answers(
     conversation: list[dict], text: str, tokenizer: PreTrainedTokenizerBase, label: str
-) -> Iterator[tuple[int, int]]:
-    """Yields where the assistant's messages begin and end in a rendered conversation, with what ends their turns."""
+) -> Iterator[tuple[int, int] | None]:
+    """Yields where the assistant's messages begin and end in a rendered conversation; `None` if that can't be told.
+
+    What ends a turn belongs to it, unless the template writes the message otherwise when others follow: then it is
+    what the message says alone.
+    """
+    end = 0
     for number, message in enumerate(conversation):
         # An answer to nothing is not trained on.
         if message["role"] != "assistant" or not number:
             continue
-        before, after = (render_row(conversation[:end], tokenizer, label) for end in (number, number + 1))
+        before, after = (render_row(conversation[:last], tokenizer, label) for last in (number, number + 1))
         opened = tokenizer.apply_chat_template(conversation[:number], tokenize=False, add_generation_prompt=True)
-        begin = len(opened) if after.startswith(opened) else len(before)
-        if not (after.startswith(before) and text.startswith(after)):
-            raise FFPError(
-                f"{label}: the chat template writes earlier messages differently when others follow, so that the "
-                "tokens of answers can't be told; train on all tokens"
-            )
-        yield begin, len(after)
+        if after.startswith(before) and text.startswith(after):
+            begin, end = len(opened) if after.startswith(opened) else len(before), len(after)
+            yield begin, end
+            continue
+        # After what opens the turn, so that a question with the same words is not taken for it.
+        opening, content = opened.removeprefix(before), str(message.get("content") or "").strip()
+        found = text.find(opening, end)
+        end = end if found < 0 else found + len(opening)
+        begin = text.find(content, end)
+        if content and begin >= 0:
+            end = begin + len(content)
+            yield begin, end
+        else:
+            yield None
+
+
+def _check_answers(answers: Mapping[str, int], label: str) -> None:
+    """Warns of answers without a loss; an error if that is all of them."""
+    if not answers["missed"]:
+        return
+    if not answers["found"]:
+        raise FFPError(
+            f"{label}: the chat template writes no answer as it is in the conversation, so that its tokens can't be "
+            "told; train on all tokens by --loss-on all (loss_on)"
+        )
+    total = answers["found"] + answers["missed"]
+    logger.warning(
+        "%s: %d of %d answers have no loss, since the chat template rewrites them", label, answers["missed"], total
+    )
 
 
 def _fill(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import DataRequest, load_windows, training_windows
-from optimum_ffp.data.training import PREFIX
+from optimum_ffp.data.training import PREFIX, _encode
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -176,11 +177,55 @@ def test_an_answer_to_nothing_is_not_trained_on(tmp_path):
     assert "w3" in known and not known & {"w1", "w2"}
 
 
-def test_a_template_that_rewrites_earlier_messages_is_refused(chats):
+# As Qwen3's: thoughts are written in the last turn alone.
+THINKING = (
+    "{% for message in messages %}<s> {{ message.role }} "
+    "{% if loop.last and message.role == 'assistant' %}thoughts {% endif %}{{ message.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+TURNS = [
+    {"role": role, "content": content}
+    for role, content in (
+        *(("system", "w9"), ("user", "w3 w4"), ("assistant", " w3 ")),
+        *(("user", "w5 w3"), ("assistant", "w5 w6"), ("user", "w7"), ("assistant", "w8")),
+    )
+]
+
+
+def with_loss(template: str, answers: Counter, turns: list[dict] = TURNS) -> list[str]:
+    """Words of a conversation, those without a loss as a dot."""
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }} " + CHATML
-    with pytest.raises(FFPError, match="writes earlier messages differently when others follow"):
-        train(chats, 4, tokenizer, answers_only=True)
+    tokenizer.chat_template = template
+    (tokens,) = _encode([turns], tokenizer, "chats", answers)
+    words = tokenizer.convert_ids_to_tokens([max(token, 0) for token in tokens.tolist()])
+    return ["." if token < 0 else word for token, word in zip(tokens.tolist(), words)]
+
+
+def test_answers_are_found_where_a_template_rewrites_earlier_ones():
+    usual, found = Counter(), Counter()
+    masked = " ".join(with_loss(CHATML, usual))
+    assert masked == ". . . . . . . . . . . w3 </s> . . . . . . . w5 w6 </s> . . . . . . w8 </s>"
+    # Of the last one thoughts and the end of the turn count too, which are as they would be written.
+    thinking = " ".join(with_loss(THINKING, found))
+    assert thinking == ". . . . . . . . . . . w3 . . . . . . . . w5 w6 . . . . . . . <unk> w8 </s>"
+    assert usual == found == {"found": 3}
+
+
+def test_answers_that_a_template_hides_have_no_loss(tmp_path, caplog):
+    hidden = "{% if not loop.last and message.content == 'w5 w6' %}hidden{% else %}{{ message.content }}{% endif %}"
+    template, counts = THINKING.replace("{{ message.content }}", hidden), Counter()
+    assert [word for word in with_loss(template, counts) if word != "."] == ["w3", "<unk>", "w8", "</s>"]
+    assert counts == {"found": 2, "missed": 1}
+    tokenizer, file = make_tokenizer(), tmp_path / "chats.jsonl"
+    file.write_text("\n".join([json.dumps({"messages": TURNS})] * 40))
+    tokenizer.chat_template = template
+    train(file, 10, tokenizer, answers_only=True)
+    (line,) = [record.getMessage() for record in caplog.records if "answers have no loss" in record.getMessage()]
+    missed, total = (int(word) for word in line.split() if word.isdigit())
+    assert total == 3 * missed
+    tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}<s> {{ m.role }} </s> {% endfor %}"
+    with pytest.raises(FFPError, match=r"writes no answer as it is .* by --loss-on all \(loss_on\)"):
+        train(file, 10, tokenizer, answers_only=True)
 
 
 @pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
