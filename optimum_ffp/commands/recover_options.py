@@ -44,7 +44,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "Text to train on: c4, wikitext2, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and "
         "test files, or self (text that the dense model writes); or a mix of them with the share of each, such as "
         "text.jsonl:0.5,chats.jsonl:0.5.",
-        "the text that MODEL was pruned on, if it is on the Hub, otherwise c4",
+        "the text that MODEL was pruned on, if it is a long one of the Hub, otherwise c4",
     )
     budgets = ", ".join(f"{name} {preset['max_tokens']:,}" for name, preset in PRESETS.items())
     _add(common, "preset", f"How much to train, in tokens: {budgets}.", choices=(*PRESETS,))

@@ -42,7 +42,7 @@ class RecoveryConfig:
 
     Attributes:
         dataset: Text to train on, or a mix, as for `FFPConfig`. `self` is text that the dense model writes. `None` is
-            the text of the prune if all of it is on the Hub, as `wikitext2` and `c4` are, and otherwise `c4`.
+            the text of the prune if all of it is on the Hub, and none of it the short WikiText-2, and otherwise `c4`.
         eval_dataset: Texts to report perplexity on; those of `dataset` that the model doesn't write if `None`.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.

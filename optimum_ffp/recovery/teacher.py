@@ -14,8 +14,8 @@ from .config import RecoveryConfig
 
 
 Read = TypeVar("Read")
-# Text to train on where that of the prune isn't known.
-DATASET = "c4"
+# Text to train on where that of the prune isn't known, or has fewer tokens than are trained on.
+DATASET, SHORT = "c4", "wikitext2"
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def read_teacher(
 
 
 def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
-    """Return the config with a text to train on: if it names none, that of the prune, or C4 if that was a local one.
+    """Return the config with a text to train on: if it names none, that of the prune if it is a long one of the Hub.
 
     Args:
         config: Options of the recovery.
@@ -71,7 +71,7 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
         return config
     found = prune_record(student_id, **options.hub()).get("dataset", DATASET)
     # The record has the names of local files without their folders.
-    if all(hub_dataset(name) for name, _ in split_mix(found)):
+    if all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
         return replace(config, dataset=found)
     logger.warning(
         "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET

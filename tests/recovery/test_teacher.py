@@ -29,9 +29,10 @@ def test_a_dense_model_that_is_not_known(tmp_path, folder):
 @pytest.mark.parametrize(
     ("pruned_on", "trained_on"),
     [
-        ("wikitext2:0.75,c4:0.25", None),
+        ("c4:0.75,owner/text:0.25", None),
         ("owner/text:english", None),
         ("my_text.jsonl", "c4"),
+        ("wikitext2,c4", "c4"),
         ("self", "c4"),
         ("c4:0.5,my_text:0.5", "c4"),
     ],
