@@ -83,7 +83,7 @@ class FFPConfig(Options, BaseConfig):
             `dataset`, without `self` in a mix.
         text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat
             template renders. `None` (default) takes the first that exists of `text`, `messages`, `conversations`,
-            `content` and `document`.
+            `content` and `document`, or else `prompt` with `completion`.
         self_share: Share of the calibration and search windows that the model generates itself, 0 to 1, default 0 (the
             paper's). It reduces the loss on text unlike `dataset`.
         num_samples: Number of calibration windows, default 128 (the paper: 32).

@@ -242,5 +242,6 @@ def add_text_column(group: _ArgumentGroup) -> None:
         "text-column",
         metavar="NAME",
         help="Dataset column with texts, or with conversations, which the chat template renders. "
-        "Default: the first that exists of text, messages, conversations, content, document.",
+        "Default: the first that exists of text, messages, conversations, content, document, or else prompt with "
+        "completion.",
     )

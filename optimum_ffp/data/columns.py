@@ -1,7 +1,8 @@
-"""Finds the text column of a dataset and reads its rows."""
+"""Finds the text column of a dataset, or its two columns, and reads its rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,15 +13,25 @@ from ..errors import FFPError, one_line
 TEXT_COLUMNS = ("text", "content", "document")
 CHAT_COLUMNS = ("messages", "conversations")
 KNOWN_COLUMNS = ("text", *CHAT_COLUMNS, "content", "document")
+# Read together where none of the others is there, as by TRL.
+COMPLETION_COLUMNS = ("prompt", "completion")
 # Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
 
-Row = str | list[dict[str, Any]]
+
+class Completion(NamedTuple):
+    """A text in two parts, of which the first is given and the second is what a model is to write."""
+
+    prompt: str
+    completion: str
+
+
+Row = str | Completion | list[dict[str, Any]]
 """A text, or a conversation as a list of messages `{"role": ..., "content": ...}`."""
 
 
-def choose_column(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> str:
-    """Returns the name of the column to read.
+def choose_columns(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> tuple[str, ...]:
+    """Returns the names of the columns to read: one, or `COMPLETION_COLUMNS`.
 
     Other columns of strings than those of known names are not guessed: they may be ids or sources.
 
@@ -42,34 +53,40 @@ def choose_column(head: Sequence[Mapping[str, Any]], wanted: str | None, label: 
         value = next((row[name] for row in head if row.get(name) not in (None, [])), None)
         is_text = isinstance(value, str) and (wanted or name in TEXT_COLUMNS)
         if is_text or (_is_conversation(value) and (wanted or name in CHAT_COLUMNS)):
-            return name
+            return (name,)
     if wanted:
         raise FFPError(f"column {wanted!r} of {label} holds neither texts nor conversations; its columns are {listed}")
+    if any(_row_of([row.get(name) for name in COMPLETION_COLUMNS]) for row in head):
+        return COMPLETION_COLUMNS
     raise FFPError(
-        f"{label} has the columns {listed}, and none of them is known to hold text ({', '.join(TEXT_COLUMNS)}) or "
-        f"conversations ({', '.join(CHAT_COLUMNS)}); name the text column by --text-column NAME (text_column)"
+        f"{label} has the columns {listed}, and none of them is known to hold text ({', '.join(TEXT_COLUMNS)}, or "
+        f"{' with '.join(COMPLETION_COLUMNS)}) or conversations ({', '.join(CHAT_COLUMNS)}); name the text column by "
+        "--text-column NAME (text_column)"
     )
 
 
-def read_column(rows: Iterable[Mapping[str, Any]], column: str, label: str) -> Iterator[Row]:
-    """Yields the texts or conversations of a column; rows without one are skipped.
+def read_columns(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], label: str) -> Iterator[Row]:
+    """Yields the texts or conversations of the columns; rows without one are skipped.
 
     Raises:
         FFPError: If a row holds something else.
     """
     for number, row in enumerate(rows, 1):
-        value = row.get(column)
-        if isinstance(value, str):
-            yield value
-        elif _is_conversation(value):
-            yield [_message(message) for message in value]
-        elif value is not None and value != []:
-            raise FFPError(f"column {column!r} of {label} holds neither a text nor a conversation in row {number}")
+        values = [row.get(name) for name in columns]
+        if any(value is None or value == [] for value in values):
+            continue
+        found = _row_of(values)
+        if found is None:
+            names = " and ".join(map(repr, columns))
+            raise FFPError(f"column {names} of {label} holds neither a text nor a conversation in row {number}")
+        yield found
 
 
 def length_of(row: Row) -> int:
     """Number of characters of a text or conversation."""
-    return len(row) if isinstance(row, str) else sum(len(str(message.get("content"))) for message in row)
+    if isinstance(row, list):
+        return sum(len(str(message.get("content"))) for message in row)
+    return len(row) if isinstance(row, str) else sum(map(len, row))
 
 
 def join_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str) -> str:
@@ -82,12 +99,14 @@ def join_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: st
 
 
 def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
-    """Returns a text as it is, and a conversation as the chat template renders it.
+    """Returns a text as it is, its two parts joined, and a conversation as the chat template renders it.
 
     Raises:
         FFPError: As `join_rows`.
     """
-    return row if isinstance(row, str) else _render(row, tokenizer, label)
+    if isinstance(row, list):
+        return _render(row, tokenizer, label)
+    return row if isinstance(row, str) else "".join(row)
 
 
 def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, label: str) -> str:
@@ -102,6 +121,15 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
         reason = f"{type(error).__name__}: {one_line(error)}"
         begin = str(conversation[0].get("content"))[:40]
         raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {reason}") from None
+
+
+def _row_of(values: Sequence[Any]) -> Row | None:
+    """The row of one column or of `COMPLETION_COLUMNS`; `None` if they hold something else."""
+    if all(isinstance(value, str) for value in values):
+        return values[0] if len(values) == 1 else Completion(*values)
+    if all(map(_is_conversation, values)):
+        return [_message(message) for message in chain(*values)]
+    return None
 
 
 def _is_conversation(value: Any) -> bool:

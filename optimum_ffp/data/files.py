@@ -61,22 +61,22 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     )
 
 
-def read_rows(path: Path, column: str | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file, or of a folder written by `save_to_disk`.
 
     A line of a .txt is a row with the column `text`, with its line end unless it is blank, as in WikiText-2.
 
     Args:
         path: The file or folder.
-        column: The only column to read from tables; all if `None`.
+        columns: The only columns to read from tables; all if `None`.
 
     Raises:
         FFPError: If a line of a .jsonl is not a JSON object.
     """
     if path.is_dir():
-        yield from _read_saved(path, column)
+        yield from _read_saved(path, columns)
     elif kind_of(path) == "parquet":
-        yield from _read_parquet(path, column)
+        yield from _read_parquet(path, columns)
     else:
         # utf-8-sig skips a byte order mark.
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
@@ -145,16 +145,16 @@ def _parse(line: str, label: str) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        for batch in file.iter_batches(TABLE_ROWS, columns=column and [column]):
+        for batch in file.iter_batches(TABLE_ROWS, columns=columns and [*columns]):
             yield from batch.to_pylist()
 
 
-def _read_saved(folder: Path, column: str | None) -> Iterator[dict[str, Any]]:
+def _read_saved(folder: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     from datasets import load_from_disk
 
     table = load_from_disk(str(folder)).with_format(None)
-    yield from table.select_columns([column]) if column else table
+    yield from table.select_columns([*columns]) if columns else table

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..errors import FFPError, one_line
-from .columns import Row, choose_column, length_of, read_column
+from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
 
@@ -124,7 +124,7 @@ def lacks_test_split(dataset: str) -> bool:
 def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows have no text."""
     with _reader_errors(path):
-        _column_of(path, text_column)
+        _columns_of(path, text_column)
 
 
 def hub_source(dataset: str) -> tuple[str, str | None]:
@@ -137,8 +137,8 @@ def hub_source(dataset: str) -> tuple[str, str | None]:
 def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
     for path in paths:
         with _reader_errors(path):
-            column = _column_of(path, text_column)
-            yield from read_column(read_rows(path, column), column, str(path))
+            columns = _columns_of(path, text_column)
+            yield from read_columns(read_rows(path, columns), columns, str(path))
 
 
 def _check_rows(rows: list[Row], label: str | Path, most: int) -> None:
@@ -148,10 +148,10 @@ def _check_rows(rows: list[Row], label: str | Path, most: int) -> None:
         logger.warning("%s is long: its first %s characters are read", label, f"{most:,}")
 
 
-def _column_of(path: Path, text_column: str | None) -> str:
+def _columns_of(path: Path, text_column: str | None) -> tuple[str, ...]:
     # A .txt has no columns: `text_column` refers to other files.
     wanted = None if path.is_file() and kind_of(path) == "text" else text_column
-    return choose_column(list(islice(read_rows(path), HEAD)), wanted, str(path))
+    return choose_columns(list(islice(read_rows(path), HEAD)), wanted, str(path))
 
 
 @contextmanager
@@ -173,8 +173,8 @@ def _rows_from_hub(
     wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
     with _hub_errors(dataset, prunes, token):
         stream = load_dataset(repository, config, split=split, streaming=True, token=token)
-        column = choose_column(list(islice(stream, HEAD)), wanted, label)
-        yield from read_column(stream, column, label)
+        columns = choose_columns(list(islice(stream, HEAD)), wanted, label)
+        yield from read_columns(stream, columns, label)
 
 
 @contextmanager

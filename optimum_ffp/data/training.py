@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import FFPError
 from ..options import read_mix
 from ..utils.seeds import seed_of
-from .columns import Row, length_of, render_row
+from .columns import Completion, Row, length_of, render_row
 from .cutting import find_start_token
 from .loading import share_out
 from .request import DataRequest, apportion
@@ -65,7 +65,8 @@ def training_windows(
             otherwise continuations of the first tokens of the other texts, or documents where there are none.
         count: Number of windows.
         request: The request for `load_windows`.
-        answers_only: Whether only the assistant's messages of conversations have a loss.
+        answers_only: Whether only the assistant's messages of conversations, and the completions of prompts, have a
+            loss.
 
     Raises:
         FFPError: If a text can't be read or is shorter than a window, or the chat template writes no answer of any
@@ -151,7 +152,8 @@ def _encode(
             tokens = np.array(encoded.input_ids[index], np.int32)
             if answers is not None and not isinstance(row, str):
                 begins = np.array(encoded.offset_mapping[index])[:, 0]
-                spans = [*_answers(row, text, tokenizer, label)]
+                completion = isinstance(row, Completion)
+                spans = [(len(row.prompt), len(text))] if completion else [*_answers(row, text, tokenizer, label)]
                 inside = [(begins >= span[0]) & (begins < span[1]) for span in spans if span]
                 tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
                 answers.update("found" if span else "missed" for span in spans)

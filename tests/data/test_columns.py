@@ -1,7 +1,9 @@
 import json
 from dataclasses import replace
 
+import datasets
 import pytest
+import torch
 
 from optimum_ffp.data import DataRequest, load_windows, read_splits
 from optimum_ffp.errors import FFPError
@@ -31,6 +33,9 @@ def read(path, column=None):
         ({"source": "site", "messages": CHAT}, CHAT),
         ({"conversations": [{"from": "human", "value": "w3"}, {"from": "gpt", "value": "w4"}]}, CHAT),
         ({"text": 7, "source": "site", "content": "w3"}, "w3"),
+        ({"prompt": "w3 ", "completion": "w4", "text": "w5"}, "w5"),
+        ({"prompt": "w3 ", "completion": "w4"}, ("w3 ", "w4")),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, CHAT),
     ],
 )
 def test_the_column_of_a_known_name_is_read(tmp_path, row, expected):
@@ -47,10 +52,26 @@ def test_a_column_can_be_named(tmp_path):
         read(path, "id")
 
 
-@pytest.mark.parametrize("row", [{"id": "a"}, {"source": "site", "messages": []}, {"a": "x", "b": "y"}])
+@pytest.mark.parametrize(
+    "row", [{"id": "a"}, {"source": "site", "messages": []}, {"a": "x", "b": "y"}, {"prompt": "x"}]
+)
 def test_no_column_is_guessed(tmp_path, row):
     with pytest.raises(FFPError, match=f"has the columns {', '.join(row)}, and none .*--text-column NAME"):
         read(write(tmp_path, row))
+
+
+def test_prompts_and_completions_are_one_text(tmp_path):
+    words = make_text(900).split()
+    halves = [(" ".join(words[at : at + 4]), " " + " ".join(words[at + 4 : at + 9])) for at in range(0, 900, 9)]
+    rows = [{"id": 1, "prompt": prompt, "completion": completion} for prompt, completion in halves]
+    texts = [{"text": prompt + completion} for prompt, completion in halves]
+    expected = load(write(tmp_path, *texts), None).to_list()
+    assert load(write(tmp_path, *rows, {"prompt": "w3"}), None).to_list() == expected
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
+    table = load(str(tmp_path / "data.parquet"), None)
+    assert torch.equal(table.calibration.tokens, torch.tensor(expected[0]["tokens"]))
+    with pytest.raises(FFPError, match="column 'prompt' and 'completion' of .* holds neither .* in row 2"):
+        read(write(tmp_path, rows[0], {"prompt": "w3", "completion": CHAT}))
 
 
 def load(path, template):

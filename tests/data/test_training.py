@@ -10,6 +10,7 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import DataRequest, load_windows, training_windows
+from optimum_ffp.data.columns import Completion
 from optimum_ffp.data.training import PREFIX, _encode
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
@@ -162,6 +163,15 @@ def test_only_answers_have_a_loss(chats):
         for answer in re.findall(r"(?:w\d+ ?)+", text):
             assert len(answer.split()) in (1, 2, 3, 4, 5)
         assert re.fullmatch(r"((w\d+|<unk>|</s>) ?)+", text)
+
+
+def test_of_a_prompt_with_its_completion_the_completion_has_a_loss():
+    answers, tokenizer = Counter(), make_tokenizer()
+    (tokens,) = _encode([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", answers)
+    masked = [-1 - token for token in ids_of("w3 w4")] + ids_of("w5 w6")
+    assert tokens.tolist()[: len(masked)] == masked and (tokens[len(masked) :] < 0).all()
+    (tokens,) = _encode([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", None)
+    assert (tokens >= 0).all()
 
 
 def test_an_answer_to_nothing_is_not_trained_on(tmp_path):
