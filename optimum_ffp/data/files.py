@@ -40,7 +40,7 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
         splits: Names of the splits.
 
     Returns:
-        Files by split: of all splits, of `train` alone, or of the one split that was saved.
+        Files by split: of all splits, of `train` and `test` or `train` alone, or of the one split that was saved.
 
     Raises:
         FFPError: If the folder has another layout, or splits are missing.
@@ -52,7 +52,7 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     else:
         found = {split: files for split in splits if (files := _split_files(folder, split))}
     missing = [split for split in splits if split not in found]
-    if not missing or list(found) == ["train"]:
+    if not missing or list(found) in (["train"], ["train", "test"]):
         return found
     holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
     raise FFPError(

@@ -27,9 +27,9 @@ def load_windows(
     """Loads windows for all roles.
 
     Calibration windows are from train, search windows from validation and test windows from test. A single file, or a
-    dataset with one split, is cut into disjoint parts. `self` samples the text from the model. Windows for calibration
-    and search have the shares of a mix, and `request.self_share` of `self`; if one of its texts is short, there are
-    fewer windows of all.
+    dataset with one split, is cut into disjoint parts. Without validation, calibration and search windows are from the
+    same parts of train. `self` samples the text from the model. Windows for calibration and search have the shares of
+    a mix, and `request.self_share` of `self`; if one of its texts is short, there are fewer windows of all.
 
     Args:
         dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`; or a mix of them, as
@@ -88,14 +88,18 @@ def _load_roles(
         split: cut_rows(rows, tokenizer, model, request.length, f"{dataset} ({split})", start)
         for split, rows in read_splits(dataset, request).items()
     }
-    if len(splits) > 1:
+    if len(splits) == len(ROLES):
         parts = {role: splits[split] for role, split in ROLES.items()}
         return _pick(parts, dataset, ROLES, request, start is not None)
     (split, windows), *_ = splits.items()
     shares = share_out(len(windows), f"{dataset} with seq_len {request.length}")
     parts = dict(zip(shares, windows.split(list(shares.values()))))
-    request = replace(request, test=request.test or TEST_WINDOWS)
-    return _pick(parts, dataset, {role: f"{role} part of {split}" for role in ROLES}, request, start is not None)
+    labels = {role: f"{role} part of {split}" for role in ROLES}
+    if len(splits) > 1:
+        parts["test"], labels["test"] = splits["test"], "test"
+    else:
+        request = replace(request, test=request.test or TEST_WINDOWS)
+    return _pick(parts, dataset, labels, request, start is not None)
 
 
 def _pick(

@@ -44,7 +44,7 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
         request: Amount of text, and its column.
 
     Returns:
-        Rows by split; a single split if the dataset has not all three.
+        Rows by split: all three, train and test, or a single one.
 
     Raises:
         FFPError: If the data can't be found or read, or has no text.
@@ -54,7 +54,8 @@ def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
     found = {}
     for split, rows in streams.items():
         whole = bool(files) or (split == "test" and request.test is None)
-        most = _characters(request, len(streams) == 1, whole)
+        cut = len(streams) == 1 or (split == "train" and "validation" not in streams)
+        most = _characters(request, cut, whole)
         found[split] = list(_take(rows(), most))
         if whole:
             _check_rows(found[split], files[split][0] if files else f"{dataset} ({split})", most)
@@ -73,7 +74,7 @@ def stream_splits(
         token: Access token of the Hub.
 
     Returns:
-        By split, a function that reads the rows from the beginning; a single split if the dataset has not all three.
+        By split, a function that reads the rows from the beginning: all three splits, train and test, or a single one.
 
     Raises:
         FFPError: If the data can't be found. Reading raises it if it can't be read, or has no text.
@@ -82,7 +83,7 @@ def stream_splits(
         return {split: partial(_rows_of_files, paths, text_column) for split, paths in files.items()}
     available = hub_splits(dataset, prunes, token)
     splits = [split for split in SPLITS if split in available]
-    if len(splits) < len(SPLITS):
+    if len(splits) < len(SPLITS) and splits != ["train", "test"]:
         splits = ["train"] if "train" in available else available[:1]
     return {split: partial(_rows_from_hub, dataset, split, text_column, prunes, token) for split in splits}
 
@@ -195,13 +196,13 @@ def _hub_errors(dataset: str, prunes: bool, token: str | None) -> Iterator[None]
         raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {others}") from None
 
 
-def _characters(request: DataRequest, single: bool, whole: bool) -> int:
-    """Upper bound of the characters to read of a split, or of a text without splits."""
+def _characters(request: DataRequest, cut: bool, whole: bool) -> int:
+    """Upper bound of the characters to read of a split, or of a text that is cut into parts."""
     counts = {role: getattr(request, role) or TEST_WINDOWS for role in SHARES}
     # Of a split, more than is needed, so that windows are not all from its beginning.
-    windows = max(counts[role] / share for role, share in SHARES.items()) if single else 4 * sum(counts.values())
+    windows = max(counts[role] / share for role, share in SHARES.items()) if cut else 4 * sum(counts.values())
     most = int(windows) * (request.longest or request.length) * CHARACTERS_PER_TOKEN
-    return max(most, CHARACTERS) if single or whole else most
+    return max(most, CHARACTERS) if cut or whole else most
 
 
 def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:

@@ -55,8 +55,8 @@ def training_windows(
 ) -> TrainingWindows:
     """Reads as much text as is needed, and cuts it into windows.
 
-    Of a dataset with splits it is train. Of others it is the part that `load_windows` has neither search nor test
-    windows from, and after what that reads, all of it. Text that ends before it suffices is read again.
+    Of a dataset with all three splits it is train. Of others it is the part that `load_windows` has neither search nor
+    test windows from, and after what that reads, all of it. Text that ends before it suffices is read again.
 
     Args:
         dataset: One text, or a mix of several with their shares, as for `load_windows`.
@@ -109,7 +109,7 @@ def _training_tokens(
 ) -> Callable[[], Iterator[np.ndarray]]:
     """Returns a function that yields the tokens to train on from the beginning."""
     streams = stream_splits(dataset, request.text_column, token=request.token)
-    if len(streams) > 1:
+    if len(streams) > 2:
         return lambda: encode(streams["train"]())
     (split, rows), *_ = streams.items()
     head = read_splits(dataset, request)[split]

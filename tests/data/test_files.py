@@ -57,9 +57,11 @@ def test_what_save_to_disk_has_written(tmp_path):
     datasets.DatasetDict({split: table(split) for split in SPLITS}).save_to_disk(tmp_path / "saved [1]")
     assert read(tmp_path / "saved [1]") == {split: [split] for split in SPLITS}
     assert read(tmp_path / "saved [1]" / "train") == {"train": ["train"]}
-    datasets.DatasetDict({split: table(split) for split in ("train", "test")}).save_to_disk(tmp_path / "two")
-    with pytest.raises(FFPError, match="has no validation.*it holds dataset_dict.json, test, train"):
-        read(tmp_path / "two")
+    for other in ("test", "validation"):
+        datasets.DatasetDict({split: table(split) for split in ("train", other)}).save_to_disk(tmp_path / other)
+    assert read(tmp_path / "test") == {split: [split] for split in ("train", "test")}
+    with pytest.raises(FFPError, match="has no test.*it holds dataset_dict.json, train, validation"):
+        read(tmp_path / "validation")
 
 
 def test_train_alone_is_one_text(tmp_path):

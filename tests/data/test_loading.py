@@ -239,8 +239,8 @@ def test_broken_files_end_in_one_line(tmp_path, content, name, message):
 def test_missing_files_and_splits(tmp_path, data_folder):
     with pytest.raises(FFPError, match="there is no file or folder .*nowhere.txt; name a local"):
         load(tmp_path / "nowhere.txt")
-    (data_folder / "validation.txt").unlink()
-    with pytest.raises(FFPError, match="has no validation file .* it holds test.txt, train.txt"):
+    (data_folder / "test.txt").unlink()
+    with pytest.raises(FFPError, match="has no test file .* it holds train.txt, validation.txt"):
         load(data_folder)
 
 
@@ -273,10 +273,21 @@ def test_names_have_configurations_too():
 @pytest.mark.parametrize("samples, test", [(128, 100), (2048, None), (1, 800)])
 def test_a_text_without_splits_is_divided_alike_for_any_number_of_windows(samples, test):
     request = DataRequest(2048, samples, 32, test, seed=0)
-    assert _characters(request, single=True, whole=False) == CHARACTERS
+    assert _characters(request, cut=True, whole=False) == CHARACTERS
 
 
-@pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train"]])
+def test_without_validation_a_part_of_train_is_searched_on(data_folder):
+    (data_folder / "validation.txt").unlink()
+    data, alone = load(data_folder), load(data_folder / "train.txt")
+    for role in ("calibration", "search"):
+        found, expected = getattr(data, role), getattr(alone, role)
+        assert found.split == f"{role} part of train" and torch.equal(found.tokens, expected.tokens)
+    words = make_tokenizer()(make_text(1500, 2), add_special_tokens=False).input_ids
+    assert data.test.split == "test" and data.test.tokens.flatten().tolist() == words[:64]
+    assert len(load(data_folder, request=replace(REQUEST, test=None)).test) == 1500 // 16
+
+
+@pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train", "test"], ["train"]])
 def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
     asked = []
 
@@ -293,7 +304,7 @@ def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     data = load("someone/corpus:small", request=replace(REQUEST, token="hf_secret"))
     assert asked == [("someone/corpus", "small", split, "hf_secret") for split in splits]
-    assert len(data.test) == 4 and data.test.split == ("test" if len(splits) == 3 else "test part of train")
+    assert len(data.test) == 4 and data.test.split == ("test" if "test" in splits else "test part of train")
 
 
 def test_text_to_report_on_is_written_alone(data_folder):

@@ -74,6 +74,14 @@ def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch
     assert not runs_of(windows.tokens) & held_out
 
 
+def test_beside_a_test_split_alone_nothing_that_is_held_out_is_trained_on(data_folder):
+    (data_folder / "validation.txt").unlink()
+    held_out = load_windows(str(data_folder), None, make_tokenizer(), make_tiny_model(), request(search=1000)).search
+    train_text = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
+    found = runs_of(train(data_folder, 20).tokens, LENGTH)
+    assert found <= train_text and not runs_of(train(data_folder, 20).tokens) & runs_of(held_out.tokens)
+
+
 @pytest.mark.parametrize("words", [330, 600, 3000])
 def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
     """Held-out windows as long as those in training, and longer test windows, of a stream without splits."""
