@@ -95,11 +95,16 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(
         data,
         "loss-on",
-        "Tokens with a loss: all, or the answers of the assistant in conversations alone.",
+        "Tokens with a loss: all, or only the assistant's answers in conversations and the completions of prompts.",
         choices=LOSSES,
     )
     _add(data, "held-out-samples", "Number of windows, from the validation split, to follow the training on.")
-    _add(data, "eval-samples", "Number of test windows of each text, from the test split.", "all")
+    _add(
+        data,
+        "eval-samples",
+        "Number of test windows of each text, from the test split.",
+        "all of a test split, the first 100 of a text without one",
+    )
     _add(data, "eval-seq-len", "Tokens per test window.", SEQ_LEN_DEFAULT)
 
     training = parser.add_argument_group("Training")

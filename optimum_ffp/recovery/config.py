@@ -44,9 +44,10 @@ class RecoveryConfig:
         dataset: Text to train on, or a mix, as for `FFPConfig`. `self` is text that the dense model writes. `None` is
             the text of the prune if all of it is on the Hub, and none of it the short WikiText-2, and otherwise `c4`.
         eval_dataset: Texts to report perplexity on; those of `dataset` that the model doesn't write if `None`.
-        text_column: Column of a dataset to read; one of a known name if `None`.
+        text_column: Column of a dataset to read; one of a known name if `None`, or else `prompt` with `completion`.
         start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.
-        loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations alone.
+        loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations and the
+            completions of prompts alone.
         preset: Defaults of the number of tokens and the tokens per step: `"quick"`, `"standard"` or `"full"`
             (`PRESETS`).
         max_tokens: Number of tokens to train on, as a number or as `"2M"`. Rounded up to whole steps.
@@ -72,7 +73,8 @@ class RecoveryConfig:
         patience: Evaluations without a smaller divergence on held-out windows, or loss with `label_share`, after which
             the training ends. The weights of the best one are then kept. `None` trains to the end and keeps the last
             weights.
-        eval_samples: Number of test windows of each text; all if `None`.
+        eval_samples: Number of test windows of each text; if `None` all of a test split, and the first 100 of a text
+            without one.
         eval_seq_len: Tokens per test window; the model's maximum length up to 2048 if `None`.
         seed: Random seed.
 
