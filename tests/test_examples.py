@@ -43,7 +43,7 @@ def test_prune_on_conversations(run, dense, tmp_path):
     file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
     sizes = ["--seq-len", "24", "--num-samples", "6", "--search-samples", "2", "--search-steps", "6"]
     printed = [run("custom_data.py", dense, file, tmp_path / "out", *sizes) for _ in range(2)]
-    assert "'calibrated'" in printed[0] and printed[0] == printed[1]
+    assert re.search(r"perplexity on conversations: \d+\.\d\d\n", printed[0]) and printed[0] == printed[1]
     texts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out-data").iterdir()}
     assert {split: len(rows) for split, rows in texts.items()} == {"train": 80, "validation": 10, "test": 10}
     assert json.loads(texts["test"][0])["text"] == f"{messages[1][0]['content']} w9 "

@@ -122,7 +122,7 @@ def test_agent_can_be_loaded_for_transfer(pruned, tmp_path):
         load_agent(tmp_path)
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "agent.safetensors").write_bytes(b"broken")
-    with pytest.raises(FFPError, match="no valid safetensors"):
+    with pytest.raises(FFPError, match="not a valid safetensors"):
         load_agent(tmp_path)
     with pytest.raises(FFPError, match="no folder nobody/nothing, and the Hub gives no agent"):
         load_agent("nobody/nothing")

@@ -113,7 +113,11 @@ def test_data_that_is_not_there(data_folder, tmp_path):
     check_dataset(str(data_folder))
     check_dataset(str(data_folder / "train.txt"))
     check_dataset("self")
-    cases = {"empty.txt": "holds no text", "table.csv": "is no .txt, .jsonl", "no.jsonl": "there is no file or folder"}
+    cases = {
+        "empty.txt": "holds no text",
+        "table.csv": "is not a .txt, .jsonl",
+        "no.jsonl": "there is no file or folder",
+    }
     (tmp_path / "empty.txt").touch()
     (tmp_path / "table.csv").write_text("a,b")
     for name, message in cases.items():

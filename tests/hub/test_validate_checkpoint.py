@@ -165,7 +165,7 @@ def test_pickles_are_not_read(folder, save_tiny_model, sprung):
         for load in loads:
             refused(load, "'pytorch_model.bin'", "only .safetensors files are read")
     (folder / "search" / "agent.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
-    refused(lambda: load_agent(folder), "no valid safetensors")
+    refused(lambda: load_agent(folder), "not a valid safetensors")
     assert not sprung.exists()
     pickle.loads((base / "pytorch_model.bin").read_bytes())
     assert sprung.exists()

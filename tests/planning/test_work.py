@@ -39,6 +39,7 @@ def test_operations_are_those_that_torch_counts(name, windows):
 
 def test_the_plan_names_a_time(monkeypatch):
     monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 24)
     config = FFPConfig(seq_len=24, eval_samples=4)
     one, two = (make_plan(make_tiny_model().config, config, device="cpu", processes=count) for count in (1, 2))
     operations = sum(one.operations.values()) + one.operations["evaluation"]
@@ -46,6 +47,10 @@ def test_the_plan_names_a_time(monkeypatch):
     # They share the cores, and one waits while the other calibrates.
     operations += one.operations["calibration"]
     assert f"about {describe_duration(operations / 0.7e9)}: " in two.describe()
+    # A step of several windows is shared.
+    monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 48)
+    shared = make_plan(make_tiny_model().config, config, device="cpu", processes=2)
+    assert shared.calibrated_by == 2 and two.calibrated_by == 1
     without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24), device="cpu").describe()
     assert "and the evaluation: " in without
 
