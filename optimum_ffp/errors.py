@@ -9,6 +9,11 @@ class FFPError(ValueError):
     """
 
 
+def named_line(error: BaseException) -> str:
+    """Return the name of an error and the first line of its message."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def one_line(error: BaseException | str, token: str | None = None) -> str:
     """Return the first non-empty line of a message, with tokens masked; the name of the error if it has none."""
     from huggingface_hub import get_token

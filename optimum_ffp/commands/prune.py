@@ -181,7 +181,6 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
             "--recover trains on one device of each process; leave out --device-map, or recover afterwards by ffp "
             "recover"
         )
-
     shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
     given = {name: getattr(config, name) for name in shared}
     return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, named_line
 
 
 # Columns that are read by default: the first of `KNOWN_COLUMNS` that holds texts or conversations, respectively.
@@ -27,7 +27,7 @@ class Completion(NamedTuple):
 
 
 Row = str | Completion | list[dict[str, Any]]
-"""A text, or a conversation as a list of messages `{"role": ..., "content": ...}`."""
+"""A text, whole or in two parts, or a conversation as a list of messages `{"role": ..., "content": ...}`."""
 
 
 def choose_columns(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> tuple[str, ...]:
@@ -118,9 +118,8 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception as error:  # A template is a program and may raise anything.
-        reason = f"{type(error).__name__}: {one_line(error)}"
         begin = str(conversation[0].get("content"))[:40]
-        raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {reason}") from None
+        raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {named_line(error)}") from None
 
 
 def _row_of(values: Sequence[Any]) -> Row | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, named_line, one_line
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
@@ -162,7 +162,7 @@ def _reader_errors(path: Path) -> Iterator[None]:
     except FFPError:
         raise
     except Exception as error:  # Each reader raises its own exceptions; the user needs the file and the reason.
-        raise FFPError(f"{path} can't be read: {_first_line(error)}") from None
+        raise FFPError(f"{path} can't be read: {named_line(error)}") from None
 
 
 def _rows_from_hub(
@@ -211,7 +211,3 @@ def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:
         characters -= length_of(row)
         if characters < 0:
             return
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, named_line
 from ..utils.batch_size import out_of_memory
 
 
@@ -142,7 +142,7 @@ def _task_errors(names: list[str]) -> Iterator[None]:
     except Exception as error:  # Readers, templates and metrics of tasks raise their own exceptions.
         if out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = named_line(error)
         raise FFPError(
             f"{', '.join(names)} can't be evaluated: {reason}. Tasks whose data is on the Hub need a connection; "
             "--tasks-path takes tasks with local data"
