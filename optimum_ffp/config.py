@@ -1,6 +1,5 @@
 """FFPConfig: all options of a prune, with units, defaults and the paper's values."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -21,6 +20,7 @@ from .options import (
     Options,
     check_choices,
     check_numbers,
+    read_file,
     read_mix,
     read_names,
 )
@@ -297,13 +297,7 @@ class FFPConfig(Options, BaseConfig):
         Raises:
             FFPError: If the file can't be read or isn't an object of known options.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                options = json.load(file)
-        except (OSError, ValueError) as error:
-            raise FFPError(f"{path} can't be read as a config: {error}") from None
-        if not isinstance(options, dict):
-            raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")
+        options = read_file(path)
         if "preset" in overrides:
             options = {name: value for name, value in options.items() if name not in PAPER}
         return cls(**(options | overrides))

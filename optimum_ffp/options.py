@@ -1,5 +1,6 @@
 """Defaults of all options, the paper's values, the choices, and when an option is read. Imports nothing heavy."""
 
+import json
 import math
 import os
 import re
@@ -199,6 +200,21 @@ def read_names(options: Any, *optional: str) -> None:
             setattr(options, name, value := os.fspath(value))
         if not (isinstance(value, str) and value) and not (value is None and name in optional):
             raise FFPError(f"{name} must be a name {what}, found {value!r}")
+
+
+def read_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the options of a JSON file.
+
+    Raises:
+        FFPError: If it can't be read, or doesn't hold a JSON object.
+    """
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FFPError(f"{path} can't be read as a config: {error}") from None
+    if not isinstance(options, dict):
+        raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")
+    return options
 
 
 @dataclass(kw_only=True)

@@ -355,21 +355,24 @@ class FFPPruner:
         if result.search.sweep is None:
             self._close_journal()
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **options: Any) -> str:
         """Uploads the last result to the Hub in one commit.
 
         Args:
             repo_id: `name` or `owner/name`; created if it does not exist.
             private: Whether the repository is private if it is created.
             token: Access token for the Hub.
+            options: `revision` (a branch), `commit_message` and `create_pr`, as in transformers.
 
         Returns:
-            URL of the commit.
+            URL of the commit, or of the pull request.
 
         Raises:
             FFPError: If nothing has been pruned, or the upload fails.
         """
-        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, private, token))
+        return processes.on_main(
+            lambda: push_checkpoint(self._finished(), repo_id, private=private, token=token, **options)
+        )
 
     def _finished(self) -> PruningResult:
         if self.result is None:

@@ -35,19 +35,25 @@ class Commit:
 @dataclass
 class Repository:
     private: bool
-    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": []})
 
-    def commit(self, message: str, files: dict[str, bytes]) -> Commit:
-        digest = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode())
+    @property
+    def commits(self) -> list[Commit]:
+        return self.branches["main"]
+
+    def commit(self, message: str, files: dict[str, bytes], branch: str = "main") -> Commit:
+        digest = hashlib.sha1(f"{len(self.branches[branch])} {message} {sorted(files)}".encode())
         for content in files.values():
             digest.update(hashlib.sha1(content).digest())
-        self.commits.append(Commit(digest.hexdigest(), message, files))
-        return self.commits[-1]
+        self.branches[branch].append(Commit(digest.hexdigest(), message, files))
+        return self.branches[branch][-1]
 
     def at(self, revision: str) -> Commit | None:
-        if revision == "main":
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit.oid == revision), None)
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        return next(
+            (commit for commits in self.branches.values() for commit in commits if commit.oid == revision), None
+        )
 
 
 @dataclass
@@ -212,6 +218,14 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, {"errors": [], "warnings": []})
 
+    def branch(self, body: bytes, repo_id: str, branch: str) -> None:
+        self._require_token()
+        repository = self._repository(repo_id)
+        if branch in repository.branches:
+            raise HubError(409, f"Reference refs/heads/{branch} already exists")
+        repository.branches[branch] = [*repository.commits]
+        self._send(200, {})
+
     def preupload(self, body: bytes, repo_id: str, revision: str) -> None:
         self._require_token()
         there = self._commit(repo_id, revision).files
@@ -263,9 +277,15 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = self.hub.objects[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
-        commit = self.hub.repositories[repo_id].commit(summary, files)
+        repository, found = self.hub.repositories[repo_id], {}
+        if "create_pr=1" in urlsplit(self.path).query:
+            number = len([name for name in repository.branches if name.startswith("refs/pr/")]) + 1
+            found["pullRequestUrl"] = f"{self.hub.url}/{repo_id}/discussions/{number}"
+            repository.branches[f"refs/pr/{number}"] = [*repository.branches[revision]]
+            revision = f"refs/pr/{number}"
+        commit = repository.commit(summary, files, revision)
         url = f"{self.hub.url}/{repo_id}/commit/{commit.oid}"
-        self._send(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
+        self._send(200, {"success": True, "commitUrl": url, "commitOid": commit.oid} | found)
 
     def info(self, body: bytes, repo_id: str, revision: str = "main") -> None:
         commit = self._commit(repo_id, revision)
@@ -312,6 +332,7 @@ ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
+    ("POST", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", Handler.branch),
     ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", Handler.commit),
     ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
@@ -333,6 +354,6 @@ def oid_of(path: str, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() if path.endswith(LFS_SUFFIXES) else git_hash(content)
 
 
-def uploaded(repository: Repository, commit: int = -1) -> dict[str, bytes]:
+def uploaded(repository: Repository, commit: int = -1, branch: str = "main") -> dict[str, bytes]:
     """What a commit holds but for what the Hub itself has added."""
-    return {name: data for name, data in repository.commits[commit].files.items() if name != ".gitattributes"}
+    return {name: data for name, data in repository.branches[branch][commit].files.items() if name != ".gitattributes"}

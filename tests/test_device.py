@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 data = write_data(Path(tempfile.mkdtemp()) / "data")
 
 def prune(folder, device, offload, options):
-    config = FFPConfig(dataset=str(data), **SETTINGS | options)
+    config = FFPConfig(dataset=str(data), **SETTINGS | few | options)
     where = LoadOptions(device=device, offload=offload)
     # transformers takes the saved tokenizer for another one in some families.
     pruner = FFPPruner(load_dense(str(folder), where)[0], make_tokenizer(), config, options=where)
@@ -34,6 +34,8 @@ def prune(folder, device, offload, options):
     figures = [result.policy.sizes, result.perplexity, str(result.model.device)]
     return [*figures, dict(card.counts), dict(card.volume), weights]
 
+# Enough for every stage to run: most of the time goes into the operations of the pretend card.
+few = {"num_samples": 4, "search_steps": 8, "distillation_passes": 1}
 of_cpu = {}
 for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE else []:
     folder = Path(tempfile.mkdtemp())
@@ -92,4 +94,4 @@ def test_only_weights_move_more_often_when_they_are_offloaded(prunes):
 
 def test_the_device_is_not_waited_for_at_every_piece_of_a_window(prunes):
     # A transfer of a loss or gradient per window; there were 642 with one per piece of the head and per unit.
-    assert prunes["llama"][1][3]["wait"] < 450
+    assert prunes["llama"][1][3]["wait"] < 400

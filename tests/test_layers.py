@@ -94,6 +94,7 @@ TESTED_IN = {
     "checkpoint.gguf": "checkpoint/gguf/test_gguf.py",
     "commands.arguments": "commands/test_prune.py",
     "commands.errors": "commands/test_prune.py",
+    "commands.evaluate_options": "commands/test_evaluate.py",
     "commands.recover_options": "commands/test_recover.py",
     "commands.summary": "commands/test_prune.py",
     "compression.calibration": "test_pruner.py",

@@ -161,14 +161,13 @@ def push_recovered(
     record: RecoveryRecord,
     model: PreTrainedModel,
     repo_id: str,
-    private: bool | None = None,
-    token: str | None = None,
     adapter: Any = None,
     hub: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> str:
-    """Uploads the checkpoint of a recovered model in one commit, and returns its URL; arguments as above."""
+    """Uploads a recovered model in one commit; options, URL and errors are those of `push_folder`."""
     save = partial(save_recovered, record, model, adapter=adapter, hub=hub)
-    return push_written(save, repo_id, private, token)
+    return push_written(save, repo_id, **options)
 
 
 def recovery_command(record: RecoveryRecord) -> str:

@@ -230,32 +230,17 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
         raise FFPError(f"{path} is not a valid safetensors file: {error}") from None
 
 
-def push_checkpoint(result: PruningResult, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a checkpoint in one commit.
-
-    Args:
-        result: Result to upload.
-        repo_id: `name` or `owner/name`; created if it does not exist.
-        private: Whether the repository is private if it is created.
-        token: Access token for the Hub; the one stored by `hf auth login` if `None`.
-
-    Returns:
-        URL of the commit.
-
-    Raises:
-        FFPError: If the Hub can't be reached or refuses; the message says what to do.
-    """
-    return push_written(partial(save_checkpoint, result), repo_id, private, token)
+def push_checkpoint(result: PruningResult, repo_id: str, **options: Any) -> str:
+    """Uploads the checkpoint of a result in one commit; options, URL and errors are those of `push_folder`."""
+    return push_written(partial(save_checkpoint, result), repo_id, **options)
 
 
-def push_written(
-    save: Callable[[Path], Path], repo_id: str, private: bool | None = None, token: str | None = None
-) -> str:
-    """Uploads the checkpoint that a function writes, given its folder; arguments and errors as `push_checkpoint`."""
-    check_push(repo_id, token)
+def push_written(save: Callable[[Path], Path], repo_id: str, **options: Any) -> str:
+    """Uploads the checkpoint that a function writes, given its folder; the rest is as for `push_checkpoint`."""
+    check_push(repo_id, options.get("token"))
     parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
     folder = save(parent / repo_id.rpartition("/")[2])
     # Not removed if the upload fails: the error names the folder, which may be the only copy of the result.
-    address = push_folder(folder, repo_id, private, token)
+    address = push_folder(folder, repo_id, **options)
     shutil.rmtree(parent)
     return address

@@ -29,6 +29,7 @@ def on_the_hub(model: str | None) -> bool:
 
 
 ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args.model))
+ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
 TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 
 
@@ -144,12 +145,7 @@ def check_read(given: Iterable[str], read_when: Mapping[str, Condition], setting
 def add_load_options(group: _ArgumentGroup) -> None:
     """Adds the options of `LoadOptions` except those of the Hub."""
     add_device_options(group)
-    add_option(
-        group,
-        "device-map",
-        metavar="MAP",
-        help="Device map of accelerate, such as auto, to spread the model over several devices. Default: one device.",
-    )
+    add_device_map(group)
     add_option(
         group,
         "offload",
@@ -172,6 +168,16 @@ def add_device_options(group: _ArgumentGroup) -> None:
         "dtype",
         default="auto",
         help="Dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16.",
+    )
+
+
+def add_device_map(group: _ArgumentGroup) -> None:
+    """Adds `--device-map`."""
+    add_option(
+        group,
+        "device-map",
+        metavar="MAP",
+        help="Device map of accelerate, such as auto, to spread the model over several devices. Default: one device.",
     )
 
 

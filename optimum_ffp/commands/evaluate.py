@@ -1,7 +1,7 @@
 """`optimum-cli ffp evaluate`."""
 
 import logging
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import CHOICES, Condition, read_mix, split_mix
-from .arguments import (
-    ON_THE_HUB,
-    SEQ_LEN_DEFAULT,
-    add_device_options,
-    add_hub_options,
-    add_option,
-    add_text_column,
-    check_read,
-    given_options,
-    on_the_hub,
-)
+from ..options import Condition, read_mix, split_mix
+from .arguments import ON_ONE_DEVICE, ON_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
+from .evaluate_options import parse_args_ffp_evaluate
 
 
 if TYPE_CHECKING:
@@ -45,8 +36,7 @@ SETTINGS = (
     "tasks_path",
     "limit",
     "num_fewshot",
-    "device",
-    "dtype",
+    *("device", "dtype", "device_map"),
 )
 TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
@@ -55,107 +45,14 @@ READ_WHEN = {
     **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len", "start_token"), TEXT),
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
+    "device": ON_ONE_DEVICE,
     "revision": ON_THE_HUB,
     "baseline_revision": Condition("with a --baseline on the Hub", lambda args: any(map(on_the_hub, args.baseline))),
 }
-REMEDIES = "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16 or another --device"
-EXAMPLES = """examples:
-  optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
-  optimum-cli ffp evaluate -m out-recovered --baseline Qwen/Qwen3-0.6B out
-  optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
-  optimum-cli ffp evaluate -m out.gguf --dataset my_text.txt --tasks-path my_tasks --no-speed
-"""
-
-
-def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
-    """Adds the options of `optimum-cli ffp evaluate`."""
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.usage = "optimum-cli ffp evaluate -m MODEL [options]"
-    parser.description = "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline."
-    parser.epilog = EXAMPLES
-    required = parser.add_argument_group("Required arguments")
-    add_option(
-        required, "model", "-m", required=True, help="Hub id, folder or .gguf file of a model, dense or pruned."
-    )
-
-    output = parser.add_argument_group("Comparison and output")
-    add_option(
-        output,
-        "baseline",
-        nargs="+",
-        default=(),
-        metavar="MODEL",
-        help="Model to compare with, such as the dense one: Hub id, folder or .gguf file. More of them are shown "
-        "beside it. Default: none.",
-    )
-    add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
-
-    text = parser.add_argument_group("Perplexity")
-    add_option(
-        text,
-        "dataset",
-        default="wikitext2",
-        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with "
-        "train, validation and test files; or several, separated by commas, each reported by itself.",
-    )
-    add_option(
-        text,
-        "split",
-        help="Split of the dataset: train, validation or test. Of a single file all, or with test only the part that "
-        "a prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
-    )
-    add_text_column(text)
-    add_option(
-        text,
-        "eval-samples",
-        type=int,
-        help="Number of windows of each text, from its start. Default: all, or the first 100 of the test part of a "
-        "text without a test split.",
-    )
-    add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
-    add_option(
-        text,
-        "start-token",
-        choices=CHOICES["start_token"],
-        help="Whether windows begin with a start token: auto (if the tokenizer adds one) or never. Default: as the "
-        "pruned model was measured, otherwise auto.",
-    )
-    add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity.")
-
-    tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
-    add_option(
-        tasks,
-        "tasks",
-        nargs="+",
-        metavar="TASK",
-        help="Tasks to score: names of lm-eval tasks, with * as a wildcard, or .yaml files. Default: none, or all "
-        "tasks in --tasks-path.",
-    )
-    add_option(
-        tasks,
-        "tasks-path",
-        metavar="DIR",
-        help="Folder of lm-eval task files (.yaml), whose data may be local. Functions that they name are executed. "
-        "Default: none.",
-    )
-    add_option(tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all.")
-    add_option(tasks, "num-fewshot", type=int, help="Solved examples before each question. Default: the task's own.")
-
-    speed = parser.add_argument_group("Speed")
-    add_option(
-        speed, "no-speed", action="store_true", help="Don't measure speed. Only one model is then in memory at a time."
-    )
-    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
-    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")
-    add_option(speed, "repeats", type=int, default=5, help="Measurements per model; the median is reported.")
-
-    load = parser.add_argument_group("Loading and running")
-    add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
-    add_device_options(load)
-    add_hub_options(load)
-    add_option(
-        load, "baseline-revision", help="Branch, tag or commit of the baseline on the Hub. Default: the main branch."
-    )
+REMEDIES = (
+    "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16, another --device or "
+    "--device-map auto"
+)
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):
@@ -214,10 +111,9 @@ def evaluate(args: Namespace) -> None:
     sources = {"model": (args.model, args.revision)}
     for number, model_id in enumerate(args.baseline, 1):
         sources["baseline" if number == 1 else f"baseline {number}"] = (model_id, args.baseline_revision)
-    hub = {"token": args.token, "cache_dir": args.cache_dir}
+    shared = {name: getattr(args, name) for name in ("device", "dtype", "device_map", "token", "cache_dir")}
     sources = {
-        role: (model_id, LoadOptions(args.device, args.dtype, revision=revision, **hub))
-        for role, (model_id, revision) in sources.items()
+        role: (model_id, LoadOptions(revision=revision, **shared)) for role, (model_id, revision) in sources.items()
     }
     known = [prune_record(model_id, **options.hub()) for model_id, options in sources.values()]
     args.start_token = args.start_token or recorded_start_token(known)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import AGENT, Condition
+from ..options import AGENT
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub, output_name
+from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
 from .plans import process_count, show_plans
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..planning.recovery import RecoveryPlan
     from ..recovery.config import RecoveryConfig
 
-ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
 READ_WHEN = {
     "device": ON_ONE_DEVICE,
     "offload": ON_ONE_DEVICE,
@@ -105,7 +104,7 @@ def prune(args: Namespace) -> None:
     from ..checkpoint.pareto import front_files
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
-    from ..planning.preflight import find_problems
+    from ..planning.preflight import Outputs, disk_bytes, find_problems
     from ..utils.folders import FolderLock, resolve
     from ..utils.resume import holds_work, remove_work
     from ..utils.tracking import check_trackers
@@ -125,13 +124,14 @@ def prune(args: Namespace) -> None:
     # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
     model_config = read_model_config(args.model, options)
-    places = args.device, args.dtype, args.device_map
+    placed = {name: getattr(args, name) for name in ("device", "dtype", "device_map", "offload")}
     count = process_count(args.num_processes)
-    plan = make_plan(model_config, config, sparsities, *places, offload=args.offload, processes=count)
-    uploads = [*filter(None, repositories)]
+    plan = make_plan(model_config, config, sparsities, **placed, processes=count)
     recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
-    places = folders, front, work, overwrite, args.resume
-    problems = find_problems(plan, config, *places, uploads, args.token, recovered)
+    written, disk = [*folders, *recovered], disk_bytes(plan, recovered.values())
+    outputs = Outputs(written, work, disk, overwrite, args.resume, front, [*filter(None, repositories)])
+    devices = [later.machine.device for later in recovered.values()]
+    problems = find_problems(config, [args.model], outputs, args.token, devices)
     if args.plan:
         if processes.is_main():
             show_plans([plan, *recovered.values()], [*problems])

@@ -11,6 +11,7 @@ from .errors import one_line_endings
 EXAMPLES = """examples:
   optimum-cli ffp push SmolLM2-135M-ffp-20 SmolLM2-135M-ffp-20
   optimum-cli ffp push out my-org/Qwen3-8B-ffp-20 --private
+  optimum-cli ffp push out their-org/Qwen3-8B-ffp-20 --create-pr
 """
 
 
@@ -29,6 +30,19 @@ def parse_args_ffp_push(parser: ArgumentParser) -> None:
     add_option(
         optional, "private", action="store_true", default=None, help="Make the repository private if it is created."
     )
+    add_option(
+        optional,
+        "revision",
+        metavar="BRANCH",
+        help="Branch to commit to, created if it does not exist. Default: main.",
+    )
+    add_option(
+        optional,
+        "commit-message",
+        metavar="TEXT",
+        help="Message of the commit, and title of a pull request. Default: one that names optimum-ffp.",
+    )
+    add_option(optional, "create-pr", action="store_true", help="Open a pull request with the commit.")
     add_option(optional, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
 
 
@@ -53,5 +67,6 @@ def push(args: Namespace) -> None:
     from ..planning.preflight import check_repositories
 
     folder = check_saved(args.folder)
-    check_repositories([args.repository], args.token)
-    print(f"uploaded: {push_folder(folder, args.repository, args.private, args.token)}")
+    check_repositories([args.repository], args.token, owned=not args.create_pr)
+    options = {name: getattr(args, name) for name in ("private", "token", "revision", "commit_message", "create_pr")}
+    print(f"uploaded: {push_folder(folder, args.repository, **options)}")

@@ -24,7 +24,7 @@ READ_WHEN = {
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
-    "keep_adapter": Condition("with --lora", lambda args: args.lora),
+    "keep_adapter": Condition("with --lora", lambda args: args.lora or args.config is not None),
 }
 # After the name of a pruned model, for the folder of the recovered one.
 RECOVERED = "-recovered"
@@ -48,11 +48,12 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
 
 
 def read_config(args: Namespace) -> "RecoveryConfig":
-    """The config of the command line."""
+    """The config: that of `--config` if given, overridden by the options of the command line."""
     from ..recovery.config import RecoveryConfig
 
     given = {name: getattr(args, name) for name in RecoveryConfig.option_names()}
-    return RecoveryConfig(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    return RecoveryConfig(**given) if args.config is None else RecoveryConfig.from_file(args.config, **given)
 
 
 def recover(args: Namespace) -> None:
@@ -61,7 +62,7 @@ def recover(args: Namespace) -> None:
 
     from ..hub.upload import push_folder
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
-    from ..planning.preflight import find_recovery_problems
+    from ..planning.preflight import Outputs, find_problems
     from ..planning.recovery import plan_recovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
@@ -77,10 +78,10 @@ def recover(args: Namespace) -> None:
     count = process_count(args.num_processes)
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
     repository, work = args.hub_model_id or Path(folder).name, Path(f"{resolve(folder)}.work")
-    places = (args.model, teacher), folder, work, args.overwrite, args.resume
     uploads = [repository] if args.push_to_hub else []
+    outputs = Outputs([folder], work, plan.disk, args.overwrite, args.resume, repositories=uploads)
     if processes.is_main():
-        problems = find_recovery_problems(plan, config, *places, uploads, args.token)
+        problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
         if args.plan:
             show_plans([plan], [*problems])
         for problem in problems:

@@ -108,6 +108,13 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(data, "eval-seq-len", "Tokens per test window.", SEQ_LEN_DEFAULT)
 
     training = parser.add_argument_group("Training")
+    add_option(
+        training,
+        "config",
+        metavar="FILE",
+        help="JSON file of options, such as the ffp_config.json of a recovered model, whose last recovery it takes. "
+        "Options of the command line override it; --preset overrides both numbers of tokens. Default: none.",
+    )
     _add(
         training,
         "learning-rate",

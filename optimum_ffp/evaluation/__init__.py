@@ -1,7 +1,7 @@
 """Perplexity, task accuracy, size and speed of a model."""
 
 from .latency import Speed, measure_speed
-from .perplexity import Perplexity, to_perplexity, window_losses
+from .perplexity import to_perplexity, window_losses
 from .record import compare_records, perplexity_record, size_record
 from .size import kv_cache_bytes, projection_parameters, prune_record, recorded_sparsity, weight_bytes
 from .table import comparison_table
@@ -9,7 +9,6 @@ from .zero_shot import TaskSuite
 
 
 __all__ = [
-    "Perplexity",
     "Speed",
     "TaskSuite",
     "compare_records",

@@ -1,11 +1,9 @@
-"""Perplexity over fixed windows, as a function and as an `evaluate.Metric`."""
+"""Losses and perplexity over fixed windows."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import datasets
-import evaluate
 import torch
 from transformers import PreTrainedModel
 
@@ -44,32 +42,3 @@ def to_perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-class Perplexity(evaluate.Metric):
-    """`exp` of the mean loss over all predicted tokens of fixed windows, for a model in memory.
-
-    Example:
-        >>> Perplexity().compute(predictions=windows.tolist(), model=model)
-        {'perplexity': ..., 'loss': ..., 'windows': ..., 'window_length': ...}
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Perplexity of a causal LM over non-overlapping windows of tokens.",
-            citation="",
-            inputs_description="predictions: windows of token ids, all of one length; model: the causal LM.",
-            features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))}),
-        )
-
-    def _compute(
-        self,
-        predictions: list[list[int]],
-        model: PreTrainedModel,
-        batch_size: int = 1,
-        on_batch: Callable[[int], Any] | None = None,
-    ) -> dict[str, float | int]:
-        windows = torch.as_tensor(predictions)
-        loss = float(window_losses(model, windows, batch_size, on_batch).mean())
-        count, length = windows.shape
-        return {"perplexity": to_perplexity(loss), "loss": loss, "windows": count, "window_length": length}

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from .latency import Speed
-from .perplexity import Perplexity
 from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
 
 
@@ -56,6 +55,9 @@ def perplexity_record(
     Returns:
         `dataset`, `split`, `windows`, `window_length`, and `perplexity` and `loss`, which are `None` if not finite.
     """
+    # Imported here: it takes a second, which a prune doesn't need.
+    from .metric import Perplexity
+
     figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
     # JSON has no infinity.
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -17,6 +18,7 @@ from ..errors import FFPError, one_line
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
 CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"\\\n]+)", trust_remote_code=True\)')
 CARD = "README.md"
+MESSAGE = "Upload a model pruned by optimum-ffp"
 # Patterns of files that optimum-ffp writes; stale ones in the repository are deleted on push.
 OURS = (
     *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
@@ -49,7 +51,15 @@ def check_push(repo_id: str, token: str | None = None) -> None:
         raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or give --token (token=...)")
 
 
-def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
     """Upload a saved checkpoint in one commit, with the repository's name in its card. The folder is not changed.
 
     Args:
@@ -57,9 +67,12 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
         repo_id: `name` or `owner/name`; created if it doesn't exist.
         private: Whether a new repository is private.
         token: Access token of the Hub; the one stored by `hf auth login` if `None`.
+        revision: Branch to commit to, created from the main branch if it doesn't exist; the main branch if `None`.
+        commit_message: First line of the commit's message, and the title of a pull request.
+        create_pr: Whether to open a pull request with the commit.
 
     Returns:
-        The URL of the commit.
+        The URL of the commit, or of the pull request.
 
     Raises:
         FFPError: If the Hub can't be reached or refuses the upload, with a command to retry; or if `private` is set
@@ -74,18 +87,24 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool | None = 
                 f"{repo_id} exists and is public, so nothing was uploaded: name another, or don't ask for private"
             )
         # Not upload_folder, which may split an upload into several commits.
+        if revision and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
-            repo_id, _operations(api, Path(folder), repo_id), commit_message="Upload a model pruned by optimum-ffp"
+            repo_id,
+            _operations(api, Path(folder), repo_id, revision),
+            commit_message=commit_message or MESSAGE,
+            revision=revision,
+            create_pr=create_pr,
         )
-        return str(commit.commit_url)
+        return str(commit.pr_url or commit.commit_url)
     except FFPError:
         raise
     # The HTTP library, the storage client and the thread pool raise different exceptions.
     except Exception as error:
         reason = describe_failure(error, token)
-    command = shlex.join(
-        ["optimum-cli", "ffp", "push", os.fspath(folder), repo_id, *(["--private"] if private else [])]
-    )
+    options = {"private": private, "create-pr": create_pr, "revision": revision, "commit-message": commit_message}
+    given = [[f"--{name}", *([] if value is True else [value])] for name, value in options.items() if value]
+    command = shlex.join(["optimum-cli", "ffp", "push", os.fspath(folder), repo_id, *chain(*given)])
     # Otherwise the upload's objects redraw their progress bars after the error.
     gc.collect()
     raise FFPError(
@@ -104,13 +123,15 @@ def name_repository(card: str, repo_id: str) -> str:
     return card
 
 
-def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(
+    api: HfApi, folder: Path, repo_id: str, revision: str | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Skip files of git and of download caches.
     files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     stale = [
         name
-        for name in api.list_repo_files(repo_id)
+        for name in api.list_repo_files(repo_id, revision=revision)
         if name not in files and any(fnmatch(name, pattern) for pattern in OURS)
     ]
     contents: dict[str, Path | bytes] = dict(files)

@@ -87,7 +87,7 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     if not options.device_map:
         device = use_device(options.device)
         check_offload(options.offload, device, dtype, config, bool(extra))
-    placement = ({"device_map": options.device_map} if options.device_map else {}) | _attention_of(config)
+    placement = _placement(options, config)
     model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
     if device is not None and options.offload != "none":
         offload_layers(model, device, options.offload)
@@ -130,8 +130,10 @@ def load_any(
     reader = open_gguf(model_id) if extra else None
     config = read_any_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False, **_attention_of(config))
-    model = model.to(use_device(options.device))
+    placement = _placement(options, config)
+    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False, **placement)
+    if not options.device_map:
+        model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -244,9 +246,11 @@ def _load(
     return model, tokenizer
 
 
-def _attention_of(config: PretrainedConfig) -> dict[str, str]:
+def _placement(options: LoadOptions, config: PretrainedConfig) -> dict[str, str]:
+    """Return options of `from_pretrained`: where the weights are, and how attention is computed."""
+    placement = {"device_map": options.device_map} if options.device_map else {}
     # Some versions of transformers choose SDPA for it, which leaves out its softcap.
-    return {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
+    return placement | ({"attn_implementation": "eager"} if config.model_type == "gemma2" else {})
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig
@@ -28,101 +30,72 @@ logger = logging.getLogger(__name__)
 REFUSALS = (401, 403)
 
 
-def find_problems(
-    plan: Plan,
-    config: FFPConfig,
-    folders: Sequence[str],
-    front: Mapping[str, bytes],
-    work_folder: Path,
-    overwrite: bool,
-    resume: bool,
-    repositories: Sequence[str],
-    token: str | None = None,
-    recovered: Mapping[str, RecoveryPlan] | None = None,
-) -> Iterator[FFPError]:
-    """Finds problems that would stop a prune, cheap checks first.
+@dataclass(frozen=True)
+class Outputs:
+    """What a command writes, and whether it may.
 
-    Args:
-        plan: Plan of the prune.
-        config: Options of the prune.
-        folders: Folders of the checkpoints.
+    Attributes:
+        folders: Folders of checkpoints.
+        work_folder: Folder of finished work.
+        disk: Bytes of all that is written.
+        overwrite: Whether what exists may be replaced.
+        resume: Whether to resume from the work folder.
         front: Files of the Pareto front, with their first bytes.
-        work_folder: Folder of finished work.
-        overwrite: Whether existing outputs may be replaced.
-        resume: Whether to resume from the work folder.
         repositories: Repositories to upload to.
-        token: Access token for the Hub.
-        recovered: Folders of models that are recovered afterwards, with the plan of each.
-
-    Yields:
-        One error per problem, which says what to do.
     """
-    texts, recovered = _texts(config), recovered or {}
-    checks = [partial(check_device, device) for device in {later.machine.device for later in recovered.values()}]
-    checks += [partial(check_apart, output, [plan.model, *texts]) for output in (*folders, *front, *recovered)]
-    # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
-    checks.append(partial(check_work_folder, work_folder, resume, overwrite))
-    checks += [partial(check_output, folder, overwrite) for folder in (*folders, *recovered)]
-    checks += [partial(check_file, file, begins, overwrite) for file, begins in front.items()]
-    # What a prune or a training resumes from is removed before the next training begins.
-    trained = plan.disk["save"] + sum(later.result for later in recovered.values())
-    resumed = max((later.disk - later.result for later in recovered.values()), default=0)
-    checks.append(partial(check_disk, folders[0], max(plan.disk_bytes, trained + resumed), work_folder))
-    checks += [partial(check_dataset, name, config.text_column, token) for name in texts]
-    checks.append(partial(check_repositories, repositories, token))
-    yield from _failures(checks)
+
+    folders: Sequence[str]
+    work_folder: Path
+    disk: int
+    overwrite: bool
+    resume: bool
+    front: Mapping[str, bytes] = field(default_factory=dict)
+    repositories: Sequence[str] = ()
 
 
-def find_recovery_problems(
-    plan: RecoveryPlan,
-    config: RecoveryConfig,
+def find_problems(
+    config: FFPConfig | RecoveryConfig,
     models: Sequence[str],
-    folder: str,
-    work_folder: Path,
-    overwrite: bool,
-    resume: bool,
-    repositories: Sequence[str],
+    outputs: Outputs,
     token: str | None = None,
+    trains_on: Iterable[torch.device] = (),
 ) -> Iterator[FFPError]:
-    """Finds problems that would stop a recovery, cheap checks first.
+    """Finds problems that would stop a prune or a recovery, cheap checks first.
 
     Args:
-        plan: Plan of the recovery.
-        config: Options of the recovery.
-        models: The pruned and the dense model.
-        folder: Folder of the result.
-        work_folder: Folder of finished work.
-        overwrite: Whether an existing output may be replaced.
-        resume: Whether to resume from the work folder.
-        repositories: Repositories to upload to.
+        config: Options.
+        models: Models that are read.
+        outputs: What is written.
         token: Access token for the Hub.
+        trains_on: Devices that a recovery runs on.
 
     Yields:
         One error per problem, which says what to do.
     """
-    texts = _texts(config)
-    checks = [
-        partial(check_device, plan.machine.device),
-        partial(check_apart, folder, [*models, *texts]),
-        partial(check_work_folder, work_folder, resume, overwrite),
-        partial(check_output, folder, overwrite),
-        partial(check_disk, folder, plan.disk, work_folder),
-        *(partial(check_dataset, name, config.text_column, token) for name in texts),
-        partial(check_repositories, repositories, token),
-    ]
-    yield from _failures(checks)
-
-
-def _texts(config: FFPConfig | RecoveryConfig) -> list[str]:
-    return [*dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])]
-
-
-def _failures(checks: Iterable[Callable[[], None]]) -> Iterator[FFPError]:
+    texts = [*dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])]
+    checks = [partial(check_device, device) for device in {*trains_on}]
+    checks += [partial(check_apart, output, [*models, *texts]) for output in (*outputs.folders, *outputs.front)]
+    # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
+    checks.append(partial(check_work_folder, outputs.work_folder, outputs.resume, outputs.overwrite))
+    checks += [partial(check_output, folder, outputs.overwrite) for folder in outputs.folders]
+    checks += [partial(check_file, file, begins, outputs.overwrite) for file, begins in outputs.front.items()]
+    checks.append(partial(check_disk, outputs.folders[0], outputs.disk, outputs.work_folder))
+    checks += [partial(check_dataset, name, config.text_column, token) for name in texts]
+    checks.append(partial(check_repositories, outputs.repositories, token))
     for check in checks:
         try:
             check()
         except FFPError as problem:
             yield problem
+
+
+def disk_bytes(plan: Plan, recoveries: Collection[RecoveryPlan]) -> int:
+    """Bytes of disk that a prune and the recoveries after it need at most.
+
+    What a prune or a training resumes from is removed before the next training begins.
+    """
+    kept = plan.disk["save"] + sum(later.result for later in recoveries)
+    return max(plan.disk_bytes, kept + max((later.disk - later.result for later in recoveries), default=0))
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
@@ -169,7 +142,7 @@ def check_dataset(dataset: str, text_column: str | None = None, token: str | Non
         check_text_file(file, text_column)
 
 
-def check_repositories(repositories: Sequence[str], token: str | None = None) -> None:
+def check_repositories(repositories: Sequence[str], token: str | None = None, owned: bool = True) -> None:
     """Checks with one request that the Hub accepts the token, and that its owner may create the repositories.
 
     If the Hub does not answer there is only a warning: it may be reachable when the prune is finished.
@@ -177,6 +150,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None) ->
     Args:
         repositories: `name` or `owner/name`.
         token: Access token for the Hub; the one stored by `hf auth login` if `None`.
+        owned: Whether they must be of the token's owner or of an organisation of theirs; not for pull requests.
 
     Raises:
         FFPError: If an upload would be refused.
@@ -202,5 +176,5 @@ def check_repositories(repositories: Sequence[str], token: str | None = None) ->
     owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     for repo_id in repositories:
         owner = repo_id.rpartition("/")[0]
-        if owner and owner not in owners and role != "fineGrained":
+        if owned and owner and owner not in owners and role != "fineGrained":
             raise FFPError(f"{repo_id} can't be created by {user['name']}; choose an owner among {', '.join(owners)}")

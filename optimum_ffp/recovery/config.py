@@ -1,12 +1,13 @@
 """Options of a recovery. Imports nothing heavy."""
 
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from ..options import CHOICES, check_choices, check_numbers, read_mix, read_names
+from ..options import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names
 
 
 # Number of tokens and tokens per step by preset.
@@ -145,6 +146,37 @@ class RecoveryConfig:
     def option_names(cls) -> list[str]:
         """Names of all options."""
         return [field.name for field in fields(cls)]
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "RecoveryConfig":
+        """Reads options from a JSON file, or those of the last recovery from the `ffp_config.json` of a result.
+
+        Args:
+            path: Path of the file.
+            overrides: Options that replace those of the file. `preset` replaces all that presets set, and `lora` also
+                the learning rate where that was of weights and would be of adapters, or the other way round.
+
+        Raises:
+            FFPError: If the file can't be read, or isn't an object of known options or the record of a recovery.
+        """
+        options = read_file(path)
+        records = options.get("recovery")
+        if isinstance(records, list) and records and isinstance(records[-1], dict):
+            options = records[-1].get("options") or options
+        unknown = sorted(set(options) - set(cls.option_names()))
+        if unknown:
+            raise FFPError(
+                f"{path} has {', '.join(unknown)}, which a recovery doesn't have; it must hold the record of a "
+                f"recovery, or options among {', '.join(cls.option_names())}"
+            )
+        replaced = {*PRESETS["quick"]} if "preset" in overrides else set()
+        if bool(overrides.get("lora", options.get("lora"))) != bool(options.get("lora")):
+            replaced |= {"learning_rate", "keep_adapter"}
+        return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
+
+    def replace(self, **options: Any) -> "RecoveryConfig":
+        """Returns a copy with new values of these options. Raises `FFPError` as the constructor does."""
+        return RecoveryConfig(**self.to_dict() | options)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, with those of the preset."""

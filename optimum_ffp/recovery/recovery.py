@@ -194,10 +194,10 @@ class FFPRecovery:
         self.journal.remove()
         self.journal = Journal()
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **options: Any) -> str:
         """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
-        arguments = self._finished(), self.student, repo_id, private, token, self._adapter, self.options.hub()
-        return processes.on_main(partial(push_recovered, *arguments))
+        arguments = self._finished(), self.student, repo_id, self._adapter, self.options.hub()
+        return processes.on_main(partial(push_recovered, *arguments, private=private, token=token, **options))
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:

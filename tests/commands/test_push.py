@@ -4,7 +4,7 @@ import pytest
 
 from optimum_ffp import FFPModelForCausalLM
 from tests.helpers import contents, published
-from tests.hub_server import uploaded
+from tests.hub_server import Repository, uploaded
 
 
 pytestmark = pytest.mark.slow
@@ -28,6 +28,25 @@ def test_what_should_be_private_is_not_put_where_all_can_see_it(run_ffp, hub, fo
     code, _, errors = run_ffp("push", folder, "it", "--private")
     assert code == 2 and "me/it exists and is public, so nothing was uploaded" in errors
     assert len(repository.commits) == 2
+
+
+def test_to_a_branch_and_as_a_pull_request(run_ffp, hub, folder):
+    hub.repositories["org/it"] = Repository(private=False)
+    hub.repositories["org/it"].commit("initial commit", {})
+    branches = hub.repositories["org/it"].branches
+    # What is not the user's can't be written to, but for pull requests.
+    code, _, errors = run_ffp("push", folder, "org/it")
+    assert code == 2 and "org/it can't be created by me; choose an owner among me" in errors
+    code, output, errors = run_ffp("push", folder, "org/it", "--create-pr", "--commit-message", "Prune 20 %")
+    assert code == 0 and output.strip() == f"uploaded: {hub.url}/org/it/discussions/1", errors
+    assert branches["refs/pr/1"][-1].message == "Prune 20 %" and len(branches["main"]) == 1
+    assert branches["refs/pr/1"][-1].files == published(folder, "org/it")
+    # A branch is made once, and the same files are committed once.
+    for _ in range(2):
+        assert run_ffp("push", folder, "it", "--revision", "v1")[0] == 0
+        branches = hub.repositories["me/it"].branches
+        assert {name: len(commits) for name, commits in branches.items()} == {"main": 1, "v1": 2}
+        assert uploaded(hub.repositories["me/it"], branch="v1") == published(folder, "me/it")
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,19 @@ def test_adapters(recover, tmp_path):
     assert "LoRA adapters of rank 4 were trained and merged" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_options_of_a_file(recover, tmp_path):
+    pytest.importorskip("peft")
+    path = tmp_path / "options.json"
+    path.write_text('{"lora": 4, "max_tokens": "5M", "seq_len": 32}')
+    code, output, errors = recover("--config", path, "--keep-adapter", "--plan")
+    assert code == 0, errors
+    # Those of the command line count.
+    assert "11 of 4 windows of 24 tokens" in output
+    path.write_text('{"temperature": 0}')
+    code, _, errors = recover("--config", path)
+    assert code == 2 and "error: temperature must be a number of at least 0.1, found 0" in errors
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -194,6 +194,8 @@ def test_failed_upload_is_one_line_and_the_folder_is_whole(folder, hub, name):
 
 def test_the_command_that_the_message_names_goes_on(folder, hub, tmp_path):
     hub.fail("PUT", "/lfs/", None)
+    with pytest.raises(FFPError, match="retry with: .* me/other --revision v1 --commit-message 'Prune 20 %'$"):
+        push_folder(folder, "other", revision="v1", commit_message="Prune 20 %")
     with pytest.raises(FFPError) as caught:
         push_folder(folder, "it", private=True)
     hub.faults.clear()

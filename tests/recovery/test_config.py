@@ -1,5 +1,7 @@
 """The options of a recovery: budgets, presets and what is refused."""
 
+import json
+
 import pytest
 
 from optimum_ffp import FFPError, RecoveryConfig
@@ -34,6 +36,40 @@ def test_presets_set_what_is_not_given(preset):
     adapters = RecoveryConfig(preset=preset, lora=8)
     assert (config.learning_rate, adapters.learning_rate) == (WEIGHT_RATE, ADAPTER_RATE)
     assert adapters.stated().keys() == {"seed", "lora"} | ({"preset"} if preset != "quick" else set())
+
+
+def test_a_file_of_options_and_the_record_of_a_recovery(tmp_path):
+    path, config = tmp_path / "options.json", RecoveryConfig(preset="standard", lora=8, max_tokens="3M", seed=4)
+    path.write_text(json.dumps(config.to_dict()))
+    assert RecoveryConfig.from_file(path) == config == config.replace()
+    assert RecoveryConfig.from_file(path, seed=5) == config.replace(seed=5)
+    # The tokens of a step are those of the file, as long as the preset is.
+    assert RecoveryConfig.from_file(path, max_tokens="1M").batch_tokens == config.batch_tokens == 15_000
+    quick = RecoveryConfig.from_file(path, preset="quick")
+    assert (quick.max_tokens, quick.batch_tokens, quick.lora) == (2_000_000, 8192, 8)
+    # A learning rate of adapters is none for weights.
+    assert RecoveryConfig.from_file(path, lora=16).learning_rate == ADAPTER_RATE
+    assert RecoveryConfig.from_file(path, lora=0).learning_rate == WEIGHT_RATE
+    first = {"options": RecoveryConfig().to_dict()}
+    path.write_text(json.dumps({"sparsity": 0.2, "recovery": [first, {"options": config.to_dict()}]}))
+    assert RecoveryConfig.from_file(path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "options.json can't be read as a config"),
+        ("[1]", "must hold a JSON object of options, found list"),
+        ('{"sparsity": 0.2, "recovery": []}', "has recovery, sparsity, which a recovery doesn't have; it must hold"),
+        ('{"recovery": [3]}', "has recovery, which a recovery doesn't have"),
+        ('{"lora": "much"}', "lora must be an integer of at least 0, found 'much'"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "options.json"
+    path.write_text(content)
+    with pytest.raises(FFPError, match=message):
+        RecoveryConfig.from_file(path)
 
 
 @pytest.mark.parametrize(
