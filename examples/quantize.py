@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.data import DataRequest, Windows, load_windows
-from optimum_ffp.evaluation import Perplexity
+from optimum_ffp.evaluation.metric import Perplexity
 
 
 def report(label: str, model: PreTrainedModel, windows: Windows) -> None:

@@ -14,6 +14,7 @@ from .request import (
 from .sources import (
     TEST_WINDOWS,
     check_text_file,
+    estimate_test_tokens,
     find_files,
     hub_source,
     hub_splits,
@@ -38,6 +39,7 @@ __all__ = [
     "describe_size",
     "describe_windows",
     "cut_rows",
+    "estimate_test_tokens",
     "find_files",
     "find_start_token",
     "hub_source",

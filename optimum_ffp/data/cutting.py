@@ -1,7 +1,8 @@
 """Cuts text into windows of tokens, each with the start token that the tokenizer adds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,21 +54,37 @@ def cut_rows(
     text = join_rows(rows, tokenizer, label)
     # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
     tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    windows, position = [], 0
-    while position < len(tokens):
-        added = [] if start in (None, tokens[position]) else [start]
-        end = position + length - len(added)
-        windows.append(added + tokens[position:end])
-        position = end
-    if windows and len(windows[-1]) < length:
-        windows.pop()
+    windows = [*cut_tokens([np.array(tokens, np.int64)], length, start)]
     if not windows:
         raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
     known = model.get_input_embeddings().weight.shape[0]
-    unknown = [token for token in (*tokens, *windows[0][:1]) if token >= known]
+    unknown = [token for token in (*tokens, *windows[0][:1].tolist()) if token >= known]
     if unknown:
         raise FFPError(
             f"{label} has the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; remove "
             "it from the text"
         )
-    return torch.tensor(windows)
+    return torch.from_numpy(np.stack(windows))
+
+
+def cut_tokens(rows: Iterable[np.ndarray], length: int, start: int | None = None) -> Iterator[np.ndarray]:
+    """Yields windows of the tokens of rows, one after another.
+
+    Args:
+        rows: Token ids of every row; `-1 - id` for those without a loss.
+        length: Tokens per window.
+        start: Start token, the first of the `length` tokens of every window that doesn't have it there anyway.
+
+    Yields:
+        Token ids, shape `[length]`; what is left at the end, shorter than a window, is dropped.
+    """
+    rest = np.empty(0, np.int32)
+    for row in rows:
+        rest = np.concatenate([rest, row])
+        while len(rest):
+            added = [] if start in (None, rest[0], -1 - rest[0]) else [start]
+            taken = length - len(added)
+            if len(rest) < taken:
+                break
+            yield np.concatenate([np.array(added, np.int32), rest[:taken]])
+            rest = rest[taken:]

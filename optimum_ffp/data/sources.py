@@ -23,6 +23,8 @@ NAMED = {
 SPLITS = ("train", "validation", "test")
 # Characters per token, to limit how much of a stream is read (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
+# Bytes per token and tokens of WikiText-2's test split, to estimate how long its evaluation takes.
+BYTES_PER_TOKEN, WIKITEXT2_TEST_TOKENS = 4, 320_000
 # Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size, and of a
 # text without splits, so that its parts are the same ones for windows of any number and length.
 CHARACTERS = 2**26
@@ -120,6 +122,19 @@ def lacks_test_split(dataset: str) -> bool:
         # Who reads it says so.
         return False
     return len(files) == 1 or (not files and hub_source(dataset)[0] == NAMED["c4"][0])
+
+
+def estimate_test_tokens(dataset: str) -> int | None:
+    """Estimated tokens of the test split of a dataset, without asking the Hub; `None` if its size is not known."""
+    try:
+        files = find_files(dataset).get("test", [])
+    except FFPError:
+        # Who reads it says so.
+        return None
+    if not files:
+        return WIKITEXT2_TEST_TOKENS if hub_source(dataset) == NAMED["wikitext2"] else None
+    parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file])]
+    return sum(part.stat().st_size for part in parts if part.is_file()) // BYTES_PER_TOKEN
 
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:

@@ -14,7 +14,7 @@ from ..errors import FFPError
 from ..options import read_mix
 from ..utils.seeds import seed_of
 from .columns import Completion, Row, length_of, render_row
-from .cutting import find_start_token
+from .cutting import cut_tokens, find_start_token
 from .loading import share_out
 from .request import DataRequest, apportion
 from .self_generated import sample_from_model
@@ -229,7 +229,7 @@ def _fill(
     filled, in_one_pass, highest = 0, None, 0
     while filled < len(rows):
         before = filled
-        for window in _cut(tokens(), windows.shape[1], start):
+        for window in cut_tokens(tokens(), windows.shape[1], start):
             windows[rows[filled]] = torch.from_numpy(window)
             highest = max(highest, int(window.max()), -1 - int(window.min()))
             filled += 1
@@ -239,18 +239,6 @@ def _fill(
             raise FFPError(f"{label} has less than one window of {windows.shape[1]} tokens to train on; lower seq_len")
         in_one_pass = in_one_pass or filled
     return len(rows) / (in_one_pass or 1), highest
-
-
-def _cut(tokens: Iterator[np.ndarray], length: int, start: int | None) -> Iterator[np.ndarray]:
-    """Yields windows that begin with the start token; what is left at the end is dropped."""
-    rest = np.empty(0, np.int32)
-    for row in tokens:
-        rest = np.concatenate([rest, row])
-        while len(rest) >= length:
-            added = [] if start in (None, rest[0], -1 - rest[0]) else [start]
-            taken = length - len(added)
-            yield np.concatenate([np.array(added, np.int32), rest[:taken]])
-            rest = rest[taken:]
 
 
 def _check_known(highest: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..compression.distillation import distillation_tokens
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
-from ..data import TEST_WINDOWS, DataRequest, lacks_test_split, reported_texts
+from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
 from ..options import GRADIENT_COST, NO_SEARCH
 from ..search.task import finalist_count
 
@@ -41,7 +41,8 @@ def count_tokens(config: FFPConfig, units: int, sparsities: int) -> dict[str, in
         sparsities: Number of sparsities.
 
     Returns:
-        For the stage `evaluation` those of one model, `None` if a test split is used whole.
+        For the stage `evaluation` those of one model, by estimate without `eval_samples`; `None` if a test split of
+        unknown length is used whole.
     """
     length, every = config.seq_len, config.search_samples
     tokens: dict[str, int | None] = {}
@@ -80,7 +81,8 @@ def count_walks(
             kept of each.
 
     Returns:
-        For the stage `evaluation` those of one model, `None` if a test split is used whole.
+        For the stage `evaluation` those of one model, by estimate without `eval_samples`; `None` if a test split of
+        unknown length is used whole.
     """
 
     def walks(windows: int, copies: int = 1) -> int:
@@ -112,10 +114,13 @@ def count_walks(
 
 
 def _test_windows(config: FFPConfig) -> list[int | None]:
-    """Test windows of every text that is reported; `None` for all of a test split."""
+    """Test windows of every text that is reported, by estimate without `eval_samples`; `None` if that isn't known."""
 
     def count(name: str) -> int | None:
-        return config.eval_samples or (TEST_WINDOWS if lacks_test_split(name) else None)
+        if config.eval_samples or lacks_test_split(name):
+            return config.eval_samples or TEST_WINDOWS
+        tokens = estimate_test_tokens(name)
+        return tokens and max(1, tokens // config.seq_len)
 
     written = DataRequest.of(config).written(config.dataset, config.eval_dataset)
     reported = reported_texts(config.dataset, config.eval_dataset)

@@ -59,8 +59,8 @@ class Plan:
         bounds: Retention bounds.
         candidate_evaluations: Number of candidate evaluations of all searches.
         tokens: Number of tokens per stage in forward passes of the model, as in `PruningResult.cost`; for the stage
-            `evaluation` those of one model, `None` if a test split is used whole. An upper bound for the search.
-            Distillation reads more where a layer gains nothing at the first attempt.
+            `evaluation` those of one model, `None` if a test split of unknown length is used whole. An upper bound for
+            the search. Distillation reads more where a layer gains nothing at the first attempt.
         operations: Floating-point operations per stage (`stage_operations`), without an evaluation on all text.
         walks: How often all layers are run through per stage, without an evaluation on all text; for the stage
             `evaluation` by one model.
@@ -216,7 +216,8 @@ class Plan:
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
-            return f"{'all of the test text' if count is None else f'{count:,}'}, {self.evaluated} times"
+            found = "all of the test text" if count is None else f"about {count:,}"
+            return f"{found}, {self.evaluated} times"
         if stage == "data":
             return f"{count:,}, written by the model"
         return f"{'at most ' if stage == 'search' else ''}{count:,}"

@@ -161,11 +161,16 @@ def test_a_plan_is_text(data_folder):
         "it fits",
     ):
         assert words in text
-    assert "all of the test text, 2 times" in planned(eval_samples=None).describe()
+    assert "all of the test text, 2 times" in planned(dataset="me/text", eval_samples=None).describe()
+    # A quarter as many tokens as bytes, in whole windows.
+    (data_folder / "test.txt").write_text("w5 " * 4000)
+    own = planned(dataset=str(data_folder), eval_samples=None)
+    assert own.tokens["evaluation"] == 125 * SETTINGS["seq_len"] and "about 3,000, 2 times" in own.describe()
+    assert 200_000 < planned(eval_samples=None).tokens["evaluation"] < 400_000
     # A file and C4 have no test split of their own.
     for dataset in (str(data_folder / "test.txt"), "c4"):
         assert planned(dataset=dataset, eval_samples=None).tokens["evaluation"] == 100 * SETTINGS["seq_len"]
-    assert planned(dataset=f"c4,{data_folder}", eval_samples=None).tokens["evaluation"] is None
+    assert planned(dataset="c4,me/text", eval_samples=None).tokens["evaluation"] is None
     assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text
 
 

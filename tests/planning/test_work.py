@@ -51,7 +51,7 @@ def test_the_plan_names_a_time(monkeypatch):
     monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 48)
     shared = make_plan(make_tiny_model().config, config, device="cpu", processes=2)
     assert shared.calibrated_by == 2 and two.calibrated_by == 1
-    without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24), device="cpu").describe()
+    without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24, dataset="me/text"), device="cpu").describe()
     assert "and the evaluation: " in without
 
 
