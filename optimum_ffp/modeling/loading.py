@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,13 +168,25 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     source, extra = _locate(model_id)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
-        if not extra:
+        if extra:
+            config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _changed(model_id)))
+        else:
             check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub(), **extra)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
     config._name_or_path = model_id
-    if extra:
-        config.dtype = torch.float32
     return config
+
+
+@lru_cache(maxsize=1)
+def _read_gguf_config(folder: str, file: str, changed: int) -> PretrainedConfig:
+    """Return the config of a GGUF file, which takes seconds to read: the vocabulary is parsed too."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
+    config.dtype = torch.float32
+    return config
+
+
+def _changed(file: str) -> int:
+    return Path(file).expanduser().stat().st_mtime_ns
 
 
 def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -241,7 +254,8 @@ def _load(
             if kind is AutoModelForCausalLM and not Path(source).is_dir():
                 check_checkpoint(source, **options.hub())
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
-        model = kind.from_pretrained(source, **placement, **weights)
+        # It would read the file once more for its config.
+        model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
 
