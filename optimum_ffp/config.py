@@ -163,6 +163,11 @@ class FFPConfig(Options, BaseConfig):
         return name not in READ_WHEN or READ_WHEN[name].holds(self)
 
     @property
+    def eliminates(self) -> bool:
+        """Whether groups are ranked by backward elimination."""
+        return self.criterion.removeprefix(FISHER) == "obs"
+
+    @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are collected, by a backward pass."""
         return self.grad and (self.mapping == "curves" or self.criterion.startswith(FISHER))

@@ -186,3 +186,13 @@ def test_recoveries_are_compared_and_go_on(run, pruned, folder, data_folder, tmp
     # What is finished is read again.
     monkeypatch.setattr("optimum_ffp.FFPRecovery.recover", None)
     assert run("recover", *words)[1] == records
+
+
+def test_versions_are_compared(run, dense, tmp_path):
+    few = [*FEW, "seq_len=24", "eval_samples=2", 'method="uniform"']
+    data = write_data(tmp_path / "data")
+    output, record = run("versions", dense, data, BENCHMARKS.parent, "--options", *few, "--new-options", "grad=false")
+    assert record["options"]["grad"] is False and output.startswith("times as fast: seconds ")
+    assert "fisher" in record["old"]["stages"] and "fisher" not in record["new"]["stages"]
+    change = record["new"]["perplexity"] / record["old"]["perplexity"] - 1
+    assert output.strip().endswith(f"perplexity {change:+.2%}") and "statistics" in output

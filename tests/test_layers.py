@@ -15,7 +15,8 @@ ROOT = Path(optimum_ffp.__file__).parent
 LAYERS = [
     {"errors", "version"},
     {"options"},
-    {"allocation", "config", "hub", "utils"},
+    {"allocation", "config", "utils"},
+    {"hub"},
     {"data", "modeling"},
     {"engine"},
     {"checkpoint", "compression", "evaluation"},

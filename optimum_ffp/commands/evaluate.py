@@ -101,7 +101,8 @@ def evaluate(args: Namespace) -> None:
     """Measures the model and its baseline, and prints a table."""
     check_arguments(args)
 
-    from ..evaluation import TaskSuite, compare_records, comparison_table, prune_record
+    from ..evaluation import TaskSuite, compare_records, comparison_table
+    from ..hub.record import prune_record
     from ..modeling.loading import LoadOptions, load_any
 
     suite = None

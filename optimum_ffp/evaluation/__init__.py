@@ -3,7 +3,7 @@
 from .latency import Speed, measure_speed
 from .perplexity import to_perplexity, window_losses
 from .record import compare_records, perplexity_record, size_record
-from .size import kv_cache_bytes, projection_parameters, prune_record, recorded_sparsity, weight_bytes
+from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
 from .table import comparison_table
 from .zero_shot import TaskSuite
 
@@ -17,7 +17,6 @@ __all__ = [
     "measure_speed",
     "perplexity_record",
     "projection_parameters",
-    "prune_record",
     "recorded_sparsity",
     "size_record",
     "to_perplexity",

@@ -1,6 +1,5 @@
 """Size of a model: parameters, bytes of weights on disk, bytes of KV cache per token."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..hub.record import prune_record
 from ..modeling.families import FAMILIES, decoder_layers
 
 
@@ -73,25 +73,6 @@ def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
     folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
     files = next((found for pattern in WEIGHT_FILES if (found := list(folder.glob(pattern)))), [])
     return sum(file.stat().st_size for file in files)
-
-
-def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """Content of the `ffp_config.json` of a pruned checkpoint; empty for other models.
-
-    Args:
-        model_id: As for `weight_bytes`.
-        hub: `revision`, `token`, `cache_dir`.
-    """
-    path = Path(model_id).expanduser()
-    if path.suffix == ".gguf":
-        return {}
-    source = os.fspath(path if path.is_dir() else model_id)
-    try:
-        file = cached_file(source, "ffp_config.json", _raise_exceptions_for_missing_entries=False, **hub)
-        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, float]:

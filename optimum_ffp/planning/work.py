@@ -53,7 +53,7 @@ def stage_operations(
     found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
     if tokens.get("fisher"):
         found["fisher"] += 2 * sum(unit.output.module.out_features**2 for unit in units) * tokens["fisher"] / 3
-    if config.criterion.endswith("obs"):
+    if config.eliminates:
         found["importance"] = float(ELIMINATION * sum(count**3 for count in features))
     if config.needs_factors:
         found["factorisation"] = FACTOR * sum(count**3 for count in features)

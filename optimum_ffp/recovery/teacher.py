@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..checkpoint.card import hub_dataset
 from ..errors import FFPError
-from ..evaluation import prune_record
+from ..hub.record import prune_record
 from ..modeling.loading import LoadOptions
 from ..options import split_mix
 from .config import RecoveryConfig
@@ -39,7 +39,7 @@ def read_teacher(
             can't be read.
     """
     record = prune_record(student_id, **options.hub())
-    if "policy" not in record:
+    if not record:
         raise FFPError(
             f"{student_id} has no record of its pruning; copy ffp_config.json from the checkpoint that it was made "
             "from"

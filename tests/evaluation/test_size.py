@@ -86,14 +86,18 @@ def test_a_repository_is_looked_up_in_the_cache(tmp_path):
     repository = tmp_path / "models--someone--model"
     snapshot = repository / "snapshots" / ("0" * 40)
     make_tiny_model().save_pretrained(snapshot)
-    (snapshot / "ffp_config.json").write_text('{"policy": {"sparsity": 0.25}, "provenance": {"model_sparsity": 0.2}}')
+    record = {"ffp_version": "0.1", "policy": {"sparsity": 0.25}, "provenance": {"model_sparsity": 0.2}}
+    (snapshot / "ffp_config.json").write_text(json.dumps(record))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     assert weight_bytes("someone/model", cache_dir=tmp_path) == (snapshot / "model.safetensors").stat().st_size
     assert recorded_sparsity("someone/model", cache_dir=tmp_path) == {"sparsity": 0.25, "model_sparsity": 0.2}
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"policy": null}', '{"policy": {"sparsity": "none"}}'])
+NOTHING = [f'{{"ffp_version": "0.1", "policy": {policy}}}' for policy in ("null", '{"sparsity": "none"}')]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", *NOTHING])
 def test_a_folder_that_says_nothing_of_its_sparsity(content, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     if content is not None:

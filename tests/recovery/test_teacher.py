@@ -21,7 +21,7 @@ def test_the_record_names_the_dense_model_with_its_revision(hub, pruned, folder)
 def test_a_dense_model_that_is_not_known(tmp_path, folder):
     with pytest.raises(FFPError, match="has no record of its pruning; copy ffp_config.json from the checkpoint"):
         read_teacher(str(tmp_path), "named", LoadOptions(), read_model_config)
-    (tmp_path / "ffp_config.json").write_text('{"policy": {}}')
+    (tmp_path / "ffp_config.json").write_text('{"ffp_version": "0.1", "policy": {}}')
     with pytest.raises(FFPError, match="is needed: it has no record of it; name it by --teacher"):
         read_teacher(str(tmp_path), None, LoadOptions(), read_model_config)
 
@@ -38,7 +38,7 @@ def test_a_dense_model_that_is_not_known(tmp_path, folder):
     ],
 )
 def test_the_text_of_the_prune_is_trained_on_where_it_is_known(pruned_on, trained_on, tmp_path, caplog):
-    (tmp_path / "ffp_config.json").write_text(json.dumps({"dataset": pruned_on}))
+    (tmp_path / "ffp_config.json").write_text(json.dumps({"ffp_version": "0.1", "policy": {}, "dataset": pruned_on}))
     found = with_dataset(RecoveryConfig(max_tokens="1k"), str(tmp_path), LoadOptions())
     assert (found.dataset, found.max_tokens) == (trained_on or pruned_on, 1000)
     line = f"{tmp_path} was pruned on {pruned_on} and is trained on c4; name a text by --dataset (dataset)"

@@ -1,0 +1,26 @@
+"""The record of a prune, of a local folder or from the Hub."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..utils.folders import RECORD, read_record
+
+
+def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
+    """Return the content of the `ffp_config.json` of a pruned model; empty for other models.
+
+    Args:
+        model_id: A folder, a `.gguf` file, which has none, or a Hub id.
+        hub: `revision`, `token`, `cache_dir`.
+    """
+    path = Path(model_id).expanduser()
+    if path.suffix == ".gguf" or path.is_dir():
+        return {} if path.is_file() else read_record(path)
+    try:
+        file = cached_file(os.fspath(model_id), RECORD, _raise_exceptions_for_missing_entries=False, **hub)
+    except (OSError, ValueError):
+        return {}
+    return read_record(Path(file).parent) if file else {}

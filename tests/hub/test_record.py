@@ -1,0 +1,26 @@
+import json
+
+import pytest
+
+from optimum_ffp.hub.record import prune_record
+from optimum_ffp.hub.upload import push_folder
+
+
+def test_the_record_of_a_folder(tmp_path):
+    assert prune_record(tmp_path) == prune_record(tmp_path / "model.gguf") == {}
+    path = tmp_path / "ffp_config.json"
+    for content in ("{", "[1]", '{"sparsity": 0.2}'):
+        path.write_text(content)
+        assert prune_record(tmp_path) == {}
+    record = {"ffp_version": "0.1", "policy": {"sparsity": 0.2}}
+    path.write_text(json.dumps(record))
+    assert prune_record(tmp_path) == record
+
+
+@pytest.mark.slow
+def test_the_record_of_a_repository(hub, folder, tmp_path):
+    push_folder(folder, "me/it")
+    first = hub.repositories["me/it"].commits[-1].oid
+    cache = {"cache_dir": tmp_path / "cache"}
+    assert prune_record("me/it", **cache) == prune_record("me/it", revision=first, **cache) == prune_record(folder)
+    assert prune_record("me/other", **cache) == {}
