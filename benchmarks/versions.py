@@ -4,10 +4,10 @@
     python benchmarks/versions.py MODEL DATASET OLD [--threads 1] [--options num_samples=32 ...]
         [--new-options 'attention="kv-groups"' 'calibration="sequential"'] [--output versions.json]
 
-Each version prunes in a process of its own, one after the other. `--new-options` are those that this version needs to
-do what the older one does by default. Writes a JSON record with the time of every stage and of the whole prune, in
-seconds of the processor too, which what else runs on the machine changes less, and prints how many times as fast this
-version is. Loading the model is not part of it.
+Each version prunes on the CPU, in a process of its own, one after the other. `--new-options` are those that this
+version needs to do what the older one does by default. Writes a JSON record with the seconds of every stage and of
+the whole prune, and the processor seconds of the whole prune, which other work on the machine changes less. Prints how
+many times as fast this version is. Loading the model is not part of it.
 """
 
 import argparse
@@ -18,6 +18,10 @@ import sys
 from pathlib import Path
 
 from compare import read_options
+
+from optimum_ffp import FFPError
+from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.hub.naming import short_name, without_folders
 
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +52,10 @@ def main() -> None:
     args = parser.parse_args()
     options = {"dataset": args.dataset} | read_options(args.options)
     both = {"old": (args.old, options), "new": (ROOT, options | read_options(args.new_options))}
-    record = {"threads": args.threads, "options": read_options(args.options + args.new_options)}
+    record = {"model": short_name(args.model), "threads": args.threads}
     for name, (root, given) in both.items():
-        record[name] = prune(root.resolve(), args.model, given, args.threads)
+        done = without_folders({"options": given}) | prune(root.resolve(), args.model, given, args.threads)
+        record[name] = {"revision": revision(root)} | done
         args.output.write_text(json.dumps(record, indent=2) + "\n")
     print(describe(record["old"], record["new"]))
 
@@ -59,8 +64,16 @@ def prune(root: Path, model: str, options: dict, threads: int) -> dict:
     """Prunes with the version in a folder."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-c", PRUNE, str(root), model, json.dumps(options)]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise FFPError(f"the version in {root} can't prune {model} with these options; its error is above")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def revision(root: Path) -> str:
+    """The commit that is checked out in a folder; empty outside of git."""
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def describe(old: dict, new: dict) -> str:
@@ -72,4 +85,5 @@ def describe(old: dict, new: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_endings():
+        main()

@@ -355,14 +355,24 @@ class FFPPruner:
         if result.search.sweep is None:
             self._close_journal()
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **options: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
         """Uploads the last result to the Hub in one commit.
 
         Args:
             repo_id: `name` or `owner/name`; created if it does not exist.
             private: Whether the repository is private if it is created.
             token: Access token for the Hub.
-            options: `revision` (a branch), `commit_message` and `create_pr`, as in transformers.
+            revision: Branch to commit to, created if it does not exist; the main branch if `None`.
+            commit_message: Message of the commit, and title of a pull request.
+            create_pr: Whether to open a pull request with the commit, in a repository that exists.
 
         Returns:
             URL of the commit, or of the pull request.
@@ -370,9 +380,9 @@ class FFPPruner:
         Raises:
             FFPError: If nothing has been pruned, or the upload fails.
         """
-        return processes.on_main(
-            lambda: push_checkpoint(self._finished(), repo_id, private=private, token=token, **options)
-        )
+        upload = {"private": private, "token": token, "revision": revision}
+        upload |= {"commit_message": commit_message, "create_pr": create_pr}
+        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, **upload))
 
     def _finished(self) -> PruningResult:
         if self.result is None:

@@ -200,6 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         self._require_token()
         asked = json.loads(body)
         repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if not repo_id.startswith("me/"):
+            raise HubError(403, "You don't have the rights to create a model under this namespace")
         answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repositories:
             self._send(409, answer | {"error": "You already created this model repo"})
@@ -221,6 +223,8 @@ class Handler(BaseHTTPRequestHandler):
     def branch(self, body: bytes, repo_id: str, branch: str) -> None:
         self._require_token()
         repository = self._repository(repo_id)
+        if branch.startswith("refs/"):
+            raise HubError(400, f"Invalid reference for a branch: {branch}")
         if branch in repository.branches:
             raise HubError(409, f"Reference refs/heads/{branch} already exists")
         repository.branches[branch] = [*repository.commits]
@@ -327,21 +331,21 @@ class Handler(BaseHTTPRequestHandler):
         self._send(206, content[first : last + 1], headers)
 
 
-REPO = r"(?P<repo_id>[^/]+/[^/]+)"
+REPO, REVISION = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("POST", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", Handler.branch),
-    ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", Handler.preupload),
-    ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", Handler.commit),
-    ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
-    ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", Handler.info),
+    ("POST", rf"/api/models/{REPO}/branch/(?P<branch>.+)", Handler.branch),
+    ("POST", rf"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
+    ("POST", rf"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
+    ("GET", rf"/api/models/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", Handler.tree),
+    ("GET", rf"/api/models/{REPO}/revision/{REVISION}", Handler.info),
     ("GET", rf"/api/models/{REPO}", Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("POST", rf"/{REPO}\.git/info/lfs/verify", Handler.lfs_verify),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
-    ("GET|HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
+    ("GET|HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
 ]
 
 

@@ -192,7 +192,8 @@ def test_versions_are_compared(run, dense, tmp_path):
     few = [*FEW, "seq_len=24", "eval_samples=2", 'method="uniform"']
     data = write_data(tmp_path / "data")
     output, record = run("versions", dense, data, BENCHMARKS.parent, "--options", *few, "--new-options", "grad=false")
-    assert record["options"]["grad"] is False and output.startswith("times as fast: seconds ")
+    assert record["new"]["options"]["grad"] is False and record["old"]["options"]["dataset"] == "data"
+    assert output.startswith("times as fast: seconds ")
     assert "fisher" in record["old"]["stages"] and "fisher" not in record["new"]["stages"]
     change = record["new"]["perplexity"] / record["old"]["perplexity"] - 1
     assert output.strip().endswith(f"perplexity {change:+.2%}") and "statistics" in output

@@ -236,7 +236,7 @@ def push_checkpoint(result: PruningResult, repo_id: str, **options: Any) -> str:
 
 
 def push_written(save: Callable[[Path], Path], repo_id: str, **options: Any) -> str:
-    """Uploads the checkpoint that a function writes, given its folder; the rest is as for `push_checkpoint`."""
+    """Uploads the checkpoint that a function writes, given its folder; the rest is as for `push_folder`."""
     check_push(repo_id, options.get("token"))
     parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
     folder = save(parent / repo_id.rpartition("/")[2])

@@ -50,8 +50,8 @@ READ_WHEN = {
     "baseline_revision": Condition("with a --baseline on the Hub", lambda args: any(map(on_the_hub, args.baseline))),
 }
 REMEDIES = (
-    "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16, another --device or "
-    "--device-map auto"
+    "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16, another --device, or in its "
+    "place --device-map auto"
 )
 
 

@@ -4,10 +4,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_option
+from ..options import Condition
+from .arguments import add_option, check_read, given_options
 from .errors import one_line_endings
 
 
+READ_WHEN = {"private": Condition("without --create-pr", lambda args: not args.create_pr)}
 EXAMPLES = """examples:
   optimum-cli ffp push SmolLM2-135M-ffp-20 SmolLM2-135M-ffp-20
   optimum-cli ffp push out my-org/Qwen3-8B-ffp-20 --private
@@ -34,7 +36,8 @@ def parse_args_ffp_push(parser: ArgumentParser) -> None:
         optional,
         "revision",
         metavar="BRANCH",
-        help="Branch to commit to, created if it does not exist. Default: main.",
+        help="Branch to commit to, created if it does not exist, or refs/pr/N for an open pull request; with "
+        "--create-pr the branch that it is for. The card's lines load the main branch. Default: main.",
     )
     add_option(
         optional,
@@ -42,7 +45,12 @@ def parse_args_ffp_push(parser: ArgumentParser) -> None:
         metavar="TEXT",
         help="Message of the commit, and title of a pull request. Default: one that names optimum-ffp.",
     )
-    add_option(optional, "create-pr", action="store_true", help="Open a pull request with the commit.")
+    add_option(
+        optional,
+        "create-pr",
+        action="store_true",
+        help="Open a pull request with the commit, in a repository that exists.",
+    )
     add_option(optional, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
 
 
@@ -57,6 +65,7 @@ class FFPPushCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
+            check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
             push(self.args)
 
 
@@ -67,6 +76,7 @@ def push(args: Namespace) -> None:
     from ..planning.preflight import check_repositories
 
     folder = check_saved(args.folder)
-    check_repositories([args.repository], args.token, owned=not args.create_pr)
+    owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
+    check_repositories([args.repository], args.token, owned)
     options = {name: getattr(args, name) for name in ("private", "token", "revision", "commit_message", "create_pr")}
     print(f"uploaded: {push_folder(folder, args.repository, **options)}")

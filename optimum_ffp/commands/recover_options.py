@@ -113,7 +113,8 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "config",
         metavar="FILE",
         help="JSON file of options, such as the ffp_config.json of a recovered model, whose last recovery it takes. "
-        "Options of the command line override it; --preset overrides both numbers of tokens. Default: none.",
+        "Options of the command line override it; --preset overrides --max-tokens and --batch-tokens too. Default: "
+        "none.",
     )
     _add(
         training,

@@ -133,8 +133,11 @@ def estimate_test_tokens(dataset: str) -> int | None:
         return None
     if not files:
         return WIKITEXT2_TEST_TOKENS if hub_source(dataset) == NAMED["wikitext2"] else None
-    parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file])]
-    return sum(part.stat().st_size for part in parts if part.is_file()) // BYTES_PER_TOKEN
+    parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
+    if any(part.suffix in (".gz", ".parquet") for part in parts):
+        return None
+    # No more is read of a longer one.
+    return min(CHARACTERS, sum(part.stat().st_size for part in parts)) // BYTES_PER_TOKEN
 
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:

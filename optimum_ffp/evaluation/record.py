@@ -25,7 +25,8 @@ def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any)
         "name": os.fspath(model_id),
         "model_type": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        # Of a model that accelerate has spread, all of them.
+        "device": ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
         "parameters": model.num_parameters(),
         "projection_parameters": projection_parameters(model),
         "weight_bytes": weight_bytes(model_id, **hub),

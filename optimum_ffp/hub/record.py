@@ -17,8 +17,10 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
         hub: `revision`, `token`, `cache_dir`.
     """
     path = Path(model_id).expanduser()
-    if path.suffix == ".gguf" or path.is_dir():
-        return {} if path.is_file() else read_record(path)
+    if path.is_dir():
+        return read_record(path)
+    if path.suffix == ".gguf":
+        return {}
     try:
         file = cached_file(os.fspath(model_id), RECORD, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError):

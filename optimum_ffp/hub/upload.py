@@ -5,11 +5,12 @@ import os
 import re
 import shlex
 from fnmatch import fnmatch
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
@@ -64,10 +65,11 @@ def push_folder(
 
     Args:
         folder: The checkpoint's folder.
-        repo_id: `name` or `owner/name`; created if it doesn't exist.
+        repo_id: `name` or `owner/name`; created if it doesn't exist, unless a pull request is opened.
         private: Whether a new repository is private.
         token: Access token of the Hub; the one stored by `hf auth login` if `None`.
-        revision: Branch to commit to, created from the main branch if it doesn't exist; the main branch if `None`.
+        revision: Branch to commit to, created from the main branch if it doesn't exist, or `refs/pr/N` for an open
+            pull request; with `create_pr` the existing branch that it is for. The main branch if `None`.
         commit_message: First line of the commit's message, and the title of a pull request.
         create_pr: Whether to open a pull request with the commit.
 
@@ -75,20 +77,15 @@ def push_folder(
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses the upload, with a command to retry; or if `private` is set
-            and the repository exists and is public.
+        FFPError: If the Hub can't be reached or refuses the upload, with a command to retry; if `private` is set and
+            the repository exists and is public; or if there is nothing to open a pull request for.
     """
     check_push(repo_id, token)
     api = HfApi(token=token)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
-            raise FFPError(
-                f"{repo_id} exists and is public, so nothing was uploaded: name another, or don't ask for private"
-            )
+        find = partial(_find, api) if create_pr else partial(_make, api, private)
+        repo_id = find(repo_id, revision)
         # Not upload_folder, which may split an upload into several commits.
-        if revision and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo_id,
             _operations(api, Path(folder), repo_id, revision),
@@ -123,6 +120,38 @@ def name_repository(card: str, repo_id: str) -> str:
     return card
 
 
+def _make(api: HfApi, private: bool | None, repo_id: str, revision: str | None) -> str:
+    """Create a repository and a branch where they don't exist, and return the name with its owner."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise FFPError(
+            f"{repo_id} exists and is public, so nothing was uploaded: name another, or don't ask for private"
+        )
+    if revision:
+        try:
+            api.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def _find(api: HfApi, repo_id: str, revision: str | None) -> str:
+    """Check that a repository and its branch exist, for a pull request, and return the name with its owner."""
+    repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+    try:
+        api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        raise FFPError(
+            f"{repo_id} has no branch {revision} to open a pull request for; leave out --revision (revision)"
+        ) from None
+    except RepositoryNotFoundError:
+        raise FFPError(
+            f"there is no repository {repo_id} to open a pull request for, or the token has no access to it; check "
+            "the name, or leave out --create-pr (create_pr) to create it"
+        ) from None
+    return repo_id
+
+
 def _operations(
     api: HfApi, folder: Path, repo_id: str, revision: str | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
@@ -143,10 +172,10 @@ def _operations(
 
 def describe_failure(error: BaseException, token: str | None = None) -> str:
     """Return the Hub's response or the connection error and advice, in one line without any token."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    for link in chain:
+    links = [error]
+    while links[-1].__cause__ is not None:
+        links.append(links[-1].__cause__)
+    for link in links:
         response = getattr(link, "response", None)
         # Errors of Xet's client have no response, only a message.
         status = re.search(r"HTTP status \w+ error \((\d{3}) ([^)]*)\)", str(link))
@@ -159,6 +188,6 @@ def describe_failure(error: BaseException, token: str | None = None) -> str:
         advice = TROUBLE if number >= 500 else ADVICE.get(number, REFUSED)
         return f"{number} {one_line(said, token)}; {advice}"
     found = one_line(error, token)
-    cause = one_line(chain[-1], token)
+    cause = one_line(links[-1], token)
     found = found if cause in found else f"{found} ({cause})"
     return found if isinstance(error, ValueError) else f"{found}; {NO_ANSWER}"

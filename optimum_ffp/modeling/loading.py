@@ -169,7 +169,7 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
         if extra:
-            config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _changed(model_id)))
+            config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _modified(model_id)))
         else:
             check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
@@ -178,14 +178,14 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 @lru_cache(maxsize=1)
-def _read_gguf_config(folder: str, file: str, changed: int) -> PretrainedConfig:
+def _read_gguf_config(folder: str, file: str, modified: int) -> PretrainedConfig:
     """Return the config of a GGUF file, which takes seconds to read: the vocabulary is parsed too."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
     config.dtype = torch.float32
     return config
 
 
-def _changed(file: str) -> int:
+def _modified(file: str) -> int:
     return Path(file).expanduser().stat().st_mtime_ns
 
 
@@ -254,7 +254,7 @@ def _load(
             if kind is AutoModelForCausalLM and not Path(source).is_dir():
                 check_checkpoint(source, **options.hub())
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
-        # It would read the file once more for its config.
+        # Without a config it would parse the file once more.
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer

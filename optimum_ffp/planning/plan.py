@@ -59,11 +59,13 @@ class Plan:
         bounds: Retention bounds.
         candidate_evaluations: Number of candidate evaluations of all searches.
         tokens: Number of tokens per stage in forward passes of the model, as in `PruningResult.cost`; for the stage
-            `evaluation` those of one model, `None` if a test split of unknown length is used whole. An upper bound for
-            the search. Distillation reads more where a layer gains nothing at the first attempt.
-        operations: Floating-point operations per stage (`stage_operations`), without an evaluation on all text.
-        walks: How often all layers are run through per stage, without an evaluation on all text; for the stage
-            `evaluation` by one model.
+            `evaluation` those of one model, by estimate if a test split is used whole, and `None` if its length is
+            unknown. An upper bound for the search. Distillation reads more where a layer gains nothing at the first
+            attempt.
+        operations: Floating-point operations per stage (`stage_operations`); of the evaluation if its tokens are
+            known.
+        walks: How often all layers are run through per stage, in the evaluation by one model and if its tokens are
+            known.
         layer_bytes: Bytes of the weights of all layers.
         compute_dtype: Dtype of most matrix products.
         evaluated: Number of models that are evaluated on the test windows.
@@ -216,7 +218,7 @@ class Plan:
 
     def _describe_tokens(self, stage: str, count: int | None) -> str:
         if stage == "evaluation":
-            found = "all of the test text" if count is None else f"about {count:,}"
+            found = "all of the test text" if count is None else f"{count:,}"
             return f"{found}, {self.evaluated} times"
         if stage == "data":
             return f"{count:,}, written by the model"

@@ -37,7 +37,7 @@ class Outputs:
     Attributes:
         folders: Folders of checkpoints.
         work_folder: Folder of finished work.
-        disk: Bytes of all that is written.
+        disk: Bytes that what is written takes at most at one time.
         overwrite: Whether what exists may be replaced.
         resume: Whether to resume from the work folder.
         front: Files of the Pareto front, with their first bytes.
@@ -99,11 +99,11 @@ def disk_bytes(plan: Plan, recoveries: Collection[RecoveryPlan]) -> int:
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
-    """Checks that the files of a prune fit on the disk of `folder`.
+    """Checks that what a command writes fits on the disk of `folder`.
 
     Args:
         folder: Folder of the first checkpoint.
-        needed: Bytes that the whole prune writes.
+        needed: Bytes that it takes at most at one time.
         work_folder: Folder of finished work, whose bytes are already written.
 
     Raises:
@@ -177,4 +177,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
     for repo_id in repositories:
         owner = repo_id.rpartition("/")[0]
         if owned and owner and owner not in owners and role != "fineGrained":
-            raise FFPError(f"{repo_id} can't be created by {user['name']}; choose an owner among {', '.join(owners)}")
+            raise FFPError(
+                f"{repo_id} isn't one that {user['name']} may create or write to; choose an owner among "
+                f"{', '.join(owners)}, or open a pull request there by ffp push --create-pr"
+            )

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from ..options import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names
+from ..options import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names, split_mix
 
 
 # Number of tokens and tokens per step by preset.
@@ -153,30 +153,30 @@ class RecoveryConfig:
 
         Args:
             path: Path of the file.
-            overrides: Options that replace those of the file. `preset` replaces all that presets set, and `lora` also
-                the learning rate where that was of weights and would be of adapters, or the other way round.
+            overrides: Options that replace those of the file. `preset` replaces both numbers of tokens. The tokens per
+                step follow `max_tokens`, and the learning rate `lora`, unless the file has others than the defaults.
 
         Raises:
-            FFPError: If the file can't be read, or isn't an object of known options or the record of a recovery.
+            FFPError: If the file can't be read, or isn't an object of known options or the record of a recovery; or if
+                the record is of a local text, whose folder it doesn't name, and `overrides` names none.
         """
         options = read_file(path)
         records = options.get("recovery")
         if isinstance(records, list) and records and isinstance(records[-1], dict):
             options = records[-1].get("options") or options
+            _check_named(options | overrides, {*overrides}, path)
+        if {"ffp_version", "policy"} <= options.keys():
+            raise FFPError(f"{path} is the record of a prune alone; name the ffp_config.json of a recovered model")
         unknown = sorted(set(options) - set(cls.option_names()))
         if unknown:
-            raise FFPError(
-                f"{path} has {', '.join(unknown)}, which a recovery doesn't have; it must hold the record of a "
-                f"recovery, or options among {', '.join(cls.option_names())}"
-            )
-        replaced = {*PRESETS["quick"]} if "preset" in overrides else set()
-        if bool(overrides.get("lora", options.get("lora"))) != bool(options.get("lora")):
-            replaced |= {"learning_rate", "keep_adapter"}
+            raise FFPError(f"RecoveryConfig has no {', '.join(unknown)}; it has {', '.join(cls.option_names())}")
+        told = {name: options[name] for name in ("preset", "max_tokens") if name in options}
+        rate = ADAPTER_RATE if options.get("lora") else WEIGHT_RATE
+        derived = {"batch_tokens": cls(**told).batch_tokens, "learning_rate": rate}
+        replaced = {name for name, value in derived.items() if options.get(name) == value}
+        replaced |= {"max_tokens", "batch_tokens"} if "preset" in overrides else set()
+        replaced |= {"keep_adapter"} if not overrides.get("lora", True) else set()
         return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
-
-    def replace(self, **options: Any) -> "RecoveryConfig":
-        """Returns a copy with new values of these options. Raises `FFPError` as the constructor does."""
-        return RecoveryConfig(**self.to_dict() | options)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, with those of the preset."""
@@ -191,3 +191,17 @@ class RecoveryConfig:
             "seed": None,
         }
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+
+
+def _check_named(options: dict[str, Any], given: set[str], path: str | os.PathLike) -> None:
+    """Checks that a record of a recovery names all texts in full, or that others are given."""
+    from ..checkpoint.card import hub_dataset
+
+    for option in ("dataset", "eval_dataset"):
+        names = [] if option in given or not options.get(option) else [name for name, _ in split_mix(options[option])]
+        local = [name for name in names if name != "self" and not hub_dataset(name)]
+        if local:
+            raise FFPError(
+                f"{path} names {', '.join(local)} without the folder; name the text by --{option.replace('_', '-')} "
+                f"({option})"
+            )

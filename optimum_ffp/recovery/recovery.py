@@ -194,10 +194,20 @@ class FFPRecovery:
         self.journal.remove()
         self.journal = Journal()
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **options: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
         """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
         arguments = self._finished(), self.student, repo_id, self._adapter, self.options.hub()
-        return processes.on_main(partial(push_recovered, *arguments, private=private, token=token, **options))
+        upload = {"private": private, "token": token, "revision": revision}
+        upload |= {"commit_message": commit_message, "create_pr": create_pr}
+        return processes.on_main(partial(push_recovered, *arguments, **upload))
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:

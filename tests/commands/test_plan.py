@@ -141,7 +141,7 @@ def test_the_hub_is_asked_once(hub):
     check_repositories(["mine", "me/mine"], TOKEN)
     check_repositories([])
     assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
-    with pytest.raises(FFPError, match="org/theirs can't be created by me; choose an owner among me"):
+    with pytest.raises(FFPError, match="org/theirs isn't one that me may create or write to; choose an owner among me"):
         check_repositories(["org/theirs"], TOKEN)
     with pytest.raises(FFPError, match="the upload to me/mine would fail: 401 .*hf auth login"):
         check_repositories(["me/mine"], "hf_wrong")
@@ -170,5 +170,5 @@ def test_a_prune_asks_the_hub_before_it_loads_anything(run, hub, save_tiny_model
     monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
     words = ["--dataset", data_folder, "--push-to-hub", "--hub-model-id", "org/theirs"]
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *words)
-    assert code == 2 and "error: org/theirs can't be created by me" in errors
+    assert code == 2 and "error: org/theirs isn't one that me may create" in errors
     assert not Path(tmp_path / "out").exists()

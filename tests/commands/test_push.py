@@ -36,17 +36,39 @@ def test_to_a_branch_and_as_a_pull_request(run_ffp, hub, folder):
     branches = hub.repositories["org/it"].branches
     # What is not the user's can't be written to, but for pull requests.
     code, _, errors = run_ffp("push", folder, "org/it")
-    assert code == 2 and "org/it can't be created by me; choose an owner among me" in errors
+    assert code == 2 and "org/it isn't one that me may create or write to; choose an owner among me, or open" in errors
     code, output, errors = run_ffp("push", folder, "org/it", "--create-pr", "--commit-message", "Prune 20 %")
     assert code == 0 and output.strip() == f"uploaded: {hub.url}/org/it/discussions/1", errors
     assert branches["refs/pr/1"][-1].message == "Prune 20 %" and len(branches["main"]) == 1
     assert branches["refs/pr/1"][-1].files == published(folder, "org/it")
+    # It can be added to.
+    (folder / "notes.md").write_text("more")
+    code, output, errors = run_ffp("push", folder, "org/it", "--revision", "refs/pr/1")
+    assert code == 0 and f"{hub.url}/org/it/commit/" in output, errors
+    assert branches["refs/pr/1"][-1].files == published(folder, "org/it") and branches.keys() == {"main", "refs/pr/1"}
     # A branch is made once, and the same files are committed once.
     for _ in range(2):
         assert run_ffp("push", folder, "it", "--revision", "v1")[0] == 0
         branches = hub.repositories["me/it"].branches
         assert {name: len(commits) for name, commits in branches.items()} == {"main": 1, "v1": 2}
         assert uploaded(hub.repositories["me/it"], branch="v1") == published(folder, "me/it")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["other", "--create-pr"], "there is no repository me/other to open a pull request for"),
+        (["org/other", "--create-pr"], "there is no repository org/other to open a pull request for"),
+        (["it", "--create-pr", "--revision", "dev"], "me/it has no branch dev to open a pull request for; leave out"),
+        (["it", "--create-pr", "--private"], "nothing would read --private (read only without --create-pr)"),
+    ],
+)
+def test_a_pull_request_needs_what_it_is_for(run_ffp, hub, folder, words, message):
+    hub.repositories["me/it"] = Repository(private=False)
+    hub.repositories["me/it"].commit("initial commit", {})
+    code, _, errors = run_ffp("push", folder, *words)
+    assert code == 2 and errors.count("error: ") == 1 and message in errors, errors
+    assert [*hub.repositories] == ["me/it"] and [*hub.repositories["me/it"].branches] == ["main"]
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,16 @@ def test_a_plan_is_text(data_folder):
     # A quarter as many tokens as bytes, in whole windows.
     (data_folder / "test.txt").write_text("w5 " * 4000)
     own = planned(dataset=str(data_folder), eval_samples=None)
-    assert own.tokens["evaluation"] == 125 * SETTINGS["seq_len"] and "about 3,000, 2 times" in own.describe()
+    assert own.tokens["evaluation"] == 125 * SETTINGS["seq_len"] and "3,000, 2 times" in own.describe()
+    # Of a long one no more is read, and compressed files don't show their length.
+    with open(data_folder / "test.txt", "w") as file:
+        file.truncate(2**28)
+    assert planned(dataset=str(data_folder), eval_samples=None).tokens["evaluation"] == pytest.approx(2**24, rel=1e-5)
+    (data_folder / "test.txt").rename(data_folder / "test.txt.gz")
+    assert planned(dataset=str(data_folder), eval_samples=None).tokens["evaluation"] is None
     assert 200_000 < planned(eval_samples=None).tokens["evaluation"] < 400_000
     # A file and C4 have no test split of their own.
-    for dataset in (str(data_folder / "test.txt"), "c4"):
+    for dataset in (str(data_folder / "train.txt"), "c4"):
         assert planned(dataset=dataset, eval_samples=None).tokens["evaluation"] == 100 * SETTINGS["seq_len"]
     assert planned(dataset="c4,me/text", eval_samples=None).tokens["evaluation"] is None
     assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text

@@ -1,6 +1,7 @@
 """The options of a recovery: budgets, presets and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,20 +40,37 @@ def test_presets_set_what_is_not_given(preset):
 
 
 def test_a_file_of_options_and_the_record_of_a_recovery(tmp_path):
-    path, config = tmp_path / "options.json", RecoveryConfig(preset="standard", lora=8, max_tokens="3M", seed=4)
+    given = {"preset": "standard", "lora": 8, "max_tokens": "3M", "seed": 4, "keep_adapter": True}
+    path, config = tmp_path / "options.json", RecoveryConfig(**given)
     path.write_text(json.dumps(config.to_dict()))
-    assert RecoveryConfig.from_file(path) == config == config.replace()
-    assert RecoveryConfig.from_file(path, seed=5) == config.replace(seed=5)
-    # The tokens of a step are those of the file, as long as the preset is.
-    assert RecoveryConfig.from_file(path, max_tokens="1M").batch_tokens == config.batch_tokens == 15_000
-    quick = RecoveryConfig.from_file(path, preset="quick")
-    assert (quick.max_tokens, quick.batch_tokens, quick.lora) == (2_000_000, 8192, 8)
-    # A learning rate of adapters is none for weights.
-    assert RecoveryConfig.from_file(path, lora=16).learning_rate == ADAPTER_RATE
-    assert RecoveryConfig.from_file(path, lora=0).learning_rate == WEIGHT_RATE
-    first = {"options": RecoveryConfig().to_dict()}
-    path.write_text(json.dumps({"sparsity": 0.2, "recovery": [first, {"options": config.to_dict()}]}))
     assert RecoveryConfig.from_file(path) == config
+    assert RecoveryConfig.from_file(path, seed=5) == replace(config, seed=5)
+    # What follows from other options by default does so from those beside the file.
+    assert RecoveryConfig.from_file(path, max_tokens="1M") == RecoveryConfig(**given | {"max_tokens": "1M"})
+    assert RecoveryConfig.from_file(path, preset="quick") == RecoveryConfig(lora=8, seed=4, keep_adapter=True)
+    assert RecoveryConfig.from_file(path, lora=16).learning_rate == ADAPTER_RATE
+    assert RecoveryConfig.from_file(path, lora=0) == RecoveryConfig(**given | {"lora": 0, "keep_adapter": False})
+    chosen = replace(config, batch_tokens=512, learning_rate=1e-3)
+    path.write_text(json.dumps(chosen.to_dict()))
+    found = RecoveryConfig.from_file(path, max_tokens="1M", lora=0)
+    assert (found.batch_tokens, found.learning_rate) == (512, 1e-3)
+
+
+def test_the_record_of_a_recovery(tmp_path):
+    path, config = tmp_path / "ffp_config.json", RecoveryConfig(dataset="c4:0.5,self:0.5", max_tokens="3M")
+    record = {"ffp_version": "0.1", "policy": {}, "recovery": []}
+    path.write_text(json.dumps(record))
+    with pytest.raises(FFPError, match="is the record of a prune alone; name the ffp_config.json of a recovered"):
+        RecoveryConfig.from_file(path)
+    record["recovery"] = [{"options": RecoveryConfig().to_dict()}, {"options": config.to_dict()}]
+    path.write_text(json.dumps(record))
+    assert RecoveryConfig.from_file(path) == config
+    # A record doesn't name the folder of a text.
+    record["recovery"][-1]["options"]["dataset"] = "c4:0.5,text.jsonl:0.5"
+    path.write_text(json.dumps(record))
+    with pytest.raises(FFPError, match=r"names text.jsonl without the folder; name the text by --dataset \(dataset\)"):
+        RecoveryConfig.from_file(path)
+    assert RecoveryConfig.from_file(path, dataset="my/text.jsonl").dataset == "my/text.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +78,7 @@ def test_a_file_of_options_and_the_record_of_a_recovery(tmp_path):
     [
         ("{", "options.json can't be read as a config"),
         ("[1]", "must hold a JSON object of options, found list"),
-        ('{"sparsity": 0.2, "recovery": []}', "has recovery, sparsity, which a recovery doesn't have; it must hold"),
-        ('{"recovery": [3]}', "has recovery, which a recovery doesn't have"),
+        ('{"sparsity": 0.2, "recovery": [3]}', "RecoveryConfig has no recovery, sparsity; it has dataset, "),
         ('{"lora": "much"}', "lora must be an integer of at least 0, found 'much'"),
     ],
 )
