@@ -141,7 +141,7 @@ def test_the_hub_is_asked_once(hub):
     check_repositories(["mine", "me/mine"], TOKEN)
     check_repositories([])
     assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
-    with pytest.raises(FFPError, match="org/theirs isn't one that me may create or write to; choose an owner among me"):
+    with pytest.raises(FFPError, match="org/theirs isn't one that me may create or write to; choose an owner"):
         check_repositories(["org/theirs"], TOKEN)
     with pytest.raises(FFPError, match="the upload to me/mine would fail: 401 .*hf auth login"):
         check_repositories(["me/mine"], "hf_wrong")
