@@ -157,7 +157,7 @@ def test_the_estimate_is_what_is_measured(tmp_path):
     dense.save_pretrained(tmp_path / "dense")
     student, _ = prune_by_hand(dense)
     student.save_pretrained(tmp_path / "pruned")
-    (tmp_path / "pruned" / "ffp_config.json").write_text('{"policy": {}}')
+    (tmp_path / "pruned" / "ffp_config.json").write_text('{"ffp_version": "0.1", "policy": {}}')
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))
