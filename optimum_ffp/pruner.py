@@ -380,9 +380,10 @@ class FFPPruner:
         Raises:
             FFPError: If nothing has been pruned, or the upload fails.
         """
-        upload = {"private": private, "token": token, "revision": revision}
-        upload |= {"commit_message": commit_message, "create_pr": create_pr}
-        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, **upload))
+        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+        return processes.on_main(
+            lambda: push_checkpoint(self._finished(), repo_id, private=private, token=token, **options)
+        )
 
     def _finished(self) -> PruningResult:
         if self.result is None:

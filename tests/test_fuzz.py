@@ -21,7 +21,7 @@ from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
 
 pytestmark = pytest.mark.slow
-SECONDS, BYTES = 60, 2**28
+SECONDS, BYTES = 20, 2**28
 OPTIONS = {"seq-len": 24, "num-samples": 4, "search-samples": 2, "eval-samples": 2, "device": "cpu"}
 SHORT = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
 # What `run_ffp` captures and patches is the same for all examples.

@@ -36,7 +36,9 @@ SETTINGS = (
     "tasks_path",
     "limit",
     "num_fewshot",
-    *("device", "dtype", "device_map"),
+    "device",
+    "dtype",
+    "device_map",
 )
 TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)

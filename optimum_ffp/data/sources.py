@@ -114,23 +114,23 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     return {}
 
 
+def _files_that_exist(dataset: str) -> dict[str, list[Path]]:
+    """As `find_files`, but empty if they are missing, which is said by what reads them."""
+    try:
+        return find_files(dataset)
+    except FFPError:
+        return {}
+
+
 def lacks_test_split(dataset: str) -> bool:
     """Whether a dataset is known, without asking the Hub, to have no test split of its own."""
-    try:
-        files = find_files(dataset)
-    except FFPError:
-        # Who reads it says so.
-        return False
+    files = _files_that_exist(dataset)
     return len(files) == 1 or (not files and hub_source(dataset)[0] == NAMED["c4"][0])
 
 
 def estimate_test_tokens(dataset: str) -> int | None:
     """Estimated tokens of the test split of a dataset, without asking the Hub; `None` if its size is not known."""
-    try:
-        files = find_files(dataset).get("test", [])
-    except FFPError:
-        # Who reads it says so.
-        return None
+    files = _files_that_exist(dataset).get("test", [])
     if not files:
         return WIKITEXT2_TEST_TOKENS if hub_source(dataset) == NAMED["wikitext2"] else None
     parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]

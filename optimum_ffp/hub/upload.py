@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 from fnmatch import fnmatch
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -83,8 +82,7 @@ def push_folder(
     check_push(repo_id, token)
     api = HfApi(token=token)
     try:
-        find = partial(_find, api) if create_pr else partial(_make, api, private)
-        repo_id = find(repo_id, revision)
+        repo_id = _find(api, repo_id, revision) if create_pr else _make(api, repo_id, revision, private)
         # Not upload_folder, which may split an upload into several commits.
         commit = api.create_commit(
             repo_id,
@@ -120,7 +118,7 @@ def name_repository(card: str, repo_id: str) -> str:
     return card
 
 
-def _make(api: HfApi, private: bool | None, repo_id: str, revision: str | None) -> str:
+def _make(api: HfApi, repo_id: str, revision: str | None, private: bool | None) -> str:
     """Create a repository and a branch where they don't exist, and return the name with its owner."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:

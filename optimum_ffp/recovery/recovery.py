@@ -205,9 +205,8 @@ class FFPRecovery:
     ) -> str:
         """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
         arguments = self._finished(), self.student, repo_id, self._adapter, self.options.hub()
-        upload = {"private": private, "token": token, "revision": revision}
-        upload |= {"commit_message": commit_message, "create_pr": create_pr}
-        return processes.on_main(partial(push_recovered, *arguments, **upload))
+        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+        return processes.on_main(partial(push_recovered, *arguments, private=private, token=token, **options))
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:
