@@ -1,5 +1,6 @@
 """Cuts text into windows of tokens, each with the start token that the tokenizer adds."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
 from .columns import Row, join_rows
+from .encoding import check_answers, encode_rows
 
 
 def find_start_token(tokenizer: PreTrainedTokenizerBase, option: str = "auto") -> int | None:
@@ -32,6 +34,8 @@ def cut_rows(
     length: int,
     label: str,
     start: int | None = None,
+    option: str = "seq_len",
+    answers_only: bool = False,
 ) -> torch.Tensor:
     """Tokenizes rows as one text, without special tokens, and cuts it into windows.
 
@@ -43,28 +47,39 @@ def cut_rows(
         label: Name of the text in errors.
         start: Start token (`find_start_token`), the first of the `length` tokens of every window. It is not added
             where the text has it, as chat templates often write it.
+        option: Name of the option that sets the length, for errors.
+        answers_only: Whether of conversations and prompts the assistant's messages and the completions alone have a
+            loss, as in training windows.
 
     Returns:
-        Token ids, shape `[windows, length]`; a remainder shorter than a window is dropped.
+        Token ids, shape `[windows, length]`, `-1 - id` for tokens without a loss; a remainder shorter than a window
+        is dropped.
 
     Raises:
         FFPError: If the text is shorter than a window, conversations can't be rendered, or the model has no embedding
             for a token of the text.
     """
-    text = join_rows(rows, tokenizer, label)
-    # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
-    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    windows = [*cut_tokens([np.array(tokens, np.int64)], length, start)]
+    if answers_only:
+        answers: Counter[str] = Counter()
+        found = [*encode_rows(rows, tokenizer, label, answers)]
+        check_answers(answers, label)
+    else:
+        text = join_rows(rows, tokenizer, label)
+        # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
+        found = [np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, np.int64)]
+    windows = [*cut_tokens(found, length, start)]
     if not windows:
-        raise FFPError(f"{label} has {len(tokens)} tokens, less than one window of {length}; lower seq_len")
-    known = model.get_input_embeddings().weight.shape[0]
-    unknown = [token for token in (*tokens, *windows[0][:1].tolist()) if token >= known]
+        count = sum(map(len, found))
+        raise FFPError(f"{label} has {count} tokens, less than one window of {length}; lower {option}")
+    tokens = np.concatenate([*found, windows[0][:1]])
+    tokens = np.where(tokens < 0, -1 - tokens, tokens)
+    unknown = tokens[tokens >= model.get_input_embeddings().weight.shape[0]].tolist()
     if unknown:
         raise FFPError(
             f"{label} has the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; remove "
             "it from the text"
         )
-    return torch.from_numpy(np.stack(windows))
+    return torch.from_numpy(np.stack(windows)).long()
 
 
 def cut_tokens(rows: Iterable[np.ndarray], length: int, start: int | None = None) -> Iterator[np.ndarray]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
+from ..utils.seeds import seed_of
 from .cutting import cut_rows, find_start_token
 from .request import DataRequest, reported_texts
 from .self_generated import has_start_token, sample_from_model
@@ -15,6 +17,8 @@ from .windows import DataSplits, Windows
 
 
 ROLES = {"calibration": "train", "search": "validation", "test": "test"}
+# Apart from the text to train on, which is of seed 1.
+ROLES_SEED = 2
 
 
 def load_windows(
@@ -54,15 +58,28 @@ def load_windows(
     }
     written = request.written(dataset, eval_dataset) | {role: texts.get("self", 0) for role, texts in kept.items()}
     if any(written.values()):
-        tokens = sample_from_model(model, tokenizer, sum(written.values()), request.length, request.seed)
-        parts = zip(written, tokens.split(list(written.values())))
-        begins = has_start_token(tokens, tokenizer)
-        found["self"] = {role: Windows(part, "self", "text sampled from the model", begins) for role, part in parts}
+        found["self"] = _sample_roles(written, tokenizer, model, request)
     mixed = {
         role: _mix([found[name][role].first(count) for name, count in counts.items()], dataset, request.seed)
         for role, counts in kept.items()
     }
     return DataSplits(**mixed, tests=tuple(found[name]["test"] for name in reported))
+
+
+def _sample_roles(
+    counts: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+) -> dict[str, Windows]:
+    """Numbers of windows that the model writes, by role."""
+    found = {}
+    for number, length in enumerate(dict.fromkeys(map(request.length_of, counts))):
+        roles = {role: count for role, count in counts.items() if request.length_of(role) == length}
+        # Text of another length must not begin with the same.
+        seed = seed_of(request.seed, ROLES_SEED) if number else request.seed
+        tokens = sample_from_model(model, tokenizer, sum(roles.values()), length, seed)
+        begins = has_start_token(tokens, tokenizer)
+        for role, part in zip(roles, tokens.split(list(roles.values()))):
+            found[role] = Windows(part, "self", "text sampled from the model", begins)
+    return found
 
 
 def _scaled(wanted: Mapping[str, int], available: Mapping[str, int]) -> dict[str, int]:
@@ -83,21 +100,29 @@ def _mix(parts: Sequence[Windows], dataset: str, seed: int) -> Windows:
 def _load_roles(
     dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
 ) -> dict[str, Windows]:
+    """The windows of one text by role; none of roles that are not asked for."""
     start = find_start_token(tokenizer, request.start_token)
-    splits = {
-        split: cut_rows(rows, tokenizer, model, request.length, f"{dataset} ({split})", start)
-        for split, rows in read_splits(dataset, request).items()
-    }
-    if len(splits) == len(ROLES):
-        parts = {role: splits[split] for role, split in ROLES.items()}
-        return _pick(parts, dataset, ROLES, request, start is not None)
-    (split, windows), *_ = splits.items()
-    shares = share_out(len(windows), f"{dataset} with seq_len {request.length}")
-    parts = dict(zip(shares, windows.split(list(shares.values()))))
-    labels = {role: f"{role} part of {split}" for role in ROLES}
-    if len(splits) > 1:
-        parts["test"], labels["test"] = splits["test"], "test"
-    else:
+    roles = [role for role in ROLES if getattr(request, role) != 0]
+    rows = read_splits(dataset, request, {ROLES[role] for role in roles})
+
+    @cache
+    def cut(split: str, length: int, option: str, answers_only: bool) -> torch.Tensor:
+        label = f"{dataset} ({split})"
+        return cut_rows(rows[split], tokenizer, model, length, label, start, option, answers_only)
+
+    parts, labels = {}, {}
+    for role in roles:
+        # One text serves all roles without a split of their own.
+        split = ROLES[role] if ROLES[role] in rows and len(rows) > 1 else next(iter(rows))
+        length, option = request.length_of(role), request.length_option(role)
+        windows = cut(split, length, option, request.answers_only and role == "search")
+        labels[role] = split
+        if len(rows) == 1 or (len(rows) < len(ROLES) and role != "test"):
+            shares = share_out(len(windows), f"{dataset} with {option} {length}", option)
+            windows = dict(zip(shares, windows.split(list(shares.values()))))[role]
+            labels[role] = f"{role} part of {split}"
+        parts[role] = windows
+    if len(rows) == 1:
         request = replace(request, test=request.test or TEST_WINDOWS)
     return _pick(parts, dataset, labels, request, start is not None)
 
@@ -108,15 +133,22 @@ def _pick(
     """The requested number of windows: the first ones for the test, random ones for the other roles."""
     generator = torch.Generator().manual_seed(request.seed)
     result = {}
-    for role, windows in parts.items():
+    none = torch.empty(0, request.length, dtype=torch.long)
+    for role in ROLES:
+        windows = parts.get(role, none)
         if role != "test":
             windows = windows[torch.randperm(len(windows), generator=generator)]
-        result[role] = Windows(windows[: getattr(request, role)], dataset, labels[role], start_token)
+        result[role] = Windows(windows[: getattr(request, role)], dataset, labels.get(role, ""), start_token)
     return result
 
 
-def share_out(count: int, label: str) -> dict[str, int]:
+def share_out(count: int, label: str, option: str = "seq_len") -> dict[str, int]:
     """Returns how many of the windows of a text without splits each role gets, in order.
+
+    Args:
+        count: Number of all windows.
+        label: What they are of, for errors.
+        option: Name of the option that sets their length.
 
     Raises:
         FFPError: If there is not one for each.
@@ -124,7 +156,7 @@ def share_out(count: int, label: str) -> dict[str, int]:
     if count < len(SHARES):
         raise FFPError(
             f"{label} gives {count} window(s); calibration, search and test need one each: use more text or a "
-            "smaller seq_len"
+            f"smaller {option}"
         )
     shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
     return shares | {"calibration": count - shares["search"] - shares["test"]}

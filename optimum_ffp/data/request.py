@@ -30,7 +30,9 @@ class DataRequest:
         self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
-        longest: Largest length of the windows that are asked for of the same text, which is read for all of them.
+        test_length: Tokens per test window, if they have others than `length`.
+        answers_only: Whether of conversations and prompts in search windows, and in those to train on, the assistant's
+            messages and the completions alone have a loss; other tokens are `-1 - id` there.
         token: Access token of the Hub.
     """
 
@@ -42,7 +44,8 @@ class DataRequest:
     self_share: float = 0.0
     text_column: str | None = None
     start_token: str = "auto"
-    longest: int | None = None
+    test_length: int | None = None
+    answers_only: bool = False
     token: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -59,6 +62,19 @@ class DataRequest:
             start_token=config.start_token,
             token=token,
         )
+
+    def length_of(self, role: str) -> int:
+        """Tokens per window of a role."""
+        return (self.test_length or self.length) if role == "test" else self.length
+
+    def length_option(self, role: str) -> str:
+        """Name of the option that sets the tokens per window of a role."""
+        return "eval_seq_len" if role == "test" and self.test_length else "seq_len"
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether all of a text serves as training text, of which no calibration windows are taken."""
+        return not self.calibration and self.search > 0
 
     def counts(self, dataset: str) -> dict[str, dict[str, int]]:
         """Number of calibration and search windows of each text of a mix, if there is as much text as requested."""

@@ -1,7 +1,7 @@
 """Text of each split, from files, folders and the Hub."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -25,8 +25,8 @@ SPLITS = ("train", "validation", "test")
 CHARACTERS_PER_TOKEN = 8
 # Bytes per token and tokens of WikiText-2's test split, to estimate how long its evaluation takes.
 BYTES_PER_TOKEN, WIKITEXT2_TEST_TOKENS = 4, 320_000
-# Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size, and of a
-# text without splits, so that its parts are the same ones for windows of any number and length.
+# Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size. Of a text
+# without splits no more is read, so that its parts are the same ones for windows of any number and length.
 CHARACTERS = 2**26
 # Test windows of a text without a test split of its own if no number is given: a fifth of a long one would cost more
 # than the prune.
@@ -38,30 +38,40 @@ HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
 
 
-def read_splits(dataset: str, request: DataRequest) -> dict[str, list[Row]]:
+def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLITS) -> dict[str, list[Row]]:
     """Reads the texts or conversations of each split of a dataset.
 
     Args:
         dataset: A name, Hub id, file or folder, as in `load_windows`.
         request: Amount of text, and its column.
+        only: Splits to read of a dataset that has all three.
 
     Returns:
-        Rows by split: all three, train and test, or a single one.
+        Rows by split: all three, train and test, or a single one; none of a split that isn't read.
 
     Raises:
         FFPError: If the data can't be found or read, or has no text.
     """
     files = find_files(dataset)
-    streams = stream_splits(dataset, request.text_column, prunes=request.calibration > 0, token=request.token)
+    streams = stream_splits(dataset, request.text_column, prunes=request.search > 0, token=request.token)
     found = {}
     for split, rows in streams.items():
+        if len(streams) == len(SPLITS) and split not in only:
+            found[split] = []
+            continue
         whole = bool(files) or (split == "test" and request.test is None)
         cut = len(streams) == 1 or (split == "train" and "validation" not in streams)
-        most = _characters(request, cut, whole)
+        most = CHARACTERS if cut else _characters(request, whole)
         found[split] = list(_take(rows(), most))
         if whole:
-            _check_rows(found[split], files[split][0] if files else f"{dataset} ({split})", most)
+            label = files[split][0] if files else f"{dataset} ({split})"
+            _check_rows(found[split], label, None if cut and request.reads_on else most)
     return found
+
+
+def head_of(rows: Iterable[Row]) -> list[Row]:
+    """The first rows of a text, as `read_splits` reads one that is cut into parts."""
+    return list(_take(rows, CHARACTERS))
 
 
 def stream_splits(
@@ -160,10 +170,10 @@ def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
             yield from read_columns(read_rows(path, columns), columns, str(path))
 
 
-def _check_rows(rows: list[Row], label: str | Path, most: int) -> None:
+def _check_rows(rows: list[Row], label: str | Path, most: int | None) -> None:
     if not any(row.strip() if isinstance(row, str) else row for row in rows):
         raise FFPError(f"{label} holds no text")
-    if sum(map(length_of, rows)) > most:
+    if most is not None and sum(map(length_of, rows)) > most:
         logger.warning("%s is long: its first %s characters are read", label, f"{most:,}")
 
 
@@ -214,13 +224,13 @@ def _hub_errors(dataset: str, prunes: bool, token: str | None) -> Iterator[None]
         raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {others}") from None
 
 
-def _characters(request: DataRequest, cut: bool, whole: bool) -> int:
-    """Upper bound of the characters to read of a split, or of a text that is cut into parts."""
-    counts = {role: getattr(request, role) or TEST_WINDOWS for role in SHARES}
-    # Of a split, more than is needed, so that windows are not all from its beginning.
-    windows = max(counts[role] / share for role, share in SHARES.items()) if cut else 4 * sum(counts.values())
-    most = int(windows) * (request.longest or request.length) * CHARACTERS_PER_TOKEN
-    return max(most, CHARACTERS) if cut or whole else most
+def _characters(request: DataRequest, whole: bool) -> int:
+    """Upper bound of the characters to read of a split."""
+    counts = {role: getattr(request, role) for role in SHARES}
+    counts["test"] = counts["test"] or TEST_WINDOWS
+    # More than is needed, so that windows are not all from its beginning.
+    most = 4 * sum(counts.values()) * max(map(request.length_of, SHARES)) * CHARACTERS_PER_TOKEN
+    return max(most, CHARACTERS) if whole else most
 
 
 def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:

@@ -1,8 +1,7 @@
 """Windows to train on: rows are packed one after another, and tokens may have no loss."""
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,17 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import FFPError
 from ..options import read_mix
 from ..utils.seeds import seed_of
-from .columns import Completion, Row, length_of, render_row
+from .columns import Row
 from .cutting import cut_tokens, find_start_token
+from .encoding import check_answers, encode_rows
 from .loading import share_out
 from .request import DataRequest, apportion
 from .self_generated import sample_from_model
-from .sources import SHARES, read_splits, stream_splits
+from .sources import SHARES, head_of, stream_splits
+from .windows import without_mask
 
 
-logger = logging.getLogger(__name__)
-# Rows that are tokenised together, and their characters.
-ROWS, CHARACTERS_AT_ONCE = 256, 2**22
 # Tokens of other text that documents begin with which a model without a chat template writes.
 PREFIX = 16
 # Part of the tokens of a text without splits that is not trained on beside those of the held-out and test windows,
@@ -51,7 +49,6 @@ def training_windows(
     model: PreTrainedModel,
     count: int,
     request: DataRequest,
-    answers_only: bool = False,
 ) -> TrainingWindows:
     """Reads as much text as is needed, and cuts it into windows.
 
@@ -65,8 +62,6 @@ def training_windows(
             otherwise continuations of the first tokens of the other texts, or documents where there are none.
         count: Number of windows.
         request: The request for `load_windows`.
-        answers_only: Whether only the assistant's messages of conversations, and the completions of prompts, have a
-            loss.
 
     Raises:
         FFPError: If a text can't be read or is shorter than a window, or the chat template writes no answer of any
@@ -81,14 +76,15 @@ def training_windows(
     places = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).argsort()
     for name, number in counts.items():
         answers: Counter[str] = Counter()
-        encode = partial(_encode, tokenizer=tokenizer, label=name, answers=answers if answers_only else None)
+        counted = answers if request.answers_only else None
+        encode = partial(encode_rows, tokenizer=tokenizer, label=name, answers=counted)
         # As `load_windows` reads it, so that the same part of it is left out.
         of_roles = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
         tokens = _training_tokens(name, encode, replace(request, **of_roles))
         rows = places[begin : begin + number]
         passes[name], highest = _fill(windows, rows.tolist(), tokens, start, name)
         _check_known(highest, model, tokenizer, name)
-        _check_answers(answers, name)
+        check_answers(answers, name)
         begin += number
     if written:
         prefixes = _prefixes(windows, places[:begin], start) if begin else None
@@ -100,8 +96,7 @@ def training_windows(
 
 def _prefixes(windows: torch.Tensor, rows: torch.Tensor, start: int | None) -> torch.Tensor:
     """The first tokens of windows, after the start token."""
-    begins = windows[:, int(start is not None) :][:, :PREFIX][rows]
-    return torch.where(begins < 0, -1 - begins, begins)
+    return without_mask(windows[:, int(start is not None) :][:, :PREFIX][rows])
 
 
 def _training_tokens(
@@ -111,12 +106,12 @@ def _training_tokens(
     streams = stream_splits(dataset, request.text_column, token=request.token)
     if len(streams) > 2:
         return lambda: encode(streams["train"]())
-    (split, rows), *_ = streams.items()
-    head = read_splits(dataset, request)[split]
+    rows, *_ = streams.values()
+    head = head_of(rows())
 
     def tokens() -> Iterator[np.ndarray]:
         found = list(encode(head))
-        left = _trained(sum(map(len, found)), {request.length, request.longest or request.length})
+        left = _trained(sum(map(len, found)), {request.length, request.length_of("test")})
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))
@@ -134,88 +129,6 @@ def _trained(tokens: int, lengths: Collection[int]) -> int:
     windows = {length: tokens // length for length in lengths if tokens // length >= len(SHARES)}
     ends = [length * share_out(count, "")["calibration"] for length, count in windows.items()]
     return max(0, int(min([SHARES["calibration"] * tokens, *ends]) - MARGIN * tokens))
-
-
-def _encode(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, label: str, answers: Counter[str] | None
-) -> Iterator[np.ndarray]:
-    """Yields the tokens of every row and of the blank line after it; `-1 - id` for those without a loss.
-
-    Of conversations all have one, or only `answers`, of which those found and missed are counted.
-    """
-    for group in _groups(rows):
-        texts = [render_row(row, tokenizer, label) for row in group]
-        # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
-        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": answers is not None}
-        encoded = tokenizer([f"{text}\n\n" for text in texts], **options)
-        for index, (row, text) in enumerate(zip(group, texts)):
-            tokens = np.array(encoded.input_ids[index], np.int32)
-            if answers is not None and not isinstance(row, str):
-                begins = np.array(encoded.offset_mapping[index])[:, 0]
-                completion = isinstance(row, Completion)
-                spans = [(len(row.prompt), len(text))] if completion else [*_answers(row, text, tokenizer, label)]
-                inside = [(begins >= span[0]) & (begins < span[1]) for span in spans if span]
-                tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
-                answers.update("found" if span else "missed" for span in spans)
-            yield tokens
-
-
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    group, characters = [], 0
-    for row in rows:
-        group.append(row)
-        characters += length_of(row)
-        if len(group) == ROWS or characters >= CHARACTERS_AT_ONCE:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
-
-
-def _answers(
-    conversation: list[dict], text: str, tokenizer: PreTrainedTokenizerBase, label: str
-) -> Iterator[tuple[int, int] | None]:
-    """Yields where the assistant's messages begin and end in a rendered conversation; `None` if that can't be told.
-
-    What ends a turn belongs to it, unless the template writes the message otherwise when others follow: then it is
-    what the message says alone.
-    """
-    end = 0
-    for number, message in enumerate(conversation):
-        # An answer to nothing is not trained on.
-        if message["role"] != "assistant" or not number:
-            continue
-        before, after = (render_row(conversation[:last], tokenizer, label) for last in (number, number + 1))
-        opened = tokenizer.apply_chat_template(conversation[:number], tokenize=False, add_generation_prompt=True)
-        if after.startswith(before) and text.startswith(after):
-            begin, end = len(opened) if after.startswith(opened) else len(before), len(after)
-            yield begin, end
-            continue
-        # After what opens the turn, so that a question with the same words is not taken for it.
-        opening, content = opened.removeprefix(before), str(message.get("content") or "").strip()
-        found = text.find(opening, end)
-        end = end if found < 0 else found + len(opening)
-        begin = text.find(content, end)
-        if content and begin >= 0:
-            end = begin + len(content)
-            yield begin, end
-        else:
-            yield None
-
-
-def _check_answers(answers: Mapping[str, int], label: str) -> None:
-    """Warns of answers without a loss; an error if that is all of them."""
-    if not answers["missed"]:
-        return
-    if not answers["found"]:
-        raise FFPError(
-            f"{label}: the chat template writes no answer as it is in the conversation, so that its tokens can't be "
-            "told; train on all tokens by --loss-on all (loss_on)"
-        )
-    total = answers["found"] + answers["missed"]
-    logger.warning(
-        "%s: %d of %d answers have no loss, since the chat template rewrites them", label, answers["missed"], total
-    )
 
 
 def _fill(

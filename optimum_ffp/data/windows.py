@@ -22,7 +22,7 @@ class Windows:
     """Non-overlapping windows of consecutive tokens, and their source.
 
     Attributes:
-        tokens: Token ids, shape `[windows, window length]`.
+        tokens: Token ids, shape `[windows, window length]`; `-1 - id` for tokens without a loss.
         dataset: Dataset or mix, as named by the user.
         split: Split of the dataset, or a description of the part.
         start_token: Whether every window begins with the start token.
@@ -54,7 +54,10 @@ class Windows:
     def repeating(self, *others: "Windows") -> int:
         """Number of windows that have at least half of their text in common with others, at any offset."""
         run = min(RUN, self.length - 1)
-        seen = torch.cat([_hashes(row[None], run, 1)[0] for windows in others for row in windows._text()])
+        rows = [row for windows in others for row in windows._text()]
+        if not rows:
+            return 0
+        seen = torch.cat([_hashes(row[None], run, 1)[0] for row in rows])
         return int((torch.isin(_hashes(self._text(), run, run), seen).float().mean(1) >= 0.5).sum())
 
     def repeated_in(self, tokens: torch.Tensor) -> int:
@@ -66,7 +69,7 @@ class Windows:
         text, tokens = self._text(), tokens[:, int(self.start_token) :]
         # Short enough that a copy has several, wherever those that are hashed of windows to train on begin.
         run = max(1, min(RUN, text.shape[1] // 8, tokens.shape[1] // 4))
-        parts = (_hashes(torch.where(part < 0, -1 - part, part).long(), run, run) for part in tokens.split(AT_ONCE))
+        parts = (_hashes(without_mask(part).long(), run, run) for part in tokens.split(AT_ONCE))
         seen = torch.cat([part.flatten() for part in parts]).unique()
         found = torch.stack([torch.isin(_hashes(row[None], run, 1)[0], seen) for row in text])
         # A token is repeated if any of the runs that it is in was found.
@@ -79,7 +82,12 @@ class Windows:
 
     def _text(self) -> torch.Tensor:
         # Text has the start token wherever a window begins, so that a repetition elsewhere would not be found.
-        return self.tokens[:, int(self.start_token) :]
+        return without_mask(self.tokens[:, int(self.start_token) :])
+
+
+def without_mask(tokens: torch.Tensor) -> torch.Tensor:
+    """Token ids of windows, of which those without a loss are `-1 - id`."""
+    return torch.where(tokens < 0, -1 - tokens, tokens)
 
 
 def _hashes(rows: torch.Tensor, run: int, step: int) -> torch.Tensor:
@@ -153,7 +161,8 @@ class DataSplits:
             if wanted and len(windows) < wanted:
                 found.append(
                     f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
-                    f"windows of {windows.length} tokens that are requested; give more text, or a smaller seq_len"
+                    f"windows of {windows.length} tokens that are requested; give more text, or a smaller "
+                    f"{request.length_option(role)}"
                 )
         sizes = {"search": len(self.search), "test": sum(map(len, self.tests))}
         for role, count in self.repeated.items():
@@ -173,5 +182,8 @@ class DataSplits:
     @classmethod
     def from_list(cls, data: list[dict[str, Any]]) -> "DataSplits":
         """Restores the result of `to_list`."""
-        calibration, search, *tests = (Windows(**one | {"tokens": torch.tensor(one["tokens"])}) for one in data)
+        # A recovery has no calibration windows.
+        none = torch.empty(0, 0, dtype=torch.long)
+        tokens = [torch.tensor(one["tokens"]) if one["tokens"] else none for one in data]
+        calibration, search, *tests = (Windows(**one | {"tokens": rows}) for one, rows in zip(data, tokens))
         return cls(calibration, search, tuple(tests))

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
+from ..data.windows import without_mask
 from ..evaluation import to_perplexity
 from ..utils import processes
 from ..utils.processes import Shares
@@ -32,11 +33,7 @@ class LabelledWindows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens = self.tokens[index].long()
-        hidden = tokens < 0
-        return {
-            "input_ids": torch.where(hidden, -1 - tokens, tokens),
-            "labels": tokens.masked_fill(hidden, UNLABELLED),
-        }
+        return {"input_ids": without_mask(tokens), "labels": tokens.masked_fill(tokens < 0, UNLABELLED)}
 
 
 class TrackerCallback(TrainerCallback):

@@ -9,7 +9,6 @@ from huggingface_hub import constants
 from optimum_ffp.data import DataRequest, check_calibration_tokens, hub_source, load_windows, read_splits
 from optimum_ffp.data.request import apportion
 from optimum_ffp.data.self_generated import sample_from_model
-from optimum_ffp.data.sources import CHARACTERS, _characters
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
@@ -270,10 +269,14 @@ def test_names_have_configurations_too():
     assert hub_source("someone/corpus") == ("someone/corpus", None)
 
 
-@pytest.mark.parametrize("samples, test", [(128, 100), (2048, None), (1, 800)])
-def test_a_text_without_splits_is_divided_alike_for_any_number_of_windows(samples, test):
-    request = DataRequest(2048, samples, 32, test, seed=0)
-    assert _characters(request, cut=True, whole=False) == CHARACTERS
+@pytest.mark.parametrize("samples, test", [(8, 2), (2048, None), (1, 800)])
+def test_a_text_without_splits_is_divided_alike_for_any_number_of_windows(tmp_path, monkeypatch, samples, test):
+    """However many are asked for: what is a test window once is never one to calibrate on."""
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 4000)
+    (tmp_path / "long.txt").write_text(make_text(3000))
+    few = load(tmp_path / "long.txt", request=replace(REQUEST, test=1))
+    found = load(tmp_path / "long.txt", request=DataRequest(16, samples, 32, test, seed=0))
+    assert torch.equal(found.test.tokens[:1], few.test.tokens)
 
 
 def test_without_validation_a_part_of_train_is_searched_on(data_folder):

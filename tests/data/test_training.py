@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from functools import partial
 
 import datasets
 import pytest
@@ -10,31 +11,21 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import DataRequest, load_windows, training_windows
-from optimum_ffp.data.columns import Completion
-from optimum_ffp.data.training import PREFIX, _encode
+from optimum_ffp.data.training import PREFIX
+from optimum_ffp.data.windows import without_mask
+from tests.data.test_encoding import CHATML, THINKING, TURNS, ids_of, with_loss
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
 LENGTH = 24
-CHATML = (
-    "{% for message in messages %}<s> {{ message.role }} {{ message.content }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant {% endif %}"
-)
 
 
 def request(**changes) -> DataRequest:
-    return DataRequest(**{"length": LENGTH, "calibration": 1, "search": 3, "test": None, "seed": 0} | changes)
+    return DataRequest(**{"length": LENGTH, "calibration": 0, "search": 3, "test": None, "seed": 0} | changes)
 
 
 def train(dataset, count: int, tokenizer=None, **options):
-    answers = options.pop("answers_only", False)
-    return training_windows(
-        str(dataset), tokenizer or make_tokenizer(), make_tiny_model(), count, request(**options), answers
-    )
-
-
-def ids_of(text: str) -> list[int]:
-    return make_tokenizer()(text, add_special_tokens=False).input_ids
+    return training_windows(str(dataset), tokenizer or make_tokenizer(), make_tiny_model(), count, request(**options))
 
 
 def runs_of(windows: torch.Tensor, size: int = 8) -> set[tuple[int, ...]]:
@@ -63,7 +54,6 @@ def test_text_that_is_too_short_is_read_again(data_folder):
 def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, read):
     """Whether it is read whole for those, or is longer than what is read."""
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", read)
-    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0)
     file = tmp_path / "text.txt"
     file.write_text(make_text(3000))
     used = load_windows(str(file), None, make_tokenizer(), make_tiny_model(), request(search=1000))
@@ -89,15 +79,12 @@ def test_windows_of_two_lengths_are_left_out_of_one_text(monkeypatch, words):
     rows = datasets.Dataset.from_dict({"text": text.splitlines()}).to_iterable_dataset()
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 0)
-    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS_PER_TOKEN", 0.1)
-    used, lengths = set(), {"length": LENGTH, "longest": 3 * LENGTH}
-    for role, length in (("search", LENGTH), ("test", 3 * LENGTH)):
-        asked = request(search=100, test=100, length=length, longest=lengths["longest"])
-        found = load_windows("someone/corpus", None, make_tokenizer(), make_tiny_model(), asked)
-        used |= runs_of(getattr(found, role).tokens)
-    windows = train("someone/corpus", words // LENGTH, search=100, test=100, **lengths)
-    assert not runs_of(windows.tokens) & used
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 1200)
+    asked = {"search": 100, "test": 100, "test_length": 3 * LENGTH}
+    found = load_windows("someone/corpus", None, make_tokenizer(), make_tiny_model(), request(**asked))
+    assert found.search.length == LENGTH and found.test.length == 3 * LENGTH and not len(found.calibration)
+    windows = train("someone/corpus", words // LENGTH, **asked)
+    assert not runs_of(windows.tokens) & (runs_of(found.search.tokens) | runs_of(found.test.tokens))
 
 
 def test_a_mix_has_its_shares(data_folder, tmp_path):
@@ -173,13 +160,21 @@ def test_only_answers_have_a_loss(chats):
         assert re.fullmatch(r"((w\d+|<unk>|</s>) ?)+", text)
 
 
-def test_of_a_prompt_with_its_completion_the_completion_has_a_loss():
-    answers, tokenizer = Counter(), make_tokenizer()
-    (tokens,) = _encode([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", answers)
-    masked = [-1 - token for token in ids_of("w3 w4")] + ids_of("w5 w6")
-    assert tokens.tolist()[: len(masked)] == masked and (tokens[len(masked) :] < 0).all()
-    (tokens,) = _encode([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", None)
-    assert (tokens >= 0).all()
+def test_held_out_windows_are_judged_by_what_is_trained_on(chats, data_folder):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML
+    load = partial(load_windows, tokenizer=tokenizer, model=make_tiny_model())
+    options = {"search": 40, "test": 5}
+    found, everything = (
+        load(str(chats), None, request=request(answers_only=answers, **options)) for answers in (True, False)
+    )
+    assert (found.search.tokens >= 0).float().mean() == pytest.approx(8 / 27, abs=0.03)
+    assert torch.equal(without_mask(found.search.tokens), everything.search.tokens)
+    # Perplexity on test windows is that of all tokens, as it is of the pruned model.
+    assert torch.equal(found.test.tokens, everything.test.tokens)
+    assert found.search.repeated_in(everything.search.tokens) == len(found.search)
+    text = load(str(data_folder), None, request=request(answers_only=True, **options))
+    assert (text.search.tokens >= 0).all()
 
 
 def test_an_answer_to_nothing_is_not_trained_on(tmp_path):
@@ -193,40 +188,6 @@ def test_an_answer_to_nothing_is_not_trained_on(tmp_path):
     found = train(file, 10, tokenizer, answers_only=True).tokens
     known = {tokenizer.convert_ids_to_tokens(token) for token in found[found >= 0].tolist()}
     assert "w3" in known and not known & {"w1", "w2"}
-
-
-# As Qwen3's: thoughts are written in the last turn alone.
-THINKING = (
-    "{% for message in messages %}<s> {{ message.role }} "
-    "{% if loop.last and message.role == 'assistant' %}thoughts {% endif %}{{ message.content }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant {% endif %}"
-)
-TURNS = [
-    {"role": role, "content": content}
-    for role, content in (
-        *(("system", "w9"), ("user", "w3 w4"), ("assistant", " w3 ")),
-        *(("user", "w5 w3"), ("assistant", "w5 w6"), ("user", "w7"), ("assistant", "w8")),
-    )
-]
-
-
-def with_loss(template: str, answers: Counter, turns: list[dict] = TURNS) -> list[str]:
-    """Words of a conversation, those without a loss as a dot."""
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    (tokens,) = _encode([turns], tokenizer, "chats", answers)
-    words = tokenizer.convert_ids_to_tokens([max(token, 0) for token in tokens.tolist()])
-    return ["." if token < 0 else word for token, word in zip(tokens.tolist(), words)]
-
-
-def test_answers_are_found_where_a_template_rewrites_earlier_ones():
-    usual, found = Counter(), Counter()
-    masked = " ".join(with_loss(CHATML, usual))
-    assert masked == ". . . . . . . . . . . w3 </s> . . . . . . . w5 w6 </s> . . . . . . w8 </s>"
-    # Of the last one thoughts and the end of the turn count too, which are as they would be written.
-    thinking = " ".join(with_loss(THINKING, found))
-    assert thinking == ". . . . . . . . . . . w3 . . . . . . . . w5 w6 . . . . . . . <unk> w8 </s>"
-    assert usual == found == {"found": 3}
 
 
 def test_answers_that_a_template_hides_have_no_loss(tmp_path, caplog):
@@ -264,6 +225,20 @@ def test_no_more_of_a_dataset_of_the_hub_is_read_than_is_needed(monkeypatch, spl
     found = train("someone/corpus", 20, test=2)
     assert found.tokens.shape == (20, LENGTH) and found.passes["someone/corpus"] == pytest.approx(1, abs=0.5)
     assert len(read) < len(lines)
+
+
+def test_every_text_is_as_long_as_the_windows_that_are_cut_from_it(data_folder, tmp_path):
+    (data_folder / "validation.txt").write_text(make_text(3 * LENGTH))
+    (data_folder / "train.txt").write_text("w1")
+    load = partial(load_windows, tokenizer=make_tokenizer(), model=make_tiny_model())
+    found = load(str(data_folder), None, request=request(test=5, test_length=8 * LENGTH))
+    assert found.search.length == LENGTH and found.test.length == 8 * LENGTH
+    (tmp_path / "text.txt").write_text(make_text(8 * LENGTH))
+    with pytest.raises(FFPError, match="eval_seq_len 192 gives 1 window.*use more text or a smaller eval_seq_len"):
+        load(str(tmp_path / "text.txt"), None, request=request(test=5, test_length=8 * LENGTH))
+    (data_folder / "test.txt").write_text(make_text(LENGTH))
+    with pytest.raises(FFPError, match="less than one window of 192; lower eval_seq_len"):
+        load(str(data_folder), None, request=request(test=5, test_length=8 * LENGTH))
 
 
 def test_too_little_text_is_refused(tmp_path):
