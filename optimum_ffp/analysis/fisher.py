@@ -13,7 +13,6 @@ from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
 from ..utils.cholesky import check_finite
 from ..utils.processes import Shares
-from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
 from ..utils.window_sum import WindowSum, shares_of_sum
 from .gram import add_gram, output_norms
@@ -74,10 +73,10 @@ def collect_fisher(
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             kept[index] = keep(index, matrix)
 
-    own = windows[shares.own]
-    with progress_bar(len(own), "Fisher matrices", "window") as bar:
-        sample = _Sampler(seed, shares.own.start)
-        backward_passes(layerwise, own, watchers, sample, dtype=dtype, on_window=bar.update, on_layer=finish)
+    sample = _Sampler(seed, shares.own.start)
+    backward_passes(
+        layerwise, windows[shares.own], watchers, sample, dtype=dtype, on_layer=finish, description="Fisher matrices"
+    )
     return [kept[index] for index in range(len(units))]
 
 

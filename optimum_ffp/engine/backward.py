@@ -10,6 +10,7 @@ from torch import nn
 
 from ..utils.lm_head import logits_in_pieces
 from ..utils.precision import computing_in
+from ..utils.progress import progress_bar
 from .layer_runner import LayerRunner
 from .layerwise_model import Change, LayerwiseModel, unchanged
 
@@ -31,8 +32,8 @@ def backward_passes(
     labels_of: Labels,
     change: Change = unchanged,
     dtype: torch.dtype | None = None,
-    on_window: Callable[[], Any] = lambda: None,
     on_layer: Callable[[int], Any] = lambda layer: None,
+    description: str | None = None,
 ) -> list[float]:
     """Run one forward and one backward pass per window, with the loss summed over its tokens.
 
@@ -45,8 +46,8 @@ def backward_passes(
         labels_of: Labels of a piece of a window.
         change: Change of the model, by layer.
         dtype: Autocast dtype; `None` for the model's own.
-        on_window: Called for every window when its loss is known.
         on_layer: Called with the index of every layer, the last one first, when all windows have passed it.
+        description: Description of the progress bar, which counts layers in both directions; none if `None`.
 
     Returns:
         The summed loss of every window, in nats.
@@ -57,27 +58,31 @@ def backward_passes(
             on_layer(index)
         return losses
     copies = len(layerwise.layers) + 2
-    for together in windows.split(layerwise.at_once(windows, copies)):
-        states, arguments = layerwise.enter(together, copies=copies)
-        inputs = []
-        for index, layer in layerwise.walk():
-            inputs.append(states.clone())
-            with change(index):
-                LayerRunner(layer, arguments[index], dtype).advance(states)
-        # The states after the last layer are replaced by their gradients.
-        with layerwise.ends_loaded():
-            for state, window in zip(states.split(1), together):
-                losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
-                on_window()
-        for index, layer in layerwise.walk(backwards=True):
-            with change(index), ExitStack() as hooks:
-                for module, watcher in watchers(index).items():
-                    hooks.callback(module.register_forward_hook(watcher).remove)
-                runner = LayerRunner(layer, arguments[index], dtype)
-                for hidden, gradient in zip(inputs.pop().split(1), states.split(1)):
-                    _go_back_through_layer(runner, hidden, gradient)
-            if len(losses) == len(windows):
-                on_layer(index)
+    portions = windows.split(layerwise.at_once(windows, copies))
+    total = 2 * len(layerwise.layers) * len(portions)
+    with progress_bar(total, description or "", "layer", description is not None) as bar:
+        for together in portions:
+            states, arguments = layerwise.enter(together, copies=copies)
+            inputs = []
+            for index, layer in layerwise.walk():
+                inputs.append(states.clone())
+                with change(index):
+                    LayerRunner(layer, arguments[index], dtype).advance(states)
+                bar.update()
+            # The states after the last layer are replaced by their gradients.
+            with layerwise.ends_loaded():
+                for state, window in zip(states.split(1), together):
+                    losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
+            for index, layer in layerwise.walk(backwards=True):
+                with change(index), ExitStack() as hooks:
+                    for module, watcher in watchers(index).items():
+                        hooks.callback(module.register_forward_hook(watcher).remove)
+                    runner = LayerRunner(layer, arguments[index], dtype)
+                    for hidden, gradient in zip(inputs.pop().split(1), states.split(1)):
+                        _go_back_through_layer(runner, hidden, gradient)
+                bar.update()
+                if len(losses) == len(windows):
+                    on_layer(index)
     return losses
 
 
