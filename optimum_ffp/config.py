@@ -63,7 +63,8 @@ class FFPConfig(Options, BaseConfig):
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
             trains layer by layer to give the outputs of the dense layers), `"sequential"` (likewise, but fits the
             output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
-        ridge_lambda: λ of ridge regression, default 0.01 (the paper's).
+        ridge_lambda: λ of ridge regression, default 0.01 (the paper's). The criteria `obs` and `fisher-obs` order
+            groups for a relative λ of 0.01, whatever it is.
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
         dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.
         sequential_lambda: λ of sequential calibration, the penalty on the distance from the ridge solution, relative

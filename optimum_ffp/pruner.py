@@ -21,7 +21,7 @@ from .data import DataSplits, with_window_length
 from .errors import FFPError
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
-from .options import AGENT, CALIBRATION
+from .options import AGENT, CALIBRATION, find_choice
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
@@ -150,8 +150,8 @@ class FFPPruner:
         Args:
             sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
             warm_start: Agent to start from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
-            resume: Whether to resume from the state that an interrupted process left in the work folder. The result is
-                bitwise the same as without the interruption. `save_pretrained` removes that folder.
+            resume: Whether to resume from the state that an interrupted process left in the work folder. On the CPU
+                the result is bitwise the same as without the interruption. `save_pretrained` removes that folder.
 
         Returns:
             The pruned model and its record; also stored as `self.result`.
@@ -323,6 +323,9 @@ class FFPPruner:
         if agent is not None and not AGENT.holds(config):
             raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
         self._check_budget(config)
+        if agent is not None:
+            units = [unit.unit for unit in self.measured.ways[0]]
+            find_choice("agent", config.agent).check_state(agent, units, config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.prepared
         meter = StageMeter()

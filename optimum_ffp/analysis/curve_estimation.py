@@ -6,6 +6,7 @@ import torch
 from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
 from ..engine import LayerRunner, LayerwiseModel
+from ..errors import FFPError
 from ..utils import processes
 from ..utils.lm_head import logits_in_pieces
 from ..utils.precision import computing_in
@@ -15,6 +16,8 @@ from ..utils.progress import progress_bar
 
 # Fraction of its groups that a unit keeps while its slope is measured.
 PROBE_RETENTION = 2 / 3
+# Smallest slope, of the median of its kind.
+LEAST_SLOPE = 0.01
 
 
 @torch.no_grad()
@@ -68,11 +71,30 @@ def measure_slopes(
                     for member, states in enumerate(pruned):
                         divergences[done, member] = _divergence(layerwise, expected, states[[number]], dtype)
                     done += 1
-    totals = processes.gather(divergences, shares).sum(0).tolist()
-    return [
-        max(0.0, total / windows.numel()) / max(float(error[size]), torch.finfo(torch.float32).tiny)
-        for total, error, size in zip(totals, errors, probes)
-    ]
+    totals = processes.gather(divergences, shares).sum(0) / windows.numel()
+    fallen = np.array(
+        [max(float(error[size]), torch.finfo(torch.float32).tiny) for error, size in zip(errors, probes)]
+    )
+    return _plausible(totals.clamp_min(0).numpy() / fallen, np.array([unit.kind for unit in units])).tolist()
+
+
+def _plausible(slopes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return slopes with the largest one of their kind for those that are not finite, and not far below its median.
+
+    The probe may have removed dead channels alone, or overflowed in float16. A unit whose curve is all zero would lose
+    as much as it may.
+    """
+    found = slopes.copy()
+    for kind in np.unique(kinds):
+        own = kinds == kind
+        finite = slopes[own][np.isfinite(slopes[own])]
+        if not len(finite):
+            raise FFPError(
+                f"the loss is not finite when a third of any {kind} unit is removed; choose dtype float32 or bfloat16"
+            )
+        least = LEAST_SLOPE * np.median(finite)
+        found[own] = np.nan_to_num(slopes[own], nan=finite.max(), posinf=finite.max()).clip(least)
+    return found
 
 
 def _divergence(

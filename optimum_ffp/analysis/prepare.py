@@ -12,6 +12,7 @@ from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..engine import LayerRunner, LayerwiseModel
+from ..errors import FFPError
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
 from ..options import GRADIENT_COST
@@ -86,6 +87,12 @@ def prepare(
         found = preparation.run(windows, config.batch_size)
     del fishers
     ridges = [PrefixRidge(one.factor) for one in found] if config.needs_factors else None
+    if layerwise.is_sorted:
+        raise FFPError(
+            "the heads and channels of this model were sorted by a prune that did not finish; load it again: make "
+            "another FFPPruner"
+        )
+    layerwise.is_sorted = True
     sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
     if config.mapping != "curves":
         return Prepared(sorted_model, None)

@@ -95,8 +95,8 @@ def distil(
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share. The
-    learning rate is multiplied by the root of `batch`.
+    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share: without
+    parts to share one of them trains. The learning rate is multiplied by the root of `batch`.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
@@ -121,7 +121,7 @@ def distil(
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
     parts = Shares(len(windows), windows_per_step(batch, windows.shape[1]))
-    learning_rate *= math.sqrt(batch)
+    learning_rate *= math.sqrt(min(batch, len(windows)))
     shares = parts, Shares(len(held_out))
     dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype, copies=2)
     pruned = dense.clone()
@@ -206,19 +206,29 @@ class _Trainer:
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimiser = Adam(groups, betas=BETAS)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
+        alone = len(self.parts.chunks) == 1
         for _ in range(passes):
             orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
-            for step in range(steps):
-                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
+            for step in range(steps if self.parts.own_chunks or not alone else 0):
+                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders], alone)
                 optimiser.step()
                 # Before the next ones are added up.
                 optimiser.zero_grad()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
+            if alone:
+                for weight in rounded.values():
+                    processes.broadcast_tensor(weight, 0)
             yield self._held_out_error(rounded), rounded
 
-    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
-        """Set the gradients of the mean error of the chosen window of every part, if it has one."""
+    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None], alone: bool) -> None:
+        """Set the gradients of the mean error of the chosen window of every part, if it has one.
+
+        Args:
+            masters: Weights by name.
+            chosen: Index of the window within every part.
+            alone: Whether this process has all parts.
+        """
         sizes = [weight.numel() for weight in masters.values()]
         total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.runner.device))
         for index, windows in self.parts.own_chunks:
@@ -230,7 +240,7 @@ class _Trainer:
                 for part, gradient in zip(total.current.split(sizes), gradients):
                     part.add_(gradient.flatten())
                 del gradients, gradient
-        mean = total.finish().div_(sum(window is not None for window in chosen))
+        mean = total.finish(0 if alone else None).div_(sum(window is not None for window in chosen))
         for weight, gradient in zip(masters.values(), mean.split(sizes)):
             weight.grad = gradient.view_as(weight)
 

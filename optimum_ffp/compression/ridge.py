@@ -52,7 +52,8 @@ class PrefixRidge:
         """
         if kept == weight.shape[1]:
             return weight
-        factor = self.factor[:, :kept].to(weight.device)
+        # Of a page-locked factor a part would be copied to other memory first.
+        factor = self.factor.to(weight.device)[:, :kept]
         removed = weight[:, kept:].float() @ factor[kept:]
         correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)
         return (weight[:, :kept].float() + correction).to(weight.dtype)
@@ -72,7 +73,7 @@ class PrefixRidge:
             `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape
             `[stop, stop - start]`, both float32.
         """
-        factor = self.factor[:, :stop].to(weight.device)
+        factor = self.factor.to(weight.device)[:, :stop]
         selected = torch.zeros(stop, stop - start, device=factor.device)
         selected.diagonal(-start).fill_(1)
         return weight.float() @ factor[:, start:], torch.linalg.solve_triangular(factor[:stop].T, selected, upper=True)

@@ -82,6 +82,8 @@ class LayerwiseModel:
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
         self._kept_bytes = kept_bytes(self.weights.resident, free_host_memory(), processes.local_count())
+        # Whether heads and channels were sorted, which is done once and can't be undone.
+        self.is_sorted = False
         # What a layer returns, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
 

@@ -25,7 +25,7 @@ class Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """Kind of device: devices of the same kind compute bitwise the same results."""
+    """Kind of device: devices of other kinds round otherwise."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -339,7 +339,12 @@ class MemoryModel:
         """Parts of calibration layer by layer, on the device and in host memory."""
         config, widest = self.config, max(self.features)
         held_out = self._own(min(config.held_out_samples, config.search_samples))
-        tokens = (self._own(config.num_samples) + held_out) * config.seq_len
+        training = self._own(config.num_samples)
+        if config.calibration == "distillation" and self.placement.accelerator:
+            # There may be fewer parts of the text than processes.
+            parts = min(self.placement.processes, windows_per_step(config.distillation_batch, config.seq_len))
+            training = math.ceil(config.num_samples / parts)
+        tokens = (training + held_out) * config.seq_len
         beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)
         if config.calibration == "distillation":
             # The weights before training and those of the best pass are kept too.

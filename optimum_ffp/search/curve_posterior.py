@@ -99,22 +99,31 @@ class MultiplierRegression:
         self.equations = {name: np.concatenate([rows, equations[name]]) for name, rows in self.equations.items()}
 
     def solve(self) -> np.ndarray:
-        """Return the posterior mean of all multipliers, shape `[units, PARTS]`."""
+        """Return the posterior mean of all multipliers, shape `[units, PARTS]`.
+
+        With the design `A` of the equations, their errors `E` and the prior covariance `P` of the unknowns, it is
+        `P (I + Aᵀ E⁻¹ A P)⁻¹ Aᵀ E⁻¹ y`, whose size doesn't grow with the number of equations.
+        """
         unit, share, sign = (self.equations[name] for name in ("unit", "share", "sign"))
+        # What is unknown: a value per unit, those of its parts around it, and the curvature of every kind.
+        count, kinds = len(self.units), list(np.unique(self._kind))
+        size = count * (1 + PARTS) + len(kinds)
         place = np.arange(PARTS) / PARTS
-        smoothed = share @ np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
-        same_unit, same_kind = (of[:, None] == of for of in (unit, self._kind[unit]))
-        covariance = (
-            self._shared[np.ix_(unit, unit)]
-            + self._own[unit] ** 2 * same_unit * (smoothed @ share.T)
-            + CURVATURE_SPREAD**2 * same_kind * np.outer(sign, sign)
-            + np.diag(self._errors())
-        )
-        weights = np.linalg.solve(covariance, self.equations["ratio"] - (1 - sign))
-        shared = 1 + self._shared[:, unit] @ weights
-        own = np.zeros((len(self.units), PARTS))
-        np.add.at(own, unit, weights[:, None] * smoothed)
-        return shared[:, None] + self._own[:, None] ** 2 * own
+        smooth = np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
+        prior, information = CURVATURE_SPREAD**2 * np.eye(size), np.zeros((size, size))
+        prior[:count, :count] = self._shared
+        surprises = np.zeros(size)
+        design = np.column_stack([np.ones(len(unit)), share, sign])
+        weighted = design / self._errors()[:, None]
+        for index in range(count):
+            parts = count + index * PARTS + np.arange(PARTS)
+            prior[np.ix_(parts, parts)] = self._own[index] ** 2 * smooth
+            columns = np.array([index, *parts, size - len(kinds) + kinds.index(self._kind[index])])
+            of_unit = unit == index
+            information[np.ix_(columns, columns)] += weighted[of_unit].T @ design[of_unit]
+            surprises[columns] += weighted[of_unit].T @ (self.equations["ratio"] - (1 - sign))[of_unit]
+        found = prior @ np.linalg.solve(np.eye(size) + information @ prior, surprises)
+        return 1 + found[:count, None] + found[count : count * (1 + PARTS)].reshape(count, PARTS)
 
     def _errors(self) -> np.ndarray:
         """Return the squared standard errors of the ratios, pooled per unit since there are few windows."""

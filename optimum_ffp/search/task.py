@@ -179,8 +179,8 @@ class SearchTask:
         best = self.best if self.falls_back else found
         if best is None:
             raise FFPError(
-                f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity or raise "
-                "search_steps"
+                f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity, or choose dtype "
+                "float32 or bfloat16 if it is float16"
             )
         dense = float(self.evaluate.dense_losses.mean())
         baselines = {name: to_perplexity(dense + float(excess[policy])) for name, policy in self.baselines.items()}

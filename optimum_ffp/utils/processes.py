@@ -13,6 +13,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FFPError, one_line
+from .batch_size import out_of_memory
 
 
 Value = TypeVar("Value")
@@ -192,7 +193,7 @@ def broadcast(tensors: dict[str, torch.Tensor] | None, owner: int) -> dict[str, 
     shapes = [[(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()] if mine else None]
     with _losses_of_others():
         dist.broadcast_object_list(shapes, owner)
-        found = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in shapes[0]} if not mine else tensors
+    found = tensors if mine else {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in shapes[0]}
     for tensor in found.values():
         broadcast_tensor(tensor.detach().cpu().contiguous() if mine else tensor, owner)
     return found
@@ -288,6 +289,8 @@ def _losses_of_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         # The one that has ended has the first word.
         time.sleep(GRACE_SECONDS)
         raise ProcessLostError(

@@ -75,6 +75,11 @@ class MultiplierPosterior:
         return to_scores(self.mean + noise @ (vectors * np.sqrt(values.clip(0))).T)
 
 
+def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
+    """Raise `FFPError` if a search can't start from the state of an agent."""
+    _read_posterior(state, len(units))
+
+
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Run Thompson sampling: draw multipliers from the posterior, evaluate their policies, update the posterior.
 

@@ -1,7 +1,10 @@
 """The default agent, which follows the derivative of the reward: one backward pass yields it for all units."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from ...allocation.policy import Unit
 from ...config import FFPConfig
 from ...options import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
@@ -11,6 +14,11 @@ from ..task import AgentState, SearchResult, SearchTask
 # Step size from the loss curves towards the measured multipliers: size gradients are for changes of one unit at a
 # time, and the gain of changing several units is less than the sum.
 DAMPING = 0.5
+
+
+def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
+    """Raise `FFPError` if a search can't start from the state of an agent."""
+    MultiplierRegression(units).restore(state)
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:

@@ -1,6 +1,7 @@
 """The paper's agent: PPO from stable-baselines3 on a one-step environment, under a progressive schedule."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from ...allocation.policy import Unit
 from ...config import FFPConfig
 from ...errors import FFPError
 from ..task import AgentState, SearchResult, SearchTask
@@ -19,6 +21,14 @@ from ..task import AgentState, SearchResult, SearchTask
 
 # stable-baselines3 needs finite bounds and clips to them; tanh is constant beyond this value.
 ACTION_LIMIT = 10.0
+
+
+def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
+    """Raise `FFPError` if a search can't start from the state of an agent."""
+    sizes = [1, *config.hidden_sizes, len(units)]
+    layers = [f"mlp_extractor.policy_net.{2 * index}" for index in range(len(config.hidden_sizes))]
+    for name, before, after in zip([*layers, "action_net"], sizes, sizes[1:]):
+        _check_shape(state, f"{name}.weight", (after, before))
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
@@ -43,6 +53,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     most = min(config.update_samples, task.max_samples)
     schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
+    # stable-baselines3 seeds the generators of Python, numpy and torch themselves.
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     agent = PPO(
         "MlpPolicy",
         environment,
@@ -69,6 +81,9 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     answer = _answer(agent, task.sparsity)
     last = [answer] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
     return task.conclude(last[: task.steps - updates * candidates], weights, [*trail.answers, answer])
 
 
@@ -100,13 +115,17 @@ def restore_weights(agent: PPO, weights: AgentState) -> None:
     """
     own = agent.policy.state_dict()
     for name, tensor in own.items():
-        found = weights[name].shape if name in weights else None
-        if found != tuple(tensor.shape):
-            raise FFPError(
-                f"the warm-start agent has {name} of shape {found}, this search needs {tuple(tensor.shape)}; "
-                "warm-start from a checkpoint of the same model, searched with the same hidden_sizes"
-            )
+        _check_shape(weights, name, tuple(tensor.shape))
     agent.policy.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in own})
+
+
+def _check_shape(weights: AgentState, name: str, shape: tuple[int, ...]) -> None:
+    found = weights[name].shape if name in weights else None
+    if found != shape:
+        raise FFPError(
+            f"the warm-start agent has {name} of shape {found}, this search needs {shape}; warm-start from a "
+            "checkpoint of the same model, searched with the same agent and hidden_sizes"
+        )
 
 
 @dataclass(frozen=True)
