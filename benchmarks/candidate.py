@@ -23,6 +23,7 @@ from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.hub.naming import short_name, without_folders
 from optimum_ffp.utils.precision import autocast_dtype
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         measure_size_gradients(sorted_model, policy, windows, dtype)
         return clock(args.device) - start
 
-    record = {}
+    record = {"model": short_name(args.model), "options": without_folders(config.to_dict())}
     print("| sparsity | candidate / dense | not a forward pass | update / dense |\n|---|---:|---:|---:|")
     for sparsity in args.sparsities:
         policy = curves(np.zeros(len(pruner.measured.units)), pruner.budget(sparsity))

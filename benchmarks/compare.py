@@ -28,7 +28,7 @@ from statistics import median
 import numpy as np
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.checkpoint.result import PruningResult
+from optimum_ffp.checkpoint.result import PruningResult, package_versions
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import describe_windows
@@ -114,6 +114,10 @@ def read_options(words: list[str]) -> dict:
 def describe(result: PruningResult) -> dict:
     """The record of one prune. Local paths are cut to their names, so that records don't depend on the machine."""
     record = {
+        "base_model": result.base_model,
+        "dtype": result.dtype,
+        "options": result.config.to_dict(),
+        "versions": package_versions(),
         "seed": result.config.seed,
         "sparsity": result.policy.sparsity,
         "model_sparsity": result.model_sparsity,

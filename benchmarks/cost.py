@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from compare import read_options
+from make_checkpoint import with_layers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def main() -> None:
 
 def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argparse.Namespace) -> dict:
     """Prunes a random model with `layers` layers; returns seconds and peak bytes per stage."""
-    smaller = type(shape)(**shape.to_dict() | {"num_hidden_layers": layers})
+    smaller = with_layers(shape, layers)
     torch.manual_seed(0)
     with torch.device(args.device):
         model = (

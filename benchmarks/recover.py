@@ -13,6 +13,7 @@ with `--work` an interrupted run resumes. Under `torchrun` several processes sha
 """
 
 import argparse
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -58,12 +59,6 @@ def main() -> None:
 
 def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: int) -> dict:
     """Recovers one model and returns the record, which is read again if it is finished."""
-    name = f"{Path(start).name}-lora{rank}-{tokens}-seed{seed}"
-    finished = args.work and args.work / f"{name}.json"
-    if finished and finished.exists():
-        return json.loads(finished.read_text())
-    # The others look for it when the main process has seen that it isn't there.
-    processes.wait()
     config = RecoveryConfig(
         dataset=args.dataset,
         eval_dataset=args.eval_dataset,
@@ -73,6 +68,14 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
         seed=seed,
         **read_options(args.options),
     )
+    # With other options it is another recovery.
+    told = json.dumps([str(Path(start).resolve()), args.teacher, config.to_dict()], sort_keys=True)
+    name = f"{Path(start).name}-lora{rank}-{tokens}-seed{seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    finished = args.work and args.work / f"{name}.json"
+    if finished and finished.exists():
+        return json.loads(finished.read_text())
+    # The others look for it when the main process has seen that it isn't there.
+    processes.wait()
     work = args.work and args.work / name
     recovery = FFPRecovery.from_pretrained(start, config, args.teacher, work)
     found = recovery.recover(resume=work is not None and holds_work(work))
@@ -102,7 +105,8 @@ def table(records: list[dict]) -> str:
         for number in range(len(texts)):
             cells += [perplexity(group, name, number) for name in ("pruned", "recovered")]
             cells.append(share([way(record, number) for record in group]))
-        before, after = (np.mean([record["curve"][end]["kl"] for record in group]) for end in (0, -1))
+        before = np.mean([record["curve"][0]["kl"] for record in group])
+        after = np.mean([record["kept"]["kl"] for record in group])
         lines.append(f"| {' | '.join(cells)} | {before:.4f} to {after:.4f} |")
     dense = [perplexity(records, "dense", number) for number in range(len(texts))]
     named = ", ".join(f"{text} {value}" for text, value in zip(texts, dense))

@@ -71,8 +71,9 @@ def prune(root: Path, model: str, options: dict, threads: int) -> dict:
 
 
 def revision(root: Path) -> str:
-    """The commit that is checked out in a folder; empty outside of git."""
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    """The commit that is checked out in a folder, and whether files differ from it; empty outside of git."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip()
 
 

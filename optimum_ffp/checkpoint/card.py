@@ -19,6 +19,7 @@ from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, withou
 from ..options import AGENT, read_mix
 from .gguf.architectures import check_exportable, choose_architecture, padded_size
 from .gguf.tensors import layer_sizes
+from .gguf.tokenizer import read_tokenizer
 from .result import PruningResult, final, package_versions
 
 
@@ -151,6 +152,7 @@ def _gguf_option(result: PruningResult) -> str | None:
     config = result.model.config
     try:
         check_exportable(config)
+        read_tokenizer(result.tokenizer)
     except FFPError:
         return None
     sizes = layer_sizes(result.model)

@@ -118,6 +118,7 @@ def save_recovered(
     overwrite: bool = False,
     adapter: Any = None,
     hub: Mapping[str, Any] | None = None,
+    work_folder: Path | None = None,
 ) -> Path:
     """Writes the checkpoint of a recovered model.
 
@@ -131,6 +132,7 @@ def save_recovered(
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
         adapter: The adapter to write beside the weights, with `weights` and `config` of peft.
         hub: `revision`, `token`, `cache_dir` of the pruned model.
+        work_folder: Folder of finished work, for the error.
 
     Returns:
         Path of the folder.
@@ -139,8 +141,8 @@ def save_recovered(
         FFPError: If the folder exists and may not be replaced, or can't be written, or files of the pruned model are
             not there any more.
     """
-    source = _source_folder(record.source, hub or {})
-    return write_folder(partial(_write, record, model, source, adapter), directory, overwrite)
+    source = source_folder(record.source, hub or {})
+    return write_folder(partial(_write, record, model, source, adapter), directory, overwrite, work_folder)
 
 
 def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: Mapping[str, Any]) -> bool:
@@ -178,7 +180,16 @@ def recovery_command(record: RecoveryRecord) -> str:
     )
 
 
-def _source_folder(source: str, hub: Mapping[str, Any]) -> Path:
+def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
+    """Folder with all files of a pruned model but its weights.
+
+    Args:
+        source: Folder or Hub id.
+        hub: `revision`, `token`, `cache_dir`.
+
+    Raises:
+        FFPError: If they can't be read.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -200,7 +211,8 @@ def _write(
         left = any(fnmatch(path.as_posix(), pattern) for pattern in (*WEIGHT_FILES, f"{ADAPTER}/*"))
         if file.is_file() and kept and not left:
             (folder / path).parent.mkdir(exist_ok=True)
-            shutil.copy(file, folder / path)
+            # Without its permissions: it may be read-only, and some files are written anew.
+            shutil.copyfile(file, folder / path)
     model.save_pretrained(folder)
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     earlier = content.get("recovery", [])
@@ -218,6 +230,8 @@ def _write(
 def _number_plot(folder: Path, number: int) -> None:
     """Names the plot of the last recovery by its number, in its section of the card too."""
     name = f"{Path(RECOVERY_PLOT).stem}-{number}.png"
+    if not (folder / RECOVERY_PLOT).is_file():
+        return
     (folder / RECOVERY_PLOT).rename(folder / name)
     card = folder / "README.md"
     if card.is_file():

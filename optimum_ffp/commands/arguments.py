@@ -156,8 +156,8 @@ def add_load_options(group: _ArgumentGroup) -> None:
     )
 
 
-def add_device_options(group: _ArgumentGroup) -> None:
-    """Adds `--device` and `--dtype`."""
+def add_device_options(group: _ArgumentGroup, of: str = "the weights") -> None:
+    """Adds `--device` and `--dtype`, the dtype `of` what is loaded."""
     add_option(
         group,
         "device",
@@ -167,7 +167,7 @@ def add_device_options(group: _ArgumentGroup) -> None:
         group,
         "dtype",
         default="auto",
-        help="Dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16.",
+        help=f"Dtype of {of}: auto (the checkpoint's), float32, bfloat16 or float16.",
     )
 
 
@@ -221,8 +221,8 @@ def add_overwrite(group: _ArgumentGroup) -> None:
     )
 
 
-def add_upload_options(group: _ArgumentGroup) -> None:
-    """Adds `--hub-model-id`, `--private`, and the options of `add_hub_options`."""
+def add_training_hub_options(group: _ArgumentGroup) -> None:
+    """Adds `--hub-model-id`, `--private`, `--trust-remote-code`, and the options of `add_hub_options`."""
     add_option(group, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
     add_option(
         group,
@@ -232,6 +232,12 @@ def add_upload_options(group: _ArgumentGroup) -> None:
         help="Make the repository private if it is created. Default: the owner's setting.",
     )
     add_hub_options(group)
+    add_option(
+        group,
+        "trust-remote-code",
+        action="store_true",
+        help="Allow code in the tokenizer's repository to run. Code of the model's own never runs.",
+    )
 
 
 def add_hub_options(group: _ArgumentGroup) -> None:

@@ -105,7 +105,7 @@ def evaluate(args: Namespace) -> None:
 
     from ..evaluation import TaskSuite, compare_records, comparison_table
     from ..hub.record import prune_record
-    from ..modeling.loading import LoadOptions, load_any
+    from ..modeling.loading import LoadOptions, load_any, read_any_config
 
     suite = None
     if args.tasks or args.tasks_path:
@@ -127,21 +127,24 @@ def evaluate(args: Namespace) -> None:
         model_id, options = sources[role]
         return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
 
-    # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
+    # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored; those
+    # of configs do without.
     held = {} if args.no_speed else {role: load(role) for role in sources}
-    records, tokens = {}, {}
-    for role in sources:
-        loaded = held.get(role) or load(role)
-        records[role], tokens[role] = measure(args, loaded, texts, suite)
-        del loaded
-    speeds = {}
+    for model_id, options in sources.values() if args.no_speed else ():
+        read_any_config(model_id, options)
+    records, tokens, speeds = {}, {}, {}
     try:
+        for role in sources:
+            loaded = held.get(role) or load(role)
+            records[role], tokens[role] = measure(args, loaded, texts, suite)
+            del loaded
         speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     finally:
-        compare_records(records, tokens, speeds)
-        # Print before writing: the figures must not be lost if the file can't be written.
-        print(comparison_table(records))
-        if args.json:
+        if records:
+            compare_records(records, tokens, speeds)
+            # Print before writing: the figures must not be lost if the file can't be written.
+            print(comparison_table(records))
+        if records and args.json:
             write_json(args, records)
 
 
@@ -208,7 +211,7 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
     from ..errors import FFPError
     from ..hub.naming import short_name
 
-    splits = read_splits(dataset, data_request(args))
+    splits = read_splits(dataset, data_request(args), [args.split or "test"])
     if len(splits) > 1:
         if args.split not in (None, *splits):
             raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")

@@ -59,9 +59,9 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
 def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
-    from ..checkpoint.gguf import OUTPUT_TYPES, export_gguf
+    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, export_gguf
     from ..errors import FFPError
-    from ..modeling.loading import LoadOptions, load_any
+    from ..modeling.loading import LoadOptions, load_any, read_any_config
     from ..utils.folders import check_apart, check_file
 
     if args.outtype not in OUTPUT_TYPES:
@@ -69,6 +69,8 @@ def export(args: Namespace) -> None:
     check_apart(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
     options = LoadOptions(device="cpu", revision=args.revision, token=args.token, cache_dir=args.cache_dir)
+    # Before the weights are loaded.
+    check_exportable(read_any_config(args.model, options))
     model, tokenizer = load_any(args.model, options)
     architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
     print(f"{args.output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")

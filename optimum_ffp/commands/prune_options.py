@@ -12,7 +12,7 @@ from .arguments import (
     add_output,
     add_overwrite,
     add_text_column,
-    add_upload_options,
+    add_training_hub_options,
     fraction,
 )
 
@@ -283,10 +283,4 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
 
     hub = parser.add_argument_group("The Hub")
-    add_upload_options(hub)
-    add_option(
-        hub,
-        "trust-remote-code",
-        action="store_true",
-        help="Allow code in the tokenizer's repository to run. Models with code of their own can't be pruned.",
-    )
+    add_training_hub_options(hub)

@@ -28,7 +28,7 @@ READ_WHEN = {
 }
 # After the name of a pruned model, for the folder of the recovered one.
 RECOVERED = "-recovered"
-LOAD_OPTIONS = ("device", "dtype", "revision", "token", "cache_dir")
+LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision", "token", "cache_dir")
 
 
 class FFPRecoverCommand(BaseOptimumCLICommand):
@@ -58,7 +58,7 @@ def read_config(args: Namespace) -> "RecoveryConfig":
 
 def recover(args: Namespace) -> None:
     """Trains, saves, prints what came of it, and uploads; with `--plan` prints what that needs."""
-    config, folder = read_config(args), args.output or f"{output_name(args)}{RECOVERED}"
+    config, folder = read_config(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
 
     from ..hub.upload import push_folder
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config

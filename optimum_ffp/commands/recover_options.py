@@ -13,7 +13,7 @@ from .arguments import (
     add_output,
     add_overwrite,
     add_text_column,
-    add_upload_options,
+    add_training_hub_options,
 )
 
 
@@ -161,7 +161,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(adapters, "keep-adapter", "Whether to write the adapter too, to OUT/adapter.")
 
     resources = parser.add_argument_group("Resources")
-    add_device_options(resources)
+    add_device_options(resources, "the dense model, and not of the result, which has that of the pruned one")
     add_num_processes(resources)
     _add(resources, "batch-size", "Windows per forward pass of a process.")
     _add(
@@ -173,7 +173,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(resources, "gradient-checkpointing", "Whether to run layers again in the backward pass, to save memory.")
 
     hub = parser.add_argument_group("The Hub")
-    add_upload_options(hub)
+    add_training_hub_options(hub)
 
 
 def _add(group: ArgumentParser, name: str, help: str, default: str | None = None, **options) -> None:

@@ -153,6 +153,9 @@ def _find(api: HfApi, repo_id: str, revision: str | None) -> str:
 def _operations(
     api: HfApi, folder: Path, repo_id: str, revision: str | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
+    if not (folder / "config.json").is_file():
+        # All files there would count as left over from before.
+        raise FFPError(f"{folder} is not the folder of a model; nothing was uploaded")
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Skip files of git and of download caches.
     files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}

@@ -142,9 +142,13 @@ def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list
     wrong = [index for index in layers if not (index.isdecimal() and isinstance(count, int) and int(index) < count)]
     if wrong:
         raise FFPError(f"per_layer_config in config.json of {source} names layer {wrong[0]!r}; the model has {count}")
+    # No weight has the width of the dense model where every layer has another.
+    replaced = set.intersection(*map(set, layers.values())) if len(layers) == count else set()
     for where, values in (("", config), *((f" of layer {index}", one) for index, one in layers.items())):
         for name in SIZE_NAMES & values.keys():
             limit = most_layers if name in LAYER_COUNTS else largest
+            if not where and name in replaced:
+                limit = MOST_SIZE
             value = values[name]
             if value is not None and not (type(value) is int and 0 < value <= limit):
                 raise FFPError(

@@ -114,7 +114,7 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
 def load_any(
     model_id: str, options: LoadOptions, gguf: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM of any family, dense or pruned, for evaluation. No code of its repository runs.
+    """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
 
     Args:
         model_id: Hub id or folder.
@@ -132,7 +132,7 @@ def load_any(
     config = read_any_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
     placement = _placement(options, config)
-    model, tokenizer = _load(kind, model_id, options, reader, trust_remote_code=False, **placement)
+    model, tokenizer = _load(kind, model_id, options, reader, options.trust_remote_code, **placement)
     if not options.device_map:
         model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
@@ -150,7 +150,8 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
         FFPError: If there is no such model, or it was not pruned by optimum-ffp.
     """
     read_pruned_config(model_id, options)
-    model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"), None, False)
+    own = replace(options, dtype="auto")
+    model, tokenizer = _load(FFPModelForCausalLM, model_id, own, None, options.trust_remote_code)
     check_usable(model, tokenizer, model_id)
     return model, tokenizer
 

@@ -310,14 +310,8 @@ def make_plan(
             else processes
         ),
     }
-    places, writes = [offload], DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
-    if offload == "auto":
-        reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
-        places = ["none", *["host"] * accelerator, *["disk"] * reads_files]
-        places = ["none"] if device_map or accelerator and writes else places
-    elif accelerator and writes and offload != "none":
-        raise FFPError(NEEDS_WEIGHTS)
-    for place in places:
+    reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
+    for place in _places(offload, config, accelerator, reads_files, spread=bool(device_map)):
         room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
         beside = place == "none" and (not accelerator or room > 2 * matrices)
         placement = Placement(
@@ -347,6 +341,19 @@ def make_plan(
         if not plan.warnings:
             break
     return plan
+
+
+def _places(offload: str, config: FFPConfig, accelerator: bool, reads_files: bool, spread: bool) -> list[str]:
+    """Where the weights of layers may be, in the order to try."""
+    # A model that writes text has all weights on its device.
+    writes = accelerator and DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
+    if offload != "auto":
+        if writes and offload != "none":
+            raise FFPError(NEEDS_WEIGHTS)
+        return [offload]
+    if spread or writes:
+        return ["none"]
+    return ["none", *["host"] * accelerator, *["disk"] * reads_files]
 
 
 def _resident_bytes(model: PreTrainedModel, offload: str) -> int:

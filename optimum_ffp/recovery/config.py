@@ -121,7 +121,8 @@ class RecoveryConfig:
         check_numbers(
             self, int, 1, None, "max_tokens", "batch_tokens", "batch_size", "evaluations", "held_out_samples"
         )
-        check_numbers(self, int, 0, None, "lora", "seed")
+        check_numbers(self, int, 0, None, "lora")
+        check_numbers(self, int, 0, 2**32 - 1, "seed")
         check_numbers(self, float, 0, None, "learning_rate", "weight_decay", "max_grad_norm", "hidden_weight")
         check_numbers(self, float, 0, 1, "warmup_ratio", "label_share")
         check_numbers(self, float, 0.1, None, "temperature")

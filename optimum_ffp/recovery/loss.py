@@ -79,7 +79,8 @@ class DistillationLoss:
             decoded, forward = decode(self.student, input_ids, input_ids.device, matches), head.forward
 
             def of_pieces(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                trained = [one for one in head.parameters() if one.requires_grad]
+                # An evaluation would make the gradients of a head as large as the vocabulary for nothing.
+                trained = [one for one in head.parameters() if one.requires_grad and torch.is_grad_enabled()]
                 with without_hooks(head), replaced_forward(head, forward):
                     return _HeadLoss.apply(self, decoded, wanted, labels, hidden, *trained)
 

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered
+from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
 from ..modeling.families import decoder_layers
-from ..modeling.loading import LoadOptions, load_any, load_pruned, resolve_device
+from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
@@ -125,6 +124,9 @@ class FFPRecovery:
         processes.join(given.device)
         check_device(resolve_device(given.device))
         check_launch(config, given, work_folder)
+        given = pin_commit(name, given)
+        # What the result takes over is downloaded before the training, as the weights are.
+        processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
@@ -189,7 +191,8 @@ class FFPRecovery:
         """
         record = self._finished()
         if processes.is_main():
-            save_recovered(record, self.student, directory, overwrite, self._adapter, self.options.hub())
+            hub, work = self.options.hub(), self.journal.folder
+            save_recovered(record, self.student, directory, overwrite, self._adapter, hub, work)
         processes.wait()
         self.journal.remove()
         self.journal = Journal()
@@ -236,13 +239,14 @@ class FFPRecovery:
         return DataRequest(
             length=self.batch.length,
             # `training_windows` reads what is trained on.
-            calibration=1,
+            calibration=0,
             search=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,
             text_column=config.text_column,
             start_token=config.start_token,
-            longest=max(self.batch.length, self.eval_length),
+            test_length=self.eval_length,
+            answers_only=config.loss_on == "answers",
             token=self.options.token,
         )
 
@@ -252,24 +256,23 @@ class FFPRecovery:
 
     def _read(self) -> list[dict[str, Any]]:
         """Held-out and test windows."""
-        config, requests = self.config, [self._request, replace(self._request, length=self.eval_length)]
-        # Text that the model writes is written once where both have one length.
-        held_out, *tests = (
-            load_windows(config.dataset, config.eval_dataset, self.tokenizer, self.teacher, request)
-            for request in dict.fromkeys(requests)
-        )
-        for warning in held_out.warnings(requests[0]):
+        dataset, eval_dataset, request = self.config.dataset, self.config.eval_dataset, self._request
+        found = load_windows(dataset, eval_dataset, self.tokenizer, self.teacher, request)
+        for warning in found.warnings(request):
             logger.warning(warning)
-        return replace(held_out, tests=[held_out, *tests][-1].tests).to_list()
+        if not (found.search.tokens >= 0).any():
+            raise FFPError(
+                f"the {len(found.search)} held-out windows of {dataset} have no answers; raise held_out_samples or "
+                "seq_len, or train on all tokens by --loss-on all (loss_on)"
+            )
+        return found.to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
         """Windows to train on, which the main process makes."""
         packed = None
         if processes.is_main():
-            count, answers = self.batch.all_windows, self.config.loss_on == "answers"
-            found = training_windows(
-                self.config.dataset, self.tokenizer, self.teacher, count, self._request, answers_only=answers
-            )
+            count = self.batch.all_windows
+            found = training_windows(self.config.dataset, self.tokenizer, self.teacher, count, self._request)
             passes = [found.passes[name] for name in self._texts]
             packed = {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
         # All processes read the file that the main process writes.

@@ -51,6 +51,9 @@ def read_teacher(
     try:
         if not teacher_id:
             raise FFPError("it has no record of it")
+        if not provenance.get("revision") and "/" not in teacher_id:
+            # Another model of this name on the Hub, or here, would do its harm silently.
+            raise FFPError(f"it was made from a local folder or file, {teacher_id}")
         return teacher_id, read(teacher_id, replace(options, revision=provenance.get("revision")))
     except FFPError as error:
         raise FFPError(
@@ -62,6 +65,8 @@ def read_teacher(
 def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
     """Return the config with a text to train on: if it names none, that of the prune if it is a long one of the Hub.
 
+    Its column and start token are then those of the prune too.
+
     Args:
         config: Options of the recovery.
         student_id: Folder or Hub id of the pruned model.
@@ -69,10 +74,13 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     """
     if config.dataset is not None:
         return config
-    found = prune_record(student_id, **options.hub()).get("dataset", DATASET)
+    record = prune_record(student_id, **options.hub())
+    found = record.get("dataset", DATASET)
     # The record has the names of local files without their folders.
     if all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
-        return replace(config, dataset=found)
+        column = config.text_column or record.get("text_column")
+        start_token = "never" if record.get("start_token") == "never" else config.start_token
+        return replace(config, dataset=found, text_column=column, start_token=start_token)
     logger.warning(
         "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET
     )

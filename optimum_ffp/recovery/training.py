@@ -23,7 +23,7 @@ from .batch import Batch
 from .config import RecoveryConfig
 from .loss import DistillationLoss
 from .trainer import LabelledWindows, RecoveryTrainer, TrackerCallback
-from .training_state import is_complete
+from .training_state import is_complete, stopped_early
 
 
 # Number of lines that the loss is logged in.
@@ -128,6 +128,7 @@ class Training:
     ) -> tuple[Any, list[dict[str, Any]], float]:
         """Returns the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
+        stopped = stopped_early(Path(checkpoint), config.patience) if checkpoint and config.patience else None
         divided = processes.divide_models()
         if divided:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
@@ -136,12 +137,14 @@ class Training:
         student.forward = DistillationLoss(
             student, self.teacher, config.temperature, config.label_share, config.hidden_weight
         )
+        # `Trainer` turns it off in the config, which is saved.
+        use_cache = student.config.use_cache
         callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
         callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
         try:
             trainer = RecoveryTrainer(
                 model,
-                self._arguments(folder, saves, checkpoint is None),
+                self._arguments(folder, saves, checkpoint is None, stopped or self.batch.steps),
                 train_dataset=LabelledWindows(windows),
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=callbacks,
@@ -157,6 +160,7 @@ class Training:
             model = self._unwrapped(trainer)
         finally:
             del student.forward
+            student.config.use_cache = use_cache
         return model, [row for row in trainer.state.log_history if "eval_loss" in row], seconds
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
@@ -169,12 +173,12 @@ class Training:
         torch.manual_seed(self.config.seed)
         return get_peft_model(student.to(frozen_dtype(self.teacher.device, student.dtype, self.bf16)), targets)
 
-    def _arguments(self, folder: Path, saves: bool, begins: bool) -> TrainingArguments:
+    def _arguments(self, folder: Path, saves: bool, begins: bool, steps: int) -> TrainingArguments:
         config, batch = self.config, self.batch
         every = math.ceil(batch.steps / config.evaluations)
         arguments = TrainingArguments(
             output_dir=str(folder),
-            max_steps=batch.steps,
+            max_steps=steps,
             per_device_train_batch_size=config.batch_size,
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
@@ -200,7 +204,6 @@ class Training:
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
             disable_tqdm=not processes.is_main(),
-            include_num_input_tokens_seen="all",
             remove_unused_columns=False,
             label_names=["labels"],
             ddp_find_unused_parameters=False,

@@ -90,6 +90,13 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def stopped_early(folder: Path, patience: int) -> int | None:
+    """Step of a checkpoint at which `EarlyStoppingCallback` has ended the training; `None` if it has not."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    found = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+    return state["global_step"] if found.get("early_stopping_patience_counter", 0) >= patience else None
+
+
 def _random_states() -> Mapping[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.accelerator.is_available():

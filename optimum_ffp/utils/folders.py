@@ -231,7 +231,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 replaced = staging.with_suffix(".replaced")
                 path.rename(replaced)
                 staging.rename(path)
-                shutil.rmtree(replaced)
+                # The new one is in place. What can't be removed now is by the next run.
+                shutil.rmtree(replaced, ignore_errors=True)
             else:
                 staging.rename(path)
         finally:

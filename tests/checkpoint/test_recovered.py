@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.checkpoint.recovered import (
     RecoveryRecord,
     is_recovered,
@@ -29,7 +29,7 @@ def make_record(source, **changes) -> RecoveryRecord:
     curve = [
         {"step": step, "tokens": 96 * step, "kl": 0.5 / (1 + step), "perplexity": 40.0 - step} for step in (0, 5, 10)
     ]
-    options = {"dataset": "/private/c4.txt:0.5,self:0.5", "lora": 0, "seed": 3, "keep_adapter": False}
+    options = RecoveryConfig(dataset="/private/c4.txt:0.5,self:0.5", seed=3).to_dict()
     values = {
         "options": options,
         "stated": {"dataset": options["dataset"], "max_tokens": 960, "bf16": False, "seed": 3},

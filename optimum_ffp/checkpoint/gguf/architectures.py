@@ -30,6 +30,8 @@ class Architecture:
     all_heads: bool = False
 
 
+# Rotary embeddings that can be written.
+ROTARY_TYPES = ("default", "linear", "llama3")
 # Architectures with one size for all layers.
 UNIFORM = {
     "llama": Architecture("llama", interleaved=True),
@@ -77,6 +79,9 @@ def check_exportable(config: PretrainedConfig) -> None:
         raise FFPError("this model is quantised; export the one that it was quantised from")
     if getattr(config, "hidden_act", "silu") != "silu":
         raise FFPError(f"llama.cpp's {model_type} has a SiLU in its FFN, this model a {config.hidden_act}")
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind not in ROTARY_TYPES:
+        raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:

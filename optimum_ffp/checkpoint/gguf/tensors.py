@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ...errors import FFPError
 from .architectures import Architecture, LayerSizes
 
 
@@ -109,17 +108,10 @@ def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
-    """Divisor per frequency of the rotary embedding, if it depends on the frequency (Llama 3.1), otherwise `None`.
-
-    Raises:
-        FFPError: If the type of scaling is not supported.
-    """
+    """Divisor per frequency of the rotary embedding, if it depends on the frequency (Llama 3.1), otherwise `None`."""
     parameters = config.rope_parameters
-    kind = parameters.get("rope_type", "default")
-    if kind in ("default", "linear"):
+    if parameters.get("rope_type", "default") != "llama3":
         return None
-    if kind != "llama3":
-        raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; default, linear and llama3 are")
     dimension = head_dimension(config)
     exponents = torch.arange(0, dimension, 2, dtype=torch.float64) / dimension
     wavelengths = 2 * math.pi * parameters["rope_theta"] ** exponents

@@ -37,22 +37,16 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     Raises:
         FFPError: If llama.cpp does not support the tokenizer.
     """
-    if not tokenizer.is_fast:
-        raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description, splitter = read_tokenizer(tokenizer)
     model = description["model"]
-    if model["type"] != "BPE":
-        raise FFPError(f"a tokenizer of type {model['type']} can't be exported to GGUF; llama.cpp needs BPE")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     names, kinds = _tokens(tokenizer, description, vocabulary)
-    if model.get("byte_fallback"):
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_model("gpt2" if splitter else "llama")
+    writer.add_tokenizer_pre(splitter or "default")
+    if splitter is None:
         writer.add_token_scores(_scores(names, merges))
         writer.add_add_space_prefix(len(tokenizer.tokenize("a")) > 0 and tokenizer.tokenize("a")[0].startswith("▁"))
     else:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_splitter(description["pre_tokenizer"]))
         writer.add_token_merges(merges)
     writer.add_token_list(names)
     writer.add_token_types(kinds)
@@ -68,6 +62,21 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
         writer.add_chat_template(template)
+
+
+def read_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str | None]:
+    """The content of a tokenizer's `tokenizer.json`, and llama.cpp's name of how a byte-level one splits words.
+
+    Raises:
+        FFPError: If llama.cpp does not support the tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise FFPError(f"a tokenizer of type {model['type']} can't be exported to GGUF; llama.cpp needs BPE")
+    return description, None if model.get("byte_fallback") else _splitter(description["pre_tokenizer"])
 
 
 def _tokens(
