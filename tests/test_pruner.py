@@ -394,3 +394,20 @@ def test_an_agent_needs_a_method_that_has_one(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="random")
     with pytest.raises(FFPError, match="method 'random' has no agent; leave out warm_start, or choose method 'ffp'"):
         pruner.search(warm_start={"weights": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "has no size gradients of 6 units"),
+        ({"agent": "bandit"}, "is not a posterior over 6 units"),
+        ({"agent": "ppo"}, r"has mlp_extractor.policy_net.0.weight of shape None, this search needs \(256, 1\)"),
+    ],
+)
+def test_an_agent_that_can_not_be_started_from_is_refused_before_anything_is_measured(
+    save_tiny_model, data_folder, options, message
+):
+    pruner = make_pruner(save_tiny_model(), data_folder, **options)
+    with pytest.raises(FFPError, match=message):
+        pruner.search(warm_start={"weights": np.zeros(2)})
+    assert "prepared" not in vars(pruner.measured)

@@ -142,7 +142,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         pruning,
         "attention",
         "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
-        "heads of every KV head) or auto (for every layer whichever costs less by its loss curve).",
+        "heads of every KV head) or auto (for every layer whichever costs less by its loss curve). Models with one KV "
+        "head, or one for each query head, are pruned in the one way that there is.",
     )
     add_config_option(
         pruning,

@@ -53,10 +53,10 @@ class Windows:
 
     def repeating(self, *others: "Windows") -> int:
         """Number of windows that have at least half of their text in common with others, at any offset."""
-        run = min(RUN, self.length - 1)
         rows = [row for windows in others for row in windows._text()]
         if not rows:
             return 0
+        run = min(RUN, self.length - 1, *(len(row) for row in rows))
         seen = torch.cat([_hashes(row[None], run, 1)[0] for row in rows])
         return int((torch.isin(_hashes(self._text(), run, run), seen).float().mean(1) >= 0.5).sum())
 

@@ -1,5 +1,6 @@
 """The plan of a prune: work, memory and disk, from the model's config alone."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import GROUP_NAMES, Unit
-from ..analysis.attention import find_ways
+from ..analysis.attention import GROUPS, find_ways
 from ..analysis.gram import describe_shortage
 from ..compression.distillation import windows_per_step
 from ..config import FFPConfig, check_sparsity
@@ -37,6 +38,7 @@ from .work import (
 )
 
 
+logger = logging.getLogger(__name__)
 # Where the weights of layers are while they don't run, by offload.
 PLACES = {"none": "where they run", "host": "in host memory (--offload host)", "disk": "on disk (--offload disk)"}
 # Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
@@ -273,6 +275,9 @@ def make_plan(
     model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
         ways = find_ways(model, family, config)
+    lost = ways[0][0].unit.group
+    if config.preset != "paper" and GROUPS.get(config.attention, lost) != lost:
+        logger.warning("%s has attention that loses %s, not %s", name, GROUP_NAMES[lost], config.attention)
     units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
     for sparsity in sparsities:
         check_budget(shapes, sparsity, config)

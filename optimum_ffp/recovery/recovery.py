@@ -131,7 +131,7 @@ class FFPRecovery:
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
 
-    @memory_errors(REMEDIES)
+    @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False) -> RecoveryRecord:
         """Trains, and measures both models before and after.
 

@@ -41,8 +41,8 @@ def read_teacher(
     record = prune_record(student_id, **options.hub())
     if not record:
         raise FFPError(
-            f"{student_id} has no record of its pruning; copy ffp_config.json from the checkpoint that it was made "
-            "from"
+            f"{student_id} has no record of its pruning, or it can't be reached; copy ffp_config.json from the "
+            "checkpoint that it was made from"
         )
     if teacher_id is not None:
         return teacher_id, read(teacher_id, replace(options, revision=None))

@@ -129,6 +129,8 @@ class Training:
         """Returns the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
         stopped = stopped_early(Path(checkpoint), config.patience) if checkpoint and config.patience else None
+        # Of a training that has ended early only the best weights are read again.
+        steps = stopped or self.batch.steps
         divided = processes.divide_models()
         if divided:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
@@ -144,8 +146,8 @@ class Training:
         try:
             trainer = RecoveryTrainer(
                 model,
-                self._arguments(folder, saves, checkpoint is None, stopped or self.batch.steps),
-                train_dataset=LabelledWindows(windows),
+                self._arguments(folder, saves, checkpoint is None, steps),
+                train_dataset=LabelledWindows(windows[: steps * self.batch.windows]),
                 eval_dataset=LabelledWindows(held_out),
                 callbacks=callbacks,
                 label_share=config.label_share,

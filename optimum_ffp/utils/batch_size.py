@@ -19,11 +19,12 @@ REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, 
 
 
 @contextmanager
-def memory_errors(remedies: str = REMEDIES) -> Iterator[None]:
-    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage (`StageMeter`).
+def memory_errors(remedies: str = REMEDIES, stage: str = "loading") -> Iterator[None]:
+    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage.
 
     Args:
         remedies: What to choose then.
+        stage: Name of the stage if it is none that a `StageMeter` measures.
     """
     try:
         yield
@@ -32,7 +33,7 @@ def memory_errors(remedies: str = REMEDIES) -> Iterator[None]:
             raise
         # The tensors of the calls that failed would be kept with the error.
         clear_frames(error.__traceback__)
-        stage, reason = getattr(error, "stage", "loading"), one_line(error)
+        stage, reason = getattr(error, "stage", stage), one_line(error)
         raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {remedies}") from None
 
 

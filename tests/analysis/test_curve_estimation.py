@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.analysis.curve_estimation import PROBE_RETENTION, measure_slopes
+from optimum_ffp.analysis.curve_estimation import LEAST_SLOPE, PROBE_RETENTION, _plausible, measure_slopes
 from optimum_ffp.analysis.fisher import loss_curve
+from optimum_ffp.errors import FFPError
 from tests.helpers import make_sorted_model
 
 
@@ -38,3 +39,12 @@ def test_unweighted_curve_is_the_error_in_the_metric_of_the_gram_matrix(tiny_mod
     change[:, :kept] += ridge.compensated(dense, kept).double()
     assert curve[kept] == pytest.approx(float((change @ factor).square().sum()), rel=1e-3)
     assert curve[-1] == 0 and (np.diff(curve) <= 1e-6 * curve[0]).all()
+
+
+def test_slopes_that_can_not_be_are_replaced():
+    kinds = np.array(["ffn"] * 4 + ["attention"] * 2)
+    found = _plausible(np.array([2.0, 0.0, np.nan, 4.0, 1.0, np.inf]), kinds)
+    # Dead channels alone were removed; a probe that overflowed is as bad as the worst.
+    assert found.tolist() == [2.0, LEAST_SLOPE * 2.0, 4.0, 4.0, 1.0, 1.0]
+    with pytest.raises(FFPError, match="is not finite when a third of any ffn unit is removed; choose dtype"):
+        _plausible(np.array([np.nan] * 4 + [1.0, 2.0]), kinds)

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 
-from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
 from tests.helpers import (
@@ -461,3 +461,30 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--tasks-path" in done.stdout
+
+
+def test_a_wrong_baseline_is_found_before_the_first_model_is_scored(run, save_tiny_model, data_folder, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr("optimum_ffp.evaluation.perplexity_record", fail)
+    words = ["-m", save_tiny_model(), "--dataset", data_folder, "--no-speed", "--baseline", "./nowhere"]
+    refused(run(*words), "there is no folder './nowhere'")
+
+
+def test_figures_of_the_first_model_are_kept_when_the_second_fails(run, save_tiny_model, data_folder, monkeypatch):
+    from optimum_ffp import evaluation
+
+    measure, done = evaluation.perplexity_record, []
+
+    def fail_later(*arguments, **options):
+        done.append(1)
+        if len(done) == 2:
+            raise FFPError("the second one fails")
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr("optimum_ffp.evaluation.perplexity_record", fail_later)
+    words = ["-m", save_tiny_model(), "--baseline", save_tiny_model("opt"), "--dataset", data_folder, "--no-speed"]
+    ended = run(*words, "--json", data_folder / "figures.json")
+    refused(ended, "the second one fails")
+    assert "perplexity" in ended[1] and "model" in json.loads((data_folder / "figures.json").read_text())

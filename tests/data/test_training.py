@@ -233,6 +233,11 @@ def test_every_text_is_as_long_as_the_windows_that_are_cut_from_it(data_folder, 
     load = partial(load_windows, tokenizer=make_tokenizer(), model=make_tiny_model())
     found = load(str(data_folder), None, request=request(test=5, test_length=8 * LENGTH))
     assert found.search.length == LENGTH and found.test.length == 8 * LENGTH
+    assert found.repeated == {} and found.warnings(request(test=5)) == []
+    (data_folder / "validation.txt").write_text((data_folder / "test.txt").read_text())
+    found = load(str(data_folder), None, request=request(test=5, test_length=8 * LENGTH, search=40))
+    assert found.repeated["test"] == 5
+    (data_folder / "validation.txt").write_text(make_text(3 * LENGTH))
     (tmp_path / "text.txt").write_text(make_text(8 * LENGTH))
     with pytest.raises(FFPError, match="eval_seq_len 192 gives 1 window.*use more text or a smaller eval_seq_len"):
         load(str(tmp_path / "text.txt"), None, request=request(test=5, test_length=8 * LENGTH))

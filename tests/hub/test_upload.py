@@ -291,6 +291,14 @@ def test_names_that_a_shell_needs_quoted(pruned, tmp_path, monkeypatch):
     assert "two words" not in named.replace("'two words.gguf'", "") and "vllm serve me/it --trust" in named
 
 
+def test_a_folder_without_a_model_replaces_none(folder, hub, tmp_path):
+    push_folder(folder, "me/model")
+    before = uploaded(hub.repositories["me/model"])
+    with pytest.raises(FFPError, match="nowhere is not the folder of a model; nothing was uploaded"):
+        push_folder(tmp_path / "nowhere", "me/model")
+    assert uploaded(hub.repositories["me/model"]) == before
+
+
 def test_what_git_and_downloads_leave_stays_at_home(folder, hub):
     for name in (".git/config", ".cache/huggingface/download/x.lock"):
         (folder / name).parent.mkdir(parents=True)

@@ -14,6 +14,7 @@ from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import describe_failure, push_folder
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
+from tests.helpers import make_tiny_model, prune_by_hand
 from tests.hub_server import run_hub
 
 
@@ -208,3 +209,14 @@ def test_a_token_that_is_none_is_not_repeated(tmp_path, monkeypatch):
                 with pytest.raises(FFPError) as caught:
                     use(secret)
                 assert not any(part in str(caught.value) for part in secret.split())
+
+
+def test_no_weight_need_be_as_wide_as_the_dense_model(tmp_path):
+    """Where no layer keeps the whole FFN, and the vocabulary is small."""
+    pruned, _ = prune_by_hand(make_tiny_model(intermediate_size=480), lambda groups, index: groups // 2)
+    pruned.save_pretrained(tmp_path)
+    assert max(max(weight.shape) for weight in pruned.parameters()) < pruned.config.intermediate_size
+    loaded = FFPModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == pruned.state_dict().keys()
+    edit(tmp_path / "config.json", lambda config: config.update(intermediate_size=2**60))
+    refused(lambda: FFPModelForCausalLM.from_pretrained(tmp_path), "intermediate_size")

@@ -40,6 +40,7 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
     assert record.kept["kl"] < record.curve[0]["kl"]
     assert record.tokens == 2016 and record.all_tokens == 4 * 2016
     recovery.save_pretrained(tmp_path / "recovered")
+    assert (tmp_path / "recovered" / "config.json").read_text() == (folder / "config.json").read_text()
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "recovered")
     assert loaded.state_dict().keys() == before.keys()
     assert any(not torch.equal(weight, before[name]) for name, weight in loaded.state_dict().items())

@@ -1,6 +1,7 @@
 """Where the dense model and the text of a pruned one are found."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -19,11 +20,38 @@ def test_the_record_names_the_dense_model_with_its_revision(hub, pruned, folder)
 
 
 def test_a_dense_model_that_is_not_known(tmp_path, folder):
-    with pytest.raises(FFPError, match="has no record of its pruning; copy ffp_config.json from the checkpoint"):
+    with pytest.raises(FFPError, match="has no record of its pruning, or .*; copy ffp_config.json from"):
         read_teacher(str(tmp_path), "named", LoadOptions(), read_model_config)
     (tmp_path / "ffp_config.json").write_text('{"ffp_version": "0.1", "policy": {}}')
     with pytest.raises(FFPError, match="is needed: it has no record of it; name it by --teacher"):
         read_teacher(str(tmp_path), None, LoadOptions(), read_model_config)
+
+
+def test_a_local_dense_model_is_not_looked_for_by_its_name(tmp_path):
+    """On the Hub, or here, another may have it."""
+
+    def record(**provenance) -> None:
+        content = {"ffp_version": "0.1", "policy": {}, "provenance": provenance}
+        (tmp_path / "ffp_config.json").write_text(json.dumps(content))
+
+    read = partial(read_teacher, str(tmp_path), None, LoadOptions(), lambda name, options: options.revision)
+    record(base_model="gpt2", revision=None)
+    with pytest.raises(FFPError, match="it was made from a local folder or file, gpt2; name it by --teacher"):
+        read()
+    record(base_model="gpt2", revision="abc")
+    assert read() == ("gpt2", "abc")
+    record(base_model="owner/model", revision=None)
+    assert read() == ("owner/model", None)
+
+
+def test_column_and_start_token_come_with_the_text_of_the_prune(tmp_path):
+    content = {"ffp_version": "0.1", "policy": {}, "dataset": "owner/text", "text_column": "summary"}
+    (tmp_path / "ffp_config.json").write_text(json.dumps(content | {"start_token": "never"}))
+    found = with_dataset(RecoveryConfig(), str(tmp_path), LoadOptions())
+    assert (found.text_column, found.start_token) == ("summary", "never")
+    assert with_dataset(RecoveryConfig(text_column="body"), str(tmp_path), LoadOptions()).text_column == "body"
+    own = with_dataset(RecoveryConfig(dataset="other.txt"), str(tmp_path), LoadOptions())
+    assert (own.text_column, own.start_token) == (None, "auto")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A training: what is trained, and what is left of wrappers and adapters afterwards."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.recovery import training
 from optimum_ffp.recovery.batch import Batch
 from optimum_ffp.recovery.loss import DistillationLoss
+from optimum_ffp.recovery.trainer import RecoveryTrainer
 from optimum_ffp.recovery.training import Training
 from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model
 
@@ -96,6 +99,19 @@ def test_the_best_weights_are_kept_when_training_ends_early(student, teacher, te
     del student.forward
     divergence = sum(float(one["kl"]) for one in found) / sum(float(one["tokens"]) for one in found)
     assert divergence == pytest.approx(trained.kept["kl"], rel=1e-4)
+    # A process that is killed at the end goes on there: it trains no more.
+    steps.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(RecoveryTrainer, "_load_best_model", Mock(side_effect=KeyboardInterrupt))
+        killed = make_training(prune_by_hand(make_tiny_model())[0], teacher, **options)
+        with pytest.raises(KeyboardInterrupt):
+            killed.run(text, held_out, tmp_path / "again")
+    count = len(steps)
+    again = make_training(prune_by_hand(make_tiny_model())[0], teacher, **options)
+    again = again.run(text, held_out, tmp_path / "again")
+    assert len(steps) == count and again.kept == trained.kept and again.curve == trained.curve
+    for name, weight in again.model.state_dict().items():
+        assert torch.equal(weight, trained.model.state_dict()[name])
 
 
 def test_a_training_that_gains_nothing_is_an_error(student, teacher, text, windows, tmp_path):

@@ -3,7 +3,14 @@ import pytest
 
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.curve_posterior import PARTS, MultiplierRegression
+from optimum_ffp.search.curve_posterior import (
+    CURVATURE_SPREAD,
+    PART_SPREAD,
+    PARTS,
+    SIZE_SCALE,
+    MultiplierRegression,
+    shared_covariance,
+)
 
 
 UNITS = tuple(
@@ -48,6 +55,27 @@ def observed(noise: float, windows: int = 4, updates: int = 8, wild: int | None 
 
 def test_believes_the_curves_until_something_was_measured():
     assert np.allclose(MultiplierRegression(UNITS).solve(), 1)
+
+
+def solved_by_equations(regression: MultiplierRegression) -> np.ndarray:
+    """The posterior mean by the covariance of all equations, whose size grows with their number."""
+    unit, share, sign = (regression.equations[name] for name in ("unit", "share", "sign"))
+    place = np.arange(PARTS) / PARTS
+    smooth = share @ np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
+    spread, prior = np.array([PART_SPREAD[kind] for kind in KINDS]), shared_covariance(UNITS)
+    same_unit, same_kind = unit[:, None] == unit, KINDS[unit][:, None] == KINDS[unit]
+    covariance = prior[np.ix_(unit, unit)] + spread[unit] ** 2 * same_unit * (smooth @ share.T)
+    covariance += CURVATURE_SPREAD**2 * same_kind * np.outer(sign, sign) + np.diag(regression._errors())
+    weights = np.linalg.solve(covariance, regression.equations["ratio"] - (1 - sign))
+    found = 1 + np.repeat((prior[:, unit] @ weights)[:, None], PARTS, 1)
+    for index, weight, row in zip(unit, weights, smooth):
+        found[index] += spread[index] ** 2 * weight * row
+    return found
+
+
+def test_the_posterior_is_that_of_all_equations():
+    _, regression = observed(noise=0.2)
+    assert np.allclose(regression.solve(), solved_by_equations(regression), rtol=1e-7, atol=1e-7)
 
 
 def test_finds_multipliers_and_curvature_where_it_has_looked():
