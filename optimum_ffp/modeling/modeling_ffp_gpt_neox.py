@@ -8,7 +8,7 @@ import copy
 
 from torch import nn
 from transformers import PretrainedConfig, __version__
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
 
 
@@ -36,9 +36,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
         return overrides[layer_idx]
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
-    for index, values in overrides.items():
-        for name, value in values.items() if int(index) == layer_idx else ():
-            setattr(layer_config, name, value)
+    for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
+        setattr(layer_config, name, value)
     return layer_config
 
 
@@ -83,5 +82,7 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
 FFPGPTNeoXModel.register_for_auto_class("AutoModel")
 FFPGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_gpt_neox"] = FFPGPTNeoXForCausalLM.__name__
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
+# of transformers have no such names, a checkpoint must still load.
+names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
+names["ffp_gpt_neox"] = FFPGPTNeoXForCausalLM.__name__

@@ -7,7 +7,7 @@ those of Llama.
 import copy
 
 from transformers import PretrainedConfig, __version__
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 
@@ -33,9 +33,8 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
         return overrides[layer_idx]
     # Before 5.15 transformers keeps the JSON as it was read.
     layer_config = copy.copy(config)
-    for index, values in overrides.items():
-        for name, value in values.items() if int(index) == layer_idx else ():
-            setattr(layer_config, name, value)
+    for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
+        setattr(layer_config, name, value)
     return layer_config
 
 
@@ -63,5 +62,7 @@ class FFPLlamaForCausalLM(LlamaForCausalLM):
 
 FFPLlamaModel.register_for_auto_class("AutoModel")
 FFPLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ffp_llama"] = FFPLlamaForCausalLM.__name__
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
+# of transformers have no such names, a checkpoint must still load.
+names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
+names["ffp_llama"] = FFPLlamaForCausalLM.__name__

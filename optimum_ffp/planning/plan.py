@@ -30,6 +30,7 @@ from .work import (
     DISK_SPEED,
     EFFICIENCY,
     GIB,
+    describe_lack,
     describe_time,
     gib,
     measure_copy_speed,
@@ -155,10 +156,8 @@ class Plan:
         ):
             stage = max(self.memory, key=used)
             if free is not None and used(stage) > free:
-                found.append(
-                    f"memory may not suffice: {stage.name} needs about {gib(used(stage))} of {where}, and "
-                    f"{gib(free)} are free; this is an estimate. Largest parts: {stage.largest()} GiB"
-                )
+                lack = describe_lack(stage.name, used(stage), where, free)
+                found.append(f"{lack}. Largest parts: {stage.largest()} GiB")
         return found
 
     def describe(self) -> str:

@@ -17,7 +17,7 @@ from ..utils.lm_head import POSITIONS
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES, Parts
-from .work import EFFICIENCY, describe_time, forward_operations, gib, measure_speed
+from .work import EFFICIENCY, describe_lack, describe_time, forward_operations, gib, measure_speed
 
 
 # Bytes per number of the optimiser's two moments, of gradients and weights in training, and of a token in a file.
@@ -103,9 +103,9 @@ class RecoveryPlan:
             needs = [("memory", self.peak_bytes, self.machine.host_free)]
         else:
             needs.append(("memory", self.host, self.machine.host_free))
+        advice = "Lower batch_size or seq_len, or use gradient_checkpointing or lora"
         return [
-            f"memory may not suffice: the training needs about {gib(used)} of {where}, and {gib(free)} are free; this "
-            "is an estimate. Lower batch_size or seq_len, or use gradient_checkpointing or lora"
+            f"{describe_lack('the training', used, where, free)}. {advice}"
             for where, used, free in needs
             if used > free
         ]

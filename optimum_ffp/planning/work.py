@@ -125,6 +125,12 @@ def describe_time(operations: float, seconds: float, speed: float, besides: str 
     )
 
 
+def describe_lack(what: str, used: int, where: str, free: int) -> str:
+    """Return the warning that memory may not suffice for something, before what to do."""
+    needs = f"{what} needs about {gib(used)} of {where}, and {gib(free)} are free"
+    return f"memory may not suffice: {needs}; this is an estimate"
+
+
 def gib(size: int) -> str:
     """A number of bytes in GiB."""
     return f"{size / GIB:,.2f} GiB"
