@@ -206,6 +206,8 @@ class Training:
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
             disable_tqdm=not processes.is_main(),
+            # Tokens and tokens per second are in every line of the log.
+            include_num_input_tokens_seen="all",
             remove_unused_columns=False,
             label_names=["labels"],
             ddp_find_unused_parameters=False,
