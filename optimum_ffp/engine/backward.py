@@ -1,8 +1,9 @@
 """Backward passes through a frozen model, for gradients at the outputs of its units."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -70,11 +71,11 @@ def backward_passes(
                     LayerRunner(layer, arguments[index], dtype).advance(states)
                 bar.update()
             # The states after the last layer are replaced by their gradients.
-            with layerwise.ends_loaded():
+            with layerwise.ends_loaded(), _graphs_freed():
                 for state, window in zip(states.split(1), together):
                     losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
             for index, layer in layerwise.walk(backwards=True):
-                with change(index), ExitStack() as hooks:
+                with change(index), ExitStack() as hooks, _graphs_freed():
                     for module, watcher in watchers(index).items():
                         hooks.callback(module.register_forward_hook(watcher).remove)
                     runner = LayerRunner(layer, arguments[index], dtype)
@@ -84,6 +85,16 @@ def backward_passes(
                 if len(losses) == len(windows):
                     on_layer(index)
     return losses
+
+
+@contextmanager
+def _graphs_freed() -> Iterator[None]:
+    """Free the graphs of what has failed, as out of memory: they would keep weights that are put back after it."""
+    try:
+        yield
+    except RuntimeError as error:
+        clear_frames(error.__traceback__)
+        raise
 
 
 def _go_back_through_layer(runner: LayerRunner, hidden: torch.Tensor, gradient: torch.Tensor) -> None:

@@ -1,11 +1,13 @@
 """Gradients and losses against plain autograd on the whole model."""
 
+import gc
+
 import pytest
 import torch
 
-from optimum_ffp.engine import UNKNOWN, backward_passes
-from optimum_ffp.modeling.families import find_units, get_family
-from tests.helpers import layerwise_of
+from optimum_ffp.engine import UNKNOWN, LayerwiseModel, backward_passes
+from optimum_ffp.modeling.families import find_family, find_units, get_family
+from tests.helpers import layerwise_of, make_tiny_model
 
 
 def next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
@@ -68,3 +70,24 @@ def test_weights_get_no_gradients_and_no_hook_stays(tiny_model, windows, output)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in tiny_model.parameters())
     assert not any(module._forward_hooks for module in tiny_model.modules())
     assert [module.forward.__func__ for module in tiny_model.modules()] == forwards
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_weights_are_put_back_after_an_error_in_the_backward_pass(windows):
+    """Their copies in another dtype are freed though the graph of the layer had them."""
+    model = make_tiny_model().to(torch.bfloat16)
+    layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    def watch(module, inputs, output) -> None:
+        output.register_hook(fail)
+
+    def watchers(index: int):
+        return {layerwise.layers[index].mlp.down_proj: watch}
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backward_passes(layerwise, windows, watchers, lambda window, found, start: torch.zeros(len(found)).long())
+    gc.collect()
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
