@@ -72,7 +72,6 @@ def test_weights_get_no_gradients_and_no_hook_stays(tiny_model, windows, output)
     assert [module.forward.__func__ for module in tiny_model.modules()] == forwards
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_weights_are_put_back_after_an_error_in_the_backward_pass(windows):
     """Their copies in another dtype are freed though the graph of the layer had them."""
     model = make_tiny_model().to(torch.bfloat16)
