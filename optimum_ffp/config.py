@@ -57,7 +57,7 @@ class FFPConfig(Options, BaseConfig):
         attention: What attention loses: `"kv-groups"` (the paper's; a KV head with its query heads), `"query-heads"`
             (the same number of query heads of every KV head), or `"auto"` (default), for every layer whichever has the
             lower loss curve; KV groups without curves. A model that has one KV head, or one query head per KV head, is
-            pruned in the one way that there is: `"query-heads"` doesn't keep the KV heads of Llama-2-7B.
+            pruned in the one way that there is: the heads of Llama-2-7B have a KV head each, which they take along.
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and

@@ -147,6 +147,19 @@ def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
     return mix
 
 
+def write_mix(shares: Mapping[str, float]) -> str:
+    """Text that `read_mix` reads as these shares, without texts that have none.
+
+    Raises:
+        FFPError: If a name has a comma, at which a mix is divided.
+    """
+    named = {name: share for name, share in shares.items() if share}
+    for name in named:
+        if "," in name and len(named) > 1:
+            raise FFPError(f"{name} can't be one of several texts: its name has a comma; rename it")
+    return ",".join(f"{name}:{share:.6f}" for name, share in named.items())
+
+
 def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
     """Check that options have one of the values that are allowed.
 

@@ -66,6 +66,11 @@ def prepare(
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
+    if layerwise.is_sorted:
+        raise FFPError(
+            "the heads and channels of this model were sorted by a prune that did not finish; load it again: make "
+            "another FFPPruner"
+        )
     if shortage := describe_shortage([unit.output.module.in_features for unit in ways[0]], windows.numel()):
         logger.warning(shortage)
     dtype = autocast_dtype(layerwise.model, config.search_dtype)
@@ -87,11 +92,6 @@ def prepare(
         found = preparation.run(windows, config.batch_size)
     del fishers
     ridges = [PrefixRidge(one.factor) for one in found] if config.needs_factors else None
-    if layerwise.is_sorted:
-        raise FFPError(
-            "the heads and channels of this model were sorted by a prune that did not finish; load it again: make "
-            "another FFPPruner"
-        )
     layerwise.is_sorted = True
     sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
     if config.mapping != "curves":

@@ -223,7 +223,12 @@ def add_overwrite(group: _ArgumentGroup) -> None:
 
 def add_training_hub_options(group: _ArgumentGroup) -> None:
     """Adds `--hub-model-id`, `--private`, `--trust-remote-code`, and the options of `add_hub_options`."""
-    add_option(group, "hub-model-id", metavar="ID", help="Repository to upload to. Default: the name of OUT.")
+    add_option(
+        group,
+        "hub-model-id",
+        metavar="ID",
+        help="Repository to upload to; ID-10 and so on for several sparsities. Default: the name of OUT.",
+    )
     add_option(
         group,
         "private",

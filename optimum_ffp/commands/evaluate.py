@@ -127,8 +127,8 @@ def evaluate(args: Namespace) -> None:
         model_id, options = sources[role]
         return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
 
-    # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored; those
-    # of configs do without.
+    # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
+    # Without speed at least all configs are read before.
     held = {} if args.no_speed else {role: load(role) for role in sources}
     for model_id, options in sources.values() if args.no_speed else ():
         read_any_config(model_id, options)
@@ -144,7 +144,8 @@ def evaluate(args: Namespace) -> None:
             compare_records(records, tokens, speeds)
             # Print before writing: the figures must not be lost if the file can't be written.
             print(comparison_table(records))
-        if records and args.json:
+        # Not of some of the models alone.
+        if args.json and len(records) == len(sources):
             write_json(args, records)
 
 
@@ -219,8 +220,8 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
         return Text(dataset, split, splits[split], False)
     if args.split not in (None, "test", "all"):
         raise FFPError(
-            f"{dataset} has no splits, found --split {args.split}; give all to use it whole, or test for the part "
-            "that a prune reports on"
+            f"{dataset} is read as one text, found --split {args.split}; give all to use it whole, or test for the "
+            "part that a prune reports on"
         )
     ((split, rows),) = splits.items()
     # Of a dataset of the Hub a prune that left no record may have calibrated on the other parts.

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
   optimum-cli ffp evaluate -m out-recovered --baseline Qwen/Qwen3-0.6B out
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
-  optimum-cli ffp evaluate -m out.gguf --dataset my_text.txt --tasks-path my_tasks --no-speed
+  optimum-cli ffp evaluate -m model.gguf --dataset my_text.txt --tasks-path my_tasks --no-speed
 """
 
 
@@ -29,7 +29,11 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(
-        required, "model", "-m", required=True, help="Hub id, folder or .gguf file of a model, dense or pruned."
+        required,
+        "model",
+        "-m",
+        required=True,
+        help="Hub id or folder of a model, dense or pruned, or .gguf file of a dense one.",
     )
 
     output = parser.add_argument_group("Comparison and output")
@@ -55,7 +59,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(
         text,
         "split",
-        help="Split of the dataset: train, validation or test. Of a single file all, or with test only the part that "
+        help="Split of a dataset that has train and test: train, validation or test. Of a single text all, or with test only the part that "
         "a prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
     )
     add_text_column(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import AGENT, read_mix
+from ..options import AGENT, read_mix, write_mix
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub, output_name
 from .errors import one_line_endings
@@ -184,8 +184,7 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
     given = {name: getattr(config, name) for name in shared}
     if config.self_share:
-        shares = read_mix(config.dataset, config.self_share)
-        given["dataset"] = ",".join(f"{name}:{share:.6g}" for name, share in shares.items())
+        given["dataset"] = write_mix(read_mix(config.dataset, config.self_share))
     return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)
 
 

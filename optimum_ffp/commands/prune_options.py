@@ -61,7 +61,12 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         help="Then train the pruned model on this number of tokens of the dataset, such as 2M, to predict what the "
         "dense one does, and write it to OUT-recovered (ffp recover has all options). Default: no training.",
     )
-    add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
+    add_option(
+        common,
+        "push-to-hub",
+        action="store_true",
+        help="Upload the result to the Hub, with --recover the recovered model alone.",
+    )
 
     output = parser.add_argument_group("Output")
     add_overwrite(output)
@@ -76,7 +81,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "plan",
         action="store_true",
         help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
-        "any.",
+        "any. Too little memory is a warning, as it is estimated.",
     )
 
     data = parser.add_argument_group("Data")

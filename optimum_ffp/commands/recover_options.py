@@ -89,13 +89,14 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         data,
         "seq-len",
         "Tokens per window; all text is packed into windows.",
-        f"{SEQ_LEN_DEFAULT}; with few tokens down to 512, so that a step has no more than its share",
+        f"{SEQ_LEN_DEFAULT}; with few tokens or many processes down to 512, so that a step has no more than its share",
     )
     _add(data, "start-token", "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.")
     _add(
         data,
         "loss-on",
-        "Tokens with a loss: all, or only the assistant's answers in conversations and the completions of prompts.",
+        "Tokens with a loss: all, or only the assistant's answers in conversations and the completions of prompts. "
+        "Plain texts and self count whole.",
         choices=LOSSES,
     )
     _add(data, "held-out-samples", "Number of windows, from the validation split, to follow the training on.")
@@ -113,7 +114,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "config",
         metavar="FILE",
         help="JSON file of options, such as the ffp_config.json of a recovered model, whose last recovery it takes. "
-        "Options of the command line override it; --preset overrides --max-tokens and --batch-tokens too. Default: "
+        "Options of the command line override it; --preset replaces max_tokens and batch_tokens of the file too. Default: "
         "none.",
     )
     _add(

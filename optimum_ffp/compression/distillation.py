@@ -95,8 +95,8 @@ def distil(
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share: without
-    parts to share one of them trains. The learning rate is multiplied by the root of `batch`.
+    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share; if it
+    has one part only, one process trains. The learning rate is multiplied by the root of `batch`.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the

@@ -59,7 +59,8 @@ def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLI
         if len(streams) == len(SPLITS) and split not in only:
             found[split] = []
             continue
-        whole = bool(files) or (split == "test" and request.test is None)
+        # All of a test split, and of the only split that is wanted, if no number of windows is given.
+        whole = bool(files) or (request.test is None and (split == "test" or len(only) == 1))
         cut = len(streams) == 1 or (split == "train" and "validation" not in streams)
         most = CHARACTERS if cut else _characters(request, whole)
         found[split] = list(_take(rows(), most))

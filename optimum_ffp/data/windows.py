@@ -161,8 +161,8 @@ class DataSplits:
             if wanted and len(windows) < wanted:
                 found.append(
                     f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
-                    f"windows of {windows.length} tokens that are requested; give more text, or a smaller "
-                    f"{request.length_option(role)}"
+                    f"windows of {windows.length} tokens that are requested; give more text (of one without "
+                    f"splits the first 67 million characters are used), or a smaller {request.length_option(role)}"
                 )
         sizes = {"search": len(self.search), "test": sum(map(len, self.tests))}
         for role, count in self.repeated.items():

@@ -76,10 +76,13 @@ def push_folder(
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses the upload, with a command to retry; if `private` is set and
+        FFPError: If `folder` holds no model; if the Hub can't be reached or refuses the upload, with a command to retry; if `private` is set and
             the repository exists and is public; or if there is nothing to open a pull request for.
     """
     check_push(repo_id, token)
+    if not (Path(folder) / "config.json").is_file():
+        # All that is in the repository would count as left over.
+        raise FFPError(f"{folder} is not the folder of a model; nothing was uploaded")
     api = HfApi(token=token)
     try:
         repo_id = _find(api, repo_id, revision) if create_pr else _make(api, repo_id, revision, private)
@@ -153,9 +156,6 @@ def _find(api: HfApi, repo_id: str, revision: str | None) -> str:
 def _operations(
     api: HfApi, folder: Path, repo_id: str, revision: str | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    if not (folder / "config.json").is_file():
-        # All files there would count as left over from before.
-        raise FFPError(f"{folder} is not the folder of a model; nothing was uploaded")
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Skip files of git and of download caches.
     files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}

@@ -16,10 +16,11 @@ from ..errors import FFPError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 LAYER_COUNTS = {"num_hidden_layers", "n_layer"}
+FFN_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 SIZE_NAMES = LAYER_COUNTS | {
     *("hidden_size", "n_embd", "vocab_size", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads"),
-    *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"),
+    *(*FFN_WIDTHS, "word_embed_proj_dim"),
 }
 # Sizes and layers that no model has more of.
 MOST_SIZE, MOST_LAYERS = 2**22, 2**12
@@ -143,7 +144,7 @@ def _check_sizes(source: str | os.PathLike, config: dict[str, Any], shapes: list
     if wrong:
         raise FFPError(f"per_layer_config in config.json of {source} names layer {wrong[0]!r}; the model has {count}")
     # No weight has the width of the dense model where every layer has another.
-    replaced = set.intersection(*map(set, layers.values())) if len(layers) == count else set()
+    replaced = {name for name in FFN_WIDTHS if len(layers) == count and all(name in one for one in layers.values())}
     for where, values in (("", config), *((f" of layer {index}", one) for index, one in layers.items())):
         for name in SIZE_NAMES & values.keys():
             limit = most_layers if name in LAYER_COUNTS else largest

@@ -25,7 +25,7 @@ class Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """Kind of device: devices of other kinds round otherwise."""
+    """Kind of device. Results of two kinds differ by rounding."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -276,7 +276,7 @@ def make_plan(
         ways = find_ways(model, family, config)
     lost = ways[0][0].unit.group
     if config.preset != "paper" and GROUPS.get(config.attention, lost) != lost:
-        logger.warning("%s has attention that loses %s, not %s", name, GROUP_NAMES[lost], config.attention)
+        logger.warning("attention %s isn't possible for %s; it loses %s", config.attention, name, GROUP_NAMES[lost])
     units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
     for sparsity in sparsities:
         check_budget(shapes, sparsity, config)

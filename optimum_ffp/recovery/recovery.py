@@ -245,7 +245,7 @@ class FFPRecovery:
             seed=config.seed,
             text_column=config.text_column,
             start_token=config.start_token,
-            test_length=self.eval_length,
+            test_length=self.eval_length if self.eval_length != self.batch.length else None,
             answers_only=config.loss_on == "answers",
             token=self.options.token,
         )
@@ -260,7 +260,8 @@ class FFPRecovery:
         found = load_windows(dataset, eval_dataset, self.tokenizer, self.teacher, request)
         for warning in found.warnings(request):
             logger.warning(warning)
-        if not (found.search.tokens >= 0).any():
+        # The first token of a window has no loss.
+        if not (found.search.tokens[:, 1:] >= 0).any():
             raise FFPError(
                 f"the {len(found.search)} held-out windows of {dataset} have no answers; raise held_out_samples or "
                 "seq_len, or train on all tokens by --loss-on all (loss_on)"

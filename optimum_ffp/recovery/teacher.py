@@ -52,8 +52,10 @@ def read_teacher(
         if not teacher_id:
             raise FFPError("it has no record of it")
         if not provenance.get("revision") and "/" not in teacher_id:
-            # Another model of this name on the Hub, or here, would do its harm silently.
-            raise FFPError(f"it was made from a local folder or file, {teacher_id}")
+            # There may be another model of this name on the Hub, or here.
+            raise FFPError(
+                f"its record names {teacher_id} without a revision on the Hub, so that it may be a local one"
+            )
         return teacher_id, read(teacher_id, replace(options, revision=provenance.get("revision")))
     except FFPError as error:
         raise FFPError(
@@ -79,7 +81,8 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     # The record has the names of local files without their folders.
     if all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
         column = config.text_column or record.get("text_column")
-        start_token = "never" if record.get("start_token") == "never" else config.start_token
+        # Earlier versions never had a start token.
+        start_token = "never" if record.get("start_token", "never") == "never" else config.start_token
         return replace(config, dataset=found, text_column=column, start_token=start_token)
     logger.warning(
         "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET

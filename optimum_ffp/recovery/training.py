@@ -196,7 +196,8 @@ class Training:
             eval_on_start=begins,
             save_strategy="steps" if saves else "no",
             save_steps=every,
-            save_total_limit=1,
+            # With one, `Trainer` would remove the last in favour of the best one, and resuming would train again.
+            save_total_limit=2 if config.patience else 1,
             load_best_model_at_end=bool(config.patience),
             restore_callback_states_from_checkpoint=bool(config.patience),
             metric_for_best_model="loss" if config.patience else None,

@@ -231,7 +231,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 replaced = staging.with_suffix(".replaced")
                 path.rename(replaced)
                 staging.rename(path)
-                # The new one is in place. What can't be removed now is by the next run.
+                # The new one is in place. The next run removes what can't be removed now.
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 staging.rename(path)

@@ -389,7 +389,7 @@ def test_a_file_of_others_is_not_replaced_by_figures(run, save_tiny_model, data_
 
 def test_a_split_of_one_text(run, save_tiny_model, data_folder):
     arguments = ["--dataset", data_folder / "test.txt", "--split", "validation"]
-    refused(run("-m", save_tiny_model(), *arguments), "has no splits, found --split validation; give all")
+    refused(run("-m", save_tiny_model(), *arguments), "is read as one text, found --split validation; give all")
 
 
 def test_a_broken_gguf_file(run, data_folder, tmp_path):
@@ -487,4 +487,4 @@ def test_figures_of_the_first_model_are_kept_when_the_second_fails(run, save_tin
     words = ["-m", save_tiny_model(), "--baseline", save_tiny_model("opt"), "--dataset", data_folder, "--no-speed"]
     ended = run(*words, "--json", data_folder / "figures.json")
     refused(ended, "the second one fails")
-    assert "perplexity" in ended[1] and "model" in json.loads((data_folder / "figures.json").read_text())
+    assert "perplexity" in ended[1] and not (data_folder / "figures.json").exists()
