@@ -59,8 +59,9 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(
         text,
         "split",
-        help="Split of a dataset that has train and test: train, validation or test. Of a single text all, or with test only the part that "
-        "a prune reports on. Default: test, and all of a file that none of the models was calibrated or trained on.",
+        help="Split of a dataset that has train and test: train, validation or test. Of a single text all, or with "
+        "test only the part that a prune reports on. Default: test, and all of a file that none of the models was "
+        "calibrated or trained on.",
     )
     add_text_column(text)
     add_option(

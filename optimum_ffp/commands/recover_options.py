@@ -114,8 +114,8 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "config",
         metavar="FILE",
         help="JSON file of options, such as the ffp_config.json of a recovered model, whose last recovery it takes. "
-        "Options of the command line override it; --preset replaces max_tokens and batch_tokens of the file too. Default: "
-        "none.",
+        "Options of the command line override it; --preset replaces max_tokens and batch_tokens of the file too. "
+        "Default: none.",
     )
     _add(
         training,

@@ -76,8 +76,9 @@ def push_folder(
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If `folder` holds no model; if the Hub can't be reached or refuses the upload, with a command to retry; if `private` is set and
-            the repository exists and is public; or if there is nothing to open a pull request for.
+        FFPError: If `folder` holds no model; if the Hub can't be reached or refuses the upload, with a command to
+            retry; if `private` is set and the repository exists and is public; or if there is nothing to open a pull
+            request for.
     """
     check_push(repo_id, token)
     if not (Path(folder) / "config.json").is_file():
