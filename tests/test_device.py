@@ -35,7 +35,7 @@ def prune(folder, device, offload, options):
     return [*figures, dict(card.counts), dict(card.volume), weights]
 
 # Enough for every stage to run: most of the time goes into the operations of the pretend card.
-few = {"num_samples": 4, "search_steps": 8, "distillation_passes": 1}
+few = {"num_samples": 4, "search_steps": 8, "distillation_passes": 1, "search_dtype": "model"}
 of_cpu = {}
 for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE else []:
     folder = Path(tempfile.mkdtemp())
