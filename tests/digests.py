@@ -10,12 +10,14 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.compression import distillation
 from optimum_ffp.utils import processes
 from optimum_ffp.utils.processes import Shares
 from optimum_ffp.utils.window_sum import WindowSum
@@ -35,8 +37,10 @@ SAMPLES = {
     # As in tests, whatever the hardware multiplies.
     "search_dtype": "model",
 }
+ALONE = "llama, a window per step"
 CASES = {
     "gpt2": ("gpt2", {}),
+    ALONE: ("llama", {"search_steps": 6}),
     "llama": ("llama", {}),
     "llama without gradients": ("llama", {"grad": False, "batch_size": 2}),
     "gemma3": ("gemma3", {"calibration": "ridge", "seed": 1}),
@@ -71,7 +75,9 @@ def run(data: str) -> dict[str, str]:
             found[f"{windows} windows, {chunks} chunks"] = digest(sum_of(rows, chunks))
     for name, (model, options) in CASES.items():
         config = FFPConfig(dataset=data, sparsity=0.3, **SAMPLES | options)
-        result = FFPPruner(make_tiny_model(model), make_tokenizer(), config).prune()
+        # With steps of one window, as of ordinary length, one process trains alone.
+        with patch.object(distillation, "STEP_TOKENS", 1 if name == ALONE else distillation.STEP_TOKENS):
+            result = FFPPruner(make_tiny_model(model), make_tokenizer(), config).prune()
         found[name] = f"{digest(result.model.parameters())}, sizes {result.policy.sizes}, {result.perplexities}"
     return found
 

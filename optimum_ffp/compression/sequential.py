@@ -271,7 +271,8 @@ class _HeldOut(_Moments):
     def error(self, fit: torch.Tensor) -> float:
         """Return `‖Y - X̃_R W'ᵀ‖² / ‖Y‖²` of a float64 `W'ᵀ`, shape `[kept, out_features]`."""
         explained = float((fit * (2 * self.cross - self.gram @ fit)).sum())
-        return max(0.0, self.energy - explained) / max(self.energy, torch.finfo(torch.float32).tiny)
+        # In this order NaN stays NaN, which is smaller than no other error.
+        return max(self.energy - explained, 0.0) / max(self.energy, torch.finfo(torch.float32).tiny)
 
 
 def _fit(fitted: _Moments, held_out: _HeldOut, start: torch.Tensor, ridge_lambda: float | None) -> UnitFit:
