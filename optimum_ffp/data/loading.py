@@ -51,7 +51,7 @@ def load_windows(
     for name in dict.fromkeys([*wanted["calibration"], *reported]):
         if name != "self":
             counts = {role: of_texts.get(name, 0) for role, of_texts in wanted.items()}
-            found[name] = _load_roles(name, tokenizer, model, replace(request, **counts))
+            found[name] = _load_roles(name, tokenizer, model, replace(request, **counts), name in reported)
     kept = {
         role: _scaled(counts, {name: len(found[name][role]) for name in counts if name in found})
         for role, counts in wanted.items()
@@ -98,11 +98,11 @@ def _mix(parts: Sequence[Windows], dataset: str, seed: int) -> Windows:
 
 
 def _load_roles(
-    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+    dataset: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest, tested: bool
 ) -> dict[str, Windows]:
-    """The windows of one text by role; none of roles that are not asked for."""
+    """The windows of one text by role; none of roles that are not asked for, or of the test if it isn't `tested`."""
     start = find_start_token(tokenizer, request.start_token)
-    roles = [role for role in ROLES if getattr(request, role) != 0]
+    roles = [role for role in ROLES if getattr(request, role) != 0 and (role != "test" or tested)]
     rows = read_splits(dataset, request, {ROLES[role] for role in roles})
 
     @cache

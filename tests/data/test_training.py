@@ -244,6 +244,10 @@ def test_every_text_is_as_long_as_the_windows_that_are_cut_from_it(data_folder, 
     (data_folder / "test.txt").write_text(make_text(LENGTH))
     with pytest.raises(FFPError, match="less than one window of 192; lower eval_seq_len"):
         load(str(data_folder), None, request=request(test=5, test_length=8 * LENGTH))
+    # Text that nothing is reported on needs no test windows.
+    (tmp_path / "other.txt").write_text(make_text(800))
+    found = load(str(data_folder), str(tmp_path / "other.txt"), request=request(test=1, test_length=2 * LENGTH))
+    assert found.test.dataset == str(tmp_path / "other.txt") and len(found.search) == 3
 
 
 def test_too_little_text_is_refused(tmp_path):
