@@ -58,7 +58,7 @@ class LayerWeights:
         if self.resident:
             yield from ((index, self.layers[index]) for index in order)
             return
-        with ThreadPoolExecutor(1) as background:
+        with self._background() as background:
             following: Future | None = None
             for place, index in enumerate(order):
                 copies = (following or background.submit(self._copy, index)).result()
@@ -75,6 +75,11 @@ class LayerWeights:
             return
         with self._brought(index, self._copy(index)) as layer:
             yield layer
+
+    def _background(self) -> ThreadPoolExecutor:
+        """A thread for copies, on the device of this process: others begin on the first card, with a context there."""
+        begin = torch.cuda.set_device if self.device.type == "cuda" else lambda device: None
+        return ThreadPoolExecutor(1, initializer=begin, initargs=(self.device,))
 
     @torch.no_grad()
     def _copy(self, index: int) -> dict[str, torch.Tensor]:

@@ -79,6 +79,8 @@ def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations per second of a large matrix product on a device."""
     factor = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
+    # Libraries of accelerators are loaded by the first product.
+    float((factor @ factor)[0, 0])
     count, used = 1, 0.0
     while used < SECONDS:
         count *= 2

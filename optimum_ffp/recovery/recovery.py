@@ -21,7 +21,7 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, r
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
-from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in
+from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in, convert
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
@@ -156,7 +156,7 @@ class FFPRecovery:
         self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
         losses["recovered"] = self._losses(self.student, data, "recovered")
         # It was measured in a dtype that the device computes in.
-        self.student.to(self.stored_dtype)
+        convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
             stated=self.config.stated(),
@@ -284,7 +284,7 @@ class FFPRecovery:
 
         def measure() -> list[list[float]]:
             device, found = self.teacher.device, []
-            model.to(device, compute_dtype(device, model.dtype)).eval()
+            convert(model, compute_dtype(device, model.dtype), device).eval()
             computing, count = computing_in(device, torch.bfloat16 if self.bf16 else None), sum(map(len, data.tests))
             with progress_bar(count, f"Perplexity, {name}", "window") as bar, computing:
                 for test in data.tests:
@@ -327,7 +327,7 @@ def _load_teacher(
             f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "
             "that was pruned, or another with the same tokenizer"
         )
-    return teacher_id, teacher.to(compute_dtype(teacher.device, teacher.dtype))
+    return teacher_id, convert(teacher, compute_dtype(teacher.device, teacher.dtype))
 
 
 def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:

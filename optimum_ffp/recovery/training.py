@@ -16,7 +16,7 @@ from ..modeling.auto import pruned_model_class
 from ..modeling.families import get_family
 from ..modeling.offloading import shard_layers
 from ..utils import processes
-from ..utils.precision import frozen_dtype
+from ..utils.precision import convert, frozen_dtype
 from ..utils.tensors import put
 from ..utils.tracking import Tracker
 from .batch import Batch
@@ -93,7 +93,7 @@ class Training:
         self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
         self.batch, self.bf16, self.tracker = batch, bf16, tracker
         if bf16:
-            teacher.to(torch.bfloat16)
+            convert(teacher, torch.bfloat16)
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> Trained:
         """Trains, from the last checkpoint if there is one.
@@ -135,7 +135,7 @@ class Training:
         if divided:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             student.cpu()
-        model = self._with_adapter(student) if config.lora else student.float().requires_grad_(True)
+        model = self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True)
         student.forward = DistillationLoss(
             student, self.teacher, config.temperature, config.label_share, config.hidden_weight
         )
@@ -173,7 +173,8 @@ class Training:
             r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
         )
         torch.manual_seed(self.config.seed)
-        return get_peft_model(student.to(frozen_dtype(self.teacher.device, student.dtype, self.bf16)), targets)
+        frozen = frozen_dtype(self.teacher.device, student.dtype, self.bf16)
+        return get_peft_model(convert(student, frozen), targets)
 
     def _arguments(self, folder: Path, saves: bool, begins: bool, steps: int) -> TrainingArguments:
         config, batch = self.config, self.batch
@@ -248,9 +249,9 @@ class Training:
             weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(model).items()}
             adapter = Adapter(weights, model.peft_config["default"])
             # In float32 the model may not fit beside the dense one.
-            model = model.cpu().float().merge_and_unload()
+            model = convert(model, torch.float32, "cpu").merge_and_unload()
         model.config.dtype = self.dtype
-        return model.to(self.dtype).cpu().requires_grad_(False).eval(), adapter
+        return convert(model, self.dtype, "cpu").requires_grad_(False).eval(), adapter
 
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
@@ -268,7 +269,8 @@ def _mixed_precision() -> Any:
     # Some builds of torch have no distributed.
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # Inputs are as they were: the number of tokens in a batch would be rounded to bfloat16.
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -15,6 +15,13 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 # Messages of page-locked memory, and of libraries of CUDA, beside those that accelerate knows.
 MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
+# Of NCCL, and of handles that find no memory beside what torch keeps.
+MESSAGES += (
+    "Cuda failure 2 'out of memory'",
+    "Failed to CUDA calloc",
+    "calling cusolverDnCreate",
+    "calling cublasCreate",
+)
 REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, calibration ridge, or another device"
 
 

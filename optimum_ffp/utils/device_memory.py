@@ -4,7 +4,8 @@ import torch
 
 
 def free_device_memory(device: torch.device) -> int | None:
-    """Return the bytes of an accelerator that new tensors can take; `None` for the CPU and what shares its memory.
+    """Return the bytes of an accelerator that new tensors can take; `None` for the CPU, what shares its memory and
+    what doesn't tell.
 
     Blocks that torch keeps of tensors that are gone count as free: it uses them again, or returns them when memory
     runs out.
@@ -12,5 +13,9 @@ def free_device_memory(device: torch.device) -> int | None:
     backend = getattr(torch, device.type, None)
     if not hasattr(backend, "mem_get_info"):
         return None
-    kept = backend.memory_reserved(device) - backend.memory_allocated(device)
-    return backend.mem_get_info(device)[0] + kept
+    try:
+        free = backend.mem_get_info(device)[0]
+    except RuntimeError:
+        # Some integrated graphics processors can't be asked.
+        return None
+    return free + backend.memory_reserved(device) - backend.memory_allocated(device)

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 
+Model = TypeVar("Model", bound=nn.Module)
 # Names of functions that tell whether a CPU multiplies a dtype.
 INSTRUCTIONS = {
     torch.bfloat16: ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
@@ -53,6 +56,18 @@ def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.
     Gradients of float16 would be too small for it, without a scale.
     """
     return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
+
+
+def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None = None) -> Model:
+    """Move a model, with its parameters in a dtype, and return it.
+
+    Buffers stay in theirs, as when transformers loads a model: in 16 bits the frequencies of rotary embeddings are off
+    by radians at the end of a window.
+    """
+    model = model if device is None else model.to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _cpu_multiplies(dtype: torch.dtype) -> bool:

@@ -55,6 +55,10 @@ def join(device: str | None = None) -> None:
                 f"the processes are joined by {found} alone, without a backend for host memory; load the model before "
                 "anything else joins them, or join them by torch.distributed.init_process_group('cpu:gloo,cuda:nccl')"
             )
+        # Whoever has joined them may have left all on the first device.
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if torch.accelerator.is_available() and local < torch.accelerator.device_count():
+            torch.accelerator.set_device_index(torch.accelerator.current_device_index() or local)
         return
     from accelerate import PartialState
 

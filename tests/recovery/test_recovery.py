@@ -2,6 +2,7 @@
 
 import json
 from shutil import copytree
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
 from optimum_ffp.evaluation import window_losses
+from optimum_ffp.recovery.loss import DistillationLoss
 from tests.helpers import make_tiny_model, make_tokenizer
 
 
@@ -78,6 +80,28 @@ def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base,
     recovery.save_pretrained(tmp_path / "recovered")
     saved = load_file(tmp_path / "recovered" / "model.safetensors")
     assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_computing_in_bfloat16_leaves_rotary_frequencies_as_they_are(folder, base, data_folder, tmp_path, lora):
+    """Those of both models, in the training and after it: a saved model has none, and is loaded with exact ones."""
+    if lora:
+        pytest.importorskip("peft")
+    copytree(folder, tmp_path / "pruned")
+    FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "pruned")
+    recovery = make_recovery(tmp_path / "pruned", base, data_folder, bf16=True, lora=lora)
+    exact = AutoModelForCausalLM.from_pretrained(base).model.rotary_emb.inv_freq
+    seen = []
+    loss = DistillationLoss.__call__
+
+    def watch(self, *arguments, **options):
+        seen.extend(one.model.rotary_emb.inv_freq.clone() for one in (self.student, self.teacher))
+        return loss(self, *arguments, **options)
+
+    with patch.object(DistillationLoss, "__call__", watch):
+        recovery.recover()
+    seen += [one.model.rotary_emb.inv_freq for one in (recovery.student, recovery.teacher)]
+    assert len(seen) > 4 and all(torch.equal(one, exact) for one in seen)
 
 
 def test_a_resumed_recovery_ends_with_the_same_weights(folder, base, data_folder, tmp_path, monkeypatch):

@@ -8,9 +8,11 @@ from optimum_ffp.utils.precision import (
     compute_dtype,
     computes_in_bfloat16,
     computing_in,
+    convert,
     float32_products,
     frozen_dtype,
 )
+from tests.helpers import make_tiny_model
 
 
 CPU = torch.device("cpu")
@@ -89,3 +91,12 @@ def test_an_error_puts_the_precision_back():
     with pytest.raises(RuntimeError), float32_products(torch.eye(2, dtype=torch.bfloat16)):
         raise RuntimeError
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_what_is_converted_keeps_its_rotary_frequencies():
+    """In 16 bits they would be off by radians at the end of a window."""
+    model = make_tiny_model()
+    exact = model.model.rotary_emb.inv_freq.clone()
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert convert(model, dtype) is model and {one.dtype for one in model.parameters()} == {dtype}
+        assert torch.equal(model.model.rotary_emb.inv_freq, exact)
