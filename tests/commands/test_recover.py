@@ -75,7 +75,7 @@ def test_the_output_has_a_name_of_its_own(recover, folder, tmp_path, monkeypatch
 def test_a_model_without_its_record_is_refused_before_it_is_trained(recover, folder, tmp_path):
     FFPModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
     code, _, errors = recover(model=tmp_path / "again")
-    assert code == 2 and "again has no record of its pruning, or it can't be reached; copy ffp_config.json from" in errors
+    assert code == 2 and "has no record of its pruning, or it can't be reached; copy ffp_config.json from" in errors
 
 
 def test_what_is_missing_is_said_before_the_training(recover, monkeypatch):
