@@ -3,7 +3,7 @@ import json
 import pytest
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
-from optimum_ffp.options import read_mix
+from optimum_ffp.options import read_mix, write_mix
 
 
 def test_paper_preset_is_the_papers_numbers():
@@ -115,6 +115,14 @@ def test_what_exists_is_one_text(tmp_path):
     path = tmp_path / "a,b:0.5"
     path.touch()
     assert read_mix(str(path)) == {str(path): 1}
+
+
+def test_a_mix_is_written_as_it_is_read():
+    for dataset, share in (("wikitext2", 0.1), ("owner/text:english:0.9999,c4:0.0001", 0.0), ("wikitext2,c4", 1.0)):
+        mix = {name: part for name, part in read_mix(dataset, share).items() if part}
+        assert read_mix(write_mix(mix)) == pytest.approx(mix, abs=1e-6)
+    with pytest.raises(FFPError, match="a,b.txt can't be one of several texts: its name has a comma; rename it"):
+        write_mix({"a,b.txt": 0.9, "self": 0.1})
 
 
 def test_self_share_is_that_of_self_in_a_mix():

@@ -208,3 +208,11 @@ def test_a_checkpoint_is_told_by_its_options_and_model(folder, pruned):
     assert not is_result(folder, result.config, "another/model")
     assert not is_result(folder, *made, "another") and not is_result(folder, *made, dtype="float16")
     assert not is_result(folder / "nothing", *made)
+
+
+def test_files_of_the_pruned_model_may_be_read_only(folder, model, tmp_path):
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o444)
+    save_recovered(make_record(folder), model, tmp_path / "recovered")
+    assert all(file.stat().st_mode & 0o200 for file in (tmp_path / "recovered").rglob("*"))

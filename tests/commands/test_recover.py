@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from optimum_ffp import FFPError, FFPModelForCausalLM
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM
 from optimum_ffp.commands.arguments import output_name
-from optimum_ffp.commands.prune import plan_recoveries
+from optimum_ffp.commands.prune import plan_recoveries, read_recovery
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
+from optimum_ffp.options import read_mix
 from optimum_ffp.planning.machine import Machine
 from optimum_ffp.recovery.config import RecoveryConfig
 from tests.helpers import FILES, contents
@@ -214,6 +215,13 @@ def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder)
     )
     assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
     assert "exists; name another folder" in prune("--recover", "1k")[2]
+
+
+def test_the_recovery_after_a_prune_has_its_share_of_the_models_own_text():
+    args = Namespace(recover="1k", device_map=None)
+    found = read_recovery(args, FFPConfig(dataset="c4", self_share=0.2, seq_len=24))
+    assert read_mix(found.dataset) == {"c4": 0.8, "self": 0.2}
+    assert read_recovery(args, FFPConfig(dataset="c4", seq_len=24)).dataset == "c4"
 
 
 def test_the_plan_of_a_prune_has_the_recovery(prune, tmp_path):
