@@ -104,7 +104,7 @@ def evaluate(args: Namespace) -> None:
     check_arguments(args)
 
     from ..evaluation import TaskSuite, compare_records, comparison_table
-    from ..hub.record import prune_record
+    from ..hub.record import prune_record, recorded_start_token
     from ..modeling.loading import LoadOptions, load_any, read_any_config
 
     suite = None
@@ -119,7 +119,8 @@ def evaluate(args: Namespace) -> None:
         role: (model_id, LoadOptions(revision=revision, **shared)) for role, (model_id, revision) in sources.items()
     }
     known = [prune_record(model_id, **options.hub()) for model_id, options in sources.values()]
-    args.start_token = args.start_token or recorded_start_token(known)
+    # That of the pruned model, so that its figures are those of its card.
+    args.start_token = args.start_token or next(map(recorded_start_token, filter(None, known)), "auto")
     used = used_texts(known)
     texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
 
@@ -147,12 +148,6 @@ def evaluate(args: Namespace) -> None:
         # Not of some of the models alone.
         if args.json and len(records) == len(sources):
             write_json(args, records)
-
-
-def recorded_start_token(known: Iterable[dict[str, Any]]) -> str:
-    """Option `start_token` of the pruned model, so that its figures are those of its card; `auto` without one."""
-    # Earlier versions never had a start token.
-    return next((record.get("start_token", "never") for record in known if record), "auto")
 
 
 def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:

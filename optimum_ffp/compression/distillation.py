@@ -172,6 +172,8 @@ class _Trainer:
     ):
         self.runner, self.prefix, self.inputs, self.targets = runner, prefix, inputs, targets
         self.parts, self.held_out = shares
+        # Whether the first process has all windows to train on.
+        self.alone = len(self.parts.chunks) == 1
         self.start = {name: parameter.detach().to(stored_dtype) for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
@@ -206,29 +208,22 @@ class _Trainer:
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimiser = Adam(groups, betas=BETAS)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
-        alone = len(self.parts.chunks) == 1
         for _ in range(passes):
             orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
-            for step in range(steps if self.parts.own_chunks or not alone else 0):
-                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders], alone)
+            for step in range(steps if self.parts.own_chunks or not self.alone else 0):
+                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
                 optimiser.step()
                 # Before the next ones are added up.
                 optimiser.zero_grad()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
-            if alone:
+            if self.alone:
                 for weight in rounded.values():
                     processes.broadcast_tensor(weight, 0)
             yield self._held_out_error(rounded), rounded
 
-    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None], alone: bool) -> None:
-        """Set the gradients of the mean error of the chosen window of every part, if it has one.
-
-        Args:
-            masters: Weights by name.
-            chosen: Index of the window within every part.
-            alone: Whether this process has all parts.
-        """
+    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
+        """Set the gradients of the mean error of the chosen window of every part, if it has one."""
         sizes = [weight.numel() for weight in masters.values()]
         total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.runner.device))
         for index, windows in self.parts.own_chunks:
@@ -240,7 +235,7 @@ class _Trainer:
                 for part, gradient in zip(total.current.split(sizes), gradients):
                     part.add_(gradient.flatten())
                 del gradients, gradient
-        mean = total.finish(0 if alone else None).div_(sum(window is not None for window in chosen))
+        mean = total.finish(0 if self.alone else None).div_(sum(window is not None for window in chosen))
         for weight, gradient in zip(masters.values(), mean.split(sizes)):
             weight.grad = gradient.view_as(weight)
 

@@ -72,14 +72,18 @@ def cut_rows(
         count = sum(map(len, found))
         raise FFPError(f"{label} has {count} tokens, less than one window of {length}; lower {option}")
     tokens = np.concatenate([*found, windows[0][:1]])
-    tokens = np.where(tokens < 0, -1 - tokens, tokens)
+    check_known(np.where(tokens < 0, -1 - tokens, tokens), tokenizer, model, label)
+    return torch.from_numpy(np.stack(windows)).long()
+
+
+def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:
+    """Raises `FFPError` if the model has no embedding for one of the token ids, of which it names the first."""
     unknown = tokens[tokens >= model.get_input_embeddings().weight.shape[0]].tolist()
     if unknown:
         raise FFPError(
             f"{label} has the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; remove "
             "it from the text"
         )
-    return torch.from_numpy(np.stack(windows)).long()
 
 
 def cut_tokens(rows: Iterable[np.ndarray], length: int, start: int | None = None) -> Iterator[np.ndarray]:

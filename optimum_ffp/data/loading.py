@@ -110,14 +110,15 @@ def _load_roles(
         label = f"{dataset} ({split})"
         return cut_rows(rows[split], tokenizer, model, length, label, start, option, answers_only)
 
+    # With train and test alone, or a single text, the first one serves the roles that have no split of their own.
+    with_split = {1: (), 2: ("test",), 3: (*ROLES,)}[len(rows)]
     parts, labels = {}, {}
     for role in roles:
-        # One text serves all roles without a split of their own.
-        split = ROLES[role] if ROLES[role] in rows and len(rows) > 1 else next(iter(rows))
+        split = ROLES[role] if role in with_split else next(iter(rows))
         length, option = request.length_of(role), request.length_option(role)
         windows = cut(split, length, option, request.answers_only and role == "search")
         labels[role] = split
-        if len(rows) == 1 or (len(rows) < len(ROLES) and role != "test"):
+        if role not in with_split:
             shares = share_out(len(windows), f"{dataset} with {option} {length}", option)
             windows = dict(zip(shares, windows.split(list(shares.values()))))[role]
             labels[role] = f"{role} part of {split}"

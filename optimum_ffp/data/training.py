@@ -13,7 +13,7 @@ from ..errors import FFPError
 from ..options import read_mix
 from ..utils.seeds import seed_of
 from .columns import Row
-from .cutting import cut_tokens, find_start_token
+from .cutting import check_known, cut_tokens, find_start_token
 from .encoding import check_answers, encode_rows
 from .loading import share_out
 from .request import DataRequest, apportion
@@ -83,7 +83,7 @@ def training_windows(
         tokens = _training_tokens(name, encode, replace(request, **of_roles))
         rows = places[begin : begin + number]
         passes[name], highest = _fill(windows, rows.tolist(), tokens, start, name)
-        _check_known(highest, model, tokenizer, name)
+        check_known(np.array([highest]), tokenizer, model, name)
         check_answers(answers, name)
         begin += number
     if written:
@@ -152,11 +152,3 @@ def _fill(
             raise FFPError(f"{label} has less than one window of {windows.shape[1]} tokens to train on; lower seq_len")
         in_one_pass = in_one_pass or filled
     return len(rows) / (in_one_pass or 1), highest
-
-
-def _check_known(highest: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str) -> None:
-    if highest >= model.get_input_embeddings().weight.shape[0]:
-        raise FFPError(
-            f"{label} has the token {tokenizer.decode([highest])!r}, for which the model has no embedding; remove it "
-            "from the text"
-        )

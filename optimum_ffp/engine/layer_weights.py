@@ -78,7 +78,7 @@ class LayerWeights:
 
     def _background(self) -> ThreadPoolExecutor:
         """A thread for copies, on the device of this process: others begin on the first card, with a context there."""
-        begin = torch.cuda.set_device if self.device.type == "cuda" else lambda device: None
+        begin = torch.cuda.set_device if self.device.type == "cuda" else None
         return ThreadPoolExecutor(1, initializer=begin, initargs=(self.device,))
 
     @torch.no_grad()

@@ -1,12 +1,18 @@
 """The record of a prune, of a local folder or from the Hub."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
 from ..utils.folders import RECORD, read_record
+
+
+def recorded_start_token(record: Mapping[str, Any]) -> str:
+    """Return the option `start_token` of a prune, by its record. Earlier versions never had a start token."""
+    return record.get("start_token", "never")
 
 
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:

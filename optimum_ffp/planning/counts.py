@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..compression.distillation import distillation_tokens
+from ..compression.distillation import distillation_tokens, windows_per_step
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
@@ -20,6 +20,13 @@ class SearchCount(NamedTuple):
     updates: int
     finalists: int
     baselines: int
+
+
+def calibrating_processes(config: FFPConfig, processes: int) -> int:
+    """Return how many processes share calibration: in distillation no more than a step has windows."""
+    if config.calibration != "distillation":
+        return processes
+    return min(processes, windows_per_step(config.distillation_batch, config.seq_len))
 
 
 def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:

@@ -18,7 +18,7 @@ from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
 from ..utils.tensors import page_locked_bytes
 from ..utils.window_sum import most_sums, running_sums
-from .counts import count_searches
+from .counts import calibrating_processes, count_searches
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -340,10 +340,9 @@ class MemoryModel:
         config, widest = self.config, max(self.features)
         held_out = self._own(min(config.held_out_samples, config.search_samples))
         training = self._own(config.num_samples)
-        if config.calibration == "distillation" and self.placement.accelerator:
-            # There may be fewer parts of the text than processes.
-            parts = min(self.placement.processes, windows_per_step(config.distillation_batch, config.seq_len))
-            training = math.ceil(config.num_samples / parts)
+        if self.placement.accelerator:
+            # Those of one card; in host memory all processes together have no more if few of them share the text.
+            training = math.ceil(config.num_samples / calibrating_processes(config, self.placement.processes))
         tokens = (training + held_out) * config.seq_len
         beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)
         if config.calibration == "distillation":

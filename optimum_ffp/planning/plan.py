@@ -13,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import GROUPS, find_ways
 from ..analysis.gram import describe_shortage
-from ..compression.distillation import windows_per_step
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
@@ -23,7 +22,7 @@ from ..modeling.loading import empty_model, loading_errors, resolve_dtype
 from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
-from .counts import count_searches, count_tokens, count_walks
+from .counts import calibrating_processes, count_searches, count_tokens, count_walks
 from .machine import Machine, measure_machine
 from .memory import MemoryModel, Placement, StageMemory
 from .work import (
@@ -308,11 +307,7 @@ def make_plan(
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
         "processes": processes,
-        "calibrated_by": (
-            min(processes, windows_per_step(config.distillation_batch, config.seq_len))
-            if config.calibration == "distillation"
-            else processes
-        ),
+        "calibrated_by": calibrating_processes(config, processes),
     }
     reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
     for place in _places(offload, config, accelerator, reads_files, spread=bool(device_map)):

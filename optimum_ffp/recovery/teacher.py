@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..checkpoint.card import hub_dataset
 from ..errors import FFPError
-from ..hub.record import prune_record
+from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
 from ..options import split_mix
 from .config import RecoveryConfig
@@ -81,8 +81,7 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     # The record has the names of local files without their folders.
     if all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
         column = config.text_column or record.get("text_column")
-        # Earlier versions never had a start token.
-        start_token = "never" if record.get("start_token", "never") == "never" else config.start_token
+        start_token = "never" if recorded_start_token(record) == "never" else config.start_token
         return replace(config, dataset=found, text_column=column, start_token=start_token)
     logger.warning(
         "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET

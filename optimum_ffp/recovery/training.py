@@ -251,7 +251,8 @@ class Training:
             # In float32 the model may not fit beside the dense one.
             model = convert(model, torch.float32, "cpu").merge_and_unload()
         model.config.dtype = self.dtype
-        return convert(model, self.dtype, "cpu").requires_grad_(False).eval(), adapter
+        # On the device, so that less gets to host memory.
+        return convert(model, self.dtype).cpu().requires_grad_(False).eval(), adapter
 
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens

@@ -1,7 +1,6 @@
 """The paper's agent: PPO from stable-baselines3 on a one-step environment, under a progressive schedule."""
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ...allocation.policy import Unit
 from ...config import FFPConfig
 from ...errors import FFPError
+from ...utils.seeds import global_generators_kept
 from ..task import AgentState, SearchResult, SearchTask
 
 
@@ -31,6 +31,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
         _check_shape(state, f"{name}.weight", (after, before))
 
 
+@global_generators_kept()
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
@@ -53,8 +54,6 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     most = min(config.update_samples, task.max_samples)
     schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
-    # stable-baselines3 seeds the generators of Python, numpy and torch themselves.
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     agent = PPO(
         "MlpPolicy",
         environment,
@@ -81,9 +80,6 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     answer = _answer(agent, task.sparsity)
     last = [answer] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
     return task.conclude(last[: task.steps - updates * candidates], weights, [*trail.answers, answer])
 
 
