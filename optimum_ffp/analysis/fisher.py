@@ -15,7 +15,7 @@ from ..utils.cholesky import check_finite
 from ..utils.processes import Shares
 from ..utils.seeds import seed_of
 from ..utils.window_sum import WindowSum, shares_of_sum
-from .gram import add_gram, output_norms
+from .gram import add_gram, matrix_device, output_norms
 
 
 def collect_fisher(
@@ -30,7 +30,8 @@ def collect_fisher(
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
-    backward pass per window gives the matrices of all units. Windows are shared among processes.
+    backward pass per window gives the matrices of all units. Windows are shared among processes. Sums are where ridge
+    factors will be.
 
     Args:
         layerwise: The dense model.
@@ -47,12 +48,12 @@ def collect_fisher(
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
     """
-    shares = shares_of_sum(len(windows), layerwise.device)
+    shares, home = shares_of_sum(len(windows), layerwise.device), matrix_device(layerwise, units)
     sums: dict[int, _GradientSum] = {}
     kept: dict[int, torch.Tensor] = {}
 
     def sum_of(index: int) -> _GradientSum:
-        return sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features))
+        return sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features, home))
 
     def watch(index: int):
         total = sum_of(index)
@@ -71,7 +72,7 @@ def collect_fisher(
             matrix = sum_of(index).finish().div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
-            kept[index] = keep(index, matrix)
+            kept[index] = keep(index, matrix.cpu())
 
     sample = _Sampler(seed, shares.own.start)
     backward_passes(
@@ -83,8 +84,8 @@ def collect_fisher(
 class _GradientSum(WindowSum):
     """The sum `Σ g gᵀ` over windows that come in order."""
 
-    def __init__(self, shares: Shares, features: int):
-        super().__init__(shares, partial(torch.zeros, features, features))
+    def __init__(self, shares: Shares, features: int, device: torch.device):
+        super().__init__(shares, partial(torch.zeros, features, features, device=device))
         self._firsts, self._window = [chunk.start for _, chunk in shares.own_chunks], 0
 
     def add(self, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:

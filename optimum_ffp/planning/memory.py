@@ -172,7 +172,8 @@ class MemoryModel:
         factors = "factors", self.factors
         if self.fishers:
             beside, host = self._backward(self.fisher_windows)
-            yield self._stage("fisher", weights | beside, host=self._fisher_sums() | host)
+            sums, kept = self._fisher_sums()
+            yield self._stage("fisher", weights | beside | sums, host=host | kept)
         read = self._own(config.num_samples) * config.seq_len
         states, waiting = self._states(read, self.size)
         # One layer after another is read, ordered and factored.
@@ -258,17 +259,18 @@ class MemoryModel:
     def _cast_head(self, size: int) -> int:
         return self.vocabulary * self.hidden * size * (size < self.size)
 
-    def _fisher_sums(self) -> Parts:
-        """Fisher matrices and their sums over windows, in host memory."""
+    def _fisher_sums(self) -> tuple[Parts, Parts]:
+        """Sums over windows on the accelerator if they are there, and what is in host memory."""
         place = self.placement
+        on_accelerator = place.accelerator and place.matrices_beside
         if self.at_once(self.layers + 2) < self._own(self.fisher_windows):
-            # Those of all layers grow together, and are no files before they are finished.
+            # Those of all layers grow together; in host memory they become the finished ones, and are no files before.
             sums = running_sums(place.on_cpu, place.processes) * self.fishers
-            return {"sums of Fisher matrices": sums + self.layer_fishers * (place.processes > 1)}
-        return {
-            "Fisher matrices": self.fishers // place.processes,
-            "sums of Fisher matrices": most_sums(place.on_cpu, place.processes) * self.layer_fishers,
-        }
+            sums, kept = sums + self.layer_fishers * (place.processes > 1), self.fishers * on_accelerator
+        else:
+            sums, kept = most_sums(place.on_cpu, place.processes) * self.layer_fishers, self.fishers
+        parts = {"sums of Fisher matrices": sums}, {"Fisher matrices": kept // place.processes}
+        return parts if on_accelerator else ({}, parts[0] | parts[1])
 
     def _searching(self) -> tuple[Parts, Parts]:
         """Parts of the evaluation of finalists, or of the candidates of an update if they are more."""

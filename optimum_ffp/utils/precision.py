@@ -15,6 +15,8 @@ INSTRUCTIONS = {
     torch.bfloat16: ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
     torch.float16: ("_is_amx_fp16_supported",),
 }
+# What `torch.set_float32_matmul_precision` sets for cards of CUDA and for CPUs.
+BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
@@ -44,9 +46,10 @@ def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 
-    A CPU that doesn't multiply 16-bit numbers itself takes some fifty times as long for them as for float32.
+    A CPU that doesn't multiply 16-bit numbers itself takes some fifty times as long for them as for float32. A card
+    older than Ampere emulates bfloat16, and has no attention for it but one that keeps the scores of all tokens.
     """
-    emulated = device.type == "cpu" and dtype in INSTRUCTIONS and not _cpu_multiplies(dtype)
+    emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not multiplies(device, dtype)
     return torch.float32 if emulated else dtype
 
 
@@ -86,11 +89,31 @@ def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...
     If all factors are bfloat16, the hardware may multiply them in bfloat16, and those in float16 as TF32, which has as
     many digits: it accumulates in float32, so nothing is lost, at a fraction of the cost.
     """
-    before, dtypes = torch.get_float32_matmul_precision(), {factor.dtype for factor in factors}
+    dtypes = {factor.dtype for factor in factors}
     lossless = "medium" if dtypes == {torch.bfloat16} else "high" if dtypes <= {*INSTRUCTIONS} else "highest"
+    with _multiplying_float32(lossless), computing_in(factors[0].device, None):
+        yield tuple(factor.float() for factor in factors)
+
+
+@contextmanager
+def _multiplying_float32(precision: str) -> Iterator[None]:
+    """Set the precision of float32 products, as `torch.set_float32_matmul_precision`, for the duration of the context."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
+        # torch before 2.9.
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision(precision)
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # Once a user, or transformers by `tf32`, has set one of them torch refuses to tell the precision of all.
+    before = [backend.fp32_precision for backend in backends]
     try:
-        torch.set_float32_matmul_precision(lossless)
-        with computing_in(factors[0].device, None):
-            yield tuple(factor.float() for factor in factors)
+        for backend, name in zip(backends, BACKEND_PRECISIONS[precision]):
+            backend.fp32_precision = name
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, name in zip(backends, before):
+            backend.fp32_precision = name

@@ -1,5 +1,7 @@
 """What a stage holds, against sizes that are counted by hand or on a real model."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -117,11 +119,16 @@ def test_sums_of_fisher_matrices_are_in_memory_wherever_the_matrices_are():
     for room, at_once in ((0, False), (2**40, True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("optimum_ffp.planning.memory.kept_bytes", lambda *_, size=room: size)
-            found, memory = stages(Placement(4, 4, accelerator=True, on_cpu=False, offload="disk"))
+            card = partial(Placement, 4, 4, accelerator=True, on_cpu=False)
+            found, memory = stages(card(offload="disk", matrices_beside=False))
+            beside, _ = stages(card())
         # Those of a layer, and of all where windows take turns; finished ones are files.
         sums = memory.layer_fishers if at_once else memory.fishers
         assert found["fisher"].host["sums of Fisher matrices"] == sums
         assert "Fisher matrices" not in found["fisher"].host
+        # A card with room for factors has them instead.
+        assert beside["fisher"].device["sums of Fisher matrices"] == sums
+        assert beside["fisher"].host["Fisher matrices"] == memory.fishers
 
 
 def test_an_earlier_pruned_model_is_on_a_card_that_has_room_for_it():

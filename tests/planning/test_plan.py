@@ -28,9 +28,10 @@ LLAMA_2_70B = {
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
-    """No product and no copy is timed, on devices that may not be there."""
+    """No product and no copy is timed, on devices that may not be there; cards are new ones."""
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_speed", lambda device, dtype: 1e12)
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_copy_speed", lambda device, pinned: 1e10)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
 
 
 def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **options):

@@ -15,7 +15,7 @@ from optimum_ffp.utils.precision import (
 from tests.helpers import make_tiny_model
 
 
-CPU = torch.device("cpu")
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
 
 def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
@@ -33,13 +33,16 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_a_cpu_computes_in_what_it_multiplies(monkeypatch, native):
-    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
+def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported"):
         monkeypatch.setattr(f"torch.cpu.{name}", lambda: native, raising=False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     for dtype in (torch.bfloat16, torch.float16):
         assert compute_dtype(CPU, dtype) == (dtype if native else torch.float32)
-        assert compute_dtype(torch.device("cuda"), dtype) == dtype
-    assert compute_dtype(CPU, torch.float32) == torch.float32
+        # Cards older than Ampere, such as a T4, multiply float16 alone.
+        assert compute_dtype(CARD, dtype) == (dtype if native or dtype == torch.float16 else torch.float32)
+        assert compute_dtype(torch.device("mps"), dtype) == dtype
+    assert compute_dtype(CPU, torch.float32) == compute_dtype(CARD, torch.float32) == torch.float32
 
 
 def test_a_training_computes_in_bfloat16_where_the_hardware_does_or_the_user_says_so(monkeypatch):
@@ -49,11 +52,11 @@ def test_a_training_computes_in_bfloat16_where_the_hardware_does_or_the_user_say
     assert [computes_in_bfloat16(CPU, choice) for choice in (None, True, False)] == [False, True, False]
 
 
-def test_weights_beside_adapters_are_not_in_float16_without_autocast():
-    card = torch.device("cuda")
-    assert frozen_dtype(card, torch.float16, bf16=False) == torch.float32
-    assert frozen_dtype(card, torch.float16, bf16=True) == torch.float16
-    assert frozen_dtype(card, torch.bfloat16, bf16=False) == torch.bfloat16
+def test_weights_beside_adapters_are_not_in_float16_without_autocast(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    assert frozen_dtype(CARD, torch.float16, bf16=False) == torch.float32
+    assert frozen_dtype(CARD, torch.float16, bf16=True) == torch.float16
+    assert frozen_dtype(CARD, torch.bfloat16, bf16=False) == torch.bfloat16
 
 
 def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
@@ -71,17 +74,31 @@ def test_autocast_to_a_type_or_not_at_all():
         assert (matrix @ matrix).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("dtype", "lossless"), [(torch.float32, "highest"), (torch.bfloat16, "medium"), (torch.float16, "high")]
-)
-def test_products_in_float32_inside_of_autocast(dtype, lossless):
+def precisions() -> list[str]:
+    return [backend.fp32_precision for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("old", [False, True])
+def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
+    lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
+    if old:
+        # torch 2.7 and 2.8 have no precisions by backend.
+        monkeypatch.setattr("torch.backends.mkldnn.matmul", object())
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
     exact = factors[0].double() @ factors[1].double()
     before = torch.get_float32_matmul_precision()
     with computing_in(CPU, torch.bfloat16), float32_products(*factors) as (left, right):
         found = left @ right
-        assert torch.get_float32_matmul_precision() == lossless
+        if old:
+            assert torch.get_float32_matmul_precision() == lossless
+        else:
+            found_by_backend = precisions()
+    if not old:
+        torch.set_float32_matmul_precision(lossless)
+        assert found_by_backend == precisions()
+        torch.set_float32_matmul_precision(before)
     assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
 
@@ -93,10 +110,16 @@ def test_an_error_puts_the_precision_back():
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_what_is_converted_keeps_its_rotary_frequencies():
-    """In 16 bits they would be off by radians at the end of a window."""
-    model = make_tiny_model()
-    exact = model.model.rotary_emb.inv_freq.clone()
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert convert(model, dtype) is model and {one.dtype for one in model.parameters()} == {dtype}
-        assert torch.equal(model.model.rotary_emb.inv_freq, exact)
+@pytest.mark.parametrize("chosen", ["tf32", "ieee"])
+def test_a_precision_that_is_set_for_cards_alone_stays(chosen):
+    # As `torch.backends.cuda.matmul.fp32_precision` of a user, after which torch tells no precision of all.
+    before = precisions()
+    torch.backends.cuda.matmul.fp32_precision = chosen
+    try:
+        chosen_by_backend = precisions()
+        with float32_products(torch.eye(2, dtype=torch.bfloat16)) as (factor,):
+            assert torch.equal(factor @ factor, torch.eye(2)) and precisions() == ["tf32", "bf16"]
+        assert precisions() == chosen_by_backend == [chosen, before[1]]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before[0]
+    assert torch.get_float32_matmul_precision() == "highest"
