@@ -113,7 +113,7 @@ class FFPConfig(Options, BaseConfig):
         action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1).
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
-        search_dtype: Dtype of candidates: `"auto"` (default) is bfloat16 where the hardware multiplies it natively,
+        search_dtype: Dtype of candidates: `"auto"` (default) is bfloat16 where the hardware multiplies it faster,
             `"model"` is the model's own.
         min_retention: Smallest fraction of its groups that a unit keeps, `a_min`, default 0.2.
         max_retention: Largest fraction of its groups that a unit keeps, `a_max`, default 1.

@@ -169,7 +169,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         resources,
         "bf16",
         "Whether to compute in bfloat16, with weights in float32.",
-        "if the hardware does so natively",
+        "if the hardware is faster at it",
     )
     _add(resources, "gradient-checkpointing", "Whether to run layers again in the backward pass, to save memory.")
 

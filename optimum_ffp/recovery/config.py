@@ -67,7 +67,7 @@ class RecoveryConfig:
         batch_size: Windows per forward pass of a process.
         lora: Rank of LoRA adapters, which are trained in place of the weights and merged into them; 0 for none.
         keep_adapter: Whether the adapter is also written beside the merged weights.
-        bf16: Whether to compute in bfloat16 (weights stay in float32); where the hardware does so itself if `None`.
+        bf16: Whether to compute in bfloat16 (weights stay in float32); where the hardware is faster at it if `None`.
         gradient_checkpointing: Whether layers run again in the backward pass, in place of keeping what they computed.
         evaluations: Number of evaluations on held-out windows, and of checkpoints, in the course of the training.
         held_out_samples: Number of held-out windows.

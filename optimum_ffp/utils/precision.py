@@ -10,11 +10,9 @@ from transformers import PreTrainedModel
 
 
 Model = TypeVar("Model", bound=nn.Module)
-# Names of functions that tell whether a CPU multiplies a dtype.
-INSTRUCTIONS = {
-    torch.bfloat16: ("_is_amx_tile_supported", "_is_avx512_bf16_supported"),
-    torch.float16: ("_is_amx_fp16_supported",),
-}
+# Names of functions that tell whether a CPU multiplies a dtype faster than float32. The bfloat16 products of AVX-512
+# alone are not: they took twice as long on an Emerald Rapids without AMX.
+INSTRUCTIONS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
 # What `torch.set_float32_matmul_precision` sets for cards of CUDA and for CPUs.
 BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
@@ -23,8 +21,8 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """Return the autocast dtype for a `search_dtype`.
 
     Returns:
-        bfloat16 for a float32 model with `"auto"` if the hardware multiplies bfloat16 natively, otherwise `None` for
-        the model's own dtype.
+        bfloat16 for a float32 model with `"auto"` if the hardware multiplies bfloat16 faster, otherwise `None` for the
+        model's own dtype.
     """
     if choice != "auto" or model.dtype != torch.float32:
         return None
@@ -32,7 +30,7 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
 
 
 def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a graphics card of CUDA or the CPU is known to multiply a 16-bit dtype natively."""
+    """Return whether a graphics card of CUDA or the CPU is known to multiply a 16-bit dtype faster than float32."""
     if device.type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _cpu_multiplies(dtype)
@@ -46,7 +44,7 @@ def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 
-    A CPU that doesn't multiply 16-bit numbers itself takes some fifty times as long for them as for float32. A card
+    A CPU that has no instructions for 16-bit numbers takes some fifty times as long for them as for float32. A card
     older than Ampere emulates bfloat16, and has no attention for it but one that keeps the scores of all tokens.
     """
     emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not multiplies(device, dtype)
@@ -74,7 +72,7 @@ def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None 
 
 
 def _cpu_multiplies(dtype: torch.dtype) -> bool:
-    return any(getattr(torch.cpu, name, bool)() for name in INSTRUCTIONS[dtype])
+    return getattr(torch.cpu, INSTRUCTIONS[dtype], bool)()
 
 
 def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
@@ -86,12 +84,14 @@ def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autoc
 def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield the factors of matrix products in float32, with autocast disabled.
 
-    If all factors are bfloat16, the hardware may multiply them in bfloat16, and those in float16 as TF32, which has as
-    many digits: it accumulates in float32, so nothing is lost, at a fraction of the cost.
+    If all factors are bfloat16, hardware that is faster at it may multiply them in bfloat16, and those in float16 as
+    TF32, which has as many digits: it accumulates in float32, so nothing is lost, at a fraction of the cost.
     """
-    dtypes = {factor.dtype for factor in factors}
-    lossless = "medium" if dtypes == {torch.bfloat16} else "high" if dtypes <= {*INSTRUCTIONS} else "highest"
-    with _multiplying_float32(lossless), computing_in(factors[0].device, None):
+    device, dtypes = factors[0].device, {factor.dtype for factor in factors}
+    lossless = "high" if dtypes <= {*INSTRUCTIONS} else "highest"
+    if dtypes == {torch.bfloat16} and multiplies(device, torch.bfloat16):
+        lossless = "medium"
+    with _multiplying_float32(lossless), computing_in(device, None):
         yield tuple(factor.float() for factor in factors)
 
 

@@ -26,7 +26,8 @@ def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
     expected = torch.bfloat16 if native else None
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: native, raising=False)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False, raising=False)
+    # AVX-512 multiplies it too, but slower than float32.
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True, raising=False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     assert [autocast_dtype(on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
     assert autocast_dtype(on("mps"), "auto") is None
@@ -34,7 +35,7 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
 
 @pytest.mark.parametrize("native", [False, True])
 def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported"):
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
         monkeypatch.setattr(f"torch.cpu.{name}", lambda: native, raising=False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     for dtype in (torch.bfloat16, torch.float16):
@@ -81,6 +82,7 @@ def precisions() -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("old", [False, True])
 def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
     lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
     if old:
         # torch 2.7 and 2.8 have no precisions by backend.
@@ -103,6 +105,11 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
     assert torch.get_float32_matmul_precision() == before
 
 
+def test_a_cpu_without_amx_multiplies_bfloat16_as_float32():
+    with float32_products(torch.eye(2, dtype=torch.bfloat16)):
+        assert precisions() == ["tf32", "tf32"]
+
+
 def test_an_error_puts_the_precision_back():
     before = torch.get_float32_matmul_precision()
     with pytest.raises(RuntimeError), float32_products(torch.eye(2, dtype=torch.bfloat16)):
@@ -111,7 +118,8 @@ def test_an_error_puts_the_precision_back():
 
 
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
-def test_a_precision_that_is_set_for_cards_alone_stays(chosen):
+def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
     # As `torch.backends.cuda.matmul.fp32_precision` of a user, after which torch tells no precision of all.
     before = precisions()
     torch.backends.cuda.matmul.fp32_precision = chosen
