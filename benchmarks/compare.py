@@ -107,8 +107,15 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
 
 
 def read_options(words: list[str]) -> dict:
-    """Parses options of `FFPConfig` from `NAME=VALUE`, with values in JSON."""
-    return {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
+    """Parses options of `FFPConfig` from `NAME=VALUE`, with values in JSON or as plain text."""
+    return {name: _value(text) for name, _, text in (word.partition("=") for word in words)}
+
+
+def _value(text: str):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def describe(result: PruningResult) -> dict:

@@ -50,7 +50,7 @@ class FFPPruner:
             another process can resume from it. It must be new, empty or left by another prune, and is used by one
             process at a time. `None` saves nothing.
         report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
-        options: How the model was loaded, for the record.
+        options: How the model was loaded: where its layers run, and how datasets of the Hub are reached.
         data: Windows to use instead of the datasets of the config.
 
     Attributes:

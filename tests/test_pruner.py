@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
-from optimum_ffp.commands.summary import summary
+from optimum_ffp.commands.summary import prune_summary
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
 from optimum_ffp.planning.plan import make_plan
@@ -53,7 +53,7 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
     (other,) = record["provenance"]["other_texts"]
     assert other["dataset"] == "other.txt" and other["calibrated"] == result.tests[1][1]["calibrated"]
     card, report = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
-    texts = summary(result, "out"), card, report
+    texts = prune_summary(result, "out"), card, report
     for name, (_, perplexities) in zip(("data", "other.txt"), result.tests):
         assert all(f"{perplexities['calibrated']:.3f}"[:-1] in text for text in texts)
         assert f"perplexity on {name}" in texts[0] and f"**perplexity on {name}**" in card

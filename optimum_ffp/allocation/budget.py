@@ -49,7 +49,7 @@ class Budget:
         self.groups = np.array([unit.groups for unit in units], dtype=np.int64)
         self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
         self.group_parameters = np.array([unit.group_parameters for unit in units], dtype=np.int64)
-        self.quanta = self.multiples * self.group_parameters
+        self.quanta = np.array([unit.quantum for unit in units], dtype=np.int64)
         steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples

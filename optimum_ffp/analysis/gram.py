@@ -82,7 +82,7 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:
-    """Return the device of matrices of all units: the model's if two sets of ridge factors fit, otherwise host memory."""
+    """Return the device for matrices of all units: the model's if two sets of ridge factors fit, otherwise the CPU."""
     device = layerwise.device
     needed, free = sum(4 * unit.output.module.in_features**2 for unit in units), free_device_memory(device)
     fits = layerwise.weights.resident and free is not None and free > 2 * needed

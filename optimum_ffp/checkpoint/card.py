@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from ..config import FFPConfig
-from ..data import describe_size, hub_source
+from ..data import describe_size, hub_dataset
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
@@ -63,12 +63,6 @@ def _base_metadata(base_model: str) -> dict[str, Any]:
     except Exception:
         return {}
     return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
-
-
-def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
-    """Id and configuration of a dataset on the Hub; `None` for local data."""
-    dataset_id, name = hub_source(dataset)
-    return (dataset_id, name) if "/" in dataset_id and is_hub_id(dataset_id) else None
 
 
 def _metadata(result: PruningResult) -> ModelCardData:

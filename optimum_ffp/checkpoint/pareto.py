@@ -8,7 +8,7 @@ from ..data import describe_windows
 from ..errors import FFPError
 from ..hub.naming import without_folders
 from ..utils.folders import RECORD
-from ..utils.json import to_json
+from ..utils.json import write_json
 from .plots import write_front
 from .result import PruningResult
 
@@ -61,7 +61,7 @@ class ParetoFront:
         files = [Path(name) for name in front_files(stem)]
         windows = describe_windows(self.record["search_windows"])
         try:
-            files[0].write_text(to_json(self.record, indent=2) + "\n", encoding="utf-8")
+            write_json(files[0], self.record)
             write_front(self.record["dense"], self.record["pruned"], windows, files[1])
         except OSError as error:
             raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None

@@ -16,13 +16,14 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
+from ..data import hub_dataset
 from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, short_name, without_folders
 from ..hub.upload import name_repository
 from ..options import GRADIENT_COST, read_mix
 from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, read_record
-from ..utils.json import to_json
-from .card import evaluation_results, hub_dataset, option_words
+from ..utils.json import write_json
+from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
 from .saving import as_recorded, push_written, write_folder
@@ -219,7 +220,7 @@ def _write(
     if earlier:
         _number_plot(folder, len(earlier))
     content["recovery"] = [*earlier, without_folders(record.to_dict())]
-    (folder / RECORD).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, content)
     if adapter is not None:
         _write_adapter(adapter, record, folder / ADAPTER)
     write_recovery(record.curve, record.held_out, folder / RECOVERY_PLOT)

@@ -22,7 +22,7 @@ from ..hub.naming import short_name, without_folders
 from ..hub.upload import check_push, describe_failure, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import check_output, is_checkpoint, read_record, whole_folder
-from ..utils.json import to_json
+from ..utils.json import to_json, write_json
 from .card import write_card
 from .html_report import write_report
 from .plots import write_plots
@@ -90,7 +90,7 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
-    (folder / result.config.CONFIG_NAME).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / result.config.CONFIG_NAME, record)
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
         file.writelines(to_json(entry) + "\n" for entry in result.log)
     if result.agent is not None:

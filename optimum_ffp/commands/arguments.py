@@ -138,8 +138,8 @@ def check_read(given: Iterable[str], read_when: Mapping[str, Condition], setting
         if name in read_when and not read_when[name].holds(settings):
             unread.setdefault(read_when[name].words, []).append(f"--{name.replace('_', '-')}")
     if unread:
-        found = "; ".join(f"{', '.join(options)} (read only {words})" for words, options in unread.items())
-        raise FFPError(f"nothing would read {found}; leave out what isn't meant, or change what it depends on")
+        found = "; ".join(f"{', '.join(options)} (used only {words})" for words, options in unread.items())
+        raise FFPError(f"these options have no effect: {found}; leave them out, or change what they depend on")
 
 
 def add_load_options(group: _ArgumentGroup) -> None:
@@ -221,14 +221,31 @@ def add_overwrite(group: _ArgumentGroup) -> None:
     )
 
 
-def add_training_hub_options(group: _ArgumentGroup) -> None:
-    """Adds `--hub-model-id`, `--private`, `--trust-remote-code`, and the options of `add_hub_options`."""
+def add_plan(group: _ArgumentGroup) -> None:
+    """Adds `--plan`."""
     add_option(
         group,
-        "hub-model-id",
-        metavar="ID",
-        help="Repository to upload to; ID-10 and so on for several sparsities. Default: the name of OUT.",
+        "plan",
+        action="store_true",
+        help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
+        "any. Too little memory is a warning, as it is estimated.",
     )
+
+
+def add_report_to(group: _ArgumentGroup, what: str) -> None:
+    """Adds `--report-to`, for `what` is logged."""
+    add_option(
+        group,
+        "report-to",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help=f"Log {what} to tensorboard, trackio or wandb. Default: none.",
+    )
+
+
+def add_private(group: _ArgumentGroup) -> None:
+    """Adds `--private`."""
     add_option(
         group,
         "private",
@@ -236,6 +253,23 @@ def add_training_hub_options(group: _ArgumentGroup) -> None:
         default=None,
         help="Make the repository private if it is created. Default: the owner's setting.",
     )
+
+
+def add_token(group: _ArgumentGroup) -> None:
+    """Adds `--token`."""
+    add_option(group, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
+
+
+def add_training_hub_options(group: _ArgumentGroup, naming: str = "") -> None:
+    """Adds `--hub-model-id`, `--private`, `--trust-remote-code`, and the options of `add_hub_options`.
+
+    Args:
+        group: The group to add them to.
+        naming: How several repositories are named.
+    """
+    help = f"Repository to upload to{naming}. Default: the name of OUT."
+    add_option(group, "hub-model-id", metavar="ID", help=help)
+    add_private(group)
     add_hub_options(group)
     add_option(
         group,
@@ -248,7 +282,7 @@ def add_training_hub_options(group: _ArgumentGroup) -> None:
 def add_hub_options(group: _ArgumentGroup) -> None:
     """Adds `--revision`, `--token` and `--cache-dir`."""
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")
-    add_option(group, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
+    add_token(group)
     add_option(group, "cache-dir", metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
 
 

@@ -131,8 +131,9 @@ def evaluate(args: Namespace) -> None:
     # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
     # Without speed at least all configs are read before.
     held = {} if args.no_speed else {role: load(role) for role in sources}
-    for model_id, options in sources.values() if args.no_speed else ():
-        read_any_config(model_id, options)
+    if args.no_speed:
+        for model_id, options in sources.values():
+            read_any_config(model_id, options)
     records, tokens, speeds = {}, {}, {}
     try:
         for role in sources:
@@ -272,13 +273,13 @@ def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     """Writes the records, settings and package versions as JSON."""
     from ..checkpoint.result import package_versions
     from ..errors import FFPError
-    from ..utils.json import to_json
+    from ..utils.json import write_json
 
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}
     try:
         path = Path(args.json).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
+        write_json(path, report)
     except OSError as error:
         raise FFPError(f"--json {args.json} can't be written: {error}") from None

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from optimum.commands.base import BaseOptimumCLICommand
 
+from ..options import check_choices
 from .arguments import ON_THE_HUB, add_hub_options, add_option, check_read, given_options
 from .errors import one_line_endings
 
@@ -25,7 +26,13 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
     required.add_argument("output", metavar="OUT", help="GGUF file to write.")
 
     optional = parser.add_argument_group("Optional arguments")
-    add_option(optional, "outtype", default="f16", help="Type of the weight matrices: f32, f16, bf16, q8_0 or q4_0.")
+    add_option(
+        optional,
+        "outtype",
+        metavar="TYPE",
+        default="f16",
+        help="Type of the weight matrices: f32, f16, bf16, q8_0 or q4_0.",
+    )
     add_option(
         optional,
         "pad-uniform",
@@ -60,12 +67,10 @@ class FFPExportCommand(BaseOptimumCLICommand):
 def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
     from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, export_gguf
-    from ..errors import FFPError
     from ..modeling.loading import LoadOptions, load_any, read_any_config
     from ..utils.folders import check_apart, check_file
 
-    if args.outtype not in OUTPUT_TYPES:
-        raise FFPError(f"outtype {args.outtype!r} is not known; choose from {', '.join(OUTPUT_TYPES)}")
+    check_choices(args, {"outtype": OUTPUT_TYPES})
     check_apart(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
     options = LoadOptions(device="cpu", revision=args.revision, token=args.token, cache_dir=args.cache_dir)

@@ -106,11 +106,10 @@ def prune(args: Namespace) -> None:
     from ..planning.plan import make_plan
     from ..planning.preflight import Outputs, disk_bytes, find_problems
     from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import holds_work, remove_work
+    from ..utils.resume import begin_work, holds_work, work_folder_of
     from ..utils.tracking import check_trackers
 
-    # Next to the output: on the same disk, and found again by the same command.
-    work = Path(f"{resolve(folders[0])}.work")
+    work = work_folder_of(folders[0])
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
     check_trackers(args.report_to)
     repositories, recovery = repository_names(args, folders, sparsities), read_recovery(args, config)
@@ -144,11 +143,7 @@ def prune(args: Namespace) -> None:
                 raise problem
             for warning in chain(plan.warnings, *(later.warnings for later in recovered.values())):
                 print(f"warning: {warning}", file=sys.stderr)
-            if args.resume and not holds_work(work):
-                found = f"there is nothing to resume, {work} holds no state: starting from the beginning"
-                print(found, file=sys.stderr)
-            if not args.resume:
-                remove_work(work)
+            begin_work(work, args.resume)
         offload = processes.from_main(plan.offload)
         uploads = [None] * len(folders) if recovery else repositories
         write_checkpoints(args, config, sparsities, folders, uploads, work, overwrite, offload)
@@ -259,7 +254,7 @@ def write_checkpoints(
     from ..hub.upload import push_folder
     from ..pruner import FFPPruner
     from ..utils import processes
-    from .summary import summary
+    from .summary import prune_summary
 
     agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS} | {"offload": offload}
@@ -271,7 +266,7 @@ def write_checkpoints(
         pruner.save_pretrained(folder, overwrite=overwrite)
         if not processes.is_main():
             continue
-        print(summary(result, folder))
+        print(prune_summary(result, folder))
         # A failed upload must not stop the remaining sparsities.
         try:
             if repo_id:

@@ -11,6 +11,8 @@ from .arguments import (
     add_option,
     add_output,
     add_overwrite,
+    add_plan,
+    add_report_to,
     add_text_column,
     add_training_hub_options,
     fraction,
@@ -76,13 +78,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         action="store_true",
         help="Resume this command after it was interrupted. The result is the same as without the interruption.",
     )
-    add_option(
-        output,
-        "plan",
-        action="store_true",
-        help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
-        "any. Too little memory is a warning, as it is estimated.",
-    )
+    add_plan(output)
 
     data = parser.add_argument_group("Data")
     add_config_option(
@@ -215,14 +211,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         metavar="MODEL",
         help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION. Default: none.",
     )
-    add_option(
-        search,
-        "report-to",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="Log the search to tensorboard, trackio or wandb. Default: none.",
-    )
+    add_report_to(search, "the search")
 
     ppo = parser.add_argument_group("The paper's agent (with --agent ppo)")
     add_config_option(
@@ -289,4 +278,4 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
 
     hub = parser.add_argument_group("The Hub")
-    add_training_hub_options(hub)
+    add_training_hub_options(hub, "; ID-10 and so on for several sparsities")

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import Condition
-from .arguments import add_option, check_read, given_options
+from .arguments import add_option, add_private, add_token, check_read, given_options
 from .errors import one_line_endings
 
 
@@ -20,18 +20,21 @@ EXAMPLES = """examples:
 def parse_args_ffp_push(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp push`."""
     parser.formatter_class = RawDescriptionHelpFormatter
+    parser.usage = "optimum-cli ffp push FOLDER REPOSITORY [options]"
     parser.description = "Upload the folder of a pruned model to the Hub, in one commit."
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
-    required.add_argument("folder", help="Folder of a pruned model, as written by `ffp prune`. It is not changed.")
     required.add_argument(
-        "repository", help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist."
+        "folder", metavar="FOLDER", help="Folder of a pruned model, as written by `ffp prune`. It is not changed."
+    )
+    required.add_argument(
+        "repository",
+        metavar="REPOSITORY",
+        help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist.",
     )
 
     optional = parser.add_argument_group("Optional arguments")
-    add_option(
-        optional, "private", action="store_true", default=None, help="Make the repository private if it is created."
-    )
+    add_private(optional)
     add_option(
         optional,
         "revision",
@@ -51,7 +54,7 @@ def parse_args_ffp_push(parser: ArgumentParser) -> None:
         action="store_true",
         help="Open a pull request with the commit, in a repository that exists.",
     )
-    add_option(optional, "token", help="Access token for the Hub. Default: the one stored by `hf auth login`.")
+    add_token(optional)
 
 
 class FFPPushCommand(BaseOptimumCLICommand):

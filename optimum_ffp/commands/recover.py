@@ -17,7 +17,6 @@ from .recover_options import parse_args_ffp_recover
 
 
 if TYPE_CHECKING:
-    from ..checkpoint.recovered import RecoveryRecord
     from ..recovery.config import RecoveryConfig
 
 READ_WHEN = {
@@ -66,7 +65,7 @@ def recover(args: Namespace) -> None:
     from ..planning.recovery import plan_recovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
-    from ..utils.folders import resolve
+    from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
 
     processes.join(args.device)
@@ -77,19 +76,19 @@ def recover(args: Namespace) -> None:
     config = with_dataset(config, args.model, options)
     count = process_count(args.num_processes)
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
-    repository, work = args.hub_model_id or Path(folder).name, Path(f"{resolve(folder)}.work")
+    repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
     outputs = Outputs([folder], work, plan.disk, args.overwrite, args.resume, repositories=uploads)
-    if processes.is_main():
-        problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
-        if args.plan:
+    problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
+    if args.plan:
+        if processes.is_main():
             show_plans([plan], [*problems])
+        return
+    if processes.is_main():
         for problem in problems:
             raise problem
         for warning in plan.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    if args.plan:
-        return
     recover_into(folder, config, args, args.model, args.teacher)
     if processes.is_main() and args.push_to_hub:
         print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
@@ -119,9 +118,10 @@ def recover_into(
     from ..recovery.recovery import FFPRecovery
     from ..utils import processes
     from ..utils.folders import FolderLock, check_apart, check_output, resolve
-    from ..utils.resume import check_work_folder, holds_work, remove_work
+    from ..utils.resume import begin_work, check_work_folder, holds_work, work_folder_of
+    from .summary import recovery_summary
 
-    work = Path(f"{resolve(folder)}.work")
+    work = work_folder_of(folder)
     with ExitStack() as locks:
         resumes = processes.on_main(lambda: args.resume and holds_work(work))
         if processes.is_main():
@@ -130,38 +130,10 @@ def recover_into(
             check_work_folder(work, args.resume, overwrite=args.overwrite or discard)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))
-            if not args.resume:
-                remove_work(work)
+            begin_work(work, args.resume)
         options = {name: getattr(args, name) for name in LOAD_OPTIONS} | options
         recovery = FFPRecovery.from_pretrained(model, config, teacher, work, args.report_to, **options)
         record = recovery.recover(resume=resumes)
         recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
-            print(summary(record, folder))
-
-
-def summary(record: "RecoveryRecord", folder: str) -> str:
-    """The table that is printed at the end."""
-    from ..data import describe_windows
-    from ..hub.naming import dataset_name
-    from .summary import load_lines, table
-
-    first, last = record.curve[0], record.kept
-    rows = [
-        ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
-        ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),
-        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items() if count > 1),
-        ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
-        ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
-        ("held out", describe_windows(record.held_out)),
-    ]
-    for test, found in record.figures:
-        place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
-        rows += [(f"perplexity{place}, {name}", f"{value:.4f}") for name, value in found.items()]
-        rows.append(("measured on", describe_windows(test)))
-    rows += [
-        ("tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"),
-        ("time of the training", f"{record.seconds:.1f} s"),
-        ("saved in", folder),
-    ]
-    return "\n".join([*table(rows), *load_lines(folder)])
+            print(recovery_summary(record, folder))

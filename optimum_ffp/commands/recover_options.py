@@ -12,6 +12,8 @@ from .arguments import (
     add_option,
     add_output,
     add_overwrite,
+    add_plan,
+    add_report_to,
     add_text_column,
     add_training_hub_options,
 )
@@ -48,7 +50,14 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     )
     budgets = ", ".join(f"{name} {preset['max_tokens']:,}" for name, preset in PRESETS.items())
     _add(common, "preset", f"How much to train, in tokens: {budgets}.", choices=(*PRESETS,))
-    _add(common, "max-tokens", "Number of tokens to train on, such as 400k, 2M or 1B.", "the preset's", type=str)
+    _add(
+        common,
+        "max-tokens",
+        "Number of tokens to train on, such as 400k, 2M or 1B.",
+        "the preset's",
+        type=str,
+        metavar="TOKENS",
+    )
     add_option(
         common,
         "teacher",
@@ -56,7 +65,6 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the Hub.",
     )
     add_option(common, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
-    add_option(common, "plan", action="store_true", help="Print what it needs, and end before anything is loaded.")
 
     output = parser.add_argument_group("Output")
     add_overwrite(output)
@@ -66,14 +74,8 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         action="store_true",
         help="Resume this command after it was interrupted, from its last checkpoint.",
     )
-    add_option(
-        output,
-        "report-to",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="Log the training to tensorboard, trackio or wandb. Default: none.",
-    )
+    add_plan(output)
+    add_report_to(output, "the training")
 
     data = parser.add_argument_group("Data")
     _add(
@@ -129,6 +131,7 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "Tokens per step, of all processes together.",
         "the preset's, but at most 1/200 of --max-tokens",
         type=str,
+        metavar="TOKENS",
     )
     _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")
     _add(training, "weight-decay", "Weight decay.")

@@ -1,7 +1,8 @@
-"""The table that a prune prints at the end."""
+"""The tables that `ffp prune` and `ffp recover` print at the end."""
 
 from collections.abc import Sequence
 
+from ..checkpoint.recovered import RecoveryRecord
 from ..checkpoint.result import PruningResult
 from ..data import describe_windows
 from ..hub.naming import dataset_name
@@ -11,7 +12,7 @@ from ..hub.naming import dataset_name
 LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
 
 
-def summary(result: PruningResult, folder: str) -> str:
+def prune_summary(result: PruningResult, folder: str) -> str:
     """Parameters, sparsity, perplexities, time per stage, and the code that loads the model."""
     config = result.config
     policy, search = result.policy, result.search
@@ -42,16 +43,39 @@ def summary(result: PruningResult, folder: str) -> str:
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
-    return "\n".join([*table(rows), *load_lines(folder)])
+    return "\n".join([*_table(rows), *_load_lines(folder)])
 
 
-def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+def recovery_summary(record: RecoveryRecord, folder: str) -> str:
+    """Tokens, divergence and perplexities before and after the training, and the code that loads the model."""
+    first, last = record.curve[0], record.kept
+    rows = [
+        ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
+        ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),
+        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items() if count > 1),
+        ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
+        ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
+        ("held out", describe_windows(record.held_out)),
+    ]
+    for test, found in record.figures:
+        place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
+        rows += [(f"perplexity{place}, {name}", f"{value:.4f}") for name, value in found.items()]
+        rows.append(("measured on", describe_windows(test)))
+    rows += [
+        ("tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"),
+        ("time of the training", f"{record.seconds:.1f} s"),
+        ("saved in", folder),
+    ]
+    return "\n".join([*_table(rows), *_load_lines(folder)])
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of names and values in two columns, after an empty one."""
     width = max(len(name) for name, _ in rows)
     return ["", *(f"{name:<{width}}  {value}" for name, value in rows)]
 
 
-def load_lines(folder: str) -> list[str]:
+def _load_lines(folder: str) -> list[str]:
     """The code that loads a checkpoint."""
     return [
         *("", "Load it with", "    from transformers import AutoModelForCausalLM"),

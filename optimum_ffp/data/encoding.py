@@ -94,8 +94,8 @@ def check_answers(answers: Mapping[str, int], label: str) -> None:
         return
     if not answers["found"]:
         raise FFPError(
-            f"{label}: the chat template writes no answer as it is in the conversation, so that its tokens can't be "
-            "told; train on all tokens by --loss-on all (loss_on)"
+            f"{label}: the chat template rewrites every answer, so that the tokens of the answers can't be found; "
+            "train on all tokens by --loss-on all (loss_on)"
         )
     total = answers["found"] + answers["missed"]
     logger.warning(

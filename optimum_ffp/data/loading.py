@@ -69,7 +69,7 @@ def load_windows(
 def _sample_roles(
     counts: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
 ) -> dict[str, Windows]:
-    """Numbers of windows that the model writes, by role."""
+    """Return the windows that the model writes, by role."""
     found = {}
     for number, length in enumerate(dict.fromkeys(map(request.length_of, counts))):
         roles = {role: count for role, count in counts.items() if request.length_of(role) == length}

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..errors import FFPError, named_line, one_line
+from ..hub.naming import is_hub_id
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
@@ -162,6 +163,12 @@ def hub_source(dataset: str) -> tuple[str, str | None]:
     name, _, config = dataset.partition(":")
     repository, default = NAMED.get(name, (name, None))
     return repository, config or default
+
+
+def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
+    """Return the id and configuration of a dataset on the Hub; `None` for local data."""
+    dataset_id, name = hub_source(dataset)
+    return (dataset_id, name) if "/" in dataset_id and is_hub_id(dataset_id) else None
 
 
 def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:

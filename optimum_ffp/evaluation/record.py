@@ -49,12 +49,12 @@ def perplexity_record(
     Args:
         model: A causal LM.
         windows: Token ids, shape `[windows, window length]`.
-        origin: Source of the windows: `dataset` and `split`.
+        origin: Record of the windows, as `Windows.describe` returns it.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
 
     Returns:
-        `dataset`, `split`, `windows`, `window_length`, and `perplexity` and `loss`, which are `None` if not finite.
+        That record with `perplexity` and `loss`, which are `None` if not finite, their counts, and `comparable`.
     """
     # Imported here: it takes a second, which a prune doesn't need.
     from .metric import Perplexity

@@ -13,18 +13,13 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
+from ..utils.folders import CHECKPOINT_FILES
 
 
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
 CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"\\\n]+)", trust_remote_code=True\)')
 CARD = "README.md"
 MESSAGE = "Upload a model pruned by optimum-ffp"
-# Patterns of files that optimum-ffp writes; stale ones in the repository are deleted on push.
-OURS = (
-    *("model*.safetensors", "model.safetensors.index.json", "modeling_ffp_*.py"),
-    *("search/agent.safetensors", "search.png", "calibration.png", "pareto.png"),
-    *("recovery*.png", "adapter/*"),
-)
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
     403: "the token may not do that: use one with write access, or name a repository that is yours",
@@ -160,10 +155,11 @@ def _operations(
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Skip files of git and of download caches.
     files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+    # Files of the checkpoint that was there before.
     stale = [
         name
         for name in api.list_repo_files(repo_id, revision=revision)
-        if name not in files and any(fnmatch(name, pattern) for pattern in OURS)
+        if name not in files and any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES)
     ]
     contents: dict[str, Path | bytes] = dict(files)
     if CARD in files:

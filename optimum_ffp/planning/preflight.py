@@ -167,7 +167,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         reason = describe_failure(error, token)
         if getattr(getattr(error, "response", None), "status_code", None) in REFUSALS:
             raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
-        logger.warning("whether the Hub will take the upload is not known: %s", reason)
+        logger.warning("could not check whether the Hub accepts the upload: %s", reason)
         return
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":

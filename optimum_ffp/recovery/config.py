@@ -196,7 +196,7 @@ class RecoveryConfig:
 
 def _check_named(options: dict[str, Any], given: set[str], path: str | os.PathLike) -> None:
     """Checks that a record of a recovery names all texts in full, or that others are given."""
-    from ..checkpoint.card import hub_dataset
+    from ..data import hub_dataset
 
     for option in ("dataset", "eval_dataset"):
         names = [] if option in given or not options.get(option) else [name for name, _ in split_mix(options[option])]

@@ -353,4 +353,7 @@ def _check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
     if sizes[0] != sizes[1]:
-        raise FFPError(f"the pruned model has logits for {sizes[0]} tokens, and the teacher for {sizes[1]}")
+        raise FFPError(
+            f"the pruned model has logits for {sizes[0]} tokens, and the teacher for {sizes[1]}; name the model that "
+            "was pruned, or one with the same vocabulary"
+        )

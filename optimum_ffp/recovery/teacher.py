@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from ..checkpoint.card import hub_dataset
+from ..data import hub_dataset
 from ..errors import FFPError
 from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions

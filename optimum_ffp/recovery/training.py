@@ -118,8 +118,8 @@ class Training:
             what = "loss" if self.config.label_share else "divergence"
             last = f"; the last weights are in {_last_checkpoint(folder)}" if folder else ""
             raise FFPError(
-                f"the training has gained nothing: the {what} on held-out windows was {before:.4f} and is "
-                f"{after:.4f}; lower learning_rate, or give more tokens{last}"
+                f"the training did not lower the {what} on held-out windows: it was {before:.4f} before and is "
+                f"{after:.4f} after it; lower learning_rate, or give more tokens{last}"
             )
         return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
 

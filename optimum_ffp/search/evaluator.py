@@ -79,10 +79,8 @@ class CandidateEvaluator:
         return self.journal.part(policy.sizes, windows.tolist())
 
     def _losses(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> list[list[float]]:
-        chosen, journals = (
-            self.windows[torch.from_numpy(windows)],
-            [self._journal_of(one, windows) for one in policies],
-        )
+        chosen = self.windows[torch.from_numpy(windows)]
+        journals = [self._journal_of(one, windows) for one in policies]
         found: dict[int, list[float]] = {}
 
         def measure(number: int) -> list[float]:

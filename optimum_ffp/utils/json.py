@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +19,11 @@ def to_json(record: Any, indent: int | None = None) -> str:
         indent: Number of spaces of indentation; a single line if `None`.
     """
     return json.dumps(_replaced(record, lambda figure: None), indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write JSON for other programs to a file, indented."""
+    path.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
 
 
 def to_exact_json(record: Any) -> str:

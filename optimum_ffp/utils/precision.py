@@ -97,7 +97,7 @@ def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...
 
 @contextmanager
 def _multiplying_float32(precision: str) -> Iterator[None]:
-    """Set the precision of float32 products, as `torch.set_float32_matmul_precision`, for the duration of the context."""
+    """Set the precision of float32 products, as torch does, for the duration of the context."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     if not all(hasattr(backend, "fp32_precision") for backend in backends):
         # torch before 2.9.

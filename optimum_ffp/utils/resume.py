@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,6 +188,20 @@ class Journal:
 def holds_work(folder: Path) -> bool:
     """Return whether a folder contains entries to resume from."""
     return _read_state(folder) is not None
+
+
+def work_folder_of(output: str | os.PathLike) -> Path:
+    """Return the work folder of an output folder: beside it, so that the same command finds it again."""
+    return Path(f"{resolve(output)}.work")
+
+
+def begin_work(folder: Path, resume: bool) -> None:
+    """Discard the entries of a work folder unless a run resumes from them; if there are none it says so."""
+    if not resume:
+        remove_work(folder)
+    elif not holds_work(folder):
+        found = f"there is nothing to resume, {folder} holds no state: starting from the beginning"
+        print(found, file=sys.stderr)
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:

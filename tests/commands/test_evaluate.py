@@ -121,7 +121,7 @@ def test_a_model_that_accelerate_spreads(run, run_ffp, folder, save_tiny_model, 
     assert found["baseline"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert found["settings"]["device_map"] == "auto" and found["model"]["speed"]["new_tokens"] == 4
     code, _, errors = run(*words)
-    assert code == 2 and "nothing would read --device (read only without --device-map)" in errors
+    assert code == 2 and "these options have no effect: --device (used only without --device-map)" in errors
 
 
 @pytest.mark.slow
@@ -325,8 +325,10 @@ def test_tasks_beside_a_baseline(figures, save_tiny_model, tmp_path):
 def test_options_that_nothing_would_read_are_named(run_ffp):
     words = ["--limit", 3, "--num-fewshot", 1, "--baseline-revision", "main", "--no-speed", "--repeats", 2]
     code, _, errors = run_ffp("evaluate", "-m", "nobody/nothing", *words)
-    assert code == 2 and errors.startswith("error: nothing would read --limit, --num-fewshot (read only with --tasks")
-    for unread in ("--repeats (read only without --no-speed)", "--baseline-revision (read only with a --baseline"):
+    assert code == 2 and errors.startswith(
+        "error: these options have no effect: --limit, --num-fewshot (used only with --tasks"
+    )
+    for unread in ("--repeats (used only without --no-speed)", "--baseline-revision (used only with a --baseline"):
         assert unread in errors
 
 

@@ -14,23 +14,23 @@ from optimum_ffp.options import Options
 @pytest.mark.parametrize(
     ("words", "unread"),
     [
-        ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (read only with --agent ppo)"),
-        ("--method no-search --update-samples 2", "--update-samples (read only with --method ffp, random or"),
-        ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (read only with --method ffp)"),
-        ("--method uniform --search-steps 9", "--search-steps (read only with --method ffp, random or evolutionary)"),
-        ("--calibration ridge --dense-target 0.5", "--dense-target (read only with --calibration sequential)"),
-        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (read only with a --calibration other"),
-        ("--no-grad --fisher-samples 3", "--fisher-samples (read only with --grad"),
-        ("--slope-samples 3", "--slope-samples (read only with --no-grad"),
-        ("--dataset self --text-column x", "--text-column (read only with a --dataset or --eval-dataset other"),
-        ("--device cpu --device-map auto", "--device (read only without --device-map)"),
-        ("--private --hub-model-id x", "--hub-model-id, --private (read only with --push-to-hub)"),
+        ("--alpha-start 0.3 --learning-rate 1e-4", "--alpha-start, --learning-rate (used only with --agent ppo)"),
+        ("--method no-search --update-samples 2", "--update-samples (used only with --method ffp, random or"),
+        ("--method no-search --agent ppo --warm-start x", "--agent, --warm-start (used only with --method ffp)"),
+        ("--method uniform --search-steps 9", "--search-steps (used only with --method ffp, random or evolutionary)"),
+        ("--calibration ridge --dense-target 0.5", "--dense-target (used only with --calibration sequential)"),
+        ("--preset paper --calibration none --ridge-lambda 1", "--ridge-lambda (used only with a --calibration other"),
+        ("--no-grad --fisher-samples 3", "--fisher-samples (used only with --grad"),
+        ("--slope-samples 3", "--slope-samples (used only with --no-grad"),
+        ("--dataset self --text-column x", "--text-column (used only with a --dataset or --eval-dataset other"),
+        ("--device cpu --device-map auto", "--device (used only without --device-map)"),
+        ("--private --hub-model-id x", "--hub-model-id, --private (used only with --push-to-hub)"),
     ],
 )
 def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
     code, output, errors = run_ffp("prune", "-m", "nobody/nothing", *words.split())
     assert code == 2 and output == ""
-    assert errors.startswith("error: nothing would read ") and unread in errors
+    assert errors.startswith("error: these options have no effect: ") and unread in errors
 
 
 def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):

@@ -60,7 +60,10 @@ def test_to_a_branch_and_as_a_pull_request(run_ffp, hub, folder):
         (["other", "--create-pr"], "there is no repository me/other to open a pull request for"),
         (["org/other", "--create-pr"], "there is no repository org/other to open a pull request for"),
         (["it", "--create-pr", "--revision", "dev"], "me/it has no branch dev to open a pull request for; leave out"),
-        (["it", "--create-pr", "--private"], "nothing would read --private (read only without --create-pr)"),
+        (
+            ["it", "--create-pr", "--private"],
+            "these options have no effect: --private (used only without --create-pr)",
+        ),
     ],
 )
 def test_a_pull_request_needs_what_it_is_for(run_ffp, hub, folder, words, message):

@@ -121,9 +121,9 @@ def test_options_of_a_file(recover, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--keep-adapter"], "nothing would read --keep-adapter (read only with --lora)"),
-        (["--revision", "abc"], "nothing would read --revision (read only with a --model on the Hub)"),
-        (["--private"], "nothing would read --private (read only with --push-to-hub)"),
+        (["--keep-adapter"], "these options have no effect: --keep-adapter (used only with --lora)"),
+        (["--revision", "abc"], "these options have no effect: --revision (used only with a --model on the Hub)"),
+        (["--private"], "these options have no effect: --private (used only with --push-to-hub)"),
         (["--max-tokens", "many"], "a number of tokens is written as 400k, 2M, 1.5B or 2000000; found 'many'"),
         (["--temperature", "0"], "temperature must be a number of at least 0.1, found 0.0"),
         (["--teacher", "/nowhere"], "there is no folder '/nowhere'"),

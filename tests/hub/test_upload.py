@@ -250,7 +250,7 @@ def test_what_would_stop_an_upload_is_found_before_the_work(monkeypatch):
 def test_flags_of_an_upload_without_an_upload_are_refused(tmp_path):
     command = f"ffp prune -m {tmp_path / 'base'} {tmp_path / 'out'} --hub-model-id me/it"
     done = subprocess.run([sys.executable, "-c", CLI, *command.split()], capture_output=True, text=True)
-    assert done.returncode == 2 and "read only with --push-to-hub" in done.stderr
+    assert done.returncode == 2 and "used only with --push-to-hub" in done.stderr
 
 
 def test_card_says_what_the_hub_parses(pruned):

@@ -8,11 +8,9 @@ from optimum_ffp.utils.precision import (
     compute_dtype,
     computes_in_bfloat16,
     computing_in,
-    convert,
     float32_products,
     frozen_dtype,
 )
-from tests.helpers import make_tiny_model
 
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")

@@ -56,7 +56,8 @@ def export_gguf(
         write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
         _write_sizes(writer, model.config, [padded] * len(sizes) if padded else sizes)
         writer.add_name(Path(model.config._name_or_path).name or "model")
-        writer.add_file_type(int(_FILE_TYPES[output_type](gguf.LlamaFileType)))
+        file_type = f"{'ALL' if output_type == 'f32' else 'MOSTLY'}_{output_type.upper()}"
+        writer.add_file_type(int(gguf.LlamaFileType[file_type]))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         for name, tensor in tensors(model, architecture, padded):
             kind = _tensor_type(gguf.GGMLQuantizationType, name, tensor, output_type)
@@ -73,15 +74,6 @@ def export_gguf(
     finally:
         partial.unlink(missing_ok=True)
     return architecture
-
-
-_FILE_TYPES = {
-    "f32": lambda types: types.ALL_F32,
-    "f16": lambda types: types.MOSTLY_F16,
-    "bf16": lambda types: types.MOSTLY_BF16,
-    "q8_0": lambda types: types.MOSTLY_Q8_0,
-    "q4_0": lambda types: types.MOSTLY_Q4_0,
-}
 
 
 def _tensor_type(types, name: str, tensor: torch.Tensor, output_type: str):

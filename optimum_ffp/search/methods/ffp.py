@@ -1,4 +1,4 @@
-"""FastForward Pruning: single-step reinforcement learning with the agent of `config.agent`."""
+"""FastForward Pruning: the single-step search of the agent `config.agent`."""
 
 from ...config import FFPConfig
 from ...options import find_choice
