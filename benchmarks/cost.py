@@ -27,6 +27,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import DataSplits, Windows, with_window_length
 from optimum_ffp.hub.naming import short_name
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.plan import Plan, make_plan
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     shape = AutoConfig.from_pretrained(args.config)
     layers = args.layers or [shape.num_hidden_layers]
     config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_options(args.options))
-    plan = make_plan(shape, config, device="cpu")
+    plan = make_plan(shape, config, options=LoadOptions("cpu", offload="auto"))
     if args.speed:
         print(elsewhere(plan, args.speed, args.share))
     if layers == [0]:

@@ -125,9 +125,8 @@ class FFPPruner:
         config, name = config or FFPConfig(), os.fspath(model_id)
         pinned = pin_commit(name, LoadOptions(**{"offload": "auto"} | options))
         if pinned.offload == "auto":
-            journal = work_folder is not None
-            placed = (pinned.device, pinned.dtype, pinned.device_map, journal)
-            plan = make_plan(read_model_config(name, pinned), config, None, *placed, processes=processes.local_count())
+            shape, journal = read_model_config(name, pinned), work_folder is not None
+            plan = make_plan(shape, config, None, pinned, journal, processes.local_count())
             pinned = replace(pinned, offload=processes.from_main(plan.offload))
         model, tokenizer = load_dense(name, pinned)
         return cls(model, tokenizer, config, name, work_folder, report_to, pinned)

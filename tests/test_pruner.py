@@ -13,7 +13,7 @@ from optimum_ffp.commands.summary import prune_summary
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
 from optimum_ffp.planning.plan import make_plan
-from tests.helpers import EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
+from tests.helpers import EVERY_MODEL, ON_CPU, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
     mix = f"{data_folder}:0.5,{tmp_path / 'other.txt'}:0.25,self:0.25"
     options = {"search_samples": 4, "reward": "pruned", "search_steps": 5}
     pruner = make_pruner(save_tiny_model(), mix, tmp_path / "work", **options)
-    plan = make_plan(pruner.model.config, pruner.config, device="cpu")
+    plan = make_plan(pruner.model.config, pruner.config, options=ON_CPU)
     result = pruner.prune()
     assert [windows.dataset for windows, _ in result.tests] == [str(data_folder), str(tmp_path / "other.txt")]
     assert sum(windows.tokens.numel() for windows, _ in result.tests) == plan.tokens["evaluation"]

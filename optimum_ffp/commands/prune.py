@@ -123,9 +123,8 @@ def prune(args: Namespace) -> None:
     # A resumed prune may replace the checkpoints that it has saved itself.
     overwrite = args.overwrite or (args.resume and holds_work(work))
     model_config = read_model_config(args.model, options)
-    placed = {name: getattr(args, name) for name in ("device", "dtype", "device_map", "offload")}
     count = process_count(args.num_processes)
-    plan = make_plan(model_config, config, sparsities, **placed, processes=count)
+    plan = make_plan(model_config, config, sparsities, options, processes=count)
     recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
     written, disk = [*folders, *recovered], disk_bytes(plan, recovered.values())
     outputs = Outputs(written, work, disk, overwrite, args.resume, front, [*filter(None, repositories)])

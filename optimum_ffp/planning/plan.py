@@ -18,7 +18,7 @@ from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
 from ..errors import FFPError
 from ..modeling.families import decoder_layers, find_family
-from ..modeling.loading import empty_model, loading_errors, resolve_dtype
+from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_dtype
 from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
@@ -235,11 +235,8 @@ def make_plan(
     model_config: PretrainedConfig,
     config: FFPConfig | None = None,
     sparsities: Sequence[float] | None = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    device_map: str | None = None,
+    options: LoadOptions | None = None,
     journal: bool = True,
-    offload: str = "auto",
     processes: int = 1,
 ) -> Plan:
     """Plans a prune without loading weights.
@@ -248,12 +245,10 @@ def make_plan(
         model_config: Config of the dense model.
         config: Options; the defaults if `None`.
         sparsities: Fractions of the block parameters to remove; `config.sparsity` if `None`.
-        device: Device of the model; the accelerator if there is one, if `None`.
-        dtype: `"auto"` for the dtype of the config, or the name of a torch dtype.
-        device_map: Device map of accelerate, instead of `device`; all accelerators count as one.
+        options: How the model will be loaded; all accelerators of a device map count as one. Without it, or with the
+            offload `"auto"`, weights are at the first place that the memory suffices for, or else where they need the
+            least.
         journal: Whether finished work is saved to disk, to resume from, as on the command line.
-        offload: Where the weights of layers are while they don't run, as in `LoadOptions`; `"auto"` for the first
-            place that the memory suffices for, or else that which needs the least.
         processes: Number of processes on this machine that share the work.
 
     Returns:
@@ -266,9 +261,10 @@ def make_plan(
     sparsities = tuple(sparsities or [config.sparsity])
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    family, machine = find_family(model_config), measure_machine(device, device_map)
+    options = options or LoadOptions(offload="auto")
+    family, machine = find_family(model_config), measure_machine(options.device, options.device_map)
     found = model_config.dtype or torch.float32
-    weights_dtype = found if (asked := resolve_dtype(dtype)) == "auto" else asked
+    weights_dtype = found if (asked := resolve_dtype(options.dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
     model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
@@ -281,12 +277,10 @@ def make_plan(
         check_budget(shapes, sparsity, config)
     feasible = [budget_at(way, sparsities[0], config).feasible for way in shapes]
 
-    accelerator = machine.device_free is not None
     own = compute_dtype(machine.device, weights_dtype)
     compute = autocast_dtype(SimpleNamespace(dtype=own, device=machine.device), config.search_dtype)
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
-    matrices = sum(4 * count**2 for count in features)
     tokens = count_tokens(config, len(units), len(sparsities))
     results = config.reports_searched + (config.calibration != "none")
     common = {
@@ -309,24 +303,16 @@ def make_plan(
         "processes": processes,
         "calibrated_by": calibrating_processes(config, processes),
     }
+    shared = {
+        "compute_size": (compute or own).itemsize,
+        "own_size": own.itemsize,
+        "journal": journal,
+        "several": len(sparsities) > 1,
+        "processes": processes,
+    }
     reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
-    for place in _places(offload, config, accelerator, reads_files, spread=bool(device_map)):
-        room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
-        beside = place == "none" and (not accelerator or room > 2 * matrices)
-        placement = Placement(
-            compute_size=(compute or own).itemsize,
-            own_size=own.itemsize,
-            accelerator=accelerator,
-            on_cpu=machine.device.type == "cpu",
-            matrices_beside=beside,
-            journal=journal,
-            several=len(sparsities) > 1,
-            room=room - matrices * beside,
-            offload=place,
-            processes=processes,
-            host_free=machine.host_free,
-            page_locks=machine.device.type == "cuda",
-        )
+    for place in _places(options, config, machine, reads_files):
+        placement = _placement(place, model, features, machine, **shared)
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
         walks = count_walks(config, len(units), len(sparsities), processes, models[0].at_once)
@@ -342,17 +328,37 @@ def make_plan(
     return plan
 
 
-def _places(offload: str, config: FFPConfig, accelerator: bool, reads_files: bool, spread: bool) -> list[str]:
+def _places(options: LoadOptions, config: FFPConfig, machine: Machine, reads_files: bool) -> list[str]:
     """Where the weights of layers may be, in the order to try."""
+    accelerator = machine.device_free is not None
     # A model that writes text has all weights on its device.
     writes = accelerator and DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
-    if offload != "auto":
-        if writes and offload != "none":
+    if options.offload != "auto":
+        if writes and options.offload != "none":
             raise FFPError(NEEDS_WEIGHTS)
-        return [offload]
-    if spread or writes:
+        return [options.offload]
+    if options.device_map or writes:
         return ["none"]
     return ["none", *["host"] * accelerator, *["disk"] * reads_files]
+
+
+def _placement(
+    place: str, model: PreTrainedModel, features: Sequence[int], machine: Machine, **shared: Any
+) -> Placement:
+    """The placement of a prune on a machine, with the weights of layers at a place."""
+    accelerator, matrices = machine.device_free is not None, sum(4 * count**2 for count in features)
+    room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
+    beside = place == "none" and (not accelerator or room > 2 * matrices)
+    return Placement(
+        accelerator=accelerator,
+        on_cpu=machine.device.type == "cpu",
+        matrices_beside=beside,
+        room=room - matrices * beside,
+        offload=place,
+        host_free=machine.host_free,
+        page_locks=machine.device.type == "cuda",
+        **shared,
+    )
 
 
 def _resident_bytes(model: PreTrainedModel, offload: str) -> int:

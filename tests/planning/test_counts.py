@@ -4,6 +4,7 @@ import pytest
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.engine import layerwise_model
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.plan import make_plan
 from tests.helpers import SETTINGS
 
@@ -25,7 +26,7 @@ def test_layers_are_brought_as_often_as_planned(save_tiny_model, data_folder, tm
     config = FFPConfig(dataset=str(data_folder), **SETTINGS | options)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, tmp_path / "work", device="cpu", offload="disk")
     layers = len(pruner.measured.layerwise.layers)
-    plan = make_plan(pruner.model.config, pruner.config, device="cpu", offload="disk")
+    plan = make_plan(pruner.model.config, pruner.config, options=LoadOptions("cpu", offload="disk"))
     before = pruner.measured.layerwise.weights.loads
     pruner.prune()
     found = pruner.measured.layerwise.weights.loads - before

@@ -7,9 +7,19 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.machine import Machine
 from optimum_ffp.planning.plan import make_plan
-from tests.helpers import CONFIGS, EVERY_MODEL, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
+from tests.helpers import (
+    CONFIGS,
+    EVERY_MODEL,
+    ON_CPU,
+    SETTINGS,
+    make_pruner,
+    make_text,
+    make_tiny_model,
+    make_tokenizer,
+)
 
 
 GIB = 2**30
@@ -40,7 +50,7 @@ def planned(name="llama", sparsities=None, machine=None, monkeypatch=None, **opt
         monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
     model_type, sizes = CONFIGS[name]
     config = FFPConfig(**{"dataset": "wikitext2"} | SETTINGS | options)
-    return make_plan(AutoConfig.for_model(model_type, **sizes), config, sparsities, "cpu")
+    return make_plan(AutoConfig.for_model(model_type, **sizes), config, sparsities, ON_CPU)
 
 
 def stages(plan):
@@ -74,7 +84,7 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
 )
 def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, options):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", **options)
-    plan = make_plan(pruner.model.config, pruner.config, device="cpu")
+    plan = make_plan(pruner.model.config, pruner.config, options=ON_CPU)
     result = pruner.prune()
     search = result.search
     # Finalists and baselines that are one policy are evaluated once.
@@ -104,7 +114,7 @@ def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, optio
 @pytest.mark.slow
 def test_a_sweep_keeps_to_its_plan(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder)
-    plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], "cpu")
+    plan = make_plan(pruner.model.config, pruner.config, [0.2, 0.3], ON_CPU)
     found = [result.search.candidate_evaluations for result in pruner.sweep([0.2, 0.3])]
     assert sum(found) <= plan.candidate_evaluations <= sum(found) + 4
     assert plan.evaluated == 3 and "pruned model before" in stages(plan)["evaluation"]
@@ -202,7 +212,7 @@ def test_matrices_that_leave_the_accelerator_no_room_live_in_host_memory(monkeyp
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
     beside = make_plan(shape)
     machine = Machine(torch.device("cuda"), 2000 * GIB, 200 * GIB)
-    apart = make_plan(shape, offload="none")
+    apart = make_plan(shape, options=LoadOptions(offload="none"))
     factors = beside.disk["statistics"]
     # Of 8192 and 28672 columns, in page-locked memory, where each takes the next power of two.
     page_locked = 80 * (4 * 8192**2 + 2**32)
@@ -229,7 +239,7 @@ def test_llama_2_7b_fits_a_card_of_24_gibibytes(monkeypatch):
     for name, kept in (("search", 0), ("calibration", pruned)):
         assert matrices + kept < plan.host_bytes(by_name[name]) < 1.3 * (matrices + kept)
     machine = Machine(torch.device("cuda"), 64 * GIB, 16 * GIB)
-    (warning,) = make_plan(shape, offload="none").warnings
+    (warning,) = make_plan(shape, options=LoadOptions(offload="none")).warnings
     assert "of memory on cuda" in warning and "16.00 GiB are free" in warning
 
 
@@ -252,7 +262,7 @@ def test_a_model_that_writes_on_a_card_is_not_offloaded(monkeypatch):
     plan = make_plan(shape, FFPConfig(dataset="self"))
     assert plan.offload == "none" and "of memory on cuda" in plan.warnings[0]
     with pytest.raises(FFPError, match="that the model writes itself needs all weights on the device; choose offload"):
-        make_plan(shape, FFPConfig(dataset="self"), offload="host")
+        make_plan(shape, FFPConfig(dataset="self"), options=LoadOptions(offload="host"))
 
 
 def test_windows_longer_than_the_model_knows():
@@ -298,11 +308,12 @@ MEASURE = """
 import json, sys
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.planning.plan import make_plan
+from tests.helpers import ON_CPU
 model, data = sys.argv[1:]
 sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
 quick = {"search_steps": 5, "criterion": "wanda", "distillation_passes": 1}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
-plan = make_plan(pruner.model.config, pruner.config, device="cpu")
+plan = make_plan(pruner.model.config, pruner.config, options=ON_CPU)
 print(json.dumps([pruner.prune().cost.peak_bytes, {stage.name: plan.host_bytes(stage) for stage in plan.memory}]))
 """
 

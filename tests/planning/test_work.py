@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning import plan
 from optimum_ffp.planning.plan import make_plan
 from optimum_ffp.planning.work import describe_duration, measure_copy_speed, measure_speed, stage_operations
-from tests.helpers import make_tiny_model
+from tests.helpers import ON_CPU, make_tiny_model
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt-neox", "gpt2"])
@@ -41,7 +42,7 @@ def test_the_plan_names_a_time(monkeypatch):
     monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e9)
     monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 24)
     config = FFPConfig(seq_len=24, eval_samples=4)
-    one, two = (make_plan(make_tiny_model().config, config, device="cpu", processes=count) for count in (1, 2))
+    one, two = (make_plan(make_tiny_model().config, config, options=ON_CPU, processes=count) for count in (1, 2))
     operations = sum(one.operations.values()) + one.operations["evaluation"]
     assert f"about {describe_duration(operations / 0.7e9)}: " in one.describe()
     # They share the cores, and one waits while the other calibrates.
@@ -49,9 +50,9 @@ def test_the_plan_names_a_time(monkeypatch):
     assert f"about {describe_duration(operations / 0.7e9)}: " in two.describe()
     # A step of several windows is shared.
     monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 48)
-    shared = make_plan(make_tiny_model().config, config, device="cpu", processes=2)
+    shared = make_plan(make_tiny_model().config, config, options=ON_CPU, processes=2)
     assert shared.calibrated_by == 2 and two.calibrated_by == 1
-    without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24, dataset="me/text"), device="cpu").describe()
+    without = make_plan(make_tiny_model().config, FFPConfig(seq_len=24, dataset="me/text"), options=ON_CPU).describe()
     assert "and the evaluation: " in without
 
 
@@ -59,7 +60,7 @@ def test_the_time_is_that_of_bringing_weights_where_it_takes_longer(monkeypatch)
     monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e30)
     monkeypatch.setattr(plan, "measure_copy_speed", lambda device, pinned: 2.0**20)
     config, shape = FFPConfig(seq_len=24, eval_samples=4), make_tiny_model().config
-    one = make_plan(shape, config, device="cpu", offload="disk")
+    one = make_plan(shape, config, options=LoadOptions("cpu", offload="disk"))
     brought = sum(one.brought_bytes.values())
     times = brought // one.layer_bytes
     assert f"about {describe_duration(brought / 2**20 + one.layer_bytes / 2**30)}: " in one.describe()
@@ -70,7 +71,7 @@ def test_the_time_is_that_of_bringing_weights_where_it_takes_longer(monkeypatch)
     # Files that memory can't keep are read again and again.
     full = replace(one, machine=replace(one.machine, host_free=0))
     assert full.read_bytes == full.brought_bytes and [*one.read_bytes.values()] == [one.layer_bytes]
-    resident = make_plan(shape, config, device="cpu")
+    resident = make_plan(shape, config, options=ON_CPU)
     assert resident.brought_bytes == {} and "weights brought" not in resident.describe()
     assert resident.read_bytes == {} and measure_copy_speed(torch.device("cpu"), pinned=False) > 1e6
 
