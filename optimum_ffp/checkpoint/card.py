@@ -57,7 +57,7 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
 def _base_metadata(base_model: str) -> dict[str, Any]:
     """Licence of the base model, from its card."""
     try:
-        readme = base_model if is_hub_id(base_model) else Path(base_model).expanduser() / "README.md"
+        readme = base_model if is_hub_id(base_model) else Path(os.path.expanduser(base_model)) / "README.md"
         data = ModelCard.load(readme, ignore_metadata_errors=True).data
     # A base model without a readable card can be pruned all the same.
     except Exception:

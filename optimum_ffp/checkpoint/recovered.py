@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import hub_dataset
 from ..errors import FFPError, one_line
@@ -26,7 +26,7 @@ from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import as_recorded, push_written, write_folder
+from .saving import as_recorded, push_written, savable, save_tokenizer, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -115,6 +115,7 @@ class RecoveryRecord:
 def save_recovered(
     record: RecoveryRecord,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     directory: str | os.PathLike,
     overwrite: bool = False,
     adapter: Any = None,
@@ -129,6 +130,7 @@ def save_recovered(
     Args:
         record: What the recovery has done.
         model: The recovered model.
+        tokenizer: Its tokenizer.
         directory: Folder to write. It is written completely or not at all.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
         adapter: The adapter to write beside the weights, with `weights` and `config` of peft.
@@ -143,7 +145,8 @@ def save_recovered(
             not there any more.
     """
     source = source_folder(record.source, hub or {})
-    return write_folder(partial(_write, record, model, source, adapter), directory, overwrite, work_folder)
+    write = partial(_write, record, model, tokenizer, source, adapter)
+    return write_folder(write, directory, overwrite, work_folder)
 
 
 def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: Mapping[str, Any]) -> bool:
@@ -163,13 +166,14 @@ def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: 
 def push_recovered(
     record: RecoveryRecord,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     repo_id: str,
     adapter: Any = None,
     hub: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> str:
     """Uploads a recovered model in one commit; options, URL and errors are those of `push_folder`."""
-    save = partial(save_recovered, record, model, adapter=adapter, hub=hub)
+    save = partial(save_recovered, record, model, tokenizer, adapter=adapter, hub=hub)
     return push_written(save, repo_id, **options)
 
 
@@ -191,7 +195,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     Raises:
         FFPError: If they can't be read.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     try:
@@ -203,8 +207,16 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
 
 
 def _write(
-    record: RecoveryRecord, model: PreTrainedModel, source: Path, adapter: Any, folder: Path, name: str
+    record: RecoveryRecord,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Path,
+    adapter: Any,
+    folder: Path,
+    name: str,
 ) -> None:
+    # Some of its files may have names that no other checkpoint has.
+    save_tokenizer(tokenizer, folder)
     for file in sorted(source.rglob("*")):
         path = file.relative_to(source)
         kept = any(fnmatch(path.as_posix(), pattern) for pattern in CHECKPOINT_FILES)
@@ -214,6 +226,7 @@ def _write(
             (folder / path).parent.mkdir(exist_ok=True)
             # Without its permissions: it may be read-only, and some files are written anew.
             shutil.copyfile(file, folder / path)
+    model.generation_config = savable(model.generation_config)
     model.save_pretrained(folder)
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     earlier = content.get("recovery", [])

@@ -21,7 +21,7 @@ from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.upload import check_push, describe_failure, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import check_output, is_checkpoint, read_record, whole_folder
+from ..utils.folders import FILES, RECORD, check_output, is_checkpoint, other_files, read_record, whole_folder
 from ..utils.json import to_json, write_json
 from .card import write_card
 from .html_report import write_report
@@ -31,8 +31,6 @@ from .result import PruningResult
 
 # In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
-# Settings of generation that are read with `do_sample` alone.
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LOG_FILE = "search_log.jsonl"
 
 
@@ -74,6 +72,7 @@ def write_folder(
     try:
         with whole_folder(path) as folder:
             write(folder, Path(os.path.abspath(directory)).name)
+            _record_other_files(folder)
             # Another process may have written there in the meantime.
             check_output(directory, overwrite)
     except Exception as error:
@@ -85,8 +84,16 @@ def write_folder(
     return path
 
 
+def _record_other_files(folder: Path) -> None:
+    """Names the files in the record that aren't those of every checkpoint: a tokenizer may have code of its own."""
+    record = read_record(folder)
+    others = other_files(folder, record | {FILES: []})
+    if record and others != record.get(FILES, []):
+        write_json(folder / RECORD, record | {FILES: others})
+
+
 def _write(result: PruningResult, folder: Path, name: str) -> None:
-    result.model.generation_config = _savable(result.model.generation_config)
+    result.model.generation_config = savable(result.model.generation_config)
     result.model.save_pretrained(folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
@@ -101,15 +108,29 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     write_report(result, folder, plots)
 
 
-def _savable(config: GenerationConfig) -> GenerationConfig:
-    """Returns a generation config without settings of sampling that it doesn't use, which some versions refuse."""
+def savable(config: GenerationConfig) -> GenerationConfig:
+    """Returns a generation config without what transformers refuses to save, such as a temperature without sampling.
+
+    Many dense models have such settings, which it reads.
+    """
+    settings, kept = config.to_diff_dict(), {}
+    if _is_savable(settings):
+        return config
+    # Twice, as one setting may need another that comes later.
+    for name, value in [*settings.items()] * 2:
+        if _is_savable(kept | {name: value}):
+            kept[name] = value
+    return GenerationConfig(**kept)
+
+
+def _is_savable(settings: Mapping[str, Any]) -> bool:
+    config = GenerationConfig()
+    vars(config).update(settings)
     try:
         config.validate(strict=True)
-        return config
     except ValueError:
-        return GenerationConfig(
-            **{name: value for name, value in config.to_diff_dict().items() if name not in SAMPLING}
-        )
+        return False
+    return True
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
@@ -118,7 +139,7 @@ def check_saved(directory: str | os.PathLike) -> Path:
     Raises:
         FFPError: If the folder does not exist, holds something else, or its weights are missing or broken.
     """
-    path = Path(directory).expanduser()
+    path = Path(os.path.expanduser(directory))
     if not path.is_dir():
         raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
     if not is_checkpoint(path) or not any(path.glob("model*.safetensors")):
@@ -209,7 +230,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
     Raises:
         FFPError: If the checkpoint has no agent, or the file is broken.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     path, name = folder / AGENT_FILE, os.fspath(source)
     if not path.is_file():
         if folder.is_dir():

@@ -25,7 +25,7 @@ METAVARS = {int: "N", float: "X"}
 
 def on_the_hub(model: str | None) -> bool:
     """Whether a model is given and is not a local file or folder."""
-    return model is not None and not Path(model).expanduser().exists()
+    return model is not None and not Path(os.path.expanduser(model)).exists()
 
 
 ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args.model))
@@ -114,7 +114,7 @@ def given_options(parser: ArgumentParser, args: Namespace) -> list[str]:
 
 def output_name(args: Namespace) -> str:
     """The output folder, or the prefix of several; by default the name of the model or of its local folder."""
-    path = Path(args.output or args.model).expanduser()
+    path = Path(os.path.expanduser(args.output or args.model))
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
     return str(path) if args.output else path.name.removesuffix(".gguf")
@@ -271,12 +271,7 @@ def add_training_hub_options(group: _ArgumentGroup, naming: str = "") -> None:
     add_option(group, "hub-model-id", metavar="ID", help=help)
     add_private(group)
     add_hub_options(group)
-    add_option(
-        group,
-        "trust-remote-code",
-        action="store_true",
-        help="Allow code in the tokenizer's repository to run. Code of the model's own never runs.",
-    )
+    add_trust_remote_code(group)
 
 
 def add_hub_options(group: _ArgumentGroup) -> None:
@@ -284,6 +279,16 @@ def add_hub_options(group: _ArgumentGroup) -> None:
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")
     add_token(group)
     add_option(group, "cache-dir", metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
+
+
+def add_trust_remote_code(group: _ArgumentGroup) -> None:
+    """Adds `--trust-remote-code`."""
+    add_option(
+        group,
+        "trust-remote-code",
+        action="store_true",
+        help="Allow code in the tokenizer's repository to run. Code of the model's own never runs.",
+    )
 
 
 def add_text_column(group: _ArgumentGroup) -> None:

@@ -12,7 +12,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 @contextmanager
 def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process without a traceback on `FFPError` (exit code 2) and Ctrl-C (exit code 130).
+    """Ends the process without a traceback on `FFPError` and missing permissions (exit code 2), and Ctrl-C (130).
 
     Of several processes, the first that fails says why.
 
@@ -32,6 +32,9 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
                 Path(os.environ[LAUNCHED]).write_text(str(error))
             else:
                 print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except PermissionError as error:
+        print(f"error: {error.filename or 'a file'} may not be read or written: {error.strerror}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         from ..utils.processes import is_main

@@ -1,6 +1,7 @@
 """`optimum-cli ffp evaluate`."""
 
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 # Minimum value per option.
+LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "token", "cache_dir")
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
 SETTINGS = (
     *LEAST,
@@ -114,7 +116,7 @@ def evaluate(args: Namespace) -> None:
     sources = {"model": (args.model, args.revision)}
     for number, model_id in enumerate(args.baseline, 1):
         sources["baseline" if number == 1 else f"baseline {number}"] = (model_id, args.baseline_revision)
-    shared = {name: getattr(args, name) for name in ("device", "dtype", "device_map", "token", "cache_dir")}
+    shared = {name: getattr(args, name) for name in LOAD_OPTIONS}
     sources = {
         role: (model_id, LoadOptions(revision=revision, **shared)) for role, (model_id, revision) in sources.items()
     }
@@ -278,7 +280,7 @@ def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}
     try:
-        path = Path(args.json).expanduser()
+        path = Path(os.path.expanduser(args.json))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report)
     except OSError as error:

@@ -10,6 +10,7 @@ from .arguments import (
     add_hub_options,
     add_option,
     add_text_column,
+    add_trust_remote_code,
 )
 
 
@@ -113,6 +114,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_device_options(load)
     add_device_map(load)
     add_hub_options(load)
+    add_trust_remote_code(load)
     add_option(
         load, "baseline-revision", help="Branch, tag or commit of the baseline on the Hub. Default: the main branch."
     )

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..options import check_choices
-from .arguments import ON_THE_HUB, add_hub_options, add_option, check_read, given_options
+from .arguments import ON_THE_HUB, add_hub_options, add_option, add_trust_remote_code, check_read, given_options
 from .errors import one_line_endings
 
 
@@ -47,6 +47,7 @@ def parse_args_ffp_export(parser: ArgumentParser) -> None:
         help="Replace an existing GGUF file; other files are never replaced.",
     )
     add_hub_options(optional)
+    add_trust_remote_code(optional)
 
 
 class FFPExportCommand(BaseOptimumCLICommand):
@@ -73,7 +74,8 @@ def export(args: Namespace) -> None:
     check_choices(args, {"outtype": OUTPUT_TYPES})
     check_apart(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
-    options = LoadOptions(device="cpu", revision=args.revision, token=args.token, cache_dir=args.cache_dir)
+    given = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "trust_remote_code")}
+    options = LoadOptions(device="cpu", **given)
     # Before the weights are loaded.
     check_exportable(read_any_config(args.model, options))
     model, tokenizer = load_any(args.model, options)

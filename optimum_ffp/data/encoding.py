@@ -28,6 +28,11 @@ def encode_rows(
         answers: Counts the answers that are `found` and `missed`, which alone have a loss then, as completions have;
             texts have one in any case.
     """
+    if answers is not None and not tokenizer.is_fast:
+        raise FFPError(
+            f"{label}: this tokenizer, written in Python, doesn't tell which tokens are of an answer; train on all "
+            "tokens by --loss-on all (loss_on)"
+        )
     for group in _groups(rows):
         texts = [render_row(row, tokenizer, label) for row in group]
         # verbose=False: no warning about texts longer than the model's context, which are cut into windows.

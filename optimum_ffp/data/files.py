@@ -123,7 +123,7 @@ def _read_json(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
     try:
-        rows = json.loads(text)
+        rows = _decode(text)
     except ValueError as error:
         raise FFPError(f"{path} is not valid JSON: {error}") from None
     for number, row in enumerate(rows, 1):
@@ -134,15 +134,20 @@ def _read_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
 
 def _parse(line: str, label: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-        if "\\ud" in line:
-            # A lone surrogate is valid JSON but can't be encoded.
-            json.dumps(row, ensure_ascii=False).encode()
+        row = _decode(line)
     except ValueError as error:
         raise FFPError(f"{label} is not valid JSON: {getattr(error, 'msg', error)}") from None
     if not isinstance(row, dict):
         raise FFPError(f"{label} is not a JSON object: found {type(row).__name__}; each line must be one row")
     return row
+
+
+def _decode(text: str) -> Any:
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        # A lone surrogate is valid JSON but can't be encoded.
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

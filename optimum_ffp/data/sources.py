@@ -1,6 +1,7 @@
 """Text of each split, from files, folders and the Hub."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +46,7 @@ def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLI
     Args:
         dataset: A name, Hub id, file or folder, as in `load_windows`.
         request: Amount of text, and its column.
-        only: Splits to read of a dataset that has all three.
+        only: Splits to read of a dataset that has them.
 
     Returns:
         Rows by split: all three, train and test, or a single one; none of a split that isn't read.
@@ -57,7 +58,7 @@ def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLI
     streams = stream_splits(dataset, request.text_column, prunes=request.search > 0, token=request.token)
     found = {}
     for split, rows in streams.items():
-        if len(streams) == len(SPLITS) and split not in only:
+        if split not in only and (len(streams) == len(SPLITS) or [*only] == ["test"] and "test" in streams):
             found[split] = []
             continue
         # All of a test split, and of the only split that is wanted, if no number of windows is given.
@@ -116,7 +117,7 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     Raises:
         FFPError: If the file or folder does not exist, or a folder lacks a split.
     """
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))
     if path.is_dir():
         return find_splits(path, SPLITS)
     if path.is_file():

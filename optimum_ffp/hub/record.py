@@ -22,7 +22,7 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
         model_id: A folder, a `.gguf` file, which has none, or a Hub id.
         hub: `revision`, `token`, `cache_dir`.
     """
-    path = Path(model_id).expanduser()
+    path = Path(os.path.expanduser(model_id))
     if path.is_dir():
         return read_record(path)
     if path.suffix == ".gguf":

@@ -1,6 +1,7 @@
 """Upload of a checkpoint to the Hub in one commit, with one-line error messages."""
 
 import gc
+import json
 import os
 import re
 import shlex
@@ -111,9 +112,10 @@ def name_repository(card: str, repo_id: str) -> str:
     found = CARD_NAME.search(card)
     if found is None:
         return card
+    card = card.replace(f'"{found[1]}"', json.dumps(repo_id))
     # The name may be quoted in shell commands.
     for name in (shlex.quote(found[1]), found[1]):
-        card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", repo_id, card)
+        card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", lambda _: shlex.quote(repo_id), card)
     return card
 
 

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from ..errors import FFPError
 
 
-INDEX_SUFFIX = ".safetensors.index.json"
+SINGLE_FILE, INDEX_SUFFIX = "model.safetensors", ".safetensors.index.json"
 LAYER_COUNTS = {"num_hidden_layers", "n_layer"}
 FFN_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 SIZE_NAMES = LAYER_COUNTS | {
@@ -70,7 +70,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weig
     files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
     for name in files:
         _check_name(source, index, name, (".safetensors",))
-    headers = _read_headers(source, files or {"model.safetensors"}, hub) if weights else {}
+    headers = _read_headers(source, files or {SINGLE_FILE}, hub) if weights else {}
     _check_weights(source, config, headers)
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
@@ -101,7 +101,11 @@ def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
         if path is None:
+            if name != SINGLE_FILE and os.path.isdir(source):
+                raise FFPError(f"{source} has no {name}, which its index of the weights names; download it again")
             continue
+        if not os.access(path, os.R_OK):
+            raise FFPError(f"{name} of {source} may not be read: change its permissions")
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (a file is no dictionary)

@@ -1,5 +1,6 @@
 """GGUF files of dense models, which transformers dequantises: checks before and after loading."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def open_gguf(model_id: str) -> "GGUFReader":
     except ImportError:
         raise FFPError("GGUF files need the gguf package: pip install gguf") from None
     try:
-        reader = GGUFReader(Path(model_id).expanduser())
+        reader = GGUFReader(Path(os.path.expanduser(model_id)))
         architecture = reader.fields["general.architecture"].contents()
     except Exception as error:  # A broken file can raise any exception in the parser.
         raise FFPError(f"{model_id} is not a readable GGUF file: {one_line(error)}") from None

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto import tokenization_auto
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import FFPError, one_line
@@ -187,7 +189,7 @@ def _read_gguf_config(folder: str, file: str, modified: int) -> PretrainedConfig
 
 
 def _modified(file: str) -> int:
-    return Path(file).expanduser().stat().st_mtime_ns
+    return Path(os.path.expanduser(file)).stat().st_mtime_ns
 
 
 def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -246,7 +248,7 @@ def _load(
     # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, **options.hub(), **extra
+            source, trust_remote_code=trust_remote_code, **options.hub(), **extra, **_tokenizer_options()
         )
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
@@ -259,6 +261,11 @@ def _load(
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
+
+
+def _tokenizer_options() -> dict[str, bool]:
+    """Return options of `AutoTokenizer`: it reads tokenizer.json, also where mistral-common would read tekken.json."""
+    return {"mistral_format": False} if hasattr(tokenization_auto, "_use_mistral_format") else {}
 
 
 def _placement(options: LoadOptions, config: PretrainedConfig) -> dict[str, str]:
@@ -312,7 +319,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def _locate(model_id: str) -> tuple[str, dict[str, str]]:
-    path = Path(model_id).expanduser()
+    path = Path(os.path.expanduser(model_id))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FFPError(f"there is no file {model_id}")
@@ -343,6 +350,8 @@ def loading_errors(model_id: str, token: str | None) -> Iterator[None]:
             reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
         if "backend tokenizer" in str(error):
             reason = NO_TOKENIZER
+        if "custom code" in reason:
+            reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
         if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
             reason = (
                 "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "

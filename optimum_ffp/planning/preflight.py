@@ -109,7 +109,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     Raises:
         FFPError: If there is too little space.
     """
-    place = first_existing(Path(folder).expanduser().absolute())
+    place = first_existing(Path(os.path.expanduser(folder)).absolute())
     written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     try:
         free = shutil.disk_usage(place).free

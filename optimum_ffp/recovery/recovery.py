@@ -159,7 +159,7 @@ class FFPRecovery:
         convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
-            stated=self.config.stated(),
+            stated=self.config.stated() | self._loaded(),
             source=self.source,
             teacher=self.teacher_id,
             window_length=self.batch.length,
@@ -192,7 +192,7 @@ class FFPRecovery:
         record = self._finished()
         if processes.is_main():
             hub, work = self.options.hub(), self.journal.folder
-            save_recovered(record, self.student, directory, overwrite, self._adapter, hub, work)
+            save_recovered(record, self.student, self.tokenizer, directory, overwrite, self._adapter, hub, work)
         processes.wait()
         self.journal.remove()
         self.journal = Journal()
@@ -207,9 +207,15 @@ class FFPRecovery:
         create_pr: bool = False,
     ) -> str:
         """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
-        arguments = self._finished(), self.student, repo_id, self._adapter, self.options.hub()
+        arguments = self._finished(), self.student, self.tokenizer, repo_id, self._adapter, self.options.hub()
         options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
         return processes.on_main(partial(push_recovered, *arguments, private=private, token=token, **options))
+
+    def _loaded(self) -> dict[str, Any]:
+        """Options of the command line, by which the models were loaded."""
+        dtype = None if self.options.dtype == "auto" else str(self.options.dtype).removeprefix("torch.")
+        options = {"revision": self.options.revision, "dtype": dtype}
+        return options | {"trust_remote_code": self.options.trust_remote_code or None}
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:

@@ -8,9 +8,10 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ..errors import FFPError
 
 logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
+# Key in the record, of the names of further files of a checkpoint.
+FILES = "files"
 # Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None)
 # Patterns of the weight files.
@@ -141,12 +144,18 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
                 f"{name_some(found)}; name another folder"
             )
         return
-    files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
-    if foreign := [file for file in files if not any(fnmatch(file, pattern) for pattern in CHECKPOINT_FILES)]:
+    if foreign := other_files(path, read_record(path)):
         raise FFPError(
             f"{directory} contains a checkpoint and other files, which would be lost: {name_some(foreign)}; move them "
             "away, or name another folder"
         )
+
+
+def other_files(path: Path, record: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files in a folder that are not of the checkpoint with this record."""
+    files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
+    own = (*CHECKPOINT_FILES, *map(escape, record.get(FILES, [])))
+    return sorted(file for file in files if not any(fnmatch(file, pattern) for pattern in own))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -226,11 +235,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
             yield staging
-            staging.chmod(0o755)
+            _make_readable(staging)
             if path.exists():
                 replaced = staging.with_suffix(".replaced")
                 path.rename(replaced)
-                staging.rename(path)
+                try:
+                    staging.rename(path)
+                except BaseException:
+                    replaced.rename(path)
+                    raise
                 # The new one is in place. The next run removes what can't be removed now.
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
@@ -239,8 +252,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def _make_readable(folder: Path) -> None:
+    """Give a temporary folder and its files the permissions of new ones; some libraries make theirs private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def _remove_remains(path: Path) -> None:
     """Remove temporary folders of killed processes beside `path`. The lock guarantees that none is in use."""
+    replaced_by_nothing = not path.exists()
     for rest in path.parent.iterdir():
         if re.fullmatch(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)", rest.name):
+            if rest.suffix == ".replaced" and replaced_by_nothing:
+                logger.warning("%s is what %s held before a run was killed", rest, path)
+                continue
             shutil.rmtree(rest, ignore_errors=True)

@@ -20,7 +20,7 @@ from optimum_ffp.checkpoint.recovered import (
 from optimum_ffp.checkpoint.saving import check_saved, is_result, load_agent
 from optimum_ffp.evaluation import recorded_sparsity
 from optimum_ffp.hub.upload import push_folder
-from tests.helpers import FILES, contents
+from tests.helpers import FILES, contents, make_tokenizer
 
 
 def make_record(source, **changes) -> RecoveryRecord:
@@ -66,7 +66,7 @@ def model(folder):
 
 @pytest.fixture
 def recovered(folder, model, tmp_path):
-    return save_recovered(make_record(folder), model, tmp_path / "recovered")
+    return save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "recovered")
 
 
 def test_policy_agent_log_and_plots_are_kept(folder, recovered, model):
@@ -114,7 +114,9 @@ def test_the_command_has_what_was_stated(folder):
 
 
 def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_path):
-    save_recovered(make_record(folder, repeated={"held-out": 2, "test": 1}), model, tmp_path / "repeated")
+    save_recovered(
+        make_record(folder, repeated={"held-out": 2, "test": 1}), model, make_tokenizer(), tmp_path / "repeated"
+    )
     told = "**2 held-out windows and 1 test windows repeat text that was trained on**"
     assert told in (tmp_path / "repeated" / "README.md").read_text()
     assert "repeat text" not in (recovered / "README.md").read_text().partition("## Pruning")[0]
@@ -123,7 +125,7 @@ def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_pat
 def test_where_the_divergence_was_smallest_is_told(folder, model, tmp_path):
     record = make_record(folder)
     record = make_record(folder, kept=record.curve[1])
-    save_recovered(record, model, tmp_path / "early")
+    save_recovered(record, model, make_tokenizer(), tmp_path / "early")
     card = (tmp_path / "early" / "README.md").read_text()
     assert "The weights are those after 480 tokens" in card and "0.5000 to 0.0833" in card
 
@@ -131,7 +133,7 @@ def test_where_the_divergence_was_smallest_is_told(folder, model, tmp_path):
 def test_a_card_of_the_users_own_becomes_that_of_a_recovered_model(folder, model, tmp_path):
     source = shutil.copytree(folder, tmp_path / "source")
     (source / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nHello.\n")
-    saved = save_recovered(make_record(source), model, tmp_path / "out")
+    saved = save_recovered(make_record(source), model, make_tokenizer(), tmp_path / "out")
     card = ModelCard.load(saved / "README.md")
     assert card.data.model_name == "Mine" and card.data.license == "mit" and len(card.data.eval_results) == 2
     assert "Hello." in card.text
@@ -145,6 +147,7 @@ def test_adapters_lie_in_a_folder_of_their_own(folder, model, tmp_path):
     saved = save_recovered(
         make_record(folder),
         adapted.unload(),
+        make_tokenizer(),
         tmp_path / "out",
         adapter=SimpleNamespace(weights=weights, config=config),
     )
@@ -152,22 +155,22 @@ def test_adapters_lie_in_a_folder_of_their_own(folder, model, tmp_path):
     assert loaded.peft_config["default"].r == 2
     # The folder loads as the merged model, and may be replaced.
     assert FFPModelForCausalLM.from_pretrained(saved)
-    save_recovered(make_record(folder), model, tmp_path / "out", overwrite=True)
+    save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "out", overwrite=True)
 
 
 def test_folders_that_exist_are_not_replaced(folder, model, recovered):
     with pytest.raises(FFPError, match="exists; name another folder"):
-        save_recovered(make_record(folder), model, recovered)
+        save_recovered(make_record(folder), model, make_tokenizer(), recovered)
 
 
 def test_a_model_of_the_hub_is_recovered_and_pushed(folder, model, recovered, hub, tmp_path):
     push_folder(folder, "me/tiny")
-    saved = save_recovered(make_record("me/tiny"), model, tmp_path / "out")
+    saved = save_recovered(make_record("me/tiny"), model, make_tokenizer(), tmp_path / "out")
     # The commands load the new model, and the one that was recovered is named as it was.
     words = (saved / "README.md").read_text()
     assert "optimum-cli ffp recover -m me/tiny OUT" in words and '"./out"' in words and '"me/tiny"' not in words
     assert contents(saved).keys() == contents(recovered).keys()
-    push_recovered(make_record("me/tiny"), model, "me/tiny-recovered")
+    push_recovered(make_record("me/tiny"), model, make_tokenizer(), "me/tiny-recovered")
     assert hub.repositories["me/tiny-recovered"].at("main").files.keys() >= contents(saved).keys()
 
 
@@ -175,16 +178,16 @@ def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(
     adapter = SimpleNamespace(weights={"lora.weight": torch.ones(2, 2)}, config=SimpleNamespace())
     adapter.config.save_pretrained = lambda path: (path / "adapter_config.json").write_text("{}")
     first, second = tmp_path / "first", tmp_path / "second"
-    save_recovered(make_record(folder), model, first, adapter=adapter)
+    save_recovered(make_record(folder), model, make_tokenizer(), first, adapter=adapter)
     record = make_record(first, curve=make_record(folder).curve[:2])
-    save_recovered(record, model, second)
+    save_recovered(record, model, make_tokenizer(), second)
     assert contents(second).keys() == FILES | {"recovery.png", "recovery-1.png"}
     assert (second / "recovery-1.png").read_bytes() == (first / "recovery.png").read_bytes()
     assert (second / "recovery.png").read_bytes() != (first / "recovery.png").read_bytes()
     card = (second / "README.md").read_text()
     assert card.index("(recovery.png)") < card.index("(recovery-1.png)")
     # It may be replaced as what it is.
-    save_recovered(record, model, second, overwrite=True)
+    save_recovered(record, model, make_tokenizer(), second, overwrite=True)
 
 
 def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_path):
@@ -193,10 +196,10 @@ def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_pat
     assert not is_recovered(recovered, folder, options | {"seed": 4})
     assert not is_recovered(tmp_path / "nothing", folder, options) and not is_recovered(folder, folder, options)
     other = tmp_path / "other"
-    save_recovered(make_record(folder), model, other)
+    save_recovered(make_record(folder), model, make_tokenizer(), other)
     assert not is_recovered(recovered, other, options)
     again = tmp_path / "again"
-    save_recovered(make_record(other), model, again)
+    save_recovered(make_record(other), model, make_tokenizer(), again)
     assert is_recovered(again, other, options) and not is_recovered(again, folder, options)
 
 
@@ -214,5 +217,5 @@ def test_files_of_the_pruned_model_may_be_read_only(folder, model, tmp_path):
     for file in folder.iterdir():
         if file.is_file():
             file.chmod(0o444)
-    save_recovered(make_record(folder), model, tmp_path / "recovered")
+    save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "recovered")
     assert all(file.stat().st_mode & 0o200 for file in (tmp_path / "recovered").rglob("*"))

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from optimum_ffp.checkpoint.saving import _savable, load_agent, save_checkpoint
+from optimum_ffp.checkpoint.saving import load_agent, savable, save_checkpoint
 from tests.helpers import FILES, SETTINGS
 
 
@@ -205,6 +205,12 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
 
 def test_settings_of_sampling_that_nothing_reads_are_left_out():
     config = GenerationConfig(temperature=0.5, top_p=0.9, eos_token_id=3)
-    assert _savable(config).to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
+    assert savable(config).to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
+    # Refused without beams, or at all; beams may come after what needs them.
+    for refused in ({"early_stopping": True}, {"pad_token_id": -1}, {"length_penalty": 2.0}):
+        found = savable(GenerationConfig(eos_token_id=3, **refused))
+        assert found.to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
+    mixed = savable(GenerationConfig(early_stopping=True, num_beams=3, temperature=0.5))
+    assert (mixed.early_stopping, mixed.num_beams, mixed.temperature) == (True, 3, GenerationConfig().temperature)
     for used in (GenerationConfig(do_sample=True, temperature=0.5), GenerationConfig(eos_token_id=3)):
-        assert _savable(used) is used
+        assert savable(used) is used

@@ -1,7 +1,11 @@
 """Which tokens of conversations and completions have a loss."""
 
 from collections import Counter
+from types import SimpleNamespace
 
+import pytest
+
+from optimum_ffp import FFPError
 from optimum_ffp.data.columns import Completion
 from optimum_ffp.data.encoding import encode_rows
 from tests.helpers import make_tokenizer
@@ -56,3 +60,9 @@ def test_of_a_prompt_with_its_completion_the_completion_has_a_loss():
     assert tokens.tolist()[: len(masked)] == masked and (tokens[len(masked) :] < 0).all()
     (tokens,) = encode_rows([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", None)
     assert (tokens >= 0).all()
+
+
+def test_answers_need_a_tokenizer_that_tells_where_tokens_begin():
+    tokenizer = SimpleNamespace(is_fast=False)
+    with pytest.raises(FFPError, match="pairs: this tokenizer, written in Python, doesn't tell .* --loss-on all"):
+        [*encode_rows([Completion("w3 w4 ", "w5")], tokenizer, "pairs", Counter())]

@@ -217,6 +217,8 @@ def write(path, content):
         (b'{"text": "w3"}\n{"text": "w\n', "broken.jsonl", "broken.jsonl, line 2 is not valid JSON: "),
         (b'{"text": "w3"}\n\n["w3"]\n', "array.jsonl", "line 3 is not a JSON object: found list"),
         (b'{"text": "w3"}\n{"text": "w\\ud800"}\n', "half.jsonl", "line 2 is not valid JSON: .*surrogates"),
+        (b'{"text": "w3"}\n{"text": "w\\uD83D"}\n', "upper.jsonl", "line 2 is not valid JSON: .*surrogates"),
+        (b'[{"text": "w\\ud83d"}]', "array.json", "array.json is not valid JSON: .*surrogates"),
         (
             b'{"text": "w3"}\n{"text": 3}\n',
             "number.jsonl",
@@ -235,7 +237,17 @@ def test_broken_files_end_in_one_line(tmp_path, content, name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_train_is_not_read_where_the_test_split_alone_is_wanted(tmp_path):
+    write(tmp_path / "train.jsonl", b'{"text": "w3"}\n{"text": 3}\n')
+    write(tmp_path / "test.jsonl", b'{"text": "w3 w4"}\n')
+    assert read_splits(str(tmp_path), REQUEST, only=["test"]) == {"train": [], "test": ["w3 w4"]}
+    with pytest.raises(FFPError, match="train.jsonl holds neither"):
+        read_splits(str(tmp_path), REQUEST)
+
+
 def test_missing_files_and_splits(tmp_path, data_folder):
+    with pytest.raises(FFPError, match="there is no file or folder ~nobody/text.txt"):
+        load("~nobody/text.txt")
     with pytest.raises(FFPError, match="there is no file or folder .*nowhere.txt; name a local"):
         load(tmp_path / "nowhere.txt")
     (data_folder / "test.txt").unlink()

@@ -289,6 +289,8 @@ def test_names_that_a_shell_needs_quoted(pruned, tmp_path, monkeypatch):
     assert "--model './two words' 'two words.gguf'" in card
     named = name_repository(card, "me/it")
     assert "two words" not in named.replace("'two words.gguf'", "") and "vllm serve me/it --trust" in named
+    # As a recovery does, whose folder is another.
+    assert name_repository(named, "./two words") == card
 
 
 def test_a_folder_without_a_model_replaces_none(folder, hub, tmp_path):

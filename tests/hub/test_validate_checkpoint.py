@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import describe_failure, push_folder
+from optimum_ffp.hub.validate_checkpoint import check_checkpoint
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
 from tests.helpers import make_tiny_model, prune_by_hand
 from tests.hub_server import run_hub
@@ -220,3 +221,20 @@ def test_no_weight_need_be_as_wide_as_the_dense_model(tmp_path):
     assert loaded.state_dict().keys() == pruned.state_dict().keys()
     edit(tmp_path / "config.json", lambda config: config.update(intermediate_size=2**60))
     refused(lambda: FFPModelForCausalLM.from_pretrained(tmp_path), "intermediate_size")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_shard_that_is_missing_is_named(tmp_path, tied):
+    model = make_tiny_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    missing = sorted(tmp_path.glob("model-00001-of-*.safetensors"))[0]
+    missing.unlink()
+    with pytest.raises(FFPError, match=f"has no {missing.name}, which its index of the weights names; download it"):
+        check_checkpoint(tmp_path)
+
+
+def test_weights_of_another_user_are_no_broken_file(tmp_path, monkeypatch):
+    make_tiny_model().save_pretrained(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(FFPError, match="model.safetensors of .* may not be read: change its permissions"):
+        check_checkpoint(tmp_path)

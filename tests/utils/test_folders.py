@@ -37,6 +37,50 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
+def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    target, rename = tmp_path / "out", Path.rename
+    with whole_folder(target) as staging:
+        (staging / "first").touch()
+
+    def interrupted(path, place):
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(path, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt), whole_folder(target) as staging:
+            (staging / "second").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # Killed there: what was to be replaced stays until something is in its place.
+    kept = target.rename(tmp_path / ".out.abcd1234.replaced")
+    with whole_folder(target) as staging:
+        (staging / "third").touch()
+    assert kept.is_dir() and target.is_dir()
+    with whole_folder(target) as staging:
+        (staging / "fourth").touch()
+    assert not kept.exists()
+
+
+def test_other_users_may_read_what_a_library_has_made_private(tmp_path):
+    with whole_folder(tmp_path / "out") as staging:
+        (staging / "search").mkdir(mode=0o700)
+        (staging / "search" / "agent.safetensors").touch(mode=0o600)
+    (tmp_path / "new").touch()
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "out"
+    assert (out / "search" / "agent.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert out.stat().st_mode == (out / "search").stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
+def test_files_that_the_record_names_are_of_the_checkpoint(checkpoint):
+    (checkpoint / "my[1].tiktoken").touch()
+    with pytest.raises(FFPError, match="other files, which would be lost: my"):
+        check_output(checkpoint, overwrite=True)
+    (checkpoint / RECORD).write_text(json.dumps({"ffp_version": "0", "policy": {}, "files": ["my[1].tiktoken"]}))
+    assert check_output(checkpoint, overwrite=True) == checkpoint
+
+
 def test_output_is_checked_before_the_work(tmp_path):
     with pytest.raises(FFPError, match=r"exists; name another folder, or give --overwrite"):
         check_output(tmp_path)

@@ -49,7 +49,7 @@ def export_gguf(
     sizes = layer_sizes(model)
     padded = padded_size(model.config, sizes) if pad_uniform else None
     architecture = choose_architecture(model.config, [padded] if padded else sizes)
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture.name)
     try:
