@@ -24,7 +24,7 @@ from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from ..utils.tensors import page_locked
+from ..utils.tensors import pin
 from ..utils.window_sum import shares_of_sum
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .curve_estimation import measure_slopes
@@ -193,8 +193,8 @@ class _Preparation:
         ]
         borrowed = self.layerwise.device.type == "cuda" and home.type == "cpu" and not self.journal.on_disk
         if borrowed and self.config.needs_factors:
-            # Page-locked, since the card gets one factor at a time.
-            self.finished[layer] = [replace(one, factor=page_locked(one.factor)) for one in self.finished[layer]]
+            # Pinned, since the GPU gets one factor at a time.
+            self.finished[layer] = [replace(one, factor=pin(one.factor)) for one in self.finished[layer]]
 
     def _collect(
         self, layer: int, runner: LayerRunner, states: torch.Tensor, shares: Shares, batch_size: int

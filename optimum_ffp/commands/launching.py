@@ -48,11 +48,11 @@ def check_processes(count: int, device: str | None) -> None:
         raise FFPError(f"num_processes must be at least 1, found {count}")
     if started() not in (1, count):
         raise FFPError(f"{started()} processes are started already; leave out --num-processes {count}")
-    cards = 0 if device == "cpu" or started() > 1 else torch.accelerator.device_count()
-    if cards and count > cards:
+    accelerators = 0 if device == "cpu" or started() > 1 else torch.accelerator.device_count()
+    if accelerators and count > accelerators:
         raise FFPError(
-            f"num_processes is {count}, and {cards} accelerators are visible, one for each process; lower it, or "
-            "choose --device cpu"
+            f"num_processes is {count}, and {accelerators} accelerators are visible, one for each process; lower it, "
+            "or choose --device cpu"
         )
 
 

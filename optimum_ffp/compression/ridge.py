@@ -52,7 +52,7 @@ class PrefixRidge:
         """
         if kept == weight.shape[1]:
             return weight
-        # Of a page-locked factor a part would be copied to other memory first.
+        # Of a pinned factor a part would be copied to other memory first.
         factor = self.factor.to(weight.device)[:, :kept]
         removed = weight[:, kept:].float() @ factor[kept:]
         correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)

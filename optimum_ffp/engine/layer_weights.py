@@ -77,7 +77,7 @@ class LayerWeights:
             yield layer
 
     def _background(self) -> ThreadPoolExecutor:
-        """A thread for copies, on the device of this process: others begin on the first card, with a context there."""
+        """A thread for copies, on the device of this process: others begin on the first GPU, with a context there."""
         begin = torch.cuda.set_device if self.device.type == "cuda" else None
         return ThreadPoolExecutor(1, initializer=begin, initargs=(self.device,))
 

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..errors import FFPError
 from ..options import OFFLOADS
 from ..utils import processes
-from ..utils.tensors import page_locked, put
+from ..utils.tensors import pin, put
 from .families import decoder_layers
 
 
@@ -52,14 +52,14 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
     Args:
         model: A model in host memory, whose weights may be views of memory-mapped files.
         device: Device that the layers will run on.
-        offload: `"disk"` leaves the layers as they are; `"host"` copies them into memory, page-locked for CUDA.
+        offload: `"disk"` leaves the layers as they are; `"host"` copies them into memory, pinned for CUDA.
     """
     layers = {id(tensor) for tensor in _tensors(decoder_layers(model))}
     for tensor in _tensors(model):
         if id(tensor) not in layers:
             put(tensor, tensor.data.to(device))
         elif offload == "host":
-            put(tensor, page_locked(tensor.data) if device.type == "cuda" else tensor.data.clone())
+            put(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
 
 
 def shard_layers(model: PreTrainedModel) -> None:

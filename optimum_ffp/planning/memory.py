@@ -16,7 +16,7 @@ from ..modeling.families import Family, ModelUnit, decoder_layers
 from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
-from ..utils.tensors import page_locked_bytes
+from ..utils.tensors import pinned_bytes
 from ..utils.window_sum import most_sums, running_sums
 from .counts import calibrating_processes, count_searches
 
@@ -76,7 +76,7 @@ class Placement:
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes, which share windows and Fisher matrices.
         host_free: Free bytes of host memory, of which hidden states may take a share where layers are brought.
-        page_locks: Whether layers and factors in host memory are page-locked for the accelerator.
+        pins_memory: Whether layers and factors in host memory are pinned for the accelerator.
     """
 
     compute_size: int
@@ -90,7 +90,7 @@ class Placement:
     offload: str = "none"
     processes: int = 1
     host_free: int = 0
-    page_locks: bool = False
+    pins_memory: bool = False
 
 
 class MemoryModel:
@@ -145,7 +145,7 @@ class MemoryModel:
         self.largest_layer, self.layer_weights = max(parameters), sum(parameters) * stored
         self.all_layers = sum(parameters) * self.size
         of_layers = [parameter.numel() * stored for layer in layers for parameter in layer.parameters()]
-        self.page_locked_layers = sum(map(page_locked_bytes, of_layers))
+        self.pinned_layers = sum(map(pinned_bytes, of_layers))
         # Embeddings and head are converted while no layer runs.
         self.converted_ends = (self.weights - self.layer_weights) * self.size // stored * (self.size != stored)
         self.brought = placement.offload != "none" or self.size != stored
@@ -160,7 +160,7 @@ class MemoryModel:
         self.fisher_windows = min(config.fisher_samples, config.num_samples)
         self.fishers, self.layer_fishers = sum(fishers), _largest(fishers)
         self.factors = sum(matrices) if config.needs_factors else 0
-        self.page_locked_factors = sum(map(page_locked_bytes, matrices))
+        self.pinned_factors = sum(map(pinned_bytes, matrices))
 
     def stages(self) -> Iterator[StageMemory]:
         """Yields all stages of the prune, in order."""
@@ -205,7 +205,7 @@ class MemoryModel:
         fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
         beside, host = calibrated, {}
         if config.calibration == "distillation" and place.accelerator:
-            # Weights of distilled layers are in host memory, and on the card while they are evaluated.
+            # Weights of distilled layers are in host memory, and on the GPU while they are evaluated.
             beside, host = {}, calibrated
         host |= before
         yield self._stage("calibration", weights | beside | fitting, factors, host | hidden)
@@ -221,12 +221,12 @@ class MemoryModel:
         label, size = matrices
         host = {"process": PROCESS_BYTES} | (host or {})
         if self.placement.offload == "host":
-            host["weights of layers"] = self.page_locked_layers if self.placement.page_locks else self.layer_weights
+            host["weights of layers"] = self.pinned_layers if self.placement.pins_memory else self.layer_weights
         if self.placement.matrices_beside:
             beside = beside | {label: size}
         else:
-            if size and label == "factors" and self.placement.page_locks:
-                size = self.page_locked_factors
+            if size and label == "factors" and self.placement.pins_memory:
+                size = self.pinned_factors
             # Matrices are moved to the accelerator for one unit at a time.
             beside, host = beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size}
         if self.placement.offload == "disk":
@@ -343,7 +343,7 @@ class MemoryModel:
         held_out = self._own(min(config.held_out_samples, config.search_samples))
         training = self._own(config.num_samples)
         if self.placement.accelerator:
-            # Those of one card; in host memory all processes together have no more if few of them share the text.
+            # Those of one GPU; in host memory all processes together have no more if few of them share the text.
             training = math.ceil(config.num_samples / calibrating_processes(config, self.placement.processes))
         tokens = (training + held_out) * config.seq_len
         beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)

@@ -356,7 +356,7 @@ def _placement(
         room=room - matrices * beside,
         offload=place,
         host_free=machine.host_free,
-        page_locks=machine.device.type == "cuda",
+        pins_memory=machine.device.type == "cuda",
         **shared,
     )
 

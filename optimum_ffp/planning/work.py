@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..config import FFPConfig
 from ..modeling.families import ModelUnit
-from ..utils.tensors import page_locked
+from ..utils.tensors import pin
 
 
 GIB = 2**30
@@ -98,11 +98,11 @@ def measure_copy_speed(device: torch.device, pinned: bool) -> float:
 
     Args:
         device: The device.
-        pinned: Whether the memory is page-locked for CUDA, as that of layers is which are offloaded to it.
+        pinned: Whether the memory is pinned for CUDA, as that of layers is which are offloaded to it.
     """
     source = torch.ones(COPIED, dtype=torch.uint8)
     if pinned and device.type == "cuda":
-        source = page_locked(source)
+        source = pin(source)
     used = []
     for _ in range(3):
         start = time.perf_counter()

@@ -34,13 +34,13 @@ from .training import Trained, Training
 
 
 logger = logging.getLogger(__name__)
-REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more cards, or another device"
+REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more GPUs, or another device"
 
 
 class FFPRecovery:
     """Recovers a pruned model by training it to give the predictions of the dense model.
 
-    The training is `Trainer`'s, with everything that accelerate launches: several cards, DDP, FSDP 2. Of several
+    The training is `Trainer`'s, with everything that accelerate launches: several GPUs, DDP, FSDP 2. Of several
     processes all must make the same calls.
 
     Args:

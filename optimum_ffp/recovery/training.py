@@ -218,7 +218,7 @@ class Training:
         )
         # Otherwise that of a config of accelerate would take the place of `bf16`.
         arguments.mixed_precision = "bf16" if self.bf16 else "no"
-        # Otherwise `Trainer` would copy the model to all cards that are visible.
+        # Otherwise `Trainer` would copy the model to all GPUs that are visible.
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
 

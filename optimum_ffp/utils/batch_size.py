@@ -13,7 +13,7 @@ from ..errors import FFPError, one_line
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-# Messages of page-locked memory, and of libraries of CUDA, beside those that accelerate knows.
+# Messages of pinned memory, and of libraries of CUDA, beside those that accelerate knows.
 MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
 # Of NCCL, and of handles that find no memory beside what torch keeps.
 MESSAGES += (

@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nn.Module)
 # Names of functions that tell whether a CPU multiplies a dtype faster than float32. The bfloat16 products of AVX-512
 # alone are not: they took twice as long on an Emerald Rapids without AMX.
 INSTRUCTIONS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
-# What `torch.set_float32_matmul_precision` sets for cards of CUDA and for CPUs.
+# What `torch.set_float32_matmul_precision` sets for CUDA and for CPUs.
 BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
@@ -30,7 +30,7 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
 
 
 def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a graphics card of CUDA or the CPU is known to multiply a 16-bit dtype faster than float32."""
+    """Return whether a CUDA GPU or the CPU is known to multiply a 16-bit dtype faster than float32."""
     if device.type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _cpu_multiplies(dtype)
@@ -44,7 +44,7 @@ def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 
-    A CPU that has no instructions for 16-bit numbers takes some fifty times as long for them as for float32. A card
+    A CPU that has no instructions for 16-bit numbers takes some fifty times as long for them as for float32. A GPU
     older than Ampere emulates bfloat16, and has no attention for it but one that keeps the scores of all tokens.
     """
     emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not multiplies(device, dtype)

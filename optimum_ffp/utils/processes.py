@@ -112,7 +112,7 @@ def divide_models() -> bool:
 
     for name, flag in OTHER_DIVISIONS.items():
         if parse_flag_from_env(flag):
-            raise FFPError(f"{name} can't be used; launch FSDP 2, or one process for each card with whole models")
+            raise FFPError(f"{name} can't be used; launch FSDP 2, or one process for each GPU with whole models")
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
     if not _several():

@@ -12,8 +12,8 @@ from .batch_size import out_of_memory
 logger = logging.getLogger(__name__)
 
 
-def page_locked(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy in page-locked host memory, which CUDA reads directly; in other memory if there is too little."""
+def pin(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in pinned host memory, which CUDA reads directly; in other memory if there is too little."""
     try:
         return tensor.pin_memory()
     except RuntimeError as error:
@@ -25,11 +25,11 @@ def page_locked(tensor: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _warn() -> None:
-    logger.warning("there is too little page-locked memory; copies to the card will be slower")
+    logger.warning("there is too little pinned memory; copies to the GPU will be slower")
 
 
-def page_locked_bytes(count: int) -> int:
-    """Return how much page-locked memory torch takes for a tensor of a number of bytes: the next power of two."""
+def pinned_bytes(count: int) -> int:
+    """Return how much pinned memory torch takes for a tensor of a number of bytes: the next power of two."""
     return 1 << (count - 1).bit_length() if count else 0
 
 

@@ -25,7 +25,7 @@ OTHERS = 2 * 128 * 32 + 3 * 2 * 32 + 32
 WEIGHTS = 4 * (BLOCKS + OTHERS + 2 * 2)
 MATRICES = 3 * (32**2 + 48**2)
 # Powers of two from 4 * 32² and 4 * 48² on.
-PAGE_LOCKED = 3 * (2**12 + 2**14)
+PINNED = 3 * (2**12 + 2**14)
 
 
 def test_weights_and_matrices_by_hand():
@@ -70,11 +70,11 @@ def test_longer_windows_cost_activations_and_more_of_them_hidden_states():
 
 def test_what_has_no_room_on_a_card_is_in_host_memory():
     beside, apart = (
-        stages(Placement(4, 4, accelerator=True, matrices_beside=there, page_locks=True))[0]["search"]
+        stages(Placement(4, 4, accelerator=True, matrices_beside=there, pins_memory=True))[0]["search"]
         for there in (True, False)
     )
-    # In page-locked memory, each takes the next power of two.
-    assert (beside.device["factors"], apart.host["factors"]) == (4 * MATRICES, PAGE_LOCKED)
+    # In pinned memory, each takes the next power of two.
+    assert (beside.device["factors"], apart.host["factors"]) == (4 * MATRICES, PINNED)
     assert "factors" not in apart.device and "factors" not in beside.host
     # Units borrow the card one after another.
     assert apart.device["one unit's matrix"] == 4 * 48**2

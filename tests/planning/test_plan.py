@@ -214,9 +214,9 @@ def test_matrices_that_leave_the_accelerator_no_room_live_in_host_memory(monkeyp
     machine = Machine(torch.device("cuda"), 2000 * GIB, 200 * GIB)
     apart = make_plan(shape, options=LoadOptions(offload="none"))
     factors = beside.disk["statistics"]
-    # Of 8192 and 28672 columns, in page-locked memory, where each takes the next power of two.
-    page_locked = 80 * (4 * 8192**2 + 2**32)
-    for plan, device, host in ((beside, factors, 0), (apart, 0, page_locked)):
+    # Of 8192 and 28672 columns, in pinned memory, where each takes the next power of two.
+    pinned = 80 * (4 * 8192**2 + 2**32)
+    for plan, device, host in ((beside, factors, 0), (apart, 0, pinned)):
         search = next(stage for stage in plan.memory if stage.name == "search")
         assert (search.device.get("factors", 0), search.host.get("factors", 0)) == (device, host)
         assert "   memory   device     disk" in plan.describe()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_ffp.utils.tensors import page_locked, page_locked_bytes, put
+from optimum_ffp.utils.tensors import pin, pinned_bytes, put
 
 
 def test_a_parameter_gets_another_value_and_stays_the_same_object():
@@ -12,14 +12,14 @@ def test_a_parameter_gets_another_value_and_stays_the_same_object():
     assert layer.weight is weight and isinstance(weight, nn.Parameter) and torch.equal(weight, value)
 
 
-def test_ordinary_memory_where_too_little_can_be_page_locked(monkeypatch):
+def test_ordinary_memory_where_too_little_can_be_pinned(monkeypatch):
     tensor = torch.arange(4.0)
 
     def fail(self: torch.Tensor) -> None:
         raise RuntimeError("CUDA error: out of memory\nmore")
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
-    copy = page_locked(tensor)
+    copy = pin(tensor)
     assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
 
     def fail_otherwise(self: torch.Tensor) -> None:
@@ -27,8 +27,8 @@ def test_ordinary_memory_where_too_little_can_be_page_locked(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", fail_otherwise)
     with pytest.raises(RuntimeError, match="Cannot access"):
-        page_locked(tensor)
+        pin(tensor)
 
 
-def test_page_locked_memory_comes_in_powers_of_two():
-    assert [page_locked_bytes(count) for count in (0, 1, 2**20, 2**20 + 1)] == [0, 1, 2**20, 2**21]
+def test_pinned_memory_comes_in_powers_of_two():
+    assert [pinned_bytes(count) for count in (0, 1, 2**20, 2**20 + 1)] == [0, 1, 2**20, 2**21]
