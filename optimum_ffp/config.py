@@ -252,7 +252,7 @@ class FFPConfig(Options, BaseConfig):
             if getattr(self, name) is not None:
                 check_numbers(self, kind, low, high, name)
         read_names(self, "eval_dataset", "text_column")
-        texts = read_mix(self.dataset, self.self_share)
+        texts = [name for name, share in read_mix(self.dataset, self.self_share).items() if share]
         read_mix(self.eval_dataset or self.dataset)
         for name in ("num_samples", "search_samples"):
             if getattr(self, name) < len(texts):

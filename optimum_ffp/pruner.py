@@ -227,9 +227,11 @@ class FFPPruner:
             "config": self.measured.config.measured_options,
             "versions": package_versions(),
             "device": device_name(self.model.device),
+            "computes in": self.measured.compute_dtypes,
+            "data": self.measured.given_data,
         }
-        # Factorisations round differently with another number of threads.
-        notes = {"threads": torch.get_num_threads()}
+        # Sums round differently with another number of threads, or of windows at once.
+        notes = {"threads": torch.get_num_threads(), "batch_size": self.config.batch_size}
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume, notes, on_disk)
 

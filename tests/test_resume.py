@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.measurements import policy_losses
+from optimum_ffp.data import DataSplits
+from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.planning.machine import device_name
-from tests.helpers import make_pruner
+from tests.helpers import SETTINGS, make_pruner, make_tokenizer
 
 
 pytestmark = pytest.mark.slow
@@ -195,6 +197,30 @@ def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, m
     open_on(1)
     with pytest.raises(FFPError, match="device was 'NVIDIA A100' and is 'NVIDIA H100'"):
         open_on(2)
+
+
+def test_what_was_computed_in_another_dtype_is_not_taken_over(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
+    # As on a processor with AMX.
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    with pytest.raises(FFPError, match="another run: computes in was .*'float32', 'float32'.* is .*'bfloat16'"):
+        make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune(resume=True)
+
+
+def test_windows_that_are_given_are_those_of_the_run(save_tiny_model, data_folder, tmp_path):
+    first = make_pruner(save_tiny_model(), data_folder).measured.data
+    config = FFPConfig(dataset="mine", **SETTINGS)
+
+    def prune(data, resume):
+        loaded = load_dense(str(save_tiny_model()), LoadOptions(device="cpu"))[0]
+        pruner = FFPPruner(loaded, make_tokenizer(), config, work_folder=tmp_path / "work", data=data)
+        return pruner.prune(resume=resume).perplexity
+
+    found = prune(first, False)
+    assert prune(first, True) == found
+    other = DataSplits(first.calibration.first(7), first.search, first.tests)
+    with pytest.raises(FFPError, match="belongs to another run: data was"):
+        prune(other, True)
 
 
 def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):

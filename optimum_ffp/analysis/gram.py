@@ -10,6 +10,7 @@ from torch import nn
 
 from ..engine import LayerRunner, LayerwiseModel
 from ..modeling.families import ModelUnit
+from ..utils import processes
 from ..utils.cholesky import check_finite
 from ..utils.device_memory import free_device_memory
 from ..utils.precision import float32_products
@@ -85,8 +86,9 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
     """Return the device for matrices of all units: the model's if two sets of ridge factors fit, otherwise the CPU."""
     device = layerwise.device
     needed, free = sum(4 * unit.output.module.in_features**2 for unit in units), free_device_memory(device)
-    fits = layerwise.weights.resident and free is not None and free > 2 * needed
-    return device if fits else torch.device("cpu")
+    fits = not layerwise.weights.offloaded and free is not None and free > 2 * needed
+    # Processes exchange them, and their devices may have other room.
+    return device if processes.all_agree(fits) else torch.device("cpu")
 
 
 class _Accumulator:

@@ -1,5 +1,6 @@
 """Measurements of a dense model that all policies share."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from ..evaluation import to_perplexity
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
-from ..utils.precision import autocast_dtype, compute_dtype
+from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
 from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
@@ -112,6 +113,21 @@ class Measurements:
         self.journal = Journal()
 
     @property
+    def compute_dtypes(self) -> list[str]:
+        """Dtypes of layers while they run, and of their products under autocast, which depend on the hardware too."""
+        own = self.layerwise.dtype
+        return [dtype_name(dtype or own) for dtype in (own, autocast_dtype(self.model, self.config.search_dtype))]
+
+    @property
+    def given_data(self) -> str | None:
+        """Digest of the windows that are used instead of datasets, `None` without."""
+        if self._given_data is None:
+            return None
+        given = self._given_data
+        windows = [given.calibration, given.search, *given.tests]
+        return hashlib.sha256(b"".join(one.tokens.numpy().tobytes() for one in windows)).hexdigest()
+
+    @property
     def model_units(self) -> Sequence[ModelUnit]:
         """Attention and FFN of every layer, with their projections."""
         return self.ways[0] if len(self.ways) == 1 else self.prepared.sorted_model.model_units
@@ -141,9 +157,7 @@ class Measurements:
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
-        if self._given_data is None:
-            written = request.all_written(self.config.dataset, self.config.eval_dataset)
-            self.meter.count("data", written * request.length)
+        self.meter.count("data", data.written_tokens)
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         for warning in data.warnings(request):
@@ -153,7 +167,7 @@ class Measurements:
     def _load(self, request: DataRequest) -> DataSplits:
         config, layerwise = self.config, self.layerwise
         writes = self._given_data is None and request.all_written(config.dataset, config.eval_dataset)
-        if writes and not layerwise.weights.resident and layerwise.device.type != "cpu":
+        if writes and layerwise.weights.offloaded:
             raise FFPError(NEEDS_WEIGHTS)
         with layerwise.loaded() if writes else nullcontext():
             return self._given_data or load_windows(

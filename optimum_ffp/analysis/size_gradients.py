@@ -68,7 +68,7 @@ def measure_size_gradients(
             unit = sorted_model.model_units[index]
             low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
-            mixing, own = unit.in_layout(mixing.T).T, sorted_model.layerwise.dtype
+            mixing, own = unit.in_layout(mixing.T).T, _wide(sorted_model.layerwise.dtype)
             probe = _Probe(directions.to(own), mixing.to(own), kept - low, changes[index])
             found[unit.output.module] = probe.watch
         return found
@@ -102,15 +102,21 @@ class _Probe:
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         found = inputs[0].detach().flatten(0, -2)
+        found = found.to(_wide(found.dtype))
         components = found @ self.mixing.to(found.dtype)
 
         def follow(gradient: torch.Tensor) -> None:
-            gradient = gradient.flatten(0, -2)
+            gradient = gradient.flatten(0, -2).to(_wide(gradient.dtype))
             felt = gradient @ self.directions.to(gradient.dtype)
             totals = (felt.float() * components.float()).sum(0)
             self.changes.append(torch.stack([-totals[: self.kept].sum(), totals[self.kept :].sum()]))
 
         output.register_hook(follow)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype for components: those of units with small inputs are too large for float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _next_tokens(window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
 from ..utils import processes
+from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
 
 
@@ -145,7 +146,7 @@ class PruningResult:
     @property
     def dtype(self) -> str:
         """Name of the dtype of the weights."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return dtype_name(self.model.dtype)
 
     @property
     def parameters(self) -> int:

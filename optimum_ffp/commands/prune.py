@@ -167,6 +167,7 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     """Options of the training with `--recover`, those of the prune as far as both have them; `None` without it."""
     if args.recover is None:
         return None
+    from ..data import reported_texts
     from ..errors import FFPError
     from ..recovery.config import RecoveryConfig
 
@@ -179,6 +180,8 @@ def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | Non
     given = {name: getattr(config, name) for name in shared}
     if config.self_share:
         given["dataset"] = write_mix(read_mix(config.dataset, config.self_share))
+        # That of the prune, which may have no share in the text to train on.
+        given["eval_dataset"] = ",".join(reported_texts(config.dataset, config.eval_dataset))
     return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)
 
 

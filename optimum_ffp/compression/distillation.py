@@ -263,9 +263,11 @@ def _shares(target: torch.Tensor) -> torch.Tensor:
 def _size(weight: torch.Tensor) -> float:
     """Return the root mean square of the entries of a normal distribution with the same median of absolute values.
 
-    A few entries of norms are hundreds of times as large as the others.
+    A few entries of norms are hundreds of times as large as the others. Zeros don't count: most entries of a sparse
+    matrix are.
     """
-    return float(weight.abs().median()) / 0.6745
+    sizes = weight[weight != 0].abs()
+    return float(sizes.median()) / 0.6745 if len(sizes) else 0.0
 
 
 def _rate(step: int, steps: int) -> float:

@@ -247,7 +247,7 @@ class SortedModel:
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         device = self.layerwise.device
-        if self.layerwise.weights.resident and _has_room(device, pruned.get_memory_footprint()):
+        if not self.layerwise.weights.offloaded and _has_room(device, pruned.get_memory_footprint()):
             pruned = pruned.to(device)
         return pruned.eval()
 

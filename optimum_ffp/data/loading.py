@@ -78,7 +78,7 @@ def _sample_roles(
         tokens = sample_from_model(model, tokenizer, sum(roles.values()), length, seed)
         begins = has_start_token(tokens, tokenizer)
         for role, part in zip(roles, tokens.split(list(roles.values()))):
-            found[role] = Windows(part, "self", "text sampled from the model", begins)
+            found[role] = Windows(part, "self", "text sampled from the model", begins, len(part))
     return found
 
 
@@ -94,7 +94,8 @@ def _mix(parts: Sequence[Windows], dataset: str, seed: int) -> Windows:
     tokens = torch.cat([part.tokens for part in parts])
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     split = ", ".join(f"{len(part)} of {part.split}" for part in parts)
-    return Windows(tokens[order], dataset, split, all(part.start_token for part in parts))
+    begins, written = all(part.start_token for part in parts), sum(part.written for part in parts)
+    return Windows(tokens[order], dataset, split, begins, written)
 
 
 def _load_roles(

@@ -100,8 +100,11 @@ def reported_texts(dataset: str, eval_dataset: str | None = None) -> list[str]:
 
 
 def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Divides a number of windows by shares that add up to 1: at least one each, rounded where they are left over."""
-    counts = dict.fromkeys(shares, min(1, total))
+    """Divides a number of windows by shares that add up to 1: at least one each, rounded where they are left over.
+
+    Without a share there is none.
+    """
+    counts = {name: min(1, total) for name, share in shares.items() if share}
     for _ in range(total - sum(counts.values())):
         counts[max(counts, key=lambda name: total * shares[name] - counts[name])] += 1
     return counts

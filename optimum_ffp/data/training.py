@@ -80,7 +80,7 @@ def training_windows(
         encode = partial(encode_rows, tokenizer=tokenizer, label=name, answers=counted)
         # As `load_windows` reads it, so that the same part of it is left out.
         of_roles = {role: of_texts.get(name, 0) for role, of_texts in request.counts(dataset).items()}
-        tokens = _training_tokens(name, encode, replace(request, **of_roles))
+        tokens = _training_tokens(name, encode, replace(request, **of_roles), start is not None)
         rows = places[begin : begin + number]
         passes[name], highest = _fill(windows, rows.tolist(), tokens, start, name)
         check_known(np.array([highest]), tokenizer, model, name)
@@ -100,7 +100,7 @@ def _prefixes(windows: torch.Tensor, rows: torch.Tensor, start: int | None) -> t
 
 
 def _training_tokens(
-    dataset: str, encode: Callable[[Iterable[Row]], Iterator[np.ndarray]], request: DataRequest
+    dataset: str, encode: Callable[[Iterable[Row]], Iterator[np.ndarray]], request: DataRequest, starts: bool
 ) -> Callable[[], Iterator[np.ndarray]]:
     """Returns a function that yields the tokens to train on from the beginning."""
     streams = stream_splits(dataset, request.text_column, token=request.token)
@@ -111,7 +111,9 @@ def _training_tokens(
 
     def tokens() -> Iterator[np.ndarray]:
         found = list(encode(head))
-        left = _trained(sum(map(len, found)), {request.length, request.length_of("test")})
+        # A start token takes the place of one of the text.
+        lengths = {one - begun for one in (request.length, request.length_of("test")) for begun in (0, starts)}
+        left = _trained(sum(map(len, found)), lengths)
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))

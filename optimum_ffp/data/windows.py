@@ -26,12 +26,14 @@ class Windows:
         dataset: Dataset or mix, as named by the user.
         split: Split of the dataset, or a description of the part.
         start_token: Whether every window begins with the start token.
+        written: Number of them that the model has generated.
     """
 
     tokens: torch.Tensor
     dataset: str
     split: str
     start_token: bool = False
+    written: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -78,7 +80,7 @@ class Windows:
 
     def first(self, count: int) -> "Windows":
         """The first `count` windows, or all if there are fewer."""
-        return replace(self, tokens=self.tokens[:count])
+        return replace(self, tokens=self.tokens[:count], written=min(self.written, count))
 
     def _text(self) -> torch.Tensor:
         # Text has the start token wherever a window begins, so that a repetition elsewhere would not be found.
@@ -138,6 +140,11 @@ class DataSplits:
     def test(self) -> Windows:
         """Test windows of the first text."""
         return self.tests[0]
+
+    @property
+    def written_tokens(self) -> int:
+        """Number of tokens that the model has generated."""
+        return sum(windows.written * windows.length for _, windows in self._roles())
 
     @property
     def test_tokens(self) -> int:

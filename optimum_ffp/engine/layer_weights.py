@@ -38,6 +38,12 @@ class LayerWeights:
         """Whether all layers stay on their device."""
         return self.device is None
 
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are elsewhere than on the device while they are not used, and not in another dtype alone."""
+        device = self.device
+        return device is not None and any(one.device != device for layer in self.layers for one in layer.parameters())
+
     def change(self, index: int, change: Callable[[], None], forget: Callable[[], None] = lambda: None) -> None:
         """Change the weights of a layer: at once, or whenever they are brought to the device.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..utils.precision import dtype_name
 from .latency import Speed
 from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
 
@@ -24,7 +25,7 @@ def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any)
     record = {
         "name": os.fspath(model_id),
         "model_type": model.config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         # Of a model that accelerate has spread, all of them.
         "device": ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
         "parameters": model.num_parameters(),

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
+from ..utils.precision import dtype_name
 from .auto import is_pruned
 from .families import find_family
 
@@ -52,7 +53,7 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
     """Raise `FFPError` if the losses of a model on `FIRST_TOKENS` are not finite."""
     if not losses.isfinite().all():
         raise FFPError(
-            f"{model_id} computes infinite or NaN logits in {_name(model.dtype)}: its weights are too large or "
+            f"{model_id} computes infinite or NaN logits in {dtype_name(model.dtype)}: its weights are too large or "
             "damaged; try dtype bfloat16 or float32, or download it again"
         )
 
@@ -86,7 +87,7 @@ def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mod
         known = plain and parameter.numel() and not parameter.is_meta
         if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
             raise FFPError(
-                f"{name} of {model_id} has infinite or NaN values in {_name(parameter.dtype)}; if that is float16, "
+                f"{name} of {model_id} has infinite or NaN values in {dtype_name(parameter.dtype)}; if it is float16, "
                 "try dtype bfloat16 or float32, otherwise download the model again"
             )
     largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
@@ -110,7 +111,3 @@ def largest_token(tokenizer: PreTrainedTokenizerBase, model_id: str) -> int:
     if not in_text:
         raise FFPError(f"{model_id} can't be used: {NO_TOKENIZER}")
     return max(in_text)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

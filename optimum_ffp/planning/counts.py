@@ -36,6 +36,10 @@ def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
         finalists = finalist_count(steps)
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
         updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
+        if config.method == "ffp" and config.agent == "ppo":
+            # What is left of its last update is spent on finalists.
+            updates -= updates % max(2, min(config.candidates, updates))
+            finalists = steps - updates
         yield SearchCount(updates, finalists, baselines)
 
 

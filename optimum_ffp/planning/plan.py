@@ -278,7 +278,7 @@ def make_plan(
     feasible = [budget_at(way, sparsities[0], config).feasible for way in shapes]
 
     own = compute_dtype(machine.device, weights_dtype)
-    compute = autocast_dtype(SimpleNamespace(dtype=own, device=machine.device), config.search_dtype)
+    compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
     tokens = count_tokens(config, len(units), len(sparsities))

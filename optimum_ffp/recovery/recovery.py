@@ -21,7 +21,7 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, r
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
-from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in, convert
+from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in, convert, dtype_name
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
@@ -171,7 +171,7 @@ class FFPRecovery:
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
-            dtype=str(self.stored_dtype).removeprefix("torch."),
+            dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
             seconds=trained.seconds,
             processes=processes.count(),

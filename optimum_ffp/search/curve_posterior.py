@@ -77,7 +77,7 @@ class MultiplierRegression:
         }
 
     def observe(self, down: np.ndarray, up: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> None:
-        """Add the equations measured at one policy.
+        """Add the equations measured at one policy, but for units whose gradient is not finite.
 
         Args:
             down: First-order change of the loss for the smaller neighbouring size, shape `[windows, units]`.
@@ -86,7 +86,7 @@ class MultiplierRegression:
             falls_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
         """
         for sign, gradients, falls in ((1.0, down, falls_down), (-1.0, -up, falls_up)):
-            (known,) = np.nonzero(falls.sum(1) > FLAT)
+            (known,) = np.nonzero((falls.sum(1) > FLAT) & np.isfinite(gradients).all(0))
             total = falls[known].sum(1)
             ratios = gradients[:, known] / total
             error = np.full(len(known), UNKNOWN_ERROR**2)

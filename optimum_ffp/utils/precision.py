@@ -17,6 +17,11 @@ INSTRUCTIONS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_am
 BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, such as `"bfloat16"`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """Return the autocast dtype for a `search_dtype`.
 

@@ -159,6 +159,16 @@ def on_main(compute: Callable[[], Value]) -> Value:
     return from_main(compute() if is_main() else None)
 
 
+def all_agree(condition: bool) -> bool:
+    """Return whether a condition holds in all processes."""
+    if not _several():
+        return condition
+    found = torch.tensor([int(condition)])
+    with _losses_of_others():
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+    return bool(found)
+
+
 def gather(rows: torch.Tensor, shares: "Shares") -> torch.Tensor:
     """Return the rows of the windows of all processes, in order.
 

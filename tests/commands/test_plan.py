@@ -157,7 +157,7 @@ def test_a_token_that_may_only_read(hub, monkeypatch):
 def test_a_hub_that_is_away_is_a_warning(hub, caplog):
     hub.fail("GET", "/api/whoami-v2", 503, "Service Unavailable")
     check_repositories(["me/mine"], TOKEN)
-    assert "whether the Hub will take the upload is not known: 503" in caplog.text
+    assert "could not check whether the Hub accepts the upload: 503" in caplog.text
 
 
 def test_offline_nothing_is_uploaded(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.distillation import LayerFit, distil, distillation_tokens
+from optimum_ffp.compression.distillation import LayerFit, _size, distil, distillation_tokens
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
 
@@ -163,3 +163,10 @@ def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypat
         expected = torch.stack([gradients[name] for gradients in alone]).mean(0)
         assert torch.allclose(mean, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
     assert larger == pytest.approx([6**0.5 * rate for rate in rates])
+
+
+def test_zeros_of_a_sparse_matrix_do_not_count_for_its_size():
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    sparse = torch.where(torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) < 0.7, 0.0, weight)
+    assert _size(weight) == pytest.approx(1, rel=0.1) and _size(sparse) == pytest.approx(1, rel=0.1)
+    assert _size(torch.zeros(8)) == 0

@@ -102,6 +102,8 @@ def test_the_model_writes_its_share_of_calibration_and_search_windows(data_folde
         text = len(both) - written
         source = {"calibration": "train", "search": "validation"}[role]
         assert getattr(mixed, role).split == f"{text} of {source}, {written} of text sampled from the model"
+        assert getattr(mixed, role).written == written
+    assert (alone.written_tokens, mixed.written_tokens) == (0, 3 * REQUEST.length)
     assert torch.equal(mixed.test.tokens, alone.test.tokens) and mixed.test.split == "test"
     again = load(data_folder, request=replace(REQUEST, self_share=0.25))
     assert torch.equal(again.calibration.tokens, mixed.calibration.tokens)
@@ -199,6 +201,7 @@ def test_self_share_is_a_mix_with_self(data_folder):
 )
 def test_windows_are_divided_by_shares(total, shares, counts):
     assert list(apportion(total, dict(enumerate(shares))).values()) == counts
+    assert apportion(total, dict(enumerate(shares)) | {"none": 0.0}) == dict(enumerate(counts))
 
 
 def write(path, content):

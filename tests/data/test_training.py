@@ -203,7 +203,7 @@ def test_answers_that_a_template_hides_have_no_loss(tmp_path, caplog):
     missed, total = (int(word) for word in line.split() if word.isdigit())
     assert total == 3 * missed
     tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}<s> {{ m.role }} </s> {% endfor %}"
-    with pytest.raises(FFPError, match=r"writes no answer as it is .* by --loss-on all \(loss_on\)"):
+    with pytest.raises(FFPError, match=r"rewrites every answer, .* by --loss-on all \(loss_on\)"):
         train(file, 10, tokenizer, answers_only=True)
 
 

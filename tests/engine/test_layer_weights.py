@@ -55,3 +55,9 @@ def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
     with pytest.raises(RuntimeError), weights.loaded(0):
         raise RuntimeError
     assert [layer.weight.data_ptr() for layer in layers] == kept
+
+
+def test_weights_of_another_dtype_are_not_elsewhere(layers):
+    converted = LayerWeights(layers, torch.device("cpu"), torch.float64)
+    assert not converted.offloaded and not converted.resident
+    assert LayerWeights(layers, torch.device("meta")).offloaded and not LayerWeights(layers).offloaded

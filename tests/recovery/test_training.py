@@ -115,7 +115,7 @@ def test_the_best_weights_are_kept_when_training_ends_early(student, teacher, te
 
 
 def test_a_training_that_gains_nothing_is_an_error(student, teacher, text, windows, tmp_path):
-    with pytest.raises(FFPError, match=r"gained nothing: the divergence on held-out windows was .*; lower") as found:
+    with pytest.raises(FFPError, match=r"did not lower the divergence on held-out windows: it was .*; lower") as found:
         make_training(student, teacher, learning_rate=3.0).run(text, windows[4:].int(), tmp_path)
     assert str(found.value).endswith(f"; the last weights are in {tmp_path / 'checkpoint-10'}")
 
@@ -130,7 +130,7 @@ def test_a_training_is_judged_by_what_it_trains(teacher, text, windows):
         assert trained.kept["kl"] > trained.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
         losses.append(trained.kept["perplexity"])
     assert losses[1] == min(point["perplexity"] for point in trained.curve) < trained.curve[0]["perplexity"]
-    with pytest.raises(FFPError, match=r"gained nothing: the loss on held-out windows was .* more tokens$"):
+    with pytest.raises(FFPError, match=r"did not lower the loss on held-out windows: it was .* more tokens$"):
         make_training(make_tiny_model(), teacher, **options | {"learning_rate": 3.0}).run(text, held_out)
 
 

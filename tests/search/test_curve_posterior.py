@@ -138,3 +138,12 @@ def test_neighbouring_policies_differ_by_one_part():
     kept = PruningPolicy(UNITS, tuple(unit.groups // 2 for unit in UNITS))
     for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbours()[1].sizes):
         assert (larger - size) * PARTS == unit.groups
+
+
+def test_a_unit_without_a_finite_gradient_leaves_the_others():
+    regression, gradients = MultiplierRegression(UNITS), np.ones((3, len(UNITS)))
+    broken = gradients.copy()
+    broken[1, 0] = np.nan
+    falls = np.ones((len(UNITS), PARTS))
+    regression.observe(broken, -broken, falls, falls)
+    assert set(regression.equations["unit"]) == set(range(1, len(UNITS))) and np.isfinite(regression.solve()).all()

@@ -50,10 +50,9 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
         policy = task.map_scores(_damped(trail[-1]), task.sparsity)
         down, up = task.size_gradients(policy, windows)
-        if np.isfinite(down).all() and np.isfinite(up).all():
-            smaller, larger = policy.neighbours()
-            falls_down = task.curves.falls(smaller, policy, PARTS)
-            regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
+        smaller, larger = policy.neighbours()
+        falls_down = task.curves.falls(smaller, policy, PARTS)
+        regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
         trail.append(regression.solve())
     settled = np.mean([_damped(values) for values in trail[len(trail) // 2 :]], axis=0)
     answers = [_damped(trail[-1]), settled, to_scores(trail[-1])]
