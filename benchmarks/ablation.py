@@ -20,6 +20,7 @@ from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.options import CALIBRATION
 
 
 VARIANTS = {
@@ -83,8 +84,10 @@ def main() -> None:
             pruner = found = result = None
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
             pruner.open_journal(resume=args.work is not None)
-        if found is None or config.search_options != searched:
-            found, searched = pruner.search(config=config), config.search_options
+        # All options but those of calibration.
+        asked = {name: getattr(config, name) for name in config.option_names() if name not in CALIBRATION}
+        if found is None or asked != searched:
+            found, searched = pruner.search(config=config), asked
         result = pruner.finish(found, config)
         records.append({"variant": name} | describe(result))
         args.output.write_text(json.dumps(records, indent=2) + "\n")

@@ -10,7 +10,6 @@ from optimum.configuration_utils import BaseConfig
 from .errors import FFPError
 from .options import (
     AGENT,
-    CALIBRATION,
     CHOICES,
     FISHER,
     MEASURED,
@@ -192,11 +191,6 @@ class FFPConfig(Options, BaseConfig):
     def measured_options(self) -> dict[str, Any]:
         """Options that the measurements before the search depend on."""
         return {name: getattr(self, name) for name in MEASURED}
-
-    @property
-    def search_options(self) -> dict[str, Any]:
-        """Options that the policy depends on: all except those of calibration."""
-        return {name: getattr(self, name) for name in self.option_names() if name not in CALIBRATION}
 
     def replace(self, **options: Any) -> "FFPConfig":
         """Returns a copy with new values of these options.
