@@ -125,7 +125,7 @@ class Measurements:
             return None
         given = self._given_data
         windows = [given.calibration, given.search, *given.tests]
-        return hashlib.sha256(b"".join(one.tokens.numpy().tobytes() for one in windows)).hexdigest()
+        return hashlib.sha256(b"".join(one.tokens.cpu().numpy().tobytes() for one in windows)).hexdigest()
 
     @property
     def model_units(self) -> Sequence[ModelUnit]:
