@@ -23,7 +23,7 @@ def test_models_that_are_elsewhere_than_on_a_device(options):
 @pytest.mark.parametrize("name", processes.OTHER_DIVISIONS)
 def test_models_that_are_divided_in_another_way(name, monkeypatch):
     monkeypatch.setenv(processes.OTHER_DIVISIONS[name], "true")
-    with pytest.raises(FFPError, match=f"{name} can't be used; launch FSDP 2, or one process for each card"):
+    with pytest.raises(FFPError, match=f"{name} can't be used; launch FSDP 2, or one process for each GPU"):
         FFPRecovery.from_pretrained("out", device="cpu")
 
 
