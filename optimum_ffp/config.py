@@ -27,7 +27,7 @@ from .version import __version__
 
 
 # Entries of `ffp_config.json` with the results that a checkpoint keeps.
-RESULTS = ("policy", "search", "provenance", "recovery")
+RESULTS = ("policy", "search", "provenance", "recovery", "files")
 
 
 class FFPConfig(Options, BaseConfig):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.errors import one_line
 
 
@@ -20,3 +21,19 @@ from optimum_ffp.errors import one_line
 def test_the_first_line_without_tokens(error, line, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_stored")
     assert one_line(error, "hf_given\n") == line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/locked/x"),
+            "/locked/x may not be read or written: Permission denied",
+        ),
+        (PermissionError("a library's own words"), "a library's own words"),
+    ],
+)
+def test_what_may_not_be_read_is_no_traceback(error, line, capsys):
+    with pytest.raises(SystemExit) as ended, one_line_endings():
+        raise error
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"

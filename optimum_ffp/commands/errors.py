@@ -23,7 +23,7 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
 
     try:
         yield
-    except FFPError as error:
+    except (FFPError, PermissionError) as error:
         from ..utils.processes import LAUNCHED, ProcessLostError, tell_first
 
         if tell_first():
@@ -31,10 +31,9 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
                 # `launch` says it, unless another was killed.
                 Path(os.environ[LAUNCHED]).write_text(str(error))
             else:
-                print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except PermissionError as error:
-        print(f"error: {error.filename or 'a file'} may not be read or written: {error.strerror}", file=sys.stderr)
+                named = getattr(error, "filename", None)
+                reason = f"{named} may not be read or written: {error.strerror}" if named else str(error)
+                print(f"error: {reason}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         from ..utils.processes import is_main

@@ -130,7 +130,8 @@ def recover_into(
             check_work_folder(work, args.resume, overwrite=args.overwrite or discard)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))
-            begin_work(work, args.resume)
+            # A resumed prune is followed by recoveries that haven't begun.
+            begin_work(work, args.resume, tell=not discard)
         options = {name: getattr(args, name) for name in LOAD_OPTIONS} | options
         recovery = FFPRecovery.from_pretrained(model, config, teacher, work, args.report_to, **options)
         record = recovery.recover(resume=resumes)

@@ -112,7 +112,7 @@ def name_repository(card: str, repo_id: str) -> str:
     found = CARD_NAME.search(card)
     if found is None:
         return card
-    card = card.replace(f'"{found[1]}"', json.dumps(repo_id))
+    card = card.replace(f'"{found[1]}"', json.dumps(repo_id, ensure_ascii=False))
     # The name may be quoted in shell commands.
     for name in (shlex.quote(found[1]), found[1]):
         card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", lambda _: shlex.quote(repo_id), card)

@@ -101,7 +101,8 @@ def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
         if path is None:
-            if name != SINGLE_FILE and os.path.isdir(source):
+            # A single file is read instead of what an index names.
+            if name != SINGLE_FILE and os.path.isdir(source) and not os.path.exists(os.path.join(source, SINGLE_FILE)):
                 raise FFPError(f"{source} has no {name}, which its index of the weights names; download it again")
             continue
         if not os.access(path, os.R_OK):

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from optimum_ffp.checkpoint.saving import load_agent, savable, save_checkpoint
-from tests.helpers import FILES, SETTINGS
+from optimum_ffp.checkpoint.saving import load_agent, savable, save_checkpoint, save_tokenizer
+from tests.helpers import FILES, SETTINGS, make_pruner
 
 
 def test_loads_with_attributes_of_the_config(pruned):
@@ -201,6 +201,21 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     assert record["provenance"]["perplexity"]["calibrated"] is None
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()
     assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == 0.4
+
+
+def test_files_of_a_tokenizer_with_code_of_its_own_are_on_record(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    def save(tokenizer, folder):
+        save_tokenizer(tokenizer, folder)
+        (folder / "my.tiktoken").touch()
+
+    pruner = make_pruner(save_tiny_model(), data_folder)
+    pruner.prune()
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ffp.checkpoint.saving.save_tokenizer", save)
+        for overwrite in (False, True):
+            pruner.save_pretrained(tmp_path / "out", overwrite=overwrite)
+    assert json.loads((tmp_path / "out" / "ffp_config.json").read_text())["files"] == ["my.tiktoken"]
+    assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == pruner.config.sparsity
 
 
 def test_settings_of_sampling_that_nothing_reads_are_left_out():

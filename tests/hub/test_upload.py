@@ -291,6 +291,9 @@ def test_names_that_a_shell_needs_quoted(pruned, tmp_path, monkeypatch):
     assert "two words" not in named.replace("'two words.gguf'", "") and "vllm serve me/it --trust" in named
     # As a recovery does, whose folder is another.
     assert name_repository(named, "./two words") == card
+    accented = name_repository(card, "./modèle")
+    assert 'from_pretrained("./modèle", trust' in accented
+    assert "two words" not in name_repository(accented, "me/it").replace("'two words.gguf'", "")
 
 
 def test_a_folder_without_a_model_replaces_none(folder, hub, tmp_path):

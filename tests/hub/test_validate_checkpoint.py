@@ -233,6 +233,13 @@ def test_a_shard_that_is_missing_is_named(tmp_path, tied):
         check_checkpoint(tmp_path)
 
 
+def test_an_index_beside_a_single_file_is_not_read(tmp_path):
+    make_tiny_model().save_pretrained(tmp_path)
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_checkpoint(tmp_path)
+
+
 def test_weights_of_another_user_are_no_broken_file(tmp_path, monkeypatch):
     make_tiny_model().save_pretrained(tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
