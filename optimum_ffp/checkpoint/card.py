@@ -17,6 +17,7 @@ from ..data import describe_size, hub_dataset
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
+from ..utils.folders import expand
 from .gguf.architectures import check_exportable, choose_architecture, padded_size
 from .gguf.tensors import layer_sizes
 from .gguf.tokenizer import read_tokenizer
@@ -57,7 +58,7 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
 def _base_metadata(base_model: str) -> dict[str, Any]:
     """Licence of the base model, from its card."""
     try:
-        readme = base_model if is_hub_id(base_model) else Path(os.path.expanduser(base_model)) / "README.md"
+        readme = base_model if is_hub_id(base_model) else expand(base_model) / "README.md"
         data = ModelCard.load(readme, ignore_metadata_errors=True).data
     # A base model without a readable card can be pruned all the same.
     except Exception:

@@ -21,7 +21,7 @@ from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, short_name, without_folders
 from ..hub.upload import name_repository
 from ..options import GRADIENT_COST, read_mix
-from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, read_record
+from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand, read_record
 from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
@@ -195,7 +195,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     Raises:
         FFPError: If they can't be read.
     """
-    path = Path(os.path.expanduser(source))
+    path = expand(source)
     if path.is_dir():
         return path
     try:

@@ -21,7 +21,7 @@ from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.upload import check_push, describe_failure, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import FILES, RECORD, check_output, is_checkpoint, other_files, read_record, whole_folder
+from ..utils.folders import FILES, RECORD, check_output, expand, is_checkpoint, other_files, read_record, whole_folder
 from ..utils.json import to_json, write_json
 from .card import write_card
 from .html_report import write_report
@@ -86,8 +86,7 @@ def write_folder(
 
 def _record_other_files(folder: Path) -> None:
     """Names the files in the record that aren't those of every checkpoint: a tokenizer may have code of its own."""
-    record = read_record(folder)
-    others = other_files(folder, record | {FILES: []})
+    record, others = read_record(folder), other_files(folder)
     if record and others != record.get(FILES, []):
         write_json(folder / RECORD, record | {FILES: others})
 
@@ -139,7 +138,7 @@ def check_saved(directory: str | os.PathLike) -> Path:
     Raises:
         FFPError: If the folder does not exist, holds something else, or its weights are missing or broken.
     """
-    path = Path(os.path.expanduser(directory))
+    path = expand(directory)
     if not path.is_dir():
         raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
     if not is_checkpoint(path) or not any(path.glob("model*.safetensors")):
@@ -230,7 +229,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
     Raises:
         FFPError: If the checkpoint has no agent, or the file is broken.
     """
-    folder = Path(os.path.expanduser(source))
+    folder = expand(source)
     path, name = folder / AGENT_FILE, os.fspath(source)
     if not path.is_file():
         if folder.is_dir():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..options import CHOICES, OFFLOADS, Condition, Options
+from ..utils.folders import expand
 
 
 OPTIONS = {field.name: field for field in fields(Options)}
@@ -25,7 +26,7 @@ METAVARS = {int: "N", float: "X"}
 
 def on_the_hub(model: str | None) -> bool:
     """Whether a model is given and is not a local file or folder."""
-    return model is not None and not Path(os.path.expanduser(model)).exists()
+    return model is not None and not expand(model).exists()
 
 
 ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args.model))
@@ -114,7 +115,7 @@ def given_options(parser: ArgumentParser, args: Namespace) -> list[str]:
 
 def output_name(args: Namespace) -> str:
     """The output folder, or the prefix of several; by default the name of the model or of its local folder."""
-    path = Path(os.path.expanduser(args.output or args.model))
+    path = expand(args.output or args.model)
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
     return str(path) if args.output else path.name.removesuffix(".gguf")
@@ -267,8 +268,7 @@ def add_training_hub_options(group: _ArgumentGroup, naming: str = "") -> None:
         group: The group to add them to.
         naming: How several repositories are named.
     """
-    help = f"Repository to upload to{naming}. Default: the name of OUT."
-    add_option(group, "hub-model-id", metavar="ID", help=help)
+    add_option(group, "hub-model-id", metavar="ID", help=f"Repository to upload to{naming}. Default: the name of OUT.")
     add_private(group)
     add_hub_options(group)
     add_trust_remote_code(group)

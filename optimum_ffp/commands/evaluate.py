@@ -1,11 +1,9 @@
 """`optimum-cli ffp evaluate`."""
 
 import logging
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from ..modeling.loading import LoadOptions
 
 logger = logging.getLogger(__name__)
-# Minimum value per option.
 LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "token", "cache_dir")
+# Minimum value per option.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
 SETTINGS = (
     *LEAST,
@@ -150,7 +148,7 @@ def evaluate(args: Namespace) -> None:
             print(comparison_table(records))
         # Not of some of the models alone.
         if args.json and len(records) == len(sources):
-            write_json(args, records)
+            write_report(args, records)
 
 
 def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:
@@ -271,16 +269,17 @@ def time_models(args: Namespace, models: dict[str, "PreTrainedModel"]) -> dict[s
             return {}
 
 
-def write_json(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
+def write_report(args: Namespace, records: dict[str, dict[str, Any]]) -> None:
     """Writes the records, settings and package versions as JSON."""
     from ..checkpoint.result import package_versions
     from ..errors import FFPError
+    from ..utils.folders import expand
     from ..utils.json import write_json
 
     settings = {name: getattr(args, name) for name in SETTINGS}
     report = {"settings": settings, "versions": package_versions(), **records}
     try:
-        path = Path(os.path.expanduser(args.json))
+        path = expand(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report)
     except OSError as error:

@@ -144,7 +144,7 @@ def _parse(line: str, label: str) -> dict[str, Any]:
 
 def _decode(text: str) -> Any:
     found = json.loads(text)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         # A lone surrogate is valid JSON but can't be encoded.
         json.dumps(found, ensure_ascii=False).encode()
     return found

@@ -1,7 +1,6 @@
 """Text of each split, from files, folders and the Hub."""
 
 import logging
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ from huggingface_hub import constants
 
 from ..errors import FFPError, named_line, one_line
 from ..hub.naming import is_hub_id
+from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
 from .request import DataRequest
@@ -117,7 +117,7 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     Raises:
         FFPError: If the file or folder does not exist, or a folder lacks a split.
     """
-    path = Path(os.path.expanduser(dataset))
+    path = expand(dataset)
     if path.is_dir():
         return find_splits(path, SPLITS)
     if path.is_file():

@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 
 from ..hub.record import prune_record
 from ..modeling.families import FAMILIES, decoder_layers
+from ..utils.folders import expand
 
 
 # transformers reads the first of these that exists in a folder.
@@ -67,7 +68,7 @@ def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
         model_id: A `.gguf` file, a folder, or the Hub id of a model in the cache.
         hub: `revision`, `token`, `cache_dir`.
     """
-    path = Path(os.path.expanduser(model_id))
+    path = expand(model_id)
     if path.suffix == ".gguf":
         return path.stat().st_size
     folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent

@@ -1,7 +1,6 @@
 """Accuracy on tasks of lm-eval (extra `eval`)."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError, named_line
 from ..utils.batch_size import out_of_memory
+from ..utils.folders import expand
 
 
 class TaskSuite:
@@ -37,9 +37,9 @@ class TaskSuite:
             raise FFPError("tasks need the lm-eval package: pip install lm-eval") from None
         # Suppress warnings about intended use: a model that is already loaded, local tasks that override its own.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        if folder is not None and not Path(os.path.expanduser(folder)).is_dir():
+        if folder is not None and not expand(folder).is_dir():
             raise FFPError(f"there is no folder {folder}; --tasks-path is a folder of lm-eval's .yaml files")
-        folder = folder and str(Path(os.path.expanduser(folder)))
+        folder = folder and str(expand(folder))
         # Reading lm-eval's own 15,000 tasks takes seconds.
         self.manager = TaskManager(include_path=folder, include_defaults=folder is None)
         names = list(names) or self.manager.all_subtasks

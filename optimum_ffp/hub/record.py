@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..utils.folders import RECORD, read_record
+from ..utils.folders import RECORD, expand, read_record
 
 
 def recorded_start_token(record: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
         model_id: A folder, a `.gguf` file, which has none, or a Hub id.
         hub: `revision`, `token`, `cache_dir`.
     """
-    path = Path(os.path.expanduser(model_id))
+    path = expand(model_id)
     if path.is_dir():
         return read_record(path)
     if path.suffix == ".gguf":

@@ -1,12 +1,11 @@
 """GGUF files of dense models, which transformers dequantises: checks before and after loading."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
 from ..errors import FFPError, one_line
+from ..utils.folders import expand
 
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def open_gguf(model_id: str) -> "GGUFReader":
     except ImportError:
         raise FFPError("GGUF files need the gguf package: pip install gguf") from None
     try:
-        reader = GGUFReader(Path(os.path.expanduser(model_id)))
+        reader = GGUFReader(expand(model_id))
         architecture = reader.fields["general.architecture"].contents()
     except Exception as error:  # A broken file can raise any exception in the parser.
         raise FFPError(f"{model_id} is not a readable GGUF file: {one_line(error)}") from None

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import FFPError, one_line
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
+from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, is_pruned, load_whole, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
 from .families import get_family
@@ -189,7 +189,7 @@ def _read_gguf_config(folder: str, file: str, modified: int) -> PretrainedConfig
 
 
 def _modified(file: str) -> int:
-    return Path(os.path.expanduser(file)).stat().st_mtime_ns
+    return expand(file).stat().st_mtime_ns
 
 
 def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
@@ -319,7 +319,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def _locate(model_id: str) -> tuple[str, dict[str, str]]:
-    path = Path(os.path.expanduser(model_id))
+    path = expand(model_id)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FFPError(f"there is no file {model_id}")

@@ -9,7 +9,7 @@ from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
 from ..options import GRADIENT_COST, NO_SEARCH
-from ..search.task import finalist_count
+from ..search.task import finalist_count, policy_updates
 
 
 class SearchCount(NamedTuple):
@@ -38,7 +38,7 @@ def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
         updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
         if config.method == "ffp" and config.agent == "ppo":
             # What is left of its last update is spent on finalists.
-            updates -= updates % max(2, min(config.candidates, updates))
+            updates = math.prod(policy_updates(updates, config.candidates))
             finalists = steps - updates
         yield SearchCount(updates, finalists, baselines)
 

@@ -18,7 +18,7 @@ from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
 from ..recovery.config import RecoveryConfig
 from ..recovery.launch import check_device
-from ..utils.folders import check_apart, check_file, check_output, first_existing
+from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
 from ..utils.resume import check_work_folder
 from .plan import Plan
 from .recovery import RecoveryPlan
@@ -109,7 +109,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     Raises:
         FFPError: If there is too little space.
     """
-    place = first_existing(Path(os.path.expanduser(folder)).absolute())
+    place = first_existing(expand(folder).absolute())
     written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     try:
         free = shutil.disk_usage(place).free

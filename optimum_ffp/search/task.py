@@ -23,6 +23,17 @@ def finalist_count(steps: int) -> int:
     return min(max(2, steps // 16), steps)
 
 
+def policy_updates(evaluations: int, candidates: int) -> tuple[int, int]:
+    """Return how many updates of PPO there are, and of how many candidates each.
+
+    Args:
+        evaluations: Candidate evaluations that are not reserved for finalists.
+        candidates: Candidates per update, fewer if that is all there are; advantages need two.
+    """
+    size = max(2, min(candidates, evaluations))
+    return max(0, evaluations // size), size
+
+
 class Evaluate(Protocol):
     """Evaluator of policies on search windows.
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from glob import escape
@@ -41,9 +41,14 @@ CHECKPOINT_FILES = (
 )
 
 
+def expand(path: str | os.PathLike) -> Path:
+    """Return the path with `~` expanded; of an unknown user it stays, where `Path.expanduser` raises an error."""
+    return Path(os.path.expanduser(path))
+
+
 def resolve(path: str | os.PathLike) -> Path:
     """Return the absolute path with `~` expanded, links resolved and no trailing slash."""
-    return Path(os.path.realpath(os.path.expanduser(path)))
+    return Path(os.path.realpath(expand(path)))
 
 
 def name_some(names: Iterable[str]) -> str:
@@ -137,24 +142,25 @@ def _check_replaceable(path: Path, directory: str | os.PathLike) -> None:
     if os.path.ismount(path) or Path.cwd().is_relative_to(path):
         what = "a mounted disk" if os.path.ismount(path) else "the current folder or contains it"
         raise FFPError(f"{directory} is {what}, which can't be replaced; name a folder in it")
-    if not is_checkpoint(path):
+    record = read_record(path)
+    if not record:
         if found := [entry.name for entry in path.iterdir()]:
             raise FFPError(
                 f"{directory} is not a checkpoint of optimum-ffp and is never replaced: it contains "
                 f"{name_some(found)}; name another folder"
             )
         return
-    if foreign := other_files(path, read_record(path)):
+    if foreign := other_files(path, record.get(FILES, [])):
         raise FFPError(
             f"{directory} contains a checkpoint and other files, which would be lost: {name_some(foreign)}; move them "
             "away, or name another folder"
         )
 
 
-def other_files(path: Path, record: Mapping[str, Any]) -> list[str]:
-    """Return the names of the files in a folder that are not of the checkpoint with this record."""
+def other_files(path: Path, named: Iterable[str] = ()) -> list[str]:
+    """Return the names of the files in the folder of a checkpoint that are neither usual there nor `named`."""
     files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
-    own = (*CHECKPOINT_FILES, *map(escape, record.get(FILES, [])))
+    own = (*CHECKPOINT_FILES, *map(escape, named))
     return sorted(file for file in files if not any(fnmatch(file, pattern) for pattern in own))
 
 
@@ -184,7 +190,7 @@ def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) 
         FFPError: If it exists and may not be replaced, or it or its folder can't be written to.
     """
     # Links are not resolved: /dev/stdout is a link without a target path.
-    path = Path(os.path.abspath(os.path.expanduser(file)))
+    path = Path(os.path.abspath(expand(file)))
     if path.is_dir():
         raise FFPError(f"{file} is a folder; name a file")
     if not path.exists():

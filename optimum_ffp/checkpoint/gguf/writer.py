@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import FFPError
+from ...utils.folders import expand
 from .architectures import Architecture, LayerSizes, check_exportable, choose_architecture, padded_size
 from .tensors import head_dimension, layer_sizes, tensors
 from .tokenizer import write_tokenizer
@@ -49,7 +50,7 @@ def export_gguf(
     sizes = layer_sizes(model)
     padded = padded_size(model.config, sizes) if pad_uniform else None
     architecture = choose_architecture(model.config, [padded] if padded else sizes)
-    path = Path(os.path.expanduser(path))
+    path = expand(path)
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture.name)
     try:

@@ -16,7 +16,7 @@ from ...allocation.policy import Unit
 from ...config import FFPConfig
 from ...errors import FFPError
 from ...utils.seeds import global_generators_kept
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import AgentState, SearchResult, SearchTask, policy_updates
 
 
 # stable-baselines3 needs finite bounds and clips to them; tanh is constant beyond this value.
@@ -49,8 +49,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     Raises:
         FFPError: If `warm_start` is an agent for another number of units or with other hidden sizes.
     """
-    candidates = max(2, min(config.candidates, task.steps - task.finalists))
-    updates = max(0, (task.steps - task.finalists) // candidates)
+    updates, candidates = policy_updates(task.steps - task.finalists, config.candidates)
     most = min(config.update_samples, task.max_samples)
     schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
