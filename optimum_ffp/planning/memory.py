@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from ..utils.lm_head import POSITIONS
 from ..utils.tensors import pinned_bytes
 from ..utils.window_sum import most_sums, running_sums
 from .counts import calibrating_processes, count_searches
+from .placement import Memory, Parts, Placement, StageMemory
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -30,67 +30,11 @@ FIT_BYTES, FIT_OUTPUT_BYTES = 50, 44
 # moments of Adam.
 TRAINING_BYTES = 20
 
-Parts = dict[str, int]
-
 # Parts that are memory-mapped files with offload "disk".
 FILES = ("factors", "Fisher matrices", "calibrated weights", "pruned model", "pruned model before")
 
 # Parts that `Placement.room` doesn't count.
 RESIDENT = ("weights", "embeddings and head")
-
-
-@dataclass(frozen=True)
-class StageMemory:
-    """Memory at the peak of a stage.
-
-    Attributes:
-        name: Name of the stage, as in `PruningResult.cost`.
-        device: Bytes on the model's device, by part.
-        host: Bytes in host memory on any device, by part. With the model in host memory a process has both.
-    """
-
-    name: str
-    device: Parts
-    host: Parts
-
-    def largest(self) -> str:
-        """The three largest parts, in GiB."""
-        parts = sorted((self.device | self.host).items(), key=lambda part: -part[1])
-        return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts[:3] if size)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Devices and dtypes of a prune.
-
-    Attributes:
-        compute_size: Bytes per number in forward passes; under autocast smaller than `own_size`.
-        own_size: Bytes per number of a layer's weights while it runs, and of hidden states.
-        accelerator: Whether the model is on an accelerator.
-        on_cpu: Whether it runs on the CPU. An accelerator that shares the host's memory counts as neither.
-        matrices_beside: Whether Gram matrices and factors are on the model's device.
-        journal: Whether finished work is saved to disk, to resume from.
-        several: Whether there are several sparsities, so that a pruned model is kept until the next is finished.
-        room: Bytes on the accelerator beside the weights and the factors that are there. Hidden states are in host
-            memory if they would take more than an eighth of them.
-        offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
-        processes: Number of processes, which share windows and Fisher matrices.
-        host_free: Free bytes of host memory, of which hidden states may take a share where layers are brought.
-        pins_memory: Whether layers and factors in host memory are pinned for the accelerator.
-    """
-
-    compute_size: int
-    own_size: int
-    accelerator: bool = False
-    on_cpu: bool = True
-    matrices_beside: bool = True
-    journal: bool = False
-    several: bool = False
-    room: int = 0
-    offload: str = "none"
-    processes: int = 1
-    host_free: int = 0
-    pins_memory: bool = False
 
 
 class MemoryModel:
@@ -167,91 +111,82 @@ class MemoryModel:
         config, place, entries = self.config, self.placement, max(self.features) ** 2
         weights = self._weights()
         yield self._stage("data", weights | self._writing())
-
-        fishers = {"Fisher matrices": self.fishers // place.processes}
-        factors = "factors", self.factors
         if self.fishers:
-            beside, host = self._backward(self.fisher_windows)
-            sums, kept = self._fisher_sums()
-            yield self._stage("fisher", weights | beside | sums, host=host | kept)
-        read = self._own(config.num_samples) * config.seq_len
-        states, waiting = self._states(read, self.size)
+            yield self._stage("fisher", weights | self._backward(self.fisher_windows) | self._fisher_sums())
         # One layer after another is read, ordered and factored.
-        host = fishers | waiting | {"factors on their way to disk": self.grams * (place.accelerator and place.journal)}
-        weights_and_states = weights | states
-        sums = most_sums(place.on_cpu, place.processes)
-        read = self._forward(self.size) | {"Gram matrices": sums * self.grams}
-        yield self._stage("statistics", weights_and_states | read, factors, host)
+        waiting = {
+            "Fisher matrices": self.fishers // place.processes,
+            "factors on their way to disk": self.grams * (place.accelerator and place.journal),
+        }
+        read = self._states(self._own(config.num_samples) * config.seq_len, self.size)
+        held = weights | read | Memory(host=waiting)
+        sums = Memory({"Gram matrices": most_sums(place.on_cpu, place.processes) * self.grams})
+        yield self._stage("statistics", held | self._forward(self.size) | sums, self.factors)
         criterion = getattr(find_choice("criterion", config.criterion), "WORKSPACE_BYTES", 0)
-        beside, apart = self._algebra(criterion * entries, weights_and_states)
-        yield self._stage("importance", weights_and_states | beside, factors, host | apart)
+        yield self._stage("importance", held | self._algebra(criterion * entries, held), self.factors)
         if self.factors:
-            beside, apart = self._algebra(ALGEBRA_BYTES * entries, weights_and_states)
-            yield self._stage("factorisation", weights_and_states | beside, factors, host | apart)
+            yield self._stage("factorisation", held | self._algebra(ALGEBRA_BYTES * entries, held), self.factors)
             if not config.grad:
                 logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
-                beside, host = self._kept_at_once(config.slope_samples, len(self.features) + 1)
-                yield self._stage("slopes", weights | beside | logits | self._forward(self.size), factors, host)
+                passes = self._kept_at_once(config.slope_samples, len(self.features) + 1) | Memory(logits)
+                yield self._stage("slopes", weights | passes | self._forward(self.size), self.factors)
 
-        before = {"pruned model before": self.pruned * place.several}
         # It is moved to an accelerator that has room for it.
-        if not place.accelerator or place.offload == "none" and place.room > PRUNED_ROOM * self.pruned:
-            weights, before = weights | before, {}
-        candidate = {"compensated weights": self.layer_outputs * (config.reward == "compensated")}
-        candidate["fused"] = self.fused
-        passes, host = self._searching()
-        yield self._stage("search", weights | candidate | passes, factors, host | before)
-        calibrated = {"calibrated weights": self.calibrated}
-        fitting, hidden = self._fitting() if config.calibration in LAYER_BY_LAYER else ({}, {})
-        beside, host = calibrated, {}
-        if config.calibration == "distillation" and place.accelerator:
-            # Weights of distilled layers are in host memory, and on the GPU while they are evaluated.
-            beside, host = {}, calibrated
-        host |= before
-        yield self._stage("calibration", weights | beside | fitting, factors, host | hidden)
-        passes, waiting = self._evaluation(config.eval_samples, self.size)
-        yield self._stage("evaluation", weights | beside | passes, factors, host | waiting)
-        pruned = {"pruned model": self.pruned}
-        yield self._stage("slicing", weights | beside, factors, host | pruned)
-        yield self._stage("save", weights, factors, before | pruned)
+        moved = not place.accelerator or place.offload == "none" and place.room > PRUNED_ROOM * self.pruned
+        weights |= self._at({"pruned model before": self.pruned * place.several}, on_device=moved)
+        candidate = {"compensated weights": self.layer_outputs * (config.reward == "compensated"), "fused": self.fused}
+        yield self._stage("search", weights | Memory(candidate) | self._searching(), self.factors)
+        # Weights of distilled layers are in host memory, and on the GPU while they are evaluated.
+        distilled = config.calibration == "distillation" and place.accelerator
+        calibrated = weights | self._at({"calibrated weights": self.calibrated}, on_device=not distilled)
+        fitting = self._fitting() if config.calibration in LAYER_BY_LAYER else Memory()
+        yield self._stage("calibration", calibrated | fitting, self.factors)
+        passes = self._evaluation(config.eval_samples, self.size)
+        yield self._stage("evaluation", calibrated | passes, self.factors)
+        pruned = Memory(host={"pruned model": self.pruned})
+        yield self._stage("slicing", calibrated | pruned, self.factors)
+        yield self._stage("save", weights | pruned, self.factors)
 
-    def _stage(
-        self, name: str, beside: Parts, matrices: tuple[str, int] = ("", 0), host: Parts | None = None
-    ) -> StageMemory:
-        label, size = matrices
-        host = {"process": PROCESS_BYTES} | (host or {})
-        if self.placement.offload == "host":
-            host["weights of layers"] = self.pinned_layers if self.placement.pins_memory else self.layer_weights
-        if self.placement.matrices_beside:
-            beside = beside | {label: size}
-        else:
-            if size and label == "factors" and self.placement.pins_memory:
-                size = self.pinned_factors
+    def _stage(self, name: str, memory: Memory, factors: int = 0) -> StageMemory:
+        place, host = self.placement, {"process": PROCESS_BYTES}
+        if place.offload == "host":
+            host["weights of layers"] = self.pinned_layers if place.pins_memory else self.layer_weights
+        memory = Memory(host=host) | memory
+        if not place.matrices_beside:
             # Matrices are moved to the accelerator for one unit at a time.
-            beside, host = beside | {"one unit's matrix": 4 * max(self.features) ** 2}, host | {label: size}
-        if self.placement.offload == "disk":
-            beside, host = ({part: parts[part] for part in parts if part not in FILES} for parts in (beside, host))
-        return StageMemory(name, beside, host)
+            memory |= Memory({"one unit's matrix": 4 * max(self.features) ** 2})
+            factors = self.pinned_factors if factors and place.pins_memory else factors
+        memory |= self._at({"factors": factors}, on_device=place.matrices_beside)
+        files = FILES if place.offload == "disk" else ()
+        device, host = (
+            {name: size for name, size in parts.items() if name not in files} for parts in (memory.device, memory.host)
+        )
+        return StageMemory(device, host, name)
 
-    def _weights(self) -> Parts:
+    def _at(self, parts: Parts, on_device: bool) -> Memory:
+        return Memory(device=parts) if on_device else Memory(host=parts)
+
+    def _weights(self) -> Memory:
         """Weights on the device. Of layers that are brought there, one before and after sorting, and the next."""
         if not self.brought:
-            return {"weights": self.weights}
+            return Memory({"weights": self.weights})
         beside = {"embeddings and head": self.weights - self.layer_weights}
         if self.placement.offload == "none":
             beside["weights of layers"] = self.layer_weights
-        return beside | {"loaded layers": max(3 * self.largest_layer * self.size, self.converted_ends)}
+        return Memory(beside | {"loaded layers": max(3 * self.largest_layer * self.size, self.converted_ends)})
 
-    def _forward(self, size: int, batch: int | None = None) -> Parts:
+    def _forward(self, size: int) -> Memory:
+        return Memory({"activations": self._activations(size, self.config.batch_size)})
+
+    def _activations(self, size: int, batch: int = 1) -> int:
         """Activations of the widest layer, with the float32 copies that hooks make of them."""
-        tokens = self.config.seq_len * (batch or self.config.batch_size)
-        widest = max(self.features)
-        return {"activations": tokens * (self.hidden * 16 + widest * (3 * size + 8) + self.attention)}
+        of_token = self.hidden * 16 + max(self.features) * (3 * size + 8) + self.attention
+        return batch * self.config.seq_len * of_token
 
-    def _logits(self, size: int) -> Parts:
+    def _logits(self, size: int) -> int:
         """Logits of a piece in the compute dtype and in float32, their log-probabilities, and the cast head."""
         logits = self._piece(size) + self._piece(4) * (1 + (size < 4))
-        return {"logits": self.config.batch_size * logits + self._cast_head(size)}
+        return self.config.batch_size * logits + self._cast_head(size)
 
     def _piece(self, size: int) -> int:
         return min(POSITIONS, self.config.seq_len) * self.vocabulary * size
@@ -259,8 +194,8 @@ class MemoryModel:
     def _cast_head(self, size: int) -> int:
         return self.vocabulary * self.hidden * size * (size < self.size)
 
-    def _fisher_sums(self) -> tuple[Parts, Parts]:
-        """Sums over windows on the accelerator if they are there, and what is in host memory."""
+    def _fisher_sums(self) -> Memory:
+        """Sums over windows, on the accelerator if they are there, and what is in host memory."""
         place = self.placement
         on_accelerator = place.accelerator and place.matrices_beside
         if self.at_once(self.layers + 2) < self._own(self.fisher_windows):
@@ -269,10 +204,10 @@ class MemoryModel:
             sums, kept = sums + self.layer_fishers * (place.processes > 1), self.fishers * on_accelerator
         else:
             sums, kept = most_sums(place.on_cpu, place.processes) * self.layer_fishers, self.fishers
-        parts = {"sums of Fisher matrices": sums}, {"Fisher matrices": kept // place.processes}
-        return parts if on_accelerator else ({}, parts[0] | parts[1])
+        added = self._at({"sums of Fisher matrices": sums}, on_device=on_accelerator)
+        return added | Memory(host={"Fisher matrices": kept // place.processes})
 
-    def _searching(self) -> tuple[Parts, Parts]:
+    def _searching(self) -> Memory:
         """Parts of the evaluation of finalists, or of the candidates of an update if they are more."""
         config, size = self.config, self.placement.compute_size
         count = next(count_searches(config, 1 + self.placement.several))
@@ -282,26 +217,23 @@ class MemoryModel:
             finalists = candidates = 1
         choices = [self._evaluation(config.search_samples, size, finalists)]
         if config.follows_gradient:
-            beside, host = self._backward(config.update_samples)
-            choices.append((beside | {"components": self.components}, host))
+            choices.append(self._backward(config.update_samples) | Memory({"components": self.components}))
         elif candidates:
             choices.append(self._evaluation(config.update_samples, size, candidates))
-        return max(choices, key=lambda parts: sum(sum(part.values()) for part in parts))
+        return max(choices, key=lambda memory: memory.total)
 
-    def _evaluation(self, windows: int | None, size: int, policies: int = 1) -> tuple[Parts, Parts]:
+    def _evaluation(self, windows: int | None, size: int, policies: int = 1) -> Memory:
         """Parts of the evaluation of policies; all windows of a text if `None`."""
-        beside, host = self._kept_at_once(windows, policies)
-        return beside | self._forward(size) | self._logits(size), host
+        return self._kept_at_once(windows, policies) | self._forward(size) | Memory({"logits": self._logits(size)})
 
-    def _backward(self, windows: int) -> tuple[Parts, Parts]:
+    def _backward(self, windows: int) -> Memory:
         """Inputs of all layers, and the recomputation of one or a piece of logits with its gradient."""
         size = self.placement.compute_size
         pieces = 2 * (self._piece(4) + self._piece(size))
-        beside, host = self._kept_at_once(windows, self.layers + 2)
         # The head is done before the first layer runs again.
-        head, layer = pieces + self._cast_head(size), 2 * self._forward(size, 1)["activations"]
-        beside |= {"logits and gradient": head} if head > layer else {"activations": layer}
-        return beside, host
+        head, layer = pieces + self._cast_head(size), 2 * self._activations(size)
+        largest = {"logits and gradient": head} if head > layer else {"activations": layer}
+        return self._kept_at_once(windows, self.layers + 2) | Memory(largest)
 
     def _own(self, windows: int) -> int:
         """Windows of one process."""
@@ -312,33 +244,33 @@ class MemoryModel:
         kept = kept_bytes(not self.brought, self.placement.host_free, self.placement.processes)
         return max(1, kept // (copies * self.config.seq_len * self.hidden * self.size))
 
-    def _kept_at_once(self, windows: int | None, copies: int) -> tuple[Parts, Parts]:
+    def _kept_at_once(self, windows: int | None, copies: int) -> Memory:
         """Hidden states of as many windows as are taken through the layers at once."""
         windows, at_once = windows and self._own(windows), self.at_once(copies)
         return self._states(self.config.seq_len * min(windows or at_once, at_once) * copies, self.size)
 
-    def _algebra(self, workspace: int, held: Parts) -> tuple[Parts, Parts]:
+    def _algebra(self, workspace: int, held: Memory) -> Memory:
         """The workspace of one unit, and the Gram matrices of its layer.
 
         The workspace is in host memory where the accelerator has no room for it beside what it holds.
         """
-        there, workspace = {"Gram matrices": self.grams}, {"workspace": workspace}
-        return (there | workspace, {}) if self._has_room(held | there) else (there, workspace)
+        grams = Memory({"Gram matrices": self.grams})
+        return grams | self._at({"workspace": workspace}, on_device=self._has_room(held | grams))
 
-    def _has_room(self, held: Parts) -> bool:
+    def _has_room(self, held: Memory) -> bool:
         """Whether matrices are factored where they are, beside what is held there."""
-        passing = sum(size for name, size in held.items() if name not in RESIDENT)
+        passing = sum(size for name, size in held.device.items() if name not in RESIDENT)
         needed = ALGEBRA_BYTES * max(self.features) ** 2 + passing
         return not self.placement.accelerator or self.placement.room > needed
 
-    def _states(self, tokens: int, size: int) -> tuple[Parts, Parts]:
-        """Hidden states on the device and in host memory."""
-        states = {"hidden states": tokens * self.hidden * size}
-        fits = self.placement.accelerator and ROOM * states["hidden states"] < self.placement.room
-        return (states, {}) if fits else ({}, states)
+    def _states(self, tokens: int, size: int) -> Memory:
+        """Hidden states, on an accelerator that has room for them or in host memory."""
+        states = tokens * self.hidden * size
+        fits = self.placement.accelerator and ROOM * states < self.placement.room
+        return self._at({"hidden states": states}, on_device=fits)
 
-    def _fitting(self) -> tuple[Parts, Parts]:
-        """Parts of calibration layer by layer, on the device and in host memory."""
+    def _fitting(self) -> Memory:
+        """Parts of calibration layer by layer."""
         config, widest = self.config, max(self.features)
         held_out = self._own(min(config.held_out_samples, config.search_samples))
         training = self._own(config.num_samples)
@@ -346,7 +278,7 @@ class MemoryModel:
             # Those of one GPU; in host memory all processes together have no more if few of them share the text.
             training = math.ceil(config.num_samples / calibrating_processes(config, self.placement.processes))
         tokens = (training + held_out) * config.seq_len
-        beside = {"fused": self.fused} | self._forward(self.placement.compute_size, 1)
+        beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
         if config.calibration == "distillation":
             # The weights before training and those of the best pass are kept too.
             beside["activations"] *= 2
@@ -356,25 +288,24 @@ class MemoryModel:
         else:
             # Two products of calibration and of held-out windows.
             beside["sums"] = 4 * most_sums(self.placement.on_cpu, self.placement.processes) * 4 * widest**2
-        states, host = self._states(2 * tokens, self.placement.compute_size)
+        memory = Memory(beside) | self._states(2 * tokens, self.placement.compute_size)
         if config.calibration == "sequential":
             # One of the sums of either window is in the workspace.
             fit = (FIT_BYTES - 4 * 4) * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
-            here = self._has_room(beside | states)
-            beside, host = beside | {"workspace": fit * here}, host | {"workspace": fit * (not here)}
-        return beside | states, host
+            memory |= self._at({"workspace": fit}, on_device=self._has_room(memory))
+        return memory
 
-    def _writing(self) -> Parts:
+    def _writing(self) -> Memory:
         written = DataRequest.of(self.config).all_written(self.config.dataset, self.config.eval_dataset)
         if not written:
-            return {}
+            return Memory()
         _, tokens = passages_of(self.config.seq_len)
         at_once = passages_at_once(written, self.config.seq_len)
         found = {"KV cache": at_once * (tokens * self.cache + self.vocabulary * (self.size + 8))}
         if self.brought:
             # All layers are where they run at once.
             found["loaded layers"] = self.all_layers + self.converted_ends
-        return found
+        return Memory(found)
 
 
 def _largest(of_units: Sequence[int]) -> int:

@@ -24,7 +24,8 @@ from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
 from .counts import calibrating_processes, count_searches, count_tokens, count_walks
 from .machine import Machine, measure_machine
-from .memory import MemoryModel, Placement, StageMemory
+from .memory import MemoryModel
+from .placement import Placement, StageMemory
 from .work import (
     DISK_SPEED,
     EFFICIENCY,

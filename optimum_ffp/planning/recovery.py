@@ -16,7 +16,8 @@ from ..utils import processes
 from ..utils.lm_head import POSITIONS
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 from .machine import Machine, measure_machine
-from .memory import PROCESS_BYTES, Parts
+from .memory import PROCESS_BYTES
+from .placement import Parts
 from .work import EFFICIENCY, describe_lack, describe_time, forward_operations, gib, measure_speed
 
 
