@@ -1,5 +1,8 @@
 """The exception for errors of the user, as opposed to bugs, and what it says of others."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class FFPError(ValueError):
     """An error that the user can correct: a wrong value, a missing file, an unsupported model.
@@ -7,6 +10,21 @@ class FFPError(ValueError):
     The message is one line that says what was found, what is allowed and what to do. The command line prints only that
     line and exits with code 2.
     """
+
+
+@contextmanager
+def convert_errors(describe: Callable[[Exception], str]) -> Iterator[None]:
+    """Convert every exception of a library to an `FFPError`, for libraries that raise dozens of types.
+
+    Args:
+        describe: Returns the message, given the exception.
+    """
+    try:
+        yield
+    except FFPError:
+        raise
+    except Exception as error:
+        raise FFPError(describe(error)) from None
 
 
 def named_line(error: BaseException) -> str:

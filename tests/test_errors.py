@@ -3,7 +3,7 @@
 import pytest
 
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.errors import one_line
+from optimum_ffp.errors import FFPError, convert_errors, one_line
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,15 @@ def test_what_may_not_be_read_is_no_traceback(error, line, capsys):
     with pytest.raises(SystemExit) as ended, one_line_endings():
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_errors_of_others_are_the_users_and_own_ones_stay():
+    with pytest.raises(FFPError, match="^x.txt: broken$") as raised, convert_errors(lambda error: f"x.txt: {error}"):
+        raise OSError("broken")
+    assert raised.value.__suppress_context__
+    own = FFPError("no text")
+    with pytest.raises(FFPError) as raised, convert_errors(lambda error: "not this"):
+        raise own
+    assert raised.value is own
+    with pytest.raises(KeyboardInterrupt), convert_errors(lambda error: "not this"):
+        raise KeyboardInterrupt

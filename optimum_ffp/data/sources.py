@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..errors import FFPError, named_line, one_line
+from ..errors import FFPError, convert_errors, named_line, one_line
 from ..hub.naming import is_hub_id
 from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
@@ -107,7 +106,7 @@ def hub_splits(dataset: str, prunes: bool = True, token: str | None = None) -> l
     """Names of the splits of a dataset on the Hub; arguments and errors are those of `stream_splits`."""
     from datasets import get_dataset_split_names
 
-    with _hub_errors(dataset, prunes, token):
+    with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
         return get_dataset_split_names(*hub_source(dataset), token=token)
 
 
@@ -155,7 +154,7 @@ def estimate_test_tokens(dataset: str) -> int | None:
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows have no text."""
-    with _reader_errors(path):
+    with convert_errors(partial(_describe_unreadable, path)):
         _columns_of(path, text_column)
 
 
@@ -174,7 +173,7 @@ def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
 
 def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
     for path in paths:
-        with _reader_errors(path):
+        with convert_errors(partial(_describe_unreadable, path)):
             columns = _columns_of(path, text_column)
             yield from read_columns(read_rows(path, columns), columns, str(path))
 
@@ -192,14 +191,8 @@ def _columns_of(path: Path, text_column: str | None) -> tuple[str, ...]:
     return choose_columns(list(islice(read_rows(path), HEAD)), wanted, str(path))
 
 
-@contextmanager
-def _reader_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FFPError:
-        raise
-    except Exception as error:  # Each reader raises its own exceptions; the user needs the file and the reason.
-        raise FFPError(f"{path} can't be read: {named_line(error)}") from None
+def _describe_unreadable(path: Path, error: Exception) -> str:
+    return f"{path} can't be read: {named_line(error)}"
 
 
 def _rows_from_hub(
@@ -209,28 +202,21 @@ def _rows_from_hub(
 
     repository, config = hub_source(dataset)
     wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
-    with _hub_errors(dataset, prunes, token):
+    with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
         stream = load_dataset(repository, config, split=split, streaming=True, token=token)
         columns = choose_columns(list(islice(stream, HEAD)), wanted, label)
         yield from read_columns(stream, columns, label)
 
 
-@contextmanager
-def _hub_errors(dataset: str, prunes: bool, token: str | None) -> Iterator[None]:
-    try:
-        yield
-    except FFPError:
-        raise
-    # The clients of the Hub raise dozens of types; all mean that the data is not available.
-    except Exception as error:
-        reason = one_line(error, token)
-        if constants.HF_HUB_OFFLINE:
-            reason = "offline mode is on"
-        elif reason.startswith("Config name is missing"):
-            # The names are in the second line.
-            reason = f"{one_line(str(error).partition(chr(10))[2], token)}, as {dataset}:NAME"
-        others = f"{ALTERNATIVES}{', or self' if prunes else ''}"
-        raise FFPError(f"dataset {dataset!r} can't be read from the Hub ({reason}); {others}") from None
+def _describe_unavailable(dataset: str, prunes: bool, token: str | None, error: Exception) -> str:
+    reason = one_line(error, token)
+    if constants.HF_HUB_OFFLINE:
+        reason = "offline mode is on"
+    elif reason.startswith("Config name is missing"):
+        # The names are in the second line.
+        reason = f"{one_line(str(error).partition(chr(10))[2], token)}, as {dataset}:NAME"
+    others = f"{ALTERNATIVES}{', or self' if prunes else ''}"
+    return f"dataset {dataset!r} can't be read from the Hub ({reason}); {others}"
 
 
 def _characters(request: DataRequest, whole: bool) -> int:

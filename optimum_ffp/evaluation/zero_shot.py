@@ -1,9 +1,9 @@
 """Accuracy on tasks of lm-eval (extra `eval`)."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from numbers import Real
@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import FFPError, named_line
+from ..errors import FFPError, convert_errors, named_line
 from ..utils.batch_size import out_of_memory
 from ..utils.folders import expand
 
@@ -54,7 +54,7 @@ class TaskSuite:
                 raise FFPError(f"there is no task {name!r}, neither of lm-eval nor in --tasks-path; {advice}")
         self.names = [found for name in names for found in self._find(name)]
         self.num_fewshot = num_fewshot
-        with _task_errors(self.names):
+        with convert_errors(partial(_describe_failure, self.names)):
             self.manager.load(self.names)
 
     def _find(self, name: str) -> list[str]:
@@ -89,7 +89,7 @@ class TaskSuite:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        with _task_errors(self.names):
+        with convert_errors(partial(_describe_failure, self.names)):
             results = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=self.names,
@@ -134,17 +134,11 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {"per_sample": scores, "answers": [str(sample["target"]) for sample in samples]}
 
 
-@contextmanager
-def _task_errors(names: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except FFPError:
-        raise
-    except Exception as error:  # Readers, templates and metrics of tasks raise their own exceptions.
-        if out_of_memory(error):
-            raise
-        reason = named_line(error)
-        raise FFPError(
-            f"{', '.join(names)} can't be evaluated: {reason}. Tasks whose data is on the Hub need a connection; "
-            "--tasks-path takes tasks with local data"
-        ) from None
+def _describe_failure(names: list[str], error: Exception) -> str:
+    """What readers, templates and metrics of tasks raise; lack of memory is for the caller."""
+    if out_of_memory(error):
+        raise error
+    return (
+        f"{', '.join(names)} can't be evaluated: {named_line(error)}. Tasks whose data is on the Hub need a "
+        "connection; --tasks-path takes tasks with local data"
+    )

@@ -4,14 +4,13 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import Group, PruningPolicy
-from ..errors import FFPError, one_line
+from ..errors import FFPError, convert_errors, one_line
 from ..hub.validate_checkpoint import check_checkpoint, is_ignored
 from .families import FAMILIES, Family, get_family
 
@@ -115,17 +114,6 @@ def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-@contextmanager
-def _checkpoint_errors(model_id: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except FFPError:
-        raise
-    # A broken config can raise any exception in transformers.
-    except Exception as error:
-        raise FFPError(f"{model_id} can't be loaded: {one_line(error)}") from None
-
-
 def _read_config(
     model_id: str | os.PathLike, hub: dict[str, Any], kwargs: dict[str, Any]
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
@@ -164,14 +152,14 @@ class FFPModelForCausalLM:
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
         config = kwargs.pop("config", None)
         if config is None:
-            with _checkpoint_errors(model_id):
+            with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
                 config, kwargs = _read_config(model_id, hub, kwargs)
         if not is_pruned(config):
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
         model_class = pruned_model_class(get_family(config.model_type))
         cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
-        with _checkpoint_errors(model_id):
+        with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             # Override the caller: remote code is not needed, and pickled weights can run code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
             model, info = load_whole(model_class, model_id, config=config, **kwargs)

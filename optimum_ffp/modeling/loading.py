@@ -2,10 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from transformers import (
 from transformers.models.auto import tokenization_auto
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, convert_errors, one_line
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, is_pruned, load_whole, pruned_model_class
@@ -336,25 +335,22 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
     return model_id, {}
 
 
-@contextmanager
-def loading_errors(model_id: str, token: str | None) -> Iterator[None]:
+def loading_errors(model_id: str, token: str | None) -> AbstractContextManager[None]:
     """Convert any error of loading a model to an `FFPError` with one line, without the token."""
-    try:
-        yield
-    except FFPError:
-        raise
-    # A broken config can raise any exception in transformers.
-    except Exception as error:
-        reason = one_line(error, token)
-        if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():
-            reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
-        if "backend tokenizer" in str(error):
-            reason = NO_TOKENIZER
-        if "custom code" in reason:
-            reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
-        if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
-            reason = (
-                "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "
-                "load it with transformers and call save_pretrained"
-            )
-        raise FFPError(f"{model_id} can't be loaded as a causal LM: {reason}") from None
+    return convert_errors(partial(_describe_failure, model_id, token))
+
+
+def _describe_failure(model_id: str, token: str | None, error: Exception) -> str:
+    reason = one_line(error, token)
+    if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():
+        reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
+    if "backend tokenizer" in str(error):
+        reason = NO_TOKENIZER
+    if "custom code" in reason:
+        reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
+    if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
+        reason = (
+            "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "
+            "load it with transformers and call save_pretrained"
+        )
+    return f"{model_id} can't be loaded as a causal LM: {reason}"
