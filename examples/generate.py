@@ -2,13 +2,14 @@
 
 python examples/generate.py RECOVERED PRUNED DENSE [--prompt "prompt"]
 
-RECOVERED and PRUNED are folders written by optimum-ffp, of which the first may be left out; DENSE is a folder, a Hub
+RECOVERED and PRUNED are folders written by optimum-ffp, of which one may be left out; DENSE is a folder, a Hub
 id, or a .gguf file (needs the gguf package). The prompt is a chat message if the model has a chat template, otherwise
 it is continued.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -35,8 +36,11 @@ def figures(folder: str) -> dict:
 
 
 def main(sources: list[str], prompt: str) -> None:
-    names = ["recovered", "pruned", "dense"][-len(sources) :]
     tokenizer, measured = AutoTokenizer.from_pretrained(sources[0]), figures(sources[0])
+    first = "recovered" if "recovered" in measured else "pruned"
+    names = [first, "dense"] if len(sources) == 2 else ["recovered", "pruned", "dense"]
+    if not set(names) <= set(measured):
+        sys.exit(f"error: {sources[0]} is no recovered model; give a pruned model and the dense one")
     models = {name: load(source) for name, source in zip(names, sources)}
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}]
@@ -60,7 +64,7 @@ def main(sources: list[str], prompt: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="[RECOVERED] PRUNED DENSE")
+    parser.add_argument("models", nargs="+", help="RECOVERED PRUNED DENSE, or two of them")
     parser.add_argument("--prompt", default="What is the capital of France?")
     args = parser.parse_args()
     if len(args.models) not in (2, 3):

@@ -15,8 +15,9 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoTokenizer, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM
-from optimum_ffp.data import DataRequest, Windows, load_windows
+from optimum_ffp.data import DataRequest, Windows, load_windows, window_length
 from optimum_ffp.evaluation.metric import Perplexity
+from optimum_ffp.hub.record import prune_record, recorded_start_token
 
 
 def report(label: str, model: PreTrainedModel, windows: Windows) -> None:
@@ -30,13 +31,14 @@ def main() -> None:
     parser.add_argument("dataset", help="Dataset as for `optimum-cli ffp prune`; its test split is used.")
     parser.add_argument("--output", required=True, help="Folder to write.")
     parser.add_argument("--eval-samples", type=int, default=10, help="Number of test windows.")
-    parser.add_argument("--seq-len", type=int, default=2048, help="Tokens per window.")
+    parser.add_argument("--seq-len", type=int, help="Tokens per window. Default: the model's maximum, up to 2048.")
     args = parser.parse_args()
     output = Path(args.output)
 
     load = partial(FFPModelForCausalLM.from_pretrained, device_map="auto")
     model, tokenizer = load(args.model), AutoTokenizer.from_pretrained(args.model)
-    request = DataRequest(args.seq_len, 1, 1, args.eval_samples, seed=0)
+    length, start_token = window_length(args.seq_len, model.config), recorded_start_token(prune_record(args.model))
+    request = DataRequest(length, 0, 0, args.eval_samples, seed=0, start_token=start_token)
     windows = load_windows(args.dataset, None, tokenizer, model, request).test
     report("pruned", model, windows)
 

@@ -1,7 +1,7 @@
 """FFPConfig: all options of a prune, with units, defaults and the paper's values."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from .options import (
     READ_WHEN,
     Options,
     check_choices,
+    check_named,
     check_numbers,
     read_file,
     read_mix,
@@ -26,6 +27,8 @@ from .options import (
 from .version import __version__
 
 
+# Options whose defaults follow others of the same preset.
+DERIVED = ("criterion", "agent", "calibration", "search_steps")
 # Entries of `ffp_config.json` with the results that a checkpoint keeps.
 RESULTS = ("policy", "search", "provenance", "recovery", "files")
 
@@ -138,17 +141,7 @@ class FFPConfig(Options, BaseConfig):
         if unknown:
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
         super().__init__()
-        preset = options.get("preset", "default")
-        if preset == "paper":
-            defaults = PAPER
-        elif options.get("grad") is False:
-            defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
-        elif options.get("reward") == "pruned":
-            defaults = {"agent": "bandit"}
-        else:
-            defaults = {}
-        if preset != "paper" and options.get("agent") == "ppo":
-            defaults = defaults | {"search_steps": PPO_STEPS}
+        defaults = _defaults(options)
         for name in known:
             setattr(self, name, options.get(name, defaults.get(name, getattr(type(self), name))))
         self._validate()
@@ -292,15 +285,33 @@ class FFPConfig(Options, BaseConfig):
 
         Args:
             path: Path of the file.
-            overrides: Options that replace those of the file; `preset` replaces all that presets set.
+            overrides: Options that replace those of the file; `preset` replaces all that presets set. Defaults that
+                follow other options, as `search_steps` does `agent`, follow those that are given.
 
         Raises:
-            FFPError: If the file can't be read or isn't an object of known options.
+            FFPError: If the file can't be read or isn't an object of known options; or if it is the record of a prune
+                on a local text, whose folder it doesn't name, and `overrides` names none.
         """
         options = read_file(path)
+        if "policy" in options:
+            check_named(options, {*overrides}, path)
         if "preset" in overrides:
             options = {name: value for name, value in options.items() if name not in PAPER}
-        return cls(**(options | overrides))
+        defaults = {name: getattr(cls, name) for name in DERIVED} | _defaults(options)
+        replaced = [name for name in DERIVED if options.get(name) == defaults[name]]
+        return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
+
+
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that follow other options."""
+    if options.get("preset", "default") == "paper":
+        return PAPER
+    defaults = {}
+    if options.get("grad") is False:
+        defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
+    elif options.get("reward") == "pruned":
+        defaults = {"agent": "bandit"}
+    return defaults | ({"search_steps": PPO_STEPS} if options.get("agent") == "ppo" else {})
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +50,11 @@ CHOICES = {
     "calibration": ("distillation", "sequential", "ridge", "none"),
     "search_dtype": ("auto", "model"),
     "start_token": ("auto", "never"),
+}
+# Short names of texts on the Hub: repository and configuration.
+NAMED = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "c4": ("allenai/c4", "en"),
 }
 # Calibrations that run one layer after another on the hidden states of all windows.
 LAYER_BY_LAYER = ("distillation", "sequential")
@@ -147,6 +152,27 @@ def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
     return mix
 
 
+def check_named(options: Mapping[str, Any], given: Collection[str], path: str | os.PathLike) -> None:
+    """Check that a record names all texts in full, or that others are given: local ones are without their folders.
+
+    Args:
+        options: Options of a record, and those that are given.
+        given: Names of those that are given.
+        path: File of the record.
+
+    Raises:
+        FFPError: If a text may be a local one.
+    """
+    for option in ("dataset", "eval_dataset"):
+        names = [] if option in given or not options.get(option) else [name for name, _ in split_mix(options[option])]
+        local = [name for name in names if "/" not in name and name.partition(":")[0] not in ("self", *NAMED)]
+        if local:
+            raise FFPError(
+                f"{path} names {', '.join(local)} without the folder; name the text by --{option.replace('_', '-')} "
+                f"({option})"
+            )
+
+
 def write_mix(shares: Mapping[str, float]) -> str:
     """Text that `read_mix` reads as these shares, without texts that have none.
 
@@ -222,8 +248,9 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         FFPError: If it can't be read, or doesn't hold a JSON object.
     """
     try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        options = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    # RuntimeError: there is no home directory.
+    except (OSError, ValueError, RuntimeError) as error:
         raise FFPError(f"{path} can't be read as a config: {error}") from None
     if not isinstance(options, dict):
         raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")
@@ -291,9 +318,22 @@ def _with(words: str, *names: str) -> Condition:
     return Condition(words, lambda config: (config.agent if config.method == "ffp" else config.method) in names)
 
 
+def all_texts(config: Any) -> set[str]:
+    """Texts that are read or written: those of the dataset, and those to report on."""
+    return {*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)}
+
+
+def has_columns(text: str) -> bool:
+    """Whether a text may have columns to choose from."""
+    return text != "self" and text.partition(":")[0] not in NAMED and not text.endswith((".txt", ".txt.gz"))
+
+
 OTHER_TEXT = Condition(
-    "with a --dataset or --eval-dataset other than self",
-    lambda config: {*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)} != {"self"},
+    "with a --dataset or --eval-dataset other than self", lambda config: all_texts(config) != {"self"}
+)
+COLUMNS = Condition(
+    "with a --dataset or --eval-dataset other than self, wikitext2, c4 and .txt files",
+    lambda config: any(map(has_columns, all_texts(config))),
 )
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
@@ -322,7 +362,7 @@ READ_WHEN = {
     "distillation_passes": DISTILLATION,
     "distillation_rate": DISTILLATION,
     "distillation_batch": DISTILLATION,
-    "text_column": OTHER_TEXT,
+    "text_column": COLUMNS,
     "start_token": OTHER_TEXT,
     "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),
     "update_samples": SEARCH,

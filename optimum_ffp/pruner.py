@@ -275,7 +275,8 @@ class FFPPruner:
         measured, policy = self.measured, found.policy
         config = found.config.replace(**{name: getattr(config or found.config, name) for name in CALIBRATION})
         measured.check(config)
-        sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(config.to_dict(), policy.sizes)
+        calibrated_with = {name: getattr(config, name) for name in CALIBRATION}
+        sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
         meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
@@ -302,6 +303,7 @@ class FFPPruner:
             losses=losses,
             calibration=calibration,
             cost=meter,
+            compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,
             trust_remote_code=self.options.trust_remote_code,
         )

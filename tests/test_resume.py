@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tm
     after = [again.finish(again.search(sparsity)) for sparsity in (0.2, 0.3)]
     assert [one.policy for one in after] == [one.policy for one in before]
     assert [one.perplexities for one in after] == [one.perplexities for one in before]
+
+
+def test_another_batch_size_repeats_nothing(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    folder = save_tiny_model()
+    first = make_pruner(folder, data_folder, work_folder=tmp_path / "work", batch_size=4)
+    first.open_journal()
+    before = first.finish(first.search(0.2))
+    evaluate_nothing(monkeypatch)
+    monkeypatch.setattr("optimum_ffp.compression.distillation._Trainer.fit", lambda *_: pytest.fail("trained again"))
+    again = make_pruner(folder, data_folder, work_folder=tmp_path / "work", batch_size=2)
+    again.open_journal(resume=True)
+    assert_same(again.finish(again.search(0.2)), before)
 
 
 def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, data_folder, monkeypatch):
@@ -221,6 +234,11 @@ def test_windows_that_are_given_are_those_of_the_run(save_tiny_model, data_folde
     other = DataSplits(first.calibration.first(7), first.search, first.tests)
     with pytest.raises(FFPError, match="belongs to another run: data was"):
         prune(other, True)
+    # The same windows in other roles.
+    more = torch.cat([first.calibration.tokens, first.search.tokens[:1]])
+    moved = replace(first.calibration, tokens=more), replace(first.search, tokens=first.search.tokens[1:])
+    with pytest.raises(FFPError, match="belongs to another run: data was"):
+        prune(DataSplits(*moved, first.tests), True)
 
 
 def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):

@@ -1,7 +1,9 @@
 """What attention can lose: KV groups or query heads, for every layer whichever costs less loss."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,11 +15,13 @@ from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..modeling.families import Family, ModelUnit, find_units
 from ..modeling.families.base import permute_blocks
+from ..options import PAPER
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups
 
 
+logger = logging.getLogger(__name__)
 GROUPS: dict[str, Group] = {"kv-groups": "kv_group", "query-heads": "query_head"}
 
 
@@ -38,7 +42,18 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
         possible = (wanted,)
     elif config.mapping != "curves":
         possible = possible[:1]
+    # The preset's own choice is not one that somebody made.
+    asked = wanted is not None and not (config.preset == "paper" and config.attention == PAPER["attention"])
+    if asked and wanted not in possible:
+        name = model.config._name_or_path or "the model"
+        _warn_once(f"attention {config.attention} isn't possible for {name}; it loses {GROUP_NAMES[possible[0]]}")
     return tuple(find_units(model, family, config.ffn_multiple, group) for group in possible)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    # A prune finds the units for its plan too.
+    logger.warning(message)
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,10 @@ class Measurements:
         if self._given_data is None:
             return None
         given = self._given_data
-        windows = [given.calibration, given.search, *given.tests]
-        return hashlib.sha256(b"".join(one.tokens.cpu().numpy().tobytes() for one in windows)).hexdigest()
+        digest = hashlib.sha256()
+        for windows in (given.calibration, given.search, *given.tests):
+            digest.update(str(tuple(windows.tokens.shape)).encode() + windows.tokens.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def model_units(self) -> Sequence[ModelUnit]:
@@ -198,7 +200,7 @@ class Measurements:
             )
             return found[0].tolist()
 
-        losses = np.array(self.journal.part(config.batch_size).value("dense-losses", measure))
+        losses = np.array(self.journal.value("dense-losses", measure))
         self.meter.count("search", windows.numel())
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(

@@ -106,6 +106,7 @@ class PruningResult:
             distillation, or of `units` with the λ of sequential calibration, which is infinite (`null` in JSON) where
             the ridge solution is better than any fit.
         cost: Time, peak memory and tokens per stage.
+        compute_dtype: Name of the dtype that losses on test windows were computed in.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
     """
@@ -120,6 +121,7 @@ class PruningResult:
     losses: dict[str, list[list[float]]]
     calibration: dict[str, Any]
     cost: StageMeter
+    compute_dtype: str
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -190,6 +192,7 @@ class PruningResult:
             "base_model": self.base_model,
             "revision": self.revision,
             "dtype": self.dtype,
+            "compute_dtype": self.compute_dtype,
             "trust_remote_code": self.trust_remote_code,
             "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},

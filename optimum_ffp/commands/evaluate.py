@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import Condition, read_mix, split_mix
+from ..options import Condition, has_columns, read_mix, split_mix
 from .arguments import ON_ONE_DEVICE, ON_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
 from .evaluate_options import parse_args_ffp_evaluate
@@ -36,6 +36,8 @@ SETTINGS = (
     "tasks_path",
     "limit",
     "num_fewshot",
+    "revision",
+    "baseline_revision",
     "device",
     "dtype",
     "device_map",
@@ -44,7 +46,11 @@ TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
 SPEED = Condition("without --no-speed", lambda args: not args.no_speed)
 READ_WHEN = {
-    **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len", "start_token"), TEXT),
+    "text_column": Condition(
+        "without --no-perplexity, with a --dataset other than wikitext2, c4 and .txt files",
+        lambda args: not args.no_perplexity and any(map(has_columns, read_mix(args.dataset))),
+    ),
+    **dict.fromkeys(("dataset", "split", "eval_samples", "seq_len", "start_token"), TEXT),
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
     "device": ON_ONE_DEVICE,
@@ -89,6 +95,8 @@ def check_arguments(args: Namespace) -> None:
         raise FFPError(f"--limit is a number of samples, or a fraction of them below 1; found {args.limit:g}")
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
+    if args.tasks and not task_names(args):
+        raise FFPError("--tasks names no task; name some, as --tasks boolq piqa, or leave it out")
     texts = read_mix(args.dataset)
     if "self" in texts:
         raise FFPError(
@@ -97,6 +105,11 @@ def check_arguments(args: Namespace) -> None:
     if args.json:
         check_apart(args.json, filter(None, (args.model, *args.baseline, *texts, args.tasks_path)))
         check_file(args.json, b'{"settings":', overwrite=True)
+
+
+def task_names(args: Namespace) -> list[str]:
+    """Names of the tasks that are asked for; none for all of `--tasks-path`."""
+    return [name.strip() for words in args.tasks or [] for name in words.split(",") if name.strip()]
 
 
 def evaluate(args: Namespace) -> None:
@@ -109,8 +122,7 @@ def evaluate(args: Namespace) -> None:
 
     suite = None
     if args.tasks or args.tasks_path:
-        names = [name for words in args.tasks or [] for name in words.split(",") if name]
-        suite = TaskSuite(names, args.tasks_path, args.num_fewshot)
+        suite = TaskSuite(task_names(args), args.tasks_path, args.num_fewshot)
     sources = {"model": (args.model, args.revision)}
     for number, model_id in enumerate(args.baseline, 1):
         sources["baseline" if number == 1 else f"baseline {number}"] = (model_id, args.baseline_revision)
@@ -184,6 +196,7 @@ def measure(
     """Record of one model, without its speed, and the windows of its perplexities, shape `[windows, tokens]`."""
     from ..evaluation import perplexity_record, size_record
     from ..utils.batch_size import with_halving_batches
+    from ..utils.precision import dtype_name, in_compute_dtype
     from ..utils.progress import progress_bar
 
     model, tests = loaded.model, [cut_windows(args, text, loaded) for text in texts]
@@ -193,12 +206,14 @@ def measure(
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
             return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
 
-    figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
-    if figures:
-        record["perplexity"], *record["other_texts"] = figures
-    if suite:
-        score = partial(suite.score, model, loaded.tokenizer, args.limit)
-        record["tasks"] = with_halving_batches(score, args.batch_size, REMEDIES)
+    with in_compute_dtype(model):
+        record["compute_dtype"] = dtype_name(model.dtype)
+        figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
+        if figures:
+            record["perplexity"], *record["other_texts"] = figures
+        if suite:
+            score = partial(suite.score, model, loaded.tokenizer, args.limit)
+            record["tasks"] = with_halving_batches(score, args.batch_size, REMEDIES)
     return record, [windows.tokens for windows in tests]
 
 
@@ -230,14 +245,14 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
 
 def cut_windows(args: Namespace, text: Text, loaded: Loaded) -> "Windows":
     """The first windows of a text."""
-    from ..data import TEST_WINDOWS, Windows, cut_rows, find_start_token, share_out, window_length
+    from ..data import TEST_WINDOWS, Windows, cut_rows, find_start_token, part_for_test, window_length
 
     count, length = args.eval_samples, window_length(args.seq_len, loaded.model.config)
     dataset, split = text.dataset, text.split
     start = find_start_token(loaded.tokenizer, args.start_token)
     tokens = cut_rows(text.rows, loaded.tokenizer, loaded.model, length, f"{dataset} ({split})", start)
     if text.test_part:
-        tokens = tokens[-share_out(len(tokens), f"{dataset} with seq_len {length}")["test"] :]
+        tokens = tokens[part_for_test(len(tokens)).start :]
         split, count = f"test part of {split}", count or TEST_WINDOWS
     return Windows(tokens[:count], dataset, split, start is not None)
 

@@ -93,7 +93,12 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         "Tokens per window; all text is packed into windows.",
         f"{SEQ_LEN_DEFAULT}; with few tokens or many processes down to 512, so that a step has no more than its share",
     )
-    _add(data, "start-token", "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.")
+    _add(
+        data,
+        "start-token",
+        "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.",
+        "as in the prune if its text is taken over, otherwise auto",
+    )
     _add(
         data,
         "loss-on",

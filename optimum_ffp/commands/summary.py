@@ -1,5 +1,6 @@
 """The tables that `ffp prune` and `ffp recover` print at the end."""
 
+import json
 from collections.abc import Sequence
 
 from ..checkpoint.recovered import RecoveryRecord
@@ -51,7 +52,11 @@ def recovery_summary(record: RecoveryRecord, folder: str) -> str:
     first, last = record.curve[0], record.kept
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
-        ("steps", f"{last['step']} of {record.windows_per_step} windows of {record.window_length} tokens"),
+        (
+            "steps",
+            f"{record.curve[-1]['step']} of {record.windows_per_step} windows of {record.window_length} tokens",
+        ),
+        *([("weights", f"those after {last['tokens']:,} tokens, the best")] if last != record.curve[-1] else []),
         *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items() if count > 1),
         ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
         ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
@@ -79,5 +84,6 @@ def _load_lines(folder: str) -> list[str]:
     """The code that loads a checkpoint."""
     return [
         *("", "Load it with", "    from transformers import AutoModelForCausalLM"),
-        f'    model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)',
+        f"    model = AutoModelForCausalLM.from_pretrained({json.dumps(folder, ensure_ascii=False)}, "
+        "trust_remote_code=True)",
     ]

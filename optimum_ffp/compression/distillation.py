@@ -206,7 +206,8 @@ class _Trainer:
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
         steps = max(map(len, self.parts.chunks))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
-        optimiser = Adam(groups, betas=BETAS)
+        # On a GPU one kernel reads and writes everything once.
+        optimiser = Adam(groups, betas=BETAS, fused=self.runner.device.type == "cuda")
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
             orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
@@ -224,14 +225,16 @@ class _Trainer:
 
     def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
         """Set the gradients of the mean error of the chosen window of every part, if it has one."""
+        if len(chosen) == 1:
+            for weight, gradient in zip(masters.values(), self._gradients(masters, chosen[0])):
+                weight.grad = gradient
+            return
         sizes = [weight.numel() for weight in masters.values()]
         total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.runner.device))
         for index, windows in self.parts.own_chunks:
             total.start()
             if chosen[index] is not None:
-                with torch.enable_grad():
-                    loss = self._error(masters, windows.start + chosen[index]) * self.scale
-                gradients = torch.autograd.grad(loss, list(masters.values()))
+                gradients = self._gradients(masters, windows.start + chosen[index])
                 for part, gradient in zip(total.current.split(sizes), gradients):
                     part.add_(gradient.flatten())
                 del gradients, gradient
@@ -239,10 +242,15 @@ class _Trainer:
         for weight, gradient in zip(masters.values(), mean.split(sizes)):
             weight.grad = gradient.view_as(weight)
 
+    def _gradients(self, masters: dict[str, torch.Tensor], window: int) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            loss = self._error(masters, window) * self.scale
+        return torch.autograd.grad(loss, list(masters.values()))
+
     def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the error of one window, averaged over its tokens."""
-        output = self.runner.output(self.inputs[[window]], weights).float()
-        target = self.targets[[window]].to(output)
+        output = self.runner.output(self.inputs[window : window + 1], weights).float()
+        target = self.targets[window : window + 1].to(output)
         errors = ((output - target).square() / self.channels).sum(-1)
         return (errors / (target.square().sum(-1) + EPSILON)).mean()
 

@@ -2,7 +2,8 @@
 
 from .columns import Row
 from .cutting import cut_rows, find_start_token
-from .loading import load_windows, share_out
+from .loading import load_windows
+from .parts import part_for_test
 from .request import (
     LONGEST,
     DataRequest,
@@ -13,12 +14,12 @@ from .request import (
 )
 from .sources import (
     TEST_WINDOWS,
+    check_hub_text,
     check_text_file,
     estimate_test_tokens,
     find_files,
     hub_dataset,
     hub_source,
-    hub_splits,
     lacks_test_split,
     read_splits,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Row",
     "TrainingWindows",
     "Windows",
+    "check_hub_text",
     "check_text_file",
     "check_calibration_tokens",
     "describe_shape",
@@ -45,12 +47,11 @@ __all__ = [
     "find_start_token",
     "hub_dataset",
     "hub_source",
-    "hub_splits",
     "lacks_test_split",
     "load_windows",
     "read_splits",
     "reported_texts",
-    "share_out",
+    "part_for_test",
     "training_windows",
     "window_length",
     "with_window_length",

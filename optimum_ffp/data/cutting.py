@@ -1,7 +1,7 @@
 """Cuts text into windows of tokens, each with the start token that the tokenizer adds."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -35,29 +35,35 @@ def cut_rows(
     label: str,
     start: int | None = None,
     option: str = "seq_len",
-    answers_only: bool = False,
 ) -> torch.Tensor:
-    """Tokenizes rows as one text, without special tokens, and cuts it into windows.
+    """Tokenizes rows as one text, and cuts it into windows: `cut_windows` of `encode_text`."""
+    return cut_windows(encode_text(rows, tokenizer, model, label, start), length, label, start, option)
+
+
+def encode_text(
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    label: str,
+    start: int | None = None,
+    answers_only: bool = False,
+) -> list[np.ndarray]:
+    """Tokenizes rows as one text, without special tokens.
 
     Args:
         rows: Texts or conversations.
         tokenizer: Tokenizer of the model.
         model: The dense model.
-        length: Tokens per window.
         label: Name of the text in errors.
-        start: Start token (`find_start_token`), the first of the `length` tokens of every window. It is not added
-            where the text has it, as chat templates often write it.
-        option: Name of the option that sets the length, for errors.
+        start: Start token that windows will begin with.
         answers_only: Whether of conversations and prompts the assistant's messages and the completions alone have a
             loss, as in training windows.
 
     Returns:
-        Token ids, shape `[windows, length]`, `-1 - id` for tokens without a loss; a remainder shorter than a window
-        is dropped.
+        Token ids, `-1 - id` for tokens without a loss: of the whole text, or row by row with `answers_only`.
 
     Raises:
-        FFPError: If the text is shorter than a window, conversations can't be rendered, or the model has no embedding
-            for a token of the text.
+        FFPError: If conversations can't be rendered, or the model has no embedding for a token.
     """
     if answers_only:
         answers: Counter[str] = Counter()
@@ -67,12 +73,34 @@ def cut_rows(
         text = join_rows(rows, tokenizer, label)
         # verbose=False: no warning about texts longer than the model's context, which are cut into windows.
         found = [np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, np.int64)]
-    windows = [*cut_tokens(found, length, start)]
-    if not windows:
-        count = sum(map(len, found))
-        raise FFPError(f"{label} has {count} tokens, less than one window of {length}; lower {option}")
-    tokens = np.concatenate([*found, windows[0][:1]])
+    tokens = np.concatenate([*found, np.array([] if start is None else [start], np.int64)])
     check_known(np.where(tokens < 0, -1 - tokens, tokens), tokenizer, model, label)
+    return found
+
+
+def cut_windows(
+    tokens: Sequence[np.ndarray], length: int, label: str, start: int | None = None, option: str = "seq_len"
+) -> torch.Tensor:
+    """Cuts tokens into windows, and drops a remainder that is shorter than one.
+
+    Args:
+        tokens: Result of `encode_text`.
+        length: Tokens per window.
+        label: Name of the text in errors.
+        start: Start token (`find_start_token`), the first of the `length` tokens of every window. It is not added
+            where the text has it, as chat templates often write it.
+        option: Name of the option that sets the length, for errors.
+
+    Returns:
+        Token ids, shape `[windows, length]`, `-1 - id` for tokens without a loss.
+
+    Raises:
+        FFPError: If the text is shorter than a window.
+    """
+    windows = [*cut_tokens(tokens, length, start)]
+    if not windows:
+        count = sum(map(len, tokens))
+        raise FFPError(f"{label} has {count} tokens, less than one window of {length}; lower {option}")
     return torch.from_numpy(np.stack(windows)).long()
 
 

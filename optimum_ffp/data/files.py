@@ -96,13 +96,26 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         for pattern in (split, split + SHARD):
             for suffix in SUFFIXES:
                 found = [
-                    file
-                    for file in files
-                    if _suffix(file) == suffix and re.fullmatch(pattern, file.name.lower().partition(".")[0])
+                    file for file in files if _suffix(file) == suffix and re.fullmatch(pattern, _stem(file, suffix))
                 ]
                 if found:
+                    _check_shards(found)
                     return found
     return []
+
+
+def _stem(file: Path, suffix: str) -> str:
+    return file.name.lower().removesuffix(".gz").removesuffix(suffix)
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Raises `FFPError` if shards are missing."""
+    total = re.search(r"-\d+-of-(\d+)", files[0].name)
+    if total and len(files) != int(total[1]):
+        raise FFPError(
+            f"{files[0].parent} has {len(files)} of the {int(total[1])} shards that {files[0].name} is one of; "
+            "download the others"
+        )
 
 
 def _read_text(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:

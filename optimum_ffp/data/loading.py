@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
 from ..utils.seeds import seed_of
-from .cutting import cut_rows, find_start_token
+from .cutting import cut_tokens, cut_windows, encode_text, find_start_token
+from .parts import MARGIN, part_for_search, part_for_test
 from .request import DataRequest, reported_texts
 from .self_generated import has_start_token, sample_from_model
-from .sources import SHARES, TEST_WINDOWS, read_splits
+from .sources import ROLES, TEST_WINDOWS, read_splits
 from .windows import DataSplits, Windows
 
 
-ROLES = {"calibration": "train", "search": "validation", "test": "test"}
 # Apart from the text to train on, which is of seed 1.
 ROLES_SEED = 2
 
@@ -106,27 +107,64 @@ def _load_roles(
     roles = [role for role in ROLES if getattr(request, role) != 0 and (role != "test" or tested)]
     rows = read_splits(dataset, request, {ROLES[role] for role in roles})
 
-    @cache
-    def cut(split: str, length: int, option: str, answers_only: bool) -> torch.Tensor:
-        label = f"{dataset} ({split})"
-        return cut_rows(rows[split], tokenizer, model, length, label, start, option, answers_only)
+    # With one split and test, or a single text, the first one serves the roles that have no split of their own.
+    with_split, first = {1: (), 2: ("test",), 3: (*ROLES,)}[len(rows)], next(iter(rows))
 
-    # With train and test alone, or a single text, the first one serves the roles that have no split of their own.
-    with_split = {1: (), 2: ("test",), 3: (*ROLES,)}[len(rows)]
+    @cache
+    def encode(split: str, answers_only: bool) -> list[np.ndarray]:
+        return encode_text(rows[split], tokenizer, model, f"{dataset} ({split})", start, answers_only)
+
     parts, labels = {}, {}
     for role in roles:
-        split = ROLES[role] if role in with_split else next(iter(rows))
+        split = ROLES[role] if role in with_split else first
         length, option = request.length_of(role), request.length_option(role)
-        windows = cut(split, length, option, request.answers_only and role == "search")
-        labels[role] = split
+        tokens = encode(split, request.answers_only and role == "search")
+        windows, labels[role] = cut_windows(tokens, length, f"{dataset} ({split})", start, option), split
         if role not in with_split:
-            shares = share_out(len(windows), f"{dataset} with {option} {length}", option)
-            windows = dict(zip(shares, windows.split(list(shares.values()))))[role]
-            labels[role] = f"{role} part of {split}"
+            part = part_for_test(len(windows))
+            if role != "test":
+                whole = None if with_split else encode(first, False)
+                before = _before_test(whole, tokens, request, start, "test" in roles) if whole else len(windows)
+                part = part_for_search(len(windows), min(before, len(windows)))
+            if role == "calibration":
+                part = range(part.start)
+            if not part:
+                needed = [one for one in roles if one not in with_split]
+                longest = max(needed, key=request.length_of)
+                length, option = request.length_of(longest), request.length_option(longest)
+                raise FFPError(
+                    f"{dataset} with {option} {length} gives {len([*cut_tokens(tokens, length, start)])} window(s); "
+                    f"{' and '.join(needed)} need one each: use more text or a smaller {option}"
+                )
+            windows, labels[role] = windows[part.start : part.stop], f"{role} part of {split}"
         parts[role] = windows
     if len(rows) == 1:
         request = replace(request, test=request.test or TEST_WINDOWS)
     return _pick(parts, dataset, labels, request, start is not None)
+
+
+def _before_test(
+    text: Sequence[np.ndarray],
+    tokens: Sequence[np.ndarray],
+    request: DataRequest,
+    start: int | None,
+    reported: bool,
+) -> int:
+    """How many windows end before the first test window of a text.
+
+    Args:
+        text: Tokens that the test windows are cut from.
+        tokens: Tokens that the other windows are cut from, `text` itself or its rows tokenised alone.
+        request: Lengths of both.
+        start: Start token of all windows.
+        reported: Whether there must be a test window.
+    """
+    length, added = request.length_of("test"), int(start is not None)
+    tests = part_for_test(len([*cut_tokens(text, length, start)]), reported)
+    total, count = (sum(map(len, rows)) for rows in (text, tokens))
+    begin = tests.start * (length - added) if tests else total
+    margin = int(MARGIN * count) if count != total else 0
+    return max(0, begin * count // total - margin) // (request.length - added)
 
 
 def _pick(
@@ -142,23 +180,3 @@ def _pick(
             windows = windows[torch.randperm(len(windows), generator=generator)]
         result[role] = Windows(windows[: getattr(request, role)], dataset, labels.get(role, ""), start_token)
     return result
-
-
-def share_out(count: int, label: str, option: str = "seq_len") -> dict[str, int]:
-    """Returns how many of the windows of a text without splits each role gets, in order.
-
-    Args:
-        count: Number of all windows.
-        label: What they are of, for errors.
-        option: Name of the option that sets their length.
-
-    Raises:
-        FFPError: If there is not one for each.
-    """
-    if count < len(SHARES):
-        raise FFPError(
-            f"{label} gives {count} window(s); calibration, search and test need one each: use more text or a "
-            f"smaller {option}"
-        )
-    shares = {role: max(1, round(share * count)) for role, share in SHARES.items()}
-    return shares | {"calibration": count - shares["search"] - shares["test"]}

@@ -159,7 +159,7 @@ def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
         length: Tokens per passage; if a conversation's opening takes more than half of it, there is none.
 
     Raises:
-        FFPError: If the tokenizer has neither a chat template nor a start or end token.
+        FFPError: If the tokenizer has neither a start nor an end token, or the model has no embedding for it.
     """
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
@@ -170,8 +170,17 @@ def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
             "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "
             "and leave self_share at 0"
         )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if start >= rows:
+        raise FFPError(
+            f"the model has no embedding for the start token {tokenizer.decode([start])!r}, which its own text begins "
+            "with; name a dataset other than self, and leave self_share at 0"
+        )
     opening, (end_of_question, *before_answer), (end_of_answer, *after_answer) = _conversation(tokenizer)
-    if {end_of_question, end_of_answer} <= _special_tokens(tokenizer) and 2 * len(opening) <= length:
+    ends_turns = {end_of_question, end_of_answer} <= _special_tokens(tokenizer)
+    # A tokenizer may have special tokens that were added without resizing the model.
+    known_tokens = ends_turns and max(opening + before_answer + after_answer + [end_of_question, end_of_answer]) < rows
+    if known_tokens and 2 * len(opening) <= length:
         question, answer = ends | {end_of_question}, ends | {end_of_answer}
         return Form(start, opening, [(question, before_answer), (answer, after_answer + opening)])
     return Form(start, [start], [] if start in ends else [(ends, [start])])

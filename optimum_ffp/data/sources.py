@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from ..errors import FFPError, convert_errors, named_line, one_line
 from ..hub.naming import is_hub_id
+from ..options import NAMED
 from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
@@ -17,10 +18,6 @@ from .request import DataRequest
 
 
 logger = logging.getLogger(__name__)
-NAMED = {
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "c4": ("allenai/c4", "en"),
-}
 SPLITS = ("train", "validation", "test")
 # Characters per token, to limit how much of a stream is read (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
@@ -32,8 +29,7 @@ CHARACTERS = 2**26
 # Test windows of a text without a test split of its own if no number is given: a fifth of a long one would cost more
 # than the prune.
 TEST_WINDOWS = 100
-# Shares of the windows if a single text serves all three roles, in this order.
-SHARES = {"calibration": 0.6, "search": 0.2, "test": 0.2}
+ROLES = {"calibration": "train", "search": "validation", "test": "test"}
 # Rows that the text column is found by.
 HEAD = 100
 ALTERNATIVES = "name a local .txt, .jsonl or .parquet file, or a folder with train, validation and test"
@@ -48,7 +44,7 @@ def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLI
         only: Splits to read of a dataset that has them.
 
     Returns:
-        Rows by split: all three, train and test, or a single one; none of a split that isn't read.
+        Rows by split: all three, one and `test`, or a single one; none of a split that isn't read.
 
     Raises:
         FFPError: If the data can't be found or read, or has no text.
@@ -62,7 +58,7 @@ def read_splits(dataset: str, request: DataRequest, only: Collection[str] = SPLI
             continue
         # All of a test split, and of the only split that is wanted, if no number of windows is given.
         whole = bool(files) or (request.test is None and (split == "test" or len(only) == 1))
-        cut = len(streams) == 1 or (split == "train" and "validation" not in streams)
+        cut = len(streams) == 1 or (split != "test" and len(streams) == 2)
         most = CHARACTERS if cut else _characters(request, whole)
         found[split] = list(_take(rows(), most))
         if whole:
@@ -88,7 +84,7 @@ def stream_splits(
         token: Access token of the Hub.
 
     Returns:
-        By split, a function that reads the rows from the beginning: all three splits, train and test, or a single one.
+        By split, a function that reads the rows from the beginning: all three splits, one and `test`, or a single one.
 
     Raises:
         FFPError: If the data can't be found. Reading raises it if it can't be read, or has no text.
@@ -97,8 +93,9 @@ def stream_splits(
         return {split: partial(_rows_of_files, paths, text_column) for split, paths in files.items()}
     available = hub_splits(dataset, prunes, token)
     splits = [split for split in SPLITS if split in available]
-    if len(splits) < len(SPLITS) and splits != ["train", "test"]:
-        splits = ["train"] if "train" in available else available[:1]
+    if len(splits) < len(SPLITS):
+        first = next((split for split in splits if split != "test"), available[0])
+        splits = [first, "test"] if "test" in available and first != "test" else [first]
     return {split: partial(_rows_from_hub, dataset, split, text_column, prunes, token) for split in splits}
 
 
@@ -156,6 +153,12 @@ def check_text_file(path: Path, text_column: str | None = None) -> None:
     """Raises `FFPError` if a local file can't be read, or its first rows have no text."""
     with convert_errors(partial(_describe_unreadable, path)):
         _columns_of(path, text_column)
+
+
+def check_hub_text(dataset: str, text_column: str | None = None, token: str | None = None) -> None:
+    """Raises `FFPError` if a dataset of the Hub can't be read, or the first rows of its first split have no text."""
+    rows, *_ = stream_splits(dataset, text_column, token=token).values()
+    next(rows(), None)
 
 
 def hub_source(dataset: str) -> tuple[str, str | None]:
@@ -221,16 +224,17 @@ def _describe_unavailable(dataset: str, prunes: bool, token: str | None, error: 
 
 def _characters(request: DataRequest, whole: bool) -> int:
     """Upper bound of the characters to read of a split."""
-    counts = {role: getattr(request, role) for role in SHARES}
+    counts = {role: getattr(request, role) for role in ROLES}
     counts["test"] = counts["test"] or TEST_WINDOWS
     # More than is needed, so that windows are not all from its beginning.
-    most = 4 * sum(counts.values()) * max(map(request.length_of, SHARES)) * CHARACTERS_PER_TOKEN
+    most = 4 * sum(counts.values()) * max(map(request.length_of, ROLES)) * CHARACTERS_PER_TOKEN
     return max(most, CHARACTERS) if whole else most
 
 
 def _take(rows: Iterable[Row], characters: int) -> Iterator[Row]:
     for row in rows:
-        yield row
+        # A file may be one line.
+        yield row[: characters + 1] if isinstance(row, str) else row
         characters -= length_of(row)
         if characters < 0:
             return

@@ -1,7 +1,7 @@
 """Windows to train on: rows are packed one after another, and tokens may have no loss."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,18 +15,15 @@ from ..utils.seeds import seed_of
 from .columns import Row
 from .cutting import check_known, cut_tokens, find_start_token
 from .encoding import check_answers, encode_rows
-from .loading import share_out
+from .parts import MARGIN, part_for_search, part_for_test
 from .request import DataRequest, apportion
 from .self_generated import sample_from_model
-from .sources import SHARES, head_of, stream_splits
+from .sources import head_of, stream_splits
 from .windows import without_mask
 
 
 # Tokens of other text that documents begin with which a model without a chat template writes.
 PREFIX = 16
-# Part of the tokens of a text without splits that is not trained on beside those of the held-out and test windows,
-# since rows have somewhat other tokens alone than in one text.
-MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,9 @@ def _training_tokens(
 
     def tokens() -> Iterator[np.ndarray]:
         found = list(encode(head))
-        # A start token takes the place of one of the text.
-        lengths = {one - begun for one in (request.length, request.length_of("test")) for begun in (0, starts)}
-        left = _trained(sum(map(len, found)), lengths)
+        count, tested = sum(map(len, found)), request.length_of("test") if len(streams) == 1 else None
+        # A start token takes the place of one of the text, unless the text has it.
+        left = min(_trained(count, request.length - begun, tested and tested - begun) for begun in {0, starts})
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))
@@ -125,12 +122,17 @@ def _training_tokens(
     return tokens
 
 
-def _trained(tokens: int, lengths: Collection[int]) -> int:
-    """Returns how many first tokens of a text without splits are in no held-out or test window of these lengths."""
-    # A text that is too short for a window of each role has none.
-    windows = {length: tokens // length for length in lengths if tokens // length >= len(SHARES)}
-    ends = [length * share_out(count, "")["calibration"] for length, count in windows.items()]
-    return max(0, int(min([SHARES["calibration"] * tokens, *ends]) - MARGIN * tokens))
+def _trained(tokens: int, length: int, tested: int | None) -> int:
+    """Returns how many first tokens of a text are in no held-out window, and in no test window if those are of it.
+
+    Args:
+        tokens: Number of tokens of the text.
+        length: Tokens of text per held-out window.
+        tested: Tokens of text per test window; `None` if those are of another split.
+    """
+    untested = tested * part_for_test(tokens // tested).start if tested else tokens
+    held_out = part_for_search(tokens // length, untested // length)
+    return max(0, int(min(held_out.start * length, untested) - MARGIN * tokens))
 
 
 def _fill(

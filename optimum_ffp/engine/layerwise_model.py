@@ -20,8 +20,9 @@ from .layer_runner import Arguments, LayerRunner, Reached
 from .layer_weights import LayerWeights
 
 
-# Bytes of hidden states that are kept at once where windows can be taken one after another. With weights that are
-# brought to the device once for all of these windows it is a share of the free memory, if that is more.
+# Bytes of hidden states that are kept at once where windows can be taken one after another, or on an accelerator as
+# many as have room there, since what is computed per unit serves all of them. With weights that are brought to the
+# device once for all of these windows it is a share of the free host memory, if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 # Free memory of a device, relative to the hidden states that are kept on it.
 ROOM = 8
@@ -35,15 +36,18 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def kept_bytes(resident: bool, free: int, processes: int) -> int:
+def kept_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
     """Return how many bytes of hidden states a process keeps at once.
 
     Args:
         resident: Whether all layers stay on their device.
         free: Free bytes of host memory.
         processes: Number of processes that share it.
+        device_free: Free bytes on the accelerator; `None` without one.
     """
-    return RESIDENT_BYTES if resident else max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
+    if resident:
+        return max(RESIDENT_BYTES, (device_free or 0) // (ROOM + 1))
+    return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
 
 
 class LayerwiseModel:
@@ -81,7 +85,7 @@ class LayerwiseModel:
         # Otherwise tensors that are in another dtype than the model, such as some norms, stay in it.
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
-        self._kept_bytes = kept_bytes(self.weights.resident, free_host_memory(), processes.local_count())
+        self._host_free = free_host_memory()
         # Whether heads and channels were sorted, which is done once and can't be undone.
         self.is_sorted = False
         # What a layer returns, which differs by family and version of transformers.
@@ -125,7 +129,9 @@ class LayerwiseModel:
             copies: Number of hidden states that are kept per window and position.
         """
         size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
-        return max(1, self._kept_bytes // size)
+        device_free = free_device_memory(self.device)
+        kept = kept_bytes(self.weights.resident, self._host_free, processes.local_count(), device_free)
+        return max(1, kept // size)
 
     @torch.no_grad()
     def enter(

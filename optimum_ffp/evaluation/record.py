@@ -60,7 +60,9 @@ def perplexity_record(
     # Imported here: it takes a second, which a prune doesn't need.
     from .metric import Perplexity
 
-    figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
+    # In memory: a home directory may be read-only.
+    metric = Perplexity(keep_in_memory=True)
+    figures = metric.compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
     # JSON has no infinity.
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     return {**origin, **finite, "comparable": True}

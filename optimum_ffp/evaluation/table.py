@@ -41,6 +41,8 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
     # Per figure: label, value if its ratio is meaningful, text, and a note on the data.
     dequantised = f"{record['name']} is dequantised" if record["name"].endswith(".gguf") else ""
     yield "type", None, f"{record['dtype']}, {record['device']}", dequantised
+    if record.get("compute_dtype", record["dtype"]) != record["dtype"]:
+        yield "computed in", None, record["compute_dtype"], "perplexity and tasks, faster than 16 bits here"
     yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
     if record.get("projection_parameters"):
         value = record["projection_parameters"]

@@ -7,7 +7,6 @@ from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +57,8 @@ class TaskSuite:
             self.manager.load(self.names)
 
     def _find(self, name: str) -> list[str]:
-        return [name] if name.endswith(".yaml") and Path(name).is_file() else self.manager.match_tasks([name])
+        file = expand(name)
+        return [str(file)] if file.suffix == ".yaml" and file.is_file() else self.manager.match_tasks([name])
 
     def score(
         self,

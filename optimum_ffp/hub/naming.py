@@ -1,6 +1,7 @@
 """Names of models and datasets in published files: Hub ids unchanged, local paths without their folders."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ def model_name(base: str) -> str:
 
 def short_mix(dataset: str) -> str:
     """Return the texts of a dataset and their shares, without local folders."""
-    texts = ((short_name(name), share) for name, share in split_mix(dataset))
+    found: Counter[str] = Counter()
+    texts = []
+    for name, share in split_mix(dataset):
+        name = short_name(name)
+        found[name] += 1
+        # Files of two folders may have the same name.
+        texts.append((name if found[name] == 1 else f"{name}-{found[name]}", share))
     return ",".join(name if share is None else f"{name}:{share:g}" for name, share in texts)
 
 

@@ -11,8 +11,12 @@ from ..utils.folders import RECORD, expand, read_record
 
 
 def recorded_start_token(record: Mapping[str, Any]) -> str:
-    """Return the option `start_token` of a prune, by its record. Earlier versions never had a start token."""
-    return record.get("start_token", "never")
+    """Return the option `start_token` of the last recovery of a pruned model or of its prune, by its record.
+
+    Earlier versions never had a start token.
+    """
+    steps = record, *(one.get("options", {}) for one in record.get("recovery", []))
+    return next((step["start_token"] for step in reversed(steps) if step.get("start_token")), "never")
 
 
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class LoadOptions:
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
-        options = {"revision": self.revision, "token": self.token, "cache_dir": self.cache_dir}
+        cache = self.cache_dir and str(expand(self.cache_dir))
+        options = {"revision": self.revision, "token": self.token, "cache_dir": cache}
         return {name: value for name, value in options.items() if value is not None}
 
 

@@ -9,7 +9,7 @@ from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
 from ..options import GRADIENT_COST, NO_SEARCH
-from ..search.task import finalist_count, policy_updates
+from ..search.task import GRADIENT_FINALISTS, finalist_count, policy_updates
 
 
 class SearchCount(NamedTuple):
@@ -33,7 +33,7 @@ def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
     """Yield the candidate evaluations of the search at every sparsity."""
     for one in config.sweep([config.sparsity] * sparsities):
         steps = 1 if config.method in NO_SEARCH else one.search_steps
-        finalists = finalist_count(steps)
+        finalists = finalist_count(steps, GRADIENT_FINALISTS if config.follows_gradient else None)
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
         updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
         if config.method == "ffp" and config.agent == "ppo":

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import GROUP_NAMES, Unit
-from ..analysis.attention import GROUPS, find_ways
+from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
@@ -270,9 +270,6 @@ def make_plan(
     model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
         ways = find_ways(model, family, config)
-    lost = ways[0][0].unit.group
-    if config.preset != "paper" and GROUPS.get(config.attention, lost) != lost:
-        logger.warning("attention %s isn't possible for %s; it loses %s", config.attention, name, GROUP_NAMES[lost])
     units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
     for sparsity in sparsities:
         check_budget(shapes, sparsity, config)

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig
-from ..data import check_text_file, find_files, hub_splits
+from ..data import check_hub_text, check_text_file, find_files
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..options import read_mix
@@ -123,7 +123,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
 
 
 def check_dataset(dataset: str, text_column: str | None = None, token: str | None = None) -> None:
-    """Checks that the files or splits of a dataset exist and have text; only the first rows are read.
+    """Checks that the files of a dataset, or a split of one on the Hub, have text; only the first rows are read.
 
     Args:
         dataset: One text, as in `load_windows`.
@@ -135,7 +135,7 @@ def check_dataset(dataset: str, text_column: str | None = None, token: str | Non
     """
     files = find_files(dataset)
     if not files and dataset != "self":
-        hub_splits(dataset, token=token)
+        check_hub_text(dataset, text_column, token)
     for file in (file for shards in files.values() for file in shards):
         if not os.access(file, os.R_OK):
             raise FFPError(f"{file} can't be read: you have no permission; change it, or name another file")

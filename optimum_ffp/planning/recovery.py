@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..modeling.families import decoder_layers
+from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import resolve_dtype
 from ..options import GRADIENT_COST, read_mix
 from ..recovery.batch import Batch
@@ -26,6 +26,8 @@ MOMENTS, GRADIENT, WEIGHT, TOKEN = 8, 4, 4, 4
 # Numbers that autograd keeps of a token in a layer: around norms, in float32, and of the inputs of projections and of
 # attention, each as wide as the hidden state; and those as wide as the FFN.
 IN_NORMS, IN_PROJECTIONS, IN_FFN = 4, 7, 4
+# Bytes of a score that eager attention keeps: before and after the softmax.
+SCORE = 8
 # Logits of a piece that are there at once: of both models, their log-probabilities, probabilities and the gradient.
 LOGITS = 6
 # Parts that FSDP divides among all processes, beside the layers of the dense model.
@@ -176,13 +178,16 @@ def plan_recovery(
     trained = _adapter_parameters(layers, config.lora) if config.lora else parameters
     weights = precision.weights.itemsize * parameters + WEIGHT * trained * bool(config.lora)
     copied = precision.products.itemsize * parameters * (precision.products != precision.weights)
+    scores = _score_bytes(student.config, teacher.config, kept) * batch.length
     memory = {
         "dense model": precision.teacher.itemsize * teacher.num_parameters(),
         "weights": weights,
         "gradients": GRADIENT * trained * (1 + (shares > 1 and not sharded)),
         "moments": MOMENTS * trained,
         "weights in bfloat16": copied,
-        "activations": int(config.batch_size * batch.length * _activations(layers, hidden, kept, config, precision)),
+        "activations": int(
+            config.batch_size * batch.length * _activations(layers, hidden, kept, scores, config, precision)
+        ),
         "hidden states": config.batch_size * batch.length * _compared(student, config, precision),
         "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
@@ -257,13 +262,21 @@ def _compared(student: PreTrainedModel, config: RecoveryConfig, precision: Preci
     return layers * hidden * (precision.teacher.itemsize + 4)
 
 
+def _score_bytes(student: PretrainedConfig, teacher: PretrainedConfig, kept: float) -> float:
+    """Bytes that are kept of the scores of a token for another one in a layer; 0 if attention doesn't store them."""
+    if getattr(student, "_attn_implementation", None) != "eager":
+        return 0.0
+    heads, _, _ = find_family(teacher).heads(teacher)
+    return SCORE * heads * kept
+
+
 def _activations(
-    layers: nn.ModuleList, hidden: int, kept: float, config: RecoveryConfig, precision: Precision
+    layers: nn.ModuleList, hidden: int, kept: float, scores: float, config: RecoveryConfig, precision: Precision
 ) -> float:
     """Bytes that are kept of a token for the backward pass."""
     size = precision.products.itemsize
     ffn = [kept * max(one.shape[1] for one in layer.parameters() if one.ndim == 2) for layer in layers]
-    of_layers = [hidden * (4 * IN_NORMS + IN_PROJECTIONS * size) + IN_FFN * width * size for width in ffn]
+    of_layers = [hidden * (4 * IN_NORMS + IN_PROJECTIONS * size) + IN_FFN * width * size + scores for width in ffn]
     if config.gradient_checkpointing:
         return len(layers) * hidden * size + max(of_layers)
     return sum(of_layers)

@@ -23,8 +23,9 @@ DISK_SPEED = GIB
 COPIED = 2**26
 # Stages whose passes end with the last layer.
 HEADLESS = ("statistics", "calibration")
-# Size of the product that the speed is measured with, and for how many seconds.
-SIZE, SECONDS = 1024, 0.2
+# Size of the product that the speed is measured with, on the CPU and on accelerators, which are idle for most of the
+# time of a small one; and for how many seconds.
+SIZE, DEVICE_SIZE, SECONDS = 1024, 8192, 0.2
 
 
 def stage_operations(
@@ -78,7 +79,8 @@ def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations per second of a large matrix product on a device."""
-    factor = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
+    size = SIZE if device.type == "cpu" else DEVICE_SIZE
+    factor = torch.ones(size, size, device=device, dtype=dtype)
     # Libraries of accelerators are loaded by the first product.
     float((factor @ factor)[0, 0])
     count, used = 1, 0.0
@@ -90,7 +92,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
         # Waits for an accelerator.
         float(product[0, 0])
         used = time.perf_counter() - start
-    return 2 * SIZE**3 * count / used
+    return 2 * size**3 * count / used
 
 
 def measure_copy_speed(device: torch.device, pinned: bool) -> float:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from ..options import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names, split_mix
+from ..options import CHOICES, check_choices, check_named, check_numbers, read_file, read_mix, read_names
 
 
 # Number of tokens and tokens per step by preset.
@@ -46,7 +46,8 @@ class RecoveryConfig:
             the text of the prune if all of it is on the Hub, and none of it the short WikiText-2, and otherwise `c4`.
         eval_dataset: Texts to report perplexity on; those of `dataset` that the model doesn't write if `None`.
         text_column: Column of a dataset to read; one of a known name if `None`, or else `prompt` with `completion`.
-        start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`.
+        start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`; as
+            in the prune if its text is taken over and `None` is given (default), otherwise `"auto"`.
         loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations and the
             completions of prompts alone.
         preset: Defaults of the number of tokens and the tokens per step: `"quick"`, `"standard"` or `"full"`
@@ -86,7 +87,7 @@ class RecoveryConfig:
     dataset: str | None = None
     eval_dataset: str | None = None
     text_column: str | None = None
-    start_token: str = "auto"
+    start_token: str | None = None
     loss_on: str = "all"
     preset: str = "quick"
     max_tokens: int | str | None = None
@@ -112,8 +113,9 @@ class RecoveryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        start_token = CHOICES["start_token"]
-        check_choices(self, {"preset": (*PRESETS,), "loss_on": LOSSES, "start_token": start_token})
+        check_choices(self, {"preset": (*PRESETS,), "loss_on": LOSSES})
+        if self.start_token is not None:
+            check_choices(self, {"start_token": CHOICES["start_token"]})
         self.max_tokens = read_tokens(self._given_or("max_tokens", PRESETS[self.preset]["max_tokens"]))
         most = min(PRESETS[self.preset]["batch_tokens"], max(1, self.max_tokens // STEPS))
         self.batch_tokens = read_tokens(self._given_or("batch_tokens", most))
@@ -165,7 +167,7 @@ class RecoveryConfig:
         records = options.get("recovery")
         if isinstance(records, list) and records and isinstance(records[-1], dict):
             options = records[-1].get("options") or options
-            _check_named(options | overrides, {*overrides}, path)
+            check_named(options | overrides, {*overrides}, path)
         if {"ffp_version", "policy"} <= options.keys():
             raise FFPError(f"{path} is the record of a prune alone; name the ffp_config.json of a recovered model")
         unknown = sorted(set(options) - set(cls.option_names()))
@@ -192,17 +194,3 @@ class RecoveryConfig:
             "seed": None,
         }
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
-
-
-def _check_named(options: dict[str, Any], given: set[str], path: str | os.PathLike) -> None:
-    """Checks that a record of a recovery names all texts in full, or that others are given."""
-    from ..data import hub_dataset
-
-    for option in ("dataset", "eval_dataset"):
-        names = [] if option in given or not options.get(option) else [name for name, _ in split_mix(options[option])]
-        local = [name for name in names if name != "self" and not hub_dataset(name)]
-        if local:
-            raise FFPError(
-                f"{path} names {', '.join(local)} without the folder; name the text by --{option.replace('_', '-')} "
-                f"({option})"
-            )

@@ -21,7 +21,7 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, r
 from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
-from ..utils.precision import compute_dtype, computes_in_bfloat16, computing_in, convert, dtype_name
+from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
@@ -291,8 +291,7 @@ class FFPRecovery:
         def measure() -> list[list[float]]:
             device, found = self.teacher.device, []
             convert(model, compute_dtype(device, model.dtype), device).eval()
-            computing, count = computing_in(device, torch.bfloat16 if self.bf16 else None), sum(map(len, data.tests))
-            with progress_bar(count, f"Perplexity, {name}", "window") as bar, computing:
+            with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
                 for test in data.tests:
                     shares = Shares(len(test))
                     own = test.tokens[shares.own]

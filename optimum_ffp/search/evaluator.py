@@ -47,7 +47,7 @@ class CandidateEvaluator:
     ):
         self.sorted_model, self.dense_losses, self.windows = sorted_model, dense_losses, windows
         self.compensated, self.batch_size, self.dtype = compensated, batch_size, dtype
-        self.journal = (journal or Journal()).part(windows.tolist(), compensated, batch_size, str(dtype))
+        self.journal = (journal or Journal()).part(windows.tolist(), compensated, str(dtype))
         self.evaluations = self.tokens = self.non_finite = 0
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:

@@ -16,11 +16,19 @@ from ..options import GRADIENT_COST
 
 # Named arrays of a trained agent, for policy transfer.
 AgentState = Mapping[str, np.ndarray]
+# Finalists of the agent that follows the gradient: the last scores, their mean, and the undamped ones.
+GRADIENT_FINALISTS = 3
 
 
-def finalist_count(steps: int) -> int:
-    """Return the number of candidate evaluations reserved for finalists, for searches on few windows per update."""
-    return min(max(2, steps // 16), steps)
+def finalist_count(steps: int, most: int | None = None) -> int:
+    """Return the number of candidate evaluations reserved for finalists, for searches on few windows per update.
+
+    Args:
+        steps: Number of candidate evaluations of the search.
+        most: Number of finalists that the agent has.
+    """
+    count = min(max(2, steps // 16), steps)
+    return count if most is None else min(count, most)
 
 
 def policy_updates(evaluations: int, candidates: int) -> tuple[int, int]:

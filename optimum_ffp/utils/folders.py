@@ -22,6 +22,8 @@ from ..errors import FFPError
 
 logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
+# Most bytes of the name of a file or folder.
+LONGEST_NAME = 255
 # Key in the record, of the names of further files of a checkpoint.
 FILES = "files"
 # Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
@@ -42,8 +44,16 @@ CHECKPOINT_FILES = (
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """Return the path with `~` expanded; of an unknown user it stays, where `Path.expanduser` raises an error."""
-    return Path(os.path.expanduser(path))
+    """Return the path with `~` expanded; of an unknown user it stays, where `Path.expanduser` raises an error.
+
+    Raises:
+        FFPError: If a name in it is longer than file systems allow.
+    """
+    found = Path(os.path.expanduser(path))
+    for name in found.parts:
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            raise FFPError(f"{name[:40]}... is no name of a file, which has at most {LONGEST_NAME} bytes")
+    return found
 
 
 def resolve(path: str | os.PathLike) -> Path:

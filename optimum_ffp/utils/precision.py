@@ -76,6 +76,26 @@ def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None 
     return model
 
 
+@contextmanager
+def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
+    """Convert the parameters of a model to its `compute_dtype`, and back afterwards.
+
+    A model that is quantised or spread over devices stays as it is.
+    """
+    found, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
+    fixed = hasattr(model, "hf_device_map") or getattr(model.config, "quantization_config", None) is not None
+    if fixed or found == model.dtype:
+        yield
+        return
+    stored = [parameter.dtype for parameter in parameters]
+    convert(model, found)
+    try:
+        yield
+    finally:
+        for parameter, dtype in zip(parameters, stored):
+            parameter.data = parameter.data.to(dtype)
+
+
 def _cpu_multiplies(dtype: torch.dtype) -> bool:
     return getattr(torch.cpu, INSTRUCTIONS[dtype], bool)()
 

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from optimum_ffp.data import DataRequest, check_calibration_tokens, hub_source, load_windows, read_splits
 from optimum_ffp.data.request import apportion
 from optimum_ffp.data.self_generated import sample_from_model
+from optimum_ffp.data.sources import stream_splits
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer
 
@@ -296,13 +297,69 @@ def test_a_text_without_splits_is_divided_alike_for_any_number_of_windows(tmp_pa
 
 def test_without_validation_a_part_of_train_is_searched_on(data_folder):
     (data_folder / "validation.txt").unlink()
-    data, alone = load(data_folder), load(data_folder / "train.txt")
-    for role in ("calibration", "search"):
-        found, expected = getattr(data, role), getattr(alone, role)
-        assert found.split == f"{role} part of train" and torch.equal(found.tokens, expected.tokens)
+    data = load(data_folder, request=replace(REQUEST, calibration=1000, search=1000))
+    count = 1500 // 16
+    for role, windows in (("calibration", count - round(0.2 * count)), ("search", round(0.2 * count))):
+        # No part of train is kept for the test.
+        assert getattr(data, role).split == f"{role} part of train" and len(getattr(data, role)) == windows
+    assert not {*rows_of(data.calibration)} & {*rows_of(data.search)}
     words = make_tokenizer()(make_text(1500, 2), add_special_tokens=False).input_ids
     assert data.test.split == "test" and data.test.tokens.flatten().tolist() == words[:64]
     assert len(load(data_folder, request=replace(REQUEST, test=None)).test) == 1500 // 16
+
+
+@pytest.mark.parametrize("words", [16 * 13, 16 * 18, 16 * 63, 16 * 63 + 9])
+@pytest.mark.parametrize(("length", "test_length"), [(4, 16), (16, 4), (12, 16)])
+def test_windows_of_other_lengths_end_before_the_test_windows(tmp_path, words, length, test_length):
+    (tmp_path / "text.txt").write_text(" ".join(f"w{number}" for number in range(3, 120)) + " " + make_text(words))
+    request = DataRequest(length, 1000, 1000, 1000, seed=0, test_length=test_length)
+    data = load(tmp_path / "text.txt", request=request)
+    text = make_tokenizer()((tmp_path / "text.txt").read_text(), add_special_tokens=False).input_ids
+    tested = len(text) // test_length * test_length - data.test.tokens.numel()
+    assert data.test.tokens.flatten().tolist() == text[tested : tested + data.test.tokens.numel()]
+    # All that is before them is used, but for what is shorter than a window.
+    used = len(data.calibration) + len(data.search)
+    assert used == tested // length and len(data.search) == max(1, round(0.2 * (len(text) // length)))
+    alone = load(tmp_path / "text.txt", request=replace(request, calibration=0, search=0, length=test_length))
+    assert torch.equal(alone.test.tokens, data.test.tokens)
+
+
+def test_text_that_gives_test_windows_alone_may_be_short(data_folder, tmp_path):
+    (tmp_path / "short.txt").write_text(make_text(20, 9))
+    data = load(data_folder, tmp_path / "short.txt")
+    assert len(data.test) == 1 and data.test.split == "test part of short.txt"
+    (data_folder / "validation.txt").unlink()
+    (data_folder / "train.txt").write_text(make_text(35, 9))
+    data = load(data_folder)
+    assert [len(part) for part in (data.calibration, data.search, data.test)] == [1, 1, 4]
+    (data_folder / "train.txt").write_text(make_text(20, 9))
+    with pytest.raises(
+        FFPError, match=r"gives 1 window\(s\); calibration and search need one each: use more text or a"
+    ):
+        load(data_folder)
+
+
+def test_of_a_long_line_no_more_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 1000)
+    (tmp_path / "line.txt").write_text(make_text(900).replace("\n", " "))
+    (row,) = read_splits(str(tmp_path / "line.txt"), REQUEST)["line.txt"]
+    assert len(row) == 1001
+
+
+@pytest.mark.parametrize(
+    ("available", "read"),
+    [
+        (["validation", "test"], ["validation", "test"]),
+        (["test"], ["test"]),
+        (["train", "validation"], ["train"]),
+        (["train", "validation", "dev", "test"], ["train", "validation", "test"]),
+        (["en", "test"], ["en", "test"]),
+        (["en", "de"], ["en"]),
+    ],
+)
+def test_a_test_split_is_for_the_test_whatever_the_others_are_called(monkeypatch, available, read):
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: available)
+    assert [*stream_splits("someone/corpus")] == read
 
 
 @pytest.mark.parametrize("splits", [["train", "validation", "test"], ["train", "test"], ["train"]])

@@ -200,8 +200,7 @@ def test_answers_that_a_template_hides_have_no_loss(tmp_path, caplog):
     tokenizer.chat_template = template
     train(file, 10, tokenizer, answers_only=True)
     (line,) = [record.getMessage() for record in caplog.records if "answers have no loss" in record.getMessage()]
-    missed, total = (int(word) for word in line.split() if word.isdigit())
-    assert total == 3 * missed
+    assert line == f"{file}: 33.3 % of the answers have no loss, since the chat template rewrites them"
     tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}<s> {{ m.role }} </s> {% endfor %}"
     with pytest.raises(FFPError, match=r"rewrites every answer, .* by --loss-on all \(loss_on\)"):
         train(file, 10, tokenizer, answers_only=True)

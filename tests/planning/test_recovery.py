@@ -166,3 +166,14 @@ def test_the_estimate_is_what_is_measured(tmp_path):
     assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout.splitlines()[-1])
     assert 0.7 < estimated / measured < 1.5, (measured, estimated)
+
+
+def test_scores_of_eager_attention_are_kept_for_the_backward_pass():
+    """Gemma 2 caps its scores, so that it can't use memory-efficient attention."""
+    eager = planned(name="gemma2", kept=1.0).memory["activations"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optimum_ffp.planning.recovery.SCORE", 0)
+        without = planned(name="gemma2", kept=1.0).memory["activations"]
+    sizes = CONFIGS["gemma2"][1]
+    scores = sizes["num_hidden_layers"] * sizes["num_attention_heads"] * 24**2
+    assert eager - without == pytest.approx(8 * scores, abs=2)

@@ -8,7 +8,7 @@ from ...allocation.policy import Unit
 from ...config import FFPConfig
 from ...options import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import GRADIENT_FINALISTS, AgentState, SearchResult, SearchTask, finalist_count
 
 
 # Step size from the loss curves towards the measured multipliers: size gradients are for changes of one unit at a
@@ -45,8 +45,9 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     if warm_start is not None:
         regression.restore(warm_start)
     order = np.random.default_rng(config.seed).permutation(task.max_samples)
+    finalists = finalist_count(task.steps, GRADIENT_FINALISTS)
     trail = [regression.solve()]
-    for update in range((task.steps - task.finalists) // GRADIENT_COST):
+    for update in range((task.steps - finalists) // GRADIENT_COST):
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
         policy = task.map_scores(_damped(trail[-1]), task.sparsity)
         down, up = task.size_gradients(policy, windows)
@@ -56,7 +57,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         trail.append(regression.solve())
     settled = np.mean([_damped(values) for values in trail[len(trail) // 2 :]], axis=0)
     answers = [_damped(trail[-1]), settled, to_scores(trail[-1])]
-    return task.conclude(answers[: task.finalists], regression.state(), [_damped(values) for values in trail])
+    return task.conclude(answers[:finalists], regression.state(), [_damped(values) for values in trail])
 
 
 def _damped(multipliers: np.ndarray) -> np.ndarray:
