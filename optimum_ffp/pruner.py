@@ -19,6 +19,7 @@ from .compression.calibration import calibrate
 from .config import FFPConfig
 from .data import DataSplits, with_window_length
 from .errors import FFPError
+from .hub.license import read_license
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
 from .options import AGENT, CALIBRATION, find_choice
@@ -94,6 +95,7 @@ class FFPPruner:
         self.measured = Measurements(model, tokenizer, config, data, device, self.options.token)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
+        self._license = read_license(self.model_id, **self.options.hub())
         self._dense_parameters = model.num_parameters()
         self._check_budget(config)
         model.eval().requires_grad_(False)
@@ -278,6 +280,7 @@ class FFPPruner:
         calibrated_with = {name: getattr(config, name) for name in CALIBRATION}
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
+        # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, found.cost)
         if config.reports_searched:
             losses["searched"] = measured.test_losses(policy, None, "searched", journal, config.batch_size, meter)
@@ -306,6 +309,8 @@ class FFPPruner:
             compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,
             trust_remote_code=self.options.trust_remote_code,
+            license=self._license,
+            given_data=measured.given_data is not None,
         )
         return self.result
 
@@ -316,8 +321,7 @@ class FFPPruner:
         return config if sparsity is None else config.replace(sparsity=sparsity)
 
     def _check_budget(self, config: FFPConfig) -> None:
-        ways = ([unit.unit for unit in units] for units in self.measured.ways)
-        check_budget(ways, config.sparsity, config)
+        check_budget(([unit.unit for unit in units] for units in self.measured.ways), config.sparsity, config)
 
     @memory_errors()
     def _find(
@@ -386,10 +390,9 @@ class FFPPruner:
         Raises:
             FFPError: If nothing has been pruned, or the upload fails.
         """
-        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
-        return processes.on_main(
-            lambda: push_checkpoint(self._finished(), repo_id, private=private, token=token, **options)
-        )
+        place = {"private": private, "token": token, "revision": revision}
+        options = place | {"commit_message": commit_message, "create_pr": create_pr}
+        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, **options))
 
     def _finished(self) -> PruningResult:
         if self.result is None:

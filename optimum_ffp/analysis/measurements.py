@@ -19,6 +19,7 @@ from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
+from ..modeling.auto import note_untied
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
@@ -104,6 +105,7 @@ class Measurements:
         device: torch.device | None = None,
         token: str | None = None,
     ):
+        note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
         self.config = with_window_length(config, model.config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)

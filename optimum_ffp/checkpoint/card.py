@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,13 @@ from ..data import describe_size, hub_dataset
 from ..errors import FFPError
 from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
-from ..utils.folders import expand
-from .gguf.architectures import check_exportable, choose_architecture, padded_size
-from .gguf.tensors import layer_sizes
-from .gguf.tokenizer import read_tokenizer
+from .gguf import plan_export
 from .result import PruningResult, final, package_versions
 
 
 TEMPLATE = "model_card_template.md"
 # optimum-ffp is not on a package index yet.
 INSTALL = "from a checkout of it: `pip install -e .`"
-# With `license: other` the other two fields give the licence's name and link.
-LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def template_path() -> Path:
@@ -55,21 +51,10 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
     card.save(Path(folder) / "README.md")
 
 
-def _base_metadata(base_model: str) -> dict[str, Any]:
-    """Licence of the base model, from its card."""
-    try:
-        readme = base_model if is_hub_id(base_model) else expand(base_model) / "README.md"
-        data = ModelCard.load(readme, ignore_metadata_errors=True).data
-    # A base model without a readable card can be pruned all the same.
-    except Exception:
-        return {}
-    return {name: getattr(data, name) for name in LICENSE_FIELDS if getattr(data, name, None)}
-
-
 def _metadata(result: PruningResult) -> ModelCardData:
     base, config = result.base_model, result.config
     texts = [name for dataset in (config.dataset, config.eval_dataset) if dataset for name in read_mix(dataset)]
-    found = [hub_dataset(name) for name in texts]
+    found = [] if result.given_data else [hub_dataset(name) for name in texts]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="transformers",
@@ -82,7 +67,7 @@ def _metadata(result: PruningResult) -> ModelCardData:
             for windows, figures in result.tests
             for found in evaluation_results(windows.describe(), final(figures))
         ],
-        **_base_metadata(base),
+        **result.license,
     )
 
 
@@ -124,7 +109,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "tests": [(dataset_name(windows.dataset), windows, figures) for windows, figures in result.tests],
         "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
-        "data": dataset_name(config.dataset),
+        "data": dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset),
         "plots": plots,
         "versions": package_versions(),
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
@@ -144,19 +129,10 @@ def _base_link(base: str, revision: str | None) -> str:
 
 def _gguf_option(result: PruningResult) -> str | None:
     """Options of `ffp export` for this model; `None` if llama.cpp can't run it."""
-    config = result.model.config
-    try:
-        check_exportable(config)
-        read_tokenizer(result.tokenizer)
-    except FFPError:
-        return None
-    sizes = layer_sizes(result.model)
-    for option, written in (("", sizes), (" --pad-uniform", [padded_size(config, sizes)])):
-        try:
-            choose_architecture(config, written)
+    for option, pads in (("", False), (" --pad-uniform", True)):
+        with suppress(FFPError):
+            plan_export(result.model, result.tokenizer, pads)
             return option
-        except FFPError:
-            continue
     return None
 
 

@@ -144,7 +144,9 @@ def _layers(result: PruningResult) -> list[dict[str, Any]]:
 
 def _settings(result: PruningResult) -> list[tuple[str, str]]:
     config = result.config
-    values = {name: getattr(config, name) for name in config.option_names()}
+    # The datasets that the options name were not read if windows were given.
+    unread = TEXTS if result.given_data else ()
+    values = {name: getattr(config, name) for name in config.option_names() if name not in unread}
     values |= {name: dataset_name(values[name]) for name in TEXTS if values.get(name)}
     return [(name, _show(value)) for name, value in values.items()]
 

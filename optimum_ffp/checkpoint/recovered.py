@@ -26,7 +26,7 @@ from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import as_recorded, push_written, savable, save_tokenizer, write_folder
+from .saving import as_recorded, push_written, save_model, save_tokenizer, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -34,6 +34,7 @@ SECTION = "recovery_section.md"
 ADAPTER = "adapter"
 # Heading of the card of the pruned model, which follows the section on the recovery.
 BEFORE = "## Pruning"
+REPORT = "[report.html](report.html) has all figures"
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,7 @@ def _write(
             (folder / path).parent.mkdir(exist_ok=True)
             # Without its permissions: it may be read-only, and some files are written anew.
             shutil.copyfile(file, folder / path)
-    model.generation_config = savable(model.generation_config)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     earlier = content.get("recovery", [])
     if earlier:
@@ -275,7 +275,7 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     fields = {"record": record, "options": record.options, "figures": record.figures, "plot": RECOVERY_PLOT}
     fields |= {"teacher": short_name(record.teacher), "command": recovery_command(record)}
     section = environment.get_template(SECTION).render(fields)
-    title, _, rest = card.text.lstrip().partition("\n")
+    title, _, rest = card.text.lstrip().replace(f"{REPORT} in one file.", f"{REPORT} of the pruning.").partition("\n")
     title = title.removesuffix(", recovered")
     # Of an earlier recovery the section stays, below this one.
     before = rest if BEFORE in rest else f"\n{BEFORE}\n{rest}"

@@ -109,6 +109,8 @@ class PruningResult:
         compute_dtype: Name of the dtype that losses on test windows were computed in.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
+        license: Fields of the licence of the dense model's card.
+        given_data: Whether the windows were given, instead of the datasets that the options name.
     """
 
     model: PreTrainedModel
@@ -124,6 +126,8 @@ class PruningResult:
     compute_dtype: str
     revision: str | None = None
     trust_remote_code: bool = False
+    license: Mapping[str, str] = field(default_factory=dict)
+    given_data: bool = False
 
     @property
     def policy(self) -> PruningPolicy:
@@ -194,6 +198,7 @@ class PruningResult:
             "dtype": self.dtype,
             "compute_dtype": self.compute_dtype,
             "trust_remote_code": self.trust_remote_code,
+            "given_data": self.given_data,
             "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,

@@ -13,7 +13,8 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
 from ..config import FFPConfig
@@ -32,6 +33,10 @@ from .result import PruningResult
 # In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
+# Entries that transformers writes into a tokenizer's config, of how it was loaded.
+LOCAL = ("is_local", "local_files_only")
+# Beginnings of the names of tokenizers that add a start token in transformers 4 unless they are told not to.
+TOLD = ("Llama", "CodeLlama", "Gemma")
 
 
 def save_checkpoint(
@@ -92,8 +97,7 @@ def _record_other_files(folder: Path) -> None:
 
 
 def _write(result: PruningResult, folder: Path, name: str) -> None:
-    result.model.generation_config = savable(result.model.generation_config)
-    result.model.save_pretrained(folder)
+    save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
     write_json(folder / result.config.CONFIG_NAME, record)
@@ -107,29 +111,18 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     write_report(result, folder, plots)
 
 
-def savable(config: GenerationConfig) -> GenerationConfig:
-    """Returns a generation config without what transformers refuses to save, such as a temperature without sampling.
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Saves the weights, config and code of a model, and its generation config as it is.
 
-    Many dense models have such settings, which it reads.
+    Many dense models have settings that transformers reads and refuses to save, such as a temperature without
+    sampling.
     """
-    settings, kept = config.to_diff_dict(), {}
-    if _is_savable(settings):
-        return config
-    # Twice, as one setting may need another that comes later.
-    for name, value in [*settings.items()] * 2:
-        if _is_savable(kept | {name: value}):
-            kept[name] = value
-    return GenerationConfig(**kept)
-
-
-def _is_savable(settings: Mapping[str, Any]) -> bool:
-    config = GenerationConfig()
-    vars(config).update(settings)
+    own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        config.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = own
+    own.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
@@ -182,14 +175,24 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     transformers 5 names the class of a tokenizer from `tokenizer.json` alone `TokenizersBackend`, which version 4
     doesn't know. Both know `PreTrainedTokenizerFast`, with which version 4 needs `model_input_names` to leave out
-    `token_type_ids`.
+    `token_type_ids`. Both read further special tokens by their earlier name too. Version 4 needs to be told of
+    Llama's and Gemma's tokenizers which tokens they add.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    for name in LOCAL:
+        config.pop(name, None)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config.get("tokenizer_class", "").startswith(TOLD):
+        tokens = tokenizer("a").input_ids
+        for name, found in (("bos", tokens[:1]), ("eos", tokens[-1:])):
+            index = getattr(tokenizer, f"{name}_token_id")
+            config[f"add_{name}_token"] = index is not None and found == [index]
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class SavedAgent(dict[str, np.ndarray]):

@@ -67,8 +67,8 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
 def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
-    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, export_gguf
-    from ..modeling.loading import LoadOptions, load_any, read_any_config
+    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, check_installed, export_gguf, plan_export
+    from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
     from ..utils.folders import check_apart, check_file
 
     check_choices(args, {"outtype": OUTPUT_TYPES})
@@ -76,8 +76,11 @@ def export(args: Namespace) -> None:
     output = check_file(args.output, b"GGUF", args.overwrite)
     given = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "trust_remote_code")}
     options = LoadOptions(device="cpu", **given)
+    check_installed()
     # Before the weights are loaded.
-    check_exportable(read_any_config(args.model, options))
+    config = read_any_config(args.model, options)
+    check_exportable(config)
+    plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)
     model, tokenizer = load_any(args.model, options)
     architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
     print(f"{args.output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")

@@ -19,6 +19,13 @@ def recorded_start_token(record: Mapping[str, Any]) -> str:
     return next((step["start_token"] for step in reversed(steps) if step.get("start_token")), "never")
 
 
+def recorded_length(record: Mapping[str, Any]) -> int | None:
+    """Return the tokens per test window of the last recovery of a pruned model or of its prune, by its record."""
+    steps = record.get("provenance", {}), *record.get("recovery", [])
+    found = [step["perplexity"]["window_length"] for step in steps if "window_length" in step.get("perplexity", {})]
+    return found[-1] if found else None
+
+
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     """Return the content of the `ffp_config.json` of a pruned model; empty for other models.
 

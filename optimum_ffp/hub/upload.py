@@ -2,10 +2,12 @@
 
 import gc
 import json
+import logging
 import os
 import re
 import shlex
 from fnmatch import fnmatch
+from glob import escape
 from itertools import chain
 from pathlib import Path
 
@@ -14,12 +16,17 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
-from ..utils.folders import CHECKPOINT_FILES
+from ..utils.folders import CHECKPOINT_FILES, FILES, name_some, read_record
+
+
+logger = logging.getLogger(__name__)
 
 
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
-CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"\\\n]+)", trust_remote_code=True\)')
+CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\(("(?:[^"\\\n]|\\.)+"), trust_remote_code=True\)')
 CARD = "README.md"
+# Names of what somebody may have put beside a checkpoint for its readers.
+BESIDE = re.compile(r"(license|notice)[^/]*|[^/]+\.md", re.IGNORECASE)
 MESSAGE = "Upload a model pruned by optimum-ffp"
 ADVICE = {
     401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
@@ -112,9 +119,10 @@ def name_repository(card: str, repo_id: str) -> str:
     found = CARD_NAME.search(card)
     if found is None:
         return card
-    card = card.replace(f'"{found[1]}"', json.dumps(repo_id, ensure_ascii=False))
+    before = json.loads(found[1])
+    card = card.replace(found[1], json.dumps(repo_id, ensure_ascii=False))
     # The name may be quoted in shell commands.
-    for name in (shlex.quote(found[1]), found[1]):
+    for name in (shlex.quote(before), before):
         card = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", lambda _: shlex.quote(repo_id), card)
     return card
 
@@ -155,8 +163,13 @@ def _operations(
     api: HfApi, folder: Path, repo_id: str, revision: str | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    # Skip files of git and of download caches.
-    files = {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
+    # Files of git and of download caches are skipped without a word.
+    found = [*filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)]
+    named = (*CHECKPOINT_FILES, *map(escape, read_record(folder).get(FILES, [])))
+    own = [name for name in found if BESIDE.fullmatch(name) or any(fnmatch(name, pattern) for pattern in named)]
+    files = {name: paths[name] for name in own}
+    if left := [name for name in found if name not in files]:
+        logger.warning("not of the checkpoint, and not uploaded: %s", name_some(left))
     # Files of the checkpoint that was there before.
     stale = [
         name

@@ -70,6 +70,9 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weig
     files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
     for name in files:
         _check_name(source, index, name, (".safetensors",))
+    # Read instead of what an index names.
+    if weights and variant is None and named is None and cached_file(os.fspath(source), SINGLE_FILE, **hub, **QUIETLY):
+        files = {SINGLE_FILE}
     headers = _read_headers(source, files or {SINGLE_FILE}, hub) if weights else {}
     _check_weights(source, config, headers)
     auto_map = config.get("auto_map") or {}
@@ -101,8 +104,7 @@ def _read_headers(source: str | os.PathLike, files: set[str], hub: dict[str, Any
     for name in files:
         path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
         if path is None:
-            # A single file is read instead of what an index names.
-            if name != SINGLE_FILE and os.path.isdir(source) and not os.path.exists(os.path.join(source, SINGLE_FILE)):
+            if name != SINGLE_FILE and os.path.isdir(source):
                 raise FFPError(f"{source} has no {name}, which its index of the weights names; download it again")
             continue
         if not os.access(path, os.R_OK):

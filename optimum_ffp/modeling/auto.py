@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import Group, PruningPolicy
@@ -66,6 +67,20 @@ def is_pruned(config: PretrainedConfig) -> bool:
     return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
 
 
+def note_untied(model: PreTrainedModel) -> None:
+    """Say in the config of a model that its head is not the embeddings, if it says so and a checkpoint has both.
+
+    Transformers loads both then and leaves the config as it is.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight is embeddings.weight:
+        return
+    loaded = not (head.weight.is_meta or embeddings.weight.is_meta)
+    # They may be on different devices.
+    if loaded and not torch.equal(head.weight.cpu(), embeddings.weight.cpu()):
+        model.config.tie_word_embeddings = False
+
+
 def load_whole(
     model_class: type, model_id: str | os.PathLike, **kwargs: Any
 ) -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
@@ -107,6 +122,7 @@ def load_whole(
                 f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)}{more}; put config.json "
                 "right, or download the checkpoint again"
             )
+    note_untied(model)
     return model, info
 
 

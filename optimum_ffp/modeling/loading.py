@@ -91,7 +91,7 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         device = use_device(options.device)
         check_offload(options.offload, device, dtype, config, bool(extra))
     placement = _placement(options, config)
-    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, options.trust_remote_code, **placement)
+    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, **placement)
     if device is not None and options.offload != "none":
         offload_layers(model, device, options.offload)
     elif device is not None:
@@ -134,7 +134,7 @@ def load_any(
     config = read_any_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
     placement = _placement(options, config)
-    model, tokenizer = _load(kind, model_id, options, reader, options.trust_remote_code, **placement)
+    model, tokenizer = _load(kind, model_id, options, reader, **placement)
     if not options.device_map:
         model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
@@ -153,7 +153,7 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
     """
     read_pruned_config(model_id, options)
     own = replace(options, dtype="auto")
-    model, tokenizer = _load(FFPModelForCausalLM, model_id, own, None, options.trust_remote_code)
+    model, tokenizer = _load(FFPModelForCausalLM, model_id, own, None)
     check_usable(model, tokenizer, model_id)
     return model, tokenizer
 
@@ -240,18 +240,12 @@ def _load(
     model_id: str,
     options: LoadOptions,
     reader: "GGUFReader | None",
-    trust_remote_code: bool,
     **placement: str,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
-    weights = _weight_options(options, extra)
+    weights, tokenizer = _weight_options(options, extra), load_tokenizer(model_id, options)
     # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, **options.hub(), **extra, **_tokenizer_options()
-        )
-        # Raises if transformers has created an empty tokenizer because the checkpoint has none.
-        largest_token(tokenizer, model_id)
         if reader is None:
             # Those of a folder have been checked with its config, and other classes check them themselves.
             if kind is AutoModelForCausalLM and not Path(source).is_dir():
@@ -261,6 +255,17 @@ def _load(
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
+
+
+def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model of any family. Raises `FFPError` if there is none."""
+    source, extra = _locate(model_id)
+    code = {"trust_remote_code": options.trust_remote_code}
+    with loading_errors(model_id, options.token):
+        tokenizer = AutoTokenizer.from_pretrained(source, **code, **options.hub(), **extra, **_tokenizer_options())
+        # Raises if transformers has created an empty tokenizer because the checkpoint has none.
+        largest_token(tokenizer, model_id)
+    return tokenizer
 
 
 def _tokenizer_options() -> dict[str, bool]:

@@ -78,12 +78,16 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
         return replace(config, start_token=config.start_token or "auto")
     record = prune_record(student_id, **options.hub())
     found = record.get("dataset", DATASET)
+    given = record.get("provenance", {}).get("given_data")
     # The record has the names of local files without their folders.
-    if all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
+    if not given and all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
         column = config.text_column or record.get("text_column")
         start_token = config.start_token or recorded_start_token(record)
         return replace(config, dataset=found, text_column=column, start_token=start_token)
     logger.warning(
-        "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)", student_id, found, DATASET
+        "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)",
+        student_id,
+        "given windows" if given else found,
+        DATASET,
     )
     return replace(config, dataset=DATASET, start_token=config.start_token or "auto")

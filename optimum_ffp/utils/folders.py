@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 RECORD = "ffp_config.json"
 # Most bytes of the name of a file or folder.
 LONGEST_NAME = 255
+# Suffix of what is not completely written.
+PARTIAL = ".partial"
 # Key in the record, of the names of further files of a checkpoint.
 FILES = "files"
 # Errors of file systems without locks, such as some network ones; filelock may raise errors without a number.
@@ -248,7 +250,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     with FolderLock(path):
         _remove_remains(path)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
         try:
             yield staging
             _make_readable(staging)
@@ -268,20 +270,44 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _make_readable(folder: Path) -> None:
-    """Give a temporary folder and its files the permissions of new ones; some libraries make theirs private."""
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `file` that replaces it if the context succeeds and is deleted otherwise.
+
+    Raises:
+        FFPError: If another process is writing `file`.
+    """
+    # The file that a link is to.
+    path = resolve(file)
+    with FolderLock(path):
+        _remove_remains(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            _make_readable(Path(name))
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _make_readable(place: Path) -> None:
+    """Give a temporary file or folder the permissions of new ones; some libraries make theirs private."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
+    for path in (place, *place.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _remove_remains(path: Path) -> None:
-    """Remove temporary folders of killed processes beside `path`. The lock guarantees that none is in use."""
+    """Remove temporary files and folders of killed processes beside `path`, none of which the lock leaves in use."""
     replaced_by_nothing = not path.exists()
     for rest in path.parent.iterdir():
         if re.fullmatch(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(partial|replaced)", rest.name):
             if rest.suffix == ".replaced" and replaced_by_nothing:
                 logger.warning("%s is what %s held before a run was killed", rest, path)
                 continue
-            shutil.rmtree(rest, ignore_errors=True)
+            if rest.is_dir():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from optimum_ffp.checkpoint.saving import load_agent, savable, save_checkpoint, save_tokenizer
-from tests.helpers import FILES, SETTINGS, make_pruner
+from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint, save_model, save_tokenizer
+from optimum_ffp.data import DataSplits
+from optimum_ffp.modeling.auto import note_untied
+from optimum_ffp.modeling.loading import LoadOptions, load_dense
+from tests.helpers import FILES, SETTINGS, make_pruner, make_tiny_model, make_tokenizer, with_start_token
 
 
 def test_loads_with_attributes_of_the_config(pruned):
@@ -218,14 +222,67 @@ def test_files_of_a_tokenizer_with_code_of_its_own_are_on_record(save_tiny_model
     assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == pruner.config.sparsity
 
 
-def test_settings_of_sampling_that_nothing_reads_are_left_out():
-    config = GenerationConfig(temperature=0.5, top_p=0.9, eos_token_id=3)
-    assert savable(config).to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
-    # Refused without beams, or at all; beams may come after what needs them.
-    for refused in ({"early_stopping": True}, {"pad_token_id": -1}, {"length_penalty": 2.0}):
-        found = savable(GenerationConfig(eos_token_id=3, **refused))
-        assert found.to_diff_dict() == GenerationConfig(eos_token_id=3).to_diff_dict()
-    mixed = savable(GenerationConfig(early_stopping=True, num_beams=3, temperature=0.5))
-    assert (mixed.early_stopping, mixed.num_beams, mixed.temperature) == (True, 3, GenerationConfig().temperature)
-    for used in (GenerationConfig(do_sample=True, temperature=0.5), GenerationConfig(eos_token_id=3)):
-        assert savable(used) is used
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.5, "top_p": 0.9, "eos_token_id": 3},
+        {"early_stopping": True, "pad_token_id": -1, "length_penalty": 2.0},
+        {"do_sample": True, "temperature": 0.5},
+    ],
+)
+def test_settings_of_generation_stay_though_transformers_refuses_to_save_them(settings, tmp_path):
+    model = make_tiny_model()
+    model.generation_config = own = GenerationConfig(**settings)
+    save_model(model, tmp_path)
+    assert model.generation_config is own
+    assert settings.items() <= GenerationConfig.from_pretrained(tmp_path).to_diff_dict().items()
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_tokenizer_says_what_earlier_versions_of_transformers_must_be_told(adds, tmp_path):
+    tokenizer = with_start_token(make_tokenizer()) if adds else make_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["w5", "w6"]})
+    save_tokenizer(tokenizer, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    assert content["additional_special_tokens"] == ["w5", "w6"] and "extra_special_tokens" not in content
+    assert "add_bos_token" not in content
+    path.write_text(json.dumps(content | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": adds}))
+    llama = AutoTokenizer.from_pretrained(tmp_path)
+    save_tokenizer(llama, tmp_path / "llama")
+    content = json.loads((tmp_path / "llama" / "tokenizer_config.json").read_text())
+    assert (content["add_bos_token"], content["add_eos_token"]) == (adds, False) and "is_local" not in content
+    again = AutoTokenizer.from_pretrained(tmp_path / "llama")
+    assert {"w5", "w6"} <= set(again.all_special_tokens)
+    for text in ("w7 w8", ""):
+        assert again(text).input_ids == llama(text).input_ids
+
+
+def test_a_head_of_its_own_is_saved_whatever_the_config_says(tmp_path, windows):
+    """As a merged adapter of the head leaves it: transformers loads both, and the config says that they are one."""
+    dense = make_tiny_model(tie_word_embeddings=False)
+    dense.save_pretrained(tmp_path / "dense")
+    make_tokenizer().save_pretrained(tmp_path / "dense")
+    path = tmp_path / "dense" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    model, _ = load_dense(str(tmp_path / "dense"), LoadOptions(device="cpu"))
+    assert model.config.tie_word_embeddings is False
+    assert torch.equal(model(windows).logits, dense(windows).logits)
+    tied = make_tiny_model(tie_word_embeddings=True)
+    note_untied(tied)
+    assert tied.config.tie_word_embeddings is True
+
+
+def test_a_card_of_given_windows_names_no_other_text(save_tiny_model, data_folder, tmp_path):
+    data = make_pruner(save_tiny_model(), data_folder).measured.data
+    named = {role: replace(getattr(data, role), dataset="my chats") for role in ("calibration", "search")}
+    given = DataSplits(**named, tests=(replace(data.test, dataset="my chats"),))
+    model, tokenizer = load_dense(str(save_tiny_model()), LoadOptions(device="cpu"))
+    pruner = FFPPruner(model, tokenizer, FFPConfig(**{**SETTINGS, "method": "no-search"}), data=given)
+    pruner.prune()
+    pruner.save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "wikitext" not in card.lower() and "pruned with my chats" in card and "ffp prune" not in card
+    assert "given from Python" in card and ModelCard(card).data.datasets is None
+    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
+    assert record["provenance"]["given_data"] is True

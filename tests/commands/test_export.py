@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -44,6 +46,43 @@ def test_wrong_input_is_one_line(run, model, tmp_path, arguments, message):
     code, _, errors = run("-m", model, tmp_path / "out.gguf", *arguments)
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
+    """As fine-tunes add a padding token without resizing the model."""
+    import gguf
+
+    tokenizer = make_byte_level_tokenizer()
+    rows = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<|unused{number}|>" for number in range(rows - len(tokenizer))], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id == rows
+    tokenizer.save_pretrained(model)
+    code, _, errors = run("-m", model, tmp_path / "out.gguf")
+    assert code == 0, errors
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
+
+
+def test_a_second_export_into_one_file_ends_at_once(run, model, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from optimum_ffp.utils.folders import FolderLock; "
+        "lock = FolderLock(Path(sys.argv[1])); print(flush=True); input()"
+    )
+    words = [sys.executable, "-c", script, tmp_path / "out.gguf"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        code, _, errors = run("-m", model, tmp_path / "out.gguf")
+        assert code == 2 and "out.gguf is in use by another run" in errors
+        other.communicate(b"\n")
+    # Of an export that was killed.
+    (tmp_path / ".out.gguf.abcdefgh.partial").write_text("half")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "out.gguf")
+    assert run("-m", model, tmp_path / "out.gguf")[0] == 0
+    size = (tmp_path / "out.gguf").stat().st_size
+    assert run("-m", model, tmp_path / "link.gguf", "--outtype", "f32", "--overwrite")[0] == 0
+    assert (tmp_path / "link.gguf").is_symlink() and (tmp_path / "out.gguf").stat().st_size > size
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "out.gguf", "link.gguf"}
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 from optimum_ffp.hub.naming import dataset_name, model_name, short_name, without_folders
+from optimum_ffp.options import read_mix
 
 
 def test_hub_ids_stay_and_folders_go(tmp_path):
@@ -32,3 +33,8 @@ def test_a_record_is_published_without_folders_at_any_depth():
         "more": {"base_model": "x.gguf", "at": "/"},
     }
     assert record["dataset"] == "/data/wiki"
+
+
+def test_files_of_one_name_stay_apart():
+    published = without_folders({"dataset": "/data/en/text.txt:0.5,/data/de/text.txt:0.5"})["dataset"]
+    assert published == "text.txt:0.5,text.txt-2:0.5" and len(read_mix(published)) == 2

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from optimum_ffp.hub.record import prune_record
+from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
 from optimum_ffp.hub.upload import push_folder
 
 
@@ -24,3 +24,13 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
     cache = {"cache_dir": tmp_path / "cache"}
     assert prune_record("me/it", **cache) == prune_record("me/it", revision=first, **cache) == prune_record(folder)
     assert prune_record("me/other", **cache) == {}
+
+
+def test_how_a_model_was_measured_last():
+    assert recorded_length({}) is None and recorded_start_token({}) == "never"
+    pruned = {"start_token": "auto", "provenance": {"perplexity": {"dense": 20.0, "window_length": 512}}}
+    assert recorded_length(pruned) == 512 and recorded_start_token(pruned) == "auto"
+    recovered = pruned | {
+        "recovery": [{"options": {"start_token": "never"}, "perplexity": {"pruned": 30.0, "window_length": 24}}]
+    }
+    assert recorded_length(recovered) == 24 and recorded_start_token(recovered) == "never"

@@ -99,6 +99,9 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
 
         card = ModelCard(uploaded(repository)["README.md"].decode())
         assert (card.data.base_model, card.data.license, card.data.license_name) == ("org/tiny", "other", "tiny")
+        # A file that the result doesn't have.
+        revision = hub.repositories["org/tiny"].commits[-1].oid
+        assert card.data.license_link == f"https://huggingface.co/org/tiny/blob/{revision}/LICENSE"
         assert 'from_pretrained("me/tiny-ffp", trust_remote_code=True)' in card.content
         # Its tokenizer is none of llama.cpp's.
         assert "optimum-cli ffp export" not in card.content
@@ -282,7 +285,7 @@ def test_a_card_names_its_folder_and_once_pushed_its_repository(pruned, folder, 
 
 def test_names_that_a_shell_needs_quoted(pruned, tmp_path, monkeypatch):
     pruner, _ = pruned
-    monkeypatch.setattr("optimum_ffp.checkpoint.card.read_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr("optimum_ffp.checkpoint.gguf.writer.read_tokenizer", lambda tokenizer: None)
     pruner.save_pretrained(tmp_path / "two words")
     card = (tmp_path / "two words" / "README.md").read_text()
     assert 'from_pretrained("./two words", trust' in card and "vllm serve './two words' --trust" in card
@@ -294,6 +297,25 @@ def test_names_that_a_shell_needs_quoted(pruned, tmp_path, monkeypatch):
     accented = name_repository(card, "./modèle")
     assert 'from_pretrained("./modèle", trust' in accented
     assert "two words" not in name_repository(accented, "me/it").replace("'two words.gguf'", "")
+
+
+def test_names_that_json_escapes(pruned, tmp_path):
+    pruner, _ = pruned
+    pruner.save_pretrained(tmp_path / 'say "x"')
+    card = (tmp_path / 'say "x"' / "README.md").read_text()
+    assert r'from_pretrained("./say \"x\"", trust' in card
+    named = name_repository(card, "me/it")
+    assert 'from_pretrained("me/it", trust' in named and "vllm serve me/it --trust" in named and "say" not in named
+
+
+def test_what_is_not_of_the_checkpoint_stays_here(folder, hub, caplog):
+    for name in (".env", "out.gguf", "wandb/notes.md", "license.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    push_folder(folder, "me/mine")
+    assert set(uploaded(hub.repositories["me/mine"])) == FILES | {"license.txt"}
+    (line,) = [one.getMessage() for one in caplog.records if one.name == "optimum_ffp.hub.upload"]
+    assert line == "not of the checkpoint, and not uploaded: .env, out.gguf, wandb/notes.md"
 
 
 def test_a_folder_without_a_model_replaces_none(folder, hub, tmp_path):

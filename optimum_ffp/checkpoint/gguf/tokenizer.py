@@ -52,7 +52,7 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     writer.add_token_types(kinds)
     for name in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{name}_token_id")
-        if index is not None:
+        if index is not None and index < vocabulary:
             getattr(writer, f"add_{name}_token_id")(index)
     encoded = tokenizer("a").input_ids
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and encoded[:1] == [tokenizer.bos_token_id])
@@ -86,12 +86,18 @@ def _tokens(
 
     names = [f"[UNUSED{index}]" for index in range(vocabulary)]
     kinds = [int(TokenType.UNUSED)] * vocabulary
+    # Special tokens that were added without resizing the model don't occur in text.
+    beyond = {added["id"] for added in description["added_tokens"] or [] if added["special"]} - {*range(vocabulary)}
     for name, index in tokenizer.get_vocab().items():
+        if index in beyond:
+            continue
         if index >= vocabulary:
             raise FFPError(f"token {name!r} has index {index}, but the embedding has {vocabulary} rows")
         names[index] = name
         kinds[index] = int(TokenType.BYTE if name in BYTE_TOKENS else TokenType.NORMAL)
     for added in description["added_tokens"] or []:
+        if added["id"] in beyond:
+            continue
         kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     if tokenizer.unk_token_id is not None and description["model"].get("byte_fallback"):
         kinds[tokenizer.unk_token_id] = int(TokenType.UNKNOWN)

@@ -1,19 +1,46 @@
 """Writes GGUF files."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import FFPError
-from ...utils.folders import expand
+from ...utils.folders import expand, whole_file
 from .architectures import Architecture, LayerSizes, check_exportable, choose_architecture, padded_size
 from .tensors import head_dimension, layer_sizes, tensors
-from .tokenizer import write_tokenizer
+from .tokenizer import read_tokenizer, write_tokenizer
 
 
 OUTPUT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+
+def check_installed() -> None:
+    """Raises `FFPError` if the `gguf` package is missing."""
+    if find_spec("gguf") is None:
+        raise FFPError("GGUF files need the gguf package: pip install gguf")
+
+
+def plan_export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_uniform: bool = False
+) -> tuple[Architecture, LayerSizes | None]:
+    """Returns the architecture for a model, and the size that its layers are padded to if they are.
+
+    Args:
+        model: A causal LM, dense or pruned, for example on the meta device.
+        tokenizer: Tokenizer of the model.
+        pad_uniform: Whether to pad all layers to the size of the largest, for the standard architecture.
+
+    Raises:
+        FFPError: If llama.cpp does not support the model or its tokenizer.
+    """
+    check_exportable(model.config)
+    read_tokenizer(tokenizer)
+    sizes = layer_sizes(model)
+    padded = padded_size(model.config, sizes) if pad_uniform else None
+    return choose_architecture(model.config, [padded] if padded else sizes), padded
 
 
 @torch.no_grad()
@@ -40,40 +67,32 @@ def export_gguf(
         Architecture of the file.
 
     Raises:
-        FFPError: If llama.cpp does not support the model or its tokenizer, or the `gguf` package is missing.
+        FFPError: As `plan_export`, or if the file can't be written or the `gguf` package is missing.
     """
+    check_installed()
+    architecture, padded = plan_export(model, tokenizer, pad_uniform)
+    import gguf
+
+    path, sizes = expand(path), [padded] * len(model.base_model.layers) if padded else layer_sizes(model)
     try:
-        import gguf
-    except ImportError:
-        raise FFPError("GGUF files need the gguf package: pip install gguf") from None
-    check_exportable(model.config)
-    sizes = layer_sizes(model)
-    padded = padded_size(model.config, sizes) if pad_uniform else None
-    architecture = choose_architecture(model.config, [padded] if padded else sizes)
-    path = expand(path)
-    partial = path.with_name(f".{path.name}.partial")
-    writer = gguf.GGUFWriter(partial, architecture.name)
-    try:
-        write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
-        _write_sizes(writer, model.config, [padded] * len(sizes) if padded else sizes)
-        writer.add_name(Path(model.config._name_or_path).name or "model")
-        file_type = f"{'ALL' if output_type == 'f32' else 'MOSTLY'}_{output_type.upper()}"
-        writer.add_file_type(int(gguf.LlamaFileType[file_type]))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for name, tensor in tensors(model, architecture, padded):
-            kind = _tensor_type(gguf.GGMLQuantizationType, name, tensor, output_type)
-            data = gguf.quants.quantize(tensor.cpu().contiguous().numpy(), kind)
-            writer.add_tensor(name, data, raw_dtype=kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        partial.replace(path)
+        with whole_file(path) as partial:
+            writer = gguf.GGUFWriter(partial, architecture.name)
+            write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
+            _write_sizes(writer, model.config, sizes)
+            writer.add_name(Path(model.config._name_or_path).name or "model")
+            file_type = f"{'ALL' if output_type == 'f32' else 'MOSTLY'}_{output_type.upper()}"
+            writer.add_file_type(int(gguf.LlamaFileType[file_type]))
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            for name, tensor in tensors(model, architecture, padded):
+                kind = _tensor_type(gguf.GGMLQuantizationType, name, tensor, output_type)
+                data = gguf.quants.quantize(tensor.cpu().contiguous().numpy(), kind)
+                writer.add_tensor(name, data, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
     except OSError as error:
         raise FFPError(f"{path} can't be written: {error}; nothing was left there") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return architecture
 
 
