@@ -64,7 +64,7 @@ def main(sources: list[str], prompt: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="RECOVERED PRUNED DENSE, or two of them")
+    parser.add_argument("models", nargs="+", help="RECOVERED PRUNED DENSE; one of the first two may be left out")
     parser.add_argument("--prompt", default="What is the capital of France?")
     args = parser.parse_args()
     if len(args.models) not in (2, 3):

@@ -115,8 +115,8 @@ class FFPConfig(Options, BaseConfig):
         action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1).
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
-        search_dtype: Dtype of candidates: `"auto"` (default) is bfloat16 where the hardware multiplies it faster,
-            `"model"` is the model's own.
+        search_dtype: Dtype of matrix products in statistics, search and distillation: `"auto"` (default) is bfloat16
+            where the hardware multiplies it faster, `"model"` is the model's own.
         min_retention: Smallest fraction of its groups that a unit keeps, `a_min`, default 0.2.
         max_retention: Largest fraction of its groups that a unit keeps, `a_max`, default 1.
         rate_precision: Step that retentions are rounded to (the paper: 0.01); `None` (default) does not round.
@@ -293,12 +293,14 @@ class FFPConfig(Options, BaseConfig):
                 on a local text, whose folder it doesn't name, and `overrides` names none.
         """
         options = read_file(path)
-        if "policy" in options:
-            check_named(options, {*overrides}, path)
         if "preset" in overrides:
             options = {name: value for name, value in options.items() if name not in PAPER}
+        if "policy" in options:
+            check_named(options, {*overrides}, path)
         defaults = {name: getattr(cls, name) for name in DERIVED} | _defaults(options)
-        replaced = [name for name in DERIVED if options.get(name) == defaults[name]]
+        # A config that was saved has all options, one that was written by hand those that are meant.
+        saved = "ffp_version" in options
+        replaced = [name for name in DERIVED if saved and options.get(name) == defaults[name]]
         return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
 
 

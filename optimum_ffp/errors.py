@@ -13,17 +13,22 @@ class FFPError(ValueError):
 
 
 @contextmanager
-def convert_errors(describe: Callable[[Exception], str]) -> Iterator[None]:
+def convert_errors(
+    describe: Callable[[Exception], str], passes: Callable[[Exception], bool] = lambda error: False
+) -> Iterator[None]:
     """Convert every exception of a library to an `FFPError`, for libraries that raise dozens of types.
 
     Args:
         describe: Returns the message, given the exception.
+        passes: Whether an exception is left as it is.
     """
     try:
         yield
     except FFPError:
         raise
     except Exception as error:
+        if passes(error):
+            raise
         raise FFPError(describe(error)) from None
 
 

@@ -196,3 +196,25 @@ def test_values_that_are_not_allowed(options):
 def test_every_option_is_documented():
     for name in FFPConfig.option_names():
         assert f"{name}: " in FFPConfig.__doc__
+
+
+@pytest.mark.parametrize("given", [{"agent": "ppo"}, {"grad": False}, {"reward": "pruned"}, {"agent": "bandit"}])
+@pytest.mark.parametrize("before", [{}, {"grad": False}, {"agent": "ppo"}])
+def test_defaults_follow_what_is_given_beside_a_saved_config(before, given, tmp_path):
+    FFPConfig(seed=3, **before).save_pretrained(tmp_path)
+    expected = FFPConfig(seed=3, **before | given)
+    assert FFPConfig.from_file(tmp_path / "ffp_config.json", **given).to_dict() == expected.to_dict()
+    # What somebody has written is meant.
+    (tmp_path / "mine.json").write_text(json.dumps({"search_steps": 26}))
+    assert FFPConfig.from_file(tmp_path / "mine.json", agent="ppo").search_steps == 26
+
+
+def test_a_record_of_a_local_text_needs_it_again(tmp_path):
+    record = FFPConfig(dataset="texts/mine.jsonl").to_dict() | {"policy": {}, "dataset": "mine.jsonl"}
+    path = tmp_path / "ffp_config.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(FFPError, match=r"names mine.jsonl without the folder; name the text by --dataset \(dataset\)"):
+        FFPConfig.from_file(path)
+    assert FFPConfig.from_file(path, dataset="texts/mine.jsonl").dataset == "texts/mine.jsonl"
+    path.write_text(json.dumps(record | {"dataset": "wikitext2:0.5,owner/text:0.4,self:0.1"}))
+    assert FFPConfig.from_file(path).dataset == "wikitext2:0.5,owner/text:0.4,self:0.1"

@@ -278,7 +278,9 @@ def add_hub_options(group: _ArgumentGroup) -> None:
     """Adds `--revision`, `--token` and `--cache-dir`."""
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")
     add_token(group)
-    add_option(group, "cache-dir", metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
+    add_option(
+        group, "cache-dir", metavar="DIR", help="Folder for downloaded models. Default: the cache of huggingface_hub."
+    )
 
 
 def add_trust_remote_code(group: _ArgumentGroup) -> None:

@@ -3,6 +3,7 @@
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +118,7 @@ def evaluate(args: Namespace) -> None:
     check_arguments(args)
 
     from ..evaluation import TaskSuite, compare_records, comparison_table
-    from ..hub.record import prune_record, recorded_start_token
+    from ..hub.record import prune_record, recorded_length, recorded_start_token
     from ..modeling.loading import LoadOptions, load_any, read_any_config
 
     suite = None
@@ -133,8 +134,15 @@ def evaluate(args: Namespace) -> None:
     known = [prune_record(model_id, **options.hub()) for model_id, options in sources.values()]
     # That of the pruned model, so that its figures are those of its card.
     args.start_token = args.start_token or next(map(recorded_start_token, filter(None, known)), "auto")
+    measured_with = [length for length in map(recorded_length, known) if length]
     used = used_texts(known)
     texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
+
+    if args.seq_len is None and measured_with:
+        # A baseline may have fewer positions.
+        configs = [read_any_config(model_id, options) for model_id, options in sources.values()]
+        positions = [getattr(config, "max_position_embeddings", None) for config in configs]
+        args.seq_len = min([measured_with[0], *filter(None, positions)])
 
     def load(role: str) -> Loaded:
         model_id, options = sources[role]
@@ -206,8 +214,10 @@ def measure(
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
             return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
 
-    with in_compute_dtype(model):
-        record["compute_dtype"] = dtype_name(model.dtype)
+    # Not where its speed alone is measured.
+    with in_compute_dtype(model) if tests or suite else nullcontext():
+        if tests or suite:
+            record["compute_dtype"] = dtype_name(model.dtype)
         figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
         if figures:
             record["perplexity"], *record["other_texts"] = figures

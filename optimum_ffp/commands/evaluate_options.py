@@ -54,8 +54,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "dataset",
         default="wikitext2",
-        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a .txt/.jsonl/.parquet file, or a folder with "
-        "train, validation and test files; or several, separated by commas, each reported by itself.",
+        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a .txt/.json/.jsonl/.parquet file, or a folder "
+        "with train, validation and test files; or several, separated by commas, each reported by itself.",
     )
     add_option(
         text,
@@ -72,7 +72,12 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         help="Number of windows of each text, from its start. Default: all, or the first 100 of the test part of a "
         "text without a test split.",
     )
-    add_option(text, "seq-len", type=int, help=f"Tokens per window. Default: {SEQ_LEN_DEFAULT}.")
+    add_option(
+        text,
+        "seq-len",
+        type=int,
+        help=f"Tokens per window. Default: as the pruned model was measured, otherwise {SEQ_LEN_DEFAULT}.",
+    )
     add_option(
         text,
         "start-token",

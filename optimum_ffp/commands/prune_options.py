@@ -52,9 +52,9 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         common,
         "dataset",
         "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
-        ".txt/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and test "
-        "files, or self (text that the model generates, which is slow: lower --num-samples); or a mix of them with "
-        "the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
+        ".txt/.json/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and "
+        "test files, or self (text that the model generates, which is slow: lower --num-samples); or a mix of them "
+        "with the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
     )
     add_option(
         common,
@@ -187,7 +187,11 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "candidates",
         "Number of candidates per update of --agent bandit or ppo, or at once of --method random or evolutionary.",
     )
-    add_config_option(search, "update-samples", "Number of search windows per update of the agent.")
+    add_config_option(
+        search,
+        "update-samples",
+        "Number of search windows per update of the agent, or per candidate of random and evolutionary search.",
+    )
     add_config_option(
         search,
         "reward",
@@ -203,7 +207,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         search,
         "search-dtype",
-        "Dtype to evaluate candidates in: auto (bfloat16 if the hardware supports it) or model (that of the weights).",
+        "Dtype of matrix products in statistics, search and distillation of a float32 model: auto (bfloat16 where the "
+        "hardware is known to be faster at it) or model (float32).",
     )
     add_option(
         search,

@@ -43,9 +43,9 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     _add(
         common,
         "dataset",
-        "Text to train on: c4, wikitext2, a Hub id, a .txt/.jsonl/.parquet file, a folder with train, validation and "
-        "test files, or self (text that the dense model writes); or a mix of them with the share of each, such as "
-        "text.jsonl:0.5,chats.jsonl:0.5.",
+        "Text to train on: c4, wikitext2, a Hub id, a .txt/.json/.jsonl/.parquet file, a folder with train, "
+        "validation and test files, or self (text that the dense model writes); or a mix of them with the share of "
+        "each, such as text.jsonl:0.5,chats.jsonl:0.5.",
         "the text that MODEL was pruned on, if it is a long one of the Hub, otherwise c4",
     )
     budgets = ", ".join(f"{name} {preset['max_tokens']:,}" for name, preset in PRESETS.items())

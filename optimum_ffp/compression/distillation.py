@@ -207,7 +207,7 @@ class _Trainer:
         steps = max(map(len, self.parts.chunks))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         # On a GPU one kernel reads and writes everything once.
-        optimiser = Adam(groups, betas=BETAS, fused=self.runner.device.type == "cuda")
+        optimiser = Adam(groups, betas=BETAS, fused=True if self.runner.device.type == "cuda" else None)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
             orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]

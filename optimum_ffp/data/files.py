@@ -93,7 +93,7 @@ def _suffix(path: Path) -> str | None:
 def _split_files(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / "data"):
         files = sorted(file for file in (place.iterdir() if place.is_dir() else ()) if file.is_file())
-        for pattern in (split, split + SHARD):
+        for pattern in (split, split + SHARD, rf"{split}\..+"):
             for suffix in SUFFIXES:
                 found = [
                     file for file in files if _suffix(file) == suffix and re.fullmatch(pattern, _stem(file, suffix))

@@ -94,7 +94,7 @@ def stream_splits(
     available = hub_splits(dataset, prunes, token)
     splits = [split for split in SPLITS if split in available]
     if len(splits) < len(SPLITS):
-        first = next((split for split in splits if split != "test"), available[0])
+        first = next((split for split in (*splits, *available) if split != "test"), "test")
         splits = [first, "test"] if "test" in available and first != "test" else [first]
     return {split: partial(_rows_from_hub, dataset, split, text_column, prunes, token) for split in splits}
 
@@ -204,7 +204,9 @@ def _rows_from_hub(
     from datasets import load_dataset
 
     repository, config = hub_source(dataset)
-    wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
+    # Those texts have one column.
+    named = dataset.partition(":")[0] in NAMED
+    wanted, label = None if named else text_column, f"{dataset} ({split})"
     with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
         stream = load_dataset(repository, config, split=split, streaming=True, token=token)
         columns = choose_columns(list(islice(stream, HEAD)), wanted, label)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -114,10 +115,12 @@ def _training_tokens(
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))
-        unread = rows()
+        unread, last = rows(), ""
         for _ in head:
-            next(unread, None)
-        yield from encode(unread)
+            last = next(unread, "")
+        # Of a long row the beginning alone was read.
+        rest = [last[len(head[-1]) :]] if isinstance(last, str) and len(last) > len(head[-1]) else []
+        yield from encode(chain(rest, unread))
 
     return tokens
 

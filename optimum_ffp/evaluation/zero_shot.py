@@ -53,7 +53,7 @@ class TaskSuite:
                 raise FFPError(f"there is no task {name!r}, neither of lm-eval nor in --tasks-path; {advice}")
         self.names = [found for name in names for found in self._find(name)]
         self.num_fewshot = num_fewshot
-        with convert_errors(partial(_describe_failure, self.names)):
+        with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
             self.manager.load(self.names)
 
     def _find(self, name: str) -> list[str]:
@@ -89,7 +89,7 @@ class TaskSuite:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        with convert_errors(partial(_describe_failure, self.names)):
+        with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
             results = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=self.names,
@@ -135,9 +135,6 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_failure(names: list[str], error: Exception) -> str:
-    """What readers, templates and metrics of tasks raise; lack of memory is for the caller."""
-    if out_of_memory(error):
-        raise error
     return (
         f"{', '.join(names)} can't be evaluated: {named_line(error)}. Tasks whose data is on the Hub need a "
         "connection; --tasks-path takes tasks with local data"

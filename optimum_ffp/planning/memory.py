@@ -242,7 +242,8 @@ class MemoryModel:
     def at_once(self, copies: int) -> int:
         """Windows that are taken through the layers together, if `copies` hidden states of each are kept."""
         place = self.placement
-        kept = kept_bytes(not self.brought, place.host_free, place.processes, place.room * place.accelerator)
+        local, room = place.processes // place.machines, place.room * place.accelerator
+        kept = kept_bytes(not self.brought, place.host_free, local, room)
         return max(1, kept // (copies * self.config.seq_len * self.hidden * self.size))
 
     def _kept_at_once(self, windows: int | None, copies: int) -> Memory:

@@ -60,6 +60,7 @@ class Placement:
             memory if they would take more than an eighth of them.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes, which share windows and Fisher matrices.
+        machines: Number of machines that they are on.
         host_free: Free bytes of host memory, of which hidden states may take a share where layers are brought.
         pins_memory: Whether layers and factors in host memory are pinned for the accelerator.
     """
@@ -74,5 +75,6 @@ class Placement:
     room: int = 0
     offload: str = "none"
     processes: int = 1
+    machines: int = 1
     host_free: int = 0
     pins_memory: bool = False

@@ -1,6 +1,5 @@
 """The plan of a prune: work, memory and disk, from the model's config alone."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve
 from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
+from ..utils.processes import machines as run_machines
 from .counts import calibrating_processes, count_searches, count_tokens, count_walks
 from .machine import Machine, measure_machine
 from .memory import MemoryModel
@@ -39,7 +39,6 @@ from .work import (
 )
 
 
-logger = logging.getLogger(__name__)
 # Where the weights of layers are while they don't run, by offload.
 PLACES = {"none": "where they run", "host": "in host memory (--offload host)", "disk": "on disk (--offload disk)"}
 # Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
@@ -77,7 +76,8 @@ class Plan:
         machine: Device and available memory.
         offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
         processes: Number of processes on this machine, each with the memory of a stage.
-        calibrated_by: Number of them that share calibration.
+        machines: Number of machines.
+        calibrated_by: Number of all processes that share calibration.
     """
 
     model: str
@@ -101,6 +101,7 @@ class Plan:
     machine: Machine
     offload: str = "none"
     processes: int = 1
+    machines: int = 1
     calibrated_by: int = 1
 
     @property
@@ -164,6 +165,9 @@ class Plan:
         """The plan as text of several lines."""
         low, high = self.feasible
         counts = Counter(map(_describe_unit, zip(*self.ways)))
+        several, elsewhere = self.processes * self.machines > 1, ""
+        if self.machines > 1:
+            elsewhere = f" on each of {self.machines} machines"
         rows = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
             ("family", self.family),
@@ -171,7 +175,7 @@ class Plan:
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
             ("weights of layers", PLACES[self.offload]),
-            *([("processes", f"{self.processes}, memory is that of all")] if self.processes > 1 else []),
+            *([("processes", f"{self.processes}{elsewhere}, memory is that of all")] if several else []),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
             *self._describe_time(),
@@ -198,10 +202,10 @@ class Plan:
     def _describe_time(self) -> Iterator[tuple[str, str]]:
         counts, brought, read = self.all_operations, self.brought_bytes, self.read_bytes
         # Processes that don't share the calibration wait for it.
-        counts["calibration"] *= self.processes / self.calibrated_by
+        counts["calibration"] *= self.processes * self.machines / self.calibrated_by
         # Processes on the CPU share its cores.
         speed = measure_speed(self.machine.device, self.compute_dtype)
-        speed *= 1 if self.machine.device_free is None else self.processes
+        speed *= self.machines * (1 if self.machine.device_free is None else self.processes)
         copy_speed = measure_copy_speed(self.machine.device, self.offload == "host") if brought else 1.0
         seconds = 0.0
         for stage in {**counts, **brought}:
@@ -239,6 +243,7 @@ def make_plan(
     options: LoadOptions | None = None,
     journal: bool = True,
     processes: int = 1,
+    machines: int | None = None,
 ) -> Plan:
     """Plans a prune without loading weights.
 
@@ -250,7 +255,8 @@ def make_plan(
             offload `"auto"`, weights are at the first place that the memory suffices for, or else where they need the
             least.
         journal: Whether finished work is saved to disk, to resume from, as on the command line.
-        processes: Number of processes on this machine that share the work.
+        processes: Number of processes on each machine that share the work.
+        machines: Number of machines; that of this run if `None`.
 
     Returns:
         The plan; the command line prints its `describe()`.
@@ -260,6 +266,7 @@ def make_plan(
     """
     config = with_window_length(config or FFPConfig(), model_config)
     sparsities = tuple(sparsities or [config.sparsity])
+    machines = run_machines() if machines is None else machines
     for sparsity in sparsities:
         check_sparsity(sparsity)
     options = options or LoadOptions(offload="auto")
@@ -299,21 +306,23 @@ def make_plan(
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
         "processes": processes,
-        "calibrated_by": calibrating_processes(config, processes),
+        "machines": machines,
+        "calibrated_by": calibrating_processes(config, processes * machines),
     }
     shared = {
         "compute_size": (compute or own).itemsize,
         "own_size": own.itemsize,
         "journal": journal,
         "several": len(sparsities) > 1,
-        "processes": processes,
+        "processes": processes * machines,
+        "machines": machines,
     }
     reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
     for place in _places(options, config, machine, reads_files):
         placement = _placement(place, model, features, machine, **shared)
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
-        walks = count_walks(config, len(units), len(sparsities), processes, models[0].at_once)
+        walks = count_walks(config, len(units), len(sparsities), processes * machines, models[0].at_once)
         plan = Plan(
             memory=tuple(models[0].stages()),
             disk=_disk(models, config, journal),

@@ -191,6 +191,8 @@ class RecoveryConfig:
             "preset": RecoveryConfig.preset,
             "lora": RecoveryConfig.lora,
             "max_tokens": PRESETS[self.preset]["max_tokens"],
+            # What it is without an option, where the text is named.
+            "start_token": None if self.dataset is None else "auto",
             "seed": None,
         }
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}

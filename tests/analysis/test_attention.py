@@ -64,3 +64,21 @@ def test_every_layer_takes_the_way_that_costs_less(windows, grad):
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]
     assert curves[0][1] == pytest.approx(0, abs=1e-6 * curves[0][0])
     assert curves[2][2] == pytest.approx(0, abs=1e-6 * curves[2][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"attention": "query-heads"}, True),
+        ({"attention": "query-heads", "preset": "paper"}, True),
+        ({}, False),
+        ({"attention": "kv-groups"}, False),
+    ],
+)
+def test_what_attention_cannot_lose_is_told_once(options, told, caplog):
+    model = make_tiny_model(num_key_value_heads=8)
+    model.config._name_or_path = f"a model for {options}"
+    for _ in range(2):
+        find_ways(model, find_family(model.config), FFPConfig(**options))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"attention query-heads isn't possible for a model for {options}; it loses KV groups"] * told

@@ -348,6 +348,8 @@ def refused(ended, message):
         (["--repeats", -3], "--repeats must be at least 1, found -3"),
         (["--limit", 0, "--tasks", "boolq"], "--limit is a number of samples"),
         (["--num-fewshot", -1, "--tasks", "boolq"], "--num-fewshot must be at least 0"),
+        (["--tasks", ","], "--tasks names no task; name some"),
+        (["--text-column", "text", "--dataset", "c4"], r"--text-column \(used only without --no-perplexity, with a"),
         (["--dataset", "self"], "--dataset self is for pruning only"),
         (["--dataset", "c4,self"], "--dataset self is for pruning only"),
         (["--dataset", "c4:0.5,self"], "must give every text a share"),

@@ -84,3 +84,16 @@ def test_a_long_file_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch, caplo
     ).values()
     assert len(rows) == 320 // 18 + 1
     assert "long.txt is long: its first 320 characters are read" in caplog.text
+
+
+def test_of_several_files_of_a_split_that_of_its_name_is_read(tmp_path):
+    for name in ("train.jsonl", "train.old.jsonl", "train-old.jsonl", "test.en.jsonl", "test.de.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    assert read(tmp_path) == {"train": ["train.jsonl"], "test": ["test.de.jsonl", "test.en.jsonl"]}
+
+
+def test_missing_shards_are_told(tmp_path):
+    for shard in (0, 2):
+        table("w3").to_parquet(tmp_path / f"train-0000{shard}-of-00003.parquet")
+    with pytest.raises(FFPError, match="has 2 of the 3 shards that train-00000-of-00003.parquet is one of; download"):
+        read(tmp_path)

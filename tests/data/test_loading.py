@@ -354,6 +354,7 @@ def test_of_a_long_line_no_more_is_read(tmp_path, monkeypatch):
         (["train", "validation"], ["train"]),
         (["train", "validation", "dev", "test"], ["train", "validation", "test"]),
         (["en", "test"], ["en", "test"]),
+        (["test", "dev"], ["dev", "test"]),
         (["en", "de"], ["en"]),
     ],
 )

@@ -148,3 +148,16 @@ def test_a_tokenizer_needs_something_to_begin_with():
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(FFPError, match="neither a start nor an end token"):
         sample_from_model(make_tiny_model(), tokenizer, 2, 12, 0)
+
+
+def test_special_tokens_without_an_embedding_are_not_written():
+    """As a chat tokenizer has them that was saved with a base model."""
+    tokenizer = chat_tokenizer()
+    assert find_form(make_tiny_model(), tokenizer, 24).is_conversation
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "<|end|>")
+    form = find_form(make_tiny_model(), tokenizer, 24)
+    assert not form.is_conversation and form.opening == [tokenizer.bos_token_id]
+    tokenizer.bos_token = "<|end|>"
+    with pytest.raises(FFPError, match=r"no embedding for the start token '<\|end\|>', .* leave self_share at 0"):
+        find_form(make_tiny_model(), tokenizer, 24)

@@ -50,12 +50,13 @@ def test_text_that_is_too_short_is_read_again(data_folder):
     assert sorted(counts) == [2] * (once - 5) + [3] * 5
 
 
+@pytest.mark.parametrize("between", ["\n", " "], ids=["lines", "one-line"])
 @pytest.mark.parametrize("read", [2**26, 4000])
-def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, read):
+def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, read, between):
     """Whether it is read whole for those, or is longer than what is read."""
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", read)
     file = tmp_path / "text.txt"
-    file.write_text(make_text(3000))
+    file.write_text(make_text(3000).replace("\n", between))
     used = load_windows(str(file), None, make_tokenizer(), make_tiny_model(), request(search=1000))
     held_out = runs_of(torch.cat([used.search.tokens, used.test.tokens]))
     everything = len(ids_of(file.read_text())) - used.search.tokens.numel() - used.test.tokens.numel()

@@ -80,3 +80,21 @@ def test_durations_have_two_digits():
     texts = [describe_duration(seconds) for seconds in (0.123, 75, 5400, 2e5, 2e7)]
     assert texts == ["0.12 seconds", "1.2 minutes", "1.5 hours", "2.3 days", "230 days"]
     assert measure_speed(torch.device("cpu"), torch.float32) > 1e6
+
+
+def test_several_machines_share_the_work(monkeypatch):
+    monkeypatch.setattr(plan, "measure_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 24)
+    config = FFPConfig(seq_len=24, eval_samples=4)
+    plans = [
+        make_plan(make_tiny_model().config, config, options=ON_CPU, processes=2, machines=machines)
+        for machines in (1, 2)
+    ]
+    alone, both = plans
+    assert "on each of 2 machines, memory is that of all" in both.describe() and "machines" not in alone.describe()
+    # A process has half as many windows, and a machine the same factors.
+    states = [next(one for one in found.memory if one.name == "statistics").host["hidden states"] for found in plans]
+    assert states[1] == states[0] / 2 and both.walks["statistics"] == alone.walks["statistics"]
+    # One of four calibrates, with a quarter of what computes.
+    operations = sum(both.operations.values()) + both.operations["evaluation"] + 3 * both.operations["calibration"]
+    assert f"about {describe_duration(operations / 2 / 0.7e9)}: " in both.describe()

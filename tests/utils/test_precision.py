@@ -10,7 +10,9 @@ from optimum_ffp.utils.precision import (
     computing_in,
     float32_products,
     frozen_dtype,
+    in_compute_dtype,
 )
+from tests.helpers import make_tiny_model
 
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
@@ -129,3 +131,20 @@ def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
     finally:
         torch.backends.cuda.matmul.fp32_precision = before[0]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_model_is_computed_in_float32_where_that_is_faster_and_is_as_before_afterwards(monkeypatch):
+    model = make_tiny_model().to(torch.bfloat16)
+    model.model.norm.weight.data = model.model.norm.weight.data.float()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=native: found, raising=False)
+        with in_compute_dtype(model):
+            assert model.dtype == model.lm_head.weight.dtype == dtype
+            assert model.model.norm.weight.dtype == torch.float32
+        for name, tensor in model.state_dict().items():
+            assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    model.config.quantization_config = {}
+    with in_compute_dtype(model):
+        assert model.dtype == torch.bfloat16
