@@ -248,9 +248,8 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         FFPError: If it can't be read, or doesn't hold a JSON object.
     """
     try:
-        options = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    # RuntimeError: there is no home directory.
-    except (OSError, ValueError, RuntimeError) as error:
+        options = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise FFPError(f"{path} can't be read as a config: {error}") from None
     if not isinstance(options, dict):
         raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")

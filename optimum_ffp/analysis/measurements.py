@@ -120,7 +120,7 @@ class Measurements:
         own = self.layerwise.dtype
         return [dtype_name(dtype or own) for dtype in (own, autocast_dtype(self.model, self.config.search_dtype))]
 
-    @property
+    @cached_property
     def given_data(self) -> str | None:
         """Digest of the windows that are used instead of datasets, `None` without."""
         if self._given_data is None:

@@ -3,7 +3,6 @@
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,9 +137,12 @@ def evaluate(args: Namespace) -> None:
     used = used_texts(known)
     texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
 
-    if args.seq_len is None and measured_with:
+    takes_length = args.seq_len is None and measured_with
+    # Without speed models are loaded one by one: what can't be read is told before anything is scored.
+    reads = args.no_speed or takes_length
+    configs = [read_any_config(model_id, options) for model_id, options in sources.values()] if reads else []
+    if takes_length:
         # A baseline may have fewer positions.
-        configs = [read_any_config(model_id, options) for model_id, options in sources.values()]
         positions = [getattr(config, "max_position_embeddings", None) for config in configs]
         args.seq_len = min([measured_with[0], *filter(None, positions)])
 
@@ -149,11 +151,7 @@ def evaluate(args: Namespace) -> None:
         return Loaded(role, model_id, options, *load_any(model_id, options, gguf=True))
 
     # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
-    # Without speed at least all configs are read before.
     held = {} if args.no_speed else {role: load(role) for role in sources}
-    if args.no_speed:
-        for model_id, options in sources.values():
-            read_any_config(model_id, options)
     records, tokens, speeds = {}, {}, {}
     try:
         for role in sources:
@@ -214,10 +212,10 @@ def measure(
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
             return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
 
-    # Not where its speed alone is measured.
-    with in_compute_dtype(model) if tests or suite else nullcontext():
-        if tests or suite:
-            record["compute_dtype"] = dtype_name(model.dtype)
+    if not (tests or suite):
+        return record, []
+    with in_compute_dtype(model):
+        record["compute_dtype"] = dtype_name(model.dtype)
         figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
         if figures:
             record["perplexity"], *record["other_texts"] = figures

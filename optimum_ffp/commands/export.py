@@ -67,7 +67,8 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
 def export(args: Namespace) -> None:
     """Loads a model and writes it as a GGUF file."""
-    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, check_installed, export_gguf, plan_export
+    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, export_gguf, plan_export
+    from ..modeling.gguf_file import check_gguf_installed
     from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
     from ..utils.folders import check_apart, check_file
 
@@ -76,7 +77,7 @@ def export(args: Namespace) -> None:
     output = check_file(args.output, b"GGUF", args.overwrite)
     given = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "trust_remote_code")}
     options = LoadOptions(device="cpu", **given)
-    check_installed()
+    check_gguf_installed()
     # Before the weights are loaded.
     config = read_any_config(args.model, options)
     check_exportable(config)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import COLUMNS, Condition, has_columns, read_mix
+from ..options import COLUMNS, OTHER_TEXT, Condition, read_mix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
@@ -20,19 +20,16 @@ if TYPE_CHECKING:
     from ..recovery.config import RecoveryConfig
 
 
-def _texts(args: Namespace) -> set[str] | None:
-    """Texts that are named; `None` if the text of the prune is taken over."""
-    named = [args.dataset, args.eval_dataset or args.dataset]
-    return None if args.dataset is None else {name for dataset in named for name in read_mix(dataset)}
+def _if_named(condition: Condition) -> Condition:
+    """The condition on texts; it holds where none is named, so that the text of the prune is taken over."""
+    return Condition(condition.words, lambda args: args.dataset is None or condition.holds(args))
 
 
-OTHER_TEXT = Condition("with a --dataset or --eval-dataset other than self", lambda args: _texts(args) != {"self"})
+TRAINED_ON_OTHERS = Condition("with a --dataset other than self", lambda args: {*read_mix(args.dataset)} != {"self"})
 READ_WHEN = {
-    "start_token": OTHER_TEXT,
-    "loss_on": Condition(
-        "with a --dataset other than self", lambda args: args.dataset is None or {*read_mix(args.dataset)} != {"self"}
-    ),
-    "text_column": Condition(COLUMNS.words, lambda args: args.dataset is None or any(map(has_columns, _texts(args)))),
+    "start_token": _if_named(OTHER_TEXT),
+    "loss_on": _if_named(TRAINED_ON_OTHERS),
+    "text_column": _if_named(COLUMNS),
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,

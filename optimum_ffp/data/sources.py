@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from ..errors import FFPError, convert_errors, named_line, one_line
 from ..hub.naming import is_hub_id
-from ..options import NAMED
+from ..options import NAMED, has_columns
 from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
@@ -204,9 +204,7 @@ def _rows_from_hub(
     from datasets import load_dataset
 
     repository, config = hub_source(dataset)
-    # Those texts have one column.
-    named = dataset.partition(":")[0] in NAMED
-    wanted, label = None if named else text_column, f"{dataset} ({split})"
+    wanted, label = text_column if has_columns(dataset) else None, f"{dataset} ({split})"
     with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
         stream = load_dataset(repository, config, split=split, streaming=True, token=token)
         columns = choose_columns(list(islice(stream, HEAD)), wanted, label)

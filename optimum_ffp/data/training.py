@@ -115,12 +115,11 @@ def _training_tokens(
         for row in found:
             yield row[:left]
             left = max(0, left - len(row))
-        unread, last = rows(), ""
-        for _ in head:
-            last = next(unread, "")
-        # Of a long row the beginning alone was read.
-        rest = [last[len(head[-1]) :]] if isinstance(last, str) and len(last) > len(head[-1]) else []
-        yield from encode(chain(rest, unread))
+        unread, rest = rows(), ""
+        for read, row in zip(head, unread):
+            # Of a long row the beginning alone was read.
+            rest = row[len(read) :] if isinstance(row, str) else ""
+        yield from encode(chain([rest] if rest else [], unread))
 
     return tokens
 

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 from fnmatch import fnmatch
-from glob import escape
 from itertools import chain
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
-from ..utils.folders import CHECKPOINT_FILES, FILES, name_some, read_record
+from ..utils.folders import CHECKPOINT_FILES, FILES, name_some, other_files, read_record
 
 
 logger = logging.getLogger(__name__)
-
-
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
 CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\(("(?:[^"\\\n]|\\.)+"), trust_remote_code=True\)')
 CARD = "README.md"
@@ -165,11 +162,11 @@ def _operations(
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Files of git and of download caches are skipped without a word.
     found = [*filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)]
-    named = (*CHECKPOINT_FILES, *map(escape, read_record(folder).get(FILES, [])))
-    own = [name for name in found if BESIDE.fullmatch(name) or any(fnmatch(name, pattern) for pattern in named)]
-    files = {name: paths[name] for name in own}
-    if left := [name for name in found if name not in files]:
+    others = {*other_files(folder, read_record(folder).get(FILES, []))}
+    left = {name for name in found if name in others and not BESIDE.fullmatch(name)}
+    if left:
         logger.warning("not of the checkpoint, and not uploaded: %s", name_some(left))
+    files = {name: paths[name] for name in found if name not in left}
     # Files of the checkpoint that was there before.
     stale = [
         name

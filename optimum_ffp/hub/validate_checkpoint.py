@@ -70,8 +70,9 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weig
     files = _values(source, index, (_read(source, index, hub) or {}).get("weight_map", {}))
     for name in files:
         _check_name(source, index, name, (".safetensors",))
-    # Read instead of what an index names.
-    if weights and variant is None and named is None and cached_file(os.fspath(source), SINGLE_FILE, **hub, **QUIETLY):
+    # Where there is a single file too, it is read instead.
+    usual = files and weights and variant is None and named is None
+    if usual and cached_file(os.fspath(source), SINGLE_FILE, **hub, **QUIETLY):
         files = {SINGLE_FILE}
     headers = _read_headers(source, files or {SINGLE_FILE}, hub) if weights else {}
     _check_weights(source, config, headers)

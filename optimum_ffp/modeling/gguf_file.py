@@ -1,5 +1,6 @@
 """GGUF files of dense models, which transformers dequantises: checks before and after loading."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
 GEMMA2_27B = 4608
 
 
+def check_gguf_installed() -> None:
+    """Raise `FFPError` if the `gguf` package is missing."""
+    if find_spec("gguf") is None:
+        raise FFPError("GGUF files need the gguf package: pip install gguf")
+
+
 def open_gguf(model_id: str) -> "GGUFReader":
     """Open a GGUF file to read its metadata.
 
     Raises:
         FFPError: If it can't be read, or transformers doesn't support its architecture.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise FFPError("GGUF files need the gguf package: pip install gguf") from None
+    check_gguf_installed()
+    from gguf import GGUFReader
+
     try:
         reader = GGUFReader(expand(model_id))
         architecture = reader.fields["general.architecture"].contents()

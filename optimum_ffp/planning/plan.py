@@ -165,9 +165,8 @@ class Plan:
         """The plan as text of several lines."""
         low, high = self.feasible
         counts = Counter(map(_describe_unit, zip(*self.ways)))
-        several, elsewhere = self.processes * self.machines > 1, ""
-        if self.machines > 1:
-            elsewhere = f" on each of {self.machines} machines"
+        several, each = self.processes * self.machines > 1, f" on each of {self.machines} machines"
+        processes = f"{self.processes}{each if self.machines > 1 else ''}, memory is that of all"
         rows = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {str(self.dtype).removeprefix('torch.')}"),
             ("family", self.family),
@@ -175,7 +174,7 @@ class Plan:
             ("sparsity of the blocks", ", ".join(f"{sparsity:.2%}" for sparsity in self.sparsities)),
             ("feasible", f"{low:.2%} to {high:.2%}, at retentions of {self.bounds[0]:g} to {self.bounds[1]:g}"),
             ("weights of layers", PLACES[self.offload]),
-            *([("processes", f"{self.processes}{elsewhere}, memory is that of all")] if several else []),
+            *([("processes", processes)] if several else []),
             ("candidate evaluations", f"{self.candidate_evaluations:,}"),
             *((f"tokens, {stage}", self._describe_tokens(stage, count)) for stage, count in self.tokens.items()),
             *self._describe_time(),

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import FolderLock, check_writable, name_some, resolve
+from .folders import PARTIAL, FolderLock, check_writable, name_some, resolve
 from .json import from_exact_json, to_exact_json, to_json
 
 
@@ -28,7 +28,6 @@ IDENTITY = "identity.json"
 FORMAT = "optimum-ffp work folder, 1"
 # Suffixes of entries, and of files that are not completely written.
 ENDINGS = (".entry.json", ".entry.safetensors")
-PARTIAL = ".partial"
 # Folder of the checkpoints of `Trainer`.
 CHECKPOINTS = "checkpoints"
 # Number of sampled entries per tensor for the fingerprint of a model.

@@ -1,13 +1,13 @@
 """Writes GGUF files."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import FFPError
+from ...modeling.gguf_file import check_gguf_installed
 from ...utils.folders import expand, whole_file
 from .architectures import Architecture, LayerSizes, check_exportable, choose_architecture, padded_size
 from .tensors import head_dimension, layer_sizes, tensors
@@ -15,12 +15,6 @@ from .tokenizer import read_tokenizer, write_tokenizer
 
 
 OUTPUT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-
-
-def check_installed() -> None:
-    """Raises `FFPError` if the `gguf` package is missing."""
-    if find_spec("gguf") is None:
-        raise FFPError("GGUF files need the gguf package: pip install gguf")
 
 
 def plan_export(
@@ -69,7 +63,7 @@ def export_gguf(
     Raises:
         FFPError: As `plan_export`, or if the file can't be written or the `gguf` package is missing.
     """
-    check_installed()
+    check_gguf_installed()
     architecture, padded = plan_export(model, tokenizer, pad_uniform)
     import gguf
 
