@@ -11,7 +11,7 @@ from ..config import FFPConfig
 from ..data import DataSplits
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
-from .distillation import distil, distillation_tokens
+from .distillation import distil, distillation_tokens, tokens_per_window
 from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
 
@@ -52,13 +52,15 @@ def calibrate(
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
+        starts = data.calibration.start_token
         options = config.distillation_passes, config.distillation_rate, config.distillation_batch
-        layers = distil(sorted_model, policy, windows, held_out.tokens, *options, config.seed, dtype, journal)
+        layers = distil(sorted_model, policy, windows, held_out.tokens, *options, config.seed, starts, dtype, journal)
+        read, tested = (len(one) * tokens_per_window(one.length, starts) for one in (data.calibration, held_out))
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
         return Calibration(
             weights={name: weight for fit in layers for name, weight in fit.weights.items()},
             record={"layers": rows} | held_out.describe(),
-            tokens=distillation_tokens(windows.numel(), held_out.tokens.numel(), mean(fit.passes for fit in layers)),
+            tokens=distillation_tokens(read, tested, mean(fit.passes for fit in layers)),
         )
     fits = calibrate_sequentially(
         sorted_model,

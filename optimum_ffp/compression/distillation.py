@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..allocation.policy import PruningPolicy
-from ..engine import LayerRunner
+from ..engine import Arguments, LayerRunner, LayerwiseModel
 from ..options import GRADIENT_COST
 from ..utils import processes
 from ..utils.heap import return_free_memory
@@ -23,6 +24,8 @@ from .sorted_model import SortedModel
 
 # Least tokens per step of the optimiser.
 STEP_TOKENS = 512
+# One of so many tokens of a window without a start token is also read as a first token.
+FIRST_TOKENS = 8
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
@@ -63,12 +66,22 @@ class LayerFit:
         return cls(weights, before, after, int(passes))
 
 
-def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
-    """Return the tokens of `distil` in forward passes of the model, from those of the windows.
+def tokens_per_window(length: int, start_token: bool = False) -> int:
+    """Return the tokens that `distil` reads of a window of `length` tokens: those that are first tokens too, twice.
 
     Args:
-        windows: Number of tokens to train on.
-        held_out: Number of held-out tokens.
+        length: Window length.
+        start_token: Whether windows begin with the start token.
+    """
+    return length + (0 if start_token else math.ceil(length / FIRST_TOKENS))
+
+
+def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
+    """Return the tokens of `distil` in forward passes of the model.
+
+    Args:
+        windows: Number of tokens to train on, in `tokens_per_window`.
+        held_out: Number of held-out tokens, likewise.
         passes: Number of passes over the windows, the mean over layers.
     """
     # Dense and pruned states are advanced once; the error is measured before training and after every pass.
@@ -85,6 +98,7 @@ def distil(
     learning_rate: float = 0.01,
     batch: int = 1,
     seed: int = 0,
+    start_token: bool = False,
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
 ) -> list[LayerFit]:
@@ -94,6 +108,11 @@ def distil(
     the dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
+
+    Many models give the first token of a text, whichever it is, a massive activation that attention rests on; where it
+    is lost, all that follows is predicted badly. Windows without a start token begin with any token, and have one
+    example each, so that one of `FIRST_TOKENS` of their tokens is also read as a sequence of its own. Its error counts
+    like that of any other token.
 
     Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share; if it
     has one part only, one process trains. The learning rate is multiplied by the root of `batch`.
@@ -112,6 +131,7 @@ def distil(
             changes entries by the learning rate, whatever their gradient, and their size differs by model.
         batch: Windows per step; more if that is fewer than `STEP_TOKENS`.
         seed: Random seed for the order of the windows.
+        start_token: Whether windows begin with the start token.
         dtype: Autocast dtype of the layers; `None` for the model's own. Weights are trained in float32.
         journal: Saves the fits.
 
@@ -123,21 +143,24 @@ def distil(
     parts = Shares(len(windows), windows_per_step(batch, windows.shape[1]))
     learning_rate *= math.sqrt(min(batch, len(windows)))
     shares = parts, Shares(len(held_out))
-    dense, arguments = layerwise.enter(torch.cat([windows[parts.own], held_out[shares[1].own]]), dtype, copies=2)
-    pruned = dense.clone()
+    own = torch.cat([windows[parts.own], held_out[shares[1].own]])
+    texts = [_Sequences.of(layerwise, own[:, None], dtype)]
+    if not start_token:
+        texts.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
         for index, layer in layerwise.walk():
-            runner = LayerRunner(layer, arguments[index], dtype)
-            runner.advance(dense)
+            runs = [(LayerRunner(layer, text.arguments[index], dtype), text) for text in texts]
+            for runner, text in runs:
+                runner.advance(text.dense, text.per_window)
             with compensated(index):
-                prefix, stored = sorted_model.prefixes[index], layerwise.stored_dtype
-                trainer = _Trainer(runner, prefix, stored, pruned, dense, shares)
+                trainer = _Trainer(runs, sorted_model.prefixes[index], layerwise.stored_dtype, shares)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
                 # They have weights of the layer.
                 del trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
-                runner.advance(pruned)
+                for runner, text in runs:
+                    runner.advance(text.pruned, text.per_window)
             return_free_memory()
             bar.update()
     return fits
@@ -148,40 +171,64 @@ def windows_per_step(batch: int, length: int) -> int:
     return max(batch, math.ceil(STEP_TOKENS / length))
 
 
+class _Sequences(NamedTuple):
+    """Hidden states of sequences of one length, of this process's windows.
+
+    Attributes:
+        dense: Those of the dense model, shape `[sequences, length, hidden size]`.
+        pruned: Those of the pruned model, of the same shape.
+        arguments: Other arguments of every layer.
+        per_window: Sequences per window.
+    """
+
+    dense: torch.Tensor
+    pruned: torch.Tensor
+    arguments: list[Arguments]
+    per_window: int
+
+    @classmethod
+    def of(cls, layerwise: LayerwiseModel, tokens: torch.Tensor, dtype: torch.dtype | None) -> "_Sequences":
+        """Return the states before the first layer, of tokens of shape `[windows, sequences per window, length]`."""
+        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, copies=2)
+        return cls(dense, dense.clone(), arguments, tokens.shape[1])
+
+    def window(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of the pruned and of the dense model of one window."""
+        own = slice(index * self.per_window, (index + 1) * self.per_window)
+        return self.pruned[own], self.dense[own]
+
+
 class _Trainer:
     """Trains one layer.
 
     Args:
-        runner: Runs the layer, with its weights before training.
+        runs: Runs the layer, with its weights before training, on sequences: whole windows, and maybe first tokens.
         prefix: Prefix of the names of its parameters in the model.
         stored_dtype: Dtype that trained weights are rounded to.
-        inputs: Hidden states before the layer in the pruned model, of this process's windows, shape
-            `[windows, window length, hidden size]`.
-        targets: Hidden states after the layer in the dense model, of the same shape.
         shares: Shares of the processes in the windows to train on, and in those that are held out.
     """
 
     def __init__(
         self,
-        runner: LayerRunner,
+        runs: list[tuple[LayerRunner, _Sequences]],
         prefix: str,
         stored_dtype: torch.dtype,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
         shares: tuple[Shares, Shares],
     ):
-        self.runner, self.prefix, self.inputs, self.targets = runner, prefix, inputs, targets
+        self.runs, self.prefix = runs, prefix
+        runner, texts = runs[0]
+        self.device, self.windows, targets = runner.device, len(texts.dense), texts.dense
         self.parts, self.held_out = shares
         # Whether the first process has all windows to train on.
         self.alone = len(self.parts.chunks) == 1
         self.start = {name: parameter.detach().to(stored_dtype) for name, parameter in runner.layer.named_parameters()}
         # Gradients of this size fit into float16; Adam's steps don't depend on it.
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
-        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=runner.device))
+        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=self.device))
         for _, windows in self.parts.own_chunks:
             sizes.start()
             for target in targets[windows].split(1):
-                sizes.current.add_(_shares(target).to(runner.device))
+                sizes.current.add_(_shares(target).to(self.device))
         found = sizes.finish()
         self.channels = (found / found.mean()).clamp_min(LEAST_SHARE)
 
@@ -207,7 +254,7 @@ class _Trainer:
         steps = max(map(len, self.parts.chunks))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         # On a GPU one kernel reads and writes everything once.
-        optimiser = Adam(groups, betas=BETAS, fused=True if self.runner.device.type == "cuda" else None)
+        optimiser = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
             orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
@@ -230,7 +277,7 @@ class _Trainer:
                 weight.grad = gradient
             return
         sizes = [weight.numel() for weight in masters.values()]
-        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.runner.device))
+        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.device))
         for index, windows in self.parts.own_chunks:
             total.start()
             if chosen[index] is not None:
@@ -249,14 +296,19 @@ class _Trainer:
 
     def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the error of one window, averaged over its tokens."""
-        output = self.runner.output(self.inputs[window : window + 1], weights).float()
-        target = self.targets[window : window + 1].to(output)
-        errors = ((output - target).square() / self.channels).sum(-1)
-        return (errors / (target.square().sum(-1) + EPSILON)).mean()
+        errors = []
+        for runner, sequences in self.runs:
+            # The dense model's have passed the layer.
+            before, target = sequences.window(window)
+            output = runner.output(before, weights).float()
+            target = target.to(output)
+            squares = ((output - target).square() / self.channels).sum(-1)
+            errors.append((squares / (target.square().sum(-1) + EPSILON)).flatten())
+        return torch.cat(errors).mean()
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
-        first = len(self.inputs) - len(self.held_out.of(processes.rank()))
-        errors = [self._error(weights, window) for window in range(first, len(self.inputs))]
+        first = self.windows - len(self.held_out.of(processes.rank()))
+        errors = [self._error(weights, window) for window in range(first, self.windows)]
         own = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
         found = processes.gather(own, self.held_out)
         return sum(found.tolist()) / len(found)

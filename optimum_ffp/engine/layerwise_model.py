@@ -24,6 +24,8 @@ from .layer_weights import LayerWeights
 # many as have room there, since what is computed per unit serves all of them. With weights that are brought to the
 # device once for all of these windows it is a share of the free host memory, if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
+# Tokens of short windows that are embedded at once.
+ENTERING_TOKENS = 512
 # Free memory of a device, relative to the hidden states that are kept on it.
 ROOM = 8
 
@@ -151,17 +153,15 @@ class LayerwiseModel:
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
             return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
-        states: torch.Tensor | None = None
-        arguments: list[Arguments] = []
+        at_once = max(1, ENTERING_TOKENS // windows.shape[1])
         with self.ends_loaded():
-            for number, window in enumerate(windows.split(1)):
-                hidden, first = self._reach_first(window)
-                if states is None:
-                    arguments = self._pass_through(window, hidden, first)
-                    shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
-                    # One tensor, so that the heap is not fragmented.
-                    states = torch.empty(shape, dtype=kept, device=self._place(shape, kept, copies))
-                states[number] = hidden[0]
+            hidden, first = self._reach_first(windows[:1])
+            arguments = self._pass_through(windows[:1], hidden, first)
+            shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
+            # One tensor, so that the heap is not fragmented.
+            states = torch.empty(shape, dtype=kept, device=self._place(shape, kept, copies))
+            for entered, together in zip(states.split(at_once), windows.split(at_once)):
+                entered.copy_(self._reach_first(together)[0])
         return states, arguments
 
     def decoded(self, states: torch.Tensor) -> ModelOutput:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..compression.distillation import distillation_tokens, windows_per_step
+from ..compression.distillation import distillation_tokens, tokens_per_window, windows_per_step
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
@@ -140,8 +140,11 @@ def _test_windows(config: FFPConfig) -> list[int | None]:
 
 def _calibration_tokens(config: FFPConfig, layers: int) -> int:
     """Tokens of the calibration at one sparsity, if distillation gains in every layer at the first attempt."""
-    read, held_out = config.num_samples * config.seq_len, min(config.held_out_samples, config.search_samples)
-    held_out *= config.seq_len
+    windows, held_out = config.num_samples, min(config.held_out_samples, config.search_samples)
     if config.calibration == "distillation":
-        return distillation_tokens(read, held_out, config.distillation_passes)
-    return sequential_tokens(read + held_out, layers) if config.calibration == "sequential" else 0
+        # Fewer if windows begin with a start token, which is only known to the tokenizer.
+        length = tokens_per_window(config.seq_len)
+        return distillation_tokens(windows * length, held_out * length, config.distillation_passes)
+    if config.calibration == "sequential":
+        return sequential_tokens((windows + held_out) * config.seq_len, layers)
+    return 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel
 
-from ..compression.distillation import windows_per_step
+from ..compression.distillation import tokens_per_window, windows_per_step
 from ..compression.sorted_model import PRUNED_ROOM
 from ..config import FFPConfig
 from ..data import DataRequest
@@ -279,18 +279,19 @@ class MemoryModel:
         if self.placement.accelerator:
             # Those of one GPU; in host memory all processes together have no more if few of them share the text.
             training = math.ceil(config.num_samples / calibrating_processes(config, self.placement.processes))
-        tokens = (training + held_out) * config.seq_len
+        length = config.seq_len
         beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
         if config.calibration == "distillation":
             # The weights before training and those of the best pass are kept too.
             beside["activations"] *= 2
+            length = tokens_per_window(length)
             # Gradients of several windows are added along a tree.
             levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len)))
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:
             # Two products of calibration and of held-out windows.
             beside["sums"] = 4 * most_sums(self.placement.on_cpu, self.placement.processes) * 4 * widest**2
-        memory = Memory(beside) | self._states(2 * tokens, self.placement.compute_size)
+        memory = Memory(beside) | self._states(2 * (training + held_out) * length, self.placement.compute_size)
         if config.calibration == "sequential":
             # One of the sums of either window is in the workspace.
             fit = (FIT_BYTES - 4 * 4) * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.distillation import LayerFit, _size, distil, distillation_tokens
+from optimum_ffp.compression.distillation import (
+    FIRST_TOKENS,
+    LayerFit,
+    _size,
+    distil,
+    distillation_tokens,
+    tokens_per_window,
+)
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
 
@@ -27,15 +34,21 @@ def all_weights(fits: list[LayerFit]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def layer_error(model, dense, windows, layer, seen):
-    """Mean error of a token, from hidden states that transformers returns; the last ones are normed."""
+def token_errors(model, dense, windows, layer, seen):
+    """Errors of tokens, from hidden states that transformers returns; the last ones are normed."""
     found, target, of_seen = (
         one(ids, output_hidden_states=True).hidden_states[layer + 1]
         for one, ids in ((model, windows), (dense, windows), (dense, seen))
     )
     channels = nn.functional.normalize(of_seen, dim=-1).square().mean((0, 1))
     channels = (channels / channels.mean()).clamp_min(1e-3)
-    return float(((found - target).square() / channels).sum(-1).div(target.square().sum(-1)).mean())
+    return ((found - target).square() / channels).sum(-1).div(target.square().sum(-1)).flatten()
+
+
+def layer_error(model, dense, windows, layer, seen):
+    """Mean error of the tokens of windows, and of those of them that are read as first tokens."""
+    first = windows[:, ::FIRST_TOKENS].reshape(-1, 1)
+    return float(torch.cat([token_errors(model, dense, ids, layer, seen) for ids in (windows, first)]).mean())
 
 
 @pytest.mark.parametrize("group", ["kv_group", "query_head"])
@@ -90,15 +103,17 @@ def test_a_rate_that_gains_nothing_is_tried_again_at_a_quarter(windows):
     assert great.after == small.after and (great.passes, small.passes) == (2 * PASSES, PASSES)
 
 
-def test_all_passes_of_a_layer_are_counted(windows):
+@pytest.mark.parametrize("start_token", [False, True])
+def test_all_passes_of_a_layer_are_counted(windows, start_token):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     length, held_out = windows.shape[1], windows[:3]
     read = tokens_read(sorted_model.model.model.layers[1])
-    fits = distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE)
-    passes = fits[1].passes
-    # The first window runs through the whole model once, and forward passes that are differentiated count three times.
-    counted = sum(read) - length + 2 * passes * windows.numel()
-    assert distillation_tokens(windows.numel(), held_out.numel(), passes) == counted
+    fits = distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE, start_token=start_token)
+    passes, each = fits[1].passes, tokens_per_window(length, start_token)
+    # The first window, and first token, runs through the whole model once, and forward passes that are differentiated
+    # count three times.
+    counted = sum(read) - length - (not start_token) + 2 * passes * len(windows) * each
+    assert distillation_tokens(len(windows) * each, len(held_out) * each, passes) == counted
 
 
 def test_steps_are_relative_to_the_size_of_the_weights(windows):
@@ -113,6 +128,21 @@ def test_steps_are_relative_to_the_size_of_the_weights(windows):
         fits = distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], PASSES, RATE)
         errors.append([fit.after for fit in fits])
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
+    dense, errors = make_tiny_model(), {}
+    first = windows[:, ::FIRST_TOKENS].reshape(-1, 1)
+    for start_token in (False, True):
+        sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
+        policy = random_policy(sorted_model, 2)
+        fits = distil(sorted_model, policy, windows, windows[:3], PASSES, RATE, start_token=start_token)
+        pruned = sorted_model.materialise(policy, all_weights(fits))
+        errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
+    assert errors[False] < 0.95 * errors[True]
+    # With a start token the error is that of windows alone.
+    of_windows = token_errors(pruned, dense, windows[:3], 0, windows).mean()
+    assert fits[0].after == pytest.approx(float(of_windows), rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
