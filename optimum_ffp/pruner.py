@@ -282,16 +282,16 @@ class FFPPruner:
         losses = {"dense": measured.dense_test_losses}
         # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, found.cost)
+        tested = journal, config.batch_size, meter
         if config.reports_searched:
-            losses["searched"] = measured.test_losses(policy, None, "searched", journal, config.batch_size, meter)
+            losses["searched"] = measured.test_losses(policy, None, "searched", *tested)
         with meter.stage("calibration"):
-            weights, calibration, tokens = calibrate(sorted_model, policy, measured.data, config, journal)
+            weights, calibration, tokens = calibrate(
+                sorted_model, policy, measured.data, measured.start_token, config, journal
+            )
         meter.count("calibration", tokens)
         if config.calibration != "none":
-            # Evaluated on views of the dense model, so that only one model is in memory.
-            losses["calibrated"] = measured.test_losses(
-                policy, weights, "calibrated", journal, config.batch_size, meter
-            )
+            losses["calibrated"] = measured.test_losses(policy, weights, "calibrated", *tested)
         with meter.stage("slicing"):
             pruned = sorted_model.materialise(policy, weights, journal)
             del weights

@@ -14,7 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..data import DataRequest, DataSplits, check_calibration_tokens, load_windows, with_window_length
+from ..data import (
+    DataRequest,
+    DataSplits,
+    check_calibration_tokens,
+    find_start_token,
+    load_windows,
+    with_window_length,
+)
 from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine import LayerwiseModel
 from ..errors import FFPError
@@ -128,8 +135,15 @@ class Measurements:
         given = self._given_data
         digest = hashlib.sha256()
         for windows in (given.calibration, given.search, *given.tests):
-            digest.update(str(tuple(windows.tokens.shape)).encode() + windows.tokens.cpu().numpy().tobytes())
+            description = str((windows.start_token, tuple(windows.tokens.shape)))
+            digest.update(description.encode() + windows.tokens.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def start_token(self) -> bool:
+        """Whether every text begins with a start token: the tokenizer adds one, and calibration windows have it."""
+        added = find_start_token(self.tokenizer, self.config.start_token) is not None
+        return added and self.data.calibration.start_token
 
     @property
     def model_units(self) -> Sequence[ModelUnit]:
@@ -227,6 +241,8 @@ class Measurements:
         meter: StageMeter | None = None,
     ) -> list[list[float]]:
         """Return the losses of a policy on the test windows of each text, in nats per token.
+
+        It is evaluated on views of the dense model, so that only one model is in memory.
 
         Args:
             policy: Number of groups that each unit keeps.

@@ -31,7 +31,12 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    sorted_model: SortedModel, policy: PruningPolicy, data: DataSplits, config: FFPConfig, journal: Journal
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    data: DataSplits,
+    start_token: bool,
+    config: FFPConfig,
+    journal: Journal,
 ) -> Calibration:
     """Calibrate the weights of a policy with the method of `config.calibration`.
 
@@ -39,6 +44,7 @@ def calibrate(
         sorted_model: The sorted model, with its ridge factors.
         policy: Number of groups to keep per unit.
         data: Calibration windows for the fits, and search windows to hold out.
+        start_token: Whether every text begins with a start token.
         config: `calibration` and its options.
         journal: Saves the fits.
     """
@@ -52,10 +58,10 @@ def calibrate(
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
-        starts = data.calibration.start_token
         options = config.distillation_passes, config.distillation_rate, config.distillation_batch
-        layers = distil(sorted_model, policy, windows, held_out.tokens, *options, config.seed, starts, dtype, journal)
-        read, tested = (len(one) * tokens_per_window(one.length, starts) for one in (data.calibration, held_out))
+        options = *options, config.seed, start_token, dtype, journal
+        layers = distil(sorted_model, policy, windows, held_out.tokens, *options)
+        read, tested = (len(one) * tokens_per_window(one.length, start_token) for one in (data.calibration, held_out))
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
         return Calibration(
             weights={name: weight for fit in layers for name, weight in fit.weights.items()},

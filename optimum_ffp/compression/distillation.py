@@ -44,7 +44,7 @@ class LayerFit:
     Attributes:
         weights: All parameters of the layer, by their name in the model. They are in host memory: those of all layers
             are as large as the pruned model.
-        before: Error on held-out windows before training, after ridge regression.
+        before: Error on held-out windows before training, after ridge regression: mean of all tokens that are read.
         after: Error on held-out windows with these weights.
         passes: Number of passes over the windows that the layer was trained for.
     """
@@ -71,7 +71,7 @@ def tokens_per_window(length: int, start_token: bool = False) -> int:
 
     Args:
         length: Window length.
-        start_token: Whether windows begin with the start token.
+        start_token: Whether every text begins with a start token.
     """
     return length + (0 if start_token else math.ceil(length / FIRST_TOKENS))
 
@@ -131,7 +131,7 @@ def distil(
             changes entries by the learning rate, whatever their gradient, and their size differs by model.
         batch: Windows per step; more if that is fewer than `STEP_TOKENS`.
         seed: Random seed for the order of the windows.
-        start_token: Whether windows begin with the start token.
+        start_token: Whether every text begins with a start token.
         dtype: Autocast dtype of the layers; `None` for the model's own. Weights are trained in float32.
         journal: Saves the fits.
 
@@ -175,8 +175,8 @@ class _Sequences(NamedTuple):
     """Hidden states of sequences of one length, of this process's windows.
 
     Attributes:
-        dense: Those of the dense model, shape `[sequences, length, hidden size]`.
-        pruned: Those of the pruned model, of the same shape.
+        dense: Those of the dense model, after the layer that is trained. Shape `[sequences, length, hidden size]`.
+        pruned: Those of the pruned model before it, of the same shape.
         arguments: Other arguments of every layer.
         per_window: Sequences per window.
     """
@@ -189,8 +189,9 @@ class _Sequences(NamedTuple):
     @classmethod
     def of(cls, layerwise: LayerwiseModel, tokens: torch.Tensor, dtype: torch.dtype | None) -> "_Sequences":
         """Return the states before the first layer, of tokens of shape `[windows, sequences per window, length]`."""
-        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, copies=2)
-        return cls(dense, dense.clone(), arguments, tokens.shape[1])
+        per_window = tokens.shape[1]
+        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, 2, per_window)
+        return cls(dense, dense.clone(), arguments, per_window)
 
     def window(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states of the pruned and of the dense model of one window."""
@@ -298,7 +299,6 @@ class _Trainer:
         """Return the error of one window, averaged over its tokens."""
         errors = []
         for runner, sequences in self.runs:
-            # The dense model's have passed the layer.
             before, target = sequences.window(window)
             output = runner.output(before, weights).float()
             target = target.to(output)

@@ -24,8 +24,6 @@ from .layer_weights import LayerWeights
 # many as have room there, since what is computed per unit serves all of them. With weights that are brought to the
 # device once for all of these windows it is a share of the free host memory, if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
-# Tokens of short windows that are embedded at once.
-ENTERING_TOKENS = 512
 # Free memory of a device, relative to the hidden states that are kept on it.
 ROOM = 8
 
@@ -137,7 +135,7 @@ class LayerwiseModel:
 
     @torch.no_grad()
     def enter(
-        self, windows: torch.Tensor, dtype: torch.dtype | None = None, copies: int = 1
+        self, windows: torch.Tensor, dtype: torch.dtype | None = None, copies: int = 1, batch_size: int = 1
     ) -> tuple[torch.Tensor, list[Arguments]]:
         """Return the hidden states before the first layer, and the other arguments of every layer.
 
@@ -145,6 +143,7 @@ class LayerwiseModel:
             windows: Token ids, shape `[windows, window length]`.
             dtype: Dtype to keep the states in; `None` for the model's own.
             copies: Number of such states that there will be at once, for the choice of their device.
+            batch_size: Windows that are embedded at once.
 
         Returns:
             States of shape `[windows, window length, hidden size]`, and the arguments by layer. A process without
@@ -153,14 +152,13 @@ class LayerwiseModel:
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
             return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
-        at_once = max(1, ENTERING_TOKENS // windows.shape[1])
         with self.ends_loaded():
             hidden, first = self._reach_first(windows[:1])
             arguments = self._pass_through(windows[:1], hidden, first)
             shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
             # One tensor, so that the heap is not fragmented.
             states = torch.empty(shape, dtype=kept, device=self._place(shape, kept, copies))
-            for entered, together in zip(states.split(at_once), windows.split(at_once)):
+            for entered, together in zip(states.split(batch_size), windows.split(batch_size)):
                 entered.copy_(self._reach_first(together)[0])
         return states, arguments
 

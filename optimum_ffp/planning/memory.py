@@ -282,9 +282,9 @@ class MemoryModel:
         length = config.seq_len
         beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
         if config.calibration == "distillation":
-            # The weights before training and those of the best pass are kept too.
-            beside["activations"] *= 2
             length = tokens_per_window(length)
+            # The weights before training and those of the best pass are kept too.
+            beside["activations"] = 2 * beside["activations"] * length // config.seq_len
             # Gradients of several windows are added along a tree.
             levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len)))
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer

@@ -4,14 +4,14 @@ import torch
 
 from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.analysis.measurements import Measurements
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, with_start_token
 
 
 @pytest.fixture
 def measure(data_folder):
-    def call(**options):
-        config = FFPConfig(dataset=str(data_folder), **SETTINGS | options)
-        return Measurements(make_tiny_model(), make_tokenizer(), config), config
+    def call(tokenizer=None, **options):
+        config = FFPConfig(**{"dataset": str(data_folder)} | SETTINGS | options)
+        return Measurements(make_tiny_model(), tokenizer or make_tokenizer(), config), config
 
     return call
 
@@ -37,6 +37,15 @@ def test_all_of_it_is_measured_once(measure, monkeypatch):
     for name in ("load_windows", "prepare", "policy_losses"):
         monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
     assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
+
+
+def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
+    adds = with_start_token(make_tokenizer())
+    assert measure(adds)[0].start_token and measure(adds, dataset="self")[0].start_token
+    assert not measure(adds, start_token="never")[0].start_token
+    # What the model writes begins with one, which other text does not have.
+    measured, _ = measure(dataset="self")
+    assert measured.data.calibration.start_token and not measured.start_token
 
 
 def test_a_config_that_changes_later_changes_nothing(measure):
