@@ -32,6 +32,7 @@ VARIANTS = {
     "distillation": {"calibration": "distillation"},
     "distillation-1-pass": {"calibration": "distillation", "distillation_passes": 1},
     "distillation-4-passes": {"calibration": "distillation", "distillation_passes": 4},
+    "distillation-512-tokens": {"calibration": "distillation", "distillation_seq_len": 512},
     "distillation-batch-4": {"calibration": "distillation", "distillation_batch": 4},
     "distillation-rate-0.02": {"calibration": "distillation", "distillation_rate": 0.02},
     "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},

@@ -77,6 +77,8 @@ class FFPConfig(Options, BaseConfig):
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
         distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01. It is
             multiplied by the root of `distillation_batch`.
+        distillation_seq_len: Least tokens per window of distillation: calibration windows are cut into as many parts
+            of one length as have them. `None` (default) leaves windows whole.
         distillation_batch: Number of windows per step of distillation, default 1, and at least 512 tokens. As many
             processes share it.
         dataset: Text to calibrate and search on: `"wikitext2"` (the paper's), `"c4"`, a Hub id, a file, a folder, or
@@ -176,6 +178,11 @@ class FFPConfig(Options, BaseConfig):
         return self.method == "ffp" and self.agent == "gradient"
 
     @property
+    def distillation_parts(self) -> int:
+        """Number of windows of distillation that a calibration window is cut into, if `seq_len` is set."""
+        return max(1, self.seq_len // (self.distillation_seq_len or self.seq_len))
+
+    @property
     def reports_searched(self) -> bool:
         """Whether perplexity before calibration is reported; not if the search optimises compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
@@ -233,6 +240,7 @@ class FFPConfig(Options, BaseConfig):
             "sequential_lambda": (float, 0, None),
             "eval_samples": (int, 1, None),
             "seq_len": (int, 2, None),
+            "distillation_seq_len": (int, 2, None),
             "ffn_multiple": (int, 1, None),
         }
         for name, (kind, low, high) in optional.items():

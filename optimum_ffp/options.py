@@ -99,7 +99,7 @@ MEASURED = (
 # Options of calibration alone; the policy depends on all others.
 CALIBRATION = (
     *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
-    *("distillation_passes", "distillation_rate", "distillation_batch"),
+    *("distillation_passes", "distillation_rate", "distillation_seq_len", "distillation_batch"),
 )
 
 
@@ -276,6 +276,7 @@ class Options:
     held_out_samples: int = 4
     distillation_passes: int = 2
     distillation_rate: float = 0.01
+    distillation_seq_len: int | None = None
     distillation_batch: int = 1
     dataset: str = "wikitext2,c4"
     eval_dataset: str | None = None
@@ -360,6 +361,7 @@ READ_WHEN = {
     ),
     "distillation_passes": DISTILLATION,
     "distillation_rate": DISTILLATION,
+    "distillation_seq_len": DISTILLATION,
     "distillation_batch": DISTILLATION,
     "text_column": COLUMNS,
     "start_token": OTHER_TEXT,

@@ -268,6 +268,11 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_config_option(
         calibration,
+        "distillation-seq-len",
+        "Tokens per window of distillation, that calibration windows are cut into: shorter ones give more steps.",
+    )
+    add_config_option(
+        calibration,
         "distillation-batch",
         "Number of windows per step of distillation, which that many processes share. Fewer steps may be worse.",
     )

@@ -76,6 +76,22 @@ def tokens_per_window(length: int, start_token: bool = False) -> int:
     return length + (0 if start_token else math.ceil(length / FIRST_TOKENS))
 
 
+def cut_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
+    """Cut windows into parts of equal length; a few last tokens may be left out.
+
+    Args:
+        windows: Token ids, shape `[windows, window length]`.
+        parts: Number of parts per window.
+        start_token: Whether windows begin with the start token. It takes the place of the first token of every part.
+
+    Returns:
+        Shape `[parts * windows, window length // parts]`.
+    """
+    length = windows.shape[1] // parts
+    cut = windows[:, : parts * length].reshape(-1, length)
+    return torch.cat([windows[:, :1].repeat_interleave(parts, 0), cut[:, 1:]], 1) if start_token else cut
+
+
 def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
     """Return the tokens of `distil` in forward passes of the model.
 

@@ -26,7 +26,8 @@ def calibrating_processes(config: FFPConfig, processes: int) -> int:
     """Return how many processes share calibration: in distillation no more than a step has windows."""
     if config.calibration != "distillation":
         return processes
-    return min(processes, windows_per_step(config.distillation_batch, config.seq_len))
+    length = config.seq_len // config.distillation_parts
+    return min(processes, windows_per_step(config.distillation_batch, length))
 
 
 def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
@@ -143,7 +144,8 @@ def _calibration_tokens(config: FFPConfig, layers: int) -> int:
     windows, held_out = config.num_samples, min(config.held_out_samples, config.search_samples)
     if config.calibration == "distillation":
         # Fewer if windows begin with a start token, which is only known to the tokenizer.
-        length = tokens_per_window(config.seq_len)
+        parts = config.distillation_parts
+        length = parts * tokens_per_window(config.seq_len // parts)
         return distillation_tokens(windows * length, held_out * length, config.distillation_passes)
     if config.calibration == "sequential":
         return sequential_tokens((windows + held_out) * config.seq_len, layers)

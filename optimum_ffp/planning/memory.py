@@ -282,11 +282,13 @@ class MemoryModel:
         length = config.seq_len
         beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
         if config.calibration == "distillation":
-            length = tokens_per_window(length)
-            # The weights before training and those of the best pass are kept too.
-            beside["activations"] = 2 * beside["activations"] * length // config.seq_len
+            parts = config.distillation_parts
+            window = config.seq_len // parts
+            length = parts * tokens_per_window(window)
             # Gradients of several windows are added along a tree.
-            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len)))
+            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, window)))
+            beside["activations"] = 2 * beside["activations"] * tokens_per_window(window) // config.seq_len
+            # The weights before training and those of the best pass are kept too.
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:
             # Two products of calibration and of held-out windows.
