@@ -270,6 +270,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         calibration,
         "distillation-seq-len",
         "Tokens per window of distillation, that calibration windows are cut into: shorter ones give more steps.",
+        "those of --seq-len",
     )
     add_config_option(
         calibration,
