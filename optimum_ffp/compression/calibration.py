@@ -12,7 +12,7 @@ from ..config import FFPConfig
 from ..data import DataSplits
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
-from .distillation import cut_windows, distil, distillation_tokens, tokens_per_window
+from .distillation import distil, distillation_tokens, split_windows, tokens_per_window
 from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
 
@@ -59,14 +59,14 @@ def calibrate(
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     if config.calibration == "distillation":
-        cut = [cut_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
+        split = [split_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
         options = config.distillation_passes, config.distillation_rate, config.distillation_batch
-        layers = distil(sorted_model, policy, *cut, *options, config.seed, start_token, dtype, journal)
-        read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in cut)
+        layers = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
+        read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in split)
         rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
         return Calibration(
             weights={name: weight for fit in layers for name, weight in fit.weights.items()},
-            record={"layers": rows} | replace(held_out, tokens=cut[1]).describe(),
+            record={"layers": rows} | replace(held_out, tokens=split[1]).describe(),
             tokens=distillation_tokens(read, tested, mean(fit.passes for fit in layers)),
         )
     fits = calibrate_sequentially(

@@ -66,18 +66,20 @@ class LayerFit:
         return cls(weights, before, after, int(passes))
 
 
-def tokens_per_window(length: int, start_token: bool = False) -> int:
+def tokens_per_window(length: int, start_token: bool = False, parts: int = 1) -> int:
     """Return the tokens that `distil` reads of a window of `length` tokens: those that are first tokens too, twice.
 
     Args:
         length: Window length.
         start_token: Whether every text begins with a start token.
+        parts: Number of parts that the window is split into (`split_windows`).
     """
-    return length + (0 if start_token else math.ceil(length / FIRST_TOKENS))
+    length //= parts
+    return parts * (length + (0 if start_token else math.ceil(length / FIRST_TOKENS)))
 
 
-def cut_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
-    """Cut windows into parts of equal length; a few last tokens may be left out.
+def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
+    """Split windows into parts of equal length; a few last tokens may be left out.
 
     Args:
         windows: Token ids, shape `[windows, window length]`.
@@ -88,8 +90,8 @@ def cut_windows(windows: torch.Tensor, parts: int, start_token: bool = False) ->
         Shape `[parts * windows, window length // parts]`.
     """
     length = windows.shape[1] // parts
-    cut = windows[:, : parts * length].reshape(-1, length)
-    return torch.cat([windows[:, :1].repeat_interleave(parts, 0), cut[:, 1:]], 1) if start_token else cut
+    split = windows[:, : parts * length].reshape(-1, length)
+    return torch.cat([windows[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1) if start_token else split
 
 
 def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
@@ -160,14 +162,14 @@ def distil(
     learning_rate *= math.sqrt(min(batch, len(windows)))
     shares = parts, Shares(len(held_out))
     own = torch.cat([windows[parts.own], held_out[shares[1].own]])
-    texts = [_Sequences.of(layerwise, own[:, None], dtype)]
+    kinds = [_Sequences.of(layerwise, own[:, None], dtype)]
     if not start_token:
-        texts.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
+        kinds.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
         for index, layer in layerwise.walk():
-            runs = [(LayerRunner(layer, text.arguments[index], dtype), text) for text in texts]
-            for runner, text in runs:
-                runner.advance(text.dense, text.per_window)
+            runs = [(LayerRunner(layer, sequences.arguments[index], dtype), sequences) for sequences in kinds]
+            for runner, sequences in runs:
+                runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
                 trainer = _Trainer(runs, sorted_model.prefixes[index], layerwise.stored_dtype, shares)
                 train = partial(trainer.fit, passes, learning_rate, seed)
@@ -175,8 +177,8 @@ def distil(
                 # They have weights of the layer.
                 del trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
-                for runner, text in runs:
-                    runner.advance(text.pruned, text.per_window)
+                for runner, sequences in runs:
+                    runner.advance(sequences.pruned, sequences.per_window)
             return_free_memory()
             bar.update()
     return fits
@@ -206,7 +208,7 @@ class _Sequences(NamedTuple):
     def of(cls, layerwise: LayerwiseModel, tokens: torch.Tensor, dtype: torch.dtype | None) -> "_Sequences":
         """Return the states before the first layer, of tokens of shape `[windows, sequences per window, length]`."""
         per_window = tokens.shape[1]
-        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, 2, per_window)
+        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, copies=2, batch_size=per_window)
         return cls(dense, dense.clone(), arguments, per_window)
 
     def window(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,8 +235,8 @@ class _Trainer:
         shares: tuple[Shares, Shares],
     ):
         self.runs, self.prefix = runs, prefix
-        runner, texts = runs[0]
-        self.device, self.windows, targets = runner.device, len(texts.dense), texts.dense
+        runner, whole = runs[0]
+        self.device, self.windows, targets = runner.device, len(whole.dense), whole.dense
         self.parts, self.held_out = shares
         # Whether the first process has all windows to train on.
         self.alone = len(self.parts.chunks) == 1

@@ -144,8 +144,7 @@ def _calibration_tokens(config: FFPConfig, layers: int) -> int:
     windows, held_out = config.num_samples, min(config.held_out_samples, config.search_samples)
     if config.calibration == "distillation":
         # Fewer if windows begin with a start token, which is only known to the tokenizer.
-        parts = config.distillation_parts
-        length = parts * tokens_per_window(config.seq_len // parts)
+        length = tokens_per_window(config.seq_len, parts=config.distillation_parts)
         return distillation_tokens(windows * length, held_out * length, config.distillation_passes)
     if config.calibration == "sequential":
         return sequential_tokens((windows + held_out) * config.seq_len, layers)

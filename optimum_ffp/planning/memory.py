@@ -283,11 +283,10 @@ class MemoryModel:
         beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
         if config.calibration == "distillation":
             parts = config.distillation_parts
-            window = config.seq_len // parts
-            length = parts * tokens_per_window(window)
+            length = tokens_per_window(config.seq_len, parts=parts)
+            beside["activations"] = 2 * beside["activations"] * length // (parts * config.seq_len)
             # Gradients of several windows are added along a tree.
-            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, window)))
-            beside["activations"] = 2 * beside["activations"] * tokens_per_window(window) // config.seq_len
+            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len // parts)))
             # The weights before training and those of the best pass are kept too.
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
         else:

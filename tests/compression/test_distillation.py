@@ -9,9 +9,9 @@ from optimum_ffp.compression.distillation import (
     FIRST_TOKENS,
     LayerFit,
     _size,
-    cut_windows,
     distil,
     distillation_tokens,
+    split_windows,
     tokens_per_window,
 )
 from optimum_ffp.utils.resume import Journal
@@ -169,14 +169,14 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_windows_are_cut_into_parts_that_begin_with_the_start_token():
+def test_windows_are_split_into_parts_that_begin_with_the_start_token():
     windows = torch.arange(22).view(2, 11)
-    assert torch.equal(cut_windows(windows, 1), windows)
+    assert torch.equal(split_windows(windows, 1), windows)
     expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [11, 12, 13], [14, 15, 16], [17, 18, 19]]
-    assert cut_windows(windows, 3).tolist() == expected
+    assert split_windows(windows, 3).tolist() == expected
     windows[:, 0] = 99
     expected = [[99, *part[1:]] for part in expected]
-    assert cut_windows(windows, 3, start_token=True).tolist() == expected
+    assert split_windows(windows, 3, start_token=True).tolist() == expected
 
 
 def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
