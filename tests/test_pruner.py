@@ -224,6 +224,7 @@ def test_held_out_error_of_every_unit_is_on_record(save_tiny_model, data_folder)
     distilled = pruner.finish(pruner.search(0.4), pruner.config.replace(calibration="distillation"))
     assert [row["layer"] for row in distilled.calibration["layers"]] == [0, 1, 2]
     assert all(0 < row["error"] <= row["before"] for row in distilled.calibration["layers"])
+    assert 0 < distilled.calibration["last_norm"]["error"] <= distilled.calibration["last_norm"]["before"]
     shorter = pruner.finish(distilled.found, distilled.config.replace(distillation_seq_len=9))
     assert (shorter.calibration["windows"], shorter.calibration["window_length"]) == (2, 12)
     assert shorter.calibration["layers"] != distilled.calibration["layers"]

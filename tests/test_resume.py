@@ -112,7 +112,7 @@ def test_another_batch_size_repeats_nothing(save_tiny_model, data_folder, tmp_pa
     first.open_journal()
     before = first.finish(first.search(0.2))
     evaluate_nothing(monkeypatch)
-    monkeypatch.setattr("optimum_ffp.compression.distillation._Trainer.fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("optimum_ffp.compression.training.Trainer.fit", lambda *_: pytest.fail("trained again"))
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work", batch_size=2)
     again.open_journal(resume=True)
     assert_same(again.finish(again.search(0.2)), before)

@@ -123,12 +123,13 @@ def _held_out(result: PruningResult) -> dict[str, Any] | None:
 
 
 def _distilled(result: PruningResult) -> dict[str, Any] | None:
-    """Mean held-out errors of the layers before and after distillation, and the windows."""
+    """Mean held-out errors of the layers before and after distillation, those of the last norm, and the windows."""
     rows = result.calibration.get("layers")
     if not rows:
         return None
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("before", "error")}
-    return {"means": means, "windows": {name: value for name, value in result.calibration.items() if name != "layers"}}
+    windows = {name: value for name, value in result.calibration.items() if name not in ("layers", "last_norm")}
+    return {"means": means, "last_norm": result.calibration.get("last_norm"), "windows": windows}
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ import torch
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import DataSplits
+from ..engine.operations import head_share
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
 from .distillation import distil, distillation_tokens, split_windows, tokens_per_window
+from .last_norm import prediction_tokens
 from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
 
@@ -22,7 +24,8 @@ class Calibration(NamedTuple):
 
     Attributes:
         weights: Weights by the parameter's name, or `None` without calibration.
-        record: Held-out errors: of `layers` by distillation, of `units` by sequential calibration, otherwise empty.
+        record: Held-out errors: of `layers` and of the `last_norm` by distillation, of `units` by sequential
+            calibration, otherwise empty.
         tokens: Tokens read, in forward passes of the model.
     """
 
@@ -61,14 +64,15 @@ def calibrate(
     if config.calibration == "distillation":
         split = [split_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
         options = config.distillation_passes, config.distillation_rate, config.distillation_batch
-        layers = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
+        found = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
         read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in split)
-        rows = [{"layer": index, "before": fit.before, "error": fit.after} for index, fit in enumerate(layers)]
-        return Calibration(
-            weights={name: weight for fit in layers for name, weight in fit.weights.items()},
-            record={"layers": rows} | replace(held_out, tokens=split[1]).describe(),
-            tokens=distillation_tokens(read, tested, mean(fit.passes for fit in layers)),
-        )
+        rows = [{"layer": index} | fit.errors for index, fit in enumerate(found.layers)]
+        record, tokens = {"layers": rows}, distillation_tokens(read, tested, mean(fit.passes for fit in found.layers))
+        if found.last_norm is not None:
+            record["last_norm"] = found.last_norm.errors
+            share, length = head_share(sorted_model.model, config.seq_len), split[0].shape[1]
+            tokens += prediction_tokens(*map(len, split), length, found.last_norm.passes, share)
+        return Calibration(found.weights, record | replace(held_out, tokens=split[1]).describe(), tokens)
     fits = calibrate_sequentially(
         sorted_model,
         policy,

@@ -1,14 +1,11 @@
 """Block-local distillation: every pruned layer is trained to give the output of the dense layer."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..allocation.policy import PruningPolicy
 from ..engine import Arguments, LayerRunner, LayerwiseModel
@@ -19,51 +16,37 @@ from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.window_sum import WindowSum
+from .last_norm import PredictionError, last_norm
 from .sorted_model import SortedModel
+from .training import Fit, Trainer
 
 
 # Least tokens per step of the optimiser.
 STEP_TOKENS = 512
 # One of so many tokens of a window without a start token is also read as a first token.
 FIRST_TOKENS = 8
-# Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
-WARM_UP_STEPS = 5
-BETAS = (0.9, 0.95)
 # Added to the squared norm of a token's target.
 EPSILON = 1e-6
 # Smallest mean square of a channel that its error is divided by, relative to the mean of all channels.
 LEAST_SHARE = 1e-3
-# Factor to the learning rate of a layer when training has gained nothing, for one more attempt.
-BACK_OFF = 0.25
 
 
-@dataclass(frozen=True)
-class LayerFit:
-    """Result of the distillation of one layer.
+class Distilled(NamedTuple):
+    """Result of distillation.
 
     Attributes:
-        weights: All parameters of the layer, by their name in the model. They are in host memory: those of all layers
-            are as large as the pruned model.
-        before: Error on held-out windows before training, after ridge regression: mean of all tokens that are read.
-        after: Error on held-out windows with these weights.
-        passes: Number of passes over the windows that the layer was trained for.
+        layers: The fit of every layer.
+        last_norm: That of the norm after the last layer; `None` if the model has none.
     """
 
-    weights: dict[str, torch.Tensor]
-    before: float
-    after: float
-    passes: int
+    layers: list[Fit]
+    last_norm: Fit | None
 
-    def pack(self) -> dict[str, torch.Tensor]:
-        """Return the fit as named tensors."""
-        return self.weights | {"": torch.tensor([self.before, self.after, self.passes], dtype=torch.float64)}
-
-    @classmethod
-    def unpack(cls, tensors: dict[str, torch.Tensor]) -> "LayerFit":
-        """Return the fit from the tensors of `pack`."""
-        weights = {name: tensor.cpu() for name, tensor in tensors.items() if name}
-        before, after, passes = tensors[""].tolist()
-        return cls(weights, before, after, int(passes))
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All trained weights, by their name in the model."""
+        fits = [*self.layers, *([self.last_norm] if self.last_norm else [])]
+        return {name: weight for fit in fits for name, weight in fit.weights.items()}
 
 
 def tokens_per_window(length: int, start_token: bool = False, parts: int = 1) -> int:
@@ -119,7 +102,7 @@ def distil(
     start_token: bool = False,
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
-) -> list[LayerFit]:
+) -> Distilled:
     """Train all parameters of every pruned layer, layer by layer, to give the output of the dense layer.
 
     The input of a pruned layer is what the pruned layers before it produce, its target what the dense layer gives in
@@ -139,6 +122,9 @@ def distil(
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
     learning rate, and if that gains nothing either, the layer stays as it was.
 
+    Hidden states that are nearly those of the dense model still give predictions that are too certain. So the norm
+    after the last layer is trained at last, in the same way, to predict what the dense model does (`PredictionError`).
+
     Args:
         sorted_model: The sorted model, with its ridge factors. It is not changed.
         policy: Number of groups to keep per unit.
@@ -154,7 +140,7 @@ def distil(
         journal: Saves the fits.
 
     Returns:
-        The fit of every layer.
+        The fits of all layers and of the last norm.
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
@@ -171,17 +157,25 @@ def distil(
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
-                trainer = _Trainer(runs, sorted_model.prefixes[index], layerwise.stored_dtype, shares)
+                error = _LayerError(runs, parts)
+                start = {name: one.detach().to(layerwise.stored_dtype) for name, one in layer.named_parameters()}
+                trainer = Trainer(error, start, sorted_model.prefixes[index], shares, error.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
-                fits.append(LayerFit.unpack(journal.tensors(f"layer-{index}", train)))
+                fits.append(Fit.unpack(journal.tensors(f"layer-{index}", train)))
                 # They have weights of the layer.
-                del trainer, train
+                del start, trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
                 for runner, sequences in runs:
                     runner.advance(sequences.pruned, sequences.per_window)
             return_free_memory()
             bar.update()
-    return fits
+    with layerwise.ends_loaded():
+        error = PredictionError(layerwise, kinds[0].pruned, kinds[0].dense, dtype)
+        start = {name: one.to(layerwise.stored_dtype) for name, one in last_norm(layerwise).items()}
+        if not start:
+            return Distilled(fits, None)
+        train = partial(Trainer(error, start, "", shares, error.scale).fit, passes, learning_rate, seed)
+        return Distilled(fits, Fit.unpack(journal.tensors("last-norm", train)))
 
 
 def windows_per_step(batch: int, length: int) -> int:
@@ -217,104 +211,31 @@ class _Sequences(NamedTuple):
         return self.pruned[own], self.dense[own]
 
 
-class _Trainer:
-    """Trains one layer.
+class _LayerError:
+    """Error of the output of a layer with given weights, an `Error`.
 
     Args:
-        runs: Runs the layer, with its weights before training, on sequences: whole windows, and maybe first tokens.
-        prefix: Prefix of the names of its parameters in the model.
-        stored_dtype: Dtype that trained weights are rounded to.
-        shares: Shares of the processes in the windows to train on, and in those that are held out.
+        runs: Runs the layer on sequences: whole windows, and maybe first tokens.
+        parts: Shares of the processes in the windows to train on.
+
+    Attributes:
+        scale: Factor with which gradients fit into float16.
     """
 
-    def __init__(
-        self,
-        runs: list[tuple[LayerRunner, _Sequences]],
-        prefix: str,
-        stored_dtype: torch.dtype,
-        shares: tuple[Shares, Shares],
-    ):
-        self.runs, self.prefix = runs, prefix
+    def __init__(self, runs: list[tuple[LayerRunner, _Sequences]], parts: Shares):
+        self.runs = runs
         runner, whole = runs[0]
-        self.device, self.windows, targets = runner.device, len(whole.dense), whole.dense
-        self.parts, self.held_out = shares
-        # Whether the first process has all windows to train on.
-        self.alone = len(self.parts.chunks) == 1
-        self.start = {name: parameter.detach().to(stored_dtype) for name, parameter in runner.layer.named_parameters()}
-        # Gradients of this size fit into float16; Adam's steps don't depend on it.
+        targets = whole.dense
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
-        sizes = WindowSum(self.parts, partial(torch.zeros, targets.shape[-1], device=self.device))
-        for _, windows in self.parts.own_chunks:
+        sizes = WindowSum(parts, partial(torch.zeros, targets.shape[-1], device=runner.device))
+        for _, windows in parts.own_chunks:
             sizes.start()
             for target in targets[windows].split(1):
-                sizes.current.add_(_shares(target).to(self.device))
+                sizes.current.add_(_shares(target).to(runner.device))
         found = sizes.finish()
         self.channels = (found / found.mean()).clamp_min(LEAST_SHARE)
 
-    def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
-        """Return the fit of the best pass, packed."""
-        before = self._held_out_error(self.start)
-        best, kept, trained = before, self.start, 0
-        for rate in (learning_rate, BACK_OFF * learning_rate):
-            trained += passes
-            for error, weights in self._passes(passes, rate, seed):
-                # An error that is not finite is not smaller.
-                if error < best:
-                    best, kept = error, weights
-            if best < before:
-                break
-        weights = {self.prefix + name: weight for name, weight in kept.items()}
-        return processes.broadcast(LayerFit(weights, before, best, trained).pack(), 0)
-
-    def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
-        """Yield the held-out error and the weights after every pass."""
-        generator = torch.Generator().manual_seed(seed)
-        masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
-        steps = max(map(len, self.parts.chunks))
-        groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
-        # On a GPU one kernel reads and writes everything once.
-        optimiser = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
-        schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
-        for _ in range(passes):
-            orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
-            for step in range(steps if self.parts.own_chunks or not self.alone else 0):
-                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
-                optimiser.step()
-                # Before the next ones are added up.
-                optimiser.zero_grad()
-                schedule.step()
-            rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
-            if self.alone:
-                for weight in rounded.values():
-                    processes.broadcast_tensor(weight, 0)
-            yield self._held_out_error(rounded), rounded
-
-    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
-        """Set the gradients of the mean error of the chosen window of every part, if it has one."""
-        if len(chosen) == 1:
-            for weight, gradient in zip(masters.values(), self._gradients(masters, chosen[0])):
-                weight.grad = gradient
-            return
-        sizes = [weight.numel() for weight in masters.values()]
-        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.device))
-        for index, windows in self.parts.own_chunks:
-            total.start()
-            if chosen[index] is not None:
-                gradients = self._gradients(masters, windows.start + chosen[index])
-                for part, gradient in zip(total.current.split(sizes), gradients):
-                    part.add_(gradient.flatten())
-                del gradients, gradient
-        mean = total.finish(0 if self.alone else None).div_(sum(window is not None for window in chosen))
-        for weight, gradient in zip(masters.values(), mean.split(sizes)):
-            weight.grad = gradient.view_as(weight)
-
-    def _gradients(self, masters: dict[str, torch.Tensor], window: int) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            loss = self._error(masters, window) * self.scale
-        return torch.autograd.grad(loss, list(masters.values()))
-
-    def _error(self, weights: dict[str, torch.Tensor], window: int) -> torch.Tensor:
-        """Return the error of one window, averaged over its tokens."""
+    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         errors = []
         for runner, sequences in self.runs:
             before, target = sequences.window(window)
@@ -324,29 +245,8 @@ class _Trainer:
             errors.append((squares / (target.square().sum(-1) + EPSILON)).flatten())
         return torch.cat(errors).mean()
 
-    def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
-        first = self.windows - len(self.held_out.of(processes.rank()))
-        errors = [self._error(weights, window) for window in range(first, self.windows)]
-        own = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
-        found = processes.gather(own, self.held_out)
-        return sum(found.tolist()) / len(found)
-
 
 def _shares(target: torch.Tensor) -> torch.Tensor:
     """Return the share of every channel in the squared norm of a token, summed over the tokens of a window."""
     squares = target[0].float().square()
     return (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0)
-
-
-def _size(weight: torch.Tensor) -> float:
-    """Return the root mean square of the entries of a normal distribution with the same median of absolute values.
-
-    A few entries of norms are hundreds of times as large as the others. Zeros don't count: most entries of a sparse
-    matrix are.
-    """
-    sizes = weight[weight != 0].abs()
-    return float(sizes.median()) / 0.6745 if len(sizes) else 0.0
-
-
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2

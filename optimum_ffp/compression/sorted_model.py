@@ -157,7 +157,7 @@ class SortedModel:
         weights: Mapping[str, torch.Tensor] | None = None,
         compensated: bool = False,
     ) -> Change:
-        """Return what applies a policy to a layer whose weights are loaded, for the duration of a context.
+        """Return what applies a policy to a layer whose weights are loaded, or to what follows the last, in a context.
 
         Args:
             policy: Number of groups to keep per unit.
@@ -170,8 +170,7 @@ class SortedModel:
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
             used = self.compensated(policy, members) if compensated else {}
-            prefix = self.prefixes[layer]
-            used |= {name: weight for name, weight in (weights or {}).items() if name.startswith(prefix)}
+            used |= {name: weight for name, weight in (weights or {}).items() if self._is_of(layer, name)}
             own = {name: self.model.get_parameter(name).data for name in used}
             try:
                 self._set(members, policy.sizes, used)
@@ -193,9 +192,15 @@ class SortedModel:
         """
         change = self.change(policy, weights)
         with ExitStack() as stack:
-            for layer in range(len(self.layerwise.layers)):
+            for layer in range(len(self.layerwise.layers) + 1):
                 stack.enter_context(change(layer))
             yield self.model
+
+    def _is_of(self, layer: int, name: str) -> bool:
+        """Whether a parameter belongs to a layer or, for the number of layers, to none."""
+        if layer < len(self.prefixes):
+            return name.startswith(self.prefixes[layer])
+        return not name.startswith(tuple(self.prefixes))
 
     def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
         for index in members:
@@ -226,14 +231,15 @@ class SortedModel:
             weights: As for `change`.
             journal: Saves the layers, and has them on disk if it is one for that.
         """
-        change, layers = self.change(policy, weights), tuple(self.prefixes)
+        change, layers = self.change(policy, weights), len(self.prefixes)
         journal = journal or Journal()
         # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
-        state = {
-            name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
-            for name, tensor in self.model.state_dict().items()
-            if not name.startswith(layers)
-        }
+        with change(layers):
+            state = {
+                name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
+                for name, tensor in self.model.state_dict().items()
+                if self._is_of(layers, name)
+            }
         for index, layer in self.layerwise.walk():
             with change(index):
                 prefix = self.prefixes[index]

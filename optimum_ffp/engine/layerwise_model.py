@@ -1,11 +1,12 @@
 """A causal LM that runs layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -27,7 +28,8 @@ RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 # Free memory of a device, relative to the hidden states that are kept on it.
 ROOM = 8
 
-# Changes a layer, whose index is given and whose weights are loaded, for the duration of a context.
+# Changes a layer, whose index is given and whose weights are loaded, for the duration of a context. The number of
+# layers stands for the last norm and the head.
 Change = Callable[[int], AbstractContextManager[Any]]
 
 
@@ -167,12 +169,24 @@ class LayerwiseModel:
 
         The ends of the model are loaded (`ends_loaded`).
         """
-        states = states.to(self.device)
-        unread = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
-        with ExitStack() as stack:
-            for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._returned(states)))
+        with self._skipped_layers(states.to(self.device)) as unread:
             return decode(self.model, unread)
+
+    def logits(self, states: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the logits for hidden states after the last layer.
+
+        The ends of the model are loaded (`ends_loaded`).
+
+        Args:
+            states: Shape `[windows, positions, hidden size]`.
+            weights: Tensors to use instead of the model's parameters, by name. They may be in another dtype.
+
+        Returns:
+            Shape `[windows, positions, vocabulary]`.
+        """
+        used = {name: weight.to(self.dtype) for name, weight in (weights or {}).items()}
+        with self._skipped_layers(states.to(self.device, self.dtype)) as unread:
+            return functional_call(self.model, used, (unread,), {"use_cache": False}).logits
 
     @torch.no_grad()
     def losses(
@@ -209,8 +223,12 @@ class LayerwiseModel:
                     with change(index):
                         runner.advance(of_candidate, batch_size)
                 on_layer()
+            of_head = []
             with self.ends_loaded():
-                found.append(torch.stack([self._head_losses(one, together, dtype, batch_size) for one in states]))
+                for change, of_candidate in zip(candidates, states):
+                    with change(len(self.layers)):
+                        of_head.append(self._head_losses(of_candidate, together, dtype, batch_size))
+            found.append(torch.stack(of_head))
         return torch.cat(found, 1)
 
     def _head_losses(
@@ -223,6 +241,14 @@ class LayerwiseModel:
                     for batch, tokens in zip(states.split(batch_size), windows.split(batch_size))
                 ]
             )
+
+    @contextmanager
+    def _skipped_layers(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Have every layer return the given states, and yield token ids of their shape, which nothing depends on."""
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._returned(states)))
+            yield torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
 
     def _place(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
         needed = torch.Size(shape).numel() * dtype.itemsize * copies

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..compression.distillation import distillation_tokens, tokens_per_window, windows_per_step
+from ..compression.last_norm import prediction_tokens
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
@@ -44,13 +45,14 @@ def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
         yield SearchCount(updates, finalists, baselines)
 
 
-def count_tokens(config: FFPConfig, units: int, sparsities: int) -> dict[str, int | None]:
+def count_tokens(config: FFPConfig, units: int, sparsities: int, head: float) -> dict[str, int | None]:
     """Return the number of tokens per stage in forward passes of the model, as in `PruningResult.cost`.
 
     Args:
         config: Options of the prune.
         units: Number of units of the model.
         sparsities: Number of sparsities.
+        head: Share of the head in a forward pass (`head_share`).
 
     Returns:
         For the stage `evaluation` those of one model, by estimate without `eval_samples`; `None` if a test split of
@@ -73,7 +75,7 @@ def count_tokens(config: FFPConfig, units: int, sparsities: int) -> dict[str, in
         windows += search.updates * cost * min(config.update_samples, every)
         windows += (search.finalists + search.baselines) * every
     tokens["search"] = windows * length
-    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2)
+    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2, head)
     tests = _test_windows(config)
     tokens["evaluation"] = None if None in tests else sum(tests) * length
     return tokens
@@ -139,13 +141,15 @@ def _test_windows(config: FFPConfig) -> list[int | None]:
     return [written["test"] if name == "self" else count(name) for name in reported]
 
 
-def _calibration_tokens(config: FFPConfig, layers: int) -> int:
-    """Tokens of the calibration at one sparsity, if distillation gains in every layer at the first attempt."""
+def _calibration_tokens(config: FFPConfig, layers: int, head: float) -> int:
+    """Tokens of the calibration at one sparsity, if distillation gains everywhere at the first attempt."""
     windows, held_out = config.num_samples, min(config.held_out_samples, config.search_samples)
     if config.calibration == "distillation":
+        passes, parts = config.distillation_passes, config.distillation_parts
         # Fewer if windows begin with a start token, which is only known to the tokenizer.
-        length = tokens_per_window(config.seq_len, parts=config.distillation_parts)
-        return distillation_tokens(windows * length, held_out * length, config.distillation_passes)
+        length = tokens_per_window(config.seq_len, parts=parts)
+        of_norm = prediction_tokens(parts * windows, parts * held_out, config.seq_len // parts, passes, head)
+        return distillation_tokens(windows * length, held_out * length, passes) + of_norm
     if config.calibration == "sequential":
         return sequential_tokens((windows + held_out) * config.seq_len, layers)
     return 0

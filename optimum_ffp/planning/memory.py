@@ -235,6 +235,11 @@ class MemoryModel:
         largest = {"logits and gradient": head} if head > layer else {"activations": layer}
         return self._kept_at_once(windows, self.layers + 2) | Memory(largest)
 
+    def _predicting(self) -> int:
+        """Logits of a piece by two models, with log-probabilities, their divergence and gradients; and cast heads."""
+        size = self.placement.compute_size
+        return 5 * self._piece(4) + 2 * (self._piece(size) + self._cast_head(size))
+
     def _own(self, windows: int) -> int:
         """Windows of one process."""
         return math.ceil(windows / self.placement.processes)
@@ -289,6 +294,10 @@ class MemoryModel:
             levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len // parts)))
             # The weights before training and those of the best pass are kept too.
             beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
+            # The last norm is trained after the layers.
+            of_norm = self._predicting()
+            if of_norm > sum(beside.values()):
+                beside = {"logits and gradient": of_norm}
         else:
             # Two products of calibration and of held-out windows.
             beside["sums"] = 4 * most_sums(self.placement.on_cpu, self.placement.processes) * 4 * widest**2

@@ -15,6 +15,7 @@ from ..analysis.gram import describe_shortage
 from ..config import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
+from ..engine.operations import head_share
 from ..errors import FFPError
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_dtype
@@ -285,7 +286,7 @@ def make_plan(
     compute = autocast_dtype(SimpleNamespace(dtype=weights_dtype, device=machine.device), config.search_dtype)
     features = tuple(unit.output.module.in_features for unit in units)
     check_calibration_tokens(config.num_samples * config.seq_len, max(features))
-    tokens = count_tokens(config, len(units), len(sparsities))
+    tokens = count_tokens(config, len(units), len(sparsities), head_share(model, config.seq_len))
     results = config.reports_searched + (config.calibration != "none")
     common = {
         "model": name,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..engine.operations import forward_operations
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import resolve_dtype
 from ..options import GRADIENT_COST, read_mix
@@ -18,7 +19,7 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES
 from .placement import Parts
-from .work import EFFICIENCY, describe_lack, describe_time, forward_operations, gib, measure_speed
+from .work import EFFICIENCY, describe_lack, describe_time, gib, measure_speed
 
 
 # Bytes per number of the optimiser's two moments, of gradients and weights in training, and of a token in a file.

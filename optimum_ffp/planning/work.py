@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import FFPConfig
+from ..engine.operations import forward_operations
 from ..modeling.families import ModelUnit
 from ..utils.tensors import pin
 
@@ -59,22 +59,6 @@ def stage_operations(
     if config.needs_factors:
         found["factorisation"] = FACTOR * sum(count**3 for count in features)
     return found
-
-
-def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
-    """Return the floating-point operations of a forward pass per token of a window: of the layers, and of the head.
-
-    A token takes two per parameter of a matrix, and in the layers those of attention to the tokens before it.
-
-    Args:
-        model: The model, for example on the meta device.
-        length: Tokens per window.
-    """
-    head = model.get_output_embeddings().weight
-    others = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)} | {id(head)}
-    parameters = sum(one.numel() for one in model.parameters() if one.ndim == 2 and id(one) not in others)
-    attention = 2 * length * head.shape[1] * model.config.num_hidden_layers
-    return 2 * parameters + attention, 2 * head.numel()
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:

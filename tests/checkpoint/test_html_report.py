@@ -88,6 +88,8 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     errors = [[row[name] for row in swept.calibration["layers"]] for name in ("before", "error")]
     before, after = (100 * sum(rows) / len(rows) for rows in errors)
     assert f"{before:.2f} % before and {after:.2f} % after distillation" in text
+    before, after = (swept.calibration["last_norm"][name] for name in ("before", "error"))
+    assert f"went from {before:.4f} to {after:.4f} nats" in text
 
 
 def test_units_stand_beside_their_error_and_lambda(save_tiny_model, data_folder, tmp_path):

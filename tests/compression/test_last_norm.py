@@ -1,0 +1,98 @@
+"""The fit of the last norm against predictions of whole models, as transformers computes them."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.nn.functional import softmax
+
+from optimum_ffp.compression.distillation import distil
+from optimum_ffp.compression.last_norm import PredictionError, last_norm, prediction_tokens
+from optimum_ffp.engine import LayerwiseModel
+from optimum_ffp.modeling.families import find_family
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
+
+
+PASSES, RATE = 4, 0.01
+
+
+@torch.no_grad()
+def divergences(pruned, dense, windows):
+    """KL divergence of the pruned model from the dense one at every position, shape `[windows, window length]`."""
+    found, wanted = (softmax(model(windows).logits.double(), -1) for model in (pruned, dense))
+    return (wanted * (wanted / found).log()).sum(-1)
+
+
+@torch.no_grad()
+def last_states(model, windows):
+    """Hidden states after the last layer, before the norm."""
+    states = []
+    layer = LayerwiseModel(model, find_family(model.config)).layers[-1]
+    hook = layer.register_forward_hook(lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out))
+    model(windows)
+    hook.remove()
+    return states[0]
+
+
+def test_parameters_of_the_last_norm_act_after_the_last_layer(tiny_model, windows):
+    layerwise = LayerwiseModel(tiny_model, find_family(tiny_model.config))
+    found, states = last_norm(layerwise), last_states(tiny_model, windows)
+    with torch.no_grad():
+        before = tiny_model(windows, output_hidden_states=True).hidden_states[-1]
+        for parameter in found.values():
+            parameter.add_(1)
+        after = tiny_model(windows, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(last_states(tiny_model, windows), states)
+    assert len(found) == (2 if tiny_model.config.model_type in ("gpt2", "gpt_neox", "opt") else 1)
+    assert not torch.allclose(before, after, atol=0.1)
+
+
+@pytest.mark.parametrize("positions", [256, 5])
+def test_the_error_is_the_divergence_of_whole_models(tiny_model, windows, positions, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.compression.last_norm.POSITIONS", positions)
+    other = deepcopy(tiny_model)
+    layerwise, changed = (LayerwiseModel(model, find_family(model.config)) for model in (tiny_model, other))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (*last_norm(changed).values(), *changed.layers[1].parameters()):
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    error = PredictionError(layerwise, last_states(other, windows), last_states(tiny_model, windows), None)
+    found = [float(error(last_norm(changed), window)) for window in range(len(windows))]
+    every = 1 if positions == 256 else 5
+    of_positions = divergences(other, tiny_model, windows)
+    expected = [float(of_positions[window, window % every :: every].mean()) for window in range(len(windows))]
+    assert found == pytest.approx(expected, rel=1e-3) and min(expected) > 1e-3
+
+
+def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    policy, held_out = random_policy(sorted_model, 2), windows[:3]
+    distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
+    norm, dense = distilled.last_norm, sorted_model.model
+    pruned = sorted_model.materialise(policy, distilled.weights)
+    own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
+    before = sorted_model.materialise(policy, own)
+    for model, found in ((before, norm.before), (pruned, norm.after)):
+        assert found == pytest.approx(float(divergences(model, dense, held_out).mean()), rel=1e-3)
+    assert norm.after < norm.before
+    # Without making a copy of the model, too.
+    layerwise = sorted_model.layerwise
+    losses = layerwise.losses(windows, [sorted_model.change(policy, weights) for weights in (own, distilled.weights)])
+    expected = [LayerwiseModel(model, layerwise.family).losses(windows)[0] for model in (before, pruned)]
+    assert torch.allclose(losses, torch.stack(expected), atol=1e-5) and not torch.allclose(*losses, atol=1e-5)
+    with sorted_model.applied(policy, distilled.weights) as applied, torch.no_grad():
+        assert torch.allclose(applied(windows).logits, pruned(windows).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [256, 5])
+def test_what_the_head_reads_is_counted(windows, positions, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.compression.last_norm.POSITIONS", positions)
+    model = make_tiny_model()
+    windows, held_out = torch.cat([windows, windows])[:10], windows[:5]
+    sorted_model, _ = make_sorted_model(model, windows)
+    read = tokens_read(model.lm_head)
+    passes = distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE).last_norm.passes
+    # A backward pass counts as two.
+    counted = sum(read) + 2 * passes * len(windows) * (24 if positions == 256 else 4.8)
+    length = windows.shape[1]
+    assert prediction_tokens(len(windows), len(held_out), length, passes, 1.0) == pytest.approx(counted, rel=0.05)
+    assert prediction_tokens(len(windows), len(held_out), length, passes, 0.25) == pytest.approx(counted / 4, rel=0.05)
