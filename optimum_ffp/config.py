@@ -63,8 +63,9 @@ class FFPConfig(Options, BaseConfig):
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
-            trains layer by layer to give the outputs of the dense layers), `"sequential"` (likewise, but fits the
-            output projections alone; default if `grad` is off), `"ridge"` (Eq. 6-7) or `"none"`.
+            trains layer by layer to give the outputs of the dense layers, then the last norm to give the dense model's
+            predictions), `"sequential"` (layer by layer too, but fits the output projections alone; default if `grad`
+            is off), `"ridge"` (Eq. 6-7) or `"none"`.
         ridge_lambda: λ of ridge regression, default 0.01 (the paper's). The criteria `obs` and `fisher-obs` order
             groups for a relative λ of 0.01, whatever it is.
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.

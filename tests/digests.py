@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers.utils import logging
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.compression import distillation
+from optimum_ffp.compression import distillation, last_norm
 from optimum_ffp.utils import processes
 from optimum_ffp.utils.processes import Shares
 from optimum_ffp.utils.window_sum import WindowSum
@@ -76,7 +76,9 @@ def run(data: str) -> dict[str, str]:
     for name, (model, options) in CASES.items():
         config = FFPConfig(dataset=data, sparsity=0.3, **SAMPLES | options)
         # With steps of one window, as of ordinary length, one process trains alone.
-        with patch.object(distillation, "STEP_TOKENS", 1 if name == ALONE else distillation.STEP_TOKENS):
+        steps = patch.object(distillation, "STEP_TOKENS", 1 if name == ALONE else distillation.STEP_TOKENS)
+        # As in ordinary windows, the last norm is trained on some of the positions.
+        with steps, patch.object(last_norm, "POSITIONS", 5):
             result = FFPPruner(make_tiny_model(model), make_tokenizer(), config).prune()
         found[name] = f"{digest(result.model.parameters())}, sizes {result.policy.sizes}, {result.perplexities}"
     return found

@@ -81,7 +81,7 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
     for stage in (
         *("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher"),
-        "compression.distillation.Adam",
+        "compression.training.Adam",
     ):
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):

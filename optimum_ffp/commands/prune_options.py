@@ -232,8 +232,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         calibration,
         "calibration",
         "How the remaining weights are adapted: distillation (every layer is trained to give the output of the dense "
-        "layer), sequential (output projections alone, layer by layer), ridge (every layer alone, by ridge "
-        "regression) or none.",
+        "layer, and the last norm to give its predictions), sequential (output projections alone, layer by layer), "
+        "ridge (every layer alone, by ridge regression) or none.",
         "distillation, or sequential with --no-grad",
     )
     add_config_option(calibration, "ridge-lambda", "Penalty λ of ridge regression.")

@@ -16,7 +16,7 @@ from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.window_sum import WindowSum
-from .last_norm import PredictionError, last_norm
+from .last_norm import PredictionLoss, last_norm_parameters
 from .sorted_model import SortedModel
 from .training import Fit, Trainer
 
@@ -123,7 +123,7 @@ def distil(
     learning rate, and if that gains nothing either, the layer stays as it was.
 
     Hidden states that are nearly those of the dense model still give predictions that are too certain. So the norm
-    after the last layer is trained at last, in the same way, to predict what the dense model does (`PredictionError`).
+    after the last layer is trained at last, in the same way, to predict what the dense model does (`PredictionLoss`).
 
     Args:
         sorted_model: The sorted model, with its ridge factors. It is not changed.
@@ -147,7 +147,8 @@ def distil(
     parts = Shares(len(windows), windows_per_step(batch, windows.shape[1]))
     learning_rate *= math.sqrt(min(batch, len(windows)))
     shares = parts, Shares(len(held_out))
-    own = torch.cat([windows[parts.own], held_out[shares[1].own]])
+    numbers = [*parts.of(processes.rank()), *(len(windows) + index for index in shares[1].of(processes.rank()))]
+    own = torch.cat([windows, held_out])[numbers]
     kinds = [_Sequences.of(layerwise, own[:, None], dtype)]
     if not start_token:
         kinds.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
@@ -157,24 +158,24 @@ def distil(
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
-                error = _LayerError(runs, parts)
+                loss = _LayerLoss(runs, parts)
                 start = {name: one.detach().to(layerwise.stored_dtype) for name, one in layer.named_parameters()}
-                trainer = Trainer(error, start, sorted_model.prefixes[index], shares, error.scale)
+                trainer = Trainer(loss, start, sorted_model.prefixes[index], shares, loss.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(Fit.unpack(journal.tensors(f"layer-{index}", train)))
                 # They have weights of the layer.
-                del start, trainer, train
+                del loss, start, trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
                 for runner, sequences in runs:
                     runner.advance(sequences.pruned, sequences.per_window)
             return_free_memory()
             bar.update()
-    with layerwise.ends_loaded():
-        error = PredictionError(layerwise, kinds[0].pruned, kinds[0].dense, dtype)
-        start = {name: one.to(layerwise.stored_dtype) for name, one in last_norm(layerwise).items()}
+    loss = PredictionLoss(layerwise, kinds[0].pruned, kinds[0].dense, numbers, dtype)
+    with loss.ready():
+        start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
         if not start:
             return Distilled(fits, None)
-        train = partial(Trainer(error, start, "", shares, error.scale).fit, passes, learning_rate, seed)
+        train = partial(Trainer(loss, start, "", shares, loss.scale).fit, passes, learning_rate, seed)
         return Distilled(fits, Fit.unpack(journal.tensors("last-norm", train)))
 
 
@@ -211,8 +212,8 @@ class _Sequences(NamedTuple):
         return self.pruned[own], self.dense[own]
 
 
-class _LayerError:
-    """Error of the output of a layer with given weights, an `Error`.
+class _LayerLoss:
+    """Error of the output of a layer with given weights, a `Loss`.
 
     Args:
         runs: Runs the layer on sequences: whole windows, and maybe first tokens.

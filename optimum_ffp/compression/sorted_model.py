@@ -197,7 +197,7 @@ class SortedModel:
             yield self.model
 
     def _is_of(self, layer: int, name: str) -> bool:
-        """Whether a parameter belongs to a layer or, for the number of layers, to none."""
+        """Whether a parameter belongs to a layer or, for the number of layers, to what is outside of them."""
         if layer < len(self.prefixes):
             return name.startswith(self.prefixes[layer])
         return not name.startswith(tuple(self.prefixes))
@@ -236,7 +236,7 @@ class SortedModel:
         # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
         with change(layers):
             state = {
-                name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
+                name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
                 for name, tensor in self.model.state_dict().items()
                 if self._is_of(layers, name)
             }
@@ -260,7 +260,7 @@ class SortedModel:
     def _own_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """Return copies of a layer's weights in host memory, in the layout and dtype of its checkpoint."""
         state = {
-            name: tensor.detach().to("cpu", self._stored(tensor), copy=True)
+            name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
             for name, tensor in layer.state_dict().items()
         }
         for name, module in layer.named_modules():
@@ -268,7 +268,8 @@ class SortedModel:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
 
-    def _stored(self, tensor: torch.Tensor) -> torch.dtype:
+    def stored_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """Return the dtype that a tensor has in the checkpoint."""
         return self.layerwise.stored_dtype if tensor.dtype == self.layerwise.dtype else tensor.dtype
 
 

@@ -21,7 +21,7 @@ BETAS = (0.9, 0.95)
 BACK_OFF = 0.25
 
 # Maps weights by name, and the index of one of this process's windows, to the error on it, averaged over its tokens.
-Error = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
+Loss = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Trainer:
     process trains.
 
     Args:
-        error: Error of a window. This process's windows to train on come first, then those that are held out.
+        loss: Error of a window. This process's windows to train on come first, then those that are held out.
         start: The weights before training by name, in the dtype that trained ones are rounded to.
         prefix: Prefix of their names in the model.
         shares: Shares of the processes in the windows to train on, and in those that are held out.
@@ -75,13 +75,13 @@ class Trainer:
 
     def __init__(
         self,
-        error: Error,
+        loss: Loss,
         start: dict[str, torch.Tensor],
         prefix: str,
         shares: tuple[Shares, Shares],
         scale: float,
     ):
-        self.error, self.start, self.prefix, self.scale = error, start, prefix, scale
+        self.loss, self.start, self.prefix, self.scale = loss, start, prefix, scale
         self.parts, self.held_out = shares
         self.device = next(iter(start.values())).device
         # Whether the first process has all windows to train on.
@@ -156,13 +156,13 @@ class Trainer:
 
     def _gradients(self, masters: dict[str, torch.Tensor], window: int) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
-            loss = self.error(masters, window) * self.scale
-        return torch.autograd.grad(loss, list(masters.values()))
+            error = self.loss(masters, window) * self.scale
+        return torch.autograd.grad(error, list(masters.values()))
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
         first = len(self.parts.of(processes.rank()))
         held_out = range(first, first + len(self.held_out.of(processes.rank())))
-        errors = [self.error(weights, window) for window in held_out]
+        errors = [self.loss(weights, window) for window in held_out]
         own = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
         found = processes.gather(own, self.held_out)
         return sum(found.tolist()) / len(found)

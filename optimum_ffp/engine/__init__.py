@@ -1,8 +1,8 @@
 """Runs a causal LM layer by layer, wherever its weights are: all windows go through a layer before the next."""
 
-from .backward import UNKNOWN, backward_passes
+from .backward import UNKNOWN, backward_passes, graphs_freed
 from .layer_runner import Arguments, LayerRunner
 from .layerwise_model import LayerwiseModel
 
 
-__all__ = ["UNKNOWN", "Arguments", "LayerRunner", "LayerwiseModel", "backward_passes"]
+__all__ = ["UNKNOWN", "Arguments", "LayerRunner", "LayerwiseModel", "backward_passes", "graphs_freed"]

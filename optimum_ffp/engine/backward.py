@@ -45,7 +45,7 @@ def backward_passes(
         windows: Token ids, shape `[windows, window length]`. They are watched in order.
         watchers: Forward hooks by module, for the index of a layer.
         labels_of: Labels of a piece of a window.
-        change: Change of the model, by layer.
+        change: Change of the layers.
         dtype: Autocast dtype; `None` for the model's own.
         on_layer: Called with the index of every layer, the last one first, when all windows have passed it.
         description: Description of the progress bar, which counts layers in both directions; none if `None`.
@@ -71,11 +71,11 @@ def backward_passes(
                     LayerRunner(layer, arguments[index], dtype).advance(states)
                 bar.update()
             # The states after the last layer are replaced by their gradients.
-            with layerwise.ends_loaded(), _graphs_freed():
+            with layerwise.ends_loaded(), graphs_freed():
                 for state, window in zip(states.split(1), together):
                     losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
             for index, layer in layerwise.walk(backwards=True):
-                with change(index), ExitStack() as hooks, _graphs_freed():
+                with change(index), ExitStack() as hooks, graphs_freed():
                     for module, watcher in watchers(index).items():
                         hooks.callback(module.register_forward_hook(watcher).remove)
                     runner = LayerRunner(layer, arguments[index], dtype)
@@ -88,11 +88,11 @@ def backward_passes(
 
 
 @contextmanager
-def _graphs_freed() -> Iterator[None]:
-    """Free the graphs of what has failed, as out of memory: they would keep weights that are put back after it."""
+def graphs_freed() -> Iterator[None]:
+    """Free the graphs of what has failed or was interrupted: they would keep weights that are put back after it."""
     try:
         yield
-    except RuntimeError as error:
+    except BaseException as error:
         clear_frames(error.__traceback__)
         raise
 

@@ -29,7 +29,7 @@ RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 ROOM = 8
 
 # Changes a layer, whose index is given and whose weights are loaded, for the duration of a context. The number of
-# layers stands for the last norm and the head.
+# layers stands for what follows the last one.
 Change = Callable[[int], AbstractContextManager[Any]]
 
 

@@ -141,15 +141,31 @@ def _test_windows(config: FFPConfig) -> list[int | None]:
     return [written["test"] if name == "self" else count(name) for name in reported]
 
 
+def last_norm_tokens(config: FFPConfig, head: float) -> int:
+    """Return the tokens of the fit of the last norm at one sparsity, if it gains at the first attempt.
+
+    Args:
+        config: Options of the prune, with distillation.
+        head: Share of the head in a forward pass (`head_share`).
+    """
+    parts, (windows, held_out) = config.distillation_parts, _calibration_windows(config)
+    length, passes = config.seq_len // parts, config.distillation_passes
+    return prediction_tokens(parts * windows, parts * held_out, length, passes, head)
+
+
+def _calibration_windows(config: FFPConfig) -> tuple[int, int]:
+    """Windows that calibration reads, and those that it holds out."""
+    return config.num_samples, min(config.held_out_samples, config.search_samples)
+
+
 def _calibration_tokens(config: FFPConfig, layers: int, head: float) -> int:
     """Tokens of the calibration at one sparsity, if distillation gains everywhere at the first attempt."""
-    windows, held_out = config.num_samples, min(config.held_out_samples, config.search_samples)
+    windows, held_out = _calibration_windows(config)
     if config.calibration == "distillation":
         passes, parts = config.distillation_passes, config.distillation_parts
         # Fewer if windows begin with a start token, which is only known to the tokenizer.
         length = tokens_per_window(config.seq_len, parts=parts)
-        of_norm = prediction_tokens(parts * windows, parts * held_out, config.seq_len // parts, passes, head)
-        return distillation_tokens(windows * length, held_out * length, passes) + of_norm
+        return distillation_tokens(windows * length, held_out * length, passes) + last_norm_tokens(config, head)
     if config.calibration == "sequential":
         return sequential_tokens((windows + held_out) * config.seq_len, layers)
     return 0

@@ -300,7 +300,7 @@ def make_plan(
         "bounds": (config.min_retention, config.max_retention),
         "candidate_evaluations": sum(map(sum, count_searches(config, len(sparsities)))),
         "tokens": tokens,
-        "operations": stage_operations(model, units, config, tokens),
+        "operations": stage_operations(model, units, config, tokens, len(sparsities)),
         "layer_bytes": _layer_bytes(model),
         "compute_dtype": compute or own,
         "evaluated": 1 + results * len(sparsities),

@@ -10,6 +10,7 @@ from ..config import FFPConfig
 from ..engine.operations import forward_operations
 from ..modeling.families import ModelUnit
 from ..utils.tensors import pin
+from .counts import last_norm_tokens
 
 
 GIB = 2**30
@@ -21,7 +22,7 @@ ELIMINATION, FACTOR = 2, 1 / 3
 DISK_SPEED = GIB
 # Bytes that are copied to find out how fast weights get to the device.
 COPIED = 2**26
-# Stages whose passes end with the last layer.
+# Stages whose passes end with the last layer, but for the fit of the last norm.
 HEADLESS = ("statistics", "calibration")
 # Size of the product that the speed is measured with, on the CPU and on accelerators, which are idle for most of the
 # time of a small one; and for how many seconds.
@@ -33,6 +34,7 @@ def stage_operations(
     units: Sequence[ModelUnit],
     config: FFPConfig,
     tokens: Mapping[str, int | None],
+    sparsities: int = 1,
 ) -> dict[str, float]:
     """Return the floating-point operations of every stage whose number of tokens is known.
 
@@ -43,6 +45,7 @@ def stage_operations(
         units: Units of the model.
         config: Options of the prune.
         tokens: Tokens per stage in forward passes of the model.
+        sparsities: Number of sparsities.
     """
     features = [unit.output.module.in_features for unit in units]
     in_layers, in_head = forward_operations(model, config.seq_len)
@@ -54,6 +57,9 @@ def stage_operations(
     found["statistics"] += 2 * sum(count**2 for count in features) * tokens["statistics"]
     if tokens.get("fisher"):
         found["fisher"] += 2 * sum(unit.output.module.out_features**2 for unit in units) * tokens["fisher"] / 3
+    if config.calibration == "distillation" and "calibration" in found:
+        # Those of the last norm are passes through the head alone, counted by its share.
+        found["calibration"] += sparsities * last_norm_tokens(config, in_head / (in_layers + in_head)) * in_head
     if config.eliminates:
         found["importance"] = float(ELIMINATION * sum(count**3 for count in features))
     if config.needs_factors:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import softmax
 
 from optimum_ffp.compression.distillation import distil
-from optimum_ffp.compression.last_norm import PredictionError, last_norm, prediction_tokens
+from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters, prediction_tokens
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
@@ -36,7 +36,7 @@ def last_states(model, windows):
 
 def test_parameters_of_the_last_norm_act_after_the_last_layer(tiny_model, windows):
     layerwise = LayerwiseModel(tiny_model, find_family(tiny_model.config))
-    found, states = last_norm(layerwise), last_states(tiny_model, windows)
+    found, states = last_norm_parameters(layerwise), last_states(tiny_model, windows)
     with torch.no_grad():
         before = tiny_model(windows, output_hidden_states=True).hidden_states[-1]
         for parameter in found.values():
@@ -53,13 +53,15 @@ def test_the_error_is_the_divergence_of_whole_models(tiny_model, windows, positi
     other = deepcopy(tiny_model)
     layerwise, changed = (LayerwiseModel(model, find_family(model.config)) for model in (tiny_model, other))
     generator = torch.Generator().manual_seed(3)
-    for parameter in (*last_norm(changed).values(), *changed.layers[1].parameters()):
+    for parameter in (*last_norm_parameters(changed).values(), *changed.layers[1].parameters()):
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    error = PredictionError(layerwise, last_states(other, windows), last_states(tiny_model, windows), None)
-    found = [float(error(last_norm(changed), window)) for window in range(len(windows))]
+    numbers = [3, 0, 7, 4, 8, 1]
+    loss = PredictionLoss(layerwise, last_states(other, windows), last_states(tiny_model, windows), numbers, None)
+    with loss.ready():
+        found = [float(loss(last_norm_parameters(changed), window)) for window in range(len(windows))]
     every = 1 if positions == 256 else 5
     of_positions = divergences(other, tiny_model, windows)
-    expected = [float(of_positions[window, window % every :: every].mean()) for window in range(len(windows))]
+    expected = [float(row[number % every :: every].mean()) for row, number in zip(of_positions, numbers)]
     assert found == pytest.approx(expected, rel=1e-3) and min(expected) > 1e-3
 
 

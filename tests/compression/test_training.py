@@ -25,11 +25,11 @@ def regression():
 
 
 def make_trainer(inputs, targets, parts: int = 1, dtype: torch.dtype = torch.float32) -> Trainer:
-    def error(weights, window):
+    def loss(weights, window):
         return (inputs[window] @ weights["weight"].to(inputs) - targets[window]).square().mean()
 
     start = {"weight": torch.ones(FEATURES, dtype=dtype)}
-    return Trainer(error, start, "head.", (Shares(WINDOWS, parts), Shares(HELD_OUT)), 100.0)
+    return Trainer(loss, start, "head.", (Shares(WINDOWS, parts), Shares(HELD_OUT)), 100.0)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
