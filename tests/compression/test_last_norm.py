@@ -98,3 +98,24 @@ def test_what_the_head_reads_is_counted(windows, positions, monkeypatch):
     length = windows.shape[1]
     assert prediction_tokens(len(windows), len(held_out), length, passes, 1.0) == pytest.approx(counted, rel=0.05)
     assert prediction_tokens(len(windows), len(held_out), length, passes, 0.25) == pytest.approx(counted / 4, rel=0.05)
+
+
+def test_what_fails_is_said_and_the_weights_are_put_back(windows, monkeypatch):
+    model = make_tiny_model().to(torch.bfloat16)
+    layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
+    before = {name: (tensor, tensor.dtype) for name, tensor in model.state_dict().items()}
+    states = torch.randn(1, 8, model.config.hidden_size)
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    # Only after the graph of the predictions is there.
+    monkeypatch.setattr("optimum_ffp.compression.last_norm.kl_div", fails)
+    loss = PredictionLoss(layerwise, states, states, [0], None)
+    with pytest.raises(torch.OutOfMemoryError), loss.ready():
+        weights = {name: one.clone().requires_grad_() for name, one in last_norm_parameters(layerwise).items()}
+        loss(weights, 0)
+    after = model.state_dict()
+    assert all(
+        after[name].dtype == dtype and torch.equal(after[name], tensor) for name, (tensor, dtype) in before.items()
+    )
