@@ -122,8 +122,9 @@ def distil(
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
     learning rate, and if that gains nothing either, the layer stays as it was.
 
-    Hidden states that are nearly those of the dense model still give predictions that are too certain. So the norm
-    after the last layer is trained at last, in the same way, to predict what the dense model does (`PredictionLoss`).
+    Hidden states that are nearly those of the dense model still give predictions that are too certain. So
+    finally the norm after the last layer is trained, in the same way, to predict what the dense model does
+    (`PredictionLoss`).
 
     Args:
         sorted_model: The sorted model, with its ridge factors. It is not changed.
