@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import kl_div, log_softmax
+from transformers.modeling_outputs import ModelOutput
 
 from ..engine import LayerwiseModel, graphs_freed
 from ..options import GRADIENT_COST
-from ..utils.lm_head import POSITIONS, cast_once
+from ..utils.lm_head import POSITIONS, cast_once, logits_in_pieces
 from ..utils.precision import computing_in
 
 
@@ -34,7 +36,7 @@ class PredictionLoss:
         layerwise: The dense model.
         pruned: Hidden states of the pruned model after the last layer, of this process's windows. Shape `[windows,
             window length, hidden size]`.
-        dense: Those of the dense model.
+        dense: Those of the dense model, which `ready` replaces by what the head reads.
         numbers: Number of each window among those of all processes. The first position that is read depends on it.
         dtype: Autocast dtype; `None` for the model's own.
 
@@ -51,28 +53,37 @@ class PredictionLoss:
         dtype: torch.dtype | None,
     ):
         self.layerwise, self.pruned, self.dense, self.numbers = layerwise, pruned, dense, numbers
-        self.dtype, self.every = dtype, math.ceil(pruned.shape[1] / POSITIONS)
+        self.dtype, self.every = dtype, _step(pruned.shape[1])
         self.scale = pruned.shape[1] // self.every
+        # Output of the dense decoder for one window, whose hidden states are replaced.
+        self._decoded: ModelOutput | None = None
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the loss with given weights on a window of this process, by its index."""
-        read = window, slice(self.numbers[window] % self.every, None, self.every)
-        found = self._log_probabilities(self.pruned[read], weights)
+        read = slice(window, window + 1), slice(self.numbers[window] % self.every, None, self.every)
+        found = self.layerwise.logits(self.pruned[read], weights)
         with torch.no_grad():
-            target = self._log_probabilities(self.dense[read])
+            decoded = replace(self._decoded, last_hidden_state=self.dense[read].to(found.device))
+            # Few enough for one piece.
+            ((_, target),) = logits_in_pieces(self.layerwise.model, decoded)
+        found, target = (log_softmax(logits[0].float(), -1) for logits in (found, target))
         return kl_div(found, target, reduction="batchmean", log_target=True)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Have what is not trained where it is used, and in its dtype, for the duration of the context."""
+        """Run the dense model's norm once, and have the head where it is used for the duration of the context."""
         layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
         with layerwise.ends_loaded(), graphs_freed(), computing, cast_once(layerwise.model):
+            with torch.no_grad():
+                for states in self.dense.split(1) if len(self.dense) else ():
+                    self._decoded = layerwise.decoded(states.to(layerwise.dtype))
+                    states.copy_(self._decoded.last_hidden_state)
             yield
 
-    def _log_probabilities(
-        self, states: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        return log_softmax(self.layerwise.logits(states[None], weights)[0].float(), -1)
+
+def _step(length: int) -> int:
+    """Return how many positions apart those that are read of a window are."""
+    return math.ceil(length / POSITIONS)
 
 
 def prediction_tokens(windows: int, held_out: int, length: int, passes: float, share: float) -> int:
@@ -85,6 +96,6 @@ def prediction_tokens(windows: int, held_out: int, length: int, passes: float, s
         passes: Number of passes over the windows.
         share: Share of the head in a forward pass (`head_share`).
     """
-    positions = math.ceil(length / math.ceil(length / POSITIONS))
+    positions = math.ceil(length / _step(length))
     # The head runs on states of both models, and back on those of the pruned one.
     return round(share * positions * (passes * (1 + GRADIENT_COST) * windows + (1 + passes) * 2 * held_out))

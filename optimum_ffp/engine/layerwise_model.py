@@ -172,7 +172,7 @@ class LayerwiseModel:
         with self._skipped_layers(states.to(self.device)) as unread:
             return decode(self.model, unread)
 
-    def logits(self, states: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    def logits(self, states: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits for hidden states after the last layer.
 
         The ends of the model are loaded (`ends_loaded`).
@@ -184,7 +184,7 @@ class LayerwiseModel:
         Returns:
             Shape `[windows, positions, vocabulary]`.
         """
-        used = {name: weight.to(self.dtype) for name, weight in (weights or {}).items()}
+        used = {name: weight.to(self.dtype) for name, weight in weights.items()}
         with self._skipped_layers(states.to(self.device, self.dtype)) as unread:
             return functional_call(self.model, used, (unread,), {"use_cache": False}).logits
 

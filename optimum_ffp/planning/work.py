@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..config import FFPConfig
-from ..engine.operations import forward_operations
+from ..engine.operations import forward_operations, head_share
 from ..modeling.families import ModelUnit
 from ..utils.tensors import pin
 from .counts import last_norm_tokens
@@ -59,7 +59,7 @@ def stage_operations(
         found["fisher"] += 2 * sum(unit.output.module.out_features**2 for unit in units) * tokens["fisher"] / 3
     if config.calibration == "distillation" and "calibration" in found:
         # Those of the last norm are passes through the head alone, counted by its share.
-        found["calibration"] += sparsities * last_norm_tokens(config, in_head / (in_layers + in_head)) * in_head
+        found["calibration"] += sparsities * last_norm_tokens(config, head_share(model, config.seq_len)) * in_head
     if config.eliminates:
         found["importance"] = float(ELIMINATION * sum(count**3 for count in features))
     if config.needs_factors:
