@@ -57,8 +57,10 @@ class RecoveryRecord:
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` and
             `recovered`.
+        compute_dtypes: Dtypes that losses on test windows were computed in, by model: `dense` and `pruned`; the
+            recovered one in that of the pruned one.
         dtype: Dtype of the saved weights.
-        bf16: Whether it was computed in bfloat16.
+        bf16: Whether it was trained in bfloat16.
         seconds: Time of the training.
         processes: Number of processes.
         versions: Versions of packages.
@@ -77,6 +79,7 @@ class RecoveryRecord:
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
+    compute_dtypes: dict[str, str]
     dtype: str
     bf16: bool
     seconds: float

@@ -171,6 +171,10 @@ class FFPRecovery:
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
+            compute_dtypes={
+                name: dtype_name(compute_dtype(self.teacher.device, dtype))
+                for name, dtype in (("dense", self.teacher.dtype), ("pruned", self.stored_dtype))
+            },
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
             seconds=trained.seconds,

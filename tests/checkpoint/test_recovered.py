@@ -47,6 +47,7 @@ def make_record(source, **changes) -> RecoveryRecord:
             name: [[loss, loss], [loss + 1, loss]]
             for name, loss in {"dense": 1.0, "pruned": 2.0, "recovered": 1.5}.items()
         },
+        "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",
         "bf16": False,
         "seconds": 2.0,
@@ -120,6 +121,13 @@ def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_pat
     told = "**2 held-out windows and 1 test windows repeat text that was trained on**"
     assert told in (tmp_path / "repeated" / "README.md").read_text()
     assert "repeat text" not in (recovered / "README.md").read_text().partition("## Pruning")[0]
+
+
+def test_the_card_says_what_figures_were_computed_in(folder, model, recovered, tmp_path):
+    assert "\nComputed in float32.\n" in (recovered / "README.md").read_text().partition("## Pruning")[0]
+    record = make_record(folder, compute_dtypes={"dense": "float32", "pruned": "bfloat16"})
+    save_recovered(record, model, make_tokenizer(), tmp_path / "both")
+    assert "\nComputed in bfloat16, the dense model in float32.\n" in (tmp_path / "both" / "README.md").read_text()
 
 
 def test_where_the_divergence_was_smallest_is_told(folder, model, tmp_path):

@@ -76,7 +76,8 @@ def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base,
     copytree(folder, tmp_path / "pruned")
     FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "pruned")
     recovery = make_recovery(tmp_path / "pruned", base, data_folder)
-    assert recovery.recover().dtype == "bfloat16"
+    record = recovery.recover()
+    assert record.dtype == "bfloat16" and record.compute_dtypes == {"dense": "float32", "pruned": "float32"}
     recovery.save_pretrained(tmp_path / "recovered")
     saved = load_file(tmp_path / "recovered" / "model.safetensors")
     assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
