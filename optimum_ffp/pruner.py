@@ -1,8 +1,9 @@
 """FFPPruner: runs the stages of a prune."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .allocation.budget import Budget
 from .analysis.measurements import Measurements
 from .checkpoint.pareto import ParetoFront
+from .checkpoint.pushing import PushToHubMixin
 from .checkpoint.result import FoundPolicy, PruningResult, package_versions
-from .checkpoint.saving import find_agent, push_checkpoint, save_checkpoint
+from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
 from .config import FFPConfig
 from .data import DataSplits, with_window_length
@@ -33,7 +35,7 @@ from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
 
 
-class FFPPruner:
+class FFPPruner(PushToHubMixin):
     """Prunes a model, at one or several sparsities.
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
@@ -357,42 +359,16 @@ class FFPPruner:
         Raises:
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
-        result = self._finished()
+        write = self._writer()
         if processes.is_main():
-            save_checkpoint(result, directory, overwrite, self.measured.journal.folder)
+            write(directory, overwrite, self.measured.journal.folder)
         processes.wait()
         # A sweep closes its journal after the last result.
-        if result.search.sweep is None:
+        if self.result.search.sweep is None:
             self._close_journal()
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Uploads the last result to the Hub in one commit.
-
-        Args:
-            repo_id: `name` or `owner/name`; created if it does not exist.
-            private: Whether the repository is private if it is created.
-            token: Access token for the Hub.
-            revision: Branch to commit to, created if it does not exist; the main branch if `None`.
-            commit_message: Message of the commit, and title of a pull request.
-            create_pr: Whether to open a pull request with the commit, in a repository that exists.
-
-        Returns:
-            URL of the commit, or of the pull request.
-
-        Raises:
-            FFPError: If nothing has been pruned, or the upload fails.
-        """
-        place = {"private": private, "token": token, "revision": revision}
-        options = place | {"commit_message": commit_message, "create_pr": create_pr}
-        return processes.on_main(lambda: push_checkpoint(self._finished(), repo_id, **options))
+    def _writer(self) -> Callable[..., Path]:
+        return partial(save_checkpoint, self._finished())
 
     def _finished(self) -> PruningResult:
         if self.result is None:

@@ -93,6 +93,7 @@ TESTS = Path(__file__).parent
 TESTED_IN = {
     "analysis.criteria": "analysis/test_importance.py",
     "checkpoint.gguf": "checkpoint/gguf/test_gguf.py",
+    "checkpoint.pushing": "hub/test_upload.py",
     "commands.arguments": "commands/test_prune.py",
     "commands.errors": "commands/test_prune.py",
     "commands.evaluate_options": "commands/test_evaluate.py",

@@ -26,7 +26,7 @@ from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import as_recorded, push_written, save_model, save_tokenizer, write_folder
+from .saving import as_recorded, save_model, save_tokenizer, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -165,20 +165,6 @@ def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: 
     *earlier, last = found.pop("recovery", [{}])
     before_that = before.pop("recovery", [])
     return last.get("options") == as_recorded(options) and (found, earlier) == (before, before_that)
-
-
-def push_recovered(
-    record: RecoveryRecord,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    repo_id: str,
-    adapter: Any = None,
-    hub: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> str:
-    """Uploads a recovered model in one commit; options, URL and errors are those of `push_folder`."""
-    save = partial(save_recovered, record, model, tokenizer, adapter=adapter, hub=hub)
-    return push_written(save, repo_id, **options)
 
 
 def recovery_command(record: RecoveryRecord) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..config import FFPConfig
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
-from ..hub.upload import check_push, describe_failure, push_folder
+from ..hub.upload import describe_failure
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import FILES, RECORD, check_output, expand, is_checkpoint, other_files, read_record, whole_folder
 from ..utils.json import to_json, write_json
@@ -251,19 +249,3 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
         return SavedAgent(load_file(path), name)
     except (SafetensorError, OSError) as error:
         raise FFPError(f"{path} is not a valid safetensors file: {error}") from None
-
-
-def push_checkpoint(result: PruningResult, repo_id: str, **options: Any) -> str:
-    """Uploads the checkpoint of a result in one commit; options, URL and errors are those of `push_folder`."""
-    return push_written(partial(save_checkpoint, result), repo_id, **options)
-
-
-def push_written(save: Callable[[Path], Path], repo_id: str, **options: Any) -> str:
-    """Uploads the checkpoint that a function writes, given its folder; the rest is as for `push_folder`."""
-    check_push(repo_id, options.get("token"))
-    parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
-    folder = save(parent / repo_id.rpartition("/")[2])
-    # Not removed if the upload fails: the error names the folder, which may be the only copy of the result.
-    address = push_folder(folder, repo_id, **options)
-    shutil.rmtree(parent)
-    return address

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoint.recovered import RecoveryRecord, push_recovered, save_recovered, source_folder
+from ..checkpoint.pushing import PushToHubMixin
+from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError, one_line
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more GPUs, or another device"
 
 
-class FFPRecovery:
+class FFPRecovery(PushToHubMixin):
     """Recovers a pruned model by training it to give the predictions of the dense model.
 
     The training is `Trainer`'s, with everything that accelerate launches: several GPUs, DDP, FSDP 2. Of several
@@ -193,27 +194,16 @@ class FFPRecovery:
         Raises:
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
-        record = self._finished()
+        write = self._writer()
         if processes.is_main():
-            hub, work = self.options.hub(), self.journal.folder
-            save_recovered(record, self.student, self.tokenizer, directory, overwrite, self._adapter, hub, work)
+            write(directory, overwrite, work_folder=self.journal.folder)
         processes.wait()
         self.journal.remove()
         self.journal = Journal()
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Uploads the recovered model in one commit, and returns its URL; arguments as for `FFPPruner.push_to_hub`."""
-        arguments = self._finished(), self.student, self.tokenizer, repo_id, self._adapter, self.options.hub()
-        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
-        return processes.on_main(partial(push_recovered, *arguments, private=private, token=token, **options))
+    def _writer(self) -> Callable[..., Path]:
+        models = self._finished(), self.student, self.tokenizer
+        return partial(save_recovered, *models, adapter=self._adapter, hub=self.options.hub())
 
     def _loaded(self) -> dict[str, Any]:
         """Options of the command line, by which the models were loaded."""

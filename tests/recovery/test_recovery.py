@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.recovery.loss import DistillationLoss
-from tests.helpers import make_tiny_model, make_tokenizer
+from tests.helpers import contents, make_tiny_model, make_tokenizer
 
 
 SETTINGS = {
@@ -57,6 +57,19 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
     for name, model in {"dense": dense, "pruned": pruned_model, "recovered": loaded}.items():
         assert record.losses[name][0] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-4)
         assert record.figures[0][1][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
+
+
+def test_a_recovered_model_is_pushed(folder, base, data_folder, hub, tmp_path):
+    recovery = make_recovery(folder, base, data_folder)
+    with pytest.raises(FFPError, match=r"there is nothing to save yet; call recover\(\) first"):
+        recovery.push_to_hub("me/recovered")
+    recovery.recover()
+    recovery.push_to_hub("me/recovered", commit_message="Recovered")
+    recovery.save_pretrained(tmp_path / "out")
+    repository, saved = hub.repositories["me/recovered"], contents(tmp_path / "out")
+    pushed = repository.at("main").files
+    assert pushed.keys() - {".gitattributes"} == saved.keys()
+    assert {name for name in saved if pushed[name] != saved[name]} == {"README.md"}
 
 
 def test_the_training_is_logged_beside_the_search(folder, base, data_folder, tmp_path, monkeypatch):
