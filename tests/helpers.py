@@ -51,12 +51,8 @@ SCALED_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-GEMMA3 = {
-    "head_dim": 6,
-    "query_pre_attn_scalar": 96,
-    "sliding_window": 8,
-    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-}
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA3 = SLIDING | {"head_dim": 6, "query_pre_attn_scalar": 96}
 CONFIGS = {
     "llama": ("llama", GATED),
     "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
@@ -77,7 +73,15 @@ CONFIGS = {
         },
     ),
     "smollm3": ("smollm3", GATED | {"no_rope_layers": [1, 0, 1]}),
+    "gemma": ("gemma", GATED | {"head_dim": 6}),
+    "hunyuan": ("hunyuan_v1_dense", GATED | {"head_dim": 6}),
+    "exaone4": ("exaone4", GATED | SLIDING),
+    "ernie4_5": ("ernie4_5", GATED | {"head_dim": 4, "use_bias": True}),
+    "seed-oss": ("seed_oss", GATED | {"head_dim": 6}),
+    "cohere2": ("cohere2", GATED | SLIDING | {"logit_scale": 0.5}),
+    "arcee": ("arcee", GATED | {"mlp_bias": True}),
     "phi3": ("phi3", GATED | {"partial_rotary_factor": 0.5}),
+    "glm4": ("glm4", GATED | {"head_dim": 8, "attention_bias": True}),
     "gpt-neox": ("gpt_neox", SIZES | {"intermediate_size": 48}),
     "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
     "gpt2": ("gpt2", SIZES),

@@ -136,7 +136,7 @@ def corrupt(path, text="{"):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("unsupported family", "model type 'bert' is not supported; supported are gemma2, gemma3_text, gpt2,"),
+        ("unsupported family", "model type 'bert' is not supported; supported are arcee, cohere2, ernie4_5,"),
         ("missing folder", "there is no folder"),
         ("folder without config", "is a folder without config.json"),
         ("no such hub id", "can't be loaded as a causal LM"),

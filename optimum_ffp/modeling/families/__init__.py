@@ -10,18 +10,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...errors import FFPError
 from .base import Family, ModelUnit, Slice, find_units
-from .fused import GPT2, GPT_NEOX, PHI3, TransposedLinear
-from .llama import GEMMA2, GEMMA3, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from .fused import GLM4, GPT2, GPT_NEOX, PHI3, TransposedLinear
+from .llama import LLAMA_LIKE
 from .opt import OPT
 
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GRANITE, SMOLLM3),
-        *(PHI3, GPT_NEOX, GPT2, OPT),
-    )
-}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT)}
 
 # Model types that can't be pruned, with the reason.
 REFUSED = {

@@ -45,6 +45,10 @@ PHI3 = Family(
     prepare=_give_layers_their_own_config,
 )
 
+GLM4 = Family(
+    model_type="glm4", ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), normalised_outputs=True, title="GLM-4"
+)
+
 GPT_NEOX = Family(
     model_type="gpt_neox",
     title="GPT-NeoX",

@@ -1,16 +1,27 @@
-"""Families with the layout of Llama: grouped-query attention, a gated FFN, RMS norms."""
+"""Families with the layout of Llama: projections of their own, grouped-query attention, RMS or layer norms."""
 
 from .base import Family
 
 
-LLAMA = Family(model_type="llama")
-MISTRAL = Family(model_type="mistral")
-QWEN2 = Family(model_type="qwen2")
-"""Biases of the query, key and value projections are pruned with their heads."""
-QWEN3 = Family(model_type="qwen3")
-"""Query and key norms have the size of one head and are shared by all heads, so pruning doesn't change them."""
-GEMMA2 = Family(model_type="gemma2", normalised_outputs=True, title="Gemma 2")
-"""Norms after attention and FFN act on the outputs of the output projections, whose size pruning doesn't change."""
-GEMMA3 = Family(model_type="gemma3_text", normalised_outputs=True, title="Gemma 3")
-GRANITE = Family(model_type="granite")
-SMOLLM3 = Family(model_type="smollm3")
+LLAMA_LIKE = (
+    Family(model_type="llama"),
+    Family(model_type="mistral"),
+    # Biases of the query, key and value projections are pruned with their heads.
+    Family(model_type="qwen2"),
+    # Query and key norms have the size of one head and are shared by all heads, so pruning doesn't change them.
+    Family(model_type="qwen3"),
+    Family(model_type="hunyuan_v1_dense", title="HunYuan"),
+    # Norms after attention and FFN act on the outputs of the output projections, whose size pruning doesn't change.
+    Family(model_type="gemma2", normalised_outputs=True, title="Gemma 2"),
+    Family(model_type="gemma3_text", normalised_outputs=True, title="Gemma 3"),
+    Family(model_type="exaone4", normalised_outputs=True, title="EXAONE 4"),
+    Family(model_type="gemma"),
+    Family(model_type="granite"),
+    Family(model_type="smollm3"),
+    Family(model_type="ernie4_5", title="ERNIE 4.5"),
+    Family(model_type="seed_oss", title="Seed-OSS"),
+    # Attention and FFN read the same input.
+    Family(model_type="cohere2", title="Cohere 2"),
+    # Its FFN has no gate.
+    Family(model_type="arcee", ffn_inputs=("mlp.up_proj",)),
+)

@@ -49,7 +49,7 @@ def test_layer_overrides_name_only_what_differs():
 
 
 def test_unsupported_family_lists_the_supported():
-    with pytest.raises(FFPError, match="'bert' is not supported; supported are gemma2, gemma3_text, gpt2, .* qwen3"):
+    with pytest.raises(FFPError, match="'bert' is not supported; supported are arcee, .* gemma3_text, .* qwen3"):
         get_family("bert")
 
 
