@@ -24,7 +24,7 @@ from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.hub.upload import name_repository
-from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
+from optimum_ffp.modeling.families import FAMILIES, ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.utils.window_sum import shares_of_sum
 
@@ -73,6 +73,8 @@ CONFIGS = {
         },
     ),
     "smollm3": ("smollm3", GATED | {"no_rope_layers": [1, 0, 1]}),
+    "olmo2": ("olmo2", GATED),
+    "olmo3": ("olmo3", GATED | SLIDING),
     "gemma": ("gemma", GATED | {"head_dim": 6}),
     "hunyuan": ("hunyuan_v1_dense", GATED | {"head_dim": 6}),
     "exaone4": ("exaone4", GATED | SLIDING),
@@ -91,7 +93,11 @@ LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 # Families whose KV heads have several query heads, and ways to prune their attention: numbers of heads, and the groups
 # that take turns by layer.
-GROUPED = [name for name, (_, sizes) in CONFIGS.items() if sizes.get("num_key_value_heads", 8) < 8]
+GROUPED = [
+    name
+    for name, (model_type, sizes) in CONFIGS.items()
+    if sizes.get("num_key_value_heads", 8) < 8 and FAMILIES[model_type].prunes_attention
+]
 WAYS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "query heads": ({"num_key_value_heads": 2}, ("query_head",)),
     "one KV head": ({"num_key_value_heads": 1}, ("query_head",)),

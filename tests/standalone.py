@@ -59,7 +59,8 @@ class Standalone:
         model.set_attn_implementation("eager")
         attentions = model(self.windows, output_attentions=True).attentions
         agree(model(self.windows).logits, self.logits)
-        assert len({one.shape[1] for one in attentions}) > 1, "every layer has the same number of heads"
+        differ = len({one.shape[1] for one in attentions}) > 1
+        assert differ != self.model.config.model_type.startswith("olmo"), "not the numbers of heads that pruning left"
 
     def check_padded_batch(self) -> None:
         ids = torch.nn.functional.pad(self.windows, (4, 0), value=1)

@@ -18,7 +18,20 @@ pytestmark = pytest.mark.slow
 
 # peft knows no default targets for these, pruned or not.
 WITHOUT_DEFAULT_TARGETS = (
-    *("granite", "smollm3", "phi3", "hunyuan", "exaone4", "ernie4_5", "seed-oss", "cohere2", "arcee", "glm4"),
+    *(
+        "granite",
+        "smollm3",
+        "phi3",
+        "olmo2",
+        "olmo3",
+        "hunyuan",
+        "exaone4",
+        "ernie4_5",
+        "seed-oss",
+        "cohere2",
+        "arcee",
+        "glm4",
+    ),
 )
 
 

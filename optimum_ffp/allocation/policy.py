@@ -9,11 +9,12 @@ from ..errors import FFPError
 
 # Fraction of a unit's groups by which neighbouring policies differ.
 STEP = 1 / 12
-Group = Literal["kv_group", "query_head", "channel"]
+Group = Literal["kv_group", "query_head", "channel", "all_heads"]
 GROUP_NAMES: dict[Group, str] = {
     "kv_group": "KV groups",
     "query_head": "query heads per KV head",
     "channel": "channels",
+    "all_heads": "all heads",
 }
 # Groups of units and of saved policies that don't name theirs.
 DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel"}
@@ -32,7 +33,8 @@ class Unit:
             value projections if groups are query heads).
         multiple: Sizes are multiples of this number of groups.
         group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
-            every KV head; or `"channel"` of an FFN. By default KV groups in attention.
+            every KV head; `"channel"` of an FFN; or `"all_heads"` of attention that stays whole, a single group. By
+            default KV groups in attention.
     """
 
     layer: int

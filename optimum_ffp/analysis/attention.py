@@ -46,7 +46,8 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
     asked = wanted is not None and not (config.preset == "paper" and config.attention == PAPER["attention"])
     if asked and wanted not in possible:
         name = model.config._name_or_path or "the model"
-        _warn_once(f"attention {config.attention} isn't possible for {name}; it loses {GROUP_NAMES[possible[0]]}")
+        found = "stays whole" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
+        _warn_once(f"attention {config.attention} isn't possible for {name}; it {found}")
     return tuple(find_units(model, family, config.ffn_multiple, group) for group in possible)
 
 

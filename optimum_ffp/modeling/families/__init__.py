@@ -19,7 +19,6 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_L
 
 # Model types that can't be pruned, with the reason.
 REFUSED = {
-    "olmo2": "its query and key norms run across all heads, so that removing one would change those that stay",
     "gemma3": "it also takes images; load its language model, save it as gemma3_text and prune that",
 }
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

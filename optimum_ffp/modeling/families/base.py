@@ -37,6 +37,7 @@ class Family:
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
             it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
             dimension). The default is what transformers' grouped-query attention has.
+        prunes_attention: Whether attention can lose heads.
         normalised_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
             length of their outputs, so that errors count relative to it.
         prepare: Function to apply to a loaded dense model before its units are found; it may be applied again.
@@ -58,6 +59,7 @@ class Family:
     width_attribute: str = "intermediate_size"
     default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = (("self_attn.num_key_value_groups", "heads_per_kv_head"),)
+    prunes_attention: bool = True
     normalised_outputs: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
     title: str | None = None
@@ -83,6 +85,8 @@ class Family:
         A single KV head stays, and so does the query head of KV heads that have one each.
         """
         heads, kv_heads, _ = self.heads(config)
+        if not self.prunes_attention:
+            return ("all_heads",)
         if self.fused_by_head or heads == kv_heads:
             return ("kv_group",)
         return ("kv_group", "query_head") if kv_heads > 1 else ("query_head",)
@@ -225,7 +229,10 @@ def find_units(
 
 def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group) -> ModelUnit:
     heads, kv_heads, head_dim = family.heads(config)
-    if group == "kv_group":
+    if group == "all_heads":
+        groups, sections, block, key = 1, 1, heads * head_dim, (kv_heads * head_dim, 0, 0)
+        counted = {}
+    elif group == "kv_group":
         groups, sections, block, key = kv_heads, 1, heads // kv_heads * head_dim, (head_dim, 0, 0)
         counted = {"heads": heads // kv_heads, "kv_heads": 1, "features": block}
     else:

@@ -15,6 +15,9 @@ LLAMA_LIKE = (
     Family(model_type="gemma2", normalised_outputs=True, title="Gemma 2"),
     Family(model_type="gemma3_text", normalised_outputs=True, title="Gemma 3"),
     Family(model_type="exaone4", normalised_outputs=True, title="EXAONE 4"),
+    # Query and key norms run across all heads, so that removing one would change those that stay.
+    Family(model_type="olmo2", prunes_attention=False, normalised_outputs=True, title="OLMo 2"),
+    Family(model_type="olmo3", prunes_attention=False, normalised_outputs=True, title="OLMo 3"),
     Family(model_type="gemma"),
     Family(model_type="granite"),
     Family(model_type="smollm3"),

@@ -4,11 +4,13 @@ import pytest
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.analysis.attention import find_ways
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_family, find_units, get_family
 from optimum_ffp.modeling.families.base import quantisable_multiple
-from tests.helpers import CONFIGS
+from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
 
 def test_units_cover_all_projections_of_the_blocks(tiny_model):
@@ -59,9 +61,22 @@ def test_mixtures_of_experts_are_refused_with_the_reason(model_type):
         find_family(AutoConfig.for_model(model_type))
 
 
-def test_norms_across_heads_are_refused_with_the_reason():
-    with pytest.raises(FFPError, match="'olmo2' can't be pruned: its query and key norms run across all heads"):
-        find_family(AutoConfig.for_model("olmo2"))
+@pytest.mark.parametrize("name", ["olmo2", "olmo3"])
+def test_attention_with_norms_across_heads_stays_whole(name, data_folder, windows, caplog, tmp_path):
+    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, attention="query-heads", **SETTINGS)
+    pruner = FFPPruner(make_tiny_model(name), make_tokenizer(), config)
+    pruner.model.config._name_or_path = f"a model of {name}"
+    find_ways(pruner.model, FAMILIES[name], config)
+    assert f"attention query-heads isn't possible for a model of {name}; it stays whole" in caplog.text
+    result = pruner.prune()
+    sizes = [(unit.group, unit.groups, size) for unit, size in zip(result.policy.units, result.policy.sizes)]
+    assert sizes[::2] == 3 * [("all_heads", 1, 1)] and result.policy.sparsity == pytest.approx(0.3, abs=0.01)
+    layers = result.model.config.to_dict()["per_layer_config"]
+    assert layers and all(entry.keys() == {"intermediate_size"} for entry in layers.values())
+    pruner.save_pretrained(tmp_path / "out")
+    assert FFPModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
+    with pytest.raises(FFPError, match="sparsity 0.6 can't be met: .* at most"):
+        pruner.prune(0.6)
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
