@@ -51,12 +51,24 @@ SCALED_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.5,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
 SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA3 = SLIDING | {"head_dim": 6, "query_pre_attn_scalar": 96}
 CONFIGS = {
     "llama": ("llama", GATED),
     "llama-mha": ("llama", GATED | {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True}),
     "mistral": ("mistral", GATED | {"sliding_window": None, "rope_parameters": ROPE}),
+    "ministral3": ("ministral3", GATED | {"head_dim": 4, "rope_parameters": YARN}),
     "opt": ("opt", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "qwen2": ("qwen2", GATED | {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", GATED | {"head_dim": 6}),

@@ -16,25 +16,6 @@ from tests.helpers import CONFIGS, EVERY_MODEL, EXAMPLES, make_tiny_model, prune
 pytestmark = pytest.mark.slow
 
 
-# peft knows no default targets for these, pruned or not.
-WITHOUT_DEFAULT_TARGETS = (
-    *(
-        "granite",
-        "smollm3",
-        "phi3",
-        "olmo2",
-        "olmo3",
-        "hunyuan",
-        "exaone4",
-        "ernie4_5",
-        "seed-oss",
-        "cohere2",
-        "arcee",
-        "glm4",
-    ),
-)
-
-
 def load(folder: Path) -> PreTrainedModel:
     return FFPModelForCausalLM.from_pretrained(folder).eval()
 
@@ -49,8 +30,9 @@ def run_example(*arguments: str | Path) -> str:
 def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
     folder = prune_tiny_model(name, tmp_path / "pruned")
-    # peft finds the family's default targets by the model type, which pruning keeps.
-    targets = "all-linear" if name in WITHOUT_DEFAULT_TARGETS else None
+    # peft finds a family's default targets, if it has some, by the model type, which pruning keeps.
+    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    targets = None if CONFIGS[name][0] in known else "all-linear"
     model = peft.get_peft_model(load(folder), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.03)

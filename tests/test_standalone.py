@@ -56,25 +56,28 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
+# Model types that are newer than the release.
+UNKNOWN = {"4.57": {"ministral3"}}
 INSTALLED = [pytest.param(name, marks=pytest.mark.network) if VERSIONS[name] else name for name in VERSIONS]
 
 
 @pytest.fixture(scope="module", params=INSTALLED)
-def overlay(request: pytest.FixtureRequest) -> Path | None:
-    """A folder with that release of transformers, kept between runs."""
+def overlay(request: pytest.FixtureRequest) -> tuple[Path | None, set[str]]:
+    """A folder with that release of transformers, kept between runs, and the model types that it doesn't have."""
     if not VERSIONS[request.param]:
-        return None
+        return None, set()
     folder = request.config.cache.mkdir(f"transformers-{request.param}")
     if not (folder / "transformers").is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
         subprocess.run([*command, *VERSIONS[request.param]], check=True)
-    return folder
+    return folder, UNKNOWN.get(request.param, set())
 
 
 def test_plain_transformers_finds_nothing_wrong(folders, overlay):
-    environment = os.environ | ({"PYTHONPATH": str(overlay)} if overlay else {})
+    release, unknown = overlay
+    environment = os.environ | ({"PYTHONPATH": str(release)} if release else {})
     script = Path(__file__).with_name("standalone.py")
-    command = [sys.executable, script, *folders.values()]
+    command = [sys.executable, script, *(folder for case, folder in folders.items() if case not in unknown)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     failures = json.loads(done.stdout.strip().splitlines()[-1])

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,16 +26,18 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
-from .auto import FFPModelForCausalLM, is_pruned, load_whole, pruned_model_class
+from .auto import FFPModelForCausalLM, is_pruned, load_whole, note_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
 from .families import get_family
 from .gguf_file import check_read_whole, open_gguf
+from .multimodal import language_config, language_model, takes_images
 from .offloading import check_offload, offload_layers
 
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+logger = logging.getLogger(__name__)
 # Pickled weights are not read, since they can run code.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -161,6 +164,8 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
 def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
 
+    Of a model that also takes images it is that of the language model.
+
     Args:
         model_id: Hub id, folder, or `.gguf` file.
         options: Hub options.
@@ -175,9 +180,13 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
             config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _modified(model_id)))
         else:
             check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
+            config = language_config(_read_config(source, options))
     config._name_or_path = model_id
     return config
+
+
+def _read_config(source: str, options: LoadOptions) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
 
 
 @lru_cache(maxsize=1)
@@ -250,11 +259,27 @@ def _load(
             # Those of a folder have been checked with its config, and other classes check them themselves.
             if kind is AutoModelForCausalLM and not Path(source).is_dir():
                 check_checkpoint(source, **options.hub())
+            if kind is AutoModelForCausalLM and takes_images(_read_config(source, options)):
+                return _load_language_model(model_id, source, placement, weights), tokenizer
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
         # Without a config it would parse the file once more.
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
+
+
+def _load_language_model(
+    model_id: str, source: str, placement: dict[str, str], weights: dict[str, Any]
+) -> PreTrainedModel:
+    if "device_map" in placement:
+        raise FFPError(
+            f"{model_id} also takes images, and its language model can't be placed by device_map; leave it out, or "
+            "choose offload"
+        )
+    logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
+    model = language_model(load_whole(AutoModelForImageTextToText, source, **placement, **weights)[0])
+    note_untied(model)
+    return model
 
 
 def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:

@@ -17,10 +17,8 @@ from .opt import OPT
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT)}
 
-# Model types that can't be pruned, with the reason.
-REFUSED = {
-    "gemma3": "it also takes images; load its language model, save it as gemma3_text and prune that",
-}
+# Models that also take images, and whose language model is of one of these families, without changes.
+MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -28,10 +26,13 @@ def get_family(model_type: str) -> Family:
     """Return the family record of a model type.
 
     Raises:
-        FFPError: If the model type is not supported, with the reason or the supported model types.
+        FFPError: If the model type is not supported, with those that are, or it is that of a model that takes images.
     """
-    if model_type in REFUSED:
-        raise FFPError(f"model type {model_type!r} can't be pruned: {REFUSED[model_type]}")
+    if model_type in MULTIMODAL:
+        raise FFPError(
+            f"a model of type {model_type!r}, which also takes images, can't be pruned as a whole; give its Hub id or "
+            "folder, of which the language model is loaded alone"
+        )
     if model_type not in FAMILIES:
         raise FFPError(
             f"model type {model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
@@ -62,6 +63,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 __all__ = [
     "FAMILIES",
+    "MULTIMODAL",
     "Family",
     "ModelUnit",
     "Slice",

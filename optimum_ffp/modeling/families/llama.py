@@ -6,6 +6,8 @@ from .base import Family
 LLAMA_LIKE = (
     Family(model_type="llama"),
     Family(model_type="mistral"),
+    # Queries are scaled by their position, which pruning doesn't change.
+    Family(model_type="ministral3", title="Ministral 3"),
     # Biases of the query, key and value projections are pruned with their heads.
     Family(model_type="qwen2"),
     # Query and key norms have the size of one head and are shared by all heads, so pruning doesn't change them.

@@ -1,0 +1,72 @@
+"""Ministral 3 whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+
+The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+those of Ministral 3.
+"""
+
+import copy
+
+from transformers import PretrainedConfig, __version__
+from transformers.models.auto import modeling_auto
+from transformers.models.ministral3.modeling_ministral3 import (
+    Ministral3DecoderLayer,
+    Ministral3ForCausalLM,
+    Ministral3Model,
+)
+
+
+def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+    parameters = getattr(config, "rope_parameters", None)
+    if int(__version__.split(".")[0]) >= 5 or not parameters:
+        return config
+    rope = dict(parameters.get("full_attention", parameters))
+    config.rope_theta = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+    if "sliding_attention" in parameters:
+        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
+    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+    return config
+
+
+def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
+    """The config of one layer: the global one with that layer's overrides."""
+    overrides = config.per_layer_config
+    if not isinstance(overrides, dict):
+        return overrides[layer_idx]
+    # Before 5.15 transformers keeps the JSON as it was read.
+    layer_config = copy.copy(config)
+    for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
+        setattr(layer_config, name, value)
+    return layer_config
+
+
+class FFPMinistral3Model(Ministral3Model):
+    """The decoder without a head; every layer has sizes of its own."""
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(adapt_config(config))
+        for layer_idx in range(config.num_hidden_layers):
+            layer = Ministral3DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            # The layer's config is a copy, which would not follow a later set_attn_implementation.
+            layer.self_attn.config = config
+            self.layers[layer_idx] = layer
+        self.post_init()
+
+
+class FFPMinistral3ForCausalLM(Ministral3ForCausalLM):
+    """The decoder with its language modelling head."""
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.model = FFPMinistral3Model(config)
+        self.post_init()
+
+
+FFPMinistral3Model.register_for_auto_class("AutoModel")
+FFPMinistral3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
+# of transformers have no such names, a checkpoint must still load.
+names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
+names["ffp_ministral3"] = FFPMinistral3ForCausalLM.__name__

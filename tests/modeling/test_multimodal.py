@@ -1,0 +1,96 @@
+"""Tiny models that also take images, of which the language model is pruned."""
+
+import json
+import logging
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
+
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.modeling.families import MULTIMODAL, get_family
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
+from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = SIZES | {"image_size": 16, "patch_size": 8}
+# Their language models, by the names of tiny models.
+LANGUAGE = {
+    "gemma3": "gemma3",
+    "idefics3": "llama",
+    "internvl": "qwen3",
+    "llava": "llama",
+    "llava_next": "mistral",
+    "mistral3": "mistral",
+    "smolvlm": "llama",
+}
+CPU = LoadOptions("cpu")
+
+
+def save_tiny(folder, name, **changes):
+    """A random model that takes images, with heads of its own where the family has them."""
+    model_type, sizes = CONFIGS[LANGUAGE[name]]
+    config_class = CONFIG_MAPPING[name]
+    vision = type(config_class().vision_config)(**VISION)
+    text = AutoConfig.for_model(model_type, **sizes)
+    config = config_class(text_config=text.to_dict(), vision_config=vision.to_dict(), **changes)
+    torch.manual_seed(0)
+    model = fill_with_noise(AutoModelForImageTextToText.from_config(config))
+    model.generation_config.temperature = 0.5
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return model
+
+
+def test_every_one_has_a_tiny_model():
+    assert set(LANGUAGE) == set(MULTIMODAL)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp_path, caplog):
+    whole = save_tiny(tmp_path, name, tie_word_embeddings=tied)
+    whole_is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
+    model, _ = load_dense(str(tmp_path), CPU)
+    assert "also takes images: its language model is used alone, and takes text" in caplog.text
+    model_type = CONFIGS[LANGUAGE[name]][0]
+    assert model.config.model_type == read_model_config(str(tmp_path), CPU).model_type == model_type
+    assert model.config.tie_word_embeddings == whole_is_tied
+    assert torch.equal(model(windows).logits, whole(windows).logits)
+    assert not [key for key in model.state_dict() if "vision" in key or "projector" in key]
+    assert model.generation_config.temperature == 0.5
+    assert model.name_or_path == model.config._name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_it_is_pruned_and_saved_as_one_of_its_family(offload, data_folder, windows, tmp_path):
+    save_tiny(tmp_path / "dense", "gemma3")
+    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)
+    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, tmp_path / "work", device="cpu", offload=offload)
+    result = pruner.prune()
+    assert result.policy.sparsity == pytest.approx(0.3, abs=0.01)
+    pruner.save_pretrained(tmp_path / "pruned")
+    saved = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert saved["model_type"] == "gemma3_text" and "vision_config" not in saved
+    found = FFPModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert torch.equal(found(windows).logits, result.model(windows).logits)
+    # The baseline of `ffp evaluate`, and the teacher of `ffp recover`.
+    dense, _ = load_any(str(tmp_path / "dense"), CPU)
+    assert dense.num_parameters() > found.num_parameters()
+
+
+def test_what_can_not_be_is_refused(tmp_path):
+    whole = save_tiny(tmp_path, "gemma3")
+    with pytest.raises(FFPError, match="its language model can't be placed by device_map"):
+        load_dense(str(tmp_path), LoadOptions(device_map="cpu"))
+    with pytest.raises(FFPError, match="type 'gemma3', which also takes images, can't be pruned as a whole"):
+        FFPPruner(whole, make_tokenizer(), FFPConfig())
+    with pytest.raises(FFPError, match="which also takes images"):
+        get_family("llava")
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with pytest.raises(FFPError, match="is quantised; prune the model in full precision"):
+        read_model_config(str(tmp_path), CPU)
