@@ -30,7 +30,7 @@ def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any)
         "device": ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
         "parameters": model.num_parameters(),
         "projection_parameters": projection_parameters(model),
-        "weight_bytes": weight_bytes(model_id, **hub),
+        "weight_bytes": weight_bytes(model, model_id, **hub),
         "kv_cache_bytes": kv_cache_bytes(model),
     }
     if sparsity := recorded_sparsity(model_id, **hub):

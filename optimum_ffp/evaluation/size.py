@@ -1,5 +1,6 @@
 """Size of a model: parameters, bytes of weights on disk, bytes of KV cache per token."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..hub.record import prune_record
-from ..modeling.families import FAMILIES, decoder_layers
+from ..modeling.families import FAMILIES, MULTIMODAL, decoder_layers
 from ..utils.folders import expand
 
 
@@ -61,10 +62,11 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
-    """Bytes of the weight files of a model.
+def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> int:
+    """Bytes of the weight files of a model; of its weights if the files have those of other parts, for images, too.
 
     Args:
+        model: The model.
         model_id: A `.gguf` file, a folder, or the Hub id of a model in the cache.
         hub: `revision`, `token`, `cache_dir`.
     """
@@ -72,6 +74,8 @@ def weight_bytes(model_id: str | os.PathLike, **hub: Any) -> int:
     if path.suffix == ".gguf":
         return path.stat().st_size
     folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in MULTIMODAL:
+        return model.get_memory_footprint(return_buffers=False)
     files = next((found for pattern in WEIGHT_FILES if (found := list(folder.glob(pattern)))), [])
     return sum(file.stat().st_size for file in files)
 

@@ -70,27 +70,28 @@ def test_query_heads_leave_the_cache_as_it_is(name, windows):
 def test_bytes_of_the_weights_of_a_folder(tmp_path):
     model = make_tiny_model()
     model.save_pretrained(tmp_path / "whole")
-    assert weight_bytes(tmp_path / "whole") == (tmp_path / "whole" / "model.safetensors").stat().st_size
+    assert weight_bytes(model, tmp_path / "whole") == (tmp_path / "whole" / "model.safetensors").stat().st_size
     model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     (tmp_path / "sharded" / "agent.safetensors").write_bytes(b"not a weight")
     shards = sorted((tmp_path / "sharded").glob("model-*"))
-    assert len(shards) > 1 and weight_bytes(tmp_path / "sharded") == sum(path.stat().st_size for path in shards)
+    assert len(shards) > 1 and weight_bytes(model, tmp_path / "sharded") == sum(path.stat().st_size for path in shards)
 
 
 def test_bytes_of_a_gguf_file(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" * 5)
-    assert weight_bytes(tmp_path / "model.gguf") == 20 and recorded_sparsity(tmp_path / "model.gguf") == {}
+    assert weight_bytes(make_tiny_model(), tmp_path / "model.gguf") == 20 and recorded_sparsity(tmp_path / "model.gguf") == {}
 
 
 def test_a_repository_is_looked_up_in_the_cache(tmp_path):
     repository = tmp_path / "models--someone--model"
     snapshot = repository / "snapshots" / ("0" * 40)
-    make_tiny_model().save_pretrained(snapshot)
+    model = make_tiny_model()
+    model.save_pretrained(snapshot)
     record = {"ffp_version": "0.1", "policy": {"sparsity": 0.25}, "provenance": {"model_sparsity": 0.2}}
     (snapshot / "ffp_config.json").write_text(json.dumps(record))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    assert weight_bytes("someone/model", cache_dir=tmp_path) == (snapshot / "model.safetensors").stat().st_size
+    assert weight_bytes(model, "someone/model", cache_dir=tmp_path) == (snapshot / "model.safetensors").stat().st_size
     assert recorded_sparsity("someone/model", cache_dir=tmp_path) == {"sparsity": 0.25, "model_sparsity": 0.2}
 
 

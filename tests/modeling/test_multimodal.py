@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.evaluation import size_record
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
@@ -79,6 +80,8 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(offload, data_folder, windo
     # The baseline of `ffp evaluate`, and the teacher of `ffp recover`.
     dense, _ = load_any(str(tmp_path / "dense"), CPU)
     assert dense.num_parameters() > found.num_parameters()
+    # Not those of the files, which have a tower for images too.
+    assert size_record(dense, str(tmp_path / "dense"))["weight_bytes"] == 4 * dense.num_parameters()
 
 
 def test_what_can_not_be_is_refused(tmp_path):
