@@ -53,6 +53,8 @@ class Budget:
         steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
+        # A single group stays.
+        self.largest[self.groups == 1] = 1
         self._check_bounds()
 
         total = block_parameters(units)

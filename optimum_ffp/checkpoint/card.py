@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ..config import FFPConfig
 from ..data import describe_size, hub_dataset
@@ -113,13 +114,23 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "plots": plots,
         "versions": package_versions(),
         "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
-        "chat": bool(getattr(result.tokenizer, "chat_template", None)),
+        "chat": _chats(result.tokenizer),
         "gguf": _gguf_option(result),
         # torchao quantises `nn.Linear` only; GPT-2 has `Conv1D` instead.
         "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
         "install": INSTALL,
         "command": command_line(result),
     }
+
+
+def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template takes a message whose content is a text."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    try:
+        return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    except Exception:  # A template is a program and may raise anything.
+        return False
 
 
 def _base_link(base: str, revision: str | None) -> str:

@@ -165,6 +165,11 @@ class PruningResult:
         return sum(tokens for stage, tokens in self.cost.tokens.items() if stage != "evaluation")
 
     @property
+    def prunes_attention(self) -> bool:
+        """Whether attention could lose heads."""
+        return any(unit.kind == "attention" and unit.group != "all_heads" for unit in self.policy.units)
+
+    @property
     def model_sparsity(self) -> float:
         """Fraction of the whole model's parameters that is removed."""
         return 1 - self.parameters / self.dense_parameters

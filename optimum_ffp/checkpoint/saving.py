@@ -31,8 +31,8 @@ from .result import PruningResult
 # In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
-# Entries that transformers writes into a tokenizer's config, of how it was loaded.
-LOCAL = ("is_local", "local_files_only")
+# Entries of a tokenizer's config of how it was loaded, and of a processor, which isn't saved.
+LOCAL = ("is_local", "local_files_only", "processor_class")
 # Beginnings of the names of tokenizers that add a start token in transformers 4 unless they are told not to.
 TOLD = ("Llama", "CodeLlama", "Gemma")
 

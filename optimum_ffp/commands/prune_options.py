@@ -144,7 +144,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "attention",
         "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
         "heads of every KV head) or auto (for every layer whichever costs less by its loss curve). Models with one KV "
-        "head, or one for each query head, are pruned in the one way that there is.",
+        "head, or one for each query head, are pruned in the one way that there is; OLMo's attention stays whole.",
     )
     add_config_option(
         pruning,

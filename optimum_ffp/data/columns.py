@@ -116,10 +116,28 @@ def _render(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
             "texts by --text-column NAME (text_column), or other data"
         )
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False)
+        return apply_template(tokenizer, conversation)
     except Exception as error:  # A template is a program and may raise anything.
         begin = str(conversation[0].get("content"))[:40]
         raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {named_line(error)}") from None
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]], **options: Any) -> str:
+    """Renders a conversation by the chat template, which may raise anything.
+
+    Templates of models that also take images may want content as a list of parts, and leave out a text that isn't.
+    """
+    text = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    contents = [str(message.get("content") or "").strip() for message in conversation]
+    if not any(contents) or any(content in text for content in contents if content):
+        return text
+    parts = [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in conversation
+    ]
+    return tokenizer.apply_chat_template(parts, tokenize=False, **options)
 
 
 def _row_of(values: Sequence[Any]) -> Row | None:

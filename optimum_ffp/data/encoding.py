@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import FFPError
-from .columns import Completion, Row, length_of, render_row
+from .columns import Completion, Row, apply_template, length_of, render_row
 
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _answers(
         if message["role"] != "assistant" or not number:
             continue
         before, after = (render_row(conversation[:last], tokenizer, label) for last in (number, number + 1))
-        opened = tokenizer.apply_chat_template(conversation[:number], tokenize=False, add_generation_prompt=True)
+        opened = apply_template(tokenizer, conversation[:number], add_generation_prompt=True)
         if after.startswith(before) and text.startswith(after):
             begin, end = len(opened) if after.startswith(opened) else len(before), len(after)
             yield begin, end

@@ -21,6 +21,7 @@ from transformers import (
 from ..errors import FFPError
 from ..utils.batch_size import with_halving_batches
 from ..utils.progress import progress_bar
+from .columns import apply_template
 from .cutting import find_start_token
 
 
@@ -191,7 +192,7 @@ def _conversation(tokenizer: PreTrainedTokenizerBase) -> Sequence[list[int | Non
     question, answer = "THE QUESTION", "THE ANSWER"
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
-        opening, rest = tokenizer.apply_chat_template(messages, tokenize=False).split(question)
+        opening, rest = apply_template(tokenizer, messages).split(question)
         middle, end = rest.split(answer)
     except Exception:  # There is no template, or it wants other conversations: a template may raise anything.
         return [], [None], [None]

@@ -63,7 +63,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
 
 
 def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> int:
-    """Bytes of the weight files of a model; of its weights if the files have those of other parts, for images, too.
+    """Bytes of the weight files of a model; of its own weights there if they have those of other parts, for images.
 
     Args:
         model: The model.
@@ -74,8 +74,10 @@ def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any
     if path.suffix == ".gguf":
         return path.stat().st_size
     folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in MULTIMODAL:
-        return model.get_memory_footprint(return_buffers=False)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") in MULTIMODAL:
+        dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), model.dtype)
+        return model.num_parameters() * dtype.itemsize
     files = next((found for pattern in WEIGHT_FILES if (found := list(folder.glob(pattern)))), [])
     return sum(file.stat().st_size for file in files)
 

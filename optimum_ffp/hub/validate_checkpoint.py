@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import cached_file
 
 from ..errors import FFPError
@@ -24,8 +27,8 @@ SIZE_NAMES = LAYER_COUNTS | {
 }
 # Sizes and layers that no model has more of.
 MOST_SIZE, MOST_LAYERS = 2**22, 2**12
-# Masks and frequencies that earlier releases of transformers saved as buffers of every layer.
-SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
+# Masks, frequencies and positions that earlier releases of transformers saved as buffers.
+SAVED_BUFFERS = (r"(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$")
 # Prefix that torch.compile adds to the names of weights.
 COMPILED = "_orig_mod."
 # Missing files, gated repositories and connection errors are reported when the model is loaded.
@@ -89,9 +92,11 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weig
 
 def is_ignored(key: str, model_type: str | None) -> bool:
     """Return whether a tensor is not a weight of the causal LM: an old buffer, or a key that its class ignores."""
-    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""), None)
-    patterns = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return any(re.search(pattern, key) for pattern in (*SAVED_BUFFERS, *patterns))
+    patterns = list(SAVED_BUFFERS)
+    for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        model_class = getattr(transformers, str(names.get(model_type)), None)
+        patterns += getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in patterns)
 
 
 class _Header(NamedTuple):

@@ -1,6 +1,7 @@
 """Loading of models and tokenizers from a Hub id, a folder or a GGUF file, with one-line error messages."""
 
 import copy
+import json
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -260,26 +261,15 @@ def _load(
             if kind is AutoModelForCausalLM and not Path(source).is_dir():
                 check_checkpoint(source, **options.hub())
             if kind is AutoModelForCausalLM and takes_images(_read_config(source, options)):
-                return _load_language_model(model_id, source, placement, weights), tokenizer
+                logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
+                model = language_model(load_whole(AutoModelForImageTextToText, source, **placement, **weights)[0])
+                note_untied(model)
+                return model, tokenizer
             return load_whole(kind, source, **placement, **weights)[0], tokenizer
         # Without a config it would parse the file once more.
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
     return model, tokenizer
-
-
-def _load_language_model(
-    model_id: str, source: str, placement: dict[str, str], weights: dict[str, Any]
-) -> PreTrainedModel:
-    if "device_map" in placement:
-        raise FFPError(
-            f"{model_id} also takes images, and its language model can't be placed by device_map; leave it out, or "
-            "choose offload"
-        )
-    logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
-    model = language_model(load_whole(AutoModelForImageTextToText, source, **placement, **weights)[0])
-    note_untied(model)
-    return model
 
 
 def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
@@ -288,6 +278,11 @@ def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBa
     code = {"trust_remote_code": options.trust_remote_code}
     with loading_errors(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(source, **code, **options.hub(), **extra, **_tokenizer_options())
+        if not (tokenizer.chat_template or extra) and takes_images(_read_config(source, options)):
+            # Of older checkpoints it is the processor's.
+            path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
+            if path is not None:
+                tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
     return tokenizer

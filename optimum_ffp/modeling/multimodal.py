@@ -1,6 +1,8 @@
 """The language model of a checkpoint that also takes images."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -9,7 +11,7 @@ from .families import MULTIMODAL
 
 
 # Options that a checkpoint has for all parts together.
-COMMON = ("dtype", "tie_word_embeddings", "quantization_config", "auto_map")
+COMMON = ("dtype", "quantization_config", "auto_map")
 
 
 def takes_images(config: PretrainedConfig) -> bool:
@@ -18,13 +20,19 @@ def takes_images(config: PretrainedConfig) -> bool:
 
 
 def language_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the config of a model's language model, which is `config` itself unless the model takes images."""
+    """Return the config of a model's language model, which is `config` itself unless the model takes images.
+
+    Its `language_model_of` is the type of the whole model. `tie_word_embeddings` stands in one config or the other, or
+    in none; only the loaded model tells (`language_model`).
+    """
     if not takes_images(config):
         return config
     found = copy.deepcopy(config.get_text_config(decoder=True))
     for name in COMMON:
         if getattr(config, name, None) is not None:
             setattr(found, name, copy.deepcopy(getattr(config, name)))
+    found.tie_word_embeddings = all(getattr(one, "tie_word_embeddings", False) for one in (config, found))
+    found.language_model_of = config.model_type
     return found
 
 
@@ -34,16 +42,38 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     Args:
         model: The model. It is not to be used any more.
     """
-    config, decoder = language_config(model.config), model.get_decoder()
+    config, decoder, head = language_config(model.config), model.get_decoder(), model.get_output_embeddings()
+    config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
     with torch.device("meta"):
         found = AutoModelForCausalLM.from_config(config)
     # Modules of the decoder read its own config.
-    for name in COMMON:
+    for name in (*COMMON, "tie_word_embeddings", "language_model_of"):
         if hasattr(config, name):
             setattr(decoder.config, name, getattr(config, name))
     found.config = decoder.config
     setattr(found, found.base_model_prefix, decoder)
-    found.set_output_embeddings(model.get_output_embeddings())
+    found.set_output_embeddings(head)
     found.generation_config = model.generation_config
     found.config._name_or_path = found.name_or_path = model.name_or_path
+    if hasattr(model, "hf_device_map"):
+        names = {module: name for name, module in model.named_modules()}
+        parts = {names[part]: name for name, part in found.named_children()}
+        found.hf_device_map = part_of_map(model.hf_device_map, parts)
+    return found
+
+
+def part_of_map(devices: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the device map of parts of a model.
+
+    Args:
+        devices: Devices by module name, `""` for the whole model.
+        parts: New names of the parts, by their names in the model.
+    """
+    found: dict[str, Any] = {}
+    for old, new in parts.items():
+        for name, device in devices.items():
+            if name in ("", old) or old.startswith(f"{name}."):
+                found[new] = device
+            elif name.startswith(f"{old}."):
+                found[new + name.removeprefix(old)] = device
     return found

@@ -150,6 +150,9 @@ class FFPRecovery(PushToHubMixin):
         data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
+        # Training converts the dense model; another device may have measured what an interrupted process left.
+        dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
+        dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in dtypes.items()})
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
@@ -172,10 +175,7 @@ class FFPRecovery(PushToHubMixin):
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
-            compute_dtypes={
-                name: dtype_name(compute_dtype(self.teacher.device, dtype))
-                for name, dtype in (("dense", self.teacher.dtype), ("pruned", self.stored_dtype))
-            },
+            compute_dtypes=dtypes,
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
             seconds=trained.seconds,

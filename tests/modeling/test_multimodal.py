@@ -1,16 +1,18 @@
 """Tiny models that also take images, of which the language model is pruned."""
 
 import json
-import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.data.columns import render_row
 from optimum_ffp.evaluation import size_record
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, load_tokenizer, read_model_config
+from optimum_ffp.modeling.multimodal import language_model, part_of_map
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
 
 
@@ -84,16 +86,63 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(offload, data_folder, windo
     assert size_record(dense, str(tmp_path / "dense"))["weight_bytes"] == 4 * dense.num_parameters()
 
 
+def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):
+    save_tiny(tmp_path / "dense", "llava")
+    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)
+    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, device="cpu")
+    pruner.prune()
+    pruner.save_pretrained(tmp_path / "pruned")
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert "The language model of dense, which takes text alone, pruned by" in card
+    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["language_model_of"] == "llava"
+
+
+def test_a_device_map_places_it(windows, tmp_path):
+    whole = save_tiny(tmp_path, "gemma3")
+    expected = whole(windows).logits
+    model, _ = load_any(str(tmp_path), LoadOptions(device_map="auto"))
+    assert torch.equal(model(windows).logits, expected)
+    # As transformers notes it where there are several devices.
+    whole.hf_device_map = {"": "cpu"}
+    assert language_model(whole).hf_device_map == {"model": "cpu", "lm_head": "cpu"}
+
+
+def test_of_a_device_map_its_own_part_is_kept():
+    parts = {"model.language_model": "model", "lm_head": "lm_head"}
+    whole = {"model.vision_tower": 0, "model.language_model.layers.0": 0, "model.language_model.norm": 1, "lm_head": 1}
+    assert part_of_map(whole, parts) == {"model.layers.0": 0, "model.norm": 1, "lm_head": 1}
+    assert part_of_map({"model": 0, "lm_head": "cpu"}, parts) == {"model": 0, "lm_head": "cpu"}
+
+
+def test_positions_that_old_towers_saved_are_ignored(windows, tmp_path):
+    whole = save_tiny(tmp_path, "llava")
+    weights = load_file(tmp_path / "model.safetensors")
+    tower = next(name for name in weights if "position_embedding" in name).partition("embeddings")[0]
+    weights[f"{tower}embeddings.position_ids"] = torch.arange(5)[None]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(load_dense(str(tmp_path), CPU)[0](windows).logits, whole(windows).logits)
+
+
+def test_its_chat_template_may_want_content_in_parts(tmp_path):
+    save_tiny(tmp_path, "smolvlm")
+    # The characters of a text have no type.
+    template = (
+        "{% for message in messages %}w5 {% for part in message.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %} w6 {% endfor %}"
+    )
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = load_tokenizer(str(tmp_path), CPU)
+    conversation = [{"role": "user", "content": "w10 w11"}, {"role": "assistant", "content": "w12"}]
+    assert render_row(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
+
+
 def test_what_can_not_be_is_refused(tmp_path):
     whole = save_tiny(tmp_path, "gemma3")
-    with pytest.raises(FFPError, match="its language model can't be placed by device_map"):
-        load_dense(str(tmp_path), LoadOptions(device_map="cpu"))
     with pytest.raises(FFPError, match="type 'gemma3', which also takes images, can't be pruned as a whole"):
         FFPPruner(whole, make_tokenizer(), FFPConfig())
     with pytest.raises(FFPError, match="which also takes images"):
         get_family("llava")
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     with pytest.raises(FFPError, match="is quantised; prune the model in full precision"):
         read_model_config(str(tmp_path), CPU)

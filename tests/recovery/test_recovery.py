@@ -96,6 +96,12 @@ def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base,
     assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
+def test_figures_are_not_said_to_be_computed_in_what_the_training_is(folder, base, data_folder):
+    """The training converts the dense model after it was measured."""
+    record = make_recovery(folder, base, data_folder, bf16=True).recover()
+    assert record.bf16 and record.compute_dtypes == {"dense": "float32", "pruned": "float32"}
+
+
 @pytest.mark.parametrize("lora", [0, 2])
 def test_computing_in_bfloat16_leaves_rotary_frequencies_as_they_are(folder, base, data_folder, tmp_path, lora):
     """Those of both models, in the training and after it: a saved model has none, and is loaded with exact ones."""

@@ -17,7 +17,7 @@ from .opt import OPT
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT)}
 
-# Models that also take images, and whose language model is of one of these families, without changes.
+# Models that also take images, and whose language model is of one of these families.
 MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -30,8 +30,8 @@ def get_family(model_type: str) -> Family:
     """
     if model_type in MULTIMODAL:
         raise FFPError(
-            f"a model of type {model_type!r}, which also takes images, can't be pruned as a whole; give its Hub id or "
-            "folder, of which the language model is loaded alone"
+            f"a model of type {model_type!r}, which also takes images, can't be pruned as a whole; "
+            "FFPPruner.from_pretrained and the commands load its language model alone"
         )
     if model_type not in FAMILIES:
         raise FFPError(

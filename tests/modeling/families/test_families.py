@@ -77,6 +77,14 @@ def test_attention_with_norms_across_heads_stays_whole(name, data_folder, window
     assert FFPModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
     with pytest.raises(FFPError, match="sparsity 0.6 can't be met: .* at most"):
         pruner.prune(0.6)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "FFN channels are\nremoved" in card and "Attention heads" not in card and "(`all_heads`)" in card
+
+
+def test_bounds_leave_attention_whole_that_must_be(data_folder):
+    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, max_retention=0.95, preset="paper", **SETTINGS)
+    pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
+    assert pruner.budget(0.3).largest.tolist()[::2] == 3 * [1]
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
