@@ -89,13 +89,14 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     """
     _, extra = _locate(model_id)
     reader = open_gguf(model_id) if extra else None
-    config = read_model_config(model_id, options)
+    whole = _read_whole_config(model_id, options)
+    config = _check_dense(model_id, whole)
     dtype, device = resolve_dtype(options.dtype), None
     if not options.device_map:
         device = use_device(options.device)
         check_offload(options.offload, device, dtype, config, bool(extra))
     placement = _placement(options, config)
-    model, tokenizer = _load(AutoModelForCausalLM, model_id, options, reader, **placement)
+    model, tokenizer = _load(_dense_class(whole), model_id, options, reader, **placement)
     if device is not None and options.offload != "none":
         offload_layers(model, device, options.offload)
     elif device is not None:
@@ -135,9 +136,9 @@ def load_any(
     if extra and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     reader = open_gguf(model_id) if extra else None
-    config = read_any_config(model_id, options)
-    kind = FFPModelForCausalLM if is_pruned(config) else AutoModelForCausalLM
-    placement = _placement(options, config)
+    whole = _read_whole_config(model_id, options)
+    kind = FFPModelForCausalLM if is_pruned(whole) else _dense_class(whole)
+    placement = _placement(options, language_config(whole))
     model, tokenizer = _load(kind, model_id, options, reader, **placement)
     if not options.device_map:
         model = model.to(use_device(options.device))
@@ -174,6 +175,11 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config.
     """
+    return language_config(_read_whole_config(model_id, options))
+
+
+def _read_whole_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Read a config as `read_any_config`, but of a model that also takes images that of all its parts."""
     source, extra = _locate(model_id)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
@@ -181,13 +187,13 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
             config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _modified(model_id)))
         else:
             check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
-            config = language_config(_read_config(source, options))
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
     config._name_or_path = model_id
     return config
 
 
-def _read_config(source: str, options: LoadOptions) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
+def _dense_class(config: PretrainedConfig) -> type:
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
 
 
 @lru_cache(maxsize=1)
@@ -222,7 +228,11 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    config = read_any_config(model_id, options)
+    return _check_dense(model_id, _read_whole_config(model_id, options))
+
+
+def _check_dense(model_id: str, whole: PretrainedConfig) -> PretrainedConfig:
+    config = language_config(whole)
     check_prunable(model_id, config)
     return config
 
@@ -258,14 +268,18 @@ def _load(
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         if reader is None:
             # Those of a folder have been checked with its config, and other classes check them themselves.
-            if kind is AutoModelForCausalLM and not Path(source).is_dir():
+            if kind is not FFPModelForCausalLM and not Path(source).is_dir():
                 check_checkpoint(source, **options.hub())
-            if kind is AutoModelForCausalLM and takes_images(_read_config(source, options)):
+            model = load_whole(kind, source, **placement, **weights)[0]
+            if kind is AutoModelForImageTextToText:
                 logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
-                model = language_model(load_whole(AutoModelForImageTextToText, source, **placement, **weights)[0])
+                model = language_model(model)
                 note_untied(model)
-                return model, tokenizer
-            return load_whole(kind, source, **placement, **weights)[0], tokenizer
+                # Of older checkpoints it is the processor's.
+                path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
+                if path is not None and not tokenizer.chat_template:
+                    tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+            return model, tokenizer
         # Without a config it would parse the file once more.
         model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
     check_read_whole(model_id, reader, model)
@@ -278,11 +292,6 @@ def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBa
     code = {"trust_remote_code": options.trust_remote_code}
     with loading_errors(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(source, **code, **options.hub(), **extra, **_tokenizer_options())
-        if not (tokenizer.chat_template or extra) and takes_images(_read_config(source, options)):
-            # Of older checkpoints it is the processor's.
-            path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
-            if path is not None:
-                tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
     return tokenizer

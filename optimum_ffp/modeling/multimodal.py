@@ -11,7 +11,7 @@ from .families import MULTIMODAL
 
 
 # Options that a checkpoint has for all parts together.
-COMMON = ("dtype", "quantization_config", "auto_map")
+COMMON = ("dtype", "quantization_config", "auto_map", "_name_or_path")
 
 
 def takes_images(config: PretrainedConfig) -> bool:
@@ -54,7 +54,6 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     setattr(found, found.base_model_prefix, decoder)
     found.set_output_embeddings(head)
     found.generation_config = model.generation_config
-    found.config._name_or_path = found.name_or_path = model.name_or_path
     if hasattr(model, "hf_device_map"):
         names = {module: name for name, module in model.named_modules()}
         parts = {names[part]: name for name, part in found.named_children()}

@@ -232,9 +232,9 @@ class Plan:
 
 def _describe_unit(ways: tuple[Unit, ...]) -> str:
     unit = ways[0]
-    groups = dict.fromkeys(f"{one.groups:,} {GROUP_NAMES[one.group]}" for one in ways)
     if unit.group == "all_heads":
         return f"{unit.kind}, which stays whole"
+    groups = dict.fromkeys(f"{one.groups:,} {GROUP_NAMES[one.group]}" for one in ways)
     return f"{unit.kind} of {' or '.join(groups)}" + (f" in steps of {unit.multiple}" if unit.multiple > 1 else "")
 
 

@@ -151,8 +151,8 @@ class FFPRecovery(PushToHubMixin):
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
         # Training converts the dense model; another device may have measured what an interrupted process left.
-        dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in dtypes.items()})
+        used = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
+        dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))

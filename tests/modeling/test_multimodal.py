@@ -11,7 +11,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.data.columns import render_row
 from optimum_ffp.evaluation import size_record
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, load_tokenizer, read_model_config
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
 from optimum_ffp.modeling.multimodal import language_model, part_of_map
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
 
@@ -131,7 +131,7 @@ def test_its_chat_template_may_want_content_in_parts(tmp_path):
         "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %} w6 {% endfor %}"
     )
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    tokenizer = load_tokenizer(str(tmp_path), CPU)
+    _, tokenizer = load_dense(str(tmp_path), CPU)
     conversation = [{"role": "user", "content": "w10 w11"}, {"role": "assistant", "content": "w12"}]
     assert render_row(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
 
