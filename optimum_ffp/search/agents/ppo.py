@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...allocation.policy import Unit
@@ -68,6 +69,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         seed=config.seed,
         device="cpu",
     )
+    # Its own logger makes a folder per search among the temporary files and leaves it there.
+    agent.set_logger(Logger(folder=None, output_formats=[]))
     if warm_start is not None:
         restore_weights(agent, warm_start)
     trail = _Trail(task.sparsity)

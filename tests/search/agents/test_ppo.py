@@ -97,6 +97,12 @@ def test_ppo_learns_where_it_hurts():
     assert np.mean(losses[-200:]) < 0.8 * np.mean(losses[:200])
 
 
+def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run("ffp", "ppo", steps=12)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
     landscape = WideLandscape()
     start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
