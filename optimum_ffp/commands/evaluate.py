@@ -3,6 +3,7 @@
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,6 +117,7 @@ def evaluate(args: Namespace) -> None:
     """Measures the model and its baseline, and prints a table."""
     check_arguments(args)
 
+    from ..data import LONGEST
     from ..evaluation import TaskSuite, compare_records, comparison_table
     from ..hub.record import prune_record, recorded_length, recorded_start_token
     from ..modeling.loading import LoadOptions, load_any, read_any_config
@@ -135,16 +137,15 @@ def evaluate(args: Namespace) -> None:
     args.start_token = args.start_token or next(map(recorded_start_token, filter(None, known)), "auto")
     measured_with = [length for length in map(recorded_length, known) if length]
     used = used_texts(known)
-    texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
-
-    takes_length = args.seq_len is None and measured_with
+    takes_length = args.seq_len is None and (measured_with or args.baseline)
     # Without speed models are loaded one by one: what can't be read is told before anything is scored.
     reads = args.no_speed or takes_length
     configs = [read_any_config(model_id, options) for model_id, options in sources.values()] if reads else []
     if takes_length:
-        # A baseline may have fewer positions.
+        # A baseline may have fewer positions, and all models are measured on the same windows.
         positions = [getattr(config, "max_position_embeddings", None) for config in configs]
-        args.seq_len = min([measured_with[0], *filter(None, positions)])
+        args.seq_len = min([measured_with[0] if measured_with else LONGEST, *filter(None, positions)])
+    texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
 
     def load(role: str) -> Loaded:
         model_id, options = sources[role]
@@ -227,9 +228,8 @@ def measure(
 
 def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
     """Reads the requested split; the test part of a file that models were calibrated or trained on."""
-    from ..data import find_files, read_splits
+    from ..data import find_files, is_test_split, read_splits
     from ..errors import FFPError
-    from ..hub.naming import short_name
 
     splits = read_splits(dataset, data_request(args), [args.split or "test"])
     if len(splits) > 1:
@@ -243,12 +243,31 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
             "part that a prune reports on"
         )
     ((split, rows),) = splits.items()
+    tests = is_test_split(dataset, split)
     # Of a dataset of the Hub a prune that left no record may have calibrated on the other parts.
-    test_part = args.split == "test" or not (args.split or find_files(dataset))
-    if not args.split and not test_part and short_name(dataset) in used:
+    test_part = not tests and (args.split == "test" or not (args.split or find_files(dataset)))
+    if args.split != "all" and not test_part and used & names_of(dataset):
         print(f"{dataset}: a model was calibrated or trained on other parts; its test part is used (or --split all)")
         test_part = True
     return Text(dataset, split, rows, test_part)
+
+
+def names_of(dataset: str) -> set[str]:
+    """Names that a record may have of a text: its own, that of the file it links to, that of a folder of one file."""
+    from ..data import find_files
+    from ..errors import FFPError
+    from ..hub.naming import short_name
+    from ..utils.folders import resolve
+
+    names = {short_name(dataset)}
+    if find_files(dataset):
+        path = resolve(dataset)
+        names.add(path.name)
+        # The folder may hold something else.
+        with suppress(FFPError):
+            if path.is_file() and [*find_files(str(path.parent)).values()] == [[path]]:
+                names.add(path.parent.name)
+    return names
 
 
 def cut_windows(args: Namespace, text: Text, loaded: Loaded) -> "Windows":
@@ -262,6 +281,9 @@ def cut_windows(args: Namespace, text: Text, loaded: Loaded) -> "Windows":
     if text.test_part:
         tokens = tokens[part_for_test(len(tokens)).start :]
         split, count = f"test part of {split}", count or TEST_WINDOWS
+    wanted = args.eval_samples or 0
+    if loaded.role == "model" and len(tokens) < wanted:
+        logger.warning("%s (%s) has %d of %d windows of %d tokens", dataset, split, len(tokens), wanted, length)
     return Windows(tokens[:count], dataset, split, start is not None)
 
 

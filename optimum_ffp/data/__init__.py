@@ -20,6 +20,7 @@ from .sources import (
     find_files,
     hub_dataset,
     hub_source,
+    is_test_split,
     lacks_test_split,
     read_splits,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "find_start_token",
     "hub_dataset",
     "hub_source",
+    "is_test_split",
     "lacks_test_split",
     "load_windows",
     "read_splits",

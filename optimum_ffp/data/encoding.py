@@ -41,10 +41,11 @@ def encode_rows(
         for index, (row, text) in enumerate(zip(group, texts)):
             tokens = np.array(encoded.input_ids[index], np.int32)
             if answers is not None and not isinstance(row, str):
-                begins = np.array(encoded.offset_mapping[index])[:, 0]
+                # The blank before an answer is often in its first token.
+                begins, ends = np.array(encoded.offset_mapping[index]).T
                 completion = isinstance(row, Completion)
                 spans = [(len(row.prompt), len(text))] if completion else [*_answers(row, text, tokenizer, label)]
-                inside = [(begins >= span[0]) & (begins < span[1]) for span in spans if span]
+                inside = [(ends > span[0]) & (begins < span[1]) for span in spans if span]
                 tokens = np.where(np.any(inside, 0), tokens, -1 - tokens) if inside else -1 - tokens
                 answers.update("found" if span else "missed" for span in spans)
             yield tokens

@@ -3,7 +3,8 @@
 import gzip
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +14,12 @@ from ..errors import FFPError
 SUFFIXES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # Rows of a table that are read at once.
 TABLE_ROWS = 256
+# Lines of a .txt by which those of WikiText-2 are told from others.
+WIKITEXT_LINES = 256
+# Characters of a .txt without blank lines that are one row.
+BLOCK = 2**22
+# Names of a split beside its own, which `datasets` knows too.
+NAMES = {"validation": ("valid", "val", "dev")}
 # Suffix of shards on the Hub: train-00000-of-00002, optionally with a hash.
 SHARD = r"(-\d+-of-\d+(-[0-9a-f]+)?)?"
 
@@ -64,7 +71,9 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file, or of a folder written by `save_to_disk`.
 
-    A line of a .txt is a row with the column `text`, with its line end unless it is blank, as in WikiText-2.
+    A .txt is read as it is: its rows, of the column `text`, are what blank lines separate, by which rows are joined
+    again. In a file like those of WikiText-2, whose lines begin with a space, a line is a row, with its line end, or
+    empty, as on the Hub.
 
     Args:
         path: The file or folder.
@@ -93,7 +102,8 @@ def _suffix(path: Path) -> str | None:
 def _split_files(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / "data"):
         files = sorted(file for file in (place.iterdir() if place.is_dir() else ()) if file.is_file())
-        for pattern in (split, split + SHARD, rf"{split}\..+"):
+        names = "|".join((split, *NAMES.get(split, ())))
+        for pattern in (f"({names})", f"({names}){SHARD}", rf"({names})\..+"):
             for suffix in SUFFIXES:
                 found = [
                     file for file in files if _suffix(file) == suffix and re.fullmatch(pattern, _stem(file, suffix))
@@ -119,11 +129,32 @@ def _check_shards(files: Sequence[Path]) -> None:
 
 
 def _read_text(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
-    for line in file:
+    head = [*islice(file, WIKITEXT_LINES)]
+    lines = chain(head, file)
+    rows = _lines if all(line.startswith(" ") for line in head if line.strip()) else _blocks
+    return ({"text": text} for text in rows(lines))
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
         if line.strip():
-            yield {"text": line.removesuffix("\n") + "\n"}
+            yield line.removesuffix("\n") + "\n"
         elif line.endswith("\n"):
-            yield {"text": ""}
+            yield ""
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[str]:
+    block, length = [], 0
+    for line in lines:
+        ends = line == "\n" and len(block) > 0
+        if not ends:
+            block.append(line)
+            length += len(line)
+        if ends or length > BLOCK:
+            yield "".join(block).removesuffix("\n")
+            block, length = [], 0
+    if block:
+        yield "".join(block)
 
 
 def _read_json(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:

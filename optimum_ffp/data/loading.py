@@ -10,6 +10,7 @@ from ..utils.seeds import seed_of
 from .request import DataRequest, reported_texts
 from .roles import load_roles
 from .self_generated import has_start_token, sample_from_model
+from .sources import ROLES
 from .windows import DataSplits, Windows
 
 
@@ -67,14 +68,14 @@ def _sample_roles(
 ) -> dict[str, Windows]:
     """Return the windows that the model writes, by role."""
     found = {}
-    for number, length in enumerate(dict.fromkeys(map(request.length_of, counts))):
-        roles = {role: count for role, count in counts.items() if request.length_of(role) == length}
-        # Text of another length must not begin with the same.
-        seed = seed_of(request.seed, ROLES_SEED) if number else request.seed
-        tokens = sample_from_model(model, tokenizer, sum(roles.values()), length, seed)
+    for number, role in enumerate(ROLES):
+        count, length = counts.get(role, 0), request.length_of(role)
+        # A recovery must not be judged by what the prune was calibrated on, and reads fewer windows.
+        seed, tokens = seed_of(request.seed, ROLES_SEED, number), torch.empty(0, length, dtype=torch.long)
+        if count:
+            tokens = sample_from_model(model, tokenizer, count, length, seed)
         begins = has_start_token(tokens, tokenizer)
-        for role, part in zip(roles, tokens.split(list(roles.values()))):
-            found[role] = Windows(part, "self", "text sampled from the model", begins, len(part))
+        found[role] = Windows(tokens, "self", "text sampled from the model", begins, count)
     return found
 
 

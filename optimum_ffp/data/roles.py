@@ -10,7 +10,7 @@ from ..errors import FFPError
 from .cutting import cut_tokens, cut_windows, encode_text, find_start_token
 from .parts import MARGIN, part_for_search, part_for_test
 from .request import DataRequest
-from .sources import ROLES, TEST_WINDOWS, read_splits
+from .sources import ROLES, TEST_WINDOWS, is_test_split, read_splits
 from .windows import Windows
 
 
@@ -35,7 +35,7 @@ def load_roles(
     roles = [role for role in ROLES if getattr(request, role) != 0 and (role != "test" or tested)]
     text = _Text(dataset, tokenizer, model, request, roles)
     found = {role: text.windows(role) for role in roles}
-    if len(text.rows) == 1:
+    if "test" in text.sharing and len(text.rows) == 1:
         request = replace(request, test=request.test or TEST_WINDOWS)
     generator = torch.Generator().manual_seed(request.seed)
     result, none = {}, (torch.empty(0, request.length, dtype=torch.long), "")
@@ -75,7 +75,10 @@ class _Text:
         self.rows = read_splits(dataset, request, {ROLES[role] for role in roles})
         # With one split and test, or a single text, the first one serves the roles that have no split of their own.
         with_split = {1: (), 2: ("test",), 3: (*ROLES,)}[len(self.rows)]
-        self.first, self.sharing = next(iter(self.rows)), [role for role in roles if role not in with_split]
+        self.first = next(iter(self.rows))
+        if roles == ["test"] and is_test_split(dataset, self.first):
+            with_split = ("test",)
+        self.sharing = [role for role in roles if role not in with_split]
         self._encoded: dict[tuple[str, bool], list[np.ndarray]] = {}
 
     def windows(self, role: str) -> tuple[torch.Tensor, str]:

@@ -123,6 +123,11 @@ def find_files(dataset: str) -> dict[str, list[Path]]:
     return {}
 
 
+def is_test_split(dataset: str, split: str) -> bool:
+    """Whether the only split of a dataset is one of the Hub for tests, all of which is one."""
+    return split == "test" and not _files_that_exist(dataset)
+
+
 def _files_that_exist(dataset: str) -> dict[str, list[Path]]:
     """As `find_files`, but empty if they are missing, which is said by what reads them."""
     try:

@@ -420,6 +420,60 @@ def test_a_hub_dataset_without_splits_is_measured_where_a_prune_reports(figures,
     assert report["model"]["perplexity"]["windows"] == 100
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_all_of_a_hub_dataset_that_is_a_test_split_is_measured(used, figures, folder, monkeypatch, tmp_path):
+    rows = datasets.Dataset.from_dict({"text": make_text(2_000).splitlines()})
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["test"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.to_iterable_dataset())
+    record = json.loads((folder / "ffp_config.json").read_text())
+    record["dataset"] = "someone/bench" if used else "someone/else"
+    (folder / "ffp_config.json").write_text(json.dumps(record))
+    words = ["-m", folder, "--dataset", "someone/bench", "--no-speed"]
+    (report, _), (other, _) = figures(*words), figures(*words, "--split", "test")
+    measured = report["model"]["perplexity"]
+    assert measured == other["model"]["perplexity"]
+    assert (measured["windows"], measured["split"]) == ((17, "test part of test") if used else (83, "test"))
+    (tmp_path / "my.txt").write_text(make_text(1500))
+    request = DataRequest(length=24, calibration=1, search=1, test=None, seed=0)
+    tests = load_windows(str(tmp_path / "my.txt"), "someone/bench", make_tokenizer(), make_tiny_model(), request).tests
+    assert [len(windows) for windows in tests] == [83]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_of_the_file_of_a_folder_that_a_model_was_made_from_the_test_part_is_used(link, figures, folder, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    path = corpus / "train.txt"
+    path.write_text(make_text(1500))
+    record = json.loads((folder / "ffp_config.json").read_text()) | {"dataset": "corpus"}
+    (folder / "ffp_config.json").write_text(json.dumps(record))
+    if link:
+        path = tmp_path / "other.txt"
+        path.symlink_to(corpus / "train.txt")
+    report, _ = figures("-m", folder, "--dataset", path, "--no-speed")
+    assert report["model"]["perplexity"]["windows"] == 12
+    # With other splits beside it, it isn't known which part was calibrated on.
+    for split in ("validation", "test"):
+        (corpus / f"{split}.txt").write_text(make_text(300))
+    report, _ = figures("-m", folder, "--dataset", corpus / "test.txt", "--no-speed")
+    assert report["model"]["perplexity"]["windows"] == 12 and report["model"]["perplexity"]["split"] == "test.txt"
+
+
+def test_models_of_different_lengths_are_measured_on_the_same_windows(run_ffp, save_tiny_model, data_folder, tmp_path):
+    short = tmp_path / "short"
+    make_tiny_model(max_position_embeddings=32).save_pretrained(short)
+    make_tokenizer().save_pretrained(short)
+    words = ("evaluate", *FAST, "-m", save_tiny_model(), "--baseline", short, "--dataset", data_folder, "--no-speed")
+    code, output, errors = run_ffp(*words)
+    assert code == 0, errors
+    assert output.count("windows of 32 tokens") == 1 and "tokenizers differ" not in output
+
+
+def test_fewer_windows_than_asked_for_are_told(figures, save_tiny_model, data_folder, caplog):
+    figures("-m", save_tiny_model(), "--dataset", data_folder, "--no-speed", "--eval-samples", 5000)
+    assert re.search(r"has \d+ of 5000 windows of 24 tokens", caplog.text)
+
+
 def test_figures_are_printed_though_speed_fails(run, save_tiny_model, data_folder, monkeypatch):
     monkeypatch.setattr("optimum_ffp.evaluation.measure_speed", Mock(side_effect=KeyboardInterrupt))
     code, output, _ = run("-m", save_tiny_model(), "--dataset", data_folder)

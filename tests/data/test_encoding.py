@@ -8,7 +8,7 @@ import pytest
 from optimum_ffp import FFPError
 from optimum_ffp.data.columns import Completion
 from optimum_ffp.data.encoding import encode_rows
-from tests.helpers import make_tokenizer
+from tests.helpers import make_byte_level_tokenizer, make_tokenizer
 
 
 CHATML = (
@@ -60,6 +60,13 @@ def test_of_a_prompt_with_its_completion_the_completion_has_a_loss():
     assert tokens.tolist()[: len(masked)] == masked and (tokens[len(masked) :] < 0).all()
     (tokens,) = encode_rows([Completion("w3 w4 ", "w5 w6")], tokenizer, "pairs", None)
     assert (tokens >= 0).all()
+
+
+def test_the_first_word_of_a_completion_has_a_loss_with_the_blank_that_the_prompt_ends_with():
+    answers, tokenizer = Counter(), make_byte_level_tokenizer()
+    (tokens,) = encode_rows([Completion("the quick ", "fox")], tokenizer, "pairs", answers)
+    kept = tokenizer.decode([token for token in tokens.tolist() if token >= 0])
+    assert kept == " fox" and answers == {"found": 1}
 
 
 def test_answers_need_a_tokenizer_that_tells_where_tokens_begin():

@@ -5,6 +5,7 @@ import datasets
 import pytest
 
 from optimum_ffp.data import DataRequest, read_splits
+from optimum_ffp.data.columns import join_rows
 from optimum_ffp.errors import FFPError
 
 
@@ -41,7 +42,30 @@ def test_files_of_any_name_and_packing(tmp_path, name):
 def test_text_files_of_any_name_and_packing(tmp_path, name):
     content = "\ufeffw3 w4\n\nw5".encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert read(tmp_path / name) == {name: ["w3 w4\n", "", "w5\n"]}
+    assert read(tmp_path / name) == {name: ["w3 w4", "w5"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a b\nc\n\n d\n\n\n\ne\n \nf", "\n\n\na\n", "a", "a\n\n\nb", "def f():\n    return 1\n\n\ndef g():\n    pass\n"],
+)
+def test_a_text_file_is_read_as_it_is(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    (rows,) = read(tmp_path / "a.txt").values()
+    assert join_rows(rows, None, "a") == text
+
+
+def test_a_text_file_without_blank_lines_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.data.files.BLOCK", 10)
+    (tmp_path / "a.txt").write_text("abcde\n" * 5)
+    assert read(tmp_path / "a.txt") == {"a.txt": ["abcde\nabcde", "abcde\nabcde", "abcde\n"]}
+
+
+@pytest.mark.parametrize("name", ["valid.jsonl", "dev.txt", "val-00000-of-00001.jsonl"])
+def test_a_validation_split_by_another_name(tmp_path, name):
+    for file in ("train.txt", "test.txt", name):
+        (tmp_path / file).write_text(json.dumps({"text": file}) if file.endswith("jsonl") else file)
+    assert read(tmp_path) == {"train": ["train.txt"], "validation": [name], "test": ["test.txt"]}
 
 
 def test_shards_as_the_hub_names_them(tmp_path):
@@ -78,11 +102,11 @@ def test_tables_without_rows(tmp_path):
 
 def test_a_long_file_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 320)
-    (tmp_path / "long.txt").write_text("w3 w4 w5 w6 w7 w8\n" * 1000)
+    (tmp_path / "long.txt").write_text("w3 w4 w5 w6 w7 w8\n\n" * 1000)
     (rows,) = read_splits(
         str(tmp_path / "long.txt"), DataRequest(length=8, calibration=1, search=1, test=1, seed=0)
     ).values()
-    assert len(rows) == 320 // 18 + 1
+    assert len(rows) == 320 // 17 + 1
     assert "long.txt is long: its first 320 characters are read" in caplog.text
 
 

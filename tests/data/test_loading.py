@@ -306,7 +306,7 @@ def test_text_to_report_on_is_written_alone(data_folder):
         patch.setattr("optimum_ffp.data.loading.sample_from_model", sample)
         data = load(data_folder, "self", request)
     parts = (data.calibration, data.search, data.test)
-    assert asked == [7] and [len(part) for part in parts] == [8, 3, 4] and len(set(rows_of(*parts))) == 15
+    assert asked == [2, 1, 4] and [len(part) for part in parts] == [8, 3, 4] and len(set(rows_of(*parts))) == 15
     assert data.test.dataset == "self" and "sampled from the model" in data.test.split
 
 
