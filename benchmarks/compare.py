@@ -1,6 +1,6 @@
 """Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp]
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp homogeneous]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
         [--sequential no-search ffp] [--distilled ffp] [--seq-len 2048] [--eval-dataset DATASET]
         [--options num_samples=32 ...] [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER]
@@ -36,7 +36,9 @@ from optimum_ffp.hub.naming import without_folders
 
 
 # `paper` is a preset and `bandit` an agent; all others are methods of the default preset.
-METHODS = ("paper", "uniform", "no-search", "random", "evolutionary", "bandit", "ffp")
+DEFAULTS = ("paper", "uniform", "no-search", "random", "evolutionary", "bandit", "ffp")
+# It needs `--options attention=kv-groups`, or query-heads, for a model whose attention can lose either.
+METHODS = (*DEFAULTS, "homogeneous")
 AGENTS = {"paper": "ppo", "bandit": "bandit"}
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=DEFAULTS, choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search-steps", type=int, help="Candidate evaluations of the methods of the default preset.")

@@ -28,7 +28,7 @@ from .version import __version__
 
 
 # Options whose defaults follow others of the same preset.
-DERIVED = ("criterion", "agent", "calibration", "search_steps")
+DERIVED = ("criterion", "agent", "attention", "calibration", "search_steps")
 # Entries of `ffp_config.json` with the results that a checkpoint keeps.
 RESULTS = ("policy", "search", "provenance", "recovery", "files")
 
@@ -46,7 +46,8 @@ class FFPConfig(Options, BaseConfig):
             and 0.3).
         method: How the number of groups per unit is chosen: `"ffp"` (default, a search by the agent), or one of the
             baselines `"no-search"` (what the mapping makes of equal scores), `"random"`, `"evolutionary"` and
-            `"uniform"`.
+            `"uniform"`. `"homogeneous"` gives all layers the same size, so that the checkpoint is one of the dense
+            model's own class: it compares up to `candidates` shares of attention.
         agent: Search algorithm of method `"ffp"`: `"gradient"` (default, follows the gradient of the loss),
             `"bandit"` (Thompson sampling over loss curves, default if `grad` is off or `reward` is `"pruned"`) or
             `"ppo"` (the paper's).
@@ -60,6 +61,7 @@ class FFPConfig(Options, BaseConfig):
             (the same number of query heads of every KV head), or `"auto"` (default), for every layer whichever has the
             lower loss curve; KV groups without curves. A model that has one KV head, or one query head per KV head, is
             pruned in the one way that there is: the heads of Llama-2-7B have a KV head each, which they take along.
+            The default of method `"homogeneous"` is `"kv-groups"`.
         reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
@@ -111,7 +113,7 @@ class FFPConfig(Options, BaseConfig):
         batch_size: Windows per forward pass, default 1. Statistics on the CPU take at most an eighth of all at once.
         search_steps: Number of candidate evaluations, default 26, or 128 for agent `"ppo"` (the paper: 1000); one with
             a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.
-        candidates: Number of candidates per update of the agent, default 8.
+        candidates: Number of candidates per update of the agent, or in all of method `"homogeneous"`, default 8.
         alpha_start: Fraction of the target sparsity and of the windows per update that PPO's progressive schedule
             starts with, default 1, which is no schedule (paper preset: 0.3).
         learning_rate: Learning rate of PPO, default 3e-3 (the paper: 1e-4).
@@ -172,6 +174,12 @@ class FFPConfig(Options, BaseConfig):
     def needs_factors(self) -> bool:
         """Whether the ridge regressions of all units are factored."""
         return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
+
+    @property
+    def evaluations(self) -> int:
+        """Number of candidate evaluations of a search, without those of baselines."""
+        of_method = {"homogeneous": self.candidates} | dict.fromkeys(("no-search", "uniform"), 1)
+        return of_method.get(self.method, self.search_steps)
 
     @property
     def follows_gradient(self) -> bool:
@@ -322,6 +330,8 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
         defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
     elif options.get("reward") == "pruned":
         defaults = {"agent": "bandit"}
+    if options.get("method") == "homogeneous":
+        defaults["attention"] = "kv-groups"
     return defaults | ({"search_steps": PPO_STEPS} if options.get("agent") == "ppo" else {})
 
 

@@ -60,8 +60,8 @@ NAMED = {
 LAYER_BY_LAYER = ("distillation", "sequential")
 # Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
 FISHER = "fisher-"
-# Methods that evaluate a single candidate, whatever `search_steps` is.
-NO_SEARCH = ("no-search", "uniform")
+# Methods that evaluate a fixed number of candidates, whatever `search_steps` is, and are not compared with baselines.
+NO_SEARCH = ("homogeneous", "no-search", "uniform")
 # Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
 GRADIENT_COST = 3
 # Where the weights of layers may be while they don't run, the fastest first.
@@ -350,7 +350,10 @@ SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.ca
 READ_WHEN = {
     "agent": AGENT,
     "mapping": MAPPED,
-    "rate_precision": MAPPED,
+    "rate_precision": Condition(
+        "with a --method other than uniform and homogeneous",
+        lambda config: config.method not in ("uniform", "homogeneous"),
+    ),
     "ridge_lambda": RIDGE,
     "ridge_lambda_relative": RIDGE,
     "dense_target": SEQUENTIAL,
@@ -374,7 +377,10 @@ READ_WHEN = {
         "with --no-grad and --mapping curves", lambda config: not config.grad and config.mapping == "curves"
     ),
     "search_steps": SEARCH,
-    "candidates": _with("with --agent bandit or ppo, --method random or evolutionary", "bandit", "ppo", *SEARCHES),
+    "candidates": _with(
+        "with --agent bandit or ppo, --method random, evolutionary or homogeneous",
+        *("bandit", "ppo", "homogeneous", *SEARCHES),
+    ),
     "alpha_start": PPO,
     "learning_rate": PPO,
     "action_std": PPO,

@@ -42,8 +42,9 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
         possible = (wanted,)
     elif config.mapping != "curves":
         possible = possible[:1]
-    # The preset's own choice is not one that somebody made.
-    asked = wanted is not None and not (config.preset == "paper" and config.attention == PAPER["attention"])
+    # A default is not a choice that somebody made.
+    is_default = config.preset == "paper" and config.attention == PAPER["attention"] or config.method == "homogeneous"
+    asked = wanted is not None and not is_default
     if asked and wanted not in possible:
         name = model.config._name_or_path or "the model"
         found = "stays whole" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"

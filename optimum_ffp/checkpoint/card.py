@@ -113,7 +113,9 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "data": dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset),
         "plots": plots,
         "versions": package_versions(),
-        "code_file": f"{type(result.model).__module__.rpartition('.')[2]}.py",
+        "code_file": result.code_file,
+        "trust": ", trust_remote_code=True" if result.code_file else "",
+        "class_name": type(result.model).__name__,
         "chat": _chats(result.tokenizer),
         "gguf": _gguf_option(result),
         # torchao quantises `nn.Linear` only; GPT-2 has `Conv1D` instead.

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
+from ..modeling.auto import is_pruned
 from ..utils import processes
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
@@ -168,6 +169,11 @@ class PruningResult:
     def prunes_attention(self) -> bool:
         """Whether attention could lose heads."""
         return any(unit.kind == "attention" and unit.group != "all_heads" for unit in self.policy.units)
+
+    @property
+    def code_file(self) -> str | None:
+        """File of the checkpoint's modelling code; `None` if all layers are alike, so that it needs none."""
+        return f"{type(self.model).__module__.rpartition('.')[2]}.py" if is_pruned(self.model.config) else None
 
     @property
     def model_sparsity(self) -> float:

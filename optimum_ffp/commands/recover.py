@@ -125,6 +125,7 @@ def recover_into(
         discard: Whether finished work that is not resumed from is discarded.
         options: Load options that replace those of the command.
     """
+    from ..modeling.auto import is_pruned
     from ..recovery.recovery import FFPRecovery
     from ..utils import processes
     from ..utils.folders import FolderLock, check_apart, check_output, resolve
@@ -147,4 +148,4 @@ def recover_into(
         record = recovery.recover(resume=resumes)
         recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
-            print(recovery_summary(record, folder))
+            print(recovery_summary(record, folder, is_pruned(recovery.student.config)))

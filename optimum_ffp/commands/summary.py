@@ -44,11 +44,17 @@ def prune_summary(result: PruningResult, folder: str) -> str:
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
-    return "\n".join([*_table(rows), *_load_lines(folder)])
+    return "\n".join([*_table(rows), *_load_lines(folder, result.code_file is not None)])
 
 
-def recovery_summary(record: RecoveryRecord, folder: str) -> str:
-    """Tokens, divergence and perplexities before and after the training, and the code that loads the model."""
+def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str:
+    """Tokens, divergence and perplexities before and after the training, and the code that loads the model.
+
+    Args:
+        record: Record of the recovery.
+        folder: Folder of the checkpoint.
+        has_code: Whether the checkpoint has modelling code of its own.
+    """
     first, last = record.curve[0], record.kept
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
@@ -71,7 +77,7 @@ def recovery_summary(record: RecoveryRecord, folder: str) -> str:
         ("time of the training", f"{record.seconds:.1f} s"),
         ("saved in", folder),
     ]
-    return "\n".join([*_table(rows), *_load_lines(folder)])
+    return "\n".join([*_table(rows), *_load_lines(folder, has_code)])
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -80,10 +86,10 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return ["", *(f"{name:<{width}}  {value}" for name, value in rows)]
 
 
-def _load_lines(folder: str) -> list[str]:
+def _load_lines(folder: str, has_code: bool) -> list[str]:
     """The code that loads a checkpoint."""
+    arguments = json.dumps(folder, ensure_ascii=False) + ", trust_remote_code=True" * has_code
     return [
         *("", "Load it with", "    from transformers import AutoModelForCausalLM"),
-        f"    model = AutoModelForCausalLM.from_pretrained({json.dumps(folder, ensure_ascii=False)}, "
-        "trust_remote_code=True)",
+        f"    model = AutoModelForCausalLM.from_pretrained({arguments})",
     ]

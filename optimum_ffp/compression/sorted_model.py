@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
-from ..modeling import pruned_config, pruned_model_class
+from ..modeling import homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import members_of, permute_blocks
 from ..utils.device_memory import free_device_memory
@@ -216,15 +216,24 @@ class SortedModel:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
         return self.model_units[index].in_group_order(self._sorted[index][-1].full)
 
+    def is_homogeneous(self, policy: PruningPolicy) -> bool:
+        """Return whether all layers of a policy are alike, and the dense model's own class can have their sizes."""
+        return self._homogeneous(policy)[1] is not None
+
+    def _homogeneous(self, policy: PruningPolicy) -> tuple[type[PreTrainedModel], PretrainedConfig | None]:
+        model_class = type(self.model)
+        return model_class, homogeneous_config(model_class, self.model.config, self.family, policy)
+
     def materialise(
         self,
         policy: PruningPolicy,
         weights: Mapping[str, torch.Tensor] | None = None,
         journal: Journal | None = None,
     ) -> PreTrainedModel:
-        """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
+        """Return a physically smaller model with its own weights.
 
-        It is on the device of the dense model if it fits, otherwise in host memory.
+        Its class is the one that its checkpoint carries; that of the dense model where layers are alike. It is on the
+        device of the dense model if it fits, otherwise in host memory.
 
         Args:
             policy: Number of groups to keep per unit.
@@ -245,10 +254,11 @@ class SortedModel:
                 prefix = self.prefixes[index]
                 found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
                 state |= {prefix + name: tensor for name, tensor in found.items()}
-        config = pruned_config(self.model.config, self.family, policy)
-        pruned = pruned_model_class(self.family).from_pretrained(
-            None, config=config, state_dict=state, dtype=self.layerwise.stored_dtype
-        )
+        model_class, config = self._homogeneous(policy)
+        if config is None:
+            model_class = pruned_model_class(self.family)
+            config = pruned_config(self.model.config, self.family, policy)
+        pruned = model_class.from_pretrained(None, config=config, state_dict=state, dtype=self.layerwise.stored_dtype)
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config

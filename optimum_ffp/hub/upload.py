@@ -20,7 +20,7 @@ from ..utils.folders import CHECKPOINT_FILES, FILES, name_some, other_files, rea
 
 logger = logging.getLogger(__name__)
 # The model's name in a card: its folder until it is pushed, then the repository. All commands of a card use it.
-CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\(("(?:[^"\\\n]|\\.)+"), trust_remote_code=True\)')
+CARD_NAME = re.compile(r'AutoModelForCausalLM\.from_pretrained\(("(?:[^"\\\n]|\\.)+")(?:, trust_remote_code=True)?\)')
 CARD = "README.md"
 # Names of what somebody may have put beside a checkpoint for its readers.
 BESIDE = re.compile(r"(license|notice)[^/]*|[^/]+\.md", re.IGNORECASE)

@@ -8,10 +8,12 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError, convert_errors, one_line
+from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint, is_ignored
 from .families import FAMILIES, Family, get_family
 
@@ -39,10 +41,7 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     of heads. `auto_map` includes `AutoModel`: without it `AutoModel.from_config` would silently build the dense model.
     """
     config = copy.deepcopy(dense_config)
-    sizes: dict[int, dict[Group, int]] = {}
-    for unit, size in zip(policy.units, policy.sizes):
-        sizes.setdefault(unit.layer, {})[unit.group] = size
-    overrides = {layer: family.layer_overrides(dense_config, layer_sizes) for layer, layer_sizes in sizes.items()}
+    overrides = _layer_overrides(dense_config, family, policy)
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
@@ -51,6 +50,48 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     config.architectures = [model_class.__name__]
     config.auto_map = _auto_map(model_class)
     return config
+
+
+def homogeneous_config(
+    model_class: type[PreTrainedModel], dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
+) -> PretrainedConfig | None:
+    """Return the config of a pruned model in the dense model's own class, or `None` if that can't have its sizes.
+
+    It can if all layers are alike and it has the weights of the pruned model with the sizes as global ones: some
+    families derive the head dimension from the number of heads, or want it to divide the hidden size.
+
+    Args:
+        model_class: Class of the dense model.
+        dense_config: Its config.
+        family: The family record.
+        policy: The policy of the pruned model.
+    """
+    first, *others = _layer_overrides(dense_config, family, policy).values()
+    if any(other != first for other in others):
+        return None
+    pruned = pruned_config(dense_config, family, policy)
+    own = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
+    sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
+    try:
+        config = type(dense_config).from_dict(own | sizes)
+        with torch.device("meta"):
+            found, wanted = (
+                {name: weight.shape for name, weight in one_class(one).named_parameters()}
+                for one_class, one in ((model_class, config), (pruned_model_class(family), pruned))
+            )
+    except (ValueError, RuntimeError, StrictDataclassError):
+        return None
+    config._name_or_path = dense_config._name_or_path
+    return config if found == wanted else None
+
+
+def _layer_overrides(
+    dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
+) -> dict[int, dict[str, int]]:
+    sizes: dict[int, dict[Group, int]] = {}
+    for unit, size in zip(policy.units, policy.sizes):
+        sizes.setdefault(unit.layer, {})[unit.group] = size
+    return {layer: family.layer_overrides(dense_config, layer_sizes) for layer, layer_sizes in sizes.items()}
 
 
 def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
@@ -153,7 +194,8 @@ class FFPModelForCausalLM:
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
         """Load a model saved by `FFPPruner.save_pretrained`.
 
-        The model class comes from this package, so that no code of the repository runs.
+        The model class comes from this package, or from transformers if all layers are alike, so that no code of the
+        repository runs.
 
         Args:
             model_id: Hub id or folder.
@@ -170,10 +212,14 @@ class FFPModelForCausalLM:
         if config is None:
             with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
                 config, kwargs = _read_config(model_id, hub, kwargs)
-        if not is_pruned(config):
+        if is_pruned(config):
+            model_class = pruned_model_class(get_family(config.model_type))
+            config.auto_map = cls._check_code(model_id, config, _auto_map(model_class))
+        elif prune_record(model_id, **hub):
+            model_class = AutoModelForCausalLM
+            cls._check_code(model_id, config, {})
+        else:
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
-        model_class = pruned_model_class(get_family(config.model_type))
-        cls._check_code(model_id, config, model_class)
         with_info = kwargs.pop("output_loading_info", False)
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             # Override the caller: remote code is not needed, and pickled weights can run code.
@@ -182,13 +228,12 @@ class FFPModelForCausalLM:
         return (model, info) if with_info else model
 
     @staticmethod
-    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> None:
+    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, ours: dict[str, str]) -> dict[str, str]:
         """Check `auto_map`. Code that it names does not run here, but would if the saved model is loaded elsewhere."""
-        ours = _auto_map(model_class)
         for auto, entry in (getattr(config, "auto_map", None) or {}).items():
             if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):
                 raise FFPError(
                     f"config.json of {model_id} names code in auto_map that optimum-ffp doesn't write: {auto} "
                     f"{entry!r}, allowed is {ours.get(auto)!r}; don't trust this checkpoint"
                 )
-        config.auto_map = ours
+        return ours

@@ -25,6 +25,7 @@ from transformers.models.auto import tokenization_auto
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import FFPError, convert_errors, one_line
+from ..hub.record import prune_record
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, is_pruned, load_whole, note_untied, pruned_model_class
@@ -213,7 +214,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if _locate(model_id)[1]:
         raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
     config = read_any_config(model_id, options)
-    if not is_pruned(config):
+    if not is_pruned(config) and not prune_record(model_id, **options.hub()):
         raise FFPError(f"{model_id} was not pruned by optimum-ffp; name a model that was")
     return config
 

@@ -34,8 +34,10 @@ def calibrating_processes(config: FFPConfig, processes: int) -> int:
 def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
     """Yield the candidate evaluations of the search at every sparsity."""
     for one in config.sweep([config.sparsity] * sparsities):
-        steps = 1 if config.method in NO_SEARCH else one.search_steps
+        steps = one.evaluations
         finalists = finalist_count(steps, GRADIENT_FINALISTS if config.follows_gradient else None)
+        if config.method in NO_SEARCH:
+            finalists = steps
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
         updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
         if config.method == "ffp" and config.agent == "ppo":

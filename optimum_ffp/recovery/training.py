@@ -12,8 +12,6 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
 from ..errors import FFPError
-from ..modeling.auto import pruned_model_class
-from ..modeling.families import get_family
 from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import convert, frozen_dtype
@@ -230,7 +228,7 @@ class Training:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         state = processes.broadcast(state if processes.is_main() else None, 0)
         with torch.device("meta"):
-            base = pruned_model_class(get_family(self.student.config.model_type))(self.student.config)
+            base = type(self.student)(self.student.config)
             whole = self._with_adapter(base) if self.config.lora else base
         whole.load_state_dict(state, assign=True)
         base.tie_weights()

@@ -117,9 +117,8 @@ class PolicySearch:
         mapping = uniform if config.method == "uniform" else self.mapping
         # The curriculum may start at a lower sparsity than the bounds allow.
         least = self.budget(config.sparsity).least_sparsity
-        steps = config.search_steps if searches else 1
         baselines = processes.from_main(self._baselines()) if searches or with_baselines else {}
-        with progress_bar(steps + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
+        with progress_bar(config.evaluations + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
                 bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
@@ -135,14 +134,19 @@ class PolicySearch:
                 ),
                 evaluate=self.evaluator,
                 sparsity=config.sparsity,
-                steps=steps,
+                steps=config.evaluations,
                 max_samples=len(self.measured.data.search),
+                budget=self.budget(config.sparsity),
+                is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
                 curves=self.curves,
                 baselines=baselines,
                 falls_back=searches and config.preset != "paper",
                 on_evaluated=show,
             )
-            return processes.from_main(find_choice("method", config.method).search(task, config, warm_start))
+            found = find_choice("method", config.method).search(task, config, warm_start)
+            # Finalists may be the same policy.
+            bar.total = bar.n
+            return processes.from_main(found)
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
@@ -69,6 +70,8 @@ class SearchTask:
         sparsity: Target sparsity.
         steps: Maximum number of candidate evaluations.
         max_samples: Number of search windows at full fidelity.
+        budget: Bounds and parameters to keep at the target sparsity, for methods that don't map scores.
+        is_homogeneous: Whether the dense model's own class can have the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
         baselines: Policies without a search that are compared with the finalists, by name. They are not counted in
             `steps`.
@@ -85,6 +88,8 @@ class SearchTask:
     sparsity: float
     steps: int
     max_samples: int
+    budget: Budget | None = None
+    is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
     falls_back: bool = True
@@ -189,7 +194,13 @@ class SearchTask:
         Raises:
             FFPError: If no candidate has a finite perplexity.
         """
-        policies = list(dict.fromkeys(self.map_scores(scores, self.sparsity) for scores in finalists))
+        policies = dict.fromkeys(self.map_scores(scores, self.sparsity) for scores in finalists)
+        return self.choose(list(policies), agent, trail)
+
+    def choose(
+        self, policies: Sequence[PruningPolicy], agent: AgentState | None = None, trail: Sequence[np.ndarray] = ()
+    ) -> "SearchResult":
+        """Compare policies as `conclude` compares those of finalists."""
         excess = dict(zip(policies, self._compare(policies)))
         found = self.best
         others = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in excess]

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
-from optimum_ffp import FFPConfig
+from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.commands.prune import LOAD_OPTIONS, output_folders, parse_args_ffp_prune
+from optimum_ffp.hub.upload import name_repository
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model
@@ -22,10 +23,35 @@ FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (
 def run(run_ffp):
     def run(*words):
         # A policy that takes no search reads nothing of it.
-        searches = [] if "uniform" in words else ["--search-steps", 10]
+        searches = [] if {"uniform", "homogeneous"} & {*words} else ["--search-steps", 10]
         return run_ffp("prune", *FAST, *searches, *words)
 
     return run
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(
+    run, run_ffp, name, save_tiny_model, data_folder, tmp_path, windows, caplog
+):
+    base, out, again = save_tiny_model(name), tmp_path / "out", tmp_path / "again"
+    code, output, errors = run("-m", base, out, "--method", "homogeneous", "--dataset", data_folder)
+    assert code == 0, errors
+    assert f'from_pretrained("{out}")\n' in output and not list(out.glob("*.py"))
+    # It is the default of the method, which nobody chose.
+    assert "isn't possible" not in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(out)
+    dense = AutoModelForCausalLM.from_pretrained(base)
+    assert type(model) is type(dense) and model.num_parameters() < dense.num_parameters()
+    own = FFPModelForCausalLM.from_pretrained(out)
+    assert type(own) is type(dense) and torch.equal(own(windows).logits, model(windows).logits)
+    card = (out / "README.md").read_text()
+    assert f"this is a `{type(dense).__name__}`" in card and "trust" not in card and "modeling" not in card
+    assert "the same number in every layer" in card and name_repository(card, "me/it").count('("me/it")') == 3
+    few = ["--max-tokens", "1k", "--batch-tokens", "96", "--held-out-samples", "4", "--teacher", base, *FAST[:4]]
+    code, output, errors = run_ffp("recover", "-m", out, again, *few, "--eval-samples", 3, "--dataset", data_folder)
+    assert code == 0, errors
+    assert f'from_pretrained("{again}")\n' in output and not list(again.glob("*.py"))
+    assert type(AutoModelForCausalLM.from_pretrained(again)) is type(dense)
 
 
 def test_one_sparsity_into_the_named_folder(run, save_tiny_model, data_folder, tmp_path, windows):

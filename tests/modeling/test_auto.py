@@ -5,10 +5,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
+from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.modeling import pruned_config, pruned_model_class
 from optimum_ffp.modeling.auto import is_pruned, load_whole
 from optimum_ffp.modeling.families import get_family
-from tests.helpers import make_tiny_model, prune_by_hand
+from tests.helpers import CONFIGS, GROUPED, make_sorted_model, make_tiny_model, prune_by_hand
 
 
 def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
@@ -30,6 +31,44 @@ def test_a_checkpoint_loads_as_what_was_saved(tiny_model, windows, tmp_path):
     assert type(loaded) is type(pruned) and torch.equal(loaded(windows).logits, pruned(windows).logits)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert is_pruned(AutoConfig.from_pretrained(tmp_path))
+
+
+def alike(units, heads=1, channels=3):
+    """The policy that removes the same numbers of groups from every layer."""
+    removed = {"attention": heads, "ffn": channels}
+    return PruningPolicy(units, tuple(max(1, unit.groups - removed[unit.kind]) for unit in units))
+
+
+# Models whose class takes any number of heads. Others derive the head dimension from it and the hidden size, which is
+# 32, or want it to be a divisor.
+ANY_HEADS = {
+    *("mistral", "ministral3", "qwen2", "qwen3", "granite", "smollm3", "gemma", "hunyuan", "exaone4", "ernie4_5"),
+    *("seed-oss", "cohere2", "phi3", "glm4"),
+}
+
+
+@pytest.mark.parametrize("heads", [0, 1, 2])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_that_are_alike_give_a_model_of_the_dense_class(name, heads, windows, tmp_path):
+    model = make_tiny_model(name)
+    # Either kind of group where there are two.
+    groups = ("query_head",) if name in GROUPED and heads == 1 else (None,)
+    sorted_model, _ = make_sorted_model(model, windows, groups)
+    policy = alike(sorted_model.units, heads)
+    with sorted_model.applied(policy) as applied, torch.no_grad():
+        expected = applied(windows).logits
+    pruned = sorted_model.materialise(policy)
+    whole = all(size == unit.groups for unit, size in zip(policy.units[::2], policy.sizes[::2]))
+    is_homogeneous = type(pruned) is type(model)
+    assert sorted_model.is_homogeneous(policy) == is_homogeneous
+    # Of eight or four heads with two queries each, without two, 32 is a multiple.
+    assert is_homogeneous or not (whole or name in ANY_HEADS)
+    if is_homogeneous:
+        pruned.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert type(loaded) is type(model) and torch.equal(loaded(windows).logits, expected)
+        assert not list(tmp_path.glob("*.py")) and not is_pruned(loaded.config)
+        assert loaded.num_parameters() < model.num_parameters()
 
 
 def test_it_is_not_made_by_its_constructor():

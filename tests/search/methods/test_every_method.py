@@ -9,7 +9,7 @@ from tests.search.landscape import KINDS, KnownLandscape, run
 
 
 def test_every_method_has_a_name_in_the_config():
-    assert {"ffp", "no-search", "random", "evolutionary", "uniform"} == set(CHOICES["method"])
+    assert {"ffp", "homogeneous", "no-search", "random", "evolutionary", "uniform"} == set(CHOICES["method"])
     assert all(callable(find_choice("method", name).search) for name in CHOICES["method"])
 
 

@@ -1,0 +1,31 @@
+"""The same numbers of heads and of channels in every layer, so that the dense model's own class runs the result."""
+
+import numpy as np
+
+from ...allocation.homogeneous import homogeneous_policies
+from ...config import FFPConfig
+from ...errors import FFPError
+from ..task import AgentState, SearchResult, SearchTask
+
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+    """Evaluate policies that differ in the share of attention on all search windows.
+
+    Those are evaluated whose loss is lowest by the loss curves, at most `config.candidates`; without curves those in
+    even steps from the fewest to the most heads.
+
+    Raises:
+        FFPError: If the model's class can't have the sizes of any such policy.
+    """
+    policies = [policy for policy in homogeneous_policies(task.budget) if task.is_homogeneous(policy)]
+    if not policies:
+        raise FFPError(
+            f"sparsity {task.sparsity:g} can't be met by layers that are all alike: the model's own class can't have "
+            "the numbers of heads that are left; choose method 'ffp', or a lower sparsity"
+        )
+    if task.curves is not None:
+        policies.sort(key=lambda policy: task.curves.predict(policy).sum())
+    elif len(policies) > config.candidates:
+        places = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
+        policies = [policies[place] for place in places]
+    return task.choose(policies[: config.candidates])

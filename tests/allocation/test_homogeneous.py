@@ -1,0 +1,75 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.homogeneous import homogeneous_policies
+from optimum_ffp.allocation.policy import Unit
+from optimum_ffp.errors import FFPError
+from tests.helpers import SMOLLM2
+
+
+@given(
+    layers=st.integers(1, 6),
+    heads=st.integers(1, 9),
+    steps=st.integers(2, 40),
+    multiple=st.sampled_from([1, 8]),
+    sizes=st.tuples(st.integers(1, 5000), st.integers(1, 300), st.integers(0, 50)),
+    sparsity=st.floats(0.01, 0.95),
+    least=st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_they_are_all_that_meet_the_budget_with_layers_of_one_size(
+    layers, heads, steps, multiple, sizes, sparsity, least
+):
+    of_head, of_channel, fixed = sizes
+    units = [
+        unit
+        for layer in range(layers)
+        for unit in (
+            Unit(layer, "attention", heads, of_head, fixed),
+            Unit(layer, "ffn", steps * multiple, of_channel, multiple=multiple),
+        )
+    ]
+    try:
+        budget = Budget(units, sparsity, least)
+    except FFPError:
+        return
+    policies = homogeneous_policies(budget)
+    assert all(policy.sizes == policy.sizes[:2] * layers for policy in policies)
+    # By trying every size, and FFNs of one step more than the model has.
+    widths = range(max(1, math.ceil(least * steps - 1e-9)) * multiple, (steps + 1) * multiple + 1, multiple)
+    expected, wider = {}, {}
+    for size in range(max(1, math.ceil(least * heads - 1e-9)), heads + 1):
+        kept = {width: layers * (size * of_head + width * of_channel) for width in widths}
+        fitting = [width for width, parameters in kept.items() if parameters <= budget.allowed]
+        if fitting:
+            (wider if max(fitting) > steps * multiple else expected)[size] = max(fitting)
+    if expected:
+        assert {policy.sizes[0]: policy.sizes[1] for policy in policies} == expected
+    else:
+        assert [policy.sizes[:2] for policy in policies] == [(max(wider), steps * multiple)]
+
+
+def test_smollm2_at_a_fifth_may_keep_any_number_of_its_three_kv_groups():
+    found = homogeneous_policies(Budget(SMOLLM2, 0.2, 0.2))
+    assert all(policy.sizes == policy.sizes[:2] * 30 for policy in found)
+    assert [policy.sizes[:2] for policy in found] == [(1, 1467), (2, 1297), (3, 1126)]
+    assert all(0.2 <= policy.sparsity < 0.2004 for policy in found)
+
+
+def test_layers_that_lose_different_kinds_of_heads_are_refused():
+    units = [
+        unit
+        for layer, group in enumerate(("kv_group", "query_head"))
+        for unit in (Unit(layer, "attention", 4, 100, group=group), Unit(layer, "ffn", 64, 10))
+    ]
+    with pytest.raises(FFPError, match="choose attention 'kv-groups' or 'query-heads'"):
+        homogeneous_policies(Budget(units, 0.2))
+
+
+def test_what_no_size_of_attention_meets_closely_is_met_with_all_channels():
+    units = [Unit(0, "attention", 2, 1000), Unit(0, "ffn", 4, 10)]
+    found = homogeneous_policies(Budget(units, 0.3))
+    assert [policy.sizes for policy in found] == [(1, 4)]

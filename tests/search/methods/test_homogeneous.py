@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.homogeneous import homogeneous_policies
+from optimum_ffp.allocation.mappings.curves import CurveMapping
+from optimum_ffp.allocation.policy import Unit
+from optimum_ffp.config import FFPConfig
+from optimum_ffp.errors import FFPError
+from optimum_ffp.search.methods.homogeneous import search
+from optimum_ffp.search.task import SearchTask
+
+
+UNITS = tuple(unit for layer in range(4) for unit in (Unit(layer, "attention", 16, 100), Unit(layer, "ffn", 400, 10)))
+POLICIES = homogeneous_policies(Budget(UNITS, 0.3, 0.1))
+
+
+class Evaluate:
+    """The loss is lowest with so many heads."""
+
+    def __init__(self, best: int):
+        self.best, self.seen = best, []
+        self.dense_losses = np.full(3, 2.0)
+
+    def __call__(self, policies, windows):
+        self.seen += [policy.sizes[0] for policy in policies]
+        return np.array([[2.1 + 0.01 * abs(policy.sizes[0] - self.best)] * len(windows) for policy in policies])
+
+
+def run(best=5, curves=None, candidates=8, **fields):
+    evaluate = Evaluate(best)
+    task = SearchTask(
+        units=UNITS,
+        map_scores=None,
+        evaluate=evaluate,
+        sparsity=0.3,
+        steps=candidates,
+        max_samples=3,
+        budget=Budget(UNITS, 0.3, 0.1),
+        falls_back=False,
+        curves=curves,
+        **fields,
+    )
+    return search(task, FFPConfig(method="homogeneous", candidates=candidates)), evaluate.seen
+
+
+def test_the_best_of_all_is_chosen_where_there_are_few():
+    result, seen = run(best=5, candidates=20)
+    assert sorted(seen) == [policy.sizes[0] for policy in POLICIES] and len(seen) > 8
+    assert result.policy.sizes[0] == 5 and result.perplexity == pytest.approx(np.exp(2.1))
+
+
+def test_those_that_the_curves_find_best_are_evaluated():
+    # Attention costs nothing to remove, FFNs much.
+    curves = CurveMapping([np.linspace(0.01, 0, 17), np.linspace(5, 0, 401)] * 4)
+    result, seen = run(best=5, curves=curves, candidates=3)
+    assert seen == [policy.sizes[0] for policy in POLICIES[:3]]
+    assert result.policy.sizes[0] == seen[-1]
+
+
+def test_without_curves_they_are_spread():
+    _, seen = run(candidates=3)
+    assert seen[0] == POLICIES[0].sizes[0] and seen[-1] == POLICIES[-1].sizes[0] and len(seen) == 3
+
+
+def test_only_sizes_that_the_class_can_have_are_evaluated():
+    _, seen = run(is_homogeneous=lambda policy: policy.sizes[0] % 4 == 0)
+    assert set(seen) == {4, 8, 12, 16} & {policy.sizes[0] for policy in POLICIES}
+    with pytest.raises(FFPError, match="the model's own class can't have the numbers of heads"):
+        run(is_homogeneous=lambda policy: False)
+
+
+def test_it_is_not_replaced_by_a_better_baseline():
+    better = Budget(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
+    result, _ = run(best=1, baselines={"no-search": better}, candidates=2)
+    assert result.policy != better and result.baselines["no-search"] == pytest.approx(np.exp(2.1))
