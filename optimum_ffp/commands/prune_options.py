@@ -117,8 +117,9 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         pruning,
         "method",
         "How the number of heads and channels per layer is chosen: ffp (a search guided by the loss), no-search (from "
-        "measurements of single layers), uniform (the same fraction in every layer), homogeneous (exactly the same number "
-        "in every layer, so that the checkpoint needs no code of its own), or the baselines random and evolutionary.",
+        "measurements of single layers), uniform (the same fraction in every layer), homogeneous (exactly the same "
+        "number in every layer, so that the checkpoint needs no code of its own), or the baselines random and "
+        "evolutionary.",
     )
     add_config_option(
         pruning,
@@ -144,8 +145,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "attention",
         "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
         "heads of every KV head) or auto (for every layer whichever costs less by its loss curve). Models with one KV "
-        "head, or one for each query head, are pruned in the one way that there is; OLMo's attention stays whole. With "
-        "--method homogeneous the default is kv-groups.",
+        "head, or one for each query head, are pruned in the one way that there is; OLMo's attention stays whole. "
+        "With --method homogeneous the default is kv-groups.",
     )
     add_config_option(
         pruning,
@@ -186,8 +187,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         search,
         "candidates",
-        "Number of candidates per update of --agent bandit or ppo, at once of --method random or evolutionary, or in all "
-        "of --method homogeneous.",
+        "Number of candidates per update of --agent bandit or ppo, at once of --method random or evolutionary, or in "
+        "all of --method homogeneous.",
     )
     add_config_option(
         search,
