@@ -40,6 +40,8 @@ class Standalone:
         self.folder = folder
         expected = load_file(folder / "expected.safetensors")
         self.windows, self.logits, self.hidden = expected["windows"], expected["logits"], expected["hidden"]
+        # Where all layers are alike there is none.
+        self.has_code = any(folder.glob("*.py"))
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -60,7 +62,8 @@ class Standalone:
         attentions = model(self.windows, output_attentions=True).attentions
         agree(model(self.windows).logits, self.logits)
         differ = len({one.shape[1] for one in attentions}) > 1
-        assert differ != self.model.config.model_type.startswith("olmo"), "not the numbers of heads that pruning left"
+        same = self.model.config.model_type.startswith("olmo") or not self.has_code
+        assert differ != same, "not the numbers of heads that pruning left"
 
     def check_padded_batch(self) -> None:
         ids = torch.nn.functional.pad(self.windows, (4, 0), value=1)
@@ -154,7 +157,8 @@ class Standalone:
             AutoModelForCausalLM.from_pretrained(self.folder, trust_remote_code=False)
         except (RuntimeError, ValueError):
             return
-        raise AssertionError("it loads without trust_remote_code")
+        if self.has_code:
+            raise AssertionError("it loads without trust_remote_code")
 
     def failures(self) -> dict[str, str]:
         found = {}

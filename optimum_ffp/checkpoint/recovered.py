@@ -43,7 +43,7 @@ class RecoveryRecord:
 
     Attributes:
         options: Options, as of `RecoveryConfig.to_dict`.
-        stated: Options that differ from the defaults of the preset.
+        stated: Options that differ from the defaults of the preset, and the teacher if it was named.
         source: Folder or Hub id of the pruned model.
         teacher: Hub id, folder or file of the dense model.
         window_length: Tokens per window.
@@ -169,10 +169,8 @@ def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: 
 
 def recovery_command(record: RecoveryRecord) -> str:
     """The command that repeats a recovery."""
-    stated = {"teacher": short_name(record.teacher)} | without_folders(record.stated)
-    return " ".join(
-        ["optimum-cli ffp recover -m", shlex.quote(short_name(record.source)), "OUT", *option_words(stated)]
-    )
+    words = option_words(without_folders(record.stated))
+    return " ".join(["optimum-cli ffp recover -m", shlex.quote(short_name(record.source)), "OUT", *words])
 
 
 def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
@@ -270,7 +268,8 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     before = rest if BEFORE in rest else f"\n{BEFORE}\n{rest}"
     card.text = f"\n{title}, recovered\n\n{section}{before}"
     texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
-    card.data.datasets = sorted({*(card.data.datasets or []), *texts}) or None
+    named = card.data.datasets or []
+    card.data.datasets = sorted({*([named] if isinstance(named, str) else named), *texts}) or None
     card.data.eval_results = [
         result for test, found in record.figures for result in evaluation_results(test, found["recovered"])
     ]

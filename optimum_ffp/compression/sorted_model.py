@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
-from ..modeling import homogeneous_config, pruned_config, pruned_model_class
+from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import members_of, permute_blocks
 from ..utils.device_memory import free_device_memory
@@ -258,7 +258,8 @@ class SortedModel:
         if config is None:
             model_class = pruned_model_class(self.family)
             config = pruned_config(self.model.config, self.family, policy)
-        pruned = model_class.from_pretrained(None, config=config, state_dict=state, dtype=self.layerwise.stored_dtype)
+        own = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
+        pruned = model_class.from_pretrained(None, config=config, state_dict=state, **own)
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config

@@ -31,11 +31,11 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
     Args:
         model_id: A folder, a `.gguf` file, which has none, or a Hub id.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`, `cache_dir`, `subfolder`.
     """
     path = expand(model_id)
     if path.is_dir():
-        return read_record(path)
+        return read_record(path / (hub.get("subfolder") or ""))
     if path.suffix == ".gguf":
         return {}
     try:

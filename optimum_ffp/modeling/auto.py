@@ -72,6 +72,7 @@ def homogeneous_config(
     pruned = pruned_config(dense_config, family, policy)
     own = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
+    sizes |= _earlier_names(own.get("rope_parameters") or {})
     try:
         config = type(dense_config).from_dict(own | sizes)
         with torch.device("meta"):
@@ -83,6 +84,19 @@ def homogeneous_config(
         return None
     config._name_or_path = dense_config._name_or_path
     return config if found == wanted else None
+
+
+def _earlier_names(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of rotary embeddings under the names that transformers before 5 reads."""
+    rope = dict(parameters.get("full_attention", parameters))
+    if "rope_theta" not in rope:
+        return {}
+    found = {"rope_theta": rope.pop("rope_theta")}
+    if "partial_rotary_factor" in rope:
+        found |= dict.fromkeys(("partial_rotary_factor", "rotary_pct"), rope.pop("partial_rotary_factor"))
+    if "sliding_attention" in parameters:
+        found["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    return found | {"rope_scaling": rope if rope.get("rope_type", "default") != "default" else None}
 
 
 def _layer_overrides(
@@ -106,6 +120,14 @@ def is_pruned(config: PretrainedConfig) -> bool:
     sizes = getattr(config, "is_heterogeneous", False) and config.model_type in FAMILIES
     code = (getattr(config, "auto_map", None) or {}).values()
     return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
+
+
+def attention_of(config: PretrainedConfig) -> dict[str, str]:
+    """Return the argument of `from_pretrained` for a model whose softcap SDPA leaves out.
+
+    Some versions of transformers choose it all the same.
+    """
+    return {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
 
 
 def note_untied(model: PreTrainedModel) -> None:
@@ -218,6 +240,7 @@ class FFPModelForCausalLM:
         elif prune_record(model_id, **hub):
             model_class = AutoModelForCausalLM
             cls._check_code(model_id, config, {})
+            kwargs = attention_of(config) | kwargs
         else:
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
         with_info = kwargs.pop("output_loading_info", False)

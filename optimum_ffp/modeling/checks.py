@@ -58,9 +58,15 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
         )
 
 
-def check_prunable(model_id: str, config: PretrainedConfig) -> None:
-    """Raise `FFPError` with the reason if the model of a config can't be pruned."""
-    if is_pruned(config):
+def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = False) -> None:
+    """Raise `FFPError` with the reason if the model of a config can't be pruned.
+
+    Args:
+        model_id: Name of the model.
+        config: Its config.
+        has_record: Whether its folder has the record of a prune, as that of a model whose layers are alike.
+    """
+    if is_pruned(config) or has_record:
         raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
     find_family(config)
     if not _is_native(config):

@@ -28,7 +28,7 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
-from .auto import FFPModelForCausalLM, is_pruned, load_whole, note_untied, pruned_model_class
+from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_whole, note_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
 from .families import get_family
 from .gguf_file import check_read_whole, open_gguf
@@ -91,7 +91,7 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     _, extra = _locate(model_id)
     reader = open_gguf(model_id) if extra else None
     whole = _read_whole_config(model_id, options)
-    config = _check_dense(model_id, whole)
+    config = _check_dense(model_id, whole, options)
     dtype, device = resolve_dtype(options.dtype), None
     if not options.device_map:
         device = use_device(options.device)
@@ -229,12 +229,12 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    return _check_dense(model_id, _read_whole_config(model_id, options))
+    return _check_dense(model_id, _read_whole_config(model_id, options), options)
 
 
-def _check_dense(model_id: str, whole: PretrainedConfig) -> PretrainedConfig:
+def _check_dense(model_id: str, whole: PretrainedConfig, options: LoadOptions) -> PretrainedConfig:
     config = language_config(whole)
-    check_prunable(model_id, config)
+    check_prunable(model_id, config, bool(prune_record(model_id, **options.hub())))
     return config
 
 
@@ -307,7 +307,7 @@ def _placement(options: LoadOptions, config: PretrainedConfig) -> dict[str, str]
     """Return options of `from_pretrained`: where the weights are, and how attention is computed."""
     placement = {"device_map": options.device_map} if options.device_map else {}
     # Some versions of transformers choose SDPA for it, which leaves out its softcap.
-    return placement | ({"attn_implementation": "eager"} if config.model_type == "gemma2" else {})
+    return placement | attention_of(config)
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..checkpoint.result import package_versions
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
+from ..hub.naming import short_name
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..options import read_mix
@@ -85,7 +86,7 @@ class FFPRecovery(PushToHubMixin):
         self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
         check_launch(config, self.options, work_folder)
-        self.record, self._adapter = None, None
+        self.record, self._adapter, self._begun, self._named_teacher = None, None, False, True
         self.eval_length = window_length(config.eval_seq_len, student.config)
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
@@ -130,7 +131,10 @@ class FFPRecovery(PushToHubMixin):
         processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
         teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
-        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
+        recovery = cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
+        # Otherwise the record has its commit too.
+        recovery._named_teacher = teacher is not None
+        return recovery
 
     @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False) -> RecoveryRecord:
@@ -146,6 +150,8 @@ class FFPRecovery(PushToHubMixin):
             FFPError: If the text can't be used, memory doesn't suffice, the loss is not finite, or the work folder
                 holds the state of another run.
         """
+        if self._begun:
+            raise FFPError("this model has been trained already; load it again: make another FFPRecovery")
         self._open_journal(resume)
         data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
@@ -156,6 +162,7 @@ class FFPRecovery(PushToHubMixin):
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
+        self._begun = True
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
         losses["recovered"] = self._losses(self.student, data, "recovered")
@@ -163,7 +170,7 @@ class FFPRecovery(PushToHubMixin):
         convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
-            stated=self.config.stated() | self._loaded(),
+            stated=self._loaded() | self.config.stated(),
             source=self.source,
             teacher=self.teacher_id,
             window_length=self.batch.length,
@@ -208,7 +215,8 @@ class FFPRecovery(PushToHubMixin):
     def _loaded(self) -> dict[str, Any]:
         """Options of the command line, by which the models were loaded."""
         dtype = None if self.options.dtype == "auto" else str(self.options.dtype).removeprefix("torch.")
-        options = {"revision": self.options.revision, "dtype": dtype}
+        options = {"teacher": short_name(self.teacher_id)} if self._named_teacher else {}
+        options |= {"revision": self.options.revision, "dtype": dtype}
         return options | {"trust_remote_code": self.options.trust_remote_code or None}
 
     def _finished(self) -> RecoveryRecord:

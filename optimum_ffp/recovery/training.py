@@ -108,7 +108,8 @@ class Training:
         with TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place:
             saves = folder is not None or self.config.patience is not None
             model, rows, seconds = self._train(windows, held_out, Path(place), saves)
-        best = min(rows, key=lambda row: row["eval_loss"]) if self.config.patience else rows[-1]
+        # The first one is from before the training.
+        best = min(rows[1:], key=lambda row: row["eval_loss"]) if self.config.patience else rows[-1]
         before, after = rows[0]["eval_loss"], best["eval_loss"]
         if not math.isfinite(after):
             raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")

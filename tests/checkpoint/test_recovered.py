@@ -31,7 +31,13 @@ def make_record(source, **changes) -> RecoveryRecord:
     options = RecoveryConfig(dataset="/private/c4.txt:0.5,self:0.5", seed=3).to_dict()
     values = {
         "options": options,
-        "stated": {"dataset": options["dataset"], "max_tokens": 960, "bf16": False, "seed": 3},
+        "stated": {
+            "teacher": "/private/dense model",
+            "dataset": options["dataset"],
+            "max_tokens": 960,
+            "bf16": False,
+            "seed": 3,
+        },
         "source": str(source),
         "teacher": "/private/dense model",
         "window_length": 24,
@@ -111,6 +117,13 @@ def test_the_command_has_what_was_stated(folder):
         "optimum-cli ffp recover -m 'tiny ffp' OUT --teacher 'dense model' --dataset c4.txt:0.5,self:0.5 "
         "--max-tokens 960 --no-bf16 --seed 3"
     )
+
+
+def test_a_single_dataset_in_the_card_stays_one(folder, model, tmp_path):
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("\ntags:", "\ndatasets: me/my-data\ntags:", 1))
+    save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.datasets == ["me/my-data"]
 
 
 def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_path):

@@ -47,6 +47,10 @@ def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(
     card = (out / "README.md").read_text()
     assert f"this is a `{type(dense).__name__}`" in card and "trust" not in card and "modeling" not in card
     assert "the same number in every layer" in card and name_repository(card, "me/it").count('("me/it")') == 3
+    parent = FFPModelForCausalLM.from_pretrained(out.parent, subfolder=out.name)
+    assert torch.equal(parent(windows).logits, own(windows).logits)
+    code, _, errors = run("-m", out, tmp_path / "twice", "--dataset", data_folder)
+    assert code == 2 and "is already pruned; prune the dense model that it was made from" in errors
     few = ["--max-tokens", "1k", "--batch-tokens", "96", "--held-out-samples", "4", "--teacher", base, *FAST[:4]]
     code, output, errors = run_ffp("recover", "-m", out, again, *few, "--eval-samples", 3, "--dataset", data_folder)
     assert code == 0, errors

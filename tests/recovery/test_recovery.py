@@ -1,6 +1,7 @@
 """FFPRecovery: a model comes out better, with a record of both steps, and goes on after an interruption."""
 
 import json
+from pathlib import Path
 from shutil import copytree
 from unittest.mock import patch
 
@@ -41,6 +42,9 @@ def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
     record = recovery.recover()
     assert record.kept["kl"] < record.curve[0]["kl"]
     assert record.tokens == 2016 and record.all_tokens == 4 * 2016
+    assert record.stated["teacher"] == Path(base).name
+    with pytest.raises(FFPError, match="trained already; load it again: make another FFPRecovery"):
+        recovery.recover()
     recovery.save_pretrained(tmp_path / "recovered")
     assert (tmp_path / "recovered" / "config.json").read_text() == (folder / "config.json").read_text()
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "recovered")

@@ -6,6 +6,7 @@ keys as Qwen3 does, and always ties its embeddings).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -22,12 +23,15 @@ class Architecture:
             rows of query and key are permuted.
         fused: Whether query, key and value are one tensor.
         all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.
+        norm_offset: What is added to the weights of norms: transformers multiplies by one more in Gemma, llama.cpp
+            doesn't.
     """
 
     name: str
     interleaved: bool = False
     fused: bool = False
     all_heads: bool = False
+    norm_offset: float = 0.0
 
 
 # Rotary embeddings that can be written.
@@ -38,6 +42,7 @@ UNIFORM = {
     "mistral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2", all_heads=True),
     "qwen3": Architecture("qwen3"),
+    "gemma3_text": Architecture("gemma3", norm_offset=1.0),
 }
 # Architectures with a size per layer. `deci` adds biases to query, key and value if there are any, as for Qwen2.
 PER_LAYER = {
@@ -46,6 +51,12 @@ PER_LAYER = {
     "qwen2": Architecture("deci", interleaved=True),
     "qwen3": Architecture("openelm", fused=True),
 }
+
+
+# Of Gemma 3 in llama.cpp: every so many layers attention is full, and the base of the rotary embedding of others.
+GEMMA3_PERIOD, GEMMA3_SLIDING_BASE = 6, 10_000.0
+# Activation functions in transformers, and how they are called.
+SILU, GELU = ("silu", "SiLU"), ("gelu_pytorch_tanh", "GELU (tanh)")
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,21 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
     # Layers may differ in the number of query heads per KV head too.
     heads = kv_heads * max(size.heads // size.kv_heads for size in sizes)
     if UNIFORM[config.model_type].all_heads:
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        # The fewest query heads per KV head of which the hidden size has whole groups.
+        least, every = heads // kv_heads, all_heads(config)
+        group = next(size for size in range(least, every + 1) if every % size == 0)
+        heads, kv_heads = every, every // group
     return LayerSizes(heads, kv_heads, width)
+
+
+def head_dimension(config: PretrainedConfig) -> int:
+    """Dimension of a head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def all_heads(config: PretrainedConfig) -> int:
+    """Number of query heads that are together as wide as the hidden size."""
+    return config.hidden_size // head_dimension(config)
 
 
 def check_exportable(config: PretrainedConfig) -> None:
@@ -77,11 +101,35 @@ def check_exportable(config: PretrainedConfig) -> None:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise FFPError("this model is quantised; export the one that it was quantised from")
-    if getattr(config, "hidden_act", "silu") != "silu":
-        raise FFPError(f"llama.cpp's {model_type} has a SiLU in its FFN, this model a {config.hidden_act}")
-    kind = config.rope_parameters.get("rope_type", "default")
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+    expected, name = GELU if model_type == "gemma3_text" else SILU
+    if activation != expected:
+        raise FFPError(f"llama.cpp's {model_type} has a {name} in its FFN, this model a {activation}")
+    kind = rotary_parameters(config).get("rope_type", "default")
     if kind not in ROTARY_TYPES:
         raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
+    if model_type == "gemma3_text":
+        _check_gemma3(config)
+
+
+def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:
+    """Parameters of the rotary embedding, of layers with full attention where others have theirs."""
+    return config.rope_parameters.get("full_attention", config.rope_parameters)
+
+
+def _check_gemma3(config: PretrainedConfig) -> None:
+    full = [(index + 1) % GEMMA3_PERIOD == 0 for index in range(config.num_hidden_layers)]
+    sliding = config.rope_parameters.get("sliding_attention", {})
+    for what, found, expected in (
+        ("layers with full attention", [kind == "full_attention" for kind in config.layer_types], full),
+        ("query_pre_attn_scalar", config.query_pre_attn_scalar, config.head_dim),
+        ("rotary base of sliding layers", sliding.get("rope_theta", GEMMA3_SLIDING_BASE), GEMMA3_SLIDING_BASE),
+        ("final_logit_softcapping", config.final_logit_softcapping, None),
+        ("use_bidirectional_attention", bool(config.use_bidirectional_attention), False),
+        ("attention_bias", config.attention_bias, False),
+    ):
+        if found != expected:
+            raise FFPError(f"llama.cpp's gemma3 has {expected!r} as {what}, this model {found!r}")
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:
@@ -92,13 +140,18 @@ def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Ar
     """
     model_type = config.model_type
     uniform = UNIFORM[model_type]
-    if len(set(sizes)) == 1 and (not uniform.all_heads or sizes[0].heads == config.num_attention_heads):
+    if len(set(sizes)) == 1 and (not uniform.all_heads or sizes[0].heads == all_heads(config)):
         return uniform
     pad = "--pad-uniform (pad_uniform=True) writes all layers as wide as the widest, which works everywhere"
     if model_type == "qwen3" and not config.tie_word_embeddings:
         raise FFPError(
             "llama.cpp runs a Qwen3 with layers of different sizes only if its input and output embeddings are tied, "
             f"and this model's are not; {pad}"
+        )
+    if model_type not in PER_LAYER:
+        raise FFPError(
+            f"llama.cpp runs {model_type} with layers of one size alone; {pad}, and ffp prune --method homogeneous "
+            "makes layers of one size"
         )
     architecture = PER_LAYER[model_type]
     for option, part in (("attention_bias", "attention output"), ("mlp_bias", "FFN")):

@@ -6,15 +6,10 @@ from collections.abc import Iterator
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import Architecture, LayerSizes
+from .architectures import Architecture, LayerSizes, head_dimension, rotary_parameters
 
 
 QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q", "k", "v", "qkv"))
-
-
-def head_dimension(config: PretrainedConfig) -> int:
-    """Dimension of a head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
@@ -45,8 +40,8 @@ def tensors(
     base = model.base_model
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(numbers[architecture.name], len(base.layers))
-    for module in ("embed_tokens", "norm"):
-        yield f"{names[f'model.{module}']}.weight", base.get_submodule(module).weight.float()
+    yield f"{names['model.embed_tokens']}.weight", base.embed_tokens.weight.float()
+    yield f"{names['model.norm']}.weight", base.norm.weight.float() + architecture.norm_offset
     if not model.config.tie_word_embeddings:
         yield f"{names['lm_head']}.weight", model.get_output_embeddings().weight.float()
     factors = rotary_factors(model.config)
@@ -63,6 +58,8 @@ def tensors(
             parts = [found.pop((module, "weight")) for module in (QUERY, KEY, VALUE)]
             found[QUERY_KEY_VALUE, "weight"] = torch.cat(parts)
         for (module, kind), tensor in found.items():
+            if module.endswith("norm"):
+                tensor = tensor + architecture.norm_offset
             yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
 
 
@@ -109,7 +106,7 @@ def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
     """Divisor per frequency of the rotary embedding, if it depends on the frequency (Llama 3.1), otherwise `None`."""
-    parameters = config.rope_parameters
+    parameters = rotary_parameters(config)
     if parameters.get("rope_type", "default") != "llama3":
         return None
     dimension = head_dimension(config)

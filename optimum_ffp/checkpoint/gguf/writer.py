@@ -9,8 +9,16 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...errors import FFPError
 from ...modeling.gguf_file import check_gguf_installed
 from ...utils.folders import expand, whole_file
-from .architectures import Architecture, LayerSizes, check_exportable, choose_architecture, padded_size
-from .tensors import head_dimension, layer_sizes, tensors
+from .architectures import (
+    Architecture,
+    LayerSizes,
+    check_exportable,
+    choose_architecture,
+    head_dimension,
+    padded_size,
+    rotary_parameters,
+)
+from .tensors import layer_sizes, tensors
 from .tokenizer import read_tokenizer, write_tokenizer
 
 
@@ -106,9 +114,13 @@ def _write_sizes(writer, config: PretrainedConfig, sizes: list[LayerSizes]) -> N
     uniform = len(set(sizes)) == 1
     heads, kv_heads, width = (column[0] if uniform else column for column in columns.values())
     window = getattr(config, "sliding_window", None)
-    # Attention is full within the sliding window, so the model is exact up to that context length.
-    context = min(config.max_position_embeddings, window or config.max_position_embeddings)
-    parameters, dimension = config.rope_parameters, head_dimension(config)
+    context = config.max_position_embeddings
+    if window and config.model_type == "gemma3_text":
+        writer.add_sliding_window(window)
+    elif window:
+        # Attention is full within the sliding window, so the model is exact up to that context length.
+        context = min(context, window)
+    parameters, dimension = rotary_parameters(config), head_dimension(config)
     writer.add_block_count(len(sizes))
     writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
