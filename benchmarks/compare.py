@@ -1,6 +1,6 @@
 """Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp homogeneous]
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp ...]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
         [--sequential no-search ffp] [--distilled ffp] [--seq-len 2048] [--eval-dataset DATASET]
         [--options num_samples=32 ...] [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER]

@@ -280,6 +280,11 @@ class FFPConfig(Options, BaseConfig):
             )
         if self.follows_gradient and not (self.grad and self.reward == "compensated"):
             raise FFPError("agent 'gradient' needs a backward pass and reward 'compensated'; or choose agent 'bandit'")
+        if self.method == "homogeneous" and self.attention == "auto":
+            raise FFPError(
+                "method 'homogeneous' needs one kind of group in all layers; choose attention 'kv-groups' or "
+                "'query-heads'"
+            )
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
         sizes = self.hidden_sizes

@@ -295,7 +295,7 @@ class FFPPruner(PushToHubMixin):
         if config.calibration != "none":
             losses["calibrated"] = measured.test_losses(policy, weights, "calibrated", *tested)
         with meter.stage("slicing"):
-            pruned = sorted_model.materialise(policy, weights, journal)
+            pruned = sorted_model.materialise(policy, weights, journal, config.method == "homogeneous")
             del weights
         self.result = PruningResult(
             model=pruned,
@@ -318,7 +318,8 @@ class FFPPruner(PushToHubMixin):
 
     def _searched_with(self, config: FFPConfig, sparsity: float | None) -> FFPConfig:
         """Copies the config with a sparsity, after checking that it matches the measurements."""
-        config = with_window_length(config, self.model.config)
+        # An option may have been set to what isn't allowed.
+        config = with_window_length(config, self.model.config).replace()
         self.measured.check(config)
         return config if sparsity is None else config.replace(sparsity=sparsity)
 

@@ -293,13 +293,14 @@ def prune_by_hand(
     model: PreTrainedModel,
     size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3,
     groups: Sequence[Group | None] = (None,),
+    homogeneous: bool = False,
 ) -> tuple[PreTrainedModel, PruningPolicy]:
     """A different number of groups in every unit, from that of the dense one and its index; one at the least."""
     units = mixed_units(model, groups)
     sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
     sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
-    return sorted_model.materialise(policy), policy
+    return sorted_model.materialise(policy, homogeneous=homogeneous), policy
 
 
 def prune_tiny_model(name: str, folder: Path) -> Path:

@@ -180,6 +180,7 @@ def test_broken_files_are_refused(tmp_path, content):
         {"hidden_sizes": [64, 0]},
         {"hidden_sizes": 64},
         {"method": "magic"},
+        {"method": "homogeneous", "attention": "auto"},
         {"preset": "other"},
         {"dataset": ""},
         {"dataset": None},

@@ -6,8 +6,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import TemporaryDirectory
 
 
 def run_in_processes(wanted: int | None, device: str | None, run: Callable[[], None], alone: bool = False) -> None:
@@ -63,23 +64,33 @@ def launch(count: int) -> None:
         count: Number of processes; each gets its share of the CPU, or an accelerator.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+
+    from ..utils.processes import LAUNCHED
+
+    threads = max(1, (os.cpu_count() or 1) // count)
+    # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
+    options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
+    options += f" --dynamo_backend no --num_cpu_threads_per_process {threads}"
+    program = "-m", "optimum.commands.optimum_cli", *sys.argv[1:]
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # Without a folder for its logs torch leaves one among the temporary files.
+    with TemporaryDirectory(prefix="optimum-ffp-") as folder:
+        said = Path(folder, "said")
+        said.touch()
+        os.environ |= {LAUNCHED: str(said), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        words = [*options.split(), "--log_dir", folder, *program]
+        _launch(partial(launch_command, launch_command_parser().parse_args(words)), count, said)
+
+
+def _launch(command: Callable[[], None], count: int, said: Path) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from ..utils.processes import LAUNCHED
     from .errors import INTERRUPTED, USER_ERROR
 
-    threads = max(1, (os.cpu_count() or 1) // count)
-    handle, said = mkstemp()
-    os.close(handle)
-    os.environ |= {LAUNCHED: said, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
-    options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
-    options += f" --dynamo_backend no --num_cpu_threads_per_process {threads} -m optimum.commands.optimum_cli"
-    warnings.simplefilter("ignore")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        launch_command(launch_command_parser().parse_args([*options.split(), *sys.argv[1:]]))
+        command()
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # The others are terminated, or have noticed it themselves.
@@ -90,10 +101,8 @@ def launch(count: int) -> None:
                 "ended with it; run the same command with --resume to continue",
                 file=sys.stderr,
             )
-        if not killed and (lost := Path(said).read_text()):
+        if not killed and (lost := said.read_text()):
             print(f"error: {lost}", file=sys.stderr)
         sys.exit(USER_ERROR if killed else max(codes.values()))
     except (SignalException, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    finally:
-        os.unlink(said)

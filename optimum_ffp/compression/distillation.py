@@ -171,11 +171,11 @@ def distil(
                     runner.advance(sequences.pruned, sequences.per_window)
             return_free_memory()
             bar.update()
+    if not last_norm_parameters(layerwise):
+        return Distilled(fits, None)
     loss = PredictionLoss(layerwise, kinds[0].pruned, kinds[0].dense, numbers, dtype)
     with loss.ready():
         start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
-        if not start:
-            return Distilled(fits, None)
         train = partial(Trainer(loss, start, "", shares, loss.scale).fit, passes, learning_rate, seed)
         return Distilled(fits, Fit.unpack(journal.tensors("last-norm", train)))
 

@@ -74,10 +74,18 @@ class PredictionLoss:
         """Run the dense model's norm once, and have the head where it is used for the duration of the context."""
         layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
         with layerwise.ends_loaded(), graphs_freed(), computing, cast_once(layerwise.model):
+            projected = []
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():
                     self._decoded = layerwise.decoded(states.to(layerwise.dtype))
-                    states.copy_(self._decoded.last_hidden_state)
+                    read = self._decoded.last_hidden_state
+                    if read.shape == states.shape:
+                        states.copy_(read)
+                    else:
+                        # OPT-350m has a projection between the layers and the head.
+                        projected.append(read.to(states))
+            if projected:
+                self.dense = torch.cat(projected)
             yield
 
 

@@ -229,16 +229,18 @@ class SortedModel:
         policy: PruningPolicy,
         weights: Mapping[str, torch.Tensor] | None = None,
         journal: Journal | None = None,
+        homogeneous: bool = False,
     ) -> PreTrainedModel:
-        """Return a physically smaller model with its own weights.
+        """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
 
-        Its class is the one that its checkpoint carries; that of the dense model where layers are alike. It is on the
-        device of the dense model if it fits, otherwise in host memory.
+        It is on the device of the dense model if it fits, otherwise in host memory.
 
         Args:
             policy: Number of groups to keep per unit.
             weights: As for `change`.
             journal: Saves the layers, and has them on disk if it is one for that.
+            homogeneous: Whether it is of the dense model's own class, which must be able to have the policy's sizes
+                (`is_homogeneous`).
         """
         change, layers = self.change(policy, weights), len(self.prefixes)
         journal = journal or Journal()
@@ -254,8 +256,9 @@ class SortedModel:
                 prefix = self.prefixes[index]
                 found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
                 state |= {prefix + name: tensor for name, tensor in found.items()}
-        model_class, config = self._homogeneous(policy)
-        if config is None:
+        if homogeneous:
+            model_class, config = self._homogeneous(policy)
+        else:
             model_class = pruned_model_class(self.family)
             config = pruned_config(self.model.config, self.family, policy)
         own = {"dtype": self.layerwise.stored_dtype} | attention_of(config)

@@ -85,6 +85,19 @@ def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
         assert torch.allclose(applied(windows).logits, pruned(windows).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("normed_before", [True, False])
+def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
+    """As in OPT-350m, which has no last norm either."""
+    model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=normed_before)
+    sorted_model, _ = make_sorted_model(model, windows)
+    policy, held_out = random_policy(sorted_model, 2), windows[:3]
+    distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
+    assert (distilled.last_norm is not None) == normed_before
+    if normed_before:
+        pruned = sorted_model.materialise(policy, distilled.weights)
+        assert distilled.last_norm.after == pytest.approx(float(divergences(pruned, model, held_out).mean()), rel=1e-3)
+
+
 @pytest.mark.parametrize("positions", [256, 5])
 def test_what_the_head_reads_is_counted(windows, positions, monkeypatch):
     monkeypatch.setattr("optimum_ffp.compression.last_norm.POSITIONS", positions)

@@ -130,7 +130,7 @@ def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name
 @pytest.mark.parametrize("groups", [("kv_group",), ("query_head",)])
 def test_layers_of_one_size_that_lost_heads_run(name, pad_uniform, groups, run_llama_cpp, tmp_path):
     model, tokenizer = make_tiny_model(name, vocab_size=VOCABULARY), make_byte_level_tokenizer()
-    pruned = prune_by_hand(model, lambda count, index: count // 2 if index % 2 == 0 else count - 3, groups)[0]
+    pruned = prune_by_hand(model, lambda count, index: count // 2 if index % 2 == 0 else count - 3, groups, True)[0]
     assert type(pruned) is type(model) and pruned.config.num_attention_heads == 4
     export_gguf(pruned, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform)
     check(pruned, tokenizer, tmp_path / "model.gguf", run_llama_cpp)
