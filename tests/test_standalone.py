@@ -42,6 +42,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     cases["phi3, longrope"] = ("phi3", partial | before | {"rope_parameters": rope | partial | before}, (None,))
     # Layers of one size, in the dense model's own class.
     cases |= {f"{name}, {ALIKE}": (name, {}, (None,)) for name in CONFIGS}
+    # Its random weights write nothing but special tokens.
+    del cases[f"glm4, {ALIKE}"]
     for case, (name, sizes, groups) in cases.items():
         sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
         policy = random_policy(sorted_model, 1)
@@ -68,12 +70,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-# Models that are newer than the release, or whose head has another name there.
+# Models that are newer than the release. Without code of ours transformers before 5 doesn't read the rotary embedding
+# as version 5 writes it, and some releases choose SDPA for Gemma 2, which leaves out its softcap: of dense models too.
 UNKNOWN = {
-    "4.57": {
-        *("ministral3", f"ministral3, {ALIKE}"),
-        *(f"{name}, {ALIKE}" for name in ("gpt-neox", "gpt-neox-sequential")),
-    }
+    "5.15": {f"gemma2, {ALIKE}"},
+    "4.57": {"ministral3", *(f"{name}, {ALIKE}" for name in CONFIGS)},
 }
 INSTALLED = [pytest.param(name, marks=pytest.mark.network) if VERSIONS[name] else name for name in VERSIONS]
 

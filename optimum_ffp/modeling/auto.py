@@ -72,7 +72,6 @@ def homogeneous_config(
     pruned = pruned_config(dense_config, family, policy)
     own = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
-    sizes |= _earlier_names(own.get("rope_parameters") or {})
     try:
         config = type(dense_config).from_dict(own | sizes)
         with torch.device("meta"):
@@ -84,19 +83,6 @@ def homogeneous_config(
         return None
     config._name_or_path = dense_config._name_or_path
     return config if found == wanted else None
-
-
-def _earlier_names(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of rotary embeddings under the names that transformers before 5 reads."""
-    rope = dict(parameters.get("full_attention", parameters))
-    if "rope_theta" not in rope:
-        return {}
-    found = {"rope_theta": rope.pop("rope_theta")}
-    if "partial_rotary_factor" in rope:
-        found |= dict.fromkeys(("partial_rotary_factor", "rotary_pct"), rope.pop("partial_rotary_factor"))
-    if "sliding_attention" in parameters:
-        found["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
-    return found | {"rope_scaling": rope if rope.get("rope_type", "default") != "default" else None}
 
 
 def _layer_overrides(
