@@ -13,6 +13,7 @@ from .options import (
     CHOICES,
     FISHER,
     MEASURED,
+    NO_SEARCH,
     PAPER,
     PPO_STEPS,
     READ_WHEN,
@@ -178,8 +179,9 @@ class FFPConfig(Options, BaseConfig):
     @property
     def evaluations(self) -> int:
         """Number of candidate evaluations of a search, without those of baselines."""
-        of_method = {"homogeneous": self.candidates} | dict.fromkeys(("no-search", "uniform"), 1)
-        return of_method.get(self.method, self.search_steps)
+        if self.method == "homogeneous":
+            return self.candidates
+        return 1 if self.method in NO_SEARCH else self.search_steps
 
     @property
     def follows_gradient(self) -> bool:

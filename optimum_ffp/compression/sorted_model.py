@@ -218,11 +218,10 @@ class SortedModel:
 
     def is_homogeneous(self, policy: PruningPolicy) -> bool:
         """Return whether all layers of a policy are alike, and the dense model's own class can have their sizes."""
-        return self._homogeneous(policy)[1] is not None
+        return self._homogeneous_config(policy) is not None
 
-    def _homogeneous(self, policy: PruningPolicy) -> tuple[type[PreTrainedModel], PretrainedConfig | None]:
-        model_class = type(self.model)
-        return model_class, homogeneous_config(model_class, self.model.config, self.family, policy)
+    def _homogeneous_config(self, policy: PruningPolicy) -> PretrainedConfig | None:
+        return homogeneous_config(type(self.model), self.model.config, self.family, policy)
 
     def materialise(
         self,
@@ -257,7 +256,7 @@ class SortedModel:
                 found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
                 state |= {prefix + name: tensor for name, tensor in found.items()}
         if homogeneous:
-            model_class, config = self._homogeneous(policy)
+            model_class, config = type(self.model), self._homogeneous_config(policy)
         else:
             model_class = pruned_model_class(self.family)
             config = pruned_config(self.model.config, self.family, policy)

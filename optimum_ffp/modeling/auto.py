@@ -222,7 +222,9 @@ class FFPModelForCausalLM:
                 config, kwargs = _read_config(model_id, hub, kwargs)
         if is_pruned(config):
             model_class = pruned_model_class(get_family(config.model_type))
-            config.auto_map = cls._check_code(model_id, config, _auto_map(model_class))
+            ours = _auto_map(model_class)
+            cls._check_code(model_id, config, ours)
+            config.auto_map = ours
         elif prune_record(model_id, **hub):
             model_class = AutoModelForCausalLM
             cls._check_code(model_id, config, {})
@@ -237,7 +239,7 @@ class FFPModelForCausalLM:
         return (model, info) if with_info else model
 
     @staticmethod
-    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, ours: dict[str, str]) -> dict[str, str]:
+    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, ours: dict[str, str]) -> None:
         """Check `auto_map`. Code that it names does not run here, but would if the saved model is loaded elsewhere."""
         for auto, entry in (getattr(config, "auto_map", None) or {}).items():
             if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):
@@ -245,4 +247,3 @@ class FFPModelForCausalLM:
                     f"config.json of {model_id} names code in auto_map that optimum-ffp doesn't write: {auto} "
                     f"{entry!r}, allowed is {ours.get(auto)!r}; don't trust this checkpoint"
                 )
-        return ours
