@@ -24,12 +24,15 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", 
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
 
+def _modeling(family: Family) -> dict[str, Any]:
+    return vars(importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}"))
+
+
 def pruned_model_class(family: Family) -> type[PreTrainedModel]:
     """Return the causal LM class of a family's pruned models."""
-    module = importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
     return next(
         value
-        for name, value in vars(module).items()
+        for name, value in _modeling(family).items()
         if name.startswith("FFP") and name.endswith(AUTO_CLASSES["AutoModelForCausalLM"])
     )
 
@@ -81,8 +84,14 @@ def homogeneous_config(
             )
     except (ValueError, RuntimeError, StrictDataclassError):
         return None
+    if found != wanted:
+        return None
     config._name_or_path = dense_config._name_or_path
-    return config if found == wanted else None
+    # For programs with a transformers before 5, beside `rope_parameters`. As an attribute, 5 takes `rope_scaling` for
+    # another name of that.
+    rope_names = _modeling(family).get("earlier_rope_names", lambda config: {})
+    vars(config).update(rope_names(config))
+    return config
 
 
 def _layer_overrides(

@@ -5,6 +5,7 @@ those of GPT-NeoX.
 """
 
 import copy
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, __version__
@@ -12,21 +13,21 @@ from transformers.models.auto import modeling_auto
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
 
 
-def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
-    if int(__version__.split(".")[0]) >= 5 or not parameters:
-        return config
+    if not parameters:
+        return {}
     rope = dict(parameters.get("full_attention", parameters))
-    config.rope_theta = rope.pop("rope_theta")
+    names = {"rope_theta": rope.pop("rope_theta")}
     if "partial_rotary_factor" in rope:
-        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+        names["partial_rotary_factor"] = names["rotary_pct"] = rope.pop("partial_rotary_factor")
     if "sliding_attention" in parameters:
-        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
-    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+        names["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    names["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     # What 5 reads beside a `rope_scaling` that earlier versions have saved.
-    config.rotary_emb_base = config.rope_theta
-    return config
+    names["rotary_emb_base"] = names["rope_theta"]
+    return names
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
@@ -57,7 +58,9 @@ class FFPGPTNeoXModel(GPTNeoXModel):
     """The decoder without a head; every layer has sizes of its own."""
 
     def __init__(self, config: PretrainedConfig):
-        super().__init__(adapt_config(config))
+        if int(__version__.split(".")[0]) < 5:
+            config.update(earlier_rope_names(config))
+        super().__init__(config)
         for layer_idx, layer in enumerate(self.layers):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.intermediate_size)

@@ -5,28 +5,29 @@ those of Phi-3.
 """
 
 import copy
+from typing import Any
 
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
 
 
-def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
-    if int(__version__.split(".")[0]) >= 5 or not parameters:
-        return config
+    if not parameters:
+        return {}
     rope = dict(parameters.get("full_attention", parameters))
-    config.rope_theta = rope.pop("rope_theta")
+    names = {"rope_theta": rope.pop("rope_theta")}
     if "partial_rotary_factor" in rope:
-        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+        names["partial_rotary_factor"] = names["rotary_pct"] = rope.pop("partial_rotary_factor")
     if "sliding_attention" in parameters:
-        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
-    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
+        names["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    names["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     if rope.get("rope_type") == "longrope":
         # Phi-3 takes no other entries.
-        config.rope_scaling = {"type": "longrope"} | {name: rope[name] for name in ("short_factor", "long_factor")}
-    return config
+        names["rope_scaling"] = {"type": "longrope"} | {name: rope[name] for name in ("short_factor", "long_factor")}
+    return names
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
@@ -62,7 +63,9 @@ class FFPPhi3Model(Phi3Model):
     """The decoder without a head; every layer has sizes of its own."""
 
     def __init__(self, config: PretrainedConfig):
-        super().__init__(adapt_config(config))
+        if int(__version__.split(".")[0]) < 5:
+            config.update(earlier_rope_names(config))
+        super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
             layer = Phi3DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
             layer.self_attn.config = LayerConfig(config, layer.self_attn.config.num_attention_heads)

@@ -69,6 +69,13 @@ def test_layers_that_are_alike_give_a_model_of_the_dense_class(name, heads, wind
         assert type(loaded) is type(model) and torch.equal(loaded(windows).logits, expected)
         assert not list(tmp_path.glob("*.py")) and not is_pruned(loaded.config)
         assert loaded.num_parameters() < model.num_parameters()
+        rope = getattr(model.config, "rope_parameters", None)
+        assert getattr(loaded.config, "rope_parameters", None) == rope
+        # As transformers before 5 reads and writes it.
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert ("rope_theta" in config) == bool(config.pop("rope_parameters", None)) == bool(rope)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(windows).logits, expected)
 
 
 def test_it_is_not_made_by_its_constructor():

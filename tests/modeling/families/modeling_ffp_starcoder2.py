@@ -5,6 +5,7 @@ those of Starcoder2.
 """
 
 import copy
+from typing import Any
 
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
@@ -15,19 +16,19 @@ from transformers.models.starcoder2.modeling_starcoder2 import (
 )
 
 
-def adapt_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Gives transformers before 5 the RoPE settings under the names that it reads; 5 has them in `rope_parameters`."""
+def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
-    if int(__version__.split(".")[0]) >= 5 or not parameters:
-        return config
+    if not parameters:
+        return {}
     rope = dict(parameters.get("full_attention", parameters))
-    config.rope_theta = rope.pop("rope_theta")
+    names = {"rope_theta": rope.pop("rope_theta")}
     if "partial_rotary_factor" in rope:
-        config.partial_rotary_factor = config.rotary_pct = rope.pop("partial_rotary_factor")
+        names["partial_rotary_factor"] = names["rotary_pct"] = rope.pop("partial_rotary_factor")
     if "sliding_attention" in parameters:
-        config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
-    config.rope_scaling = rope if rope.get("rope_type", "default") != "default" else None
-    return config
+        names["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    names["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    return names
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
@@ -46,7 +47,9 @@ class FFPStarcoder2Model(Starcoder2Model):
     """The decoder without a head; every layer has sizes of its own."""
 
     def __init__(self, config: PretrainedConfig):
-        super().__init__(adapt_config(config))
+        if int(__version__.split(".")[0]) < 5:
+            config.update(earlier_rope_names(config))
+        super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
             layer = Starcoder2DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
             # The layer's config is a copy, which would not follow a later set_attn_implementation.
