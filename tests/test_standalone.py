@@ -71,8 +71,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 # Models that are newer than the release, and those that it reads wrongly without code of ours, as it does dense ones
-# saved by the newest: it chooses SDPA for Gemma 2, which leaves out its softcap, looks for Gemma 3's decoder under another
-# name in `AutoModel`, and for GPT-NeoX's head.
+# saved by the newest: it chooses SDPA for Gemma 2, which leaves out its softcap, and looks for Gemma 3's decoder (in
+# `AutoModel`) and for GPT-NeoX's head under other names.
 UNKNOWN = {
     "5.15": {f"gemma2, {ALIKE}"},
     "4.57": {

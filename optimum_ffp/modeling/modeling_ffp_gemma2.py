@@ -5,14 +5,13 @@ those of Gemma 2.
 """
 
 import copy
-from typing import Any
 
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
 from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2ForCausalLM, Gemma2Model
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+def earlier_rope_names(config: PretrainedConfig) -> dict:
     """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:

@@ -5,7 +5,6 @@ those of GPT-NeoX.
 """
 
 import copy
-from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, __version__
@@ -13,7 +12,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+def earlier_rope_names(config: PretrainedConfig) -> dict:
     """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:

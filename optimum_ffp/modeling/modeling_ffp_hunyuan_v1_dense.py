@@ -5,7 +5,6 @@ those of HunYuan.
 """
 
 import copy
-from typing import Any
 
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
@@ -16,7 +15,7 @@ from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import (
 )
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict[str, Any]:
+def earlier_rope_names(config: PretrainedConfig) -> dict:
     """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:

@@ -5,6 +5,7 @@ their loader and their graph: `deci` (for Llamas pruned by NVIDIA) and `openelm`
 keys as Qwen3 does, and always ties its embeddings).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ class Architecture:
         all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.
         norm_offset: What is added to the weights of norms: transformers multiplies by one more in Gemma, llama.cpp
             doesn't.
+        activation: Activation function of the FFN in transformers, and how it is called.
+        sliding: Whether it has sliding windows. Elsewhere attention is full, and the context as long as the window.
+        fixed: What llama.cpp takes for granted, by a function of the config: name, value found, value expected.
     """
 
     name: str
@@ -32,6 +36,26 @@ class Architecture:
     fused: bool = False
     all_heads: bool = False
     norm_offset: float = 0.0
+    activation: tuple[str, str] = ("silu", "SiLU")
+    sliding: bool = False
+    fixed: Callable[[PretrainedConfig], tuple[tuple[str, Any, Any], ...]] = lambda config: ()
+
+
+# Of Gemma 3 in llama.cpp: every so many layers attention is full, and the base of the rotary embedding of others.
+GEMMA3_PERIOD, GEMMA3_SLIDING_BASE = 6, 10_000.0
+
+
+def _gemma3(config: PretrainedConfig) -> tuple[tuple[str, Any, Any], ...]:
+    full = [(index + 1) % GEMMA3_PERIOD == 0 for index in range(config.num_hidden_layers)]
+    sliding = config.rope_parameters.get("sliding_attention", {})
+    return (
+        ("layers with full attention", [kind == "full_attention" for kind in config.layer_types], full),
+        ("query_pre_attn_scalar", config.query_pre_attn_scalar, config.head_dim),
+        ("rotary base of sliding layers", sliding.get("rope_theta", GEMMA3_SLIDING_BASE), GEMMA3_SLIDING_BASE),
+        ("final_logit_softcapping", config.final_logit_softcapping, None),
+        ("use_bidirectional_attention", bool(config.use_bidirectional_attention), False),
+        ("attention_bias", config.attention_bias, False),
+    )
 
 
 # Rotary embeddings that can be written.
@@ -42,7 +66,9 @@ UNIFORM = {
     "mistral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2", all_heads=True),
     "qwen3": Architecture("qwen3"),
-    "gemma3_text": Architecture("gemma3", norm_offset=1.0),
+    "gemma3_text": Architecture(
+        "gemma3", norm_offset=1.0, activation=("gelu_pytorch_tanh", "GELU (tanh)"), sliding=True, fixed=_gemma3
+    ),
 }
 # Architectures with a size per layer. `deci` adds biases to query, key and value if there are any, as for Qwen2.
 PER_LAYER = {
@@ -51,12 +77,6 @@ PER_LAYER = {
     "qwen2": Architecture("deci", interleaved=True),
     "qwen3": Architecture("openelm", fused=True),
 }
-
-
-# Of Gemma 3 in llama.cpp: every so many layers attention is full, and the base of the rotary embedding of others.
-GEMMA3_PERIOD, GEMMA3_SLIDING_BASE = 6, 10_000.0
-# Activation functions in transformers, and how they are called.
-SILU, GELU = ("silu", "SiLU"), ("gelu_pytorch_tanh", "GELU (tanh)")
 
 
 @dataclass(frozen=True)
@@ -101,35 +121,22 @@ def check_exportable(config: PretrainedConfig) -> None:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise FFPError("this model is quantised; export the one that it was quantised from")
+    architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
-    expected, name = GELU if model_type == "gemma3_text" else SILU
+    expected, name = architecture.activation
     if activation != expected:
         raise FFPError(f"llama.cpp's {model_type} has a {name} in its FFN, this model a {activation}")
     kind = rotary_parameters(config).get("rope_type", "default")
     if kind not in ROTARY_TYPES:
         raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
-    if model_type == "gemma3_text":
-        _check_gemma3(config)
+    for what, found, expected in architecture.fixed(config):
+        if found != expected:
+            raise FFPError(f"llama.cpp's {architecture.name} has {expected!r} as {what}, this model {found!r}")
 
 
 def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:
     """Parameters of the rotary embedding, of layers with full attention where others have theirs."""
     return config.rope_parameters.get("full_attention", config.rope_parameters)
-
-
-def _check_gemma3(config: PretrainedConfig) -> None:
-    full = [(index + 1) % GEMMA3_PERIOD == 0 for index in range(config.num_hidden_layers)]
-    sliding = config.rope_parameters.get("sliding_attention", {})
-    for what, found, expected in (
-        ("layers with full attention", [kind == "full_attention" for kind in config.layer_types], full),
-        ("query_pre_attn_scalar", config.query_pre_attn_scalar, config.head_dim),
-        ("rotary base of sliding layers", sliding.get("rope_theta", GEMMA3_SLIDING_BASE), GEMMA3_SLIDING_BASE),
-        ("final_logit_softcapping", config.final_logit_softcapping, None),
-        ("use_bidirectional_attention", bool(config.use_bidirectional_attention), False),
-        ("attention_bias", config.attention_bias, False),
-    ):
-        if found != expected:
-            raise FFPError(f"llama.cpp's gemma3 has {expected!r} as {what}, this model {found!r}")
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:

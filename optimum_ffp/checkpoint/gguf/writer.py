@@ -80,7 +80,7 @@ def export_gguf(
         with whole_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)
             write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
-            _write_sizes(writer, model.config, sizes)
+            _write_sizes(writer, model.config, architecture, sizes)
             writer.add_name(Path(model.config._name_or_path).name or "model")
             file_type = f"{'ALL' if output_type == 'f32' else 'MOSTLY'}_{output_type.upper()}"
             writer.add_file_type(int(gguf.LlamaFileType[file_type]))
@@ -109,13 +109,13 @@ def _tensor_type(types, name: str, tensor: torch.Tensor, output_type: str):
     return types[output_type.upper()]
 
 
-def _write_sizes(writer, config: PretrainedConfig, sizes: list[LayerSizes]) -> None:
+def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, sizes: list[LayerSizes]) -> None:
     columns = {name: [getattr(size, name) for size in sizes] for name in ("heads", "kv_heads", "width")}
     uniform = len(set(sizes)) == 1
     heads, kv_heads, width = (column[0] if uniform else column for column in columns.values())
     window = getattr(config, "sliding_window", None)
     context = config.max_position_embeddings
-    if window and config.model_type == "gemma3_text":
+    if window and architecture.sliding:
         writer.add_sliding_window(window)
     elif window:
         # Attention is full within the sliding window, so the model is exact up to that context length.
