@@ -16,7 +16,12 @@ def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
     head = model.get_output_embeddings().weight
     others = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)} | {id(head)}
     parameters = sum(one.numel() for one in model.parameters() if one.ndim == 2 and id(one) not in others)
-    attention = 2 * length * head.shape[1] * model.config.num_hidden_layers
+    config = model.config
+    heads = config.num_attention_heads
+    # Heads may be wider together than the hidden state.
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    # The product of queries and keys and that with the values, with half of all tokens on average.
+    attention = 2 * length * width * config.num_hidden_layers
     return 2 * parameters + attention, 2 * head.numel()
 
 

@@ -1,5 +1,6 @@
 """Policy search on a measured model: creates the task and the evaluator, runs the method and records the search."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
 from .task import AgentState, SearchResult, SearchTask
+
+
+logger = logging.getLogger(__name__)
 
 
 def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
@@ -88,6 +92,12 @@ class PolicySearch:
             with_baselines: Whether a method without a search reports the baselines too.
         """
         found = self._search(warm_start, on_entry, with_baselines)
+        if warm_start is None and len(found.trail) == 1:
+            logger.warning(
+                "search_steps %d doesn't suffice for an update of the policy beside the comparison of the finalists, "
+                "so that nothing was searched; raise it, or choose method 'no-search'",
+                self.config.search_steps,
+            )
         data, evaluator = self.measured.data, self.evaluator
         record = SearchRecord(
             method=self.config.method,

@@ -9,6 +9,8 @@ import psutil
 # Control group of this process, and where the memory limits of groups are, in version 2 and 1.
 GROUP = Path("/proc/self/cgroup")
 LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
+# What `memory.stat`, beside the limit, calls the memory of a group's processes that is no page of a file.
+ANONYMOUS = ("anon", "total_rss")
 
 
 def free_host_memory() -> int:
@@ -16,12 +18,21 @@ def free_host_memory() -> int:
     own, memory = psutil.Process().memory_info(), psutil.virtual_memory()
     # Pages of mapped files are available already.
     used = own.rss - getattr(own, "shared", 0)
-    return min([memory.available + used, memory.total, *_limits()])
+    return min([memory.available + used, memory.total, *_available(used)])
 
 
-def _limits() -> list[int]:
-    found = [path.read_text().strip() for path in _limit_files() if path.is_file()]
-    return [int(limit) for limit in found if limit.isdecimal()]
+def _available(used: int) -> Iterator[int]:
+    """Yield what the limit of each group leaves this process beside the others in it."""
+    for path in _limit_files():
+        limit = path.read_text().strip() if path.is_file() else ""
+        if limit.isdecimal():
+            yield int(limit) - max(0, _anonymous(path.with_name("memory.stat")) - used)
+
+
+def _anonymous(path: Path) -> int:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = dict(line.split() for line in lines)
+    return next((int(found[name]) for name in ANONYMOUS if name in found), 0)
 
 
 def _limit_files() -> Iterator[Path]:

@@ -121,3 +121,13 @@ def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method,
     record = pruner.search().search
     best = min(record.baselines.values())
     assert record.best_perplexity <= best * (1 + 1e-9) if preset == "default" else record.baselines
+
+
+@pytest.mark.parametrize(("agent", "steps", "warns"), [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)])
+def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_tiny_model, data_folder, caplog):
+    pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
+    found = PolicySearch(pruner.measured, pruner.config).run()
+    assert warns == ("nothing was searched; raise it" in caplog.text) == (len(found.trail) == 1)
+    caplog.clear()
+    PolicySearch(pruner.measured, pruner.config).run(found.agent)
+    assert not caplog.text
