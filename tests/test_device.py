@@ -9,7 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 PRUNE = """
-import json, sys, tempfile
+import json, sys
+from itertools import count
 from pathlib import Path
 import torch
 from tests import pretend_card as card
@@ -21,7 +22,8 @@ from optimum_ffp.utils import cholesky
 # The CPU computes in the dtype of the weights, as the card does.
 measurements.compute_dtype = lambda device, dtype: dtype
 torch.set_num_threads(1)
-data = write_data(Path(tempfile.mkdtemp()) / "data")
+root, numbers = Path(sys.argv[2]), count()
+data = write_data(root / "data")
 
 def prune(folder, device, offload, options):
     config = FFPConfig(dataset=str(data), **SETTINGS | few | options)
@@ -38,7 +40,7 @@ def prune(folder, device, offload, options):
 few = {"num_samples": 4, "search_steps": 8, "distillation_passes": 1, "search_dtype": "model"}
 of_cpu = {}
 for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE else []:
-    folder = Path(tempfile.mkdtemp())
+    folder = root / str(next(numbers))
     make_tiny_model(name).to(getattr(torch, dtype)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     card.FLOAT64 = options.pop("float64", True)
@@ -65,10 +67,10 @@ CASES |= {name: ("llama", "float32", "none", options, 1e-3) for name, options in
 
 
 @pytest.fixture(scope="module")
-def prunes():
+def prunes(tmp_path_factory):
     """What the CPU and the card found, by case: one process for all, as most of its time is that of imports."""
     cases = json.dumps([case[:-1] for case in CASES.values()])
-    done = subprocess.run([sys.executable, "-c", PRUNE, cases], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PRUNE, cases, tmp_path_factory.mktemp("card")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     if not lines:
