@@ -70,7 +70,8 @@ CASES |= {name: ("llama", "float32", "none", options, 1e-3) for name, options in
 def prunes(tmp_path_factory):
     """What the CPU and the card found, by case: one process for all, as most of its time is that of imports."""
     cases = json.dumps([case[:-1] for case in CASES.values()])
-    done = subprocess.run([sys.executable, "-c", PRUNE, cases, tmp_path_factory.mktemp("card")], capture_output=True, text=True)
+    command = [sys.executable, "-c", PRUNE, cases, tmp_path_factory.mktemp("card")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     if not lines:

@@ -123,7 +123,10 @@ def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method,
     assert record.best_perplexity <= best * (1 + 1e-9) if preset == "default" else record.baselines
 
 
-@pytest.mark.parametrize(("agent", "steps", "warns"), [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)])
+TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
+
+
+@pytest.mark.parametrize(("agent", "steps", "warns"), TOO_FEW)
 def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_tiny_model, data_folder, caplog):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
     found = PolicySearch(pruner.measured, pruner.config).run()
