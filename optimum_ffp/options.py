@@ -325,7 +325,11 @@ def all_texts(config: Any) -> set[str]:
 
 def has_columns(text: str) -> bool:
     """Whether a text may have columns to choose from."""
-    return text != "self" and text.partition(":")[0] not in NAMED and not text.endswith((".txt", ".txt.gz"))
+    path = Path(text).expanduser()
+    names = [file.name for file in path.rglob("*")] if path.is_dir() else [text]
+    plain = any(name.endswith((".txt", ".txt.gz")) for name in names)
+    tables = any(name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet", ".arrow")) for name in names)
+    return text != "self" and text.partition(":")[0] not in NAMED and (tables or not plain)
 
 
 OTHER_TEXT = Condition(

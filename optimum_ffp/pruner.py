@@ -22,12 +22,14 @@ from .config import FFPConfig
 from .data import DataSplits, with_window_length
 from .errors import FFPError
 from .hub.license import read_license
+from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
 from .options import AGENT, CALIBRATION, find_choice
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget
+from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
 from .utils.profiling import StageMeter
@@ -74,7 +76,7 @@ class FFPPruner(PushToHubMixin):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         config: FFPConfig,
-        model_id: str | None = None,
+        model_id: str | os.PathLike | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
@@ -84,7 +86,8 @@ class FFPPruner(PushToHubMixin):
         if work_folder is not None:
             # `prune` and `sweep` check `resume`.
             check_work_folder(work_folder, resume=True)
-        self.model_id = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
+        name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
+        self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -324,7 +327,9 @@ class FFPPruner(PushToHubMixin):
         return config if sparsity is None else config.replace(sparsity=sparsity)
 
     def _check_budget(self, config: FFPConfig) -> None:
-        check_budget(([unit.unit for unit in units] for units in self.measured.ways), config.sparsity, config)
+        shapes = ([unit.unit for unit in units] for units in self.measured.ways)
+        possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
+        check_budget(shapes, config.sparsity, config, possible)
 
     @memory_errors()
     def _find(
@@ -336,6 +341,7 @@ class FFPPruner(PushToHubMixin):
         if agent is not None:
             units = [unit.unit for unit in self.measured.ways[0]]
             find_choice("agent", config.agent).check_state(agent, units, config)
+            check_agent(agent, units)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.prepared
         meter = StageMeter()

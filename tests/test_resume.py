@@ -247,7 +247,7 @@ def test_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_pat
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)
     with pytest.raises(FFPError, match=r"belongs to another run: .*model was"):
         make_pruner(save_tiny_model("mistral"), data_folder, work_folder=tmp_path / "work").prune(resume=True)
-    with pytest.raises(FFPError, match="interrupted run; resume it with --resume"):
+    with pytest.raises(FFPError, match="earlier run; resume it with --resume"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match="nothing to resume from: give FFPPruner a work_folder"):
         make_pruner(save_tiny_model(), data_folder).prune(resume=True)

@@ -1,5 +1,7 @@
 """Policies whose layers are all alike. Only needs numpy."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import FFPError
@@ -7,19 +9,22 @@ from .budget import Budget
 from .policy import PruningPolicy
 
 
-def homogeneous_policies(budget: Budget) -> list[PruningPolicy]:
+def homogeneous_policies(
+    budget: Budget, is_possible: Callable[[PruningPolicy], bool] = lambda policy: True
+) -> list[PruningPolicy]:
     """Return the policies that keep the same number of heads and of channels in every layer.
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget: it keeps at
     most `budget.allowed` parameters, and less than a step of all FFNs below it. Where FFNs would have to be wider than
     the bounds allow attention is too small, so that the policy would be sparser than it must be; of those only the
-    largest is returned, where there are no others.
+    largest possible one is returned, where there are no others.
 
     Args:
         budget: Bounds per unit and the number of parameters to keep, of a model whose layers are alike.
+        is_possible: Whether the model's class can have the sizes of a policy.
 
     Raises:
-        FFPError: If layers lose heads of different kinds.
+        FFPError: If layers lose heads of different kinds, or no policy is possible.
     """
     attention = np.array([unit.kind == "attention" for unit in budget.units])
     if len({unit.group for unit in budget.units}) > 2:
@@ -37,4 +42,11 @@ def homogeneous_policies(budget: Budget) -> list[PruningPolicy]:
             fits = width <= budget.largest[channels]
             policy = budget.policy(np.where(attention, size, min(width, budget.largest[channels])))
             (found if fits else sparser).append(policy)
-    return found or sparser[-1:]
+    found = [policy for policy in found if is_possible(policy)]
+    found = found or [policy for policy in sparser if is_possible(policy)][-1:]
+    if not found:
+        raise FFPError(
+            f"sparsity {budget.sparsity:g} can't be met by layers that are all alike: the model's own class can't "
+            "have the numbers of heads that are left; choose method 'ffp', or a lower sparsity"
+        )
+    return found

@@ -43,7 +43,8 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
     elif config.mapping != "curves":
         possible = possible[:1]
     # A default is not a choice that somebody made.
-    is_default = config.preset == "paper" and config.attention == PAPER["attention"] or config.method == "homogeneous"
+    chooses = config.preset == "paper" or config.method == "homogeneous"
+    is_default = chooses and config.attention == PAPER["attention"]
     asked = wanted is not None and not is_default
     if asked and wanted not in possible:
         name = model.config._name_or_path or "the model"

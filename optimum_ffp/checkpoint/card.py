@@ -110,7 +110,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "tests": [(dataset_name(windows.dataset), windows, figures) for windows, figures in result.tests],
         "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
-        "data": dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset),
+        "data": dataset_name(result.search.calibrated_on["dataset"]) if result.given_data else _text_of(config),
         "plots": plots,
         "versions": package_versions(),
         "code_file": result.code_file,
@@ -123,6 +123,14 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "install": INSTALL,
         "command": command_line(result),
     }
+
+
+def _text_of(config: FFPConfig) -> str:
+    """What is read, with the share of what the model writes."""
+    if not config.self_share:
+        return dataset_name(config.dataset)
+    shares = read_mix(config.dataset, config.self_share)
+    return ", ".join(f"{100 * share:.3g} % {dataset_name(name)}" for name, share in shares.items())
 
 
 def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:

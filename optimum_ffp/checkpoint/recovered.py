@@ -55,8 +55,10 @@ class RecoveryRecord:
         kept: The record in `curve` of the weights that are saved.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
-        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` and
-            `recovered`.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned`, which is
+            the model before this training, and `recovered`.
+        earlier: Number of recoveries before this one.
+        answers: Whether of held-out conversations and prompts the answers alone have a loss, and there are some.
         compute_dtypes: Dtypes that losses on test windows were computed in, by model: `dense` and `pruned`; the
             recovered one in that of the pruned one.
         dtype: Dtype of the saved weights.
@@ -79,12 +81,19 @@ class RecoveryRecord:
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
+    earlier: int
+    answers: bool
     compute_dtypes: dict[str, str]
     dtype: str
     bf16: bool
     seconds: float
     processes: int
     versions: dict[str, str]
+
+    @property
+    def before(self) -> str:
+        """What the model is called as it was before this training."""
+        return "before this training" if self.earlier else "pruned"
 
     @property
     def tokens(self) -> int:
@@ -109,7 +118,7 @@ class RecoveryRecord:
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready record in `ffp_config.json`."""
         record = asdict(self)
-        for name in ("losses", "tests", "source", "stated"):
+        for name in ("losses", "tests", "source", "stated", "earlier", "answers"):
             del record[name]
         first, *others = (figures | test for test, figures in self.figures)
         record["passes"] = {short_name(name): count for name, count in self.passes.items()}
@@ -265,7 +274,8 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     title, _, rest = card.text.lstrip().replace(f"{REPORT} in one file.", f"{REPORT} of the pruning.").partition("\n")
     title = title.removesuffix(", recovered")
     # Of an earlier recovery the section stays, below this one.
-    before = rest if BEFORE in rest else f"\n{BEFORE}\n{rest}"
+    heading = f"## Recovery {record.earlier}" if record.earlier else BEFORE
+    before = f"\n{heading}\n{rest}"
     card.text = f"\n{title}, recovered\n\n{section}{before}"
     texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
     named = card.data.datasets or []

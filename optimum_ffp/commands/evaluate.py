@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -16,6 +17,8 @@ from .evaluate_options import parse_args_ffp_evaluate
 
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from ..modeling.loading import LoadOptions
 
 logger = logging.getLogger(__name__)
+USED = "{dataset}: a model was calibrated, searched or trained on this text, so that its figures are too good"
 LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "token", "cache_dir")
 # Minimum value per option.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
@@ -175,7 +179,9 @@ def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:
     steps = [
         step for record in known for step in (record, *(one.get("options", {}) for one in record.get("recovery", [])))
     ]
-    return {name for step in steps for name, _ in split_mix(step.get("dataset", ""))}
+    found = [step.get("dataset", "") for step in steps]
+    # A file of another folder may have a name like that of a mix.
+    return {*found, *(name for dataset in found for name, _ in split_mix(dataset))} - {""}
 
 
 class Text(NamedTuple):
@@ -236,6 +242,8 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
         if args.split not in (None, *splits):
             raise FFPError(f"{dataset} has the splits {', '.join(splits)}, found --split {args.split}")
         split = args.split or "test"
+        if split != "test" and used & names_of(dataset):
+            print(USED.format(dataset=f"{dataset} ({split})"))
         return Text(dataset, split, splits[split], False)
     if args.split not in (None, "test", "all"):
         raise FFPError(
@@ -249,25 +257,46 @@ def read_text(args: Namespace, dataset: str, used: Collection[str]) -> Text:
     if args.split != "all" and not test_part and used & names_of(dataset):
         print(f"{dataset}: a model was calibrated or trained on other parts; its test part is used (or --split all)")
         test_part = True
+    elif name_of_splits(dataset) in used:
+        print(USED.format(dataset=dataset))
     return Text(dataset, split, rows, test_part)
 
 
 def names_of(dataset: str) -> set[str]:
     """Names that a record may have of a text: its own, that of the file it links to, that of a folder of one file."""
     from ..data import find_files
-    from ..errors import FFPError
     from ..hub.naming import short_name
     from ..utils.folders import resolve
 
     names = {short_name(dataset)}
     if find_files(dataset):
-        path = resolve(dataset)
+        path, folder = resolve(dataset), folder_of(dataset)
         names.add(path.name)
-        # The folder may hold something else.
-        with suppress(FFPError):
-            if path.is_file() and [*find_files(str(path.parent)).values()] == [[path]]:
-                names.add(path.parent.name)
+        if len(folder) == 1 == len(folder.popitem()[1]):
+            names.add(path.parent.name)
     return names
+
+
+def name_of_splits(dataset: str) -> str | None:
+    """The name of the folder of several splits that a file is in, unless it is what that has for tests."""
+    from ..utils.folders import resolve
+
+    path, folder = resolve(dataset), folder_of(dataset)
+    return path.parent.name if len(folder) > 1 and path not in folder.get("test", []) else None
+
+
+def folder_of(dataset: str) -> "dict[str, list[Path]]":
+    """Files by split of the folder that a file is in; empty for what is none of them."""
+    from ..data import find_files
+    from ..errors import FFPError
+    from ..utils.folders import resolve
+
+    path = resolve(dataset)
+    # The folder may hold something else.
+    with suppress(FFPError):
+        if path.is_file() and path in chain.from_iterable((files := find_files(str(path.parent))).values()):
+            return files
+    return {}
 
 
 def cut_windows(args: Namespace, text: Text, loaded: Loaded) -> "Windows":

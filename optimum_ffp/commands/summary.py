@@ -70,7 +70,8 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
     ]
     for test, found in record.figures:
         place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
-        rows += [(f"perplexity{place}, {name}", f"{value:.4f}") for name, value in found.items()]
+        names = {"pruned": record.before}
+        rows += [(f"perplexity{place}, {names.get(name, name)}", f"{value:.4f}") for name, value in found.items()]
         rows.append(("measured on", describe_windows(test)))
     rows += [
         ("tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"),

@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
-from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
+from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import members_of, permute_blocks
 from ..utils.device_memory import free_device_memory
@@ -218,10 +218,7 @@ class SortedModel:
 
     def is_homogeneous(self, policy: PruningPolicy) -> bool:
         """Return whether all layers of a policy are alike, and the dense model's own class can have their sizes."""
-        return self._homogeneous_config(policy) is not None
-
-    def _homogeneous_config(self, policy: PruningPolicy) -> PretrainedConfig | None:
-        return homogeneous_config(type(self.model), self.model.config, self.family, policy)
+        return is_homogeneous(self.model, self.family, policy)
 
     def materialise(
         self,
@@ -256,7 +253,8 @@ class SortedModel:
                 found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
                 state |= {prefix + name: tensor for name, tensor in found.items()}
         if homogeneous:
-            model_class, config = type(self.model), self._homogeneous_config(policy)
+            model_class = type(self.model)
+            config = homogeneous_config(model_class, self.model.config, self.family, policy)
         else:
             model_class = pruned_model_class(self.family)
             config = pruned_config(self.model.config, self.family, policy)

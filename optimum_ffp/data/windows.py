@@ -163,18 +163,21 @@ class DataSplits:
     def warnings(self, request: DataRequest) -> list[str]:
         """One line per role that has fewer windows than requested, or repeats text of another role."""
         found = []
+        # A recovery calibrates nothing, and has the windows of a search held out.
+        names = {} if request.calibration else {"search": "held-out"}
+        earlier = "calibration or search" if request.calibration else "held-out windows"
         for role, windows in self._roles():
-            wanted = getattr(request, role)
+            wanted, name = getattr(request, role), names.get(role, role)
             if wanted and len(windows) < wanted:
                 found.append(
-                    f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {role} "
+                    f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} {name} "
                     f"windows of {windows.length} tokens that are requested; give more text (of one without "
                     f"splits the first 67 million characters are used), or a smaller {request.length_option(role)}"
                 )
         sizes = {"search": len(self.search), "test": sum(map(len, self.tests))}
         for role, count in self.repeated.items():
             found.append(
-                f"{count} of {sizes[role]} {role} windows repeat text of calibration or search, so that "
+                f"{count} of {sizes[role]} {names.get(role, role)} windows repeat text of {earlier}, so that "
                 "perplexity is too optimistic; give other text for them"
             )
         return found

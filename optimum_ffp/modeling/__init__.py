@@ -1,6 +1,20 @@
 """Loading of models, supported families, and the model code that is saved in checkpoints, one file per family."""
 
-from .auto import FFPModelForCausalLM, attention_of, homogeneous_config, pruned_config, pruned_model_class
+from .auto import (
+    FFPModelForCausalLM,
+    attention_of,
+    homogeneous_config,
+    is_homogeneous,
+    pruned_config,
+    pruned_model_class,
+)
 
 
-__all__ = ["FFPModelForCausalLM", "attention_of", "homogeneous_config", "pruned_config", "pruned_model_class"]
+__all__ = [
+    "FFPModelForCausalLM",
+    "attention_of",
+    "homogeneous_config",
+    "is_homogeneous",
+    "pruned_config",
+    "pruned_model_class",
+]

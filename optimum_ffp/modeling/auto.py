@@ -94,6 +94,11 @@ def homogeneous_config(
     return config
 
 
+def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy) -> bool:
+    """Return whether all layers of a policy are alike, and the class of a dense model can have their sizes."""
+    return homogeneous_config(type(model), model.config, family, policy) is not None
+
+
 def _layer_overrides(
     dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
 ) -> dict[int, dict[str, int]]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine.operations import head_share
 from ..errors import FFPError
+from ..modeling import is_homogeneous
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_dtype
 from ..options import LAYER_BY_LAYER
@@ -281,7 +283,7 @@ def make_plan(
         ways = find_ways(model, family, config)
     units, shapes = ways[0], tuple(tuple(unit.unit for unit in way) for way in ways)
     for sparsity in sparsities:
-        check_budget(shapes, sparsity, config)
+        check_budget(shapes, sparsity, config, partial(is_homogeneous, model, family))
     feasible = [budget_at(way, sparsities[0], config).feasible for way in shapes]
 
     own = compute_dtype(machine.device, weights_dtype)

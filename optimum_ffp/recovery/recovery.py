@@ -18,6 +18,7 @@ from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, train
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
 from ..hub.naming import short_name
+from ..hub.record import prune_record
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..options import read_mix
@@ -76,14 +77,15 @@ class FFPRecovery(PushToHubMixin):
         tokenizer: PreTrainedTokenizerBase,
         config: RecoveryConfig,
         source: str | os.PathLike,
-        teacher_id: str,
+        teacher_id: str | os.PathLike,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
     ):
         self.report_to = check_trackers(report_to)
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
-        self.source, self.teacher_id, self.options = os.fspath(source), teacher_id, options or LoadOptions()
+        self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
+        self.options = options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
         check_launch(config, self.options, work_folder)
         self.record, self._adapter, self._begun, self._named_teacher = None, None, False, True
@@ -103,7 +105,7 @@ class FFPRecovery(PushToHubMixin):
         cls,
         model_id: str | os.PathLike,
         config: RecoveryConfig | None = None,
-        teacher: str | None = None,
+        teacher: str | os.PathLike | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
         **options: Any,
@@ -130,7 +132,7 @@ class FFPRecovery(PushToHubMixin):
         # What the result takes over is downloaded before the training, as the weights are.
         processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
-        teacher_id, dense = _load_teacher(name, teacher, tokenizer, given)
+        teacher_id, dense = _load_teacher(name, teacher and os.fspath(teacher), tokenizer, given)
         recovery = cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
         # Otherwise the record has its commit too.
         recovery._named_teacher = teacher is not None
@@ -161,6 +163,10 @@ class FFPRecovery(PushToHubMixin):
         dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
         packed = self.journal.tensors("windows", self._pack)
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
+        if self.config.loss_on == "answers" and not (windows.tokens < 0).any():
+            logger.warning(
+                "loss_on 'answers' has no effect: %s has no conversations and no prompts", self.config.dataset
+            )
         repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
         self._begun = True
         trained = self._train(windows.tokens, data.search.tokens.int())
@@ -182,6 +188,8 @@ class FFPRecovery(PushToHubMixin):
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
+            earlier=len(prune_record(self.source, **self.options.hub()).get("recovery", [])),
+            answers=bool((data.search.tokens < 0).any()),
             compute_dtypes=dtypes,
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,

@@ -118,7 +118,8 @@ class Training:
             last = f"; the last weights are in {_last_checkpoint(folder)}" if folder else ""
             raise FFPError(
                 f"the training did not lower the {what} on held-out windows: it was {before:.4f} before and is "
-                f"{after:.4f} after it; lower learning_rate, or give more tokens{last}"
+                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more tokens, and "
+                f"begin again with --overwrite{last}"
             )
         return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
 
@@ -185,7 +186,8 @@ class Training:
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(config.warmup_ratio * batch.steps),
+            # The rate of the first step of a warm-up is 0.
+            warmup_steps=int(config.warmup_ratio * batch.steps),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             adam_beta2=BETA2,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..allocation.budget import Budget
+from ..allocation.homogeneous import homogeneous_policies
 from ..allocation.mapping import uniform
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.attention import GROUPS
@@ -30,13 +31,19 @@ def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budg
     return Budget(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
 
 
-def check_budget(ways: Iterable[Sequence[Unit]], sparsity: float, config: FFPConfig) -> None:
+def check_budget(
+    ways: Iterable[Sequence[Unit]],
+    sparsity: float,
+    config: FFPConfig,
+    is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
+) -> None:
     """Check that a sparsity can be met whichever groups attention will lose.
 
     Args:
         ways: Units by what attention may lose. Layers are alike, so that no mix of ways reaches less than all of them.
         sparsity: Fraction of the block parameters to remove.
         config: Retention bounds.
+        is_homogeneous: Whether the dense model's own class can have the sizes of a policy, for that method.
 
     Raises:
         FFPError: If it can't be met.
@@ -44,7 +51,9 @@ def check_budget(ways: Iterable[Sequence[Unit]], sparsity: float, config: FFPCon
     met, problem = [], None
     for units in ways:
         try:
-            budget_at(units, sparsity, config)
+            budget = budget_at(units, sparsity, config)
+            if config.method == "homogeneous":
+                homogeneous_policies(budget, is_homogeneous)
             met += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
             problem = error

@@ -19,6 +19,8 @@ from ..options import GRADIENT_COST
 AgentState = Mapping[str, np.ndarray]
 # Finalists of the agent that follows the gradient: the last scores, their mean, and the undamped ones.
 GRADIENT_FINALISTS = 3
+# Parameters of every unit of the model, beside the arrays of an agent.
+UNIT_PARAMETERS = "unit_parameters"
 
 
 def finalist_count(steps: int, most: int | None = None) -> int:
@@ -41,6 +43,20 @@ def policy_updates(evaluations: int, candidates: int) -> tuple[int, int]:
     """
     size = max(2, min(candidates, evaluations))
     return max(0, evaluations // size), size
+
+
+def check_agent(state: AgentState, units: Sequence[Unit]) -> None:
+    """Raise `FFPError` if an agent is of a model of other sizes; those that earlier versions saved don't say."""
+    found = state.get(UNIT_PARAMETERS)
+    if found is not None and not np.array_equal(found, _parameters(units)):
+        raise FFPError(
+            "the warm-start agent is of a model whose attention and FFNs have other sizes; warm-start from a "
+            "checkpoint of the same dense model"
+        )
+
+
+def _parameters(units: Sequence[Unit]) -> np.ndarray:
+    return np.array([unit.parameters for unit in units])
 
 
 class Evaluate(Protocol):
@@ -214,6 +230,8 @@ class SearchTask:
             )
         dense = float(self.evaluate.dense_losses.mean())
         baselines = {name: to_perplexity(dense + float(excess[policy])) for name, policy in self.baselines.items()}
+        if agent is not None:
+            agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
         return SearchResult(best[1], best[0], self.log, agent, list(trail), baselines)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> np.ndarray:

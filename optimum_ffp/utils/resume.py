@@ -228,8 +228,8 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
             )
     elif not (resume or overwrite):
         raise FFPError(
-            f"{folder} contains the state of an interrupted run; resume it with --resume (resume=True), or "
-            "delete that folder to start again"
+            f"{folder} contains the state of an earlier run; resume it with --resume (resume=True), or begin again "
+            "with --overwrite, or by deleting that folder"
         )
 
 

@@ -69,7 +69,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run, save_tiny_model, tmp_pa
     work = tmp_path / "out.work"
     Journal.open(work, {}, resume=False).value("x", lambda: 1)
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan")
-    assert "problem: " in output and "contains the state of an interrupted run" in output
+    assert "problem: " in output and "contains the state of an earlier run" in output
     code, output, _ = run("-m", model, out, "--dataset", tmp_path / "none.txt", "--plan", "--overwrite")
     assert code == 2 and "exists; name" not in output and work.is_dir()
 

@@ -312,7 +312,7 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, data_folder, 
     assert {path.name for path in tmp_path.iterdir()} >= {"out.work"} and not (tmp_path / "out").exists()
 
     code, _, errors = run(*command)
-    assert code == 2 and "contains the state of an interrupted run; resume it with --resume" in errors
+    assert code == 2 and "contains the state of an earlier run; resume it with --resume" in errors
     code, _, errors = run(*command, "--resume", "--seed", 1)
     assert code == 2 and "config.seed was 0 and is 1" in errors
     code, _, _ = run(*command, "--resume")

@@ -336,5 +336,5 @@ def test_finished_work_is_not_discarded_without_being_told(recover, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryTrainer, "training_step", interrupt)
         assert recover()[0] == 130
-    assert "contains the state of an interrupted run; resume it with --resume" in recover()[2]
+    assert "contains the state of an earlier run; resume it with --resume" in recover()[2]
     assert recover("--overwrite")[0] == 0

@@ -148,7 +148,7 @@ def test_a_resumed_recovery_ends_with_the_same_weights(folder, base, data_folder
         patch.setattr(RecoveryTrainer, "training_step", stop)
         with pytest.raises(Stopped):
             make_recovery(folder, base, data_folder, tmp_path / "work").recover()
-    with pytest.raises(FFPError, match="contains the state of an interrupted run; resume it"):
+    with pytest.raises(FFPError, match="contains the state of an earlier run; resume it"):
         make_recovery(folder, base, data_folder, tmp_path / "work").recover()
     with pytest.raises(FFPError, match="belongs to another run: config.seed was 0 and is 3"):
         make_recovery(folder, base, data_folder, tmp_path / "work", seed=3).recover(resume=True)

@@ -118,7 +118,7 @@ def test_two_processes_do_not_share_a_work_folder(hold, tmp_path):
 def test_another_state_is_refused_with_the_difference_named(tmp_path):
     identity = {"model": "a", "config": {"sparsity": [0.2], "seed": 0}, "versions": {"torch": "2.13"}}
     Journal.open(tmp_path / "w", identity, resume=False).value("x", lambda: 1)
-    with pytest.raises(FFPError, match="interrupted run; resume it with --resume"):
+    with pytest.raises(FFPError, match="earlier run; resume it with --resume"):
         Journal.open(tmp_path / "w", identity, resume=False)
     other = identity | {"config": {"sparsity": [0.3], "seed": 0}, "versions": {"torch": "2.14"}}
     with pytest.raises(

@@ -37,6 +37,8 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     Raises:
         FFPError: If llama.cpp does not support the tokenizer.
     """
+    from gguf import TokenType
+
     description, splitter = read_tokenizer(tokenizer)
     model = description["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -46,6 +48,9 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     if splitter is None:
         writer.add_token_scores(_scores(names, merges))
         writer.add_add_space_prefix(len(tokenizer.tokenize("a")) > 0 and tokenizer.tokenize("a")[0].startswith("▁"))
+        # llama.cpp finds tokens that a user has defined in the text as it is, where others have this for a space.
+        defined = int(TokenType.USER_DEFINED)
+        names = [name.replace("▁", " ") if kind == defined else name for name, kind in zip(names, kinds)]
     else:
         writer.add_token_merges(merges)
     writer.add_token_list(names)

@@ -1,11 +1,15 @@
 """The same numbers of heads and of channels in every layer, so that the dense model's own class runs the result."""
 
+import logging
+
 import numpy as np
 
 from ...allocation.homogeneous import homogeneous_policies
 from ...config import FFPConfig
-from ...errors import FFPError
 from ..task import AgentState, SearchResult, SearchTask
+
+
+logger = logging.getLogger(__name__)
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
@@ -17,12 +21,10 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     Raises:
         FFPError: If the model's class can't have the sizes of any such policy.
     """
-    policies = [policy for policy in homogeneous_policies(task.budget) if task.is_homogeneous(policy)]
-    if not policies:
-        raise FFPError(
-            f"sparsity {task.sparsity:g} can't be met by layers that are all alike: the model's own class can't have "
-            "the numbers of heads that are left; choose method 'ffp', or a lower sparsity"
-        )
+    policies = homogeneous_policies(task.budget, task.is_homogeneous)
+    heads = {policy.sizes[0] for policy in policies}
+    if heads == {task.units[0].groups} != {policy.sizes[0] for policy in homogeneous_policies(task.budget)}:
+        logger.warning("the model's own class can't have fewer heads at this sparsity: attention stays whole")
     if task.curves is not None:
         policies.sort(key=lambda policy: task.curves.predict(policy).sum())
     elif len(policies) > config.candidates:

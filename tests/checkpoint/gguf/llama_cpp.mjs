@@ -1,5 +1,6 @@
-// Runs a GGUF file in llama.cpp. JSON in and out: {model, texts, count} -> [{tokens, greedy, logprobs}, ...] with the
-// tokens of every text, those that follow greedily, and the log-probability of every token to come next.
+// Runs a GGUF file in llama.cpp. JSON in and out: {model, texts, count} -> [{tokens, text, greedy, logprobs}, ...] with the
+// tokens of every text, the text that they are, those that follow greedily, and the log-probability of every token to
+// come next.
 import {readFileSync} from "node:fs";
 import {createRequire} from "node:module";
 import {pathToFileURL} from "node:url";
@@ -32,7 +33,7 @@ for (const text of texts) {
             break;
     }
     sequence.dispose();
-    results.push({tokens, greedy, logprobs});
+    results.push({tokens, text: model.detokenize(tokens), greedy, logprobs});
 }
 console.log(JSON.stringify(results));
 await llama.dispose();

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.errors import FFPError
@@ -165,6 +168,31 @@ def test_tokenizer_with_byte_fallback(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")
     check(model, tokenizer, path, run_llama_cpp)
+
+
+def make_gemma_tokenizer():
+    """As Gemma's: no space before the text, and runs of spaces are tokens that are added too, and not special."""
+    described = json.loads(make_byte_fallback_tokenizer().backend_tokenizer.to_str())
+    described["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    model, added = described["model"], described["added_tokens"]
+    for run, merge in (("▁▁", ["▁", "▁"]), ("▁▁▁▁", ["▁▁", "▁▁"])):
+        model["vocab"][run] = len(model["vocab"])
+        added.append(added[0] | {"id": model["vocab"][run], "content": run, "special": False})
+        model["merges"].insert(len(added) - 4, merge)
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_runs_of_spaces_stay_spaces(run_llama_cpp, tmp_path):
+    model, tokenizer, path = make_model(), make_gemma_tokenizer(), tmp_path / "model.gguf"
+    export_gguf(model, tokenizer, path, "f32")
+    texts = ["the  quick brown", "fox\n    night"]
+    for text, run, found in zip(texts, ("▁▁", "▁▁▁▁"), run_llama_cpp(path, texts, 1)):
+        ids = tokenizer(text).input_ids
+        assert found["tokens"] == ids and tokenizer.convert_tokens_to_ids(run) in ids
+        assert found["text"] == text
 
 
 @pytest.mark.parametrize("output_type", ["f16", "bf16", "q8_0", "q4_0"])
