@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.commands.summary import prune_summary
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.options import MEASURED
 from optimum_ffp.planning.plan import make_plan
+from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import EVERY_MODEL, ON_CPU, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
@@ -321,6 +322,13 @@ def test_too_little_text_is_refused_and_little_text_is_said(data_folder, tmp_pat
 def test_infeasible_sparsity_is_refused_at_once(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match="sparsity 0.9 can't be met"):
         make_pruner(save_tiny_model(), data_folder, sparsity=0.9)
+    # GPT-2's class keeps all heads; with layers of different sizes it would do.
+    options, folder = {"sparsity": 0.6}, save_tiny_model("gpt2")
+    make_pruner(folder, data_folder, **options)
+    with pytest.raises(FFPError, match="sparsity 0.6 can't be met by layers that are all alike"):
+        make_pruner(folder, data_folder, method="homogeneous", **options)
+    with pytest.raises(FFPError, match="sparsity 0.6 can't be met by layers that are all alike"):
+        make_plan(AutoConfig.from_pretrained(folder), FFPConfig(method="homogeneous", **options))
 
 
 def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model, data_folder, tmp_path):
@@ -418,3 +426,18 @@ def test_an_agent_that_can_not_be_started_from_is_refused_before_anything_is_mea
     with pytest.raises(FFPError, match=message):
         pruner.search(warm_start={"weights": np.zeros(2)})
     assert "prepared" not in vars(pruner.measured)
+
+
+@pytest.mark.parametrize("agent", ["gradient", "bandit", "ppo"])
+def test_an_agent_of_a_model_of_other_sizes_is_refused(agent, save_tiny_model, data_folder, tmp_path):
+    found = make_pruner(save_tiny_model(), data_folder, agent=agent).search().agent
+    make_pruner(save_tiny_model(), data_folder, agent=agent).search(warm_start=found)
+    other = make_tiny_model(intermediate_size=64)
+    other.save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    pruner = make_pruner(tmp_path / "other", data_folder, agent=agent)
+    with pytest.raises(FFPError, match="is of a model whose attention and FFNs have other sizes; warm-start from"):
+        pruner.search(warm_start=found)
+    assert "prepared" not in vars(pruner.measured)
+    # Earlier versions saved no sizes.
+    pruner.search(warm_start={name: array for name, array in found.items() if name != UNIT_PARAMETERS})

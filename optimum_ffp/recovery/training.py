@@ -115,11 +115,11 @@ class Training:
             raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
         if after >= before:
             what = "loss" if self.config.label_share else "divergence"
-            last = f"; the last weights are in {_last_checkpoint(folder)}" if folder else ""
+            last = folder and f", and begin again with --overwrite; the last weights are in {_last_checkpoint(folder)}"
             raise FFPError(
                 f"the training did not lower the {what} on held-out windows: it was {before:.4f} before and is "
-                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more tokens, and "
-                f"begin again with --overwrite{last}"
+                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more "
+                f"tokens{last or ''}"
             )
         return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
 

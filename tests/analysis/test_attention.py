@@ -71,6 +71,8 @@ def test_every_layer_takes_the_way_that_costs_less(windows, grad):
     [
         ({"attention": "query-heads"}, True),
         ({"attention": "query-heads", "preset": "paper"}, True),
+        ({"attention": "query-heads", "method": "homogeneous"}, True),
+        ({"method": "homogeneous"}, False),
         ({}, False),
         ({"attention": "kv-groups"}, False),
     ],

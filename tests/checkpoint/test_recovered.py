@@ -52,6 +52,8 @@ def make_record(source, **changes) -> RecoveryRecord:
             name: [[loss, loss], [loss + 1, loss]]
             for name, loss in {"dense": 1.0, "pruned": 2.0, "recovered": 1.5}.items()
         },
+        "earlier": 0,
+        "answers": False,
         "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",
         "bf16": False,
@@ -197,15 +199,26 @@ def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(
     adapter.config.save_pretrained = lambda path: (path / "adapter_config.json").write_text("{}")
     first, second = tmp_path / "first", tmp_path / "second"
     save_recovered(make_record(folder), model, make_tokenizer(), first, adapter=adapter)
-    record = make_record(first, curve=make_record(folder).curve[:2])
+    record = make_record(first, curve=make_record(folder).curve[:2], earlier=1)
     save_recovered(record, model, make_tokenizer(), second)
     assert contents(second).keys() == FILES | {"recovery.png", "recovery-1.png"}
     assert (second / "recovery-1.png").read_bytes() == (first / "recovery.png").read_bytes()
     assert (second / "recovery.png").read_bytes() != (first / "recovery.png").read_bytes()
     card = (second / "README.md").read_text()
-    assert card.index("(recovery.png)") < card.index("(recovery-1.png)")
+    headings = ("(recovery.png)", "## Recovery 1", "(recovery-1.png)", "## Pruning")
+    assert [*headings] == sorted(headings, key=card.index)
+    assert card.index("| before this training |") < card.index("## Recovery 1") < card.index("| pruned |")
+    assert "after it was pruned and trained as described below" in card.partition("## Recovery 1")[0]
     # It may be replaced as what it is.
     save_recovered(record, model, make_tokenizer(), second, overwrite=True)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_what_a_loss_on_answers_counted_is_told_where_there_were_some(answers, folder, model, tmp_path):
+    options = RecoveryConfig(dataset="mine.jsonl", loss_on="answers").to_dict()
+    record = make_record(folder, options=options, answers=answers)
+    card = (save_recovered(record, model, make_tokenizer(), tmp_path / "out") / "README.md").read_text()
+    assert (", of conversations and prompts those of answers alone." in card) == answers
 
 
 def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_path):

@@ -452,11 +452,27 @@ def test_of_the_file_of_a_folder_that_a_model_was_made_from_the_test_part_is_use
         path.symlink_to(corpus / "train.txt")
     report, _ = figures("-m", folder, "--dataset", path, "--no-speed")
     assert report["model"]["perplexity"]["windows"] == 12
-    # With other splits beside it, it isn't known which part was calibrated on.
+    # Of several splits that for tests alone is new to the model.
     for split in ("validation", "test"):
         (corpus / f"{split}.txt").write_text(make_text(300))
-    report, _ = figures("-m", folder, "--dataset", corpus / "test.txt", "--no-speed")
+    report, output = figures("-m", folder, "--dataset", corpus / "test.txt", "--no-speed")
     assert report["model"]["perplexity"]["windows"] == 12 and report["model"]["perplexity"]["split"] == "test.txt"
+    assert "a model was" not in output
+    for words in (
+        ["--dataset", path],
+        ["--dataset", corpus / "validation.txt"],
+        ["--dataset", corpus, "--split", "train"],
+    ):
+        _, output = figures("-m", folder, *words, "--no-speed", "--eval-samples", 2)
+        assert "a model was calibrated, searched or trained on this text, so that its figures are too good" in output
+
+
+def test_a_file_whose_name_is_like_a_mix_is_known_again(figures, folder, tmp_path):
+    path, record = tmp_path / "mine,1.txt", json.loads((folder / "ffp_config.json").read_text())
+    path.write_text(make_text(1500))
+    (folder / "ffp_config.json").write_text(json.dumps(record | {"dataset": "mine,1.txt"}))
+    report, _ = figures("-m", folder, "--dataset", path, "--no-speed")
+    assert report["model"]["perplexity"]["split"] == "test part of mine,1.txt"
 
 
 def test_models_of_different_lengths_are_measured_on_the_same_windows(run_ffp, save_tiny_model, data_folder, tmp_path):

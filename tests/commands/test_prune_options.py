@@ -33,6 +33,16 @@ def test_options_that_nothing_would_read_are_named(run_ffp, words, unread):
     assert errors.startswith("error: these options have no effect: ") and unread in errors
 
 
+def test_a_folder_of_plain_text_has_no_columns(run_ffp, data_folder, tmp_path):
+    words = ("-m", "nobody/nothing", "--text-column", "body")
+    code, _, errors = run_ffp("prune", *words, "--dataset", str(data_folder))
+    assert code == 2 and "these options have no effect: --text-column" in errors
+    (data_folder / "train.txt").rename(tmp_path / "train.txt")
+    (data_folder / "train.jsonl").write_text('{"body": "w3 w4"}\n')
+    _, _, errors = run_ffp("prune", *words, "--dataset", str(data_folder))
+    assert "no effect" not in errors
+
+
 def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):
     code, output, _ = run_ffp("prune", "--help")
     assert code == 0

@@ -18,6 +18,8 @@ def test_little_text_is_said_with_both_numbers(tmp_path):
     assert "(calibration part of little.txt) gives 3 of the 8 calibration windows of 16 tokens" in calibration
     assert len(rest) == 2
     assert data.warnings(replace(REQUEST, calibration=3, search=1, test=None)) == []
+    # Of a recovery.
+    assert "of the 3 held-out windows of 16 tokens" in data.warnings(replace(REQUEST, calibration=0))[0]
 
 
 @pytest.mark.parametrize("make", [make_tokenizer, lambda: with_start_token(make_tokenizer())], ids=["plain", "start"])

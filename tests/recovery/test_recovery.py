@@ -37,7 +37,7 @@ def make_recovery(folder, base, data, work=None, **options) -> FFPRecovery:
 
 
 def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
-    recovery = make_recovery(folder, base, data_folder)
+    recovery = make_recovery(Path(folder), Path(base), data_folder)
     before = {name: weight.clone() for name, weight in recovery.student.state_dict().items()}
     record = recovery.recover()
     assert record.kept["kl"] < record.curve[0]["kl"]
@@ -229,6 +229,28 @@ def test_a_recovered_model_can_be_recovered_again(folder, base, data_folder, tmp
     assert len(records) == 2 and records[1]["curve"][0]["kl"] == pytest.approx(records[0]["kept"]["kl"], rel=1e-5)
     card = (tmp_path / "twice" / "README.md").read_text()
     assert card.count("## Pruning") == 1 and card.count("recovered\n") == 1 and card.count("![Divergence") == 2
+    assert (
+        card.count("## Recovery 1")
+        == 1
+        == card.count("| dense | before this training |")
+        == card.count("| dense | pruned | recovered")
+    )
+
+
+def test_a_loss_on_answers_without_any_is_told(folder, base, data_folder, caplog):
+    record = make_recovery(folder, base, data_folder, loss_on="answers").recover()
+    assert not record.answers and "has no effect: " in caplog.text and "has no conversations" in caplog.text
+
+
+def test_a_training_of_one_step_trains(folder, base, data_folder):
+    recovery = make_recovery(folder, base, data_folder, max_tokens=96, evaluations=1, learning_rate=1e-5)
+    record = recovery.recover()
+    assert record.curve[-1]["step"] == 1 and record.kept["kl"] < record.curve[0]["kl"]
+
+
+def test_too_few_held_out_windows_are_called_so(folder, base, data_folder, caplog):
+    make_recovery(folder, base, data_folder, held_out_samples=1000).recover()
+    assert "of the 1000 held-out windows of 24 tokens" in caplog.text
 
 
 def test_windows_that_are_trained_on_are_counted(folder, base, data_folder, caplog):
