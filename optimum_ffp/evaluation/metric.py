@@ -16,7 +16,7 @@ class Perplexity(evaluate.Metric):
 
     Example:
         >>> Perplexity().compute(predictions=windows.tolist(), model=model)
-        {'perplexity': ..., 'loss': ..., 'windows': ..., 'window_length': ...}
+        {'perplexity': ..., 'loss': ..., 'losses': [...], 'windows': ..., 'window_length': ...}
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -33,8 +33,9 @@ class Perplexity(evaluate.Metric):
         model: PreTrainedModel,
         batch_size: int = 1,
         on_batch: Callable[[int], Any] | None = None,
-    ) -> dict[str, float | int]:
+    ) -> dict[str, float | int | list[float]]:
         windows = torch.as_tensor(predictions)
-        loss = float(window_losses(model, windows, batch_size, on_batch).mean())
-        count, length = windows.shape
-        return {"perplexity": to_perplexity(loss), "loss": loss, "windows": count, "window_length": length}
+        losses = window_losses(model, windows, batch_size, on_batch)
+        loss, (count, length) = float(losses.mean()), windows.shape
+        sizes = {"windows": count, "window_length": length}
+        return {"perplexity": to_perplexity(loss), "loss": loss, "losses": losses.tolist(), **sizes}

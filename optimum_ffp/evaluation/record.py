@@ -55,7 +55,8 @@ def perplexity_record(
         on_batch: Called with the number of windows after every batch.
 
     Returns:
-        That record with `perplexity` and `loss`, which are `None` if not finite, their counts, and `comparable`.
+        That record with `perplexity`, `loss` and those of every window, `losses`, which are `None` if not finite, with
+        their counts, and `comparable`.
     """
     # Imported here: it takes a second, which a prune doesn't need.
     from .metric import Perplexity
@@ -63,9 +64,14 @@ def perplexity_record(
     # In memory: a home directory may be read-only.
     metric = Perplexity(keep_in_memory=True)
     figures = metric.compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
+    losses = [*map(_finite, figures.pop("losses"))]
+    finite = {name: _finite(value) for name, value in figures.items()}
+    return {**origin, **finite, "losses": losses, "comparable": True}
+
+
+def _finite(value: float) -> float | None:
     # JSON has no infinity.
-    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    return {**origin, **finite, "comparable": True}
+    return value if math.isfinite(value) else None
 
 
 def texts_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,5 +104,17 @@ def compare_records(
         comparable = all(torch.equal(windows[number], first) for windows in tokens.values())
         for record in records.values():
             texts_of(record)[number]["comparable"] = comparable
+        if comparable:
+            compared = texts_of(model)[number], texts_of(baseline)[number]
+            compared[0]["ratio_error"] = _ratio_error(*(one["losses"] for one in compared))
     if speeds:
         model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}
+
+
+def _ratio_error(losses: Sequence[float | None], others: Sequence[float | None]) -> float | None:
+    """Standard error of the ratio of two perplexities on the same windows, by the differences of paired losses."""
+    if len(losses) < 2 or None in losses or None in others:
+        return None
+    paired = torch.tensor([losses, others], dtype=torch.float64)
+    differences = paired[0] - paired[1]
+    return float(differences.mean().exp() * differences.std() / len(differences) ** 0.5)

@@ -29,11 +29,13 @@ def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
 
 def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
     figures = [{label: rest for label, *rest in _figures(record)} for record in records.values()]
+    errors = {label: one.get("ratio_error") for label, one in _perplexities(records["model"]).items()}
     for label in dict.fromkeys(label for of_model in figures for label in of_model):
         values, texts, notes = zip(*(of_model.get(label, (None, "-", "")) for of_model in figures))
         compared = values[:2]
         comparable = None not in compared and compared[-1] and len(set(notes[:2])) == 1
-        ratio = [f"{compared[0] / compared[-1]:.3f}" if comparable else "-"] if len(values) > 1 else []
+        error = "" if errors.get(label) is None else f" ± {errors[label]:.3f}"
+        ratio = [f"{compared[0] / compared[-1]:.3f}{error}" if comparable else "-"] if len(values) > 1 else []
         yield [label, *texts, *ratio, " | ".join(dict.fromkeys(filter(None, notes)))]
 
 
@@ -52,9 +54,8 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
             yield label, None, f"{record[key]:.4%}", f"according to {record['sparsity_source']}"
     yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"
     yield "KV cache per token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
-    for number, measured in enumerate(texts_of(record), 1):
+    for label, measured in _perplexities(record).items():
         value = measured["perplexity"] if measured["comparable"] else None
-        label = f"perplexity, text {number}" if record.get("other_texts") else "perplexity"
         yield label, value, _number(measured["perplexity"], 4), _windows(measured)
     for key in ("prefill", "decode"):
         if "speed" in record:
@@ -65,6 +66,12 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
             error = task["stderr"].get(name)
             text = _number(value, 4) + ("" if error is None else f" ± {error:.4f}")
             yield f"{task['task']}, {name}", value, text, _samples(task)
+
+
+def _perplexities(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    several = bool(record.get("other_texts"))
+    texts = enumerate(texts_of(record), 1)
+    return {f"perplexity, text {number}" if several else "perplexity": one for number, one in texts}
 
 
 def _number(value: float | None, digits: int) -> str:

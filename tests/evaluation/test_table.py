@@ -57,7 +57,10 @@ def test_sparsity_and_speed_against_the_baseline(records, windows):
     assert table["decode, tokens/s"] == ["30.0", "20.0", "1.500", "4 after it, batch 1, median of 5"]
     assert table["sparsity of the blocks"] == [f"{policy.sparsity:.4%}", "-", "-", "according to the baseline"]
     first, second = (record["perplexity"]["perplexity"] for record in records.values())
-    figures = [f"{first:,.4f}", f"{second:,.4f}", f"{first / second:.3f}"]
+    losses = [window_losses(one, windows) for one in (prune_by_hand(make_tiny_model())[0], make_tiny_model())]
+    error = (losses[0] - losses[1]).numpy().std(ddof=1) / 6**0.5 * first / second
+    assert model["perplexity"]["ratio_error"] == pytest.approx(error) and error > 0
+    figures = [f"{first:,.4f}", f"{second:,.4f}", f"{first / second:.3f} ± {error:.3f}"]
     assert table["perplexity"] == [*figures, "text, test, 6 windows of 24 tokens, no start token"]
 
 
@@ -65,6 +68,14 @@ def test_perplexities_of_other_tokens_are_not_compared(records, windows):
     compare_records(records, {"model": [windows], "baseline": [windows + 1]}, {})
     assert cells(comparison_table(records))["perplexity"][2] == "-"
     assert "the tokenizers differ" in comparison_table(records)
+    assert "ratio_error" not in records["model"]["perplexity"]
+
+
+def test_one_window_has_no_error(records, windows):
+    for record in records.values():
+        record["perplexity"]["losses"] = record["perplexity"]["losses"][:1]
+    compare_records(records, {"model": [windows], "baseline": [windows]}, {})
+    assert "±" not in comparison_table(records)
 
 
 def test_a_baseline_that_is_smaller_says_nothing_of_sparsity(records, windows):
@@ -99,4 +110,4 @@ def test_what_is_not_finite_can_be_written_as_json(windows):
     model = make_tiny_model()
     model.lm_head.weight.data.fill_(torch.nan)
     record = perplexity_record(model, windows, ORIGIN, 1)
-    assert record["perplexity"] is None and record["loss"] is None
+    assert record["perplexity"] is None and record["loss"] is None and record["losses"] == [None] * len(windows)
