@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import kl_div
 
 from optimum_ffp import FFPModelForCausalLM
-from optimum_ffp.evaluation import TaskSuite
+from optimum_ffp.evaluation import TaskSuite, window_losses
 from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer, write_data
 
 
@@ -197,3 +199,19 @@ def test_versions_are_compared(run, dense, tmp_path):
     assert "fisher" in record["old"]["stages"] and "fisher" not in record["new"]["stages"]
     change = record["new"]["perplexity"] / record["old"]["perplexity"] - 1
     assert output.strip().endswith(f"perplexity {change:+.2%}") and "statistics" in output
+
+
+def test_divergence_is_that_of_the_predictions(run, dense, folder, data_folder):
+    words = [dense, folder, dense, "--dataset", data_folder, "--windows", "3", "--dtype", "float32"]
+    printed, (pruned, same) = run("divergence", *words)
+    text = make_tokenizer()((data_folder / "test.txt").read_text()).input_ids
+    length = make_tiny_model().config.max_position_embeddings
+    windows = torch.tensor(text[: 3 * length]).view(3, length)
+    models = make_tiny_model(), FFPModelForCausalLM.from_pretrained(folder)
+    expected, found = (model(windows).logits[:, :-1].log_softmax(-1) for model in models)
+    divergence = kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean(1)
+    assert pruned["divergence"] == pytest.approx(divergence.tolist(), rel=1e-3) and min(divergence) > 0
+    losses = [window_losses(model, windows) for model in models]
+    assert pruned["excess_loss"] == pytest.approx((losses[1] - losses[0]).tolist(), abs=1e-5)
+    assert same["agreement"] == [1.0] * 3 and same["divergence"] == pytest.approx([0.0] * 3, abs=1e-6)
+    assert "| 0.0000 | -100.0 ± " in printed

@@ -1,0 +1,91 @@
+"""How far the predictions of pruned models are from those of the dense model, beside their perplexities.
+
+    python benchmarks/divergence.py DENSE PRUNED [PRUNED ...] --dataset DATASET [--windows 8] [--dtype bfloat16]
+        [--output divergence.json]
+
+Perplexity compares a model with the text, which the dense model may predict badly itself: one that was trained on
+code does so with articles, and a pruned model can come nearer to the text while it gets further from the dense model.
+Prints the divergence `KL(dense ‖ pruned)` in nats per token, the share of tokens of which both find the same one most
+likely, and the loss above the dense model's, on the first test windows; differences are in percent of the first pruned
+model's figure, with their paired standard errors over windows. All models are in memory at the same time.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.data import DataRequest, load_windows, window_length
+from optimum_ffp.modeling.loading import LoadOptions, load_any
+from optimum_ffp.utils.progress import progress_bar
+
+
+COLUMNS = ("divergence", "agreement", "excess_loss")
+
+
+def log_probabilities(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of every next token of a window, shape `[window length - 1, vocabulary]`."""
+    return model(window[None].to(model.device)).logits[0, :-1].float().log_softmax(-1).cpu()
+
+
+def compare(expected: torch.Tensor, found: torch.Tensor, targets: torch.Tensor) -> tuple[float, ...]:
+    """Divergence, agreement and excess loss on one window, of log-probabilities as above and the tokens to predict."""
+    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
+    agreement = (expected.argmax(-1) == found.argmax(-1)).float().mean()
+    excess = (expected - found).gather(1, targets[:, None]).mean()
+    return float(divergence), float(agreement), float(excess)
+
+
+@torch.no_grad()
+def measure(dense: PreTrainedModel, models: list[PreTrainedModel], windows: torch.Tensor) -> np.ndarray:
+    """Figures of every model on every window, shape `[models, windows, figures]`."""
+    rows = []
+    with progress_bar(len(windows), "Divergence", "window") as bar:
+        for window in windows:
+            expected = log_probabilities(dense, window)
+            rows.append([compare(expected, log_probabilities(one, window), window[1:]) for one in models])
+            bar.update()
+    return np.array(rows).swapaxes(0, 1)
+
+
+def difference(figures: np.ndarray, first: np.ndarray) -> str:
+    """Mean difference in percent of the first model's mean, with its paired standard error over windows."""
+    each = 100 * (figures - first) / first.mean()
+    return f"{each.mean():+.1f} ± {each.std(ddof=1) / len(each) ** 0.5:.1f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dense")
+    parser.add_argument("pruned", nargs="+")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--output", type=Path, default=Path("divergence.json"))
+    args = parser.parse_args()
+
+    options = LoadOptions(dtype=args.dtype)
+    dense, tokenizer = load_any(args.dense, options, gguf=True)
+    request = DataRequest(window_length(None, dense.config), 0, 0, args.windows, 0)
+    windows = load_windows(args.dataset, None, tokenizer, dense, request).test.tokens
+    figures = measure(dense, [load_any(source, options)[0] for source in args.pruned], windows)
+    records = []
+    print("| | divergence | against the first | same token | excess loss | against the first |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for source, own in zip(args.pruned, figures):
+        name = Path(source).name
+        divergence, agreement, excess = own.mean(0)
+        others = [difference(own[:, column], figures[0][:, column]) if records else "" for column in (0, 2)]
+        cells = (f"{divergence:.4f}", others[0], f"{100 * agreement:.1f} %", f"{excess:.4f}", others[1])
+        print(f"| {name} | {' | '.join(cells)} |")
+        records.append({"model": name, **dict(zip(COLUMNS, own.T.tolist()))})
+    args.output.write_text(json.dumps(records, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_endings():
+        main()
