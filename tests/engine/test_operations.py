@@ -1,20 +1,9 @@
 """Operations of a forward pass against those that torch counts."""
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_ffp.engine.operations import forward_operations, head_share
-from tests.helpers import make_tiny_model
-
-
-def count(run) -> int:
-    """What torch counts, but for attention to later tokens: half of it."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    attention = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
-    assert attention > 0
-    return counter.get_total_flops() - attention // 2
+from tests.helpers import count_operations, make_tiny_model
 
 
 @pytest.mark.parametrize(
@@ -29,8 +18,8 @@ def test_operations_are_those_that_torch_counts(name, sizes, windows):
     model = make_tiny_model(name, **sizes)
     model.set_attn_implementation("eager")
     in_layers, in_head = forward_operations(model, windows.shape[1])
-    of_layers = count(lambda: model.base_model(windows, use_cache=False))
+    of_layers = count_operations(lambda: model.base_model(windows, use_cache=False))
     assert windows.numel() * in_layers == pytest.approx(of_layers, rel=0.01)
-    of_all = count(lambda: model(windows, use_cache=False))
+    of_all = count_operations(lambda: model(windows, use_cache=False))
     assert windows.numel() * in_head == of_all - of_layers
     assert head_share(model, windows.shape[1]) == pytest.approx(1 - of_layers / of_all, rel=0.01)
