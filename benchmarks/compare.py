@@ -188,12 +188,13 @@ def spread(losses: list[np.ndarray]) -> str:
     return f"{median(values):.2f}" + (f" ({values[0]:.2f}-{values[-1]:.2f})" if len(values) > 1 else "")
 
 
-def difference(pairs: list[np.ndarray]) -> str:
+def difference(pairs: list[np.ndarray], digits: int = 2) -> str:
     """Mean difference over seeds and windows in percent, with its standard error over windows."""
     if not pairs or pairs[0].size < 2:
         return ""
     per_window = 100 * np.mean(pairs, axis=0)
-    return f"{per_window.mean():+.2f} ± {per_window.std(ddof=1) / len(per_window) ** 0.5:.2f} %"
+    error = per_window.std(ddof=1) / len(per_window) ** 0.5
+    return f"{per_window.mean():+.{digits}f} ± {error:.{digits}f} %"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compare import difference
 from transformers import PreTrainedModel
 
 from optimum_ffp.commands.errors import one_line_endings
@@ -52,10 +53,9 @@ def measure(dense: PreTrainedModel, models: list[PreTrainedModel], windows: torc
     return np.array(rows).swapaxes(0, 1)
 
 
-def difference(figures: np.ndarray, first: np.ndarray) -> str:
+def against(first: np.ndarray, figures: np.ndarray) -> str:
     """Mean difference in percent of the first model's mean, with its paired standard error over windows."""
-    each = 100 * (figures - first) / first.mean()
-    return f"{each.mean():+.1f} ± {each.std(ddof=1) / len(each) ** 0.5:.1f} %"
+    return difference([(figures - first) / first.mean()], digits=1)
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     for source, own in zip(args.pruned, figures):
         name = Path(source).name
         divergence, agreement, excess = own.mean(0)
-        others = [difference(own[:, column], figures[0][:, column]) if records else "" for column in (0, 2)]
+        others = [against(figures[0][:, column], own[:, column]) if records else "" for column in (0, 2)]
         cells = (f"{divergence:.4f}", others[0], f"{100 * agreement:.1f} %", f"{excess:.4f}", others[1])
         print(f"| {name} | {' | '.join(cells)} |")
         records.append({"model": name, **dict(zip(COLUMNS, own.T.tolist()))})

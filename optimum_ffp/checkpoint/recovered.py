@@ -57,7 +57,6 @@ class RecoveryRecord:
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned`, which is
             the model before this training, and `recovered`.
-        earlier: Number of recoveries before this one.
         answers: Whether of held-out conversations and prompts the answers alone have a loss, and there are some.
         compute_dtypes: Dtypes that losses on test windows were computed in, by model: `dense` and `pruned`; the
             recovered one in that of the pruned one.
@@ -81,7 +80,6 @@ class RecoveryRecord:
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
-    earlier: int
     answers: bool
     compute_dtypes: dict[str, str]
     dtype: str
@@ -89,11 +87,6 @@ class RecoveryRecord:
     seconds: float
     processes: int
     versions: dict[str, str]
-
-    @property
-    def before(self) -> str:
-        """What the model is called as it was before this training."""
-        return "before this training" if self.earlier else "pruned"
 
     @property
     def tokens(self) -> int:
@@ -118,7 +111,7 @@ class RecoveryRecord:
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready record in `ffp_config.json`."""
         record = asdict(self)
-        for name in ("losses", "tests", "source", "stated", "earlier", "answers"):
+        for name in ("losses", "tests", "source", "stated", "answers"):
             del record[name]
         first, *others = (figures | test for test, figures in self.figures)
         record["passes"] = {short_name(name): count for name, count in self.passes.items()}
@@ -174,6 +167,11 @@ def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: 
     *earlier, last = found.pop("recovery", [{}])
     before_that = before.pop("recovery", [])
     return last.get("options") == as_recorded(options) and (found, earlier) == (before, before_that)
+
+
+def name_before(earlier: int) -> str:
+    """What the model is called as it was before a recovery, by the number of those that were earlier."""
+    return "before this training" if earlier else "pruned"
 
 
 def recovery_command(record: RecoveryRecord) -> str:
@@ -234,7 +232,7 @@ def _write(
         _write_adapter(adapter, record, folder / ADAPTER)
     write_recovery(record.curve, record.held_out, folder / RECOVERY_PLOT)
     if (folder / "README.md").is_file():
-        _write_card(record, folder / "README.md", name)
+        _write_card(record, folder / "README.md", name, len(earlier))
 
 
 def _number_plot(folder: Path, number: int) -> None:
@@ -260,7 +258,7 @@ def _write_adapter(adapter: Any, record: RecoveryRecord, folder: Path) -> None:
     )
 
 
-def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
+def _write_card(record: RecoveryRecord, path: Path, name: str, earlier: int) -> None:
     # The commands of the new section name the pruned model.
     renamed = name_repository(path.read_text(encoding="utf-8"), f"./{name}")
     card = ModelCard(renamed, ignore_metadata_errors=True)
@@ -270,13 +268,13 @@ def _write_card(record: RecoveryRecord, path: Path, name: str) -> None:
     environment.filters["text"] = dataset_name
     fields = {"record": record, "options": record.options, "figures": record.figures, "plot": RECOVERY_PLOT}
     fields |= {"teacher": short_name(record.teacher), "command": recovery_command(record)}
+    fields |= {"earlier": earlier, "before": name_before(earlier)}
     section = environment.get_template(SECTION).render(fields)
     title, _, rest = card.text.lstrip().replace(f"{REPORT} in one file.", f"{REPORT} of the pruning.").partition("\n")
     title = title.removesuffix(", recovered")
     # Of an earlier recovery the section stays, below this one.
-    heading = f"## Recovery {record.earlier}" if record.earlier else BEFORE
-    before = f"\n{heading}\n{rest}"
-    card.text = f"\n{title}, recovered\n\n{section}{before}"
+    heading = f"## Recovery {earlier}" if earlier else BEFORE
+    card.text = f"\n{title}, recovered\n\n{section}\n{heading}\n{rest}"
     texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
     named = card.data.datasets or []
     card.data.datasets = sorted({*([named] if isinstance(named, str) else named), *texts}) or None

@@ -270,9 +270,9 @@ def names_of(dataset: str) -> set[str]:
 
     names = {short_name(dataset)}
     if find_files(dataset):
-        path, folder = resolve(dataset), folder_of(dataset)
+        path = resolve(dataset)
         names.add(path.name)
-        if len(folder) == 1 == len(folder.popitem()[1]):
+        if [*folder_of(dataset).values()] == [[path]]:
             names.add(path.parent.name)
     return names
 

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 
-from ..checkpoint.recovered import RecoveryRecord
+from ..checkpoint.recovered import RecoveryRecord, name_before
 from ..checkpoint.result import PruningResult
 from ..data import describe_windows
 from ..hub.naming import dataset_name
+from ..utils.folders import read_record
 
 
 # Labels of the models in `PruningResult.perplexities`.
@@ -56,6 +57,8 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
         has_code: Whether the checkpoint has modelling code of its own.
     """
     first, last = record.curve[0], record.kept
+    *earlier, _ = read_record(folder)["recovery"]
+    names = {"pruned": name_before(len(earlier))}
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
         (
@@ -70,7 +73,6 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
     ]
     for test, found in record.figures:
         place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
-        names = {"pruned": record.before}
         rows += [(f"perplexity{place}, {names.get(name, name)}", f"{value:.4f}") for name, value in found.items()]
         rows.append(("measured on", describe_windows(test)))
     rows += [

@@ -3,6 +3,8 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..modeling.families.base import head_dimension
+
 
 def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
     """Return the floating-point operations of a forward pass per token of a window: of the layers, and of the head.
@@ -17,9 +19,8 @@ def forward_operations(model: PreTrainedModel, length: int) -> tuple[int, int]:
     others = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)} | {id(head)}
     parameters = sum(one.numel() for one in model.parameters() if one.ndim == 2 and id(one) not in others)
     config = model.config
-    heads = config.num_attention_heads
     # Heads may be wider together than the hidden state.
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    width = config.num_attention_heads * head_dimension(config)
     # The product of queries and keys and that with the values, with half of all tokens on average.
     attention = 2 * length * width * config.num_hidden_layers
     return 2 * parameters + attention, 2 * head.numel()

@@ -18,7 +18,6 @@ from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, train
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
 from ..hub.naming import short_name
-from ..hub.record import prune_record
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..options import read_mix
@@ -188,7 +187,6 @@ class FFPRecovery(PushToHubMixin):
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
-            earlier=len(prune_record(self.source, **self.options.hub()).get("recovery", [])),
             answers=bool((data.search.tokens < 0).any()),
             compute_dtypes=dtypes,
             dtype=dtype_name(self.stored_dtype),

@@ -115,11 +115,12 @@ class Training:
             raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
         if after >= before:
             what = "loss" if self.config.label_share else "divergence"
-            last = folder and f", and begin again with --overwrite; the last weights are in {_last_checkpoint(folder)}"
+            last = ""
+            if folder:
+                last = f", and begin again with --overwrite; the last weights are in {_last_checkpoint(folder)}"
             raise FFPError(
                 f"the training did not lower the {what} on held-out windows: it was {before:.4f} before and is "
-                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more "
-                f"tokens{last or ''}"
+                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more tokens{last}"
             )
         return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
 

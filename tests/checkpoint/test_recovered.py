@@ -52,7 +52,6 @@ def make_record(source, **changes) -> RecoveryRecord:
             name: [[loss, loss], [loss + 1, loss]]
             for name, loss in {"dense": 1.0, "pruned": 2.0, "recovered": 1.5}.items()
         },
-        "earlier": 0,
         "answers": False,
         "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",
@@ -199,7 +198,7 @@ def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(
     adapter.config.save_pretrained = lambda path: (path / "adapter_config.json").write_text("{}")
     first, second = tmp_path / "first", tmp_path / "second"
     save_recovered(make_record(folder), model, make_tokenizer(), first, adapter=adapter)
-    record = make_record(first, curve=make_record(folder).curve[:2], earlier=1)
+    record = make_record(first, curve=make_record(folder).curve[:2])
     save_recovered(record, model, make_tokenizer(), second)
     assert contents(second).keys() == FILES | {"recovery.png", "recovery-1.png"}
     assert (second / "recovery-1.png").read_bytes() == (first / "recovery.png").read_bytes()

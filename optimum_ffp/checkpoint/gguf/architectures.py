@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ...errors import FFPError
+from ...modeling.families.base import head_dimension
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,6 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
         group = next(size for size in range(least, every + 1) if every % size == 0)
         heads, kv_heads = every, every // group
     return LayerSizes(heads, kv_heads, width)
-
-
-def head_dimension(config: PretrainedConfig) -> int:
-    """Dimension of a head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def all_heads(config: PretrainedConfig) -> int:

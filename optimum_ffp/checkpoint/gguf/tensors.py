@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import Architecture, LayerSizes, head_dimension, rotary_parameters
+from ...modeling.families.base import head_dimension
+from .architectures import Architecture, LayerSizes, rotary_parameters
 
 
 QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q", "k", "v", "qkv"))

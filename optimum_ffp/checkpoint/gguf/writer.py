@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import FFPError
+from ...modeling.families.base import head_dimension
 from ...modeling.gguf_file import check_gguf_installed
 from ...utils.folders import expand, whole_file
 from .architectures import (
@@ -14,7 +15,6 @@ from .architectures import (
     LayerSizes,
     check_exportable,
     choose_architecture,
-    head_dimension,
     padded_size,
     rotary_parameters,
 )

@@ -76,8 +76,7 @@ class Family:
         kv_heads = heads
         if self.kv_heads_attribute is not None:
             kv_heads = getattr(config, self.kv_heads_attribute) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return heads, kv_heads, head_dim
+        return heads, kv_heads, head_dimension(config)
 
     def attention_groups(self, config: PretrainedConfig) -> tuple[Group, ...]:
         """Return the kinds of group that attention of a dense model can lose, KV groups first.
@@ -189,6 +188,11 @@ class ModelUnit:
 
     def _transposed(self, features: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         return features.unflatten(-1, (*shape, self.slices[-1].block)).transpose(-3, -2).flatten(-3)
+
+
+def head_dimension(config: PretrainedConfig) -> int:
+    """Return the dimension of a head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def members_of(units: Sequence[ModelUnit], layer: int) -> list[int]:
