@@ -5,22 +5,24 @@
 
 Perplexity compares a model with the text, which the dense model may predict badly itself: one that was trained on
 code does so with articles, and a pruned model can come nearer to the text while it gets further from the dense model.
-Prints the divergence `KL(dense ‖ pruned)` in nats per token, the share of tokens of which both find the same one most
-likely, and the loss above the dense model's, on the first test windows; differences are in percent of the first pruned
-model's figure, with their paired standard errors over windows. All models are in memory at the same time.
+Prints what `optimum-cli ffp evaluate --baseline DENSE` measures on the first test windows: the divergence
+`KL(dense ‖ pruned)` in nats per token, the share of tokens of which both find the same one most likely, and the loss
+above the dense model's; and differences in percent of the first pruned model's figure, with their paired standard
+errors over windows.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from compare import difference
 from transformers import PreTrainedModel
 
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import DataRequest, load_windows, window_length
+from optimum_ffp.data import DataRequest, Windows, load_windows, window_length
+from optimum_ffp.evaluation import Predictions, perplexity_record
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.progress import progress_bar
 
@@ -28,29 +30,15 @@ from optimum_ffp.utils.progress import progress_bar
 COLUMNS = ("divergence", "agreement", "excess_loss")
 
 
-def log_probabilities(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of every next token of a window, shape `[window length - 1, vocabulary]`."""
-    return model(window[None].to(model.device)).logits[0, :-1].float().log_softmax(-1).cpu()
-
-
-def compare(expected: torch.Tensor, found: torch.Tensor, targets: torch.Tensor) -> tuple[float, ...]:
-    """Divergence, agreement and excess loss on one window, of log-probabilities as above and the tokens to predict."""
-    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
-    agreement = (expected.argmax(-1) == found.argmax(-1)).float().mean()
-    excess = (expected - found).gather(1, targets[:, None]).mean()
-    return float(divergence), float(agreement), float(excess)
-
-
-@torch.no_grad()
-def measure(dense: PreTrainedModel, models: list[PreTrainedModel], windows: torch.Tensor) -> np.ndarray:
+def measure(dense: PreTrainedModel, sources: Sequence[str], options: LoadOptions, windows: Windows) -> np.ndarray:
     """Figures of every model on every window, shape `[models, windows, figures]`."""
-    rows = []
-    with progress_bar(len(windows), "Divergence", "window") as bar:
-        for window in windows:
-            expected = log_probabilities(dense, window)
-            rows.append([compare(expected, log_probabilities(one, window), window[1:]) for one in models])
-            bar.update()
-    return np.array(rows).swapaxes(0, 1)
+    predictions, rows, place = Predictions(dense, windows.tokens), [], (windows.tokens, windows.describe(), 1)
+    with progress_bar((1 + len(sources)) * len(windows), "Divergence", "window") as bar:
+        losses = perplexity_record(dense, *place, bar.update, keep=predictions)["losses"]
+        for source in sources:
+            found = perplexity_record(load_any(source, options)[0], *place, bar.update, baseline=predictions)
+            rows.append([found["divergences"], found["agreements"], np.subtract(found["losses"], losses)])
+    return np.array(rows).swapaxes(1, 2)
 
 
 def against(first: np.ndarray, figures: np.ndarray) -> str:
@@ -71,8 +59,8 @@ def main() -> None:
     options = LoadOptions(dtype=args.dtype)
     dense, tokenizer = load_any(args.dense, options, gguf=True)
     request = DataRequest(window_length(None, dense.config), 0, 0, args.windows, 0)
-    windows = load_windows(args.dataset, None, tokenizer, dense, request).test.tokens
-    figures = measure(dense, [load_any(source, options)[0] for source in args.pruned], windows)
+    windows = load_windows(args.dataset, None, tokenizer, dense, request).test
+    figures = measure(dense, args.pruned, options, windows)
     records = []
     print("| | divergence | against the first | same token | excess loss | against the first |")
     print("|---|---:|---:|---:|---:|---:|")

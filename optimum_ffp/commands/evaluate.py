@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..data import DataRequest, Row, Windows
-    from ..evaluation import Speed, TaskSuite
+    from ..evaluation import Predictions, Speed, TaskSuite
     from ..modeling.loading import LoadOptions
 
 logger = logging.getLogger(__name__)
@@ -157,15 +157,16 @@ def evaluate(args: Namespace) -> None:
 
     # Speed is measured in turns, with all models in memory. Loading errors then show before anything is scored.
     held = {} if args.no_speed else {role: load(role) for role in sources}
-    records, tokens, speeds = {}, {}, {}
+    records, tokens, speeds, predictions = {}, {}, {}, []
     try:
-        for role in sources:
+        # The others are compared with what it predicts.
+        for role in sorted(sources, key="baseline".__ne__):
             loaded = held.get(role) or load(role)
-            records[role], tokens[role] = measure(args, loaded, texts, suite)
+            records[role], tokens[role] = measure(args, loaded, texts, suite, predictions)
             del loaded
         speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     finally:
-        if records:
+        if records := {role: records[role] for role in sources if role in records}:
             compare_records(records, tokens, speeds)
             # Print before writing: the figures must not be lost if the file can't be written.
             print(comparison_table(records))
@@ -204,10 +205,13 @@ class Loaded(NamedTuple):
 
 
 def measure(
-    args: Namespace, loaded: Loaded, texts: list[Text], suite: "TaskSuite | None"
+    args: Namespace, loaded: Loaded, texts: list[Text], suite: "TaskSuite | None", predictions: "list[Predictions]"
 ) -> tuple[dict[str, Any], "list[torch.Tensor]"]:
-    """Record of one model, without its speed, and the windows of its perplexities, shape `[windows, tokens]`."""
-    from ..evaluation import perplexity_record, size_record
+    """Record of one model, without its speed, and the windows of its perplexities, shape `[windows, tokens]`.
+
+    The baseline leaves what it predicts for each text in `predictions`, which others are compared with.
+    """
+    from ..evaluation import Predictions, perplexity_record, size_record
     from ..utils.batch_size import with_halving_batches
     from ..utils.precision import dtype_name, in_compute_dtype
     from ..utils.progress import progress_bar
@@ -215,15 +219,24 @@ def measure(
     model, tests = loaded.model, [cut_windows(args, text, loaded) for text in texts]
     record = size_record(model, loaded.model_id, **loaded.options.hub())
 
-    def perplexity(windows: "Windows", batch_size: int) -> dict[str, Any]:
+    def perplexity(number: int, batch_size: int) -> dict[str, Any]:
+        windows, own, known = tests[number], None, None
+        if loaded.role == "baseline":
+            # Of an earlier batch size nothing is left.
+            predictions[number:] = [own := Predictions(model, windows.tokens)]
+        elif predictions and predictions[number].fit(model, windows.tokens):
+            known = predictions[number]
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:
-            return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update)
+            return perplexity_record(model, windows.tokens, windows.describe(), batch_size, bar.update, own, known)
 
     if not (tests or suite):
         return record, []
     with in_compute_dtype(model):
         record["compute_dtype"] = dtype_name(model.dtype)
-        figures = [with_halving_batches(partial(perplexity, windows), args.batch_size, REMEDIES) for windows in tests]
+        figures = [
+            with_halving_batches(partial(perplexity, number), args.batch_size, REMEDIES)
+            for number in range(len(tests))
+        ]
         if figures:
             record["perplexity"], *record["other_texts"] = figures
         if suite:

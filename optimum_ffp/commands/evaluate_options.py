@@ -26,7 +26,10 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp evaluate`."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.usage = "optimum-cli ffp evaluate -m MODEL [options]"
-    parser.description = "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline."
+    parser.description = (
+        "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline, and the divergence "
+        "of its predictions from the baseline's."
+    )
     parser.epilog = EXAMPLES
     required = parser.add_argument_group("Required arguments")
     add_option(
@@ -44,8 +47,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="MODEL",
-        help="Model to compare with, such as the dense one: Hub id, folder or .gguf file. More of them are shown "
-        "beside it. Default: none.",
+        help="Model to compare with, such as the dense one, from which the divergence is measured: Hub id, folder or "
+        ".gguf file. More of them are shown beside it. Default: none.",
     )
     add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
 
@@ -85,7 +88,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         help="Whether windows begin with a start token: auto (if the tokenizer adds one) or never. Default: as the "
         "pruned model was measured, otherwise auto.",
     )
-    add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity.")
+    add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
 
     tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
     add_option(

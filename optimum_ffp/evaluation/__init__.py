@@ -1,5 +1,6 @@
 """Perplexity, task accuracy, size and speed of a model."""
 
+from .divergence import Predictions
 from .latency import Speed, measure_speed
 from .perplexity import to_perplexity, window_losses
 from .record import compare_records, perplexity_record, size_record
@@ -9,6 +10,7 @@ from .zero_shot import TaskSuite
 
 
 __all__ = [
+    "Predictions",
     "Speed",
     "TaskSuite",
     "compare_records",

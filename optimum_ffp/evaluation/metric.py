@@ -32,10 +32,10 @@ class Perplexity(evaluate.Metric):
         predictions: list[list[int]],
         model: PreTrainedModel,
         batch_size: int = 1,
-        on_batch: Callable[[int], Any] | None = None,
+        **callbacks: Callable[..., Any] | None,
     ) -> dict[str, float | int | list[float]]:
         windows = torch.as_tensor(predictions)
-        losses = window_losses(model, windows, batch_size, on_batch)
+        losses = window_losses(model, windows, batch_size, **callbacks)
         loss, (count, length) = float(losses.mean()), windows.shape
         sizes = {"windows": count, "window_length": length}
         return {"perplexity": to_perplexity(loss), "loss": loss, "losses": losses.tolist(), **sizes}

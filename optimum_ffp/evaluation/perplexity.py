@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
 from ..utils.lm_head import decode, losses_in_pieces
 
@@ -16,6 +17,7 @@ def window_losses(
     windows: torch.Tensor,
     batch_size: int = 1,
     on_batch: Callable[[int], Any] | None = None,
+    on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None] | None = None,
 ) -> torch.Tensor:
     """Mean negative log-likelihood per window, in nats per predicted token.
 
@@ -24,13 +26,17 @@ def window_losses(
         windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
+        on_decoded: Called with the output of `decode` of every batch. What it returns, unless `None`, is called with
+            the logits of the batch, a piece of every window at a time.
 
     Returns:
         Losses, float64, shape `[windows]`.
     """
     losses = []
     for batch in windows.split(batch_size):
-        losses.append(losses_in_pieces(model, decode(model, batch), batch))
+        decoded = decode(model, batch)
+        on_logits = on_decoded(decoded) if on_decoded else None
+        losses.append(losses_in_pieces(model, decoded, batch, on_logits))
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..utils.precision import dtype_name
+from .divergence import Comparison, Predictions
 from .latency import Speed
 from .size import kv_cache_bytes, projection_parameters, recorded_sparsity, weight_bytes
 
@@ -44,8 +45,10 @@ def perplexity_record(
     origin: Mapping[str, Any],
     batch_size: int,
     on_batch: Callable[[int], Any] | None = None,
+    keep: Predictions | None = None,
+    baseline: Predictions | None = None,
 ) -> dict[str, Any]:
-    """Perplexity of a model, with the description of the windows.
+    """Perplexity of a model, with the description of the windows, and its divergence from its baseline.
 
     Args:
         model: A causal LM.
@@ -53,20 +56,27 @@ def perplexity_record(
         origin: Record of the windows, as `Windows.describe` returns it.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
+        keep: Takes what the model predicts, if it is itself a baseline.
+        baseline: What the baseline predicts for the windows, if it predicts the same tokens.
 
     Returns:
         That record with `perplexity`, `loss` and those of every window, `losses`, which are `None` if not finite, with
-        their counts, and `comparable`.
+        their counts, and `comparable`; with a baseline also the record of `Comparison`.
     """
     # Imported here: it takes a second, which a prune doesn't need.
     from .metric import Perplexity
 
     # In memory: a home directory may be read-only.
     metric = Perplexity(keep_in_memory=True)
-    figures = metric.compute(predictions=windows.tolist(), model=model, batch_size=batch_size, on_batch=on_batch)
-    losses = [*map(_finite, figures.pop("losses"))]
-    finite = {name: _finite(value) for name, value in figures.items()}
-    return {**origin, **finite, "losses": losses, "comparable": True}
+    comparison = Comparison(baseline) if baseline else None
+    callbacks = {"on_batch": on_batch, "on_decoded": comparison.read if comparison else keep and keep.keep}
+    figures = metric.compute(predictions=windows.tolist(), model=model, batch_size=batch_size, **callbacks)
+    if comparison:
+        figures |= comparison.record()
+    finite = {
+        name: [*map(_finite, value)] if isinstance(value, list) else _finite(value) for name, value in figures.items()
+    }
+    return {**origin, **finite, "comparable": True}
 
 
 def _finite(value: float) -> float | None:
@@ -91,7 +101,7 @@ def compare_records(
     """
     for role, speed in speeds.items():
         records[role]["speed"] = asdict(speed)
-    if "baseline" not in records:
+    if not {"model", "baseline"} <= records.keys():
         return
     model, baseline = records["model"], records["baseline"]
     kept, dense = model["projection_parameters"], baseline["projection_parameters"]

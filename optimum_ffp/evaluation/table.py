@@ -1,6 +1,7 @@
 """Figures of a model and its baseline as a text table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from ..data import describe_windows
@@ -8,6 +9,8 @@ from .record import texts_of
 
 
 MIB = 2**20
+DIVERGENCE = "KL divergence of the next token from the baseline, nats"
+AGREEMENT = "predicted as the most likely by the baseline too"
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
@@ -29,7 +32,7 @@ def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
 
 def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
     figures = [{label: rest for label, *rest in _figures(record)} for record in records.values()]
-    errors = {label: one.get("ratio_error") for label, one in _perplexities(records["model"]).items()}
+    errors = {label: one.get("ratio_error") for label, one in _perplexities(next(iter(records.values()))).items()}
     for label in dict.fromkeys(label for of_model in figures for label in of_model):
         values, texts, notes = zip(*(of_model.get(label, (None, "-", "")) for of_model in figures))
         compared = values[:2]
@@ -57,6 +60,10 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
     for label, measured in _perplexities(record).items():
         value = measured["perplexity"] if measured["comparable"] else None
         yield label, value, _number(measured["perplexity"], 4), _windows(measured)
+        if "divergence" in measured:
+            of_text = label.removeprefix("perplexity")
+            yield f"divergence{of_text}", None, _with_error(measured["divergences"]), DIVERGENCE
+            yield f"same token{of_text}", None, f"{100 * measured['agreement']:.2f} %", AGREEMENT
     for key in ("prefill", "decode"):
         if "speed" in record:
             speed = record["speed"]
@@ -76,6 +83,14 @@ def _perplexities(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _number(value: float | None, digits: int) -> str:
     return "not finite" if value is None else f"{value:,.{digits}f}"
+
+
+def _with_error(figures: Sequence[float | None]) -> str:
+    """Mean of figures of windows and its standard error."""
+    if None in figures:
+        return "not finite"
+    error = f" ± {stdev(figures) / len(figures) ** 0.5:.4f}" if len(figures) > 1 else ""
+    return f"{mean(figures):.4f}{error}"
 
 
 def _windows(measured: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def decode(
         Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
     options = {"output_hidden_states": True} if hidden_states else {}
-    return _decoder(model)(tokens.to(device or model.device), use_cache=False, **options)
+    return decoder_of(model)(tokens.to(device or model.device), use_cache=False, **options)
 
 
 def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
@@ -56,13 +56,19 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
             yield start, *(_logits(model, piece) for piece in pieces)
 
 
-def losses_in_pieces(model: PreTrainedModel, decoded: ModelOutput, tokens: torch.Tensor) -> torch.Tensor:
+def losses_in_pieces(
+    model: PreTrainedModel,
+    decoded: ModelOutput,
+    tokens: torch.Tensor,
+    on_logits: Callable[[torch.Tensor], Any] | None = None,
+) -> torch.Tensor:
     """Return the mean negative log-likelihood of every window, in nats per predicted token.
 
     Args:
         model: The causal LM.
         decoded: Output of `decode`.
         tokens: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
+        on_logits: Called with the logits of every chunk.
 
     Returns:
         Losses, float64, in host memory, shape `[windows]`.
@@ -70,6 +76,8 @@ def losses_in_pieces(model: PreTrainedModel, decoded: ModelOutput, tokens: torch
     losses = []
     for start, logits in logits_in_pieces(model, decoded):
         losses.append(_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]]))
+        if on_logits:
+            on_logits(logits)
         del logits
     # One transfer for all pieces, as the device waits for each.
     return torch.cat(losses, 1).cpu().double().mean(1)
@@ -110,7 +118,8 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         vars(module).update(kept)
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Return what is before the head of a causal LM."""
     decoder = model.get_decoder()
     # base_model_prefix of Llama4ForCausalLM and MllamaForCausalLM names an attribute that they don't have.
     return model.model if decoder is model else decoder
@@ -119,7 +128,7 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
     hidden = decoded.last_hidden_state
     unread = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with replaced_forward(_decoder(model), lambda *inputs, **options: decoded):
+    with replaced_forward(decoder_of(model), lambda *inputs, **options: decoded):
         # Without the model's hooks, since its own forward pass may be what calls this.
         return model.forward(unread, use_cache=False).logits
 

@@ -14,6 +14,7 @@ import torch
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.data import DataRequest, load_windows
+from optimum_ffp.modeling.loading import LoadOptions, load_any
 from tests.helpers import (
     SAMPLE,
     make_byte_fallback_tokenizer,
@@ -62,9 +63,10 @@ def perplexity_by_hand(model, text, length, count=None):
 
 
 def assert_same(measured, baseline):
-    own = {name: value for name, value in measured.items() if name not in ("losses", "ratio_error")}
+    own = {name: value for name, value in measured.items() if name in baseline and name != "losses"}
     expected = {name: value for name, value in baseline.items() if name != "losses"}
     assert own == pytest.approx(expected) and measured["comparable"]
+    assert measured["divergence"] == pytest.approx(0, abs=1e-6) and measured["agreement"] == 1
     assert measured["losses"] == pytest.approx(baseline["losses"])
     assert measured["ratio_error"] == pytest.approx(0, abs=1e-6)
 
@@ -93,8 +95,9 @@ def test_several_texts_are_reported_each_by_itself(figures, save_tiny_model, dat
         expected, count = perplexity_by_hand(make_tiny_model(), file.read_text(), 24)
         assert one["perplexity"] == pytest.approx(expected, rel=1e-5) and one["windows"] == count
     for number in (1, 2):
-        (row,) = [line for line in output.splitlines() if line.startswith(f"perplexity, text {number}")]
-        assert f"{measured[number - 1]['perplexity']:,.4f}" in row
+        rows = {line.split("  ")[0]: line for line in output.splitlines()}
+        assert f"{measured[number - 1]['perplexity']:,.4f}" in rows[f"perplexity, text {number}"]
+        assert f"{measured[number - 1]['divergence']:.4f} ± " in rows[f"divergence, text {number}"]
 
 
 @pytest.mark.slow
@@ -128,6 +131,7 @@ def test_a_model_that_accelerate_spreads(run, run_ffp, folder, save_tiny_model, 
     expected, _ = perplexity_by_hand(make_tiny_model(), (data_folder / "test.txt").read_text(), 24)
     assert found["baseline"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert found["settings"]["device_map"] == "auto" and found["model"]["speed"]["new_tokens"] == 4
+    assert found["model"]["perplexity"]["divergence"] > 0
     code, _, errors = run(*words)
     assert code == 2 and "these options have no effect: --device (used only without --device-map)" in errors
 
@@ -316,6 +320,16 @@ def test_a_recovered_model_beside_the_dense_and_the_pruned_one(figures, pruned, 
     ratio = model["perplexity"]["perplexity"] / dense["perplexity"]["perplexity"]
     values = [one["perplexity"]["perplexity"] for one in (model, dense, second)]
     assert line.split()[1:5] == [*(f"{value:.4f}" for value in values), f"{ratio:.3f}"]
+    assert model["perplexity"]["divergences"] == second["perplexity"]["divergences"]
+    logs = []
+    for source in (pruned[0].model_id, folder):
+        tokens = torch.tensor(make_tokenizer()((data_folder / "test.txt").read_text()).input_ids)
+        windows = tokens[: len(tokens) // 24 * 24].view(-1, 24)
+        logs.append(load_any(source, LoadOptions())[0](windows).logits[:, :-1].log_softmax(-1))
+    divergence = float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
+    assert model["perplexity"]["divergence"] == pytest.approx(divergence, rel=1e-4) and divergence > 0
+    (line,) = (line for line in output.splitlines() if line.startswith("divergence"))
+    assert line.count(f" {model['perplexity']['divergence']:.4f} ± ") == 2 and line.count("±") == 2
     assert report["model"]["sparsity_source"] == "the baseline"
 
 
