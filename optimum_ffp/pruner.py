@@ -32,6 +32,7 @@ from .search.runner import PolicySearch, budget_at, check_budget
 from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
+from .utils.folders import check_output
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -361,14 +362,19 @@ class FFPPruner(PushToHubMixin):
 
         Args:
             directory: Folder to write. It is written completely or not at all.
-            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One that
+                this prune has written before it was killed and resumed is replaced in any case.
 
         Raises:
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
-        write = self._writer()
+        write, journal = self._writer(), self.measured.journal
+        overwrite = overwrite or journal.claims(directory)
         if processes.is_main():
-            write(directory, overwrite, self.measured.journal.folder)
+            check_output(directory, overwrite)
+        journal.claim(directory)
+        if processes.is_main():
+            write(directory, overwrite, journal.folder)
         processes.wait()
         # A sweep closes its journal after the last result.
         if self.result.search.sweep is None:

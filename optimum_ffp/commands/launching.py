@@ -31,7 +31,7 @@ def run_in_processes(wanted: int | None, device: str | None, run: Callable[[], N
 
 
 def check_processes(count: int, device: str | None) -> None:
-    """Checks that `--num-processes` agrees with the processes that there are, and with the accelerators.
+    """Checks that `--num-processes` agrees with the processes that there are, and with the devices.
 
     Args:
         count: Number of processes.
@@ -40,21 +40,15 @@ def check_processes(count: int, device: str | None) -> None:
     Raises:
         FFPError: If it does not.
     """
-    import torch
-
     from ..errors import FFPError
-    from ..utils.processes import started
+    from ..utils.processes import check_devices, started, started_here
 
     if count < 1:
         raise FFPError(f"num_processes must be at least 1, found {count}")
     if started() not in (1, count):
         raise FFPError(f"{started()} processes are started already; leave out --num-processes {count}")
-    accelerators = 0 if device == "cpu" or started() > 1 else torch.accelerator.device_count()
-    if accelerators and count > accelerators:
-        raise FFPError(
-            f"num_processes is {count}, and {accelerators} accelerators are visible, one for each process; lower it, "
-            "or choose --device cpu"
-        )
+    if count > 1:
+        check_devices(count if started() == 1 else started_here(), device)
 
 
 def launch(count: int) -> None:
@@ -63,11 +57,13 @@ def launch(count: int) -> None:
     Args:
         count: Number of processes; each gets its share of the CPU, or an accelerator.
     """
+    import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     from ..utils.processes import LAUNCHED
 
-    threads = max(1, (os.cpu_count() or 1) // count)
+    # Fewer than the machine's cores where this process may use some of them alone.
+    threads = max(1, torch.get_num_threads() // count)
     # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
     options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
     options += f" --dynamo_backend no --num_cpu_threads_per_process {threads}"

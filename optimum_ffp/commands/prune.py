@@ -106,7 +106,7 @@ def prune(args: Namespace) -> None:
     from ..planning.plan import make_plan
     from ..planning.preflight import Outputs, disk_bytes, find_problems
     from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import begin_work, holds_work, work_folder_of
+    from ..utils.resume import Journal, begin_work, holds_work, work_folder_of
     from ..utils.tracking import check_trackers
 
     work = work_folder_of(folders[0])
@@ -121,13 +121,14 @@ def prune(args: Namespace) -> None:
         processes.leave()
         return
     # A resumed prune may replace the checkpoints that it has saved itself.
-    overwrite = args.overwrite or (args.resume and holds_work(work))
+    own = [folder for folder in folders if args.resume and Journal(work).claims(folder)]
     model_config = read_model_config(args.model, options)
     count = process_count(args.num_processes)
     plan = make_plan(model_config, config, sparsities, options, processes=count)
     recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
     written, disk = [*folders, *recovered], disk_bytes(plan, recovered.values())
-    outputs = Outputs(written, work, disk, overwrite, args.resume, front, [*filter(None, repositories)])
+    places, uploads = (written, work, disk, plan.disk["save"]), [*filter(None, repositories)]
+    outputs = Outputs(*places, args.overwrite, args.resume, front, uploads, own)
     devices = [later.machine.device for later in recovered.values()]
     problems = find_problems(config, [args.model], outputs, args.token, devices)
     if args.plan:
@@ -140,12 +141,12 @@ def prune(args: Namespace) -> None:
                 locks.enter_context(FolderLock(resolve(path)))
             for problem in problems:
                 raise problem
-            for warning in chain(plan.warnings, *(later.warnings for later in recovered.values())):
+            for warning in chain(plan.warnings, plan.advice, *(later.warnings for later in recovered.values())):
                 print(f"warning: {warning}", file=sys.stderr)
             begin_work(work, args.resume)
         offload = processes.from_main(plan.offload)
         uploads = [None] * len(folders) if recovery else repositories
-        write_checkpoints(args, config, sparsities, folders, uploads, work, overwrite, offload)
+        write_checkpoints(args, config, sparsities, folders, uploads, work, offload)
     if recovery:
         recover_all(args, recovery, folders, repositories)
     processes.leave()
@@ -245,7 +246,6 @@ def write_checkpoints(
     folders: list[str],
     repositories: list[str | None],
     work: Path,
-    overwrite: bool,
     offload: str,
 ) -> None:
     """Prunes and saves, after all checks have passed."""
@@ -265,7 +265,7 @@ def write_checkpoints(
     failed = []
     results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
     for result, folder, repo_id in zip(results, folders, repositories):
-        pruner.save_pretrained(folder, overwrite=overwrite)
+        pruner.save_pretrained(folder, overwrite=args.overwrite)
         if not processes.is_main():
             continue
         print(prune_summary(result, folder))

@@ -151,7 +151,7 @@ class MemoryModel:
         place, host = self.placement, {"process": PROCESS_BYTES}
         if place.offload == "host":
             host["weights of layers"] = self.pinned_layers if place.pins_memory else self.layer_weights
-        memory = Memory(host=host) | memory
+        memory = Memory({"NCCL": place.exchange}, host) | memory
         if not place.matrices_beside:
             # Matrices are moved to the accelerator for one unit at a time.
             memory |= Memory({"one unit's matrix": 4 * max(self.features) ** 2})
@@ -318,7 +318,9 @@ class MemoryModel:
         if self.brought:
             # All layers are where they run at once.
             found["loaded layers"] = self.all_layers + self.converted_ends
-        return Memory(found)
+        # One process of all writes.
+        local = 1 if self.placement.accelerator else self.placement.processes // self.placement.machines
+        return Memory({name: size // local for name, size in found.items()})
 
 
 def _largest(of_units: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
@@ -19,8 +19,9 @@ from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine.operations import head_share
 from ..errors import FFPError
 from ..modeling import is_homogeneous
-from ..modeling.families import decoder_layers, find_family
+from ..modeling.families import find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_dtype
+from ..modeling.offloading import check_offload
 from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
@@ -28,7 +29,7 @@ from ..utils.processes import machines as run_machines
 from .counts import calibrating_processes, count_searches, count_tokens, count_walks
 from .machine import Machine, measure_machine
 from .memory import MemoryModel
-from .placement import Placement, StageMemory
+from .placement import StageMemory, find_placement, layer_bytes
 from .work import (
     DISK_SPEED,
     EFFICIENCY,
@@ -164,6 +165,16 @@ class Plan:
                 found.append(f"{lack}. Largest parts: {stage.largest()} GiB")
         return found
 
+    @property
+    def advice(self) -> list[str]:
+        """One line if the processes of a CPU are slower than one of them."""
+        if self.machine.device_free is not None or self.machines > 1 or self.calibrated_by == self.processes:
+            return []
+        return [
+            f"a step of distillation is computed by {self.calibrated_by} of the {self.processes} processes with its "
+            "share of the CPU: one process alone is probably faster, or raise --distillation-batch"
+        ]
+
     def describe(self) -> str:
         """The plan as text of several lines."""
         low, high = self.feasible
@@ -196,15 +207,16 @@ class Plan:
         if self.machine.device_free is not None:
             free += f", and {gib(self.machine.device_free)} on {self.machine.device}"
         lines += ["", f"estimated peak {gib(self.peak_bytes)} on {self.machine.device}; {free}"]
-        lines += self.warnings or ["it fits into memory"]
+        lines += [*(self.warnings or ["it fits into memory"]), *self.advice]
         # Based on the requested number of tokens: the text may be shorter.
         shortage = describe_shortage(self.features, self.tokens["statistics"])
         return "\n".join(lines + ([shortage] if shortage else []))
 
     def _describe_time(self) -> Iterator[tuple[str, str]]:
         counts, brought, read = self.all_operations, self.brought_bytes, self.read_bytes
-        # Processes that don't share the calibration wait for it.
-        counts["calibration"] *= self.processes * self.machines / self.calibrated_by
+        everyone = self.processes * self.machines
+        # The main process writes text alone, and processes that don't share the calibration wait for it.
+        waiting = {"data": everyone, "calibration": everyone / self.calibrated_by}
         # Processes on the CPU share its cores.
         speed = measure_speed(self.machine.device, self.compute_dtype)
         speed *= self.machines * (1 if self.machine.device_free is None else self.processes)
@@ -213,7 +225,7 @@ class Plan:
         for stage in {**counts, **brought}:
             # The next layer is brought while one runs.
             bringing = brought.get(stage, 0) / copy_speed + read.get(stage, 0) / DISK_SPEED
-            seconds += max(counts.get(stage, 0) / (EFFICIENCY * speed), bringing)
+            seconds += max(waiting.get(stage, 1) * counts.get(stage, 0) / (EFFICIENCY * speed), bringing)
         rest = " and the evaluation" if self.tokens["evaluation"] is None else ""
         yield "time", describe_time(sum(counts.values()), seconds, speed, rest)
         if brought:
@@ -266,7 +278,8 @@ def make_plan(
         The plan; the command line prints its `describe()`.
 
     Raises:
-        FFPError: If the model can't be pruned, a sparsity can't be met, or the model writes text and is offloaded.
+        FFPError: If the model can't be pruned, a sparsity can't be met, or layers can't be offloaded, as those of a
+            model that writes text.
     """
     config = with_window_length(config or FFPConfig(), model_config)
     sparsities = tuple(sparsities or [config.sparsity])
@@ -278,6 +291,8 @@ def make_plan(
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(options.dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
+    if options.offload != "auto" and not options.device_map:
+        check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
     model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
         ways = find_ways(model, family, config)
@@ -305,7 +320,7 @@ def make_plan(
         "candidate_evaluations": sum(map(sum, count_searches(config, len(sparsities)))),
         "tokens": tokens,
         "operations": stage_operations(model, units, config, tokens, len(sparsities)),
-        "layer_bytes": _layer_bytes(model),
+        "layer_bytes": layer_bytes(model),
         "compute_dtype": compute or own,
         "evaluated": 1 + results * len(sparsities),
         "machine": machine,
@@ -323,7 +338,7 @@ def make_plan(
     }
     reads_files = journal and not name.endswith(".gguf") and asked in ("auto", found)
     for place in _places(options, config, machine, reads_files):
-        placement = _placement(place, model, features, machine, **shared)
+        placement = find_placement(place, model, features, machine, **shared)
         # The smallest sparsity has the largest pruned model.
         models = [MemoryModel(model, units, family, config, sparsity, placement) for sparsity in sorted(sparsities)]
         walks = count_walks(config, len(units), len(sparsities), processes * machines, models[0].at_once)
@@ -351,34 +366,6 @@ def _places(options: LoadOptions, config: FFPConfig, machine: Machine, reads_fil
     if options.device_map or writes:
         return ["none"]
     return ["none", *["host"] * accelerator, *["disk"] * reads_files]
-
-
-def _placement(
-    place: str, model: PreTrainedModel, features: Sequence[int], machine: Machine, **shared: Any
-) -> Placement:
-    """The placement of a prune on a machine, with the weights of layers at a place."""
-    accelerator, matrices = machine.device_free is not None, sum(4 * count**2 for count in features)
-    room = machine.device_free - _resident_bytes(model, place) if accelerator else 0
-    beside = place == "none" and (not accelerator or room > 2 * matrices)
-    return Placement(
-        accelerator=accelerator,
-        on_cpu=machine.device.type == "cpu",
-        matrices_beside=beside,
-        room=room - matrices * beside,
-        offload=place,
-        host_free=machine.host_free,
-        pins_memory=machine.device.type == "cuda",
-        **shared,
-    )
-
-
-def _resident_bytes(model: PreTrainedModel, offload: str) -> int:
-    """Bytes of the weights that are on the device from the beginning to the end."""
-    return model.get_memory_footprint() - (_layer_bytes(model) if offload != "none" else 0)
-
-
-def _layer_bytes(model: PreTrainedModel) -> int:
-    return sum(one.nbytes for one in decoder_layers(model).parameters())
 
 
 def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:

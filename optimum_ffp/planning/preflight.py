@@ -38,19 +38,23 @@ class Outputs:
         folders: Folders of checkpoints.
         work_folder: Folder of finished work.
         disk: Bytes that what is written takes at most at one time.
+        result: Bytes of the checkpoints of the prune or the recovery alone.
         overwrite: Whether what exists may be replaced.
         resume: Whether to resume from the work folder.
         front: Files of the Pareto front, with their first bytes.
         repositories: Repositories to upload to.
+        own: Those of the folders that the resumed run has begun to write, and may replace.
     """
 
     folders: Sequence[str]
     work_folder: Path
     disk: int
+    result: int
     overwrite: bool
     resume: bool
     front: Mapping[str, bytes] = field(default_factory=dict)
     repositories: Sequence[str] = ()
+    own: Collection[str] = ()
 
 
 def find_problems(
@@ -77,9 +81,9 @@ def find_problems(
     checks += [partial(check_apart, output, [*models, *texts]) for output in (*outputs.folders, *outputs.front)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, outputs.work_folder, outputs.resume, outputs.overwrite))
-    checks += [partial(check_output, folder, outputs.overwrite) for folder in outputs.folders]
+    checks += [partial(check_output, folder, outputs.overwrite or folder in outputs.own) for folder in outputs.folders]
     checks += [partial(check_file, file, begins, outputs.overwrite) for file, begins in outputs.front.items()]
-    checks.append(partial(check_disk, outputs.folders[0], outputs.disk, outputs.work_folder))
+    checks.append(partial(check_disk, outputs.folders[0], outputs.disk, outputs.work_folder, outputs.result))
     checks += [partial(check_dataset, name, config.text_column, token) for name in texts]
     checks.append(partial(check_repositories, outputs.repositories, token))
     for check in checks:
@@ -98,19 +102,22 @@ def disk_bytes(plan: Plan, recoveries: Collection[RecoveryPlan]) -> int:
     return max(plan.disk_bytes, kept + max((later.disk - later.result for later in recoveries), default=0))
 
 
-def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
+def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path, result: int = 0) -> None:
     """Checks that what a command writes fits on the disk of `folder`.
 
     Args:
         folder: Folder of the first checkpoint.
         needed: Bytes that it takes at most at one time.
         work_folder: Folder of finished work, whose bytes are already written.
+        result: Bytes of the checkpoints alone, which come last.
 
     Raises:
         FFPError: If there is too little space.
     """
     place = first_existing(expand(folder).absolute())
     written = sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
+    # Of options that have changed since there may be entries that nobody reads again.
+    written = min(written, max(0, needed - result))
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:

@@ -18,7 +18,7 @@ from ..utils.lm_head import POSITIONS
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 from .machine import Machine, measure_machine
 from .memory import PROCESS_BYTES
-from .placement import Parts
+from .placement import Parts, exchange_bytes
 from .work import EFFICIENCY, describe_lack, describe_time, gib, measure_speed
 
 
@@ -192,6 +192,7 @@ def plan_recovery(
         "hidden states": config.batch_size * batch.length * _compared(student, config, precision),
         "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
+        "NCCL": exchange_bytes(machine.device, shares),
     }
     if sharded:
         # Before it is converted for the training.

@@ -318,10 +318,10 @@ class FFPRecovery(PushToHubMixin):
             return self._run(training, windows, held_out)
 
     def _run(self, training: Training, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
-        if self.journal.folder is None:
-            return training.run(windows, held_out)
+        checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
         try:
-            return training.run(windows, held_out, self.journal.folder / CHECKPOINTS)
+            with processes.lost_connections():
+                return training.run(windows, held_out, checkpoints)
         except (OSError, SafetensorError) as error:
             raise FFPError(
                 f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with --resume "

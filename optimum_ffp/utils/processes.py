@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FFPError, one_line
@@ -22,8 +24,12 @@ Value = TypeVar("Value")
 LAUNCHED = "OPTIMUM_FFP_LAUNCHED"
 # What accelerate sets for launches that divide models in other ways than FSDP.
 OTHER_DIVISIONS = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+# For all to start, on machines that may load libraries from a network.
+MEETING = timedelta(minutes=10)
 # The main process may write a large model, or text, while the others wait.
 TIMEOUT = timedelta(days=1)
+# In messages of the libraries that exchange tensors, whose errors may have no class of their own.
+CONNECTION = re.compile("gloo|NCCL|Connection (closed|reset)")
 # Seconds that a process waits for the message of the one that has ended first.
 GRACE_SECONDS = 1.0
 
@@ -35,6 +41,35 @@ class ProcessLostError(FFPError):
 def started() -> int:
     """Return the number of processes that `accelerate launch` or `torchrun` has started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def started_here() -> int:
+    """Return the number of those on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_devices(count: int, device: str | None) -> None:
+    """Check that each of several processes of this machine can have a device of its own.
+
+    Args:
+        count: Number of processes on this machine.
+        device: Device of the model, as in `LoadOptions`.
+
+    Raises:
+        FFPError: If it can't: there are too few accelerators, or one is named.
+    """
+    try:
+        index = None if device is None else torch.device(device).index
+    except RuntimeError as error:
+        raise FFPError(f"device {device!r} can't be used here: {one_line(error)}") from None
+    if index is not None:
+        raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
+    accelerators = 0 if device == "cpu" else torch.accelerator.device_count()
+    if accelerators and count > accelerators:
+        raise FFPError(
+            f"there are {count} processes, and {accelerators} accelerators are visible, one for each; start fewer, or "
+            "choose --device cpu (device='cpu')"
+        )
 
 
 def join(device: str | None = None) -> None:
@@ -62,11 +97,10 @@ def join(device: str | None = None) -> None:
         return
     from accelerate import PartialState
 
+    check_devices(started_here(), device)
     on_cpu = device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
-    if device is not None and torch.device(device).index is not None:
-        raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
     try:
-        dist.init_process_group(_backends(on_cpu), timeout=TIMEOUT)
+        _meet(_backends(on_cpu))
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)
         raise FFPError(f"the processes of this run can't reach each other ({reason}); start all again") from None
@@ -93,7 +127,7 @@ def count() -> int:
 
 def local_count() -> int:
     """Return the number of processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _several() else 1
+    return started_here() if _several() else 1
 
 
 def machines() -> int:
@@ -294,8 +328,34 @@ def _backends(on_cpu: bool) -> str:
     return f"cpu:{dist.Backend.GLOO},{accelerator}:{backend}"
 
 
+def _meet(backends: str) -> None:
+    """Join the processes once all have come; what is missing is told sooner than `TIMEOUT`."""
+    store, own, total = next(rendezvous("env://", timeout=MEETING))
+    store = dist.PrefixStore("optimum-ffp", store)
+    store.set(str(own), "")
+    store.wait([*map(str, range(total))], MEETING)
+    store.set_timeout(TIMEOUT)
+    dist.init_process_group(backends, store=store, rank=own, world_size=total, timeout=TIMEOUT)
+
+
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def lost_connections() -> Iterator[None]:
+    """Convert the error with which an exchange that torch makes by itself, such as DDP's, notices a lost process.
+
+    Raises:
+        ProcessLostError: In its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or CONNECTION.search(str(error))):
+            raise
+        with _losses_of_others():
+            raise
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class Journal:
             return compute()
         path = self._path(name, ENDINGS[0])
         if self.has(name):
+            self._check_shared(path)
             with _damage_named(path):
                 return from_exact_json(path.read_text(encoding="utf-8"))
         text = to_exact_json(compute())
@@ -148,8 +149,7 @@ class Journal:
                 return result
             del result, kept
             processes.wait()
-        if not path.is_file():
-            raise FFPError(f"{path} of the main process is not there; {self.folder} must be on a disk that all share")
+        self._check_shared(path)
         with _damage_named(path):
             return load_file(path)
 
@@ -163,6 +163,17 @@ class Journal:
             return False
         return processes.on_main(lambda: any(self._path(name, ending).is_file() for ending in ENDINGS))
 
+    def claim(self, output: str | os.PathLike) -> None:
+        """Note that this run writes an output folder, which it may replace when it is resumed."""
+        self._of_output(output).value("output", lambda: Path(output).name)
+
+    def claims(self, output: str | os.PathLike) -> bool:
+        """Return whether this run has begun to write an output folder."""
+        return self._of_output(output).has("output")
+
+    def _of_output(self, output: str | os.PathLike) -> "Journal":
+        return self.part("output", str(resolve(output)))
+
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / f"{self.prefix}{name}{ending}"
 
@@ -172,6 +183,10 @@ class Journal:
             remove_work(self.folder)
         if self.lock is not None:
             self.lock.release()
+
+    def _check_shared(self, path: Path) -> None:
+        if not path.is_file():
+            raise FFPError(f"{path} of the main process is not there; {self.folder} must be on a disk that all share")
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():

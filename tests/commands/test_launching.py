@@ -1,6 +1,7 @@
 """What is said when one of several processes ends, by itself or because another has."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +23,11 @@ def end_with(error: FFPError) -> None:
 @pytest.mark.parametrize(("codes", "said"), [((2, 2), "lost"), ((2, -9), "process 2 of 2 was killed (SIGKILL)")])
 def test_one_line_names_what_has_ended_the_processes(codes, said, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    # What one process would use, which may be fewer than the machine's cores.
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
 
-    def fail(options: object) -> None:
+    def fail(options: Namespace) -> None:
+        assert options.num_cpu_threads_per_process == 3
         end_with(ProcessLostError("lost"))
         raise ChildFailedError("run", {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)})
 

@@ -107,6 +107,10 @@ def test_what_is_written_already_needs_no_room(tmp_path, monkeypatch):
     work.mkdir()
     (work / "statistics.safetensors").write_bytes(b"x" * 600)
     check_disk(tmp_path / "out", GIB + 500, work)
+    # The checkpoint is never among what is written already.
+    check_disk(tmp_path / "out", GIB + 500, work, GIB)
+    with pytest.raises(FFPError, match="name a folder on another disk"):
+        check_disk(tmp_path / "out", GIB + 500, work, GIB + 1)
 
 
 def test_data_that_is_not_there(data_folder, tmp_path):

@@ -1,5 +1,7 @@
 import json
+import shutil
 from argparse import ArgumentParser
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -336,6 +338,21 @@ def test_overwrite_throws_away_what_was_interrupted(run, save_tiny_model, data_f
     assert code == 2 and "out exists; name another folder" in errors
     code, _, errors = run(*command, "--resume", "--overwrite")
     assert code == 0 and f"there is nothing to resume, {tmp_path / 'out.work'} holds no state" in errors
+
+
+@pytest.mark.slow
+def test_a_resumed_sweep_replaces_its_own_checkpoints_alone(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
+    command = ["-m", save_tiny_model(), tmp_path / "out", "--dataset", data_folder, "--method", "uniform"]
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ffp.commands.summary.prune_summary", Mock(side_effect=KeyboardInterrupt))
+        assert run(*command, "--sparsity", 0.1, 0.2)[0] == 130
+    own, other = (tmp_path / f"out-ffp-{percent}" for percent in (10, 30))
+    shutil.copytree(own, other)
+    code, _, errors = run(*command, "--sparsity", 0.1, 0.3, "--resume")
+    assert code == 2 and f"{other} exists; name another folder" in errors
+    before = own.stat().st_ino
+    assert run(*command, "--sparsity", 0.1, 0.2, "--resume")[0] == 0
+    assert own.stat().st_ino != before and not (tmp_path / "out-ffp-10.work").exists()
 
 
 def refuse_before_loading(run, monkeypatch, *words):

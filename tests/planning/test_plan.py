@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -263,6 +264,39 @@ def test_a_model_that_writes_on_a_card_is_not_offloaded(monkeypatch):
     assert plan.offload == "none" and "of memory on cuda" in plan.warnings[0]
     with pytest.raises(FFPError, match="that the model writes itself needs all weights on the device; choose offload"):
         make_plan(shape, FFPConfig(dataset="self"), options=LoadOptions(offload="host"))
+
+
+def test_an_offload_that_a_prune_refuses_has_no_plan():
+    shape = LlamaConfig(hidden_size=64, intermediate_size=176, num_hidden_layers=2, dtype="float32")
+    with pytest.raises(FFPError, match="offload 'host' is for accelerators"):
+        make_plan(shape, options=LoadOptions("cpu", offload="host"))
+    with pytest.raises(FFPError, match="offload 'disk' reads the weights as they are in the files, in float32"):
+        make_plan(shape, options=LoadOptions("cpu", "bfloat16", offload="disk"))
+
+
+def test_processes_that_wait_for_one_another_are_planned(monkeypatch):
+    """Operations are those of the work, seconds those of who does it."""
+    shape = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="bfloat16")
+    monkeypatch.setattr("optimum_ffp.planning.plan.compute_dtype", lambda *_: torch.bfloat16)
+    config, on_cpu = FFPConfig(dataset="self", eval_samples=8), LoadOptions("cpu", offload="none")
+    one, four = (make_plan(shape, config, options=on_cpu, processes=count) for count in (1, 4))
+    times = [line for plan in (one, four) for line in plan.describe().splitlines() if line.startswith("time")]
+    assert len({re.search(r"[\d,.]+ TFLOP at", line).group() for line in times}) == 1 and len(set(times)) == 2
+    # One of them writes the text.
+    written = [stages(plan)["data"]["KV cache"] * plan.processes for plan in (one, four)]
+    assert written[0] == written[1] > 2**33
+    assert one.advice == [] and "1 of the 4 processes" in four.advice[0] and four.advice[0] in four.describe()
+    batch = config.replace(distillation_batch=4)
+    assert make_plan(shape, batch, options=on_cpu, processes=4).advice == []
+
+
+def test_cards_that_exchange_tensors_have_buffers_for_it(monkeypatch):
+    shape = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="bfloat16")
+    machine = Machine(torch.device("cuda"), 512 * GIB, 80 * GIB)
+    monkeypatch.setattr("optimum_ffp.planning.plan.measure_machine", lambda *_: machine)
+    one, four = (make_plan(shape, processes=count) for count in (1, 4))
+    assert {stage.device["NCCL"] for stage in one.memory} == {0}
+    assert {stage.device["NCCL"] for stage in four.memory} == {GIB} and four.advice == []
 
 
 def test_windows_longer_than_the_model_knows():

@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +51,21 @@ def test_processes_have_devices_of_their_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FFPError, match="can't reach each other .*; start all again"):
         processes.join("cpu")
+    with pytest.raises(FFPError, match="device 'gpu' can't be used here: "):
+        processes.join("gpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(FFPError, match="there are 2 processes, and 1 accelerators are visible, one for each; start"):
+        processes.join()
+
+
+def test_a_process_that_does_not_come_is_told_of_soon(monkeypatch):
+    """Not after the day that the main process may take for what it writes."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "MEETING", timedelta(seconds=1))
+    with pytest.raises(FFPError, match="the processes of this run can't reach each other .*; start all again"):
+        processes.join("cpu")
 
 
 def test_there_is_a_backend_for_tensors_of_every_kind(monkeypatch):
@@ -81,3 +98,7 @@ def test_the_end_of_another_process_is_an_error_of_one_line(monkeypatch):
     message = r"another of the 4 processes has ended \(Connection closed by peer\); .* --resume"
     with pytest.raises(processes.ProcessLostError, match=message):
         processes.wait()
+    with pytest.raises(processes.ProcessLostError, match=message), processes.lost_connections():
+        barrier()
+    with pytest.raises(RuntimeError, match="^shapes cannot be multiplied$"), processes.lost_connections():
+        raise RuntimeError("shapes cannot be multiplied")

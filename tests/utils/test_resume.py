@@ -162,3 +162,22 @@ def test_file_systems_that_can_not_flush_a_folder_will_do(tmp_path, monkeypatch)
     monkeypatch.setattr("os.fsync", refuse_folders)
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     assert journal.value("found", lambda: 3) == 3 and journal.has("found")
+
+
+def test_a_run_knows_the_outputs_that_it_has_begun_to_write(tmp_path):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    assert not journal.claims(tmp_path / "out")
+    journal.claim(tmp_path / "out")
+    assert Journal(tmp_path / "work").claims(f"{tmp_path}/other/../out/")
+    assert not Journal(tmp_path / "work").claims(tmp_path / "out-2")
+    journal.remove()
+    assert not Journal(tmp_path / "work").claims(tmp_path / "out")
+
+
+def test_an_entry_of_a_disk_that_is_not_shared(tmp_path, monkeypatch):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    # As the main process says to the others.
+    monkeypatch.setattr(journal, "has", lambda name: True)
+    for read in (journal.value, journal.tensors):
+        with pytest.raises(FFPError, match=r"data.entry.* of the main process is not there; .* on a disk that all share"):
+            read("data", dict)
