@@ -179,5 +179,5 @@ def test_an_entry_of_a_disk_that_is_not_shared(tmp_path, monkeypatch):
     # As the main process says to the others.
     monkeypatch.setattr(journal, "has", lambda name: True)
     for read in (journal.value, journal.tensors):
-        with pytest.raises(FFPError, match=r"data.entry.* of the main process is not there; .* on a disk that all share"):
+        with pytest.raises(FFPError, match="of the main process is not there; .* must be on a disk that all share"):
             read("data", dict)
