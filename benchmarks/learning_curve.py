@@ -1,15 +1,16 @@
 """Learning curves of the paper's agent, beside random search of the same mapping with the same tokens.
 
-    python benchmarks/learning_curve.py MODEL DATASET [--sparsities 0.2 0.3] [--min-retention 0.2] [--steps 1000]
-        [--options learning_rate=1e-3 ...] [--seq-len 256] [--search-samples 4] [--held-out 8] [--every 6] [--seed 0]
-        [--save FOLDER] [--output learning-curve.json]
+    python benchmarks/learning_curve.py MODEL DATASET [--preset paper] [--sparsities 0.2 0.3] [--min-retention 0.2]
+        [--steps 1000] [--options learning_rate=1e-3 ...] [--seq-len 256] [--search-samples 4] [--held-out 8]
+        [--every 6] [--seed 0] [--save FOLDER] [--output learning-curve.json]
 
 The first search is trained from scratch and later ones start from its agent (policy transfer). Search windows are the
 first ones of a larger number, the others are held out: the deterministic action before every `--every`-th update is
 evaluated on them at the final sparsity, as is the policy that each search returns. There are as many calibration
-tokens as in 32 windows of 2048. Rewards are the paper's, `PPL_dense / PPL`, before calibration. The picture beside
-`--output` has one panel per sparsity. `--save` writes the pruned models, for `optimum-cli ffp evaluate` at another
-window length.
+tokens as in 32 windows of 2048. Rewards are the paper's, `PPL_dense / PPL`, before calibration. With `--preset
+default` it is `--agent ppo` as it is otherwise: it starts from the policy of the loss curves, and is rewarded after
+ridge regression. The picture beside `--output` has one panel per sparsity. `--save` writes the pruned models, after ridge
+regression, for `optimum-cli ffp evaluate` at another window length.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset")
+    parser.add_argument("--preset", default="paper", choices=("paper", "default"))
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--min-retention", type=float, default=0.2)
     parser.add_argument("--steps", type=int, default=1000)
@@ -52,18 +54,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("learning-curve.json"))
     args = parser.parse_args()
 
-    config = FFPConfig(
-        preset="paper",
-        dataset=args.dataset,
-        seq_len=args.seq_len,
-        num_samples=32 * 2048 // args.seq_len,
-        search_samples=args.search_samples + args.held_out,
-        eval_samples=2,
-        search_steps=args.steps,
-        min_retention=args.min_retention,
-        seed=args.seed,
-        **read_options(args.options),
-    )
+    sizes = {
+        "seq_len": args.seq_len,
+        "num_samples": 32 * 2048 // args.seq_len,
+        "search_samples": args.search_samples + args.held_out,
+        "eval_samples": 2,
+        "search_steps": args.steps,
+        "calibration": "ridge",
+    }
+    others = {"dataset": args.dataset, "agent": "ppo", "min_retention": args.min_retention, "seed": args.seed}
+    config = FFPConfig(preset=args.preset, **(sizes | others | read_options(args.options)))
     pruner = FFPPruner.from_pretrained(args.model, config)
     search, held_out = split(pruner.measured.data.search, args.search_samples)
     pruner.measured.data = replace(pruner.measured.data, search=search)
@@ -83,7 +83,8 @@ def main() -> None:
                 save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
         options = without_folders(config.to_dict())
         args.output.write_text(json.dumps({"options": options, "searches": records}, indent=2) + "\n")
-        draw(records, args.output.with_suffix(".png"))
+        when = "before calibration" if config.reward == "pruned" else "after ridge regression"
+        draw(records, args.output.with_suffix(".png"), when)
         print(table(records[-1]), flush=True)
 
 
@@ -106,17 +107,18 @@ class Judge:
     @cached_property
     def dense(self) -> float:
         """Mean loss of the dense model, in nats per token."""
-        return self._loss(PruningPolicy.dense(self.pruner.measured.units))
+        return self._loss(PruningPolicy.dense(self.pruner.measured.units), compensated=False)
 
     def reward(self, policy: PruningPolicy) -> float:
         """Reward `PPL_dense / PPL` on the held-out windows."""
-        return float(np.exp(self.dense - self._loss(policy)))
+        compensated = self.pruner.config.reward == "compensated"
+        return float(np.exp(self.dense - self._loss(policy, compensated)))
 
-    def _loss(self, policy: PruningPolicy) -> float:
+    def _loss(self, policy: PruningPolicy, compensated: bool) -> float:
         measured = self.pruner.measured
         dtype = autocast_dtype(measured.model, self.pruner.config.search_dtype)
-        losses = policy_losses(measured.prepared.sorted_model, [policy], self.windows.tokens, dtype=dtype)
-        return float(losses.mean())
+        inputs = measured.prepared.sorted_model, [policy], self.windows.tokens
+        return float(policy_losses(*inputs, compensated=compensated, dtype=dtype).mean())
 
     def compare(self, sparsity: float, searches: dict[str, FoundPolicy], every: int) -> dict[str, Any]:
         """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
@@ -141,8 +143,14 @@ class Judge:
         return record
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Draws the rewards of samples and the held-out reward of the deterministic action, by update."""
+def draw(records: list[dict[str, Any]], path: Path, when: str) -> None:
+    """Draws the rewards of samples and the held-out reward of the deterministic action, by update.
+
+    Args:
+        records: The record of every sparsity.
+        path: Picture to write.
+        when: Whether rewards are those before or after calibration.
+    """
     figure = Figure(figsize=(9, 3.8 * len(records)), layout="constrained")
     for axes, record in zip(np.atleast_1d(figure.subplots(len(records), 1)), records):
         samples = np.array([reward for _, _, reward in record["ppo"]["samples"]])
@@ -153,7 +161,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         axes.plot(updates, rewards, color="#2f6fb3", label="mean action, held-out windows")
         axes.axhline(record["random"]["held_out"], color="#e08a1e", label="best of random search, held out")
         axes.axhline(record["uniform"], color="#7a7a7a", ls="--", label="uniform, held out")
-        axes.set(title=f"{record['sparsity']:.0%}", xlabel="update", ylabel="PPL dense / PPL, before calibration")
+        axes.set(title=f"{record['sparsity']:.0%}", xlabel="update", ylabel=f"PPL dense / PPL, {when}")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
 

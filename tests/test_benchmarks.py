@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import kl_div
 
 from optimum_ffp import FFPModelForCausalLM
+from optimum_ffp.data import DataRequest, load_windows
 from optimum_ffp.evaluation import TaskSuite, window_losses
 from tests.helpers import CHOICES, make_task, make_tiny_model, make_tokenizer, write_data
 
@@ -112,6 +113,30 @@ def test_ablation_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkey
     again, second = run("ablation", dense, data_folder, *rest)
     assert again == printed
     assert first[0]["sizes"] == second[0]["sizes"]
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_a_learning_curve_is_measured_on_held_out_windows(preset, run, dense, data_folder, tmp_path):
+    words = ["--preset", preset, "--sparsities", "0.3", "0.4", "--steps", "26", "--every", "2", "--seq-len", "24"]
+    words += ["--search-samples", "2", "--held-out", "3", "--save", tmp_path / "models"]
+    printed, record = run("learning_curve", dense, data_folder, *words)
+    assert [one["sparsity"] for one in record["searches"]] == [0.3, 0.4]
+    request = DataRequest(24, record["options"]["num_samples"], 5, 2, record["options"]["seed"])
+    windows = load_windows(str(data_folder), None, make_tokenizer(), make_tiny_model(), request).search.tokens[2:]
+    for one in record["searches"]:
+        updates, rewards = zip(*one["mean_action"])
+        assert updates[0] == 0 and updates[-1] >= 2 and min(rewards) > 0 and one["moved"] > 0
+        assert f"| ppo | {one['ppo']['tokens']:,} | " in printed and f"{rewards[0]:.4f} {rewards[-1]:.4f} |" in printed
+        if preset == "default":
+            # The models that are written are after ridge regression too.
+            models = make_tiny_model(), *(
+                FFPModelForCausalLM.from_pretrained(tmp_path / "models" / f"{name}-{100 * one['sparsity']:g}")
+                for name in ("ppo", "random")
+            )
+            expected, *found = (float(window_losses(model, windows).mean()) for model in models)
+            for name, loss in zip(("ppo", "random"), found):
+                assert one[name]["held_out"] == pytest.approx(np.exp(expected - loss), rel=1e-4)
+    assert (tmp_path / "learning_curve.png").is_file() and str(tmp_path) not in json.dumps(record)
 
 
 def test_candidate_beside_a_dense_pass(run, dense, data_folder):
