@@ -9,8 +9,8 @@ first ones of a larger number, the others are held out: the deterministic action
 evaluated on them at the final sparsity, as is the policy that each search returns. There are as many calibration
 tokens as in 32 windows of 2048. Rewards are the paper's, `PPL_dense / PPL`, before calibration. With `--preset
 default` it is `--agent ppo` as it is otherwise: it starts from the policy of the loss curves, and is rewarded after
-ridge regression. The picture beside `--output` has one panel per sparsity. `--save` writes the pruned models, after ridge
-regression, for `optimum-cli ffp evaluate` at another window length.
+ridge regression. The picture beside `--output` has one panel per sparsity. `--save` writes the pruned models, after
+ridge regression, for `optimum-cli ffp evaluate` at another window length.
 """
 
 import argparse

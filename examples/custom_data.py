@@ -24,9 +24,11 @@ SPLITS = ("validation", "test", *["train"] * 8)
 def write_dataset(conversations: Path, model_id: str, folder: Path) -> None:
     """Renders conversations by the model's chat template and writes a file per split."""
     tokenizer = AutoTokenizer.from_pretrained(model_id)
+    if not tokenizer.chat_template:
+        raise SystemExit(f"{model_id} has no chat template; name a chat model")
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     with open(conversations, encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
+        for number, line in enumerate(filter(str.strip, lines)):
             text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
             rows[SPLITS[number % len(SPLITS)]].append(text)
     files = {

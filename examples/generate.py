@@ -28,7 +28,10 @@ def load(source: str) -> PreTrainedModel:
 
 def figures(folder: str) -> dict:
     """Perplexities that were measured on the same windows, by model, and what these windows are."""
-    record = json.loads((Path(folder) / "ffp_config.json").read_text(encoding="utf-8"))
+    path = Path(folder) / "ffp_config.json"
+    if not path.is_file():
+        sys.exit(f"error: {folder} is no folder that optimum-ffp has written; name that of the smaller model first")
+    record = json.loads(path.read_text(encoding="utf-8"))
     if "recovery" in record:
         return record["recovery"][-1]["perplexity"]
     measured = record["provenance"]["perplexity"]
@@ -36,7 +39,7 @@ def figures(folder: str) -> dict:
 
 
 def main(sources: list[str], prompt: str) -> None:
-    tokenizer, measured = AutoTokenizer.from_pretrained(sources[0]), figures(sources[0])
+    measured, tokenizer = figures(sources[0]), AutoTokenizer.from_pretrained(sources[0])
     first = "recovered" if "recovered" in measured else "pruned"
     names = [first, "dense"] if len(sources) == 2 else ["recovered", "pruned", "dense"]
     if not set(names) <= set(measured):

@@ -3,14 +3,14 @@
 python examples/prune_from_python.py MODEL DATASET OUTPUT [SEQ_LEN]
 """
 
-import sys
+import argparse
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.utils.folders import check_output
 
 
-def main(model_id: str, dataset: str, output: str, seq_len: str = "2048") -> None:
-    config = FFPConfig(dataset=dataset, seq_len=int(seq_len), eval_samples=8)
+def main(model_id: str, dataset: str, output: str, seq_len: int | None) -> None:
+    config = FFPConfig(dataset=dataset, seq_len=seq_len, eval_samples=8)
     pruner = FFPPruner.from_pretrained(model_id, config)
     folders = {sparsity: f"{output}-{100 * sparsity:g}" for sparsity in (0.1, 0.2)}
     for folder in folders.values():
@@ -25,4 +25,10 @@ def main(model_id: str, dataset: str, output: str, seq_len: str = "2048") -> Non
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or folder of a dense model.")
+    parser.add_argument("dataset", help="Text to calibrate on, as for --dataset.")
+    parser.add_argument("output", help="Beginning of the names of the two folders to write.")
+    parser.add_argument("seq_len", nargs="?", type=int, help="Tokens per window. Default: up to 2048.")
+    args = parser.parse_args()
+    main(args.model, args.dataset, args.output, args.seq_len)

@@ -129,9 +129,12 @@ def test_a_learning_curve_is_measured_on_held_out_windows(preset, run, dense, da
         assert f"| ppo | {one['ppo']['tokens']:,} | " in printed and f"{rewards[0]:.4f} {rewards[-1]:.4f} |" in printed
         if preset == "default":
             # The models that are written are after ridge regression too.
-            models = make_tiny_model(), *(
-                FFPModelForCausalLM.from_pretrained(tmp_path / "models" / f"{name}-{100 * one['sparsity']:g}")
-                for name in ("ppo", "random")
+            models = (
+                make_tiny_model(),
+                *(
+                    FFPModelForCausalLM.from_pretrained(tmp_path / "models" / f"{name}-{100 * one['sparsity']:g}")
+                    for name in ("ppo", "random")
+                ),
             )
             expected, *found = (float(window_losses(model, windows).mean()) for model in models)
             for name, loss in zip(("ppo", "random"), found):

@@ -40,7 +40,7 @@ def test_prune_on_conversations(run, dense, tmp_path):
     words = make_text(6000).split()
     messages = [[{"role": "user", "content": " ".join(words[at : at + 60])}] for at in range(0, len(words), 60)]
     file = tmp_path / "chats.jsonl"
-    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
+    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages) + "\n")
     sizes = ["--seq-len", "24", "--num-samples", "6", "--search-samples", "2", "--search-steps", "6"]
     printed = [run("custom_data.py", dense, file, tmp_path / "out", *sizes) for _ in range(2)]
     assert re.search(r"perplexity on conversations: \d+\.\d\d\n", printed[0]) and printed[0] == printed[1]
@@ -62,6 +62,8 @@ def test_prune_at_two_sparsities(run, dense, tmp_path):
     parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
     assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
 
+    with pytest.raises(SystemExit, match="dense is no folder that optimum-ffp has written; name that of the smaller"):
+        run("generate.py", dense, tmp_path / "out-20")
     answers = run("generate.py", tmp_path / "out-20", dense, "--prompt", "w5 w6 w7")
     measured = json.loads((tmp_path / "out-20" / "ffp_config.json").read_text())["provenance"]
     perplexity = measured["perplexity"]

@@ -70,6 +70,7 @@ def recover(args: Namespace) -> None:
     config, folder = read_config(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
 
     from ..hub.upload import push_folder
+    from ..modeling.checks import check_unquantised
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
     from ..planning.preflight import Outputs, find_problems
     from ..planning.recovery import plan_recovery
@@ -83,6 +84,7 @@ def recover(args: Namespace) -> None:
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     student = empty_model(read_pruned_config(args.model, options))
     teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
+    check_unquantised(teacher, dense)
     config = with_dataset(config, args.model, options)
     count = process_count(args.num_processes)
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)

@@ -42,7 +42,7 @@ def encode_rows(
             tokens = np.array(encoded.input_ids[index], np.int32)
             if answers is not None and not isinstance(row, str):
                 # The blank before an answer is often in its first token.
-                begins, ends = np.array(encoded.offset_mapping[index]).T
+                begins, ends = np.array(encoded.offset_mapping[index]).reshape(-1, 2).T
                 completion = isinstance(row, Completion)
                 spans = [(len(row.prompt), len(text))] if completion else [*_answers(row, text, tokenizer, label)]
                 inside = [(ends > span[0]) & (begins < span[1]) for span in spans if span]

@@ -54,14 +54,21 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     """
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return {folder.name: [folder]}
-    if (folder / "dataset_dict.json").is_file():
-        found = {split: [folder / split] for split in splits if (folder / split).is_dir()}
+    saved = (folder / "dataset_dict.json").is_file()
+    if saved:
+        folders = {split: [folder / name for name in _names(split) if (folder / name).is_dir()] for split in splits}
+        found = {split: present[:1] for split, present in folders.items() if present}
     else:
         found = {split: files for split in splits if (files := _split_files(folder, split))}
     missing = [split for split in splits if split not in found]
     if not missing or list(found) in (["train"], ["train", "test"]):
         return found
     holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+    if saved:
+        raise FFPError(
+            f"{folder} has no split {missing[0]}; it holds {holds}. Name one of its splits, such as "
+            f"{next(entry for entry in sorted(folder.iterdir()) if entry.is_dir())}, to have it split"
+        )
     raise FFPError(
         f"{folder} has no {missing[0]} file ({', '.join(missing[0] + suffix for suffix in SUFFIXES)}); it holds "
         f"{holds}. Give one file instead of the folder to have it split"
@@ -99,10 +106,14 @@ def _suffix(path: Path) -> str | None:
     return suffix if suffix in SUFFIXES and not packed_table else None
 
 
+def _names(split: str) -> tuple[str, ...]:
+    return split, *NAMES.get(split, ())
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / "data"):
         files = sorted(file for file in (place.iterdir() if place.is_dir() else ()) if file.is_file())
-        names = "|".join((split, *NAMES.get(split, ())))
+        names = "|".join(_names(split))
         for pattern in (f"({names})", f"({names}){SHARD}", rf"({names})\..+"):
             for suffix in SUFFIXES:
                 found = [

@@ -114,7 +114,8 @@ def sample_from_model(
 
 def has_start_token(tokens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether windows of `sample_from_model` begin with the start token; conversations of some models don't."""
-    return bool((tokens[:, 0] == _start_of(tokenizer)).all())
+    start = _start_of(tokenizer)
+    return start is not None and bool((tokens[:, 0] == start).all())
 
 
 def _start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -77,6 +77,12 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
 
 
+def check_unquantised(model_id: str, config: PretrainedConfig) -> None:
+    """Raise `FFPError` if the weights of a model are quantised, and can neither be trained nor converted."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise FFPError(f"{model_id} is quantised; name the model in full precision that it was made from")
+
+
 def _is_native(config: PretrainedConfig) -> bool:
     """Return whether transformers has the classes that a config names: checkpoints older than them have code too."""
     known = {type(config).__name__}

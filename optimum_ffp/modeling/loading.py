@@ -29,7 +29,7 @@ from ..hub.record import prune_record
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_whole, note_untied, pruned_model_class
-from .checks import NO_TOKENIZER, check_prunable, check_usable, largest_token
+from .checks import NO_TOKENIZER, check_prunable, check_unquantised, check_usable, largest_token
 from .families import get_family
 from .gguf_file import check_read_whole, open_gguf
 from .multimodal import language_config, language_model, takes_images
@@ -214,6 +214,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if _locate(model_id)[1]:
         raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
     config = read_any_config(model_id, options)
+    check_unquantised(model_id, config)
     if not is_pruned(config) and not prune_record(model_id, **options.hub()):
         raise FFPError(f"{model_id} was not pruned by optimum-ffp; name a model that was")
     return config

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..data import window_length
 from ..engine.operations import forward_operations
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import resolve_dtype
@@ -173,6 +174,7 @@ def plan_recovery(
     stored = teacher.dtype if given == "auto" else given
     precision = Precision.of(config, machine.device, stored, student.dtype)
     batch = Batch.for_model(config, student.config, shares)
+    window_length(config.eval_seq_len, student.config, "eval_seq_len")
     layers, (vocabulary, hidden) = decoder_layers(student), student.get_output_embeddings().weight.shape
     in_layers = kept * sum(one.numel() for one in layers.parameters())
     parameters = int(student.num_parameters() - (1 - kept) / kept * in_layers)
@@ -187,10 +189,10 @@ def plan_recovery(
         "moments": MOMENTS * trained,
         "weights in bfloat16": copied,
         "activations": int(
-            config.batch_size * batch.length * _activations(layers, hidden, kept, scores, config, precision)
+            batch.at_once * batch.length * _activations(layers, hidden, kept, scores, config, precision)
         ),
-        "hidden states": config.batch_size * batch.length * _compared(student, config, precision),
-        "logits": config.batch_size * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
+        "hidden states": batch.at_once * batch.length * _compared(student, config, precision),
+        "logits": batch.at_once * min(POSITIONS, batch.length) * vocabulary * 4 * LOGITS,
         "gradients of the head": 2 * GRADIENT * vocabulary * hidden * (not config.lora),
         "NCCL": exchange_bytes(machine.device, shares),
     }

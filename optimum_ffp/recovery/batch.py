@@ -21,12 +21,14 @@ class Batch:
 
     Attributes:
         length: Tokens per window.
+        at_once: Windows per forward pass of a process.
         accumulation: Forward passes of a process per step.
         windows: Windows per step, of all processes.
         steps: Number of steps.
     """
 
     length: int
+    at_once: int
     accumulation: int
     windows: int
     steps: int
@@ -35,15 +37,19 @@ class Batch:
     def of(cls, config: RecoveryConfig, length: int, count: int | None = None) -> "Batch":
         """The sizes closest to `batch_tokens` that processes share evenly, and steps for at least `max_tokens`.
 
+        A forward pass has `batch_size` windows, but no more than the step.
+
         Args:
             config: Options.
             length: Tokens per window.
             count: Number of processes; that of this run if `None`.
         """
-        at_once = config.batch_size * (count or processes.count())
-        accumulation = max(1, round(config.batch_tokens / (length * at_once)))
-        windows = accumulation * at_once
-        return cls(length, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
+        shares = count or processes.count()
+        share = config.batch_tokens / (length * shares)
+        at_once = min(config.batch_size, max(1, round(share)))
+        accumulation = max(1, round(share / at_once))
+        windows = accumulation * at_once * shares
+        return cls(length, at_once, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
 
     @classmethod
     def for_model(cls, config: RecoveryConfig, model_config: PretrainedConfig, count: int | None = None) -> "Batch":

@@ -18,6 +18,7 @@ from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, train
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
 from ..hub.naming import short_name
+from ..modeling.checks import check_unquantised
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..options import read_mix
@@ -88,7 +89,7 @@ class FFPRecovery(PushToHubMixin):
         self.config = with_dataset(config, self.source, self.options)
         check_launch(config, self.options, work_folder)
         self.record, self._adapter, self._begun, self._named_teacher = None, None, False, True
-        self.eval_length = window_length(config.eval_seq_len, student.config)
+        self.eval_length = window_length(config.eval_seq_len, student.config, "eval_seq_len")
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
@@ -335,6 +336,7 @@ def _load_teacher(
     """Loads the dense model, and returns its name too."""
     load = partial(load_any, gguf=True)
     teacher_id, (teacher, its_tokenizer) = read_teacher(student_id, teacher_id, options, load)
+    check_unquantised(teacher_id, teacher.config)
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FFPError(
             f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "

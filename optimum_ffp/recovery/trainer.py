@@ -1,5 +1,6 @@
 """The Trainer of a recovery."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import rewrite_logs
 
 from ..data.windows import without_mask
+from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..utils import processes
 from ..utils.processes import Shares
@@ -93,6 +95,9 @@ class RecoveryTrainer(Trainer):
             eval_dataset: Windows; those of the constructor if `None`.
             ignore_keys: Ignored.
             metric_key_prefix: Prefix of the names of the figures.
+
+        Raises:
+            FFPError: If the loss is not finite.
         """
         windows, world = eval_dataset or self.eval_dataset, self.args.world_size
         self.model_wrapped.eval()
@@ -108,6 +113,12 @@ class RecoveryTrainer(Trainer):
         kl, nll, tokens = processes.gather(sums[None], Shares(world)).sum(0).tolist()
         kl, nll, share = kl / tokens, nll / tokens, self.label_share
         figures = {"kl": kl, "perplexity": to_perplexity(nll), "loss": (1 - share) * kl + share * nll}
+        if not math.isfinite(figures["loss"]):
+            # Before the checkpoint of this step is saved in place of the last.
+            raise FFPError(
+                f"the loss on held-out windows is not finite after {self.state.global_step} steps; lower "
+                "learning_rate (ffp recover --learning-rate), or raise warmup_ratio, and begin again with --overwrite"
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,8 +1,8 @@
 """One training of a pruned model, by the Trainer."""
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,8 @@ LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
 BETA2 = 0.95
+# Names of the rates in modules of transformers, beside those of `nn.Dropout`.
+DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
 # Reentrant checkpoints, the default of transformers 4, lose the gradients of hidden states.
 CHECKPOINTING = {"use_reentrant": False}
 
@@ -102,7 +104,7 @@ class Training:
             folder: Folder of checkpoints; none are kept if `None`.
 
         Raises:
-            FFPError: If the loss is not finite, or that of the held-out windows has not fallen.
+            FFPError: If the loss of the held-out windows is not finite, or has not fallen.
         """
         # `Trainer` wants a folder, and looks there for the best weights.
         with TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place:
@@ -111,8 +113,6 @@ class Training:
         # The first one is from before the training.
         best = min(rows[1:], key=lambda row: row["eval_loss"]) if self.config.patience else rows[-1]
         before, after = rows[0]["eval_loss"], best["eval_loss"]
-        if not math.isfinite(after):
-            raise FFPError("the loss is not finite; lower learning_rate, or raise warmup_ratio")
         if after >= before:
             what = "loss" if self.config.label_share else "divergence"
             last = ""
@@ -137,14 +137,10 @@ class Training:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             student.cpu()
         model = self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True)
-        student.forward = DistillationLoss(
-            student, self.teacher, config.temperature, config.label_share, config.hidden_weight
-        )
-        # `Trainer` turns it off in the config, which is saved.
-        use_cache = student.config.use_cache
+        loss = DistillationLoss(student, self.teacher, config.temperature, config.label_share, config.hidden_weight)
         callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
         callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
-        try:
+        with _in_training(student, loss):
             trainer = RecoveryTrainer(
                 model,
                 self._arguments(folder, saves, checkpoint is None, steps),
@@ -161,9 +157,6 @@ class Training:
                     plugin.mixed_precision_policy = _mixed_precision()
             seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             model = self._unwrapped(trainer)
-        finally:
-            del student.forward
-            student.config.use_cache = use_cache
         return model, [row for row in trainer.state.log_history if "eval_loss" in row], seconds
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
@@ -183,7 +176,7 @@ class Training:
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
-            per_device_train_batch_size=config.batch_size,
+            per_device_train_batch_size=batch.at_once,
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
@@ -206,6 +199,8 @@ class Training:
             metric_for_best_model="loss" if config.patience else None,
             greater_is_better=False if config.patience else None,
             logging_steps=max(1, round(batch.steps / LOGS)),
+            # It would log the loss 0 in place of one that is not finite.
+            logging_nan_inf_filter=False,
             report_to="none",
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
@@ -259,6 +254,32 @@ class Training:
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+@contextmanager
+def _in_training(student: PreTrainedModel, loss: DistillationLoss) -> Iterator[None]:
+    """Give a model the loss as its forward pass for the duration of the context, without dropout.
+
+    The dense model has none: what it would leave out of the pruned one, that could not learn.
+    """
+    rates = [
+        (module, name, rate)
+        for module in student.modules()
+        for name in (("p",) if isinstance(module, torch.nn.Dropout) else DROPOUT)
+        if isinstance(rate := getattr(module, name, None), float)
+    ]
+    # `Trainer` turns it off in the config, which is saved.
+    use_cache = student.config.use_cache
+    student.forward = loss
+    for module, name, _ in rates:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        del student.forward
+        student.config.use_cache = use_cache
+        for module, name, rate in rates:
+            setattr(module, name, rate)
 
 
 def _checkpointing() -> dict[str, Any]:

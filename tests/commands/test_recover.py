@@ -1,6 +1,7 @@
 """`optimum-cli ffp recover`, as a user types it."""
 
 import json
+import shutil
 from argparse import Namespace
 from unittest.mock import Mock
 
@@ -127,6 +128,8 @@ def test_options_of_a_file(recover, tmp_path):
         (["--max-tokens", "many"], "a number of tokens is written as 400k, 2M, 1.5B or 2000000; found 'many'"),
         (["--temperature", "0"], "temperature must be a number of at least 0.1, found 0.0"),
         (["--teacher", "/nowhere"], "there is no folder '/nowhere'"),
+        (["--eval-seq-len", "65"], "eval_seq_len 65 is more than the 64 positions that the model knows; lower it"),
+        (["--eval-seq-len", "65", "--plan"], "eval_seq_len 65 is more than the 64 positions"),
         (["--seq-len", "65"], "seq_len 65 is more than the 64 positions that the model knows; lower it"),
         (["--report-to", "mlflow"], "report_to 'mlflow' is not known"),
         (["--num-processes", "0"], "num_processes must be at least 1, found 0"),
@@ -137,6 +140,21 @@ def test_a_users_mistake_ends_in_one_line(recover, tmp_path, words, message):
     assert code == 2 and [line for line in errors.splitlines() if "error: " in line][-1].startswith("error: ")
     assert message in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--plan"]])
+def test_quantised_models_are_refused(recover, tmp_path, folder, pruned, words):
+    """Either would be quantised once more where it is converted."""
+    for name, source in (("teacher", pruned[0].model_id), ("student", folder)):
+        shutil.copytree(source, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    message = "is quantised; name the model in full precision that it was made from"
+    code, _, errors = recover(*words, "--teacher", tmp_path / "teacher")
+    assert code == 2 and f"{tmp_path / 'teacher'} {message}" in errors
+    code, _, errors = recover(*words, model=tmp_path / "student")
+    assert code == 2 and f"{tmp_path / 'student'} {message}" in errors
 
 
 def test_what_exists_is_not_replaced(recover, tmp_path, folder):

@@ -62,6 +62,11 @@ def test_of_a_prompt_with_its_completion_the_completion_has_a_loss():
     assert (tokens >= 0).all()
 
 
+def test_a_row_without_tokens_has_none():
+    rows = [Completion("", ""), Completion("w3 ", "w4")]
+    assert [len(tokens) for tokens in encode_rows(rows, make_tokenizer(), "pairs", Counter())] == [0, 2]
+
+
 def test_the_first_word_of_a_completion_has_a_loss_with_the_blank_that_the_prompt_ends_with():
     answers, tokenizer = Counter(), make_byte_level_tokenizer()
     (tokens,) = encode_rows([Completion("the quick ", "fox")], tokenizer, "pairs", answers)

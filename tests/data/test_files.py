@@ -84,8 +84,12 @@ def test_what_save_to_disk_has_written(tmp_path):
     for other in ("test", "validation"):
         datasets.DatasetDict({split: table(split) for split in ("train", other)}).save_to_disk(tmp_path / other)
     assert read(tmp_path / "test") == {split: [split] for split in ("train", "test")}
-    with pytest.raises(FFPError, match="has no test.*it holds dataset_dict.json, train, validation"):
+    message = "has no split test; it holds dataset_dict.json, train, validation. Name one of its splits, such as"
+    with pytest.raises(FFPError, match=message):
         read(tmp_path / "validation")
+    named = datasets.DatasetDict({split: table(split) for split in ("train", "valid", "test")})
+    named.save_to_disk(tmp_path / "named")
+    assert read(tmp_path / "named") == {"train": ["train"], "validation": ["valid"], "test": ["test"]}
 
 
 def test_train_alone_is_one_text(tmp_path):

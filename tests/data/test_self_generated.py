@@ -3,7 +3,7 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import self_generated
-from optimum_ffp.data.self_generated import find_form, sample_from_model
+from optimum_ffp.data.self_generated import find_form, has_start_token, sample_from_model
 from tests.helpers import make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -148,6 +148,8 @@ def test_a_tokenizer_needs_something_to_begin_with():
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(FFPError, match="neither a start nor an end token"):
         sample_from_model(make_tiny_model(), tokenizer, 2, 12, 0)
+    # Nor has text that isn't written one.
+    assert not has_start_token(torch.empty(0, 12, dtype=torch.long), tokenizer)
 
 
 def test_special_tokens_without_an_embedding_are_not_written():

@@ -136,8 +136,27 @@ def test_a_training_is_judged_by_what_it_trains(teacher, text, windows):
 
 
 def test_a_loss_that_is_not_finite_is_an_error(student, teacher, text, windows, tmp_path):
-    with pytest.raises(FFPError, match="the loss is not finite; lower learning_rate"):
+    message = "the loss on held-out windows is not finite after 5 steps; lower learning_rate .*, and begin again with"
+    with pytest.raises(FFPError, match=message):
         make_training(student, teacher, learning_rate=1e30, max_grad_norm=0).run(text, windows[4:].int(), tmp_path)
+    # It isn't found at the end alone, and what was saved before isn't replaced.
+    assert training._last_checkpoint(tmp_path) is None
+
+
+RATES = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "opt": ("dropout", "attention_dropout", "layerdrop")}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_nothing_is_dropped(name, text, windows):
+    """The dense model, of which the loss is, drops nothing either."""
+    curves = []
+    for rate in (0.0, 0.5):
+        student = prune_by_hand(make_tiny_model(name, **dict.fromkeys(RATES[name], rate)))[0]
+        training = make_training(student, make_tiny_model(name), learning_rate=1e-3)
+        curves.append(training.run(text, windows[4:].int()).curve)
+    assert curves[0] == curves[1] and curves[0][-1]["kl"] < curves[0][0]["kl"]
+    rates = [getattr(module, "p", getattr(module, "dropout", None)) for module in student.modules()]
+    assert 0.5 in rates
 
 
 def test_a_process_that_was_killed_leaves_incomplete_checkpoints(tmp_path):
