@@ -33,6 +33,7 @@ from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import Windows
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
+from optimum_ffp.search.task import finalist_count
 from optimum_ffp.utils.precision import autocast_dtype
 
 
@@ -73,8 +74,8 @@ def main() -> None:
     for sparsity in args.sparsities:
         trained = pruner.search(sparsity, agent)
         agent = agent or trained.agent
-        tokens = trained.search.tokens_evaluated // (args.search_samples * args.seq_len)
-        drawn = pruner.search(sparsity, config=config.replace(method="random", search_steps=tokens))
+        steps = steps_for(trained.search.tokens_evaluated, config, args.search_samples)
+        drawn = pruner.search(sparsity, config=config.replace(method="random", search_steps=steps))
         records.append(judge.compare(sparsity, {"ppo": trained, "random": drawn}, args.every))
         for name, found in (("ppo", trained), ("random", drawn)):
             result = pruner.finish(found)
@@ -86,6 +87,14 @@ def main() -> None:
         when = "before calibration" if config.reward == "pruned" else "after ridge regression"
         draw(records, args.output.with_suffix(".png"), when)
         print(table(records[-1]), flush=True)
+
+
+def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
+    """Number of steps of random search that reads at most so many tokens: finalists are compared on all windows."""
+    few, steps = min(config.update_samples, search_samples), 1
+    while (steps + 1) * few + finalist_count(steps + 1) * (search_samples - few) <= tokens // config.seq_len:
+        steps += 1
+    return steps
 
 
 def split(windows: Windows, count: int) -> tuple[Windows, Windows]:

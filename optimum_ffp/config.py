@@ -118,7 +118,8 @@ class FFPConfig(Options, BaseConfig):
         alpha_start: Fraction of the target sparsity and of the windows per update that PPO's progressive schedule
             starts with, default 1, which is no schedule (paper preset: 0.3).
         learning_rate: Learning rate of PPO, default 3e-3 (the paper: 1e-4).
-        action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1).
+        action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1). A
+            warm start has that of its agent.
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
         search_dtype: Dtype of matrix products in statistics, search and distillation: `"auto"` (default) is bfloat16

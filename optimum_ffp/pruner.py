@@ -19,7 +19,7 @@ from .checkpoint.result import FoundPolicy, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
 from .config import FFPConfig
-from .data import DataSplits, with_window_length
+from .data import DataSplits
 from .errors import FFPError
 from .hub.license import read_license
 from .modeling import is_homogeneous
@@ -323,7 +323,7 @@ class FFPPruner(PushToHubMixin):
     def _searched_with(self, config: FFPConfig, sparsity: float | None) -> FFPConfig:
         """Copies the config with a sparsity, after checking that it matches the measurements."""
         # An option may have been set to what isn't allowed.
-        config = with_window_length(config, self.model.config).replace()
+        config = self.measured.resolved(config).replace()
         self.measured.check(config)
         return config if sparsity is None else config.replace(sparsity=sparsity)
 

@@ -139,6 +139,8 @@ def test_a_learning_curve_is_measured_on_held_out_windows(preset, run, dense, da
             expected, *found = (float(window_losses(model, windows).mean()) for model in models)
             for name, loss in zip(("ppo", "random"), found):
                 assert one[name]["held_out"] == pytest.approx(np.exp(expected - loss), rel=1e-4)
+    for one in record["searches"]:
+        assert 0.5 * one["ppo"]["tokens"] < one["random"]["tokens"] <= one["ppo"]["tokens"] + 24 * 2 * 2
     assert (tmp_path / "learning_curve.png").is_file() and str(tmp_path) not in json.dumps(record)
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -20,8 +21,10 @@ from ..data import (
     check_calibration_tokens,
     find_start_token,
     load_windows,
+    window_length,
     with_window_length,
 )
+from ..data.cutting import check_known
 from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine import LayerwiseModel
 from ..errors import FFPError
@@ -114,7 +117,7 @@ class Measurements:
     ):
         note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
-        self.config = with_window_length(config, model.config)
+        self.config = self.resolved(config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
         self.ways = find_ways(model, self.layerwise.family, config)
@@ -155,9 +158,23 @@ class Measurements:
         """Attention and FFN of every layer."""
         return tuple(unit.unit for unit in self.model_units)
 
+    def resolved(self, config: FFPConfig) -> FFPConfig:
+        """Return a copy of a config with `seq_len` set; with given windows it is that of those for calibration.
+
+        Raises:
+            FFPError: If windows are longer than the model knows positions, or have tokens that it doesn't know.
+        """
+        if self._given_data is None:
+            return with_window_length(config, self.model.config)
+        given = self._given_data
+        for windows in (given.calibration, given.search, *given.tests):
+            window_length(windows.length, self.model.config, "the windows' length")
+            check_known(windows.tokens.flatten().numpy(), self.tokenizer, self.model, windows.dataset)
+        return config.replace(seq_len=given.calibration.length)
+
     def differences(self, config: FFPConfig) -> list[str]:
         """Return messages on the options whose values require other measurements; empty if there are none."""
-        before, now = self.config.measured_options, with_window_length(config, self.model.config).measured_options
+        before, now = self.config.measured_options, self.resolved(config).measured_options
         found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if config.needs_factors and not self.config.needs_factors:
             found.append("reward and calibration didn't need ridge regression and now do")
@@ -178,6 +195,9 @@ class Measurements:
         self.meter.count("data", data.written_tokens)
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
+        if self._given_data is not None:
+            # They are as many as they should be.
+            request = replace(request, calibration=len(data.calibration), search=len(data.search), test=None)
         for warning in data.warnings(request):
             logger.warning(warning)
         return data

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import FFPConfig
 from ..data import describe_size, hub_dataset
 from ..errors import FFPError
-from ..hub.naming import dataset_name, is_hub_id, model_name, short_name, without_folders
+from ..hub.naming import dataset_name, escape, is_hub_id, model_name, short_name, without_folders
 from ..options import AGENT, read_mix
 from .gguf import plan_export
 from .result import PruningResult, final, package_versions
@@ -107,10 +107,12 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "config": config,
         "policy": result.policy,
         "search": result.search,
-        "tests": [(dataset_name(windows.dataset), windows, figures) for windows, figures in result.tests],
+        "tests": [(escape(dataset_name(windows.dataset)), windows, figures) for windows, figures in result.tests],
         "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
-        "data": dataset_name(result.search.calibrated_on["dataset"]) if result.given_data else _text_of(config),
+        "data": escape(
+            dataset_name(result.search.calibrated_on["dataset"]) if result.given_data else _text_of(config)
+        ),
         "plots": plots,
         "versions": package_versions(),
         "code_file": result.code_file,

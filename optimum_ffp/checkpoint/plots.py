@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from ..allocation.policy import GROUP_NAMES, Group
@@ -63,7 +64,11 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
         path: File to write.
     """
     figure = _new_figure(4.6)
-    _draw_front(figure, dense, rows, windows)
+    axes = _draw_front(figure, dense, rows)
+    # A name may be long, and have dollar signs, which would be read as formulas.
+    described = "\n".join(wrap(f"Perplexity: {windows}", 84))
+    axes.set_title(described, fontsize=9, parse_math=False)
+    figure.suptitle("Size and perplexity", fontsize=11)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=DPI)
 
@@ -213,13 +218,14 @@ def _draw_layers(figure, result: PruningResult) -> None:
 
 def _draw_sweep(figure, result: PruningResult) -> None:
     front = result.search.front
-    axes = _draw_front(figure, front["dense"], front["pruned"], "search windows")
+    axes = _draw_front(figure, front["dense"], front["pruned"])
+    figure.suptitle("Size and perplexity on the search windows", fontsize=11)
     point = result.parameters / 1e6, result.search.best_perplexity
     axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
 
 
-def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str):
+def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]]):
     axes = figure.add_subplot()
     origin = dense["parameters"] / 1e6, dense["search_perplexity"]
     for name, (color, marker, size) in FRONT.items():
@@ -227,7 +233,7 @@ def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]], w
         axes.plot(*zip(*sorted([*points, origin])), color=color, marker=marker, markersize=size, label=name)
     axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
     _compress(axes, [origin[1], *(value for row in rows for value in row["search_perplexity"].values())])
-    axes.set(xlabel="parameters of the model [million]", ylabel=f"perplexity ({windows})", title="Size and perplexity")
+    axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
     axes.grid(alpha=0.25)
     return axes
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import FFPError
 from ..hub.upload import check_push, push_folder
 from ..utils import processes
 
@@ -50,8 +51,13 @@ class PushToHubMixin(ABC):
             check_push(repo_id, token)
             parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
             folder = write(parent / repo_id.rpartition("/")[2])
-            # Not removed if the upload fails: the error names the folder, which may be the only copy of the result.
-            address = push_folder(folder, repo_id, private, token, revision, commit_message, create_pr)
+            try:
+                address = push_folder(folder, repo_id, private, token, revision, commit_message, create_pr)
+            except FFPError as error:
+                # Not removed: it may be the only copy of the result.
+                if str(folder) in str(error):
+                    raise
+                raise FFPError(f"{error}; the checkpoint is in {folder}") from None
             shutil.rmtree(parent)
             return address
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import hub_dataset
 from ..errors import FFPError, one_line
-from ..hub.naming import dataset_name, short_name, without_folders
+from ..hub.naming import dataset_name, escape, short_name, without_folders
 from ..hub.upload import name_repository
 from ..options import GRADIENT_COST, read_mix
 from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand, read_record
@@ -265,7 +265,7 @@ def _write_card(record: RecoveryRecord, path: Path, name: str, earlier: int) -> 
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["text"] = dataset_name
+    environment.filters["text"] = lambda name: escape(dataset_name(name))
     fields = {"record": record, "options": record.options, "figures": record.figures, "plot": RECOVERY_PLOT}
     fields |= {"teacher": short_name(record.teacher), "command": recovery_command(record)}
     fields |= {"earlier": earlier, "before": name_before(earlier)}

@@ -171,6 +171,23 @@ class PruningResult:
         return any(unit.kind == "attention" and unit.group != "all_heads" for unit in self.policy.units)
 
     @property
+    def removed(self) -> str:
+        """What has been removed, in words."""
+        names = {"attention": "attention heads", "ffn": "FFN channels"}
+        rates = [*zip(self.policy.units, self.policy.retentions)]
+        found = [name for kind, name in names.items() if any(rate < 1 for unit, rate in rates if unit.kind == kind)]
+        return " and ".join(found)
+
+    @property
+    def layers_differ(self) -> bool:
+        """Whether not all layers keep the same."""
+        kept: dict[str, set[tuple[str, float]]] = {}
+        for unit, rate in zip(self.policy.units, self.policy.retentions):
+            # What is whole is alike, whatever it may lose.
+            kept.setdefault(unit.kind, set()).add((unit.group if rate < 1 else "", rate))
+        return any(len(rates) > 1 for rates in kept.values())
+
+    @property
     def code_file(self) -> str | None:
         """File of the checkpoint's modelling code; `None` if all layers are alike, so that it needs none."""
         return f"{type(self.model).__module__.rpartition('.')[2]}.py" if is_pruned(self.model.config) else None

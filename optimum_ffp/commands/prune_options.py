@@ -226,7 +226,11 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         ppo, "alpha-start", "Fraction of the sparsity and of the search windows that the search starts with, 0 to 1."
     )
     add_config_option(ppo, "learning-rate", "Learning rate of PPO.")
-    add_config_option(ppo, "action-std", "Standard deviation of the agent's actions before training.")
+    add_config_option(
+        ppo,
+        "action-std",
+        "Standard deviation of the agent's actions before training; a warm start has that of its agent.",
+    )
     add_config_option(ppo, "clip-range", "Clip range of PPO: limits the change of the agent per update.")
     add_config_option(ppo, "hidden-sizes", "Widths of the hidden layers of the agent's network.", metavar="N")
 

@@ -1,5 +1,6 @@
 """Names of models and datasets in published files: Hub ids unchanged, local paths without their folders."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,10 @@ def short_name(source: str) -> str:
     """Return a model's or text's name without local folders."""
     # Strip the configuration of a dataset (`id:name`) or the revision of an agent (`id@revision`).
     repo_id = re.sub(r"[:@][\w.-]+$", "", source)
-    return source if is_hub_id(repo_id) and not Path(source).exists() else Path(source).name or source
+    if is_hub_id(repo_id) and not Path(source).exists():
+        return source
+    # Without the folders that "." and ".." stand for.
+    return Path(os.path.abspath(os.path.expanduser(source))).name or source
 
 
 def model_name(base: str) -> str:
@@ -56,6 +60,11 @@ def dataset_name(dataset: str) -> str:
         for name, share in split_mix(dataset)
     ]
     return ", ".join(name if share is None else f"{100 * share:g} % {name}" for name, share in texts)
+
+
+def escape(text: str) -> str:
+    """Return text for a row of a table of Markdown, in which a name may have any characters."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:

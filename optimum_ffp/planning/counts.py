@@ -10,7 +10,7 @@ from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
 from ..options import GRADIENT_COST, NO_SEARCH
-from ..search.task import GRADIENT_FINALISTS, finalist_count, policy_updates
+from ..search.task import divide_steps
 
 
 class SearchCount(NamedTuple):
@@ -34,17 +34,8 @@ def calibrating_processes(config: FFPConfig, processes: int) -> int:
 def count_searches(config: FFPConfig, sparsities: int) -> Iterator[SearchCount]:
     """Yield the candidate evaluations of the search at every sparsity."""
     for one in config.sweep([config.sparsity] * sparsities):
-        steps = one.evaluations
-        finalists = finalist_count(steps, GRADIENT_FINALISTS if config.follows_gradient else None)
-        if config.method in NO_SEARCH:
-            finalists = steps
         baselines = 2 * (sparsities > 1 or config.method not in NO_SEARCH)
-        updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
-        if config.method == "ffp" and config.agent == "ppo":
-            # What is left of its last update is spent on finalists.
-            updates = math.prod(policy_updates(updates, config.candidates))
-            finalists = steps - updates
-        yield SearchCount(updates, finalists, baselines)
+        yield SearchCount(*divide_steps(one), baselines)
 
 
 def count_tokens(config: FFPConfig, units: int, sparsities: int, head: float) -> dict[str, int | None]:

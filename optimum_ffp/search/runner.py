@@ -20,7 +20,7 @@ from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
-from .task import AgentState, SearchResult, SearchTask
+from .task import AgentState, SearchResult, SearchTask, divide_steps
 
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,12 @@ class PolicySearch:
             with_baselines: Whether a method without a search reports the baselines too.
         """
         found = self._search(warm_start, on_entry, with_baselines)
-        if warm_start is None and len(found.trail) == 1:
+        if self.config.method not in NO_SEARCH and not divide_steps(self.config)[0]:
             logger.warning(
                 "search_steps %d doesn't suffice for an update of the policy beside the comparison of the finalists, "
-                "so that nothing was searched; raise it, or choose method 'no-search'",
-                self.config.search_steps,
+                "so that nothing was searched%s; raise it, or choose method 'no-search'",
+                self.config.evaluations,
+                " at this sparsity" if warm_start is not None else "",
             )
         data, evaluator = self.measured.data, self.evaluator
         record = SearchRecord(
@@ -134,8 +135,8 @@ class PolicySearch:
     ) -> SearchResult:
         config, searches = self.config, self.config.method not in NO_SEARCH
         mapping = uniform if config.method == "uniform" else self.mapping
-        # The curriculum may start at a lower sparsity than the bounds allow.
-        least = self.budget(config.sparsity).least_sparsity
+        # The curriculum may start at a lower sparsity than the bounds allow, and the last may be just below them.
+        least = min(self.budget(config.sparsity).least_sparsity, config.sparsity)
         baselines = processes.from_main(self._baselines()) if searches or with_baselines else {}
         with progress_bar(config.evaluations + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
 

@@ -1,5 +1,6 @@
 """Task and result of a search."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,9 +11,10 @@ from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
+from ..config import FFPConfig
 from ..errors import FFPError
 from ..evaluation import to_perplexity
-from ..options import GRADIENT_COST
+from ..options import GRADIENT_COST, NO_SEARCH
 
 
 # Named arrays of a trained agent, for policy transfer.
@@ -43,6 +45,26 @@ def policy_updates(evaluations: int, candidates: int) -> tuple[int, int]:
     """
     size = max(2, min(candidates, evaluations))
     return max(0, evaluations // size), size
+
+
+def divide_steps(config: FFPConfig) -> tuple[int, int]:
+    """Return the numbers of candidate evaluations of a search: of its updates, and of finalists.
+
+    Those of an agent that follows the gradient each count for `GRADIENT_COST` of its steps.
+
+    Args:
+        config: Options of the search.
+    """
+    steps = config.evaluations
+    if config.method in NO_SEARCH:
+        return 0, steps
+    finalists = finalist_count(steps, GRADIENT_FINALISTS if config.follows_gradient else None)
+    updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
+    if config.method == "ffp" and config.agent == "ppo":
+        # What is left of its last update is spent on finalists.
+        updates = math.prod(policy_updates(updates, config.candidates))
+        finalists = steps - updates
+    return updates, finalists
 
 
 def check_agent(state: AgentState, units: Sequence[Unit]) -> None:

@@ -4,6 +4,7 @@ import torch
 
 from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.analysis.measurements import Measurements
+from optimum_ffp.data import DataSplits, Windows
 from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -19,6 +20,30 @@ def measure(data_folder):
 def losses_by_transformers(windows) -> np.ndarray:
     model = make_tiny_model()
     return np.array([model(row[None], labels=row[None]).loss.item() for row in windows.tokens])
+
+
+def given(length: int, largest: int = 128) -> DataSplits:
+    generator = torch.Generator().manual_seed(0)
+    windows = [
+        Windows(torch.randint(3, largest, (count, length), generator=generator), "mine", "given")
+        for count in (8, 4, 2)
+    ]
+    return DataSplits(*windows[:2], (windows[2],))
+
+
+def test_given_windows_are_taken_as_they_are(caplog):
+    """Their length counts, not that of windows of a text, and there are as many as there should be."""
+    measured = Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(distillation_seq_len=8), given(24))
+    assert measured.config.seq_len == 24 and measured.config.distillation_parts == 3
+    assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
+    assert measured.differences(FFPConfig()) == []
+
+
+def test_given_windows_that_the_model_can_not_read():
+    with pytest.raises(FFPError, match="the windows' length 65 is more than the 64 positions that the model knows"):
+        Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(65))
+    with pytest.raises(FFPError, match="mine has the token .*, for which the model has no embedding"):
+        Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(24, 999))
 
 
 def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):

@@ -129,3 +129,21 @@ def test_front_has_a_line_a_baseline_and_the_dense_model(figures, tmp_path):
     assert [line.get_label() for line in axes.lines] == ["uniform", "no-search", "searched", "dense"]
     assert axes.lines[2].get_xydata().tolist() == [[8.0, 30.0], [10.0, 20.0]]
     assert axes.get_yscale() == "log"
+
+
+def test_the_front_names_its_windows_whatever_they_are_called(tmp_path, monkeypatch):
+    """A long name is wrapped, and dollar signs are no formula."""
+    drawn, save = [], Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    front, windows = make_result().search.front, f"it's $x_y^^$.txt, {'a text of a long name, ' * 8}no start token"
+    write_front(front["dense"], front["pruned"], windows, tmp_path / "front.png")
+    ((axes,), (width, height)) = drawn[0].axes, drawn[0].canvas.get_width_height()
+    assert axes.get_title().replace("\n", " ") == f"Perplexity: {windows}" and axes.get_ylabel() == "perplexity"
+    for text in (axes.title, axes.yaxis.label, axes.xaxis.label, drawn[0]._suptitle):
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height

@@ -4,6 +4,7 @@ from importlib.metadata import version
 import pytest
 
 from optimum_ffp.checkpoint.result import final, package_versions
+from tests.helpers import make_pruner
 
 
 def test_counts_are_those_of_the_models(pruned):
@@ -18,7 +19,7 @@ def test_counts_are_those_of_the_models(pruned):
 
 def test_perplexity_is_that_of_the_model_as_it_is(pruned):
     result = pruned[0].result
-    assert result.perplexity == result.perplexity
+    assert result.perplexity == result.perplexities[result.test.dataset]["calibrated"]
     assert final({"dense": 3.0, "searched": 5.0}) == 5.0
 
 
@@ -39,3 +40,17 @@ def test_versions_are_those_that_are_installed():
     found = package_versions()
     assert found["torch"] == version("torch") and found["transformers"] == version("transformers")
     assert {"python", "optimum", "stable-baselines3"} <= set(found)
+
+
+def test_what_is_removed_is_told_from_the_policy(save_tiny_model, data_folder, tmp_path):
+    """Not from the method: attention may stay whole, and layers may be alike."""
+    pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="none")
+    number = ["the same number in every layer", "a different number per layer"]
+    for sparsity, removed, differ in ((0.1, "FFN channels", False), (0.3, "attention heads and FFN channels", True)):
+        result = pruner.prune(sparsity)
+        assert (result.removed, result.layers_differ) == (removed, differ), result.policy.sizes
+        pruner.save_pretrained(tmp_path / f"{sparsity}")
+        card, report = ((tmp_path / f"{sparsity}" / name).read_text() for name in ("README.md", "report.html"))
+        assert f"{removed[0].upper()}{removed[1:]} are\nremoved, {number[differ]}" in card
+        assert f"{removed} are removed, {number[differ]}" in report
+        assert ("differ in size" in card) == differ and ("The checkpoint contains modeling code" in card) != differ

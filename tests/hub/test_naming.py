@@ -1,14 +1,17 @@
-from optimum_ffp.hub.naming import dataset_name, model_name, short_name, without_folders
+from optimum_ffp.hub.naming import dataset_name, escape, model_name, short_name, without_folders
 from optimum_ffp.options import read_mix
 
 
-def test_hub_ids_stay_and_folders_go(tmp_path):
+def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
     assert short_name(str(tmp_path / "model")) == "model"
     for source in ("owner/text:english", "owner/pruned@v1.0"):
         assert short_name(source) == source
     assert short_name("/data/a:b") == "a:b"
+    monkeypatch.chdir(tmp_path / "model")
+    assert (short_name("."), short_name(".."), model_name("./")) == ("model", tmp_path.name, "model")
+    assert escape("my | <text>.txt") == r"my \| &lt;text>.txt"
     assert (model_name("meta-llama/Llama-2-7b-hf"), model_name("/models/smol.gguf")) == ("Llama-2-7b-hf", "smol")
     assert dataset_name("/data/my_text.jsonl") == "my_text.jsonl" and "itself" in dataset_name("self")
 

@@ -270,6 +270,16 @@ def test_card_says_what_the_hub_parses(pruned):
         assert text in card.text
 
 
+def test_what_the_hub_refuses_is_kept_and_named(pruned, hub):
+    pruner, _ = pruned
+    pruner.push_to_hub("me/public")
+    with pytest.raises(FFPError, match="me/public exists and is public, .*; the checkpoint is in ") as refused:
+        pruner.push_to_hub("me/public", private=True)
+    folder = Path(str(refused.value).rpartition(" is in ")[2])
+    assert (folder / "model.safetensors").is_file() and len(hub.repositories["me/public"].commits) == 2
+    shutil.rmtree(folder.parent)
+
+
 def test_a_card_names_its_folder_and_once_pushed_its_repository(pruned, folder, hub):
     local = (folder / "README.md").read_text()
     # As `pruned` was saved; what is copied or renamed later keeps the name that it was given.
