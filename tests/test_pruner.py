@@ -281,6 +281,20 @@ def test_a_search_and_a_calibration_with_other_options_than_the_pruners(save_tin
 
 
 @pytest.mark.slow
+def test_a_sweep_does_not_replace_what_it_has_written(save_tiny_model, data_folder, tmp_path):
+    """A claim on a folder is for the process that resumes."""
+    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="uniform")
+    results = pruner.sweep([0.1, 0.3])
+    next(results)
+    pruner.save_pretrained(tmp_path / "out")
+    next(results)
+    with pytest.raises(FFPError, match="out exists; name another folder"):
+        pruner.save_pretrained(tmp_path / "out")
+    again = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="uniform")
+    next(again.sweep([0.1, 0.3], resume=True))
+    again.save_pretrained(tmp_path / "out")
+
+
 def test_a_sweep_that_is_broken_off_leaves_the_pruner_as_it_was(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work")
     for _ in pruner.sweep([0.2, 0.3]):

@@ -103,7 +103,8 @@ class Measurements:
         journal: Saves the measurements. By default nothing is saved; may be replaced by a journal in a folder.
 
     Raises:
-        FFPError: If the model's family is not supported, or the windows exceed its number of positions.
+        FFPError: If the model's family is not supported, the windows exceed its number of positions, or given ones
+            have tokens that it doesn't know.
     """
 
     def __init__(
@@ -117,6 +118,9 @@ class Measurements:
     ):
         note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
+        for windows in (data.calibration, data.search, *data.tests) if data else ():
+            window_length(windows.length, model.config, "the windows' length")
+            check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         self.config = self.resolved(config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
@@ -162,15 +166,11 @@ class Measurements:
         """Return a copy of a config with `seq_len` set; with given windows it is that of those for calibration.
 
         Raises:
-            FFPError: If windows are longer than the model knows positions, or have tokens that it doesn't know.
+            FFPError: If it is larger than the model's number of positions.
         """
         if self._given_data is None:
             return with_window_length(config, self.model.config)
-        given = self._given_data
-        for windows in (given.calibration, given.search, *given.tests):
-            window_length(windows.length, self.model.config, "the windows' length")
-            check_known(windows.tokens.flatten().numpy(), self.tokenizer, self.model, windows.dataset)
-        return config.replace(seq_len=given.calibration.length)
+        return config.replace(seq_len=self._given_data.calibration.length)
 
     def differences(self, config: FFPConfig) -> list[str]:
         """Return messages on the options whose values require other measurements; empty if there are none."""

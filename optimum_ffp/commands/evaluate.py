@@ -164,6 +164,7 @@ def evaluate(args: Namespace) -> None:
             loaded = held.get(role) or load(role)
             records[role], tokens[role] = measure(args, loaded, texts, suite, predictions)
             del loaded
+        predictions.clear()
         speeds = time_models(args, {role: loaded.model for role, loaded in held.items()})
     finally:
         if records := {role: records[role] for role in sources if role in records}:
@@ -222,8 +223,10 @@ def measure(
     def perplexity(number: int, batch_size: int) -> dict[str, Any]:
         windows, own, known = tests[number], None, None
         if loaded.role == "baseline":
-            # Of an earlier batch size nothing is left.
-            predictions[number:] = [own := Predictions(model, windows.tokens)]
+            # Those of an earlier batch size.
+            del predictions[number:]
+            own = Predictions(model, windows.tokens, *predictions[:1])
+            predictions.append(own)
         elif predictions and predictions[number].fit(model, windows.tokens):
             known = predictions[number]
         with progress_bar(len(windows), f"Perplexity, {loaded.role}", "window") as bar:

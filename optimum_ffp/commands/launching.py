@@ -40,15 +40,24 @@ def check_processes(count: int, device: str | None) -> None:
     Raises:
         FFPError: If it does not.
     """
+    import torch
+
     from ..errors import FFPError
-    from ..utils.processes import check_devices, started, started_here
+    from ..utils.processes import check_device_of_several, started
 
     if count < 1:
         raise FFPError(f"num_processes must be at least 1, found {count}")
     if started() not in (1, count):
         raise FFPError(f"{started()} processes are started already; leave out --num-processes {count}")
     if count > 1:
-        check_devices(count if started() == 1 else started_here(), device)
+        check_device_of_several(device)
+    # Those that are started already may see one each.
+    accelerators = 0 if device == "cpu" or started() > 1 else torch.accelerator.device_count()
+    if accelerators and count > accelerators:
+        raise FFPError(
+            f"num_processes is {count}, and {accelerators} accelerators are visible, one for each process; lower it, "
+            "or choose --device cpu"
+        )
 
 
 def launch(count: int) -> None:

@@ -73,7 +73,7 @@ class PredictionLoss:
     def ready(self) -> Iterator[None]:
         """Run the dense model's norm once, and have the head where it is used for the duration of the context."""
         layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
-        with layerwise.ends_loaded(), graphs_freed(), computing, cast_once(layerwise.model):
+        with layerwise.ends_loaded(), graphs_freed(), computing, cast_once(layerwise.model, layerwise.device):
             projected = []
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():

@@ -64,10 +64,11 @@ def find_splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     if not missing or list(found) in (["train"], ["train", "test"]):
         return found
     holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-    if saved:
+    parts = [entry for entry in sorted(folder.iterdir()) if (entry / "state.json").is_file()]
+    if saved and parts:
         raise FFPError(
-            f"{folder} has no split {missing[0]}; it holds {holds}. Name one of its splits, such as "
-            f"{next(entry for entry in sorted(folder.iterdir()) if entry.is_dir())}, to have it split"
+            f"{folder} has no split {missing[0]}; it holds {holds}. Name one of its splits, such as {parts[0]}, to "
+            "have it split"
         )
     raise FFPError(
         f"{folder} has no {missing[0]} file ({', '.join(missing[0] + suffix for suffix in SUFFIXES)}); it holds "

@@ -21,15 +21,12 @@ class Predictions:
     Args:
         model: The baseline, a causal LM.
         windows: Token ids, shape `[windows, window length]`.
+        others: What it predicts for other windows, with a copy of the head already.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor):
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, others: "Predictions | None" = None):
         self.windows = windows
-        decoder = decoder_of(model)
-        # Of the decoder's class, by which the model finds it.
-        emptied = copy.copy(decoder)
-        vars(emptied).update(_modules={}, _parameters={}, _buffers={})
-        self.model = copy.deepcopy(model, {id(decoder): emptied})
+        self.model = _without_decoder(model) if others is None else others.model
         self._decoded: ModelOutput | None = None
         self._states: list[torch.Tensor] = []
 
@@ -64,6 +61,20 @@ class Predictions:
         states = torch.stack(self._states[windows]).to(self._decoded.last_hidden_state.device)
         for _, logits in logits_in_pieces(self.model, replace(self._decoded, last_hidden_state=states)):
             yield logits
+
+
+def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a causal LM with its head alone, on the same device."""
+    decoder = decoder_of(model)
+    # Of the decoder's class, by which the model finds it.
+    emptied = copy.copy(decoder)
+    vars(emptied).update(_modules={}, _parameters={}, _buffers={})
+    kept = {id(decoder): emptied}
+    for hook in (getattr(module, "_hf_hook", None) for module in model.modules()):
+        # Accelerate's, with the offloaded weights of all layers.
+        offloaded = [getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,))]
+        kept |= {id(weights): weights for weights in offloaded if weights is not None}
+    return copy.deepcopy(model, kept)
 
 
 class Comparison:

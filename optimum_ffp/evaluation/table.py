@@ -1,7 +1,7 @@
 """Figures of a model and its baseline as a text table."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean, stdev
+from collections.abc import Iterator, Mapping
+from statistics import stdev
 from typing import Any
 
 from ..data import describe_windows
@@ -62,7 +62,7 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
         yield label, value, _number(measured["perplexity"], 4), _windows(measured)
         if "divergence" in measured:
             of_text = label.removeprefix("perplexity")
-            yield f"divergence{of_text}", None, _with_error(measured["divergences"]), DIVERGENCE
+            yield f"divergence{of_text}", None, _with_error(measured), DIVERGENCE
             yield f"same token{of_text}", None, f"{100 * measured['agreement']:.2f} %", AGREEMENT
     for key in ("prefill", "decode"):
         if "speed" in record:
@@ -85,12 +85,11 @@ def _number(value: float | None, digits: int) -> str:
     return "not finite" if value is None else f"{value:,.{digits}f}"
 
 
-def _with_error(figures: Sequence[float | None]) -> str:
-    """Mean of figures of windows and its standard error."""
-    if None in figures:
-        return "not finite"
-    error = f" ± {stdev(figures) / len(figures) ** 0.5:.4f}" if len(figures) > 1 else ""
-    return f"{mean(figures):.4f}{error}"
+def _with_error(measured: Mapping[str, Any]) -> str:
+    """The divergence and its standard error over windows."""
+    figures = measured["divergences"]
+    known = len(figures) > 1 and None not in figures
+    return _number(measured["divergence"], 4) + (f" ± {stdev(figures) / len(figures) ** 0.5:.4f}" if known else "")
 
 
 def _windows(measured: dict[str, Any]) -> str:

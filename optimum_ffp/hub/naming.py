@@ -30,7 +30,7 @@ def short_name(source: str) -> str:
     """Return a model's or text's name without local folders."""
     # Strip the configuration of a dataset (`id:name`) or the revision of an agent (`id@revision`).
     repo_id = re.sub(r"[:@][\w.-]+$", "", source)
-    if is_hub_id(repo_id) and not Path(source).exists():
+    if not source or is_hub_id(repo_id) and not Path(source).exists():
         return source
     # Without the folders that "." and ".." stand for.
     return Path(os.path.abspath(os.path.expanduser(source))).name or source

@@ -324,9 +324,9 @@ class FFPRecovery(PushToHubMixin):
             with processes.lost_connections():
                 return training.run(windows, held_out, checkpoints)
         except (OSError, SafetensorError) as error:
+            resumes = ", then resume with --resume (resume=True)" if checkpoints else ""
             raise FFPError(
-                f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with --resume "
-                "(resume=True)"
+                f"the training stopped: {one_line(error)}; if the disk is full make room{resumes}"
             ) from None
 
 

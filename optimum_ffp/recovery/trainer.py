@@ -113,7 +113,13 @@ class RecoveryTrainer(Trainer):
         kl, nll, tokens = processes.gather(sums[None], Shares(world)).sum(0).tolist()
         kl, nll, share = kl / tokens, nll / tokens, self.label_share
         figures = {"kl": kl, "perplexity": to_perplexity(nll), "loss": (1 - share) * kl + share * nll}
-        if not math.isfinite(figures["loss"]):
+        # With patience the best weights are kept in any case.
+        if not math.isfinite(figures["loss"]) and self.state.best_metric is None:
+            if not self.state.global_step:
+                raise FFPError(
+                    "the loss on held-out windows is not finite before the training: a model is damaged, or needs a "
+                    "dtype of more bits"
+                )
             # Before the checkpoint of this step is saved in place of the last.
             raise FFPError(
                 f"the loss on held-out windows is not finite after {self.state.global_step} steps; lower "

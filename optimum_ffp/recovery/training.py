@@ -29,8 +29,6 @@ LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
 BETA2 = 0.95
-# Names of the rates in modules of transformers, beside those of `nn.Dropout`.
-DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
 # Reentrant checkpoints, the default of transformers 4, lose the gradients of hidden states.
 CHECKPOINTING = {"use_reentrant": False}
 
@@ -265,8 +263,8 @@ def _in_training(student: PreTrainedModel, loss: DistillationLoss) -> Iterator[N
     rates = [
         (module, name, rate)
         for module in student.modules()
-        for name in (("p",) if isinstance(module, torch.nn.Dropout) else DROPOUT)
-        if isinstance(rate := getattr(module, name, None), float)
+        for name, rate in vars(module).items()
+        if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout))
     ]
     # `Trainer` turns it off in the config, which is saved.
     use_cache = student.config.use_cache

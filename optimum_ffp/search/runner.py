@@ -103,8 +103,8 @@ class PolicySearch:
         found = self._search(warm_start, on_entry, with_baselines)
         if self.config.method not in NO_SEARCH and not divide_steps(self.config)[0]:
             logger.warning(
-                "search_steps %d doesn't suffice for an update of the policy beside the comparison of the finalists, "
-                "so that nothing was searched%s; raise it, or choose method 'no-search'",
+                "%d candidate evaluations don't suffice for an update of the policy beside the comparison of the "
+                "finalists, so that nothing was searched%s; raise search_steps, or choose method 'no-search'",
                 self.config.evaluations,
                 " at this sparsity" if warm_start is not None else "",
             )

@@ -45,7 +45,7 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
         The first position of a chunk, then its logits for each output, shape `[windows, at most POSITIONS,
         vocabulary]`.
     """
-    with cast_once(model):
+    with cast_once(model, decoded[0].last_hidden_state.device):
         for start in range(0, decoded[0].last_hidden_state.shape[1], POSITIONS):
             # A copy: a product with a strided view would first copy the whole weight of the head.
             pieces = (
@@ -134,9 +134,9 @@ def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
 
 
 @contextmanager
-def cast_once(model: PreTrainedModel) -> Iterator[None]:
-    """Cast the head's weight to the autocast dtype once, instead of for every chunk."""
-    device = model.device.type
+def cast_once(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Cast the head's weight to the autocast dtype of a device once, instead of for every chunk."""
+    device = device.type
     if model.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         yield
         return

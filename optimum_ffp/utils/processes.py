@@ -43,20 +43,14 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def started_here() -> int:
-    """Return the number of those on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def check_devices(count: int, device: str | None) -> None:
-    """Check that each of several processes of this machine can have a device of its own.
+def check_device_of_several(device: str | None) -> None:
+    """Check that each of several processes can have a device of its own.
 
     Args:
-        count: Number of processes on this machine.
         device: Device of the model, as in `LoadOptions`.
 
     Raises:
-        FFPError: If it can't: there are too few accelerators, or one is named.
+        FFPError: If there is no such kind of device, or one of several is named.
     """
     try:
         index = None if device is None else torch.device(device).index
@@ -64,12 +58,6 @@ def check_devices(count: int, device: str | None) -> None:
         raise FFPError(f"device {device!r} can't be used here: {one_line(error)}") from None
     if index is not None:
         raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
-    accelerators = 0 if device == "cpu" else torch.accelerator.device_count()
-    if accelerators and count > accelerators:
-        raise FFPError(
-            f"there are {count} processes, and {accelerators} accelerators are visible, one for each; start fewer, or "
-            "choose --device cpu (device='cpu')"
-        )
 
 
 def join(device: str | None = None) -> None:
@@ -97,7 +85,7 @@ def join(device: str | None = None) -> None:
         return
     from accelerate import PartialState
 
-    check_devices(started_here(), device)
+    check_device_of_several(device)
     on_cpu = device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
     try:
         _meet(_backends(on_cpu))
@@ -127,7 +115,7 @@ def count() -> int:
 
 def local_count() -> int:
     """Return the number of processes of this run on this machine."""
-    return started_here() if _several() else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _several() else 1
 
 
 def machines() -> int:
@@ -352,7 +340,7 @@ def lost_connections() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or CONNECTION.search(str(error))):
+        if not _several() or not (isinstance(error, dist.DistError) or CONNECTION.search(str(error))):
             raise
         with _losses_of_others():
             raise

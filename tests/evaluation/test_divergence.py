@@ -1,5 +1,7 @@
 import pytest
 import torch
+from accelerate.hooks import attach_align_device_hook_on_blocks
+from accelerate.utils import OffloadedWeightsLoader
 from torch.nn.functional import kl_div
 
 from optimum_ffp.evaluation import Predictions, perplexity_record
@@ -44,6 +46,32 @@ def test_what_a_baseline_predicts_takes_the_room_of_its_head(windows):
     perplexity_record(model, windows, ORIGIN, 2, keep=kept)
     assert kept.model.num_parameters() == model.lm_head.weight.numel()
     assert kept.model.lm_head.weight is not model.lm_head.weight
+
+
+def test_offloaded_weights_are_neither_copied_nor_in_the_way(windows):
+    """As accelerate leaves the last layers and the head in host memory beside a GPU that they don't fit on."""
+    dense, pruned = make_tiny_model(), prune_by_hand(make_tiny_model())[0]
+    divergences, _ = by_hand(dense, pruned, windows)
+    weights = OffloadedWeightsLoader(state_dict=dense.state_dict())
+    names = ("model.layers.1", "model.layers.2", "lm_head")
+    attach_align_device_hook_on_blocks(
+        dense, {"": "cpu"} | dict.fromkeys(names, "cpu"), dict.fromkeys(names, True) | {"": False}, weights_map=weights
+    )
+    assert dense.lm_head.weight.is_meta
+    predictions = Predictions(dense, windows)
+    hook = predictions.model.lm_head._hf_hook
+    found = [one.weights_map for one in getattr(hook, "hooks", (hook,)) if getattr(one, "weights_map", None)]
+    assert found and all(one.dataset is weights for one in found)
+    perplexity_record(dense, windows, ORIGIN, 2, keep=predictions)
+    assert perplexity_record(pruned, windows, ORIGIN, 1, baseline=predictions)["divergences"] == pytest.approx(
+        divergences, rel=1e-3
+    )
+
+
+def test_the_head_is_copied_once(windows):
+    model = make_tiny_model()
+    first = Predictions(model, windows)
+    assert Predictions(model, windows[:2], first).model is first.model
 
 
 def test_other_windows_and_vocabularies_are_not_compared(windows):

@@ -149,9 +149,9 @@ TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True), ("ba
 def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_tiny_model, data_folder, caplog):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
     found = PolicySearch(pruner.measured, pruner.config).run()
-    assert warns == ("nothing was searched; raise it" in caplog.text)
+    assert warns == ("nothing was searched; raise search_steps" in caplog.text)
     assert agent == "bandit" or warns == (len(found.trail) == 1)
     caplog.clear()
     # As later sparsities of a sweep, which have half of the evaluations.
     PolicySearch(pruner.measured, pruner.config).run(found.agent)
-    assert warns == ("nothing was searched at this sparsity; raise it" in caplog.text)
+    assert warns == ("nothing was searched at this sparsity; raise search_steps" in caplog.text)
