@@ -124,7 +124,7 @@ class Comparison:
         """
         record = {}
         for name, batches in (("divergence", self._divergences), ("agreement", self._agreements)):
-            # Nothing follows the last position of a window.
-            rows = torch.cat([torch.cat(pieces, 1)[:, :-1].double().mean(1).cpu() for pieces in batches])
+            # Nothing follows the last position of a window. Some devices have no float64.
+            rows = torch.cat([torch.cat(pieces, 1)[:, :-1].cpu().double().mean(1) for pieces in batches])
             record |= {name: float(rows.mean()), f"{name}s": rows.tolist()}
         return record

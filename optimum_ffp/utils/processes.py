@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FFPError, one_line
@@ -318,6 +317,9 @@ def _backends(on_cpu: bool) -> str:
 
 def _meet(backends: str) -> None:
     """Join the processes once all have come; what is missing is told sooner than `TIMEOUT`."""
+    # Some builds of torch have no distributed.
+    from torch.distributed.rendezvous import rendezvous
+
     store, own, total = next(rendezvous("env://", timeout=MEETING))
     store = dist.PrefixStore("optimum-ffp", store)
     store.set(str(own), "")
