@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compare import difference
+from compare import difference, load_with_text
 from transformers import PreTrainedModel
 
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import DataRequest, Windows, load_windows, window_length
+from optimum_ffp.data import Windows
 from optimum_ffp.evaluation import Predictions, perplexity_record
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.progress import progress_bar
@@ -57,9 +57,7 @@ def main() -> None:
     args = parser.parse_args()
 
     options = LoadOptions(dtype=args.dtype)
-    dense, tokenizer = load_any(args.dense, options, gguf=True)
-    request = DataRequest(window_length(None, dense.config), 0, 0, args.windows, 0)
-    windows = load_windows(args.dataset, None, tokenizer, dense, request).test
+    dense, _, windows = load_with_text(args.dense, args.dataset, options, args.windows)
     figures = measure(dense, args.pruned, options, windows)
     records = []
     print("| | divergence | against the first | same token | excess loss | against the first |")

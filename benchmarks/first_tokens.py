@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 
 import torch
+from compare import load_with_text
 from transformers import PreTrainedModel
 
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import DataRequest, load_windows, window_length
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.progress import progress_bar
 
@@ -59,9 +59,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("first_tokens.json"))
     args = parser.parse_args()
 
-    dense, tokenizer = load_any(args.dense, LoadOptions(), gguf=True)
-    request = DataRequest(window_length(None, dense.config), 0, 0, None, args.seed)
-    text = load_windows(args.dataset, None, tokenizer, dense, request).test.tokens.flatten()
+    dense, tokenizer, windows = load_with_text(args.dense, args.dataset, LoadOptions())
+    text = windows.tokens.flatten()
     drawn = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(args.seed))[: args.tokens]]
     tokens = torch.cat([drawn, torch.tensor(tokenizer.all_special_ids)])
     norms = norms_of(dense, tokens)

@@ -8,7 +8,7 @@ from ..compression.sorted_model import SortedModel
 from ..engine import LayerRunner, LayerwiseModel
 from ..errors import FFPError
 from ..utils import processes
-from ..utils.lm_head import logits_in_pieces
+from ..utils.lm_head import divergences, logits_in_pieces
 from ..utils.precision import computing_in
 from ..utils.processes import Shares
 from ..utils.progress import progress_bar
@@ -105,7 +105,6 @@ def _divergence(
     with computing_in(layerwise.device, dtype):
         decoded = layerwise.decoded(expected), layerwise.decoded(found)
         for _, one, other in logits_in_pieces(layerwise.model, *decoded):
-            one, other = one.float().log_softmax(-1), other.float().log_softmax(-1)
-            by_position.append((one.exp() * (one - other)).sum(-1))
+            by_position.append(divergences(one, other))
             del one, other
     return float(torch.cat(by_position, 1).cpu().double().sum())

@@ -118,7 +118,7 @@ class Measurements:
     ):
         note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
-        for windows in (data.calibration, data.search, *data.tests) if data else ():
+        for _, windows in data.roles() if data else ():
             window_length(windows.length, model.config, "the windows' length")
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         self.config = self.resolved(config)
@@ -139,9 +139,8 @@ class Measurements:
         """Digest of the windows that are used instead of datasets, `None` without."""
         if self._given_data is None:
             return None
-        given = self._given_data
         digest = hashlib.sha256()
-        for windows in (given.calibration, given.search, *given.tests):
+        for _, windows in self._given_data.roles():
             description = str((windows.start_token, tuple(windows.tokens.shape)))
             digest.update(description.encode() + windows.tokens.cpu().numpy().tobytes())
         return digest.hexdigest()

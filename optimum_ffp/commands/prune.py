@@ -127,8 +127,9 @@ def prune(args: Namespace) -> None:
     plan = make_plan(model_config, config, sparsities, options, processes=count)
     recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
     written, disk = [*folders, *recovered], disk_bytes(plan, recovered.values())
-    places, uploads = (written, work, disk, plan.disk["save"]), [*filter(None, repositories)]
-    outputs = Outputs(*places, args.overwrite, args.resume, front, uploads, own)
+    outputs = Outputs(
+        written, work, disk, plan.disk["save"], args.overwrite, args.resume, front, [*filter(None, repositories)], own
+    )
     devices = [later.machine.device for later in recovered.values()]
     problems = find_problems(config, [args.model], outputs, args.token, devices)
     if args.plan:

@@ -90,8 +90,7 @@ def recover(args: Namespace) -> None:
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
-    places = [folder], work, plan.disk, plan.result
-    outputs = Outputs(*places, args.overwrite, args.resume, repositories=uploads)
+    outputs = Outputs([folder], work, plan.disk, plan.result, args.overwrite, args.resume, repositories=uploads)
     problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
     if args.plan:
         if processes.is_main():

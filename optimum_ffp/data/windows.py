@@ -144,7 +144,7 @@ class DataSplits:
     @property
     def written_tokens(self) -> int:
         """Number of tokens that the model has generated."""
-        return sum(windows.written * windows.length for _, windows in self._roles())
+        return sum(windows.written * windows.length for _, windows in self.roles())
 
     @property
     def test_tokens(self) -> int:
@@ -166,7 +166,7 @@ class DataSplits:
         # A recovery calibrates nothing, and has the windows of a search held out.
         names = {} if request.calibration else {"search": "held-out"}
         earlier = "calibration or search" if request.calibration else "held-out windows"
-        for role, windows in self._roles():
+        for role, windows in self.roles():
             wanted, name = getattr(request, role), names.get(role, role)
             if wanted and len(windows) < wanted:
                 found.append(
@@ -182,12 +182,13 @@ class DataSplits:
             )
         return found
 
-    def _roles(self) -> list[tuple[str, Windows]]:
+    def roles(self) -> list[tuple[str, Windows]]:
+        """All windows with their role, in order."""
         return [("calibration", self.calibration), ("search", self.search), *(("test", test) for test in self.tests)]
 
     def to_list(self) -> list[dict[str, Any]]:
         """The JSON-ready form of all windows."""
-        return [vars(windows) | {"tokens": windows.tokens.tolist()} for _, windows in self._roles()]
+        return [vars(windows) | {"tokens": windows.tokens.tolist()} for _, windows in self.roles()]
 
     @classmethod
     def from_list(cls, data: list[dict[str, Any]]) -> "DataSplits":

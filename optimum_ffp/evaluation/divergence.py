@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import decoder_of, logits_in_pieces
+from ..utils.lm_head import decoder_of, divergences, logits_in_pieces
 
 
 class Predictions:
@@ -103,15 +102,14 @@ class Comparison:
         """
         first, self._read = self._read, self._read + len(decoded.last_hidden_state)
         pieces = self.predictions.logits(slice(first, self._read))
-        divergences, agreements = [], []
-        self._divergences.append(divergences)
+        by_position, agreements = [], []
+        self._divergences.append(by_position)
         self._agreements.append(agreements)
 
         def compare(logits: torch.Tensor) -> None:
             wanted = next(pieces).to(logits.device)
             agreements.append(logits.argmax(-1) == wanted.argmax(-1))
-            found, wanted = (log_softmax(one.float(), -1) for one in (logits, wanted))
-            divergences.append(kl_div(found, wanted, reduction="none", log_target=True).sum(-1))
+            by_position.append(divergences(wanted, logits))
 
         return compare
 

@@ -33,7 +33,7 @@ def short_name(source: str) -> str:
     if not source or is_hub_id(repo_id) and not Path(source).exists():
         return source
     # Without the folders that "." and ".." stand for.
-    return Path(os.path.abspath(os.path.expanduser(source))).name or source
+    return Path(os.path.abspath(source)).name or source
 
 
 def model_name(base: str) -> str:

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
-from ..utils.precision import dtype_name
+from ..utils.precision import dtype_name, is_quantised
 from .auto import is_pruned
 from .families import find_family
 
@@ -72,14 +72,13 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
     if not _is_native(config):
         raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
     # Quantised GGUF files pass, since they are dequantised on loading.
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
+    if is_quantised(config):
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
 
 
 def check_unquantised(model_id: str, config: PretrainedConfig) -> None:
     """Raise `FFPError` if the weights of a model are quantised, and can neither be trained nor converted."""
-    if getattr(config, "quantization_config", None) is not None:
+    if is_quantised(config):
         raise FFPError(f"{model_id} is quantised; name the model in full precision that it was made from")
 
 

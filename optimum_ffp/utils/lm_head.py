@@ -83,6 +83,17 @@ def losses_in_pieces(
     return torch.cat(losses, 1).cpu().double().mean(1)
 
 
+def divergences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return `KL(expected ‖ found)` of the next token at every position, in nats, shape `[windows, positions]`.
+
+    Args:
+        expected: Logits, shape `[windows, positions, vocabulary]`.
+        found: Logits, of the same shape.
+    """
+    expected, found = (logits.float().log_softmax(-1) for logits in (expected, found))
+    return (expected.exp() * (expected - found)).sum(-1)
+
+
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the losses of the positions of a piece, of which the last may have no target."""
     # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.

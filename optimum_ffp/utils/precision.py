@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -76,6 +76,11 @@ def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None 
     return model
 
 
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Return whether the weights of a model with a config are quantised."""
+    return getattr(config, "quantization_config", None) is not None
+
+
 @contextmanager
 def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
     """Convert the parameters of a model to its `compute_dtype`, and back afterwards.
@@ -83,7 +88,7 @@ def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
     A model that is quantised or spread over devices stays as it is.
     """
     found, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
-    fixed = hasattr(model, "hf_device_map") or getattr(model.config, "quantization_config", None) is not None
+    fixed = hasattr(model, "hf_device_map") or is_quantised(model.config)
     if fixed or found == model.dtype:
         yield
         return

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from ...errors import FFPError
 from ...modeling.families.base import head_dimension
+from ...utils.precision import is_quantised
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def check_exportable(config: PretrainedConfig) -> None:
             f"llama.cpp has no architecture that this exporter writes for model type {model_type!r}; it exports "
             f"{', '.join(UNIFORM)}"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    if is_quantised(config):
         raise FFPError("this model is quantised; export the one that it was quantised from")
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
