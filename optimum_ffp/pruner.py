@@ -32,7 +32,6 @@ from .search.runner import PolicySearch, budget_at, check_budget
 from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
-from .utils.folders import check_output, resolve
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -101,8 +100,6 @@ class FFPPruner(PushToHubMixin):
         self.measured = Measurements(model, tokenizer, config, data, device, self.options.token)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
-        # Folders that this process has written.
-        self._saved: set[Path] = set()
         self._license = read_license(self.model_id, **self.options.hub())
         self._dense_parameters = model.num_parameters()
         self._check_budget(config)
@@ -371,12 +368,7 @@ class FFPPruner(PushToHubMixin):
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         write, journal = self._writer(), self.measured.journal
-        # Not what this process has written itself: another result of a sweep.
-        overwrite = overwrite or (resolve(directory) not in self._saved and journal.claims(directory))
-        if processes.is_main():
-            check_output(directory, overwrite)
-        journal.claim(directory)
-        self._saved.add(resolve(directory))
+        overwrite = journal.claim(directory, overwrite)
         if processes.is_main():
             write(directory, overwrite, journal.folder)
         processes.wait()

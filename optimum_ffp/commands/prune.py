@@ -217,6 +217,7 @@ def recover_all(
     from ..errors import FFPError
     from ..hub.upload import push_folder
     from ..utils import processes
+    from ..utils.resume import Journal, work_folder_of
 
     failed = []
     for folder, repo_id in zip(folders, repositories):
@@ -225,8 +226,12 @@ def recover_all(
         # The record of a model of the Hub names it with its commit.
         teacher = None if on_the_hub(args.model) else args.model
         try:
+            work = work_folder_of(recovered)
             if finished and processes.is_main():
                 print(f"{recovered} is there already, with these options")
+            if finished and Journal(work).claims(recovered):
+                # It was killed before it removed its work.
+                Journal(work).remove()
             if not finished:
                 recover_into(recovered, recovery, args, folder, teacher, discard=True, revision=None)
             if repo_id and processes.is_main():

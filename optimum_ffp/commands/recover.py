@@ -76,7 +76,7 @@ def recover(args: Namespace) -> None:
     from ..planning.recovery import plan_recovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
-    from ..utils.resume import work_folder_of
+    from ..utils.resume import Journal, work_folder_of
     from ..utils.tracking import check_trackers
 
     processes.join(args.device)
@@ -90,7 +90,10 @@ def recover(args: Namespace) -> None:
     plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
-    outputs = Outputs([folder], work, plan.disk, plan.result, args.overwrite, args.resume, repositories=uploads)
+    own = [folder] if args.resume and Journal(work).claims(folder) else []
+    outputs = Outputs(
+        [folder], work, plan.disk, plan.result, args.overwrite, args.resume, repositories=uploads, own=own
+    )
     problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
     if args.plan:
         if processes.is_main():
@@ -131,15 +134,17 @@ def recover_into(
     from ..recovery.recovery import FFPRecovery
     from ..utils import processes
     from ..utils.folders import FolderLock, check_apart, check_output, resolve
-    from ..utils.resume import begin_work, check_work_folder, holds_work, work_folder_of
+    from ..utils.resume import Journal, begin_work, check_work_folder, holds_work, work_folder_of
     from .summary import recovery_summary
 
     work = work_folder_of(folder)
     with ExitStack() as locks:
         resumes = processes.on_main(lambda: args.resume and holds_work(work))
+        # A resumed recovery may replace the checkpoint that it has saved itself.
+        own = args.resume and Journal(work).claims(folder)
         if processes.is_main():
             check_apart(folder, filter(None, (model, teacher)))
-            check_output(folder, args.overwrite)
+            check_output(folder, args.overwrite or own)
             check_work_folder(work, args.resume, overwrite=args.overwrite or discard)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))

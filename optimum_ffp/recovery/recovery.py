@@ -203,12 +203,14 @@ class FFPRecovery(PushToHubMixin):
 
         Args:
             directory: Folder to write. It is written completely or not at all.
-            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One that
+                this recovery has written before it was killed and resumed is replaced in any case.
 
         Raises:
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
         write = self._writer()
+        overwrite = self.journal.claim(directory, overwrite)
         if processes.is_main():
             write(directory, overwrite, work_folder=self.journal.folder)
         processes.wait()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import PARTIAL, FolderLock, check_writable, name_some, resolve
+from .folders import PARTIAL, FolderLock, check_output, check_writable, name_some, resolve
 from .json import from_exact_json, to_exact_json, to_json
 
 
@@ -62,6 +62,8 @@ class Journal:
     ):
         self.folder, self.identity, self.prefix, self.lock = folder, identity or {}, prefix, lock
         self.notes, self.on_disk = notes or {}, on_disk
+        # Outputs of this process.
+        self._written: set[Path] = set()
 
     @classmethod
     def open(
@@ -163,9 +165,26 @@ class Journal:
             return False
         return processes.on_main(lambda: any(self._path(name, ending).is_file() for ending in ENDINGS))
 
-    def claim(self, output: str | os.PathLike) -> None:
-        """Note that this run writes an output folder, which it may replace when it is resumed."""
+    def claim(self, output: str | os.PathLike, overwrite: bool = False) -> bool:
+        """Note that this run writes an output folder, which it may replace when it is resumed.
+
+        Args:
+            output: The output folder.
+            overwrite: Whether it may replace any checkpoint that is there.
+
+        Returns:
+            Whether it may replace what is there: with `overwrite`, or if this run has begun to write it before it was
+            killed and resumed. It doesn't replace what this process has written: another result of a sweep.
+
+        Raises:
+            FFPError: If there is something that it may not replace.
+        """
+        overwrite = overwrite or (resolve(output) not in self._written and self.claims(output))
+        if processes.is_main():
+            check_output(output, overwrite)
         self._of_output(output).value("output", lambda: Path(output).name)
+        self._written.add(resolve(output))
+        return overwrite
 
     def claims(self, output: str | os.PathLike) -> bool:
         """Return whether this run has begun to write an output folder."""

@@ -18,6 +18,7 @@ from optimum_ffp.commands.recover_options import OPTIONS
 from optimum_ffp.options import read_mix
 from optimum_ffp.planning.machine import Machine
 from optimum_ffp.recovery.config import RecoveryConfig
+from optimum_ffp.utils.resume import Journal
 from tests.helpers import FILES, contents
 
 
@@ -190,6 +191,18 @@ def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
     assert files[0] == files[1] and not list(tmp_path.glob("*.work"))
 
 
+def test_a_recovery_that_was_killed_after_it_was_saved_ends(recover, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", Mock(side_effect=KeyboardInterrupt))
+        assert recover()[0] == 130
+    written = contents(tmp_path / "out")
+    assert "contains the state of an earlier run; resume it with --resume" in recover()[2]
+    code, _, errors = recover("--resume")
+    assert code == 0, errors
+    assert contents(tmp_path / "out")["model.safetensors"] == written["model.safetensors"]
+    assert not list(tmp_path.glob("*.work"))
+
+
 def test_the_result_is_uploaded(recover, tmp_path, hub):
     code, output, errors = recover("--push-to-hub", "--hub-model-id", "me/recovered")
     assert code == 0, errors
@@ -302,6 +315,23 @@ def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
     assert code == 0, errors
     assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_recovery_after_a_prune_that_was_killed_after_it_was_saved(prune, tmp_path, monkeypatch):
+    remove = Journal.remove
+
+    def kill(self):
+        if self.folder.name == "out-recovered.work":
+            raise KeyboardInterrupt
+        remove(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", kill)
+        assert prune("--recover", "1k")[0] == 130
+    assert [folder.name for folder in tmp_path.glob("*.work")] == ["out-recovered.work"]
+    code, output, errors = prune("--recover", "1k", "--resume")
+    assert code == 0 and "out-recovered is there already" in output, errors
+    assert not list(tmp_path.glob("*.work"))
 
 
 def test_recoveries_of_a_sweep_go_on(prune, tmp_path, monkeypatch):

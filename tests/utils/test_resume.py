@@ -166,8 +166,12 @@ def test_file_systems_that_can_not_flush_a_folder_will_do(tmp_path, monkeypatch)
 
 def test_a_run_knows_the_outputs_that_it_has_begun_to_write(tmp_path):
     journal = Journal.open(tmp_path / "work", {}, resume=False)
-    assert not journal.claims(tmp_path / "out")
-    journal.claim(tmp_path / "out")
+    assert not journal.claims(tmp_path / "out") and not journal.claim(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    # Not by the process that has written it.
+    with pytest.raises(FFPError, match="out exists; name another folder"):
+        journal.claim(tmp_path / "out")
+    assert Journal(tmp_path / "work").claim(tmp_path / "out")
     assert Journal(tmp_path / "work").claims(f"{tmp_path}/other/../out/")
     assert not Journal(tmp_path / "work").claims(tmp_path / "out-2")
     journal.remove()
