@@ -112,13 +112,13 @@ class FFPConfig(Options, BaseConfig):
         eval_samples: Number of test windows of each text; `None` (default) takes all of a test split, and the first
             100 of a text without one.
         batch_size: Windows per forward pass, default 1. Statistics on the CPU take at most an eighth of all at once.
-        search_steps: Number of candidate evaluations, default 26, or 128 for agent `"ppo"` (the paper: 1000); one with
+        search_steps: Number of candidate evaluations, default 26, or 256 for agent `"ppo"` (the paper: 1000); one with
             a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.
         candidates: Number of candidates per update of the agent, or in all of method `"homogeneous"`, default 8.
         alpha_start: Fraction of the target sparsity and of the windows per update that PPO's progressive schedule
             starts with, default 1, which is no schedule (paper preset: 0.3).
         learning_rate: Learning rate of PPO, default 3e-3 (the paper: 1e-4).
-        action_std: Standard deviation of PPO's actions before training, default 0.3 (paper preset: 1). A
+        action_std: Standard deviation of PPO's actions before training, default 0.1 (paper preset: 1). A
             warm start has that of its agent.
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).

@@ -67,7 +67,7 @@ GRADIENT_COST = 3
 # Where the weights of layers may be while they don't run, the fastest first.
 OFFLOADS = ("none", "host", "disk")
 # Candidate evaluations that agent "ppo" needs to learn.
-PPO_STEPS = 128
+PPO_STEPS = 256
 # Values that the paper states, and two of ours for its agent; the presets share what else it leaves open.
 PAPER = {
     "dataset": "wikitext2",
@@ -296,7 +296,7 @@ class Options:
     candidates: int = 8
     alpha_start: float = 1.0
     learning_rate: float = 3e-3
-    action_std: float = 0.3
+    action_std: float = 0.1
     clip_range: float = 0.2
     hidden_sizes: tuple[int, ...] = (256, 128)
     search_dtype: str = "auto"

@@ -45,7 +45,7 @@ def test_the_default_agent_is_the_best_that_can_run():
 
 def test_ppo_has_steps_to_learn_in_whatever_else_is_set():
     for options in ({}, {"reward": "pruned"}, {"grad": False}):
-        assert FFPConfig(agent="ppo", **options).search_steps == 128
+        assert FFPConfig(agent="ppo", **options).search_steps == 256
     assert FFPConfig(agent="ppo", search_steps=9).search_steps == 9
     assert FFPConfig(agent="ppo", preset="paper").search_steps == 1000
 
