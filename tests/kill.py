@@ -31,13 +31,12 @@ SETTINGS = {
 }
 
 
-def start(model: Path, data: Path, folder: Path, options: dict) -> int:
+def start(model: Path, data: Path, folder: Path, options: dict, overwrite: bool = False) -> int:
     """Forks a process that prunes to `folder/out`, going on from `folder/work` if that is there."""
     child = os.fork()
     if child:
         return child
     work, out = folder / "work", folder / "out"
-    overwrite = work.exists()
     config = FFPConfig(dataset=str(data), **SETTINGS | options)
     pruner = FFPPruner.from_pretrained(model, config, work_folder=work, device="cpu")
     pruner.prune(resume=True)
@@ -58,6 +57,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: text for name, text in files.items() if not name.endswith((".png", ".html", ".md"))}
 
 
+def remains(folder: Path) -> list[str]:
+    """What a prune that has ended doesn't leave."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "out") if folder.exists() else []
+
+
 def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> None:
     began = time.monotonic()
     finish(start(model, data, scratch / "whole", options))
@@ -72,11 +76,12 @@ def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> N
         os.kill(child, signal.SIGKILL)
         finish(child)
         entries = len(list((folder / "work").glob("*"))) if (folder / "work").exists() else 0
-        if not (folder / "out").exists() or entries:
-            finish(start(model, data, folder, options))
+        if not (folder / "out").exists() or remains(folder):
+            # Killed before it removed the lock of its work, which was removed already, it begins again.
+            finish(start(model, data, folder, options, overwrite=not entries))
         found = contents(folder)
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        left = sorted(path.name for path in folder.iterdir() if path.name != "out")
+        left = remains(folder)
         print(json.dumps({"second": round(moment, 2), "entries": entries, "differing": differing, "left": left}))
 
 
