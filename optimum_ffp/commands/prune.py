@@ -226,13 +226,14 @@ def recover_all(
         # The record of a model of the Hub names it with its commit.
         teacher = None if on_the_hub(args.model) else args.model
         try:
-            work = work_folder_of(recovered)
-            if finished and processes.is_main():
-                print(f"{recovered} is there already, with these options")
-            if finished and Journal(work).claims(recovered):
-                # It was killed before it removed its work.
-                Journal(work).remove()
-            if not finished:
+            if finished:
+                if processes.is_main():
+                    print(f"{recovered} is there already, with these options")
+                journal = Journal(work_folder_of(recovered))
+                if journal.claims(recovered):
+                    # Killed before it removed its work.
+                    journal.remove()
+            else:
                 recover_into(recovered, recovery, args, folder, teacher, discard=True, revision=None)
             if repo_id and processes.is_main():
                 print(f"uploaded: {push_folder(recovered, repo_id, args.private, args.token)}")
