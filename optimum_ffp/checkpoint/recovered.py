@@ -21,12 +21,12 @@ from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, escape, short_name, without_folders
 from ..hub.upload import name_repository
 from ..options import GRADIENT_COST, read_mix
-from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand, read_record
+from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand
 from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
 from .result import perplexities_by_text
-from .saving import as_recorded, save_model, save_tokenizer, write_folder
+from .saving import save_model, save_tokenizer, write_folder
 
 
 SECTION = "recovery_section.md"
@@ -153,20 +153,6 @@ def save_recovered(
     source = source_folder(record.source, hub or {})
     write = partial(_write, record, model, tokenizer, source, adapter)
     return write_folder(write, directory, overwrite, work_folder)
-
-
-def is_recovered(folder: str | os.PathLike, pruned: str | os.PathLike, options: Mapping[str, Any]) -> bool:
-    """Returns whether a folder holds what a recovery of a pruned model with these options has made.
-
-    Args:
-        folder: Folder of the recovered model.
-        pruned: Folder of the pruned model.
-        options: Options of the recovery.
-    """
-    found, before = (read_record(one) for one in (folder, pruned))
-    *earlier, last = found.pop("recovery", [{}])
-    before_that = before.pop("recovery", [])
-    return last.get("options") == as_recorded(options) and (found, earlier) == (before, before_that)
 
 
 def name_before(earlier: int) -> str:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -15,9 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
-from ..config import FFPConfig
 from ..errors import FFPError, one_line
-from ..hub.naming import short_name, without_folders
+from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.folders import FILES, RECORD, check_output, expand, is_checkpoint, other_files, read_record, whole_folder
@@ -138,34 +136,6 @@ def check_saved(directory: str | os.PathLike) -> Path:
         )
     check_checkpoint(path)
     return path
-
-
-def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as they are read from the record of a checkpoint."""
-    return json.loads(to_json(without_folders(dict(options))))
-
-
-def is_result(
-    directory: str | os.PathLike, config: FFPConfig, model_id: str, revision: str | None = None, dtype: str = "auto"
-) -> bool:
-    """Returns whether a folder holds a checkpoint that was made of a model with these options.
-
-    Args:
-        directory: The folder.
-        config: Options of the prune.
-        model_id: Hub id, folder or file of the dense model.
-        revision: Its commit; any if `None`.
-        dtype: Dtype that it was loaded in; any if `"auto"`.
-    """
-    found, asked = read_record(directory), as_recorded(config.to_dict())
-    origin = found.get("provenance", {})
-    same = (
-        short_name(model_id) == origin.get("base_model")
-        and revision in (None, origin.get("revision"))
-        and dtype in ("auto", origin.get("dtype"))
-    )
-    # The record has what became of those that were left to the program.
-    return same and all(found.get(name) == value for name, value in asked.items() if value is not None)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

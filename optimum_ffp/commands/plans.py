@@ -1,7 +1,7 @@
 """What `--plan` prints."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from .errors import USER_ERROR
@@ -25,9 +25,9 @@ def process_count(wanted: int | None) -> int:
     return processes.local_count() if processes.count() > 1 else wanted or 1
 
 
-def show_plans(plans: Iterable[Described], problems: Sequence[Exception]) -> None:
-    """Prints plans and what stands in their way, and ends with exit code 2 if anything does."""
-    print("\n\n".join(plan.describe() for plan in plans))
+def show_plan(plan: Described, problems: Sequence[Exception]) -> None:
+    """Print a plan and the problems that would stop it, and end with exit code 2 if there are any."""
+    print(plan.describe())
     for problem in problems:
         print(f"problem: {problem}")
     if problems:

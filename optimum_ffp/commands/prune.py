@@ -4,29 +4,22 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import AGENT, read_mix, write_mix
+from ..options import AGENT
 from ..options import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, on_the_hub, output_name
+from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import process_count, show_plans
+from .plans import process_count, show_plan
 from .prune_options import parse_args_ffp_prune
-from .recover import RECOVERED, recover_into
 
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from ..config import FFPConfig
-    from ..modeling.loading import LoadOptions
-    from ..planning.recovery import RecoveryPlan
-    from ..recovery.config import RecoveryConfig
 
 READ_WHEN = {
     "device": ON_ONE_DEVICE,
@@ -104,37 +97,35 @@ def prune(args: Namespace) -> None:
     from ..checkpoint.pareto import front_files
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.plan import make_plan
-    from ..planning.preflight import Outputs, disk_bytes, find_problems
+    from ..planning.preflight import Outputs, find_problems
     from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import Journal, begin_work, holds_work, work_folder_of
+    from ..utils.resume import Journal, begin_work, work_folder_of
     from ..utils.tracking import check_trackers
 
     work = work_folder_of(folders[0])
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
     check_trackers(args.report_to)
-    repositories, recovery = repository_names(args, folders, sparsities), read_recovery(args, config)
+    repositories = repository_names(args, folders, sparsities)
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
-    resumes = recovery and args.resume and not args.plan and not holds_work(work)
-    if resumes and is_pruned_already(args, config, dict(zip(folders, sparsities)), options):
-        # A recovery was interrupted.
-        recover_all(args, recovery, folders, repositories)
-        processes.leave()
-        return
     # A resumed prune may replace the checkpoints that it has saved itself.
     own = [folder for folder in folders if args.resume and Journal(work).claims(folder)]
     model_config = read_model_config(args.model, options)
-    count = process_count(args.num_processes)
-    plan = make_plan(model_config, config, sparsities, options, processes=count)
-    recovered = plan_recoveries(args, recovery, model_config, dict(zip(folders, sparsities)), count)
-    written, disk = [*folders, *recovered], disk_bytes(plan, recovered.values())
+    plan = make_plan(model_config, config, sparsities, options, processes=process_count(args.num_processes))
     outputs = Outputs(
-        written, work, disk, plan.disk["save"], args.overwrite, args.resume, front, [*filter(None, repositories)], own
+        folders,
+        work,
+        plan.disk_bytes,
+        plan.disk["save"],
+        args.overwrite,
+        args.resume,
+        front,
+        [*filter(None, repositories)],
+        own,
     )
-    devices = [later.machine.device for later in recovered.values()]
-    problems = find_problems(config, [args.model], outputs, args.token, devices)
+    problems = find_problems(config, [args.model], outputs, args.token)
     if args.plan:
         if processes.is_main():
-            show_plans([plan, *recovered.values()], [*problems])
+            show_plan(plan, [*problems])
         return
     with ExitStack() as locks:
         if processes.is_main():
@@ -142,108 +133,12 @@ def prune(args: Namespace) -> None:
                 locks.enter_context(FolderLock(resolve(path)))
             for problem in problems:
                 raise problem
-            for warning in chain(plan.warnings, plan.advice, *(later.warnings for later in recovered.values())):
+            for warning in (*plan.warnings, *plan.advice):
                 print(f"warning: {warning}", file=sys.stderr)
             begin_work(work, args.resume)
         offload = processes.from_main(plan.offload)
-        uploads = [None] * len(folders) if recovery else repositories
-        write_checkpoints(args, config, sparsities, folders, uploads, work, offload)
-    if recovery:
-        recover_all(args, recovery, folders, repositories)
+        write_checkpoints(args, config, sparsities, folders, repositories, work, offload)
     processes.leave()
-
-
-def is_pruned_already(
-    args: Namespace, config: "FFPConfig", sparsities: dict[str, float], options: "LoadOptions"
-) -> bool:
-    """Whether all folders, with their sparsities, hold what this command would prune: only recoveries are left."""
-    from ..checkpoint.saving import is_result
-    from ..modeling.loading import pin_commit
-
-    commit = pin_commit(args.model, options).revision if args.revision else None
-    searches = zip(sparsities, config.sweep(sparsities.values()))
-    return all(is_result(folder, search, args.model, commit, args.dtype) for folder, search in searches)
-
-
-def read_recovery(args: Namespace, config: "FFPConfig") -> "RecoveryConfig | None":
-    """Options of the training with `--recover`, those of the prune as far as both have them; `None` without it."""
-    if args.recover is None:
-        return None
-    from ..data import reported_texts
-    from ..errors import FFPError
-    from ..recovery.config import RecoveryConfig
-
-    if args.device_map is not None:
-        raise FFPError(
-            "--recover trains on one device of each process; leave out --device-map, or recover afterwards by ffp "
-            "recover"
-        )
-    shared = ("dataset", "eval_dataset", "text_column", "start_token", "seq_len", "batch_size", "eval_samples", "seed")
-    given = {name: getattr(config, name) for name in shared}
-    if config.self_share:
-        given["dataset"] = write_mix(read_mix(config.dataset, config.self_share))
-        # That of the prune, which may have no share in the text to train on.
-        given["eval_dataset"] = ",".join(reported_texts(config.dataset, config.eval_dataset))
-    return RecoveryConfig(max_tokens=args.recover, eval_seq_len=config.seq_len, **given)
-
-
-def plan_recoveries(
-    args: Namespace,
-    recovery: "RecoveryConfig | None",
-    model_config: "PretrainedConfig",
-    sparsities: dict[str, float],
-    count: int,
-) -> dict[str, "RecoveryPlan"]:
-    """Plans of the trainings with `--recover` by their folders, for the sparsity of every pruned model's folder."""
-    if recovery is None:
-        return {}
-    from ..modeling.loading import empty_model, resolve_dtype
-    from ..planning.recovery import plan_recovery
-
-    # The pruned model is written in the dtype that the dense one is loaded in.
-    dense = empty_model(model_config, None if args.dtype == "auto" else resolve_dtype(args.dtype))
-    places = args.device, args.dtype, count
-    return {
-        f"{folder}{RECOVERED}": plan_recovery(dense, dense, recovery, *places, kept=1 - sparsity)
-        for folder, sparsity in sparsities.items()
-    }
-
-
-def recover_all(
-    args: Namespace, recovery: "RecoveryConfig", folders: list[str], repositories: list[str | None]
-) -> None:
-    """Recovers every pruned model into a folder beside its own."""
-    from ..checkpoint.recovered import is_recovered
-    from ..errors import FFPError
-    from ..hub.upload import push_folder
-    from ..utils import processes
-    from ..utils.resume import Journal, work_folder_of
-
-    failed = []
-    for folder, repo_id in zip(folders, repositories):
-        recovered = f"{folder}{RECOVERED}"
-        finished = args.resume and processes.from_main(is_recovered(recovered, folder, recovery.to_dict()))
-        # The record of a model of the Hub names it with its commit.
-        teacher = None if on_the_hub(args.model) else args.model
-        try:
-            if finished:
-                if processes.is_main():
-                    print(f"{recovered} is there already, with these options")
-                journal = Journal(work_folder_of(recovered))
-                if journal.claims(recovered):
-                    # Killed before it removed its work.
-                    journal.remove()
-            else:
-                recover_into(recovered, recovery, args, folder, teacher, discard=True, revision=None)
-            if repo_id and processes.is_main():
-                print(f"uploaded: {push_folder(recovered, repo_id, args.private, args.token)}")
-        except FFPError as error:
-            # It must not stop the remaining sparsities. Of several processes the others may be in the middle.
-            if len(folders) == 1 or processes.count() > 1:
-                raise
-            failed.append(f"{recovered}: {error}")
-    if failed:
-        raise FFPError("; ".join(failed))
 
 
 def write_checkpoints(

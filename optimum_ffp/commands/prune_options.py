@@ -58,16 +58,9 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     )
     add_option(
         common,
-        "recover",
-        metavar="TOKENS",
-        help="Then train the pruned model on this number of tokens of the dataset, such as 2M, to predict what the "
-        "dense one does, and write it to OUT-recovered (ffp recover has all options). Default: no training.",
-    )
-    add_option(
-        common,
         "push-to-hub",
         action="store_true",
-        help="Upload the result to the Hub, with --recover the recovered model alone.",
+        help="Upload the result to the Hub.",
     )
 
     output = parser.add_argument_group("Output")

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
@@ -12,7 +12,7 @@ from ..options import COLUMNS, OTHER_TEXT, Condition, read_mix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import process_count, show_plans
+from .plans import process_count, show_plan
 from .recover_options import parse_args_ffp_recover
 
 
@@ -70,14 +70,18 @@ def recover(args: Namespace) -> None:
     config, folder = read_config(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
 
     from ..hub.upload import push_folder
+    from ..modeling.auto import is_pruned
     from ..modeling.checks import check_unquantised
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
     from ..planning.preflight import Outputs, find_problems
     from ..planning.recovery import plan_recovery
+    from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
-    from ..utils.resume import Journal, work_folder_of
+    from ..utils.folders import FolderLock, resolve
+    from ..utils.resume import Journal, begin_work, work_folder_of
     from ..utils.tracking import check_trackers
+    from .summary import recovery_summary
 
     processes.join(args.device)
     check_trackers(args.report_to)
@@ -97,62 +101,30 @@ def recover(args: Namespace) -> None:
     problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
     if args.plan:
         if processes.is_main():
-            show_plans([plan], [*problems])
+            show_plan(plan, [*problems])
         return
     if processes.is_main():
         for problem in problems:
             raise problem
         for warning in plan.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    recover_into(folder, config, args, args.model, args.teacher)
-    if processes.is_main() and args.push_to_hub:
-        print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
-    processes.leave()
-
-
-def recover_into(
-    folder: str,
-    config: "RecoveryConfig",
-    args: Namespace,
-    model: str,
-    teacher: str | None,
-    discard: bool = False,
-    **options: Any,
-) -> None:
-    """Recovers a pruned model into a folder, and prints what came of it.
-
-    Args:
-        folder: Folder to write.
-        config: Options of the recovery.
-        args: `overwrite`, `resume` and `report_to` of the command, and how models are loaded (`LOAD_OPTIONS`).
-        model: The pruned model.
-        teacher: The dense model; the one that it was pruned from if `None`.
-        discard: Whether finished work that is not resumed from is discarded.
-        options: Load options that replace those of the command.
-    """
-    from ..modeling.auto import is_pruned
-    from ..recovery.recovery import FFPRecovery
-    from ..utils import processes
-    from ..utils.folders import FolderLock, check_apart, check_output, resolve
-    from ..utils.resume import Journal, begin_work, check_work_folder, holds_work, work_folder_of
-    from .summary import recovery_summary
-
-    work = work_folder_of(folder)
     with ExitStack() as locks:
-        resumes = processes.on_main(lambda: args.resume and holds_work(work))
-        # A resumed recovery may replace the checkpoint that it has saved itself.
-        own = args.resume and Journal(work).claims(folder)
         if processes.is_main():
-            check_apart(folder, filter(None, (model, teacher)))
-            check_output(folder, args.overwrite or own)
-            check_work_folder(work, args.resume, overwrite=args.overwrite or discard)
             for path in (work, folder):
                 locks.enter_context(FolderLock(resolve(path)))
-            # A resumed prune is followed by recoveries that haven't begun.
-            begin_work(work, args.resume, tell=not discard)
-        options = {name: getattr(args, name) for name in LOAD_OPTIONS} | options
-        recovery = FFPRecovery.from_pretrained(model, config, teacher, work, args.report_to, **options)
-        record = recovery.recover(resume=resumes)
+            begin_work(work, args.resume)
+        recovery = FFPRecovery.from_pretrained(
+            args.model,
+            config,
+            args.teacher,
+            work,
+            args.report_to,
+            **{name: getattr(args, name) for name in LOAD_OPTIONS},
+        )
+        record = recovery.recover(resume=args.resume)
         recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
             print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
+    if processes.is_main() and args.push_to_hub:
+        print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
+    processes.leave()

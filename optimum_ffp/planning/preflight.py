@@ -20,8 +20,6 @@ from ..recovery.config import RecoveryConfig
 from ..recovery.launch import check_device
 from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
 from ..utils.resume import check_work_folder
-from .plan import Plan
-from .recovery import RecoveryPlan
 from .work import GIB
 
 
@@ -91,15 +89,6 @@ def find_problems(
             check()
         except FFPError as problem:
             yield problem
-
-
-def disk_bytes(plan: Plan, recoveries: Collection[RecoveryPlan]) -> int:
-    """Bytes of disk that a prune and the recoveries after it need at most.
-
-    What a prune or a training resumes from is removed before the next training begins.
-    """
-    kept = plan.disk["save"] + sum(later.result for later in recoveries)
-    return max(plan.disk_bytes, kept + max((later.disk - later.result for later in recoveries), default=0))
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path, result: int = 0) -> None:

@@ -228,11 +228,11 @@ def work_folder_of(output: str | os.PathLike) -> Path:
     return Path(f"{resolve(output)}.work")
 
 
-def begin_work(folder: Path, resume: bool, tell: bool = True) -> None:
-    """Discard the entries of a work folder unless a run resumes from them; if there are none, `tell` it."""
+def begin_work(folder: Path, resume: bool) -> None:
+    """Discard the entries of a work folder unless a run resumes from them; if there are none, say so."""
     if not resume:
         remove_work(folder)
-    elif tell and not holds_work(folder):
+    elif not holds_work(folder):
         found = f"there is nothing to resume, {folder} holds no state: starting from the beginning"
         print(found, file=sys.stderr)
 

@@ -12,11 +12,10 @@ from huggingface_hub import ModelCard
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.checkpoint.recovered import (
     RecoveryRecord,
-    is_recovered,
     recovery_command,
     save_recovered,
 )
-from optimum_ffp.checkpoint.saving import check_saved, is_result, load_agent
+from optimum_ffp.checkpoint.saving import check_saved, load_agent
 from optimum_ffp.evaluation import recorded_sparsity
 from optimum_ffp.hub.upload import push_folder
 from tests.helpers import FILES, contents, make_tokenizer
@@ -218,29 +217,6 @@ def test_what_a_loss_on_answers_counted_is_told_where_there_were_some(answers, f
     record = make_record(folder, options=options, answers=answers)
     card = (save_recovered(record, model, make_tokenizer(), tmp_path / "out") / "README.md").read_text()
     assert (", of conversations and prompts those of answers alone." in card) == answers
-
-
-def test_a_recovered_model_is_told_from_others(folder, recovered, model, tmp_path):
-    options = make_record(folder).options
-    assert is_recovered(recovered, folder, options)
-    assert not is_recovered(recovered, folder, options | {"seed": 4})
-    assert not is_recovered(tmp_path / "nothing", folder, options) and not is_recovered(folder, folder, options)
-    other = tmp_path / "other"
-    save_recovered(make_record(folder), model, make_tokenizer(), other)
-    assert not is_recovered(recovered, other, options)
-    again = tmp_path / "again"
-    save_recovered(make_record(other), model, make_tokenizer(), again)
-    assert is_recovered(again, other, options) and not is_recovered(again, folder, options)
-
-
-def test_a_checkpoint_is_told_by_its_options_and_model(folder, pruned):
-    result = pruned[0].result
-    made = result.config, result.base_model
-    assert is_result(folder, *made) and is_result(folder, *made, result.revision, result.dtype)
-    assert not is_result(folder, result.config.replace(seed=9), result.base_model)
-    assert not is_result(folder, result.config, "another/model")
-    assert not is_result(folder, *made, "another") and not is_result(folder, *made, dtype="float16")
-    assert not is_result(folder / "nothing", *made)
 
 
 def test_files_of_the_pruned_model_may_be_read_only(folder, model, tmp_path):

@@ -55,7 +55,7 @@ def test_help_shows_defaults_and_opens_with_the_common_options(run_ffp):
     assert not re.search(r"--\w+_", output)
     titles = re.findall(r"^([A-Z].*):$", output, re.MULTILINE)
     assert titles[:4] == ["Required arguments", "Common options", "Output", "Data"]
-    assert list(options)[:6] == ["model", "output", "sparsity", "dataset", "recover", "push-to-hub"]
+    assert list(options)[:6] == ["model", "output", "sparsity", "dataset", "push-to-hub", "overwrite"]
     assert titles.index("Search") < titles.index("The paper's agent (with --agent ppo)") < titles.index("Calibration")
 
 

@@ -8,15 +8,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig
 
-from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM
+from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.commands.arguments import output_name
-from optimum_ffp.commands.prune import plan_recoveries, read_recovery
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
-from optimum_ffp.options import read_mix
-from optimum_ffp.planning.machine import Machine
 from optimum_ffp.recovery.config import RecoveryConfig
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import FILES, contents
@@ -221,158 +217,6 @@ def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, folder, 
     assert code == 2 and "was not pruned by optimum-ffp" in errors
     code, _, errors = recover("--plan", model=tmp_path / "nothing")
     assert code == 2 and "there is no folder" in errors
-
-
-@pytest.fixture
-def prune(run_ffp, save_tiny_model, data_folder, tmp_path):
-    pruned_model = save_tiny_model()
-
-    def run(*words, model=pruned_model):
-        sizes = ["--num-samples", "8", "--search-samples", "2", "--eval-samples", "3", "--search-steps", "6"]
-        options = ["--seq-len", "24", "--dataset", data_folder, *sizes, "--device", "cpu", "--calibration", "ridge"]
-        return run_ffp("prune", "-m", model, tmp_path / "out", *options, *words)
-
-    return run
-
-
-def test_a_model_is_pruned_and_recovered_in_one_go(prune, tmp_path, data_folder):
-    code, output, errors = prune("--recover", "1k", "--seed", "4")
-    assert code == 0, errors
-    assert output.count("saved in") == 2 and not list(tmp_path.glob("*.work"))
-    (record,) = json.loads((tmp_path / "out-recovered" / "ffp_config.json").read_text())["recovery"]
-    assert (
-        record["options"] | {"dataset": data_folder.name, "seq_len": 24, "eval_seq_len": 24, "seed": 4}
-        == record["options"]
-    )
-    assert contents(tmp_path / "out-recovered").keys() == contents(tmp_path / "out").keys() | {"recovery.png"}
-    assert "exists; name another folder" in prune("--recover", "1k")[2]
-
-
-def test_the_recovery_after_a_prune_has_its_share_of_the_models_own_text():
-    args = Namespace(recover="1k", device_map=None)
-    found = read_recovery(args, FFPConfig(dataset="c4", self_share=0.2, seq_len=24))
-    assert read_mix(found.dataset) == {"c4": 0.8, "self": 0.2}
-    assert read_recovery(args, FFPConfig(dataset="c4", seq_len=24)).dataset == "c4"
-
-
-def test_the_plan_of_a_prune_has_the_recovery(prune, tmp_path):
-    (tmp_path / "out-recovered").mkdir()
-    code, output, errors = prune("--recover", "1k", "--plan")
-    assert code == 2 and not errors.count("Traceback")
-    assert "tokens, statistics" in output and "1,008, which count as 4,032 in forward passes" in output
-    assert "out-recovered exists" in output and not (tmp_path / "out").exists()
-    code, output, _ = prune("--recover", "1k", "--plan", "--sparsity", "0.1", "0.2")
-    assert output.count("tokens, recovery") == 2
-
-
-def test_what_a_recovery_cannot_run_on_is_refused_before_the_prune(prune, run_ffp, tmp_path, monkeypatch):
-    words = ["-m", tmp_path / "tiny-llama", tmp_path / "out", "--recover", "1k", "--device-map", "auto"]
-    code, _, errors = run_ffp("prune", *words)
-    assert code == 2 and "--recover trains on one device of each process; leave out --device-map" in errors
-    machine = Machine(torch.device("cuda", 1), 2**40, 2**40)
-    monkeypatch.setattr("optimum_ffp.planning.recovery.measure_machine", lambda device: machine)
-    monkeypatch.setattr("optimum_ffp.planning.recovery.measure_speed", lambda device, dtype: 1e9)
-    code, output, _ = prune("--recover", "1k", "--plan")
-    assert code == 2 and "problem: training is on the first visible device, found cuda:1; leave out device" in output
-    code, _, errors = prune("--recover", "1k")
-    assert code == 2 and "error: training is on the first visible device, found cuda:1" in errors
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_plan_of_a_recovery_is_for_the_dtype_of_the_prune(save_tiny_model):
-    config = AutoConfig.from_pretrained(save_tiny_model(), dtype="bfloat16")
-    results = []
-    for dtype in ("auto", "float32"):
-        args = Namespace(device="cpu", dtype=dtype)
-        (plan,) = plan_recoveries(
-            args, RecoveryConfig(dataset="c4", max_tokens="1k"), config, {"out": 0.2}, 1
-        ).values()
-        results.append(plan.result)
-    assert results[1] == 2 * results[0]
-
-
-def test_a_plan_of_what_is_pruned_already_trains_nothing(prune, tmp_path):
-    assert prune()[0] == 0
-    assert prune("--recover", "1k", "--resume", "--plan")[1].count("tokens, recovery") == 1
-    assert not (tmp_path / "out-recovered").exists()
-
-
-def test_a_recovery_after_a_prune_goes_on(prune, tmp_path, monkeypatch):
-    from optimum_ffp.recovery.trainer import RecoveryTrainer
-
-    def interrupt(self, *arguments):
-        raise KeyboardInterrupt
-
-    (tmp_path / "out-recovered").mkdir()
-    code, _, errors = prune("--recover", "1k")
-    assert code == 2 and "out-recovered exists" in errors and not (tmp_path / "out").exists()
-    (tmp_path / "out-recovered").rmdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(RecoveryTrainer, "training_step", interrupt)
-        assert prune("--recover", "1k")[0] == 130
-    written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    code, output, errors = prune("--recover", "1k", "--resume")
-    assert code == 0, errors
-    assert output.count("saved in") == 1 and (tmp_path / "out-recovered" / "model.safetensors").is_file()
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
-
-
-def test_a_recovery_after_a_prune_that_was_killed_after_it_was_saved(prune, tmp_path, monkeypatch):
-    remove = Journal.remove
-
-    def kill(self):
-        if self.folder.name == "out-recovered.work":
-            raise KeyboardInterrupt
-        remove(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "remove", kill)
-        assert prune("--recover", "1k")[0] == 130
-    assert [folder.name for folder in tmp_path.glob("*.work")] == ["out-recovered.work"]
-    code, output, errors = prune("--recover", "1k", "--resume")
-    assert code == 0 and "out-recovered is there already" in output, errors
-    assert not list(tmp_path.glob("*.work"))
-
-
-def test_recoveries_of_a_sweep_go_on(prune, tmp_path, monkeypatch):
-    from optimum_ffp.recovery.recovery import FFPRecovery
-
-    words = ["--recover", "1k", "--sparsity", "0.1", "0.2"]
-    with monkeypatch.context() as patch:
-        patch.setattr(FFPRecovery, "recover", Mock(side_effect=KeyboardInterrupt))
-        assert prune(*words)[0] == 130
-    code, output, errors = prune(*words, "--resume")
-    assert code == 0, errors
-    assert output.count("saved in") == 2 and len([*tmp_path.glob("out-ffp-*-recovered")]) == 2
-
-
-def test_what_another_run_has_made_is_not_taken_for_finished(prune, tmp_path, save_tiny_model):
-    assert prune("--recover", "1k")[0] == 0
-    before = contents(tmp_path / "out-recovered")
-    code, output, errors = prune("--recover", "1k", "--resume")
-    assert code == 0 and output.endswith("out-recovered is there already, with these options\n")
-    assert contents(tmp_path / "out-recovered") == before
-    # Another model.
-    assert "exists; name another folder" in prune("--recover", "1k", "--resume", model=save_tiny_model("qwen3"))[2]
-    # Other options, of the prune or of the recovery.
-    assert "exists; name another folder" in prune("--recover", "1k", "--resume", "--sparsity", "0.3")[2]
-    assert "exists; name another folder" in prune("--recover", "2k", "--resume")[2]
-
-
-def test_a_recovery_that_fails_does_not_stop_the_others(prune, tmp_path, monkeypatch):
-    from optimum_ffp.recovery.recovery import FFPRecovery
-
-    recover, folder = FFPRecovery.recover, tmp_path / "out-ffp-10"
-
-    def fail(self, **options):
-        if self.source == str(folder):
-            raise FFPError("the training has gained nothing")
-        return recover(self, **options)
-
-    monkeypatch.setattr(FFPRecovery, "recover", fail)
-    code, output, errors = prune("--recover", "1k", "--sparsity", "0.1", "0.2")
-    assert code == 2 and f"error: {folder}-recovered: the training has gained nothing" in errors
-    assert (tmp_path / "out-ffp-20-recovered").is_dir() and not (tmp_path / "out-ffp-10-recovered").exists()
 
 
 def test_finished_work_is_not_discarded_without_being_told(recover, tmp_path, monkeypatch):
