@@ -20,7 +20,7 @@ from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.options import CALIBRATION
+from optimum_ffp.config.fields import CALIBRATION
 
 
 VARIANTS = {

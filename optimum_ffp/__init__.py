@@ -8,11 +8,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .allocation.policy import PruningPolicy
-    from .config import FFPConfig
+    from .config import FFPConfig, RecoveryConfig
     from .errors import FFPError
     from .modeling import FFPModelForCausalLM
     from .pruner import FFPPruner
-    from .recovery.config import RecoveryConfig
     from .recovery.recovery import FFPRecovery
 
 # Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
@@ -23,7 +22,7 @@ _PUBLIC = {
     "FFPPruner": ".pruner",
     "FFPRecovery": ".recovery.recovery",
     "PruningPolicy": ".allocation.policy",
-    "RecoveryConfig": ".recovery.config",
+    "RecoveryConfig": ".config",
 }
 
 __all__ = [

@@ -19,13 +19,13 @@ from .checkpoint.result import FoundPolicy, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
 from .config import FFPConfig
+from .config.fields import AGENT, CALIBRATION, find_choice
 from .data import DataSplits
 from .errors import FFPError
 from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
-from .options import AGENT, CALIBRATION, find_choice
 from .planning.machine import device_name
 from .planning.plan import make_plan
 from .search.runner import PolicySearch, budget_at, check_budget

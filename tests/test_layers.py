@@ -12,8 +12,8 @@ ROOT = Path(optimum_ffp.__file__).parent
 # Packages and single modules from the bottom up; those of one line don't import each other.
 LAYERS = [
     {"errors", "version"},
-    {"options"},
-    {"allocation", "config", "utils"},
+    {"config"},
+    {"allocation", "utils"},
     {"hub"},
     {"data", "modeling"},
     {"engine"},

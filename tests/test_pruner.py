@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.commands.summary import prune_summary
+from optimum_ffp.config.fields import MEASURED
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.options import MEASURED
 from optimum_ffp.planning.plan import make_plan
 from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import EVERY_MODEL, ON_CPU, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer

@@ -13,9 +13,9 @@ from ..allocation.mappings.curves import lower_hull
 from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
+from ..config.fields import PAPER
 from ..modeling.families import Family, ModelUnit, find_units
 from ..modeling.families.base import permute_blocks
-from ..options import PAPER
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups

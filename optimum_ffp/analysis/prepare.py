@@ -11,11 +11,11 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
+from ..config.fields import GRADIENT_COST
 from ..engine import LayerRunner, LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
-from ..options import GRADIENT_COST
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device

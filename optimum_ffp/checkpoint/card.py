@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import FFPConfig
+from ..config.fields import AGENT, read_mix
 from ..data import describe_size, hub_dataset
 from ..errors import FFPError
 from ..hub.naming import dataset_name, escape, is_hub_id, model_name, short_name, without_folders
-from ..options import AGENT, read_mix
 from .gguf import plan_export
 from .result import PruningResult, final, package_versions
 

@@ -16,11 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.fields import GRADIENT_COST, read_mix
 from ..data import hub_dataset
 from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, escape, short_name, without_folders
 from ..hub.upload import name_repository
-from ..options import GRADIENT_COST, read_mix
 from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand
 from ..utils.json import write_json
 from .card import evaluation_results, option_words

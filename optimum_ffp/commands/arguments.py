@@ -15,7 +15,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..options import CHOICES, OFFLOADS, Condition, Options
+from ..config.fields import CHOICES, OFFLOADS, Condition, Options
 from ..utils.folders import expand
 
 

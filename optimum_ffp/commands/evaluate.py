@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import Condition, has_columns, read_mix, split_mix
+from ..config.fields import Condition, has_columns, read_mix, split_mix
 from .arguments import ON_ONE_DEVICE, ON_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
 from .evaluate_options import parse_args_ffp_evaluate

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from ..options import CHOICES
+from ..config.fields import CHOICES
 from .arguments import (
     SEQ_LEN_DEFAULT,
     add_device_map,

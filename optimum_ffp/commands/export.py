@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import check_choices
+from ..config.fields import check_choices
 from .arguments import ON_THE_HUB, add_hub_options, add_option, add_trust_remote_code, check_read, given_options
 from .errors import one_line_endings
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import AGENT
-from ..options import READ_WHEN as OPTIONS_READ_WHEN
+from ..config.fields import AGENT
+from ..config.fields import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from ..options import PAPER, PPO_STEPS, Options
+from ..config.fields import PAPER, PPO_STEPS, Options
 from .arguments import (
     SEQ_LEN_DEFAULT,
     add_config_option,

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import Condition
+from ..config.fields import Condition
 from .arguments import add_option, add_private, add_token, check_read, given_options
 from .errors import one_line_endings
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..options import COLUMNS, OTHER_TEXT, Condition, read_mix
+from ..config.fields import COLUMNS, OTHER_TEXT, Condition, read_mix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
@@ -17,7 +17,7 @@ from .recover_options import parse_args_ffp_recover
 
 
 if TYPE_CHECKING:
-    from ..recovery.config import RecoveryConfig
+    from ..config import RecoveryConfig
 
 
 def _if_named(condition: Condition) -> Condition:
@@ -58,7 +58,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
 
 def read_config(args: Namespace) -> "RecoveryConfig":
     """The config: that of `--config` if given, overridden by the options of the command line."""
-    from ..recovery.config import RecoveryConfig
+    from ..config import RecoveryConfig
 
     given = {name: getattr(args, name) for name in RecoveryConfig.option_names()}
     given = {name: value for name, value in given.items() if value is not None}

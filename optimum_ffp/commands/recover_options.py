@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 
-from ..recovery.config import ADAPTER_RATE, LOSSES, PRESETS, WEIGHT_RATE, RecoveryConfig
+from ..config.recovery import ADAPTER_RATE, LOSSES, PRESETS, WEIGHT_RATE, RecoveryConfig
 from .arguments import (
     SEQ_LEN_DEFAULT,
     add_config_option,

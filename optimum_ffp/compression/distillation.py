@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ..allocation.policy import PruningPolicy
+from ..config.fields import GRADIENT_COST
 from ..engine import Arguments, LayerRunner, LayerwiseModel
-from ..options import GRADIENT_COST
 from ..utils import processes
 from ..utils.heap import return_free_memory
 from ..utils.processes import Shares

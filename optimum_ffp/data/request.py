@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from transformers import PretrainedConfig
 
 from ..config import FFPConfig
+from ..config.fields import read_mix
 from ..errors import FFPError
-from ..options import read_mix
 
 
 # Default tokens per window, if the model has as many positions.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from ..config.fields import NAMED, has_columns
 from ..errors import FFPError, convert_errors, named_line, one_line
 from ..hub.naming import is_hub_id
-from ..options import NAMED, has_columns
 from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows

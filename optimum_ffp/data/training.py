@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.fields import read_mix
 from ..errors import FFPError
-from ..options import read_mix
 from ..utils.seeds import seed_of
 from .columns import Row
 from .cutting import check_known, cut_tokens, find_start_token

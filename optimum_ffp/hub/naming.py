@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..options import split_mix
+from ..config.fields import split_mix
 
 
 # Keys of configs and records whose values name a model, or the texts of a dataset, and so may be local paths.

@@ -3,8 +3,8 @@
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..config.fields import OFFLOADS
 from ..errors import FFPError
-from ..options import OFFLOADS
 from ..utils import processes
 from ..utils.tensors import pin, put
 from .families import decoder_layers

@@ -8,8 +8,8 @@ from ..compression.distillation import distillation_tokens, tokens_per_window, w
 from ..compression.last_norm import prediction_tokens
 from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
+from ..config.fields import GRADIENT_COST, NO_SEARCH
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
-from ..options import GRADIENT_COST, NO_SEARCH
 from ..search.task import divide_steps
 
 

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 from ..compression.distillation import tokens_per_window, windows_per_step
 from ..compression.sorted_model import PRUNED_ROOM
 from ..config import FFPConfig
+from ..config.fields import LAYER_BY_LAYER, find_choice
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..engine.layerwise_model import ROOM, kept_bytes
 from ..modeling.families import Family, ModelUnit, decoder_layers
-from ..options import LAYER_BY_LAYER, find_choice
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.lm_head import POSITIONS
 from ..utils.tensors import pinned_bytes

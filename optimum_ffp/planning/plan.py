@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
-from ..config import FFPConfig, check_sparsity
+from ..config.fields import LAYER_BY_LAYER
+from ..config.prune import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine.operations import head_share
@@ -22,7 +23,6 @@ from ..modeling import is_homogeneous
 from ..modeling.families import find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_dtype
 from ..modeling.offloading import check_offload
-from ..options import LAYER_BY_LAYER
 from ..search.runner import budget_at, check_budget
 from ..utils.precision import autocast_dtype, compute_dtype
 from ..utils.processes import machines as run_machines

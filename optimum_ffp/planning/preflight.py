@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants
 
-from ..config import FFPConfig
+from ..config import FFPConfig, RecoveryConfig
+from ..config.fields import read_mix
 from ..data import check_hub_text, check_text_file, find_files
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
-from ..options import read_mix
-from ..recovery.config import RecoveryConfig
 from ..recovery.launch import check_device
 from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
 from ..utils.resume import check_work_folder

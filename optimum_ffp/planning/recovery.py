@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..config import RecoveryConfig
+from ..config.fields import GRADIENT_COST, read_mix
 from ..data import window_length
 from ..engine.operations import forward_operations
 from ..modeling.families import decoder_layers, find_family
 from ..modeling.loading import resolve_dtype
-from ..options import GRADIENT_COST, read_mix
 from ..recovery.batch import Batch
-from ..recovery.config import RecoveryConfig
 from ..utils import processes
 from ..utils.lm_head import POSITIONS
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from ..config import RecoveryConfig
 from ..data import window_length
 from ..utils import processes
-from .config import RecoveryConfig
 
 
 # Tokens that windows are at least as long as, if the model knows as many positions, where a step has fewer than one of

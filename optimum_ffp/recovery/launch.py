@@ -4,10 +4,10 @@ import os
 
 import torch
 
+from ..config import RecoveryConfig
 from ..errors import FFPError
 from ..modeling.loading import LoadOptions
 from ..utils import processes
-from .config import RecoveryConfig
 
 
 def check_launch(config: RecoveryConfig, options: LoadOptions, work_folder: str | os.PathLike | None) -> None:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint.pushing import PushToHubMixin
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
+from ..config import RecoveryConfig
+from ..config.fields import read_mix
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
@@ -21,7 +23,6 @@ from ..hub.naming import short_name
 from ..modeling.checks import check_unquantised
 from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
-from ..options import read_mix
 from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
@@ -30,7 +31,6 @@ from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
-from .config import RecoveryConfig
 from .launch import check_device, check_launch
 from .teacher import read_teacher, with_dataset
 from .training import Trained, Training

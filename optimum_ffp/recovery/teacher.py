@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from ..config import RecoveryConfig
+from ..config.fields import split_mix
 from ..data import hub_dataset
 from ..errors import FFPError
 from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
-from ..options import split_mix
-from .config import RecoveryConfig
 
 
 Read = TypeVar("Read")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
+from ..config import RecoveryConfig
 from ..errors import FFPError
 from ..modeling.offloading import shard_layers
 from ..utils import processes
@@ -18,7 +19,6 @@ from ..utils.precision import convert, frozen_dtype
 from ..utils.tensors import put
 from ..utils.tracking import Tracker
 from .batch import Batch
-from .config import RecoveryConfig
 from .loss import DistillationLoss
 from .trainer import LabelledWindows, RecoveryTrainer, TrackerCallback
 from .training_state import is_complete, stopped_early

@@ -14,8 +14,8 @@ from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import FoundPolicy, SearchRecord
 from ..config import FFPConfig
+from ..config.fields import NO_SEARCH, find_choice
 from ..errors import FFPError
-from ..options import NO_SEARCH, find_choice
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar

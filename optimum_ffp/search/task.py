@@ -12,9 +12,9 @@ from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
 from ..config import FFPConfig
+from ..config.fields import GRADIENT_COST, NO_SEARCH
 from ..errors import FFPError
 from ..evaluation import to_perplexity
-from ..options import GRADIENT_COST, NO_SEARCH
 
 
 # Named arrays of a trained agent, for policy transfer.

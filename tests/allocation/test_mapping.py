@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
+from optimum_ffp.config.fields import find_choice
 from optimum_ffp.errors import FFPError
-from optimum_ffp.options import find_choice
 from tests.helpers import SMOLLM2
 
 

@@ -101,7 +101,7 @@ def test_record_repeats_the_policy_and_the_figures(pruned):
     assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexity
     config = pruner.result.config
     published = config.to_dict() | {"dataset": Path(config.dataset).name}
-    assert FFPConfig.from_pretrained(folder).to_dict() == published
+    assert FFPConfig.from_file(folder / "ffp_config.json").to_dict() == published
 
 
 def test_card_is_one_that_the_hub_can_read(pruned):
@@ -204,7 +204,7 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
     assert record["provenance"]["perplexity"]["calibrated"] is None
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()
-    assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == 0.4
+    assert FFPConfig.from_file(tmp_path / "out" / "ffp_config.json").sparsity == 0.4
 
 
 def test_files_of_a_tokenizer_with_code_of_its_own_are_on_record(save_tiny_model, data_folder, tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_files_of_a_tokenizer_with_code_of_its_own_are_on_record(save_tiny_model
         for overwrite in (False, True):
             pruner.save_pretrained(tmp_path / "out", overwrite=overwrite)
     assert json.loads((tmp_path / "out" / "ffp_config.json").read_text())["files"] == ["my.tiktoken"]
-    assert FFPConfig.from_pretrained(tmp_path / "out").sparsity == pruner.config.sparsity
+    assert FFPConfig.from_file(tmp_path / "out" / "ffp_config.json").sparsity == pruner.config.sparsity
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tm
     options.write_text(json.dumps({"dataset": str(data_folder), "sparsity": 0.4, "seed": 7, "reward": "pruned"}))
     out = tmp_path / "out"
     assert run("-m", save_tiny_model(), out, "--config", options, "--seed", 9)[0] == 0
-    config = FFPConfig.from_pretrained(out)
+    config = FFPConfig.from_file(out / "ffp_config.json")
     assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "bandit")
 
 
@@ -157,7 +157,7 @@ def test_underscores_work_as_dashes_do(run, save_tiny_model, data_folder, tmp_pa
     out = tmp_path / "out"
     arguments = ["--method", "uniform", "--ffn_multiple", 4, "--min_retention", 0.3, "--trust_remote_code"]
     assert run("-m", save_tiny_model(), out, "--dataset", data_folder, *arguments)[0] == 0
-    assert FFPConfig.from_pretrained(out).ffn_multiple == 4
+    assert FFPConfig.from_file(out / "ffp_config.json").ffn_multiple == 4
 
 
 def corrupt(path, text="{"):

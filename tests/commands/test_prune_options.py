@@ -8,7 +8,7 @@ import pytest
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.commands.prune_options import parse_args_ffp_prune
-from optimum_ffp.options import Options
+from optimum_ffp.config.fields import Options
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.commands.arguments import output_name
 from optimum_ffp.commands.recover import LOAD_OPTIONS
 from optimum_ffp.commands.recover_options import OPTIONS
-from optimum_ffp.recovery.config import RecoveryConfig
+from optimum_ffp.config import RecoveryConfig
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import FILES, contents
 
@@ -78,7 +78,7 @@ def test_a_model_without_its_record_is_refused_before_it_is_trained(recover, fol
 
 
 def test_what_is_missing_is_said_before_the_training(recover, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.recovery.config.find_spec", lambda name: None)
+    monkeypatch.setattr("optimum_ffp.config.recovery.find_spec", lambda name: None)
     code, _, errors = recover("--lora", "2", "--plan")
     assert code == 2 and "error: adapters need the peft package: pip install peft" in errors
 

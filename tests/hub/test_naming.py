@@ -1,5 +1,5 @@
+from optimum_ffp.config.fields import read_mix
 from optimum_ffp.hub.naming import dataset_name, escape, model_name, short_name, without_folders
-from optimum_ffp.options import read_mix
 
 
 def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from optimum_ffp.allocation.mappings.water_filling import map_scores as water_fi
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
-from optimum_ffp.options import CHOICES, GRADIENT_COST, find_choice
+from optimum_ffp.config.fields import CHOICES, GRADIENT_COST, find_choice
 from optimum_ffp.search.task import SearchTask
 
 

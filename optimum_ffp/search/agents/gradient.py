@@ -6,7 +6,7 @@ import numpy as np
 
 from ...allocation.policy import Unit
 from ...config import FFPConfig
-from ...options import GRADIENT_COST
+from ...config.fields import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
 from ..task import GRADIENT_FINALISTS, AgentState, SearchResult, SearchTask, finalist_count
 

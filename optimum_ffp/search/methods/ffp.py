@@ -1,7 +1,7 @@
 """FastForward Pruning: the single-step search of the agent `config.agent`."""
 
 from ...config import FFPConfig
-from ...options import find_choice
+from ...config.fields import find_choice
 from ..task import AgentState, SearchResult, SearchTask
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from optimum_ffp.config.fields import CHOICES, NO_SEARCH, find_choice
 from optimum_ffp.errors import FFPError
-from optimum_ffp.options import CHOICES, NO_SEARCH, find_choice
 from tests.search.landscape import KINDS, KnownLandscape, run
 
 

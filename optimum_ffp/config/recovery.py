@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from ..options import CHOICES, check_choices, check_named, check_numbers, read_file, read_mix, read_names
+from .fields import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names
 
 
 # Number of tokens and tokens per step by preset.
@@ -160,14 +160,12 @@ class RecoveryConfig:
                 step follow `max_tokens`, and the learning rate `lora`, unless the file has others than the defaults.
 
         Raises:
-            FFPError: If the file can't be read, or isn't an object of known options or the record of a recovery; or if
-                the record is of a local text, whose folder it doesn't name, and `overrides` names none.
+            FFPError: If the file can't be read, or isn't an object of known options or the record of a recovery.
         """
         options = read_file(path)
         records = options.get("recovery")
         if isinstance(records, list) and records and isinstance(records[-1], dict):
             options = records[-1].get("options") or options
-            check_named(options | overrides, {*overrides}, path)
         if {"ffp_version", "policy"} <= options.keys():
             raise FFPError(f"{path} is the record of a prune alone; name the ffp_config.json of a recovered model")
         unknown = sorted(set(options) - set(cls.option_names()))

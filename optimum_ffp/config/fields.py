@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .errors import FFPError
+from ..errors import FFPError
 
 
 # Packages whose modules are the choices of an option: `fisher_obs.py` is the choice `fisher-obs`.
@@ -25,7 +25,7 @@ PACKAGES = {
 
 
 def _choices_of(option: str) -> tuple[str, ...]:
-    folder = Path(__file__).parent.joinpath(*PACKAGES[option].split("."))
+    folder = Path(__file__).parents[1].joinpath(*PACKAGES[option].split("."))
     return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(folder)])))
 
 
@@ -36,7 +36,7 @@ def find_choice(option: str, name: str) -> ModuleType:
         option: An option in `PACKAGES`.
         name: One of its `CHOICES`.
     """
-    return import_module(f"{__package__}.{PACKAGES[option]}.{name.replace('-', '_')}")
+    return import_module(f"..{PACKAGES[option]}.{name.replace('-', '_')}", __package__)
 
 
 CHOICES = {
@@ -150,27 +150,6 @@ def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
     if self_share and "self" not in mix:
         mix = {name: share * (1 - self_share) for name, share in mix.items()} | {"self": self_share}
     return mix
-
-
-def check_named(options: Mapping[str, Any], given: Collection[str], path: str | os.PathLike) -> None:
-    """Check that a record names all texts in full, or that others are given: local ones are without their folders.
-
-    Args:
-        options: Options of a record, and those that are given.
-        given: Names of those that are given.
-        path: File of the record.
-
-    Raises:
-        FFPError: If a text may be a local one.
-    """
-    for option in ("dataset", "eval_dataset"):
-        names = [] if option in given or not options.get(option) else [name for name, _ in split_mix(options[option])]
-        local = [name for name in names if "/" not in name and name.partition(":")[0] not in ("self", *NAMED)]
-        if local:
-            raise FFPError(
-                f"{path} names {', '.join(local)} without the folder; name the text by --{option.replace('_', '-')} "
-                f"({option})"
-            )
 
 
 def write_mix(shares: Mapping[str, float]) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
-from optimum.configuration_utils import BaseConfig
-
-from .errors import FFPError
-from .options import (
+from ..errors import FFPError
+from ..version import __version__
+from .fields import (
     AGENT,
     CHOICES,
     FISHER,
@@ -19,13 +18,11 @@ from .options import (
     READ_WHEN,
     Options,
     check_choices,
-    check_named,
     check_numbers,
     read_file,
     read_mix,
     read_names,
 )
-from .version import __version__
 
 
 # Options whose defaults follow others of the same preset.
@@ -34,7 +31,7 @@ DERIVED = ("criterion", "agent", "attention", "calibration", "search_steps")
 RESULTS = ("policy", "search", "provenance", "recovery", "files")
 
 
-class FFPConfig(Options, BaseConfig):
+class FFPConfig(Options):
     """Options of a prune, saved as `ffp_config.json`.
 
     Options that are not given take the values of the preset; `FFPConfig(preset="paper")` has the paper's numbers. A
@@ -137,7 +134,6 @@ class FFPConfig(Options, BaseConfig):
     """
 
     CONFIG_NAME: ClassVar[str] = "ffp_config.json"
-    FULL_CONFIGURATION_FILE: ClassVar[str] = "ffp_config.json"
 
     def __init__(self, **options: Any):
         known = self.option_names()
@@ -147,7 +143,6 @@ class FFPConfig(Options, BaseConfig):
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-        super().__init__()
         defaults = _defaults(options)
         for name in known:
             setattr(self, name, options.get(name, defaults.get(name, getattr(type(self), name))))
@@ -300,10 +295,6 @@ class FFPConfig(Options, BaseConfig):
         options = {name: getattr(self, name) for name in self.option_names()}
         return options | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """The same as `to_dict`: a record without the defaults would change its meaning when a default changes."""
-        return self.to_dict()
-
     @classmethod
     def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
         """Reads options from a JSON file.
@@ -314,14 +305,11 @@ class FFPConfig(Options, BaseConfig):
                 follow other options, as `search_steps` does `agent`, follow those that are given.
 
         Raises:
-            FFPError: If the file can't be read or isn't an object of known options; or if it is the record of a prune
-                on a local text, whose folder it doesn't name, and `overrides` names none.
+            FFPError: If the file can't be read or isn't an object of known options.
         """
         options = read_file(path)
         if "preset" in overrides:
             options = {name: value for name, value in options.items() if name not in PAPER}
-        if "policy" in options:
-            check_named(options, {*overrides}, path)
         defaults = {name: getattr(cls, name) for name in DERIVED} | _defaults(options)
         # A config that was saved has all options, one that was written by hand those that are meant.
         saved = "ffp_version" in options

@@ -3,7 +3,13 @@ import json
 import pytest
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
-from optimum_ffp.options import read_mix, write_mix
+from optimum_ffp.config.fields import read_mix, write_mix
+
+
+def save(config, folder):
+    path = folder / "ffp_config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    return path
 
 
 def test_paper_preset_is_the_papers_numbers():
@@ -27,9 +33,9 @@ def test_what_is_given_wins_over_the_preset():
 
 def test_round_trip(tmp_path):
     config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", ffn_multiple=32)
-    config.save_pretrained(tmp_path)
-    assert FFPConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
-    assert set(FFPConfig.option_names()) <= set(json.loads((tmp_path / "ffp_config.json").read_text()))
+    path = save(config, tmp_path)
+    assert FFPConfig.from_file(path).to_dict() == config.to_dict()
+    assert set(FFPConfig.option_names()) <= set(json.loads(path.read_text()))
 
 
 def test_the_default_agent_is_the_best_that_can_run():
@@ -65,8 +71,7 @@ def test_file_with_overrides(tmp_path):
 
 
 def test_a_preset_that_is_given_beside_a_file_replaces_what_presets_set(tmp_path):
-    FFPConfig(sparsity=0.4, seed=3, search_steps=7, dense_target=0.1).save_pretrained(tmp_path)
-    path = tmp_path / "ffp_config.json"
+    path = save(FFPConfig(sparsity=0.4, seed=3, search_steps=7, dense_target=0.1), tmp_path)
     config = FFPConfig.from_file(path, preset="paper", num_samples=5)
     kept = {"sparsity": 0.4, "seed": 3, "dense_target": 0.1, "num_samples": 5}
     assert config.to_dict() == FFPConfig(preset="paper", **kept).to_dict()
@@ -81,8 +86,7 @@ def test_a_percentage_is_answered_with_the_fraction():
 def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
     config = FFPConfig(method="uniform", learning_rate=0.5, search_steps=7)
     assert not config.reads("learning_rate") and not config.reads("search_steps") and config.reads("search_samples")
-    config.save_pretrained(tmp_path)
-    assert FFPConfig.from_file(tmp_path / "ffp_config.json").to_dict() == config.to_dict()
+    assert FFPConfig.from_file(save(config, tmp_path)).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -202,20 +206,9 @@ def test_every_option_is_documented():
 @pytest.mark.parametrize("given", [{"agent": "ppo"}, {"grad": False}, {"reward": "pruned"}, {"agent": "bandit"}])
 @pytest.mark.parametrize("before", [{}, {"grad": False}, {"agent": "ppo"}])
 def test_defaults_follow_what_is_given_beside_a_saved_config(before, given, tmp_path):
-    FFPConfig(seed=3, **before).save_pretrained(tmp_path)
+    path = save(FFPConfig(seed=3, **before), tmp_path)
     expected = FFPConfig(seed=3, **before | given)
-    assert FFPConfig.from_file(tmp_path / "ffp_config.json", **given).to_dict() == expected.to_dict()
+    assert FFPConfig.from_file(path, **given).to_dict() == expected.to_dict()
     # What somebody has written is meant.
     (tmp_path / "mine.json").write_text(json.dumps({"search_steps": 26}))
     assert FFPConfig.from_file(tmp_path / "mine.json", agent="ppo").search_steps == 26
-
-
-def test_a_record_of_a_local_text_needs_it_again(tmp_path):
-    record = FFPConfig(dataset="texts/mine.jsonl").to_dict() | {"policy": {}, "dataset": "mine.jsonl"}
-    path = tmp_path / "ffp_config.json"
-    path.write_text(json.dumps(record))
-    with pytest.raises(FFPError, match=r"names mine.jsonl without the folder; name the text by --dataset \(dataset\)"):
-        FFPConfig.from_file(path)
-    assert FFPConfig.from_file(path, dataset="texts/mine.jsonl").dataset == "texts/mine.jsonl"
-    path.write_text(json.dumps(record | {"dataset": "wikitext2:0.5,owner/text:0.4,self:0.1"}))
-    assert FFPConfig.from_file(path).dataset == "wikitext2:0.5,owner/text:0.4,self:0.1"

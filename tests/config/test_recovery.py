@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from optimum_ffp import FFPError, RecoveryConfig
-from optimum_ffp.recovery.config import ADAPTER_RATE, PRESETS, WEIGHT_RATE, read_tokens
+from optimum_ffp.config.recovery import ADAPTER_RATE, PRESETS, WEIGHT_RATE, read_tokens
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,6 @@ def test_the_record_of_a_recovery(tmp_path):
     record["recovery"] = [{"options": RecoveryConfig().to_dict()}, {"options": config.to_dict()}]
     path.write_text(json.dumps(record))
     assert RecoveryConfig.from_file(path) == config
-    # A record doesn't name the folder of a text.
-    record["recovery"][-1]["options"]["dataset"] = "c4:0.5,text.jsonl:0.5"
-    path.write_text(json.dumps(record))
-    with pytest.raises(FFPError, match=r"names text.jsonl without the folder; name the text by --dataset \(dataset\)"):
-        RecoveryConfig.from_file(path)
-    assert RecoveryConfig.from_file(path, dataset="my/text.jsonl").dataset == "my/text.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,7 @@
+"""The options of a prune and of a recovery. Imports neither torch nor transformers."""
+
+from .prune import FFPConfig
+from .recovery import RecoveryConfig
+
+
+__all__ = ["FFPConfig", "RecoveryConfig"]
