@@ -23,7 +23,8 @@ from compare import read_options
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.hub.naming import short_mix, without_folders
+from optimum_ffp.config.texts import TextMix
+from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
 from optimum_ffp.utils.resume import holds_work
 
@@ -96,7 +97,7 @@ def table(records: list[dict]) -> str:
     for record in records:
         groups[record["start"], record["options"]["lora"], record["asked"]].append(record)
     first = records[0]
-    texts = [short_mix(text["dataset"]) for text in (first["perplexity"], *first["other_texts"])]
+    texts = [TextMix.parse(text["dataset"]).published for text in (first["perplexity"], *first["other_texts"])]
     columns = [f"{text}, pruned | recovered | of the way to dense" for text in texts]
     lines = [f"| start | trained | tokens | seeds | {' | '.join(columns)} | divergence, held out |"]
     lines.append("|---|---|---:|---:|" + "---:|" * (3 * len(texts) + 1))

@@ -21,7 +21,7 @@ from compare import describe, difference, read_options, spread
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.hub.naming import dataset_name
+from optimum_ffp.config.texts import TextMix
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def prune(args: argparse.Namespace, dataset: str, seed: int, number: int) -> dic
     result = pruner.prune(resume=args.work is not None)
     if args.save:
         save_checkpoint(result, args.save / name, overwrite=True)
-    return {"calibrated_on": dataset_name(dataset)} | describe(result)
+    return {"calibrated_on": TextMix.parse(dataset).describe()} | describe(result)
 
 
 def table(records: list[dict]) -> str:

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import FFPConfig
-from ..config.fields import AGENT, read_mix
-from ..data import describe_size, hub_dataset
+from ..config.fields import AGENT
+from ..config.texts import TextMix
+from ..data import describe_size
 from ..errors import FFPError
 from ..hub.naming import dataset_name, escape, is_hub_id, model_name, short_name, without_folders
 from .gguf import plan_export
@@ -54,8 +55,7 @@ def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str
 
 def _metadata(result: PruningResult) -> ModelCardData:
     base, config = result.base_model, result.config
-    texts = [name for dataset in (config.dataset, config.eval_dataset) if dataset for name in read_mix(dataset)]
-    found = [] if result.given_data else [hub_dataset(name) for name in texts]
+    found = [] if result.given_data else [text.hub_dataset for text in (*config.texts, *config.reported)]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="transformers",
@@ -82,7 +82,8 @@ def evaluation_results(test: Mapping[str, Any], perplexity: float) -> list[EvalR
     # The Hub stores this as JSON, which has no infinity.
     if not math.isfinite(perplexity):
         return []
-    dataset_id, name = hub_dataset(test["dataset"]) or (short_name(test["dataset"]), None)
+    (text, *_) = TextMix.parse(test["dataset"])
+    dataset_id, name = text.hub_dataset or (text.published, None)
     return [
         EvalResult(
             task_type="text-generation",
@@ -110,9 +111,7 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "tests": [(escape(dataset_name(windows.dataset)), windows, figures) for windows, figures in result.tests],
         "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
-        "data": escape(
-            dataset_name(result.search.calibrated_on["dataset"]) if result.given_data else _text_of(config)
-        ),
+        "data": escape(dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset)),
         "plots": plots,
         "versions": package_versions(),
         "code_file": result.code_file,
@@ -125,14 +124,6 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "install": INSTALL,
         "command": command_line(result),
     }
-
-
-def _text_of(config: FFPConfig) -> str:
-    """What is read, with the share of what the model writes."""
-    if not config.self_share:
-        return dataset_name(config.dataset)
-    shares = read_mix(config.dataset, config.self_share)
-    return ", ".join(f"{100 * share:.3g} % {dataset_name(name)}" for name, share in shares.items())
 
 
 def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.fields import GRADIENT_COST, read_mix
-from ..data import hub_dataset
+from ..config.fields import GRADIENT_COST
+from ..config.texts import TextMix
 from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, escape, short_name, without_folders
 from ..hub.upload import name_repository
@@ -261,7 +261,7 @@ def _write_card(record: RecoveryRecord, path: Path, name: str, earlier: int) -> 
     # Of an earlier recovery the section stays, below this one.
     heading = f"## Recovery {earlier}" if earlier else BEFORE
     card.text = f"\n{title}, recovered\n\n{section}\n{heading}\n{rest}"
-    texts = {found[0] for one in read_mix(record.options["dataset"]) if (found := hub_dataset(one))}
+    texts = {text.hub_dataset[0] for text in TextMix.parse(record.options["dataset"]) if text.hub_dataset}
     named = card.data.datasets or []
     card.data.datasets = sorted({*([named] if isinstance(named, str) else named), *texts}) or None
     card.data.eval_results = [

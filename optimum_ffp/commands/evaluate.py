@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..config.fields import Condition, has_columns, read_mix, split_mix
+from ..config.fields import Condition
+from ..config.texts import TextMix
 from .arguments import ON_ONE_DEVICE, ON_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
 from .evaluate_options import parse_args_ffp_evaluate
@@ -51,11 +52,7 @@ TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
 SPEED = Condition("without --no-speed", lambda args: not args.no_speed)
 READ_WHEN = {
-    "text_column": Condition(
-        "without --no-perplexity, with a --dataset other than wikitext2, c4 and .txt files",
-        lambda args: not args.no_perplexity and any(map(has_columns, read_mix(args.dataset))),
-    ),
-    **dict.fromkeys(("dataset", "split", "eval_samples", "seq_len", "start_token"), TEXT),
+    **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len", "start_token"), TEXT),
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
     "device": ON_ONE_DEVICE,
@@ -102,7 +99,7 @@ def check_arguments(args: Namespace) -> None:
         raise FFPError(f"--num-fewshot must be at least 0, found {args.num_fewshot}")
     if args.tasks and not task_names(args):
         raise FFPError("--tasks names no task; name some, as --tasks boolq piqa, or leave it out")
-    texts = read_mix(args.dataset)
+    texts = TextMix.parse(args.dataset).names
     if "self" in texts:
         raise FFPError(
             "--dataset self is for pruning only: perplexity on a model's own text says little; name another dataset"
@@ -149,7 +146,7 @@ def evaluate(args: Namespace) -> None:
         # A baseline may have fewer positions, and all models are measured on the same windows.
         positions = [getattr(config, "max_position_embeddings", None) for config in configs]
         args.seq_len = min([measured_with[0] if measured_with else LONGEST, *filter(None, positions)])
-    texts = [] if args.no_perplexity else [read_text(args, name, used) for name in read_mix(args.dataset)]
+    texts = [] if args.no_perplexity else [read_text(args, name, used) for name in TextMix.parse(args.dataset).names]
 
     def load(role: str) -> Loaded:
         model_id, options = sources[role]
@@ -183,7 +180,7 @@ def used_texts(known: Iterable[dict[str, Any]]) -> set[str]:
     ]
     found = [step.get("dataset", "") for step in steps]
     # A file of another folder may have a name like that of a mix.
-    return {*found, *(name for dataset in found for name, _ in split_mix(dataset))} - {""}
+    return {*found, *(name for dataset in found if dataset for name in TextMix.parse(dataset).names)} - {""}
 
 
 class Text(NamedTuple):

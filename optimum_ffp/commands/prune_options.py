@@ -98,12 +98,6 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "Number of test windows of each text, from the test split.",
         "all of a test split, the first 100 of a text without one",
     )
-    add_config_option(
-        data,
-        "self-share",
-        "Share of the calibration and search windows, 0 to 1, that the model generates itself. Helps on text unlike "
-        "--dataset.",
-    )
 
     pruning = parser.add_argument_group("Pruning")
     add_config_option(

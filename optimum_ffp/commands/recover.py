@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..config.fields import COLUMNS, OTHER_TEXT, Condition, read_mix
+from ..config.fields import OTHER_TEXT, Condition
+from ..config.texts import TextMix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
@@ -25,11 +26,12 @@ def _if_named(condition: Condition) -> Condition:
     return Condition(condition.words, lambda args: args.dataset is None or condition.holds(args))
 
 
-TRAINED_ON_OTHERS = Condition("with a --dataset other than self", lambda args: {*read_mix(args.dataset)} != {"self"})
+TRAINED_ON_OTHERS = Condition(
+    "with a --dataset other than self", lambda args: TextMix.parse(args.dataset).names != ["self"]
+)
 READ_WHEN = {
     "start_token": _if_named(OTHER_TEXT),
     "loss_on": _if_named(TRAINED_ON_OTHERS),
-    "text_column": _if_named(COLUMNS),
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,

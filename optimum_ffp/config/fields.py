@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..errors import FFPError
+from .texts import TextMix
 
 
 # Packages whose modules are the choices of an option: `fisher_obs.py` is the choice `fisher-obs`.
@@ -51,11 +51,6 @@ CHOICES = {
     "search_dtype": ("auto", "model"),
     "start_token": ("auto", "never"),
 }
-# Short names of texts on the Hub: repository and configuration.
-NAMED = {
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "c4": ("allenai/c4", "en"),
-}
 # Calibrations that run one layer after another on the hidden states of all windows.
 LAYER_BY_LAYER = ("distillation", "sequential")
 # Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
@@ -92,7 +87,7 @@ PAPER = {
 # Options that the measurements before the search depend on.
 MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
-    *("dataset", "eval_dataset", "text_column", "self_share", "seq_len", "start_token"),
+    *("dataset", "eval_dataset", "text_column", "seq_len", "start_token"),
     *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
     *("criterion", "mapping", "attention", "grad", "ridge_lambda", "ridge_lambda_relative"),
 )
@@ -101,68 +96,6 @@ CALIBRATION = (
     *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
     *("distillation_passes", "distillation_rate", "distillation_seq_len", "distillation_batch"),
 )
-
-
-def split_mix(dataset: str) -> list[tuple[str, float | None]]:
-    """Texts of a dataset and their shares, as they are written: `wikitext2:0.5,self:0.5`.
-
-    What exists as a file or folder is one text, whatever its name. Hub ids have configurations after a colon, and
-    paths a drive before one: only a number after the last colon is a share.
-    """
-    if os.path.exists(os.path.expanduser(dataset)):
-        return [(dataset, None)]
-    texts = []
-    for part in dataset.split(","):
-        found = re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", part.strip())
-        texts.append((found[1], float(found[2])) if found else (part.strip(), None))
-    return texts
-
-
-def read_mix(dataset: str, self_share: float = 0.0) -> dict[str, float]:
-    """Share of the windows that each text of a dataset has; together 1.
-
-    Args:
-        dataset: One text, or several separated by commas, each with its share after a colon; equal shares if none is
-            given.
-        self_share: Share of text that the model writes, beside that of a dataset without `self`.
-
-    Raises:
-        FFPError: If a text is named twice, or the shares are incomplete, not above 0, or don't add up to 1.
-    """
-    texts = split_mix(dataset)
-    names, shares = [name for name, _ in texts], [share for _, share in texts]
-    if "" in names or len(set(names)) < len(names):
-        raise FFPError(f"dataset {dataset!r} must name every text once, separated by commas")
-    if shares == [None] * len(texts):
-        shares = [1 / len(texts)] * len(texts)
-    if None in shares or 0 in shares:
-        raise FFPError(
-            f"dataset {dataset!r} must give every text a share above 0, as in wikitext2:0.7,c4:0.3, or none for equal "
-            "shares"
-        )
-    # Thirds may be written as 0.33.
-    if abs(sum(shares) - 1) > 0.011:
-        raise FFPError(
-            f"the shares of dataset {dataset!r} add up to {sum(shares):g}; they must add up to 1, or be left out for "
-            "equal shares"
-        )
-    mix = {name: share / sum(shares) for name, share in zip(names, shares)}
-    if self_share and "self" not in mix:
-        mix = {name: share * (1 - self_share) for name, share in mix.items()} | {"self": self_share}
-    return mix
-
-
-def write_mix(shares: Mapping[str, float]) -> str:
-    """Text that `read_mix` reads as these shares, without texts that have none.
-
-    Raises:
-        FFPError: If a name has a comma, at which a mix is divided.
-    """
-    named = {name: share for name, share in shares.items() if share}
-    for name in named:
-        if "," in name and len(named) > 1:
-            raise FFPError(f"{name} can't be one of several texts: its name has a comma; rename it")
-    return ",".join(f"{name}:{share:.6f}" for name, share in named.items())
 
 
 def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
@@ -260,7 +193,6 @@ class Options:
     dataset: str = "wikitext2,c4"
     eval_dataset: str | None = None
     text_column: str | None = None
-    self_share: float = 0.0
     num_samples: int = 128
     seq_len: int | None = None
     start_token: str = "auto"
@@ -297,26 +229,11 @@ def _with(words: str, *names: str) -> Condition:
     return Condition(words, lambda config: (config.agent if config.method == "ffp" else config.method) in names)
 
 
-def all_texts(config: Any) -> set[str]:
-    """Texts that are read or written: those of the dataset, and those to report on."""
-    return {*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)}
-
-
-def has_columns(text: str) -> bool:
-    """Whether a text may have columns to choose from."""
-    path = Path(text).expanduser()
-    names = [file.name for file in path.rglob("*")] if path.is_dir() else [text]
-    plain = any(name.endswith((".txt", ".txt.gz")) for name in names)
-    tables = any(name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet", ".arrow")) for name in names)
-    return text != "self" and text.partition(":")[0] not in NAMED and (tables or not plain)
-
-
 OTHER_TEXT = Condition(
-    "with a --dataset or --eval-dataset other than self", lambda config: all_texts(config) != {"self"}
-)
-COLUMNS = Condition(
-    "with a --dataset or --eval-dataset other than self, wikitext2, c4 and .txt files",
-    lambda config: any(map(has_columns, all_texts(config))),
+    "with a --dataset or --eval-dataset other than self",
+    lambda config: any(
+        TextMix.parse(name).names != ["self"] for name in (config.dataset, config.eval_dataset) if name
+    ),
 )
 SEARCHES = ("random", "evolutionary")
 AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
@@ -349,9 +266,7 @@ READ_WHEN = {
     "distillation_rate": DISTILLATION,
     "distillation_seq_len": DISTILLATION,
     "distillation_batch": DISTILLATION,
-    "text_column": COLUMNS,
     "start_token": OTHER_TEXT,
-    "self_share": Condition("with a --dataset without self", lambda config: "self" not in read_mix(config.dataset)),
     "update_samples": SEARCH,
     "fisher_samples": Condition(
         "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers

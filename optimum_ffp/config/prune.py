@@ -20,9 +20,9 @@ from .fields import (
     check_choices,
     check_numbers,
     read_file,
-    read_mix,
     read_names,
 )
+from .texts import TextMix
 
 
 # Options whose defaults follow others of the same preset.
@@ -90,8 +90,6 @@ class FFPConfig(Options):
         text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat
             template renders. `None` (default) takes the first that exists of `text`, `messages`, `conversations`,
             `content` and `document`, or else `prompt` with `completion`.
-        self_share: Share of the calibration and search windows that the model generates itself, 0 to 1, default 0 (the
-            paper's). It reduces the loss on text unlike `dataset`.
         num_samples: Number of calibration windows, default 128 (the paper: 32).
         seq_len: Tokens per window (the paper: 2048). `None` (default) is the model's maximum length, up to 2048;
             `PruningResult.config` and `ffp_config.json` have the number.
@@ -138,7 +136,7 @@ class FFPConfig(Options):
     def __init__(self, **options: Any):
         known = self.option_names()
         # Entries of `ffp_config.json` that are not options.
-        for name in (*RESULTS, "transformers_version", "optimum_version", "ffp_version"):
+        for name in (*RESULTS, "self_share", "transformers_version", "optimum_version", "ffp_version"):
             options.pop(name, None)
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -156,6 +154,16 @@ class FFPConfig(Options):
     def reads(self, name: str) -> bool:
         """Whether an option has an effect, given the values of the others."""
         return name not in READ_WHEN or READ_WHEN[name].holds(self)
+
+    @property
+    def texts(self) -> TextMix:
+        """Texts to calibrate and search on."""
+        return TextMix.parse(self.dataset)
+
+    @property
+    def reported(self) -> TextMix:
+        """Texts to report perplexity on."""
+        return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
     @property
     def eliminates(self) -> bool:
@@ -219,7 +227,7 @@ class FFPConfig(Options):
     def _validate(self) -> None:
         check_choices(self, CHOICES)
         check_sparsity(self.sparsity)
-        shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target", "self_share")
+        shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
         check_numbers(self, float, 0, 1, *shares)
         check_numbers(self, float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
         check_numbers(self, float, 1e-6, None, "action_std")
@@ -254,8 +262,7 @@ class FFPConfig(Options):
             if getattr(self, name) is not None:
                 check_numbers(self, kind, low, high, name)
         read_names(self, "eval_dataset", "text_column")
-        texts = [name for name, share in read_mix(self.dataset, self.self_share).items() if share]
-        read_mix(self.eval_dataset or self.dataset)
+        _, texts = self.reported, self.texts.names
         for name in ("num_samples", "search_samples"):
             if getattr(self, name) < len(texts):
                 raise FFPError(

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from .fields import CHOICES, check_choices, check_numbers, read_file, read_mix, read_names
+from .fields import CHOICES, check_choices, check_numbers, read_file, read_names
+from .texts import TextMix
 
 
 # Number of tokens and tokens per step by preset.
@@ -137,9 +138,19 @@ class RecoveryConfig:
             raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
         read_names(self, "dataset", "eval_dataset", "text_column")
         if self.dataset is not None:
-            read_mix(self.dataset)
-        if self.eval_dataset is not None and "self" in read_mix(self.eval_dataset):
+            TextMix.parse(self.dataset)
+        if self.eval_dataset is not None and TextMix.parse(self.eval_dataset).written:
             raise FFPError("eval_dataset self says little: the text is the model's own; name another dataset")
+
+    @property
+    def texts(self) -> TextMix:
+        """Texts to train on, where they are named."""
+        return TextMix.parse(self.dataset)
+
+    @property
+    def reported(self) -> TextMix:
+        """Texts to report perplexity on."""
+        return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
     def _given_or(self, name: str, default: Any) -> Any:
         found = getattr(self, name)

@@ -30,11 +30,11 @@ def load_windows(
     Calibration windows are from train, search windows from validation and test windows from test. A single file, or a
     dataset with one split, is cut into disjoint parts. Without validation, calibration and search windows are from the
     same parts of train. `self` samples the text from the model. Windows for calibration and search have the shares of
-    a mix, and `request.self_share` of `self`; if one of its texts is short, there are fewer windows of all.
+    a mix; if one of its texts is short, there are fewer windows of all.
 
     Args:
         dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`; or a mix of them, as
-            in `read_mix`.
+            in `TextMix.parse`.
         eval_dataset: Texts to report on, each by itself; those of `dataset` that the model doesn't write if `None`.
         tokenizer: Tokenizer of the model.
         model: The dense model.

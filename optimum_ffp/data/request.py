@@ -2,13 +2,12 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
 from ..config import FFPConfig
-from ..config.fields import read_mix
+from ..config.texts import TextMix
 from ..errors import FFPError
 
 
@@ -27,7 +26,6 @@ class DataRequest:
         calibration, search, test: Number of windows, for the test of each text; `test=None` takes all of a
             test split, and the first 100 of a text without one.
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
-        self_share: Share of the calibration and search windows that the model generates itself.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
         test_length: Tokens per test window, if they have others than `length`.
@@ -41,7 +39,6 @@ class DataRequest:
     search: int
     test: int | None
     seed: int
-    self_share: float = 0.0
     text_column: str | None = None
     start_token: str = "auto"
     test_length: int | None = None
@@ -57,7 +54,6 @@ class DataRequest:
             search=config.search_samples,
             test=config.eval_samples,
             seed=config.seed,
-            self_share=config.self_share,
             text_column=config.text_column,
             start_token=config.start_token,
             token=token,
@@ -78,8 +74,11 @@ class DataRequest:
 
     def counts(self, dataset: str) -> dict[str, dict[str, int]]:
         """Number of calibration and search windows of each text of a mix, if there is as much text as requested."""
-        mix = read_mix(dataset, self.self_share)
-        return {role: apportion(getattr(self, role), mix) for role in ("calibration", "search")}
+        mix = TextMix.parse(dataset)
+        return {
+            role: {text.name: count for text, count in mix.divide(getattr(self, role)).items()}
+            for role in ("calibration", "search")
+        }
 
     def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:
         """Number of windows per role that the model generates, if there is as much text as requested."""
@@ -95,19 +94,7 @@ class DataRequest:
 
 def reported_texts(dataset: str, eval_dataset: str | None = None) -> list[str]:
     """Texts that perplexity is reported on: those of a mix that the model doesn't write, if none are named."""
-    names = list(read_mix(eval_dataset or dataset))
-    return names if eval_dataset or names == ["self"] else [name for name in names if name != "self"]
-
-
-def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Divides a number of windows by shares that add up to 1: at least one each, rounded where they are left over.
-
-    Without a share there is none.
-    """
-    counts = {name: min(1, total) for name, share in shares.items() if share}
-    for _ in range(total - sum(counts.values())):
-        counts[max(counts, key=lambda name: total * shares[name] - counts[name])] += 1
-    return counts
+    return TextMix.parse(eval_dataset).names if eval_dataset else TextMix.parse(dataset).reported.names
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:

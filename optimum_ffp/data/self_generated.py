@@ -27,7 +27,7 @@ from .cutting import find_start_token
 
 NEEDS_WEIGHTS = (
     "text that the model writes itself needs all weights on the device; choose offload 'none', or a dataset without "
-    "'self' and self_share"
+    "'self'"
 )
 # Maximum tokens per passage. A window consists of passages, each sampled from the start token: small models become
 # incoherent in longer ones, and many short passages can be sampled as one batch.
@@ -169,14 +169,13 @@ def find_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length
     start = _start_of(tokenizer)
     if start is None:
         raise FFPError(
-            "the tokenizer has neither a start nor an end token to sample text from; name a dataset other than self, "
-            "and leave self_share at 0"
+            "the tokenizer has neither a start nor an end token to sample text from; name a dataset without self"
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if start >= rows:
         raise FFPError(
             f"the model has no embedding for the start token {tokenizer.decode([start])!r}, which its own text begins "
-            "with; name a dataset other than self, and leave self_share at 0"
+            "with; name a dataset without self"
         )
     opening, (end_of_question, *before_answer), (end_of_answer, *after_answer) = _conversation(tokenizer)
     ends_turns = {end_of_question, end_of_answer} <= _special_tokens(tokenizer)

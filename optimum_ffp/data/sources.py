@@ -8,9 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..config.fields import NAMED, has_columns
+from ..config.texts import NAMED, Text
 from ..errors import FFPError, convert_errors, named_line, one_line
-from ..hub.naming import is_hub_id
 from ..utils.folders import expand
 from .columns import Row, choose_columns, length_of, read_columns
 from .files import find_splits, kind_of, read_rows
@@ -104,7 +103,7 @@ def hub_splits(dataset: str, prunes: bool = True, token: str | None = None) -> l
     from datasets import get_dataset_split_names
 
     with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
-        return get_dataset_split_names(*hub_source(dataset), token=token)
+        return get_dataset_split_names(*Text(dataset).hub_source, token=token)
 
 
 def find_files(dataset: str) -> dict[str, list[Path]]:
@@ -139,14 +138,14 @@ def _files_that_exist(dataset: str) -> dict[str, list[Path]]:
 def lacks_test_split(dataset: str) -> bool:
     """Whether a dataset is known, without asking the Hub, to have no test split of its own."""
     files = _files_that_exist(dataset)
-    return len(files) == 1 or (not files and hub_source(dataset)[0] == NAMED["c4"][0])
+    return len(files) == 1 or (not files and Text(dataset).hub_source[0] == NAMED["c4"][0])
 
 
 def estimate_test_tokens(dataset: str) -> int | None:
     """Estimated tokens of the test split of a dataset, without asking the Hub; `None` if its size is not known."""
     files = _files_that_exist(dataset).get("test", [])
     if not files:
-        return WIKITEXT2_TEST_TOKENS if hub_source(dataset) == NAMED["wikitext2"] else None
+        return WIKITEXT2_TEST_TOKENS if Text(dataset).hub_source == NAMED["wikitext2"] else None
     parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
     if any(part.suffix in (".gz", ".parquet") for part in parts):
         return None
@@ -164,19 +163,6 @@ def check_hub_text(dataset: str, text_column: str | None = None, token: str | No
     """Raises `FFPError` if a dataset of the Hub can't be read, or the first rows of its first split have no text."""
     rows, *_ = stream_splits(dataset, text_column, token=token).values()
     next(rows(), None)
-
-
-def hub_source(dataset: str) -> tuple[str, str | None]:
-    """Repository and configuration of a dataset on the Hub."""
-    name, _, config = dataset.partition(":")
-    repository, default = NAMED.get(name, (name, None))
-    return repository, config or default
-
-
-def hub_dataset(dataset: str) -> tuple[str, str | None] | None:
-    """Return the id and configuration of a dataset on the Hub; `None` for local data."""
-    dataset_id, name = hub_source(dataset)
-    return (dataset_id, name) if "/" in dataset_id and is_hub_id(dataset_id) else None
 
 
 def _rows_of_files(paths: list[Path], text_column: str | None) -> Iterator[Row]:
@@ -208,8 +194,8 @@ def _rows_from_hub(
 ) -> Iterator[Row]:
     from datasets import load_dataset
 
-    repository, config = hub_source(dataset)
-    wanted, label = text_column if has_columns(dataset) else None, f"{dataset} ({split})"
+    repository, config = Text(dataset).hub_source
+    wanted, label = None if dataset in NAMED else text_column, f"{dataset} ({split})"
     with convert_errors(partial(_describe_unavailable, dataset, prunes, token)):
         stream = load_dataset(repository, config, split=split, streaming=True, token=token)
         columns = choose_columns(list(islice(stream, HEAD)), wanted, label)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.fields import read_mix
+from ..config.texts import TextMix
 from ..errors import FFPError
 from ..utils.seeds import seed_of
 from .columns import Row
 from .cutting import check_known, cut_tokens, find_start_token
 from .encoding import check_answers, encode_rows
 from .parts import MARGIN, part_for_search, part_for_test
-from .request import DataRequest, apportion
+from .request import DataRequest
 from .self_generated import sample_from_model
 from .sources import head_of, stream_splits
 from .windows import without_mask
@@ -67,7 +67,7 @@ def training_windows(
     """
     passes, begin = {}, 0
     start = find_start_token(tokenizer, request.start_token)
-    counts = apportion(count, read_mix(dataset))
+    counts = {text.name: number for text, number in TextMix.parse(dataset).divide(count).items()}
     written = counts.pop("self", 0)
     windows = torch.empty(count, request.length, dtype=torch.int32)
     # Windows are put where they belong at once, since many may not fit into memory twice.

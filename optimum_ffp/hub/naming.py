@@ -2,14 +2,13 @@
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..config.fields import split_mix
+from ..config.texts import TextMix
 
 
 # Keys of configs and records whose values name a model, or the texts of a dataset, and so may be local paths.
@@ -41,25 +40,9 @@ def model_name(base: str) -> str:
     return short_name(base).rpartition("/")[2].removesuffix(".gguf")
 
 
-def short_mix(dataset: str) -> str:
-    """Return the texts of a dataset and their shares, without local folders."""
-    found: Counter[str] = Counter()
-    texts = []
-    for name, share in split_mix(dataset):
-        name = short_name(name)
-        found[name] += 1
-        # Files of two folders may have the same name.
-        texts.append((name if found[name] == 1 else f"{name}-{found[name]}", share))
-    return ",".join(name if share is None else f"{name}:{share:g}" for name, share in texts)
-
-
 def dataset_name(dataset: str) -> str:
     """Return a description of the source of text, with the shares of a mix."""
-    texts = [
-        ("text sampled from the model itself" if name == "self" else short_name(name), share)
-        for name, share in split_mix(dataset)
-    ]
-    return ", ".join(name if share is None else f"{100 * share:g} % {name}" for name, share in texts)
+    return TextMix.parse(dataset).describe()
 
 
 def escape(text: str) -> str:
@@ -75,7 +58,8 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
             return without_folders(value)
         if isinstance(value, list):
             return [published(name, one) for one in value]
-        shorten = short_name if name in PLACES else short_mix if name in TEXTS else None
-        return shorten(value) if shorten and isinstance(value, str) else value
+        if name in TEXTS and isinstance(value, str):
+            return TextMix.parse(value).published
+        return short_name(value) if name in PLACES and isinstance(value, str) else value
 
     return {name: published(name, value) for name, value in record.items()}

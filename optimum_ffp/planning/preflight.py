@@ -12,7 +12,6 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig, RecoveryConfig
-from ..config.fields import read_mix
 from ..data import check_hub_text, check_text_file, find_files
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
@@ -73,7 +72,7 @@ def find_problems(
     Yields:
         One error per problem, which says what to do.
     """
-    texts = [*dict.fromkeys([*read_mix(config.dataset), *read_mix(config.eval_dataset or config.dataset)])]
+    texts = [*dict.fromkeys([*config.texts.names, *config.reported.names])]
     checks = [partial(check_device, device) for device in {*trains_on}]
     checks += [partial(check_apart, output, [*models, *texts]) for output in (*outputs.folders, *outputs.front)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config import RecoveryConfig
-from ..config.fields import GRADIENT_COST, read_mix
+from ..config.fields import GRADIENT_COST
 from ..data import window_length
 from ..engine.operations import forward_operations
 from ..modeling.families import decoder_layers, find_family
@@ -228,7 +228,7 @@ def plan_recovery(
         machine=machine,
         processes=count,
         machines=machines,
-        writes="self" in read_mix(config.dataset),
+        writes=config.texts.written,
     )
 
 

@@ -15,7 +15,6 @@ from ..checkpoint.pushing import PushToHubMixin
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..config import RecoveryConfig
-from ..config.fields import read_mix
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
@@ -269,7 +268,7 @@ class FFPRecovery(PushToHubMixin):
 
     @property
     def _texts(self) -> list[str]:
-        return [name for name in read_mix(self.config.dataset) if name != "self"]
+        return [text.name for text in self.config.texts if not text.is_self]
 
     def _read(self) -> list[dict[str, Any]]:
         """Held-out and test windows."""

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..config import RecoveryConfig
-from ..config.fields import split_mix
-from ..data import hub_dataset
+from ..config.texts import TextMix
 from ..errors import FFPError
 from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
@@ -80,7 +79,7 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     found = record.get("dataset", DATASET)
     given = record.get("provenance", {}).get("given_data")
     # The record has the names of local files without their folders.
-    if not given and all(hub_dataset(name) and name != SHORT for name, _ in split_mix(found)):
+    if not given and all(text.hub_dataset and text.name != SHORT for text in TextMix.parse(found)):
         column = config.text_column or record.get("text_column")
         start_token = config.start_token or recorded_start_token(record)
         return replace(config, dataset=found, text_column=column, start_token=start_token)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
-from optimum_ffp.config.fields import read_mix, write_mix
+from optimum_ffp.config.texts import TextMix
 
 
 def save(config, folder):
@@ -14,7 +14,7 @@ def save(config, folder):
 
 def test_paper_preset_is_the_papers_numbers():
     config = FFPConfig(preset="paper")
-    assert config.dataset == "wikitext2" and read_mix(FFPConfig().dataset) == {"wikitext2": 0.5, "c4": 0.5}
+    assert config.dataset == "wikitext2" and FFPConfig().texts == TextMix.parse("wikitext2,c4")
     assert (config.criterion, config.mapping, config.reward, config.calibration) == (
         "wanda",
         "greedy",
@@ -89,22 +89,6 @@ def test_a_saved_config_may_hold_what_its_method_does_not_read(tmp_path):
     assert FFPConfig.from_file(save(config, tmp_path)).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize(
-    ("dataset", "mix"),
-    [
-        ("wikitext2", {"wikitext2": 1}),
-        ("owner/text:english", {"owner/text:english": 1}),
-        ("wikitext2:0.5,c4:.3,self:0.2", {"wikitext2": 0.5, "c4": 0.3, "self": 0.2}),
-        ("owner/text:english:0.75, D:\\data\\my.txt:0.25", {"owner/text:english": 0.75, "D:\\data\\my.txt": 0.25}),
-        ("wikitext2,c4", {"wikitext2": 0.5, "c4": 0.5}),
-        ("a:0.33,b:0.33,c:0.33", {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
-    ],
-)
-def test_a_dataset_may_be_a_mix(dataset, mix):
-    assert read_mix(dataset) == pytest.approx(mix)
-    FFPConfig(dataset=dataset, eval_dataset=dataset)
-
-
 @pytest.mark.parametrize("kind", [FFPConfig, RecoveryConfig])
 def test_texts_may_be_paths(kind, tmp_path):
     path = tmp_path / "text.jsonl"
@@ -115,46 +99,9 @@ def test_texts_may_be_paths(kind, tmp_path):
             kind(**{name: value})
 
 
-def test_what_exists_is_one_text(tmp_path):
-    path = tmp_path / "a,b:0.5"
-    path.touch()
-    assert read_mix(str(path)) == {str(path): 1}
-
-
-def test_a_mix_is_written_as_it_is_read():
-    for dataset, share in (("wikitext2", 0.1), ("owner/text:english:0.9999,c4:0.0001", 0.0), ("wikitext2,c4", 1.0)):
-        mix = {name: part for name, part in read_mix(dataset, share).items() if part}
-        assert read_mix(write_mix(mix)) == pytest.approx(mix, abs=1e-6)
-    with pytest.raises(FFPError, match="a,b.txt can't be one of several texts: its name has a comma; rename it"):
-        write_mix({"a,b.txt": 0.9, "self": 0.1})
-
-
-def test_self_share_is_that_of_self_in_a_mix():
-    assert read_mix("wikitext2,c4", 0.2) == pytest.approx({"wikitext2": 0.4, "c4": 0.4, "self": 0.2})
-    assert read_mix("c4:0.5,self:0.5", 0.2) == {"c4": 0.5, "self": 0.5} and read_mix("self", 0.2) == {"self": 1}
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        ("wikitext2:0.5,c4", "must give every text a share above 0, as in wikitext2:0.7,c4:0.3, or none"),
-        ("wikitext2:1,c4:0", "must give every text a share above 0"),
-        ("wikitext2:0.5,c4:0.3", "add up to 0.8; they must add up to 1, or be left out"),
-        ("wikitext2:50,c4:50", "add up to 100"),
-        ("wikitext2:0.5", "add up to 0.5"),
-        ("wikitext2,,c4", "must name every text once"),
-        ("c4:0.5,c4:0.5", "must name every text once"),
-    ],
-)
-def test_mixes_that_are_not_allowed(dataset, message):
-    for options in ({"dataset": dataset}, {"eval_dataset": dataset}):
-        with pytest.raises(FFPError, match=message):
-            FFPConfig(**options)
-
-
 def test_every_text_of_a_mix_needs_a_window():
     with pytest.raises(FFPError, match="search_samples must be at least 3, a window of each of a, b, self, found 2"):
-        FFPConfig(dataset="a,b", self_share=0.1, search_samples=2)
+        FFPConfig(dataset="a,b,self", search_samples=2)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"unknown_option": 1}', '{"sparsity": "much"}', "\x00"])

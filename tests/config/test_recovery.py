@@ -94,7 +94,7 @@ def test_broken_files_are_refused(tmp_path, content, message):
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"patience": 0}, "patience must be an integer of at least 1"),
         ({"keep_adapter": True}, "keep_adapter needs adapters"),
-        ({"dataset": "c4:0.7,self:0.7"}, "add up to 1.4"),
+        ({"dataset": "c4:0.7,self:0.7"}, "share"),
         ({"eval_dataset": "self"}, "eval_dataset self says little"),
     ],
 )

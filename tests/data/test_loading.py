@@ -5,8 +5,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from optimum_ffp.data import DataRequest, check_calibration_tokens, hub_source, load_windows, read_splits
-from optimum_ffp.data.request import apportion
+from optimum_ffp.data import DataRequest, check_calibration_tokens, load_windows, read_splits
 from optimum_ffp.data.self_generated import sample_from_model
 from optimum_ffp.data.sources import stream_splits
 from optimum_ffp.errors import FFPError
@@ -55,7 +54,7 @@ def test_text_sampled_from_the_model_is_seeded_and_disjoint():
 
 
 def test_the_model_writes_its_share_of_calibration_and_search_windows(data_folder):
-    alone, mixed = load(data_folder), load(data_folder, request=replace(REQUEST, self_share=0.25))
+    alone, mixed = load(data_folder), load(f"{data_folder}:0.75,self:0.25")
     assert (len(mixed.calibration), len(mixed.search)) == (8, 3)
     for role, written in (("calibration", 2), ("search", 1)):
         known, both = set(rows_of(getattr(alone, role))), rows_of(getattr(mixed, role))
@@ -69,12 +68,12 @@ def test_the_model_writes_its_share_of_calibration_and_search_windows(data_folde
         assert getattr(mixed, role).written == written
     assert (alone.written_tokens, mixed.written_tokens) == (0, 3 * REQUEST.length)
     assert torch.equal(mixed.test.tokens, alone.test.tokens) and mixed.test.split == "test"
-    again = load(data_folder, request=replace(REQUEST, self_share=0.25))
+    again = load(f"{data_folder}:0.75,self:0.25")
     assert torch.equal(again.calibration.tokens, mixed.calibration.tokens)
 
 
 def test_of_less_text_the_model_writes_less(data_folder):
-    data = load(data_folder, request=replace(REQUEST, calibration=1000, self_share=0.25))
+    data = load(f"{data_folder}:0.75,self:0.25", request=replace(REQUEST, calibration=1000))
     text = len(load(data_folder, request=replace(REQUEST, calibration=1000)).calibration)
     assert len(data.calibration) == text + round(text / 3)
 
@@ -82,9 +81,8 @@ def test_of_less_text_the_model_writes_less(data_folder):
 def test_a_share_of_text_that_can_not_be_begun_is_refused(data_folder):
     tokenizer = make_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
-    request = replace(REQUEST, self_share=0.25)
-    with pytest.raises(FFPError, match="neither a start nor an end token to sample text from.*leave self_share at 0"):
-        load_windows(str(data_folder), None, tokenizer, make_tiny_model(), request)
+    with pytest.raises(FFPError, match="start"):
+        load_windows(f"{data_folder}:0.75,self:0.25", None, tokenizer, make_tiny_model(), REQUEST)
 
 
 @pytest.fixture
@@ -143,29 +141,6 @@ def test_a_text_that_is_short_keeps_the_ratio(data_folder, tmp_path):
     assert len(data.search) == 4
     (line,) = [line for line in data.warnings(request) if "calibration windows" in line]
     assert "(18 of train, 6 of calibration part of short.txt) gives 24 of the 40 calibration windows" in line
-
-
-def test_self_share_is_a_mix_with_self(data_folder):
-    sugar = load(data_folder, request=replace(REQUEST, self_share=0.25))
-    mix = load(f"{data_folder}:0.75,self:0.25")
-    for role in ("calibration", "search", "test"):
-        assert torch.equal(getattr(sugar, role).tokens, getattr(mix, role).tokens)
-
-
-@pytest.mark.parametrize(
-    ("total", "shares", "counts"),
-    [
-        (128, [0.9, 0.1], [115, 13]),
-        (10, [0.5, 0.3, 0.2], [5, 3, 2]),
-        (10, [1 / 3] * 3, [4, 3, 3]),
-        (3, [0.98, 0.01, 0.01], [1, 1, 1]),
-        (8, [0.98, 0.02], [7, 1]),
-        (0, [0.5, 0.5], [0, 0]),
-    ],
-)
-def test_windows_are_divided_by_shares(total, shares, counts):
-    assert list(apportion(total, dict(enumerate(shares))).values()) == counts
-    assert apportion(total, dict(enumerate(shares)) | {"none": 0.0}) == dict(enumerate(counts))
 
 
 def write(path, content):
@@ -243,11 +218,6 @@ def test_a_config_that_is_missing_is_asked_for(monkeypatch):
         load("someone/corpus")
 
 
-def test_names_have_configurations_too():
-    assert hub_source("c4") == ("allenai/c4", "en") and hub_source("c4:de") == ("allenai/c4", "de")
-    assert hub_source("someone/corpus") == ("someone/corpus", None)
-
-
 def test_of_a_long_line_no_more_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.data.sources.CHARACTERS", 1000)
     (tmp_path / "line.txt").write_text(make_text(900).replace("\n", " "))
@@ -294,8 +264,8 @@ def test_hub_dataset_is_streamed_by_split(monkeypatch, splits):
 
 def test_text_to_report_on_is_written_alone(data_folder):
     """Neither more than that is written, nor what calibration has seen."""
-    request = replace(REQUEST, self_share=0.25)
-    assert request.written(str(data_folder), "self") == {"calibration": 2, "search": 1, "test": 4}
+    mix = f"{data_folder}:0.75,self:0.25"
+    assert REQUEST.written(mix, "self") == {"calibration": 2, "search": 1, "test": 4}
     asked = []
 
     def sample(model, tokenizer, count, *rest):
@@ -304,7 +274,7 @@ def test_text_to_report_on_is_written_alone(data_folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optimum_ffp.data.loading.sample_from_model", sample)
-        data = load(data_folder, "self", request)
+        data = load(mix, "self")
     parts = (data.calibration, data.search, data.test)
     assert asked == [2, 1, 4] and [len(part) for part in parts] == [8, 3, 4] and len(set(rows_of(*parts))) == 15
     assert data.test.dataset == "self" and "sampled from the model" in data.test.split

@@ -161,5 +161,5 @@ def test_special_tokens_without_an_embedding_are_not_written():
     form = find_form(make_tiny_model(), tokenizer, 24)
     assert not form.is_conversation and form.opening == [tokenizer.bos_token_id]
     tokenizer.bos_token = "<|end|>"
-    with pytest.raises(FFPError, match=r"no embedding for the start token '<\|end\|>', .* leave self_share at 0"):
+    with pytest.raises(FFPError, match=r"no embedding for the start token '<\|end\|>'"):
         find_form(make_tiny_model(), tokenizer, 24)

@@ -189,7 +189,7 @@ def test_a_plan_is_text(data_folder):
     for dataset in (str(data_folder / "train.txt"), "c4"):
         assert planned(dataset=dataset, eval_samples=None).tokens["evaluation"] == 100 * SETTINGS["seq_len"]
     assert planned(dataset="c4,me/text", eval_samples=None).tokens["evaluation"] is None
-    assert "written by the model" in planned(self_share=0.25).describe() and "written" not in text
+    assert "written by the model" in planned(dataset="wikitext2,self").describe() and "written" not in text
 
 
 def test_a_mix_is_counted_by_its_texts():

@@ -1,0 +1,87 @@
+import pytest
+
+from optimum_ffp.config.texts import Text, TextMix
+from optimum_ffp.errors import FFPError
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shares"),
+    [
+        ("wikitext2", {"wikitext2": 1}),
+        ("owner/text:english", {"owner/text:english": 1}),
+        ("wikitext2:0.5,c4:.3,self:0.2", {"wikitext2": 0.5, "c4": 0.3, "self": 0.2}),
+        ("owner/text:english:0.75, D:\\data\\my.txt:0.25", {"owner/text:english": 0.75, "D:\\data\\my.txt": 0.25}),
+        ("wikitext2,c4", {"wikitext2": 0.5, "c4": 0.5}),
+        ("a:0.33,b:0.33,c:0.33", {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
+    ],
+)
+def test_mixes_are_parsed_and_written(dataset, shares):
+    mix = TextMix.parse(dataset)
+    assert {text.name: text.share for text in mix} == pytest.approx(shares)
+    again = TextMix.parse(str(mix))
+    assert {text.name: text.share for text in again} == pytest.approx(shares, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("wikitext2:0.5,c4", "share"),
+        ("wikitext2:1,c4:0", "share"),
+        ("wikitext2:0.5,c4:0.3", "share"),
+        ("wikitext2:50,c4:50", "share"),
+        ("wikitext2:0.5", "share"),
+        ("wikitext2,,c4", "once"),
+        ("c4:0.5,c4:0.5", "once"),
+    ],
+)
+def test_wrong_mixes_are_refused(dataset, message):
+    with pytest.raises(FFPError, match=message):
+        TextMix.parse(dataset)
+
+
+def test_an_existing_path_is_one_text(tmp_path):
+    path = tmp_path / "a,b:0.5"
+    path.touch()
+    assert TextMix.parse(str(path)).names == [str(path)]
+
+
+def test_texts_are_published_and_described_without_folders(tmp_path):
+    mix = TextMix.parse("/data/my.txt:0.5,owner/text:english:0.3,self:0.2")
+    assert mix.published == "my.txt:0.5,owner/text:english:0.3,self:0.2"
+    assert mix.describe() == "50 % my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
+    assert mix.written and mix.reported.names == ["/data/my.txt", "owner/text:english"]
+    assert TextMix.parse("self").reported.names == ["self"]
+    assert TextMix.parse(str(tmp_path)).published == tmp_path.name
+    same_name = TextMix.parse("/data/en/text.txt,/data/de/text.txt").published
+    assert same_name == "text.txt,text.txt-2" and len(TextMix.parse(same_name).texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("wikitext2", ("Salesforce/wikitext", "wikitext-2-raw-v1")),
+        ("c4:de", ("allenai/c4", "de")),
+        ("someone/corpus", ("someone/corpus", None)),
+        ("data/my.txt", None),
+        ("/data/corpus", None),
+        ("self", None),
+    ],
+)
+def test_datasets_of_the_hub_are_told_from_local_texts(name, dataset):
+    assert Text(name).hub_dataset == dataset
+
+
+@pytest.mark.parametrize(
+    ("total", "shares", "counts"),
+    [
+        (128, [0.9, 0.1], [115, 13]),
+        (10, [0.5, 0.3, 0.2], [5, 3, 2]),
+        (10, [1 / 3] * 3, [4, 3, 3]),
+        (3, [0.98, 0.01, 0.01], [1, 1, 1]),
+        (8, [0.98, 0.02], [7, 1]),
+        (0, [0.5, 0.5], [0, 0]),
+    ],
+)
+def test_windows_are_divided_by_shares(total, shares, counts):
+    mix = TextMix(tuple(Text(str(number), share) for number, share in enumerate(shares)))
+    assert list(mix.divide(total).values()) == counts
