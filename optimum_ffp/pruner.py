@@ -91,7 +91,7 @@ class FFPPruner(PushToHubMixin):
         check_model(model, tokenizer, self.model_id)
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        offloads = not self.options.device_map and self.options.offload != "none"
+        offloads = self.options.offload != "none"
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, for what doesn't fit into memory either")
         device = resolve_device(self.options.device) if offloads else None
@@ -122,8 +122,8 @@ class FFPPruner(PushToHubMixin):
             config: Options of the prune; the defaults if `None`.
             work_folder: Folder for finished work, for `prune(resume=True)`.
             report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
-            options: Fields of `LoadOptions`: `device`, `dtype`, `device_map`, `offload` (by default `"auto"`),
-                `revision`, `token`, `cache_dir`, ...
+            options: Fields of `LoadOptions`: `device`, `dtype`, `offload` (by default `"auto"`), `revision`,
+                `token`, ...
 
         Raises:
             FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
@@ -197,7 +197,7 @@ class FFPPruner(PushToHubMixin):
         for sparsity in sparsities:
             self._check_budget(self.config.replace(sparsity=sparsity))
         self.open_journal(resume)
-        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
+        agent = find_agent(warm_start, self.options.token)
         begun_with, front = getattr(agent, "source", None), ParetoFront()
         sweep = {"sparsity": sparsities, "search_steps": self.config.search_steps}
         for config in self.config.sweep(sparsities):
@@ -262,7 +262,7 @@ class FFPPruner(PushToHubMixin):
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
-        agent = find_agent(warm_start, self.options.token, self.options.cache_dir)
+        agent = find_agent(warm_start, self.options.token)
         return self._find(self._searched_with(config or self.config, sparsity), agent)
 
     @memory_errors()

@@ -140,7 +140,7 @@ def save_recovered(
         directory: Folder to write. It is written completely or not at all.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
         adapter: The adapter to write beside the weights, with `weights` and `config` of peft.
-        hub: `revision`, `token`, `cache_dir` of the pruned model.
+        hub: `revision`, `token` of the pruned model.
         work_folder: Folder of finished work, for the error.
 
     Returns:
@@ -171,7 +171,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
 
     Args:
         source: Folder or Hub id.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`.
 
     Raises:
         FFPError: If they can't be read.

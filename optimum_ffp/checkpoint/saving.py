@@ -179,23 +179,21 @@ class SavedAgent(dict[str, np.ndarray]):
 def find_agent(
     warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
     token: str | None = None,
-    cache_dir: str | None = None,
 ) -> SavedAgent | None:
     """The agent that a search starts from, with its source; loaded if `warm_start` is a path or Hub id."""
     if isinstance(warm_start, (str, os.PathLike)):
-        return load_agent(warm_start, token, cache_dir)
+        return load_agent(warm_start, token)
     if warm_start is None or isinstance(warm_start, SavedAgent):
         return warm_start
     return SavedAgent(warm_start, "an agent in memory")
 
 
-def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: str | None = None) -> SavedAgent:
+def load_agent(source: str | os.PathLike, token: str | None = None) -> SavedAgent:
     """Loads the agent of a checkpoint.
 
     Args:
         source: Folder or Hub id of the checkpoint; `id@revision` names a branch, tag or commit.
         token: Access token for the Hub.
-        cache_dir: Folder for downloads.
 
     Raises:
         FFPError: If the checkpoint has no agent, or the file is broken.
@@ -207,9 +205,7 @@ def load_agent(source: str | os.PathLike, token: str | None = None, cache_dir: s
             raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
         repo_id, _, revision = os.fspath(source).partition("@")
         try:
-            path = Path(
-                hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token, cache_dir=cache_dir)
-            )
+            path = Path(hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token))
         # The HTTP library raises its own exceptions too.
         except Exception as error:
             reason = describe_failure(error, token)

@@ -30,7 +30,6 @@ def on_the_hub(model: str | None) -> bool:
 
 
 ON_THE_HUB = Condition("with a --model on the Hub", lambda args: on_the_hub(args.model))
-ON_ONE_DEVICE = Condition("without --device-map", lambda args: args.device_map is None)
 TO_THE_HUB = Condition("with --push-to-hub", lambda args: args.push_to_hub)
 
 
@@ -146,7 +145,6 @@ def check_read(given: Iterable[str], read_when: Mapping[str, Condition], setting
 def add_load_options(group: _ArgumentGroup) -> None:
     """Adds the options of `LoadOptions` except those of the Hub."""
     add_device_options(group)
-    add_device_map(group)
     add_option(
         group,
         "offload",
@@ -169,16 +167,6 @@ def add_device_options(group: _ArgumentGroup, of: str = "the weights") -> None:
         "dtype",
         default="auto",
         help=f"Dtype of {of}: auto (the checkpoint's), float32, bfloat16 or float16.",
-    )
-
-
-def add_device_map(group: _ArgumentGroup) -> None:
-    """Adds `--device-map`."""
-    add_option(
-        group,
-        "device-map",
-        metavar="MAP",
-        help="Device map of accelerate, such as auto, to spread the model over several devices. Default: one device.",
     )
 
 
@@ -275,12 +263,9 @@ def add_training_hub_options(group: _ArgumentGroup, naming: str = "") -> None:
 
 
 def add_hub_options(group: _ArgumentGroup) -> None:
-    """Adds `--revision`, `--token` and `--cache-dir`."""
+    """Adds `--revision` and `--token`."""
     add_option(group, "revision", help="Branch, tag or commit of the model on the Hub. Default: the main branch.")
     add_token(group)
-    add_option(
-        group, "cache-dir", metavar="DIR", help="Folder for downloaded models. Default: the cache of huggingface_hub."
-    )
 
 
 def add_trust_remote_code(group: _ArgumentGroup) -> None:

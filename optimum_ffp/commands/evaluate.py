@@ -12,7 +12,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config.fields import Condition
 from ..config.texts import TextMix
-from .arguments import ON_ONE_DEVICE, ON_THE_HUB, check_read, given_options, on_the_hub
+from .arguments import ON_THE_HUB, check_read, given_options, on_the_hub
 from .errors import one_line_endings
 from .evaluate_options import parse_args_ffp_evaluate
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 USED = "{dataset}: a model was calibrated, searched or trained on this text, so that its figures are too good"
-LOAD_OPTIONS = ("device", "dtype", "device_map", "trust_remote_code", "token", "cache_dir")
+LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "token")
 # Minimum value per option.
 LEAST = {"eval_samples": 1, "seq_len": 2, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 1, "repeats": 1}
 SETTINGS = (
@@ -46,7 +46,6 @@ SETTINGS = (
     "baseline_revision",
     "device",
     "dtype",
-    "device_map",
 )
 TEXT = Condition("without --no-perplexity", lambda args: not args.no_perplexity)
 TASKS = Condition("with --tasks or --tasks-path", lambda args: args.tasks or args.tasks_path)
@@ -55,14 +54,10 @@ READ_WHEN = {
     **dict.fromkeys(("dataset", "text_column", "split", "eval_samples", "seq_len", "start_token"), TEXT),
     **dict.fromkeys(("limit", "num_fewshot"), TASKS),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "repeats"), SPEED),
-    "device": ON_ONE_DEVICE,
     "revision": ON_THE_HUB,
     "baseline_revision": Condition("with a --baseline on the Hub", lambda args: any(map(on_the_hub, args.baseline))),
 }
-REMEDIES = (
-    "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16, another --device, or in its "
-    "place --device-map auto"
-)
+REMEDIES = "--no-speed, which loads one model at a time, a smaller --seq-len, --dtype bfloat16, or another --device"
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):

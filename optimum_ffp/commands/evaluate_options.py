@@ -5,7 +5,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from ..config.fields import CHOICES
 from .arguments import (
     SEQ_LEN_DEFAULT,
-    add_device_map,
     add_device_options,
     add_hub_options,
     add_option,
@@ -120,7 +119,6 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     load = parser.add_argument_group("Loading and running")
     add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
     add_device_options(load)
-    add_device_map(load)
     add_hub_options(load)
     add_trust_remote_code(load)
     add_option(

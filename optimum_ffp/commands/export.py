@@ -75,7 +75,7 @@ def export(args: Namespace) -> None:
     check_choices(args, {"outtype": OUTPUT_TYPES})
     check_apart(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
-    given = {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "trust_remote_code")}
+    given = {name: getattr(args, name) for name in ("revision", "token", "trust_remote_code")}
     options = LoadOptions(device="cpu", **given)
     check_gguf_installed()
     # Before the weights are loaded.

@@ -11,7 +11,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config.fields import AGENT
 from ..config.fields import READ_WHEN as OPTIONS_READ_WHEN
-from .arguments import ON_ONE_DEVICE, ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
+from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
 from .plans import process_count, show_plan
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from ..config import FFPConfig
 
 READ_WHEN = {
-    "device": ON_ONE_DEVICE,
-    "offload": ON_ONE_DEVICE,
-    "num_processes": ON_ONE_DEVICE,
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
 }
-LOAD_OPTIONS = ("device", "dtype", "device_map", "offload", "trust_remote_code", "revision", "token", "cache_dir")
+LOAD_OPTIONS = ("device", "dtype", "offload", "trust_remote_code", "revision", "token")
 
 
 class FFPPruneCommand(BaseOptimumCLICommand):
@@ -160,7 +157,7 @@ def write_checkpoints(
     from ..utils import processes
     from .summary import prune_summary
 
-    agent = load_agent(args.warm_start, args.token, args.cache_dir) if args.warm_start is not None else None
+    agent = load_agent(args.warm_start, args.token) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS} | {"offload": offload}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
     several = len(sparsities) > 1

@@ -39,7 +39,7 @@ READ_WHEN = {
 }
 # After the name of a pruned model, for the folder of the recovered one.
 RECOVERED = "-recovered"
-LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision", "token", "cache_dir")
+LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision", "token")
 
 
 class FFPRecoverCommand(BaseOptimumCLICommand):

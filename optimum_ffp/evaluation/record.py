@@ -21,7 +21,7 @@ def size_record(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any)
     Args:
         model: A causal LM.
         model_id: Source of the model: Hub id, folder or `.gguf` file.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`.
     """
     record = {
         "name": os.fspath(model_id),

@@ -68,7 +68,7 @@ def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any
     Args:
         model: The model.
         model_id: A `.gguf` file, a folder, or the Hub id of a model in the cache.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`.
     """
     path = expand(model_id)
     if path.suffix == ".gguf":
@@ -87,7 +87,7 @@ def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, floa
 
     Args:
         model_id: As for `weight_bytes`.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`.
 
     Returns:
         `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model; empty if unknown.

@@ -22,7 +22,7 @@ def read_license(model_id: str | os.PathLike, **hub: Any) -> dict[str, str]:
 
     Args:
         model_id: Hub id, folder or file of the model.
-        hub: `revision`, `token`, `cache_dir`.
+        hub: `revision`, `token`.
     """
     published = is_hub_id(os.fspath(model_id))
     try:

@@ -31,7 +31,7 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
     Args:
         model_id: A folder, a `.gguf` file, which has none, or a Hub id.
-        hub: `revision`, `token`, `cache_dir`, `subfolder`.
+        hub: `revision`, `token`, `subfolder`.
     """
     path = expand(model_id)
     if path.is_dir():

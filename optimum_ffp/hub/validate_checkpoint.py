@@ -46,7 +46,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, weig
         source: Hub id or folder.
         variant: Variant of the weights, as in `from_pretrained`.
         weights: Whether to check the headers too, for which the weights are downloaded.
-        hub: Hub options such as `revision`, `token` and `cache_dir`.
+        hub: Hub options such as `revision` and `token`.
 
     Raises:
         FFPError: If the checkpoint names a file outside its folder, weights that aren't safetensors, or an attention

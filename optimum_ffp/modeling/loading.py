@@ -51,29 +51,24 @@ class LoadOptions:
     Attributes:
         device: Device of the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator, if available, if `None`.
         dtype: `"auto"` for the checkpoint's dtype, a torch dtype or its name.
-        device_map: Device map of accelerate; excludes `device` and `offload`.
         offload: Where the weights of layers are while they don't run: `"none"` (on the device), `"host"` (in host
             memory) or `"disk"` (in the files of the checkpoint). `FFPPruner` also takes `"auto"`: the first of them
             that the memory suffices for.
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision: Revision on the Hub.
         token: Access token of the Hub.
-        cache_dir: Folder of downloaded files.
     """
 
     device: str | None = None
     dtype: str | torch.dtype = "auto"
-    device_map: str | None = None
     offload: str = "none"
     trust_remote_code: bool = False
     revision: str | None = None
     token: str | None = None
-    cache_dir: str | None = None
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
-        cache = self.cache_dir and str(expand(self.cache_dir))
-        options = {"revision": self.revision, "token": self.token, "cache_dir": cache}
+        options = {"revision": self.revision, "token": self.token}
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -92,15 +87,12 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     reader = open_gguf(model_id) if extra else None
     whole = _read_whole_config(model_id, options)
     config = _check_dense(model_id, whole, options)
-    dtype, device = resolve_dtype(options.dtype), None
-    if not options.device_map:
-        device = use_device(options.device)
-        check_offload(options.offload, device, dtype, config, bool(extra))
-    placement = _placement(options, config)
-    model, tokenizer = _load(_dense_class(whole), model_id, options, reader, **placement)
-    if device is not None and options.offload != "none":
+    dtype, device = resolve_dtype(options.dtype), use_device(options.device)
+    check_offload(options.offload, device, dtype, config, bool(extra))
+    model, tokenizer = _load(_dense_class(whole), model_id, options, reader, **attention_of(config))
+    if options.offload != "none":
         offload_layers(model, device, options.offload)
-    elif device is not None:
+    else:
         model = model.to(device)
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
@@ -139,10 +131,8 @@ def load_any(
     reader = open_gguf(model_id) if extra else None
     whole = _read_whole_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(whole) else _dense_class(whole)
-    placement = _placement(options, language_config(whole))
-    model, tokenizer = _load(kind, model_id, options, reader, **placement)
-    if not options.device_map:
-        model = model.to(use_device(options.device))
+    model, tokenizer = _load(kind, model_id, options, reader, **attention_of(language_config(whole)))
+    model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -302,13 +292,6 @@ def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBa
 def _tokenizer_options() -> dict[str, bool]:
     """Return options of `AutoTokenizer`: it reads tokenizer.json, also where mistral-common would read tekken.json."""
     return {"mistral_format": False} if hasattr(tokenization_auto, "_use_mistral_format") else {}
-
-
-def _placement(options: LoadOptions, config: PretrainedConfig) -> dict[str, str]:
-    """Return options of `from_pretrained`: where the weights are, and how attention is computed."""
-    placement = {"device_map": options.device_map} if options.device_map else {}
-    # Some versions of transformers choose SDPA for it, which leaves out its softcap.
-    return placement | attention_of(config)
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

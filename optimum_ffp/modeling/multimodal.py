@@ -1,8 +1,6 @@
 """The language model of a checkpoint that also takes images."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -54,25 +52,4 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     setattr(found, found.base_model_prefix, decoder)
     found.set_output_embeddings(head)
     found.generation_config = model.generation_config
-    if hasattr(model, "hf_device_map"):
-        names = {module: name for name, module in model.named_modules()}
-        parts = {names[part]: name for name, part in found.named_children()}
-        found.hf_device_map = part_of_map(model.hf_device_map, parts)
-    return found
-
-
-def part_of_map(devices: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the device map of parts of a model.
-
-    Args:
-        devices: Devices by module name, `""` for the whole model.
-        parts: New names of the parts, by their names in the model.
-    """
-    found: dict[str, Any] = {}
-    for old, new in parts.items():
-        for name, device in devices.items():
-            if name in ("", old) or old.startswith(f"{name}."):
-                found[new] = device
-            elif name.startswith(f"{old}."):
-                found[new + name.removeprefix(old)] = device
     return found

@@ -29,19 +29,15 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def measure_machine(device: str | None = None, device_map: str | None = None) -> Machine:
+def measure_machine(device: str | None = None) -> Machine:
     """Measures available memory.
 
     Args:
         device: Device of the model; the accelerator if there is one, if `None`.
-        device_map: Device map of accelerate, instead of `device`; all accelerators count as one.
 
     Raises:
         FFPError: If the device does not exist.
     """
     resolved = resolve_device(device)
     host, free = free_host_memory(), free_device_memory(resolved)
-    if free is not None and device_map:
-        devices = [torch.device(resolved.type, index) for index in range(torch.accelerator.device_count())]
-        free = sum(map(free_device_memory, devices))
     return Machine(resolved, host, free)

@@ -287,11 +287,11 @@ def make_plan(
     for sparsity in sparsities:
         check_sparsity(sparsity)
     options = options or LoadOptions(offload="auto")
-    family, machine = find_family(model_config), measure_machine(options.device, options.device_map)
+    family, machine = find_family(model_config), measure_machine(options.device)
     found = model_config.dtype or torch.float32
     weights_dtype = found if (asked := resolve_dtype(options.dtype)) == "auto" else asked
     name = model_config._name_or_path or "the model"
-    if options.offload != "auto" and not options.device_map:
+    if options.offload != "auto":
         check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
     model = empty_model(model_config, weights_dtype)
     with loading_errors(name, None):
@@ -363,7 +363,7 @@ def _places(options: LoadOptions, config: FFPConfig, machine: Machine, reads_fil
         if writes and options.offload != "none":
             raise FFPError(NEEDS_WEIGHTS)
         return [options.offload]
-    if options.device_map or writes:
+    if writes:
         return ["none"]
     return ["none", *["host"] * accelerator, *["disk"] * reads_files]
 

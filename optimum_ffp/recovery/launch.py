@@ -22,9 +22,9 @@ def check_launch(config: RecoveryConfig, options: LoadOptions, work_folder: str 
         FFPError: If the models are to be divided other than by FSDP 2 or kept elsewhere than on a device, several
             processes have no common folder for the best weights, or checkpointing is asked for twice.
     """
-    if options.device_map or options.offload != "none":
+    if options.offload != "none":
         raise FFPError(
-            "a recovery has its models on one device of each process; leave out device_map and offload, and divide "
+            "a recovery has its models on one device of each process; leave out offload, and divide "
             "models that are too large by FSDP 2"
         )
     if config.patience and work_folder is None and processes.count() > 1:

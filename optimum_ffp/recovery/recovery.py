@@ -117,7 +117,7 @@ class FFPRecovery(PushToHubMixin):
             teacher: Hub id, folder or `.gguf` file of the dense model; the one that `ffp_config.json` names if `None`.
             work_folder: Folder for finished work, for `recover(resume=True)`.
             report_to: Where to log the training.
-            options: Fields of `LoadOptions` but `device_map` and `offload`.
+            options: Fields of `LoadOptions` but `offload`.
 
         Raises:
             FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or the launch

@@ -121,22 +121,6 @@ def test_a_column_that_is_named_in_windows_as_long_as_the_model_knows(run_ffp, s
 
 
 @pytest.mark.slow
-def test_a_model_that_accelerate_spreads(run, run_ffp, folder, save_tiny_model, data_folder, tmp_path):
-    report, dense = tmp_path / "figures.json", save_tiny_model()
-    words = ["-m", folder, "--baseline", dense, "--dataset", data_folder, "--device-map", "auto"]
-    sizes = ["--seq-len", 24, "--new-tokens", 4, "--repeats", 1, "--json", report]
-    code, output, errors = run_ffp("evaluate", *words, *sizes)
-    assert code == 0, errors
-    found = json.loads(report.read_text())
-    expected, _ = perplexity_by_hand(make_tiny_model(), (data_folder / "test.txt").read_text(), 24)
-    assert found["baseline"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
-    assert found["settings"]["device_map"] == "auto" and found["model"]["speed"]["new_tokens"] == 4
-    assert found["model"]["perplexity"]["divergence"] > 0
-    code, _, errors = run(*words)
-    assert code == 2 and "these options have no effect: --device (used only without --device-map)" in errors
-
-
-@pytest.mark.slow
 def test_one_file_is_used_whole_or_as_a_prune_does(figures, save_tiny_model, tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(make_text(1500))

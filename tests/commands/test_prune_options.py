@@ -23,7 +23,6 @@ from optimum_ffp.config.fields import Options
         ("--no-grad --fisher-samples 3", "--fisher-samples (used only with --grad"),
         ("--slope-samples 3", "--slope-samples (used only with --no-grad"),
         ("--dataset self --text-column x", "--text-column (used only with a --dataset or --eval-dataset other"),
-        ("--device cpu --device-map auto", "--device (used only without --device-map)"),
         ("--private --hub-model-id x", "--hub-model-id, --private (used only with --push-to-hub)"),
     ],
 )

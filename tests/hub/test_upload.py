@@ -142,13 +142,13 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     with pytest.raises(
         FFPError, match=r"no folder me/it, and the Hub gives no agent of that name: 404 Entry not found"
     ):
-        load_agent("me/it", cache_dir=str(tmp_path / "cache"))
-    found = load_agent(f"me/it@{first}", cache_dir=str(tmp_path / "cache"))
+        load_agent("me/it")
+    found = load_agent(f"me/it@{first}")
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in agent.items()
     }
     with pytest.raises(FFPError, match="404 Invalid rev id: nothing"):
-        load_agent("me/it@nothing", cache_dir=str(tmp_path / "cache"))
+        load_agent("me/it@nothing")
 
 
 def test_revision_and_warm_start_by_repository(pruned, folder, hub, windows, tmp_path):

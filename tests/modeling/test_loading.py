@@ -158,7 +158,7 @@ def test_an_accelerator_has_an_index(monkeypatch):
 def test_a_config_of_the_hub_is_read_without_weights(save_tiny_model, hub, tmp_path):
     hub.repositories["me/tiny"] = Repository(private=False)
     hub.repositories["me/tiny"].commit("initial commit", contents(save_tiny_model()))
-    options = LoadOptions(device="cpu", cache_dir=str(tmp_path / "cache"))
+    options = LoadOptions(device="cpu")
     assert read_model_config("me/tiny", options).hidden_size == 32
     assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
     load_dense("me/tiny", options)

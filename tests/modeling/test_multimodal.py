@@ -12,7 +12,6 @@ from optimum_ffp.data.columns import render_row
 from optimum_ffp.evaluation import size_record
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
-from optimum_ffp.modeling.multimodal import language_model, part_of_map
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
 
 
@@ -95,23 +94,6 @@ def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):
     card = (tmp_path / "pruned" / "README.md").read_text()
     assert "The language model of dense, which takes text alone, pruned by" in card
     assert json.loads((tmp_path / "pruned" / "config.json").read_text())["language_model_of"] == "llava"
-
-
-def test_a_device_map_places_it(windows, tmp_path):
-    whole = save_tiny(tmp_path, "gemma3")
-    expected = whole(windows).logits
-    model, _ = load_any(str(tmp_path), LoadOptions(device_map="auto"))
-    assert torch.equal(model(windows).logits, expected)
-    # As transformers notes it where there are several devices.
-    whole.hf_device_map = {"": "cpu"}
-    assert language_model(whole).hf_device_map == {"model": "cpu", "lm_head": "cpu"}
-
-
-def test_of_a_device_map_its_own_part_is_kept():
-    parts = {"model.language_model": "model", "lm_head": "lm_head"}
-    whole = {"model.vision_tower": 0, "model.language_model.layers.0": 0, "model.language_model.norm": 1, "lm_head": 1}
-    assert part_of_map(whole, parts) == {"model.layers.0": 0, "model.norm": 1, "lm_head": 1}
-    assert part_of_map({"model": 0, "lm_head": "cpu"}, parts) == {"model": 0, "lm_head": "cpu"}
 
 
 def test_positions_that_old_towers_saved_are_ignored(windows, tmp_path):

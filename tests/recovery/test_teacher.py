@@ -13,9 +13,9 @@ from optimum_ffp.recovery.teacher import read_teacher, with_dataset
 
 def test_the_record_names_the_dense_model_with_its_revision(hub, pruned, folder):
     # The revision of the pruned model is not that of another.
-    options = LoadOptions(revision="of-the-pruned-model", cache_dir="cache")
+    options = LoadOptions(revision="of-the-pruned-model", token="secret")
     given = read_teacher(str(folder), "named", options, lambda name, read_with: read_with)
-    assert given == ("named", LoadOptions(cache_dir="cache"))
+    assert given == ("named", LoadOptions(token="secret"))
     name, found = read_teacher(str(folder), pruned[0].model_id, LoadOptions(), read_model_config)
     assert name == pruned[0].model_id and found.model_type == "llama"
 
