@@ -5,11 +5,11 @@
         [--output ablation.json]
 
 Prints a table: perplexity before (if reported) and after calibration, number of candidates and tokens evaluated.
-Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated`, `sequential*` and
-`distillation*`.
-Variants `no-search-*` evaluate a single candidate, to measure an option without the search. Consecutive variants share
-the measurements, and the policy if the options of their searches are the same. `--options` sets other options of
-`FFPConfig` for the variants of the default preset. With `--work` an interrupted run resumes when it is started again.
+Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated` and
+`distillation*`. Variants `no-search-*` evaluate a single candidate, to measure an option without the search.
+Consecutive variants share the measurements, and the policy if the options of their searches are the same. `--options`
+sets other options of `FFPConfig` for the variants of the default preset. With `--work` an interrupted run resumes when
+it is started again.
 """
 
 import argparse
@@ -26,9 +26,6 @@ from optimum_ffp.config.fields import CALIBRATION
 VARIANTS = {
     "default": {},
     "uncalibrated": {"calibration": "none"},
-    "sequential": {"calibration": "sequential"},
-    "sequential-dense-target-0": {"calibration": "sequential", "dense_target": 0.0},
-    "sequential-dense-target-1": {"calibration": "sequential", "dense_target": 1.0},
     "distillation": {"calibration": "distillation"},
     "distillation-1-pass": {"calibration": "distillation", "distillation_passes": 1},
     "distillation-4-passes": {"calibration": "distillation", "distillation_passes": 4},
@@ -37,7 +34,6 @@ VARIANTS = {
     "distillation-rate-0.02": {"calibration": "distillation", "distillation_rate": 0.02},
     "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},
     "one-update-window": {"update_samples": 1},
-    "bandit": {"agent": "bandit"},
     "ppo-on-curves": {"agent": "ppo"},
     "reward-pruned": {"reward": "pruned"},
     "no-search": {"method": "no-search"},
@@ -49,7 +45,6 @@ VARIANTS = {
     "no-search-wanda": {"method": "no-search", "criterion": "wanda"},
     "no-search-kv-groups": {"method": "no-search", "attention": "kv-groups"},
     "no-search-query-heads": {"method": "no-search", "attention": "query-heads"},
-    "no-grad": {"grad": False},
     "ppo-water-filling": {"agent": "ppo", "mapping": "water-filling"},
     "ppo-greedy": {"agent": "ppo", "mapping": "greedy"},
     "table3-calibration-only": {"preset": "paper", "method": "uniform"},

@@ -1,8 +1,8 @@
 """Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary bandit ffp ...]
+    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary ffp ...]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
-        [--sequential no-search ffp] [--distilled ffp] [--seq-len 2048] [--eval-dataset DATASET]
+        [--distilled no-search ffp] [--seq-len 2048] [--eval-dataset DATASET]
         [--options num_samples=32 ...] [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER]
         [--output compare.json]
 
@@ -10,13 +10,12 @@ Writes one JSON record per prune (perplexities, losses of every test window, spa
 seconds and peak memory per stage) and prints a table: perplexity on the first `--head` test windows, which the method
 was developed on, and on all after them; and there the difference of the loss from that of the method `--against` with
 the same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
-Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows.
-Methods other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the
-search differs. All are compared after ridge regression, as candidates of the search are; those in `--sequential` also
-after sequential calibration, and those in `--distilled` after distillation, the default. The file is updated after
-every prune. `--options` sets other options of `FFPConfig` for the methods of the default preset. With `--work` an
-interrupted run resumes when it is started again, also with more methods; the recorded seconds are those of the last
-process.
+Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows. Methods
+other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the search
+differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also after
+distillation, the default. The file is updated after every prune. `--options` sets other options of `FFPConfig` for the
+methods of the default preset. With `--work` an interrupted run resumes when it is started again, also with more
+methods; the recorded seconds are those of the last process.
 """
 
 import argparse
@@ -37,11 +36,10 @@ from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
-# `paper` is a preset and `bandit` an agent; all others are methods of the default preset.
-DEFAULTS = ("paper", "uniform", "no-search", "random", "evolutionary", "bandit", "ffp")
+# `paper` is a preset; all others are methods of the default preset.
+DEFAULTS = ("paper", "uniform", "no-search", "random", "evolutionary", "ffp")
 # It needs `--options attention=kv-groups`, or query-heads, for a model whose attention can lose either.
 METHODS = (*DEFAULTS, "homogeneous")
-AGENTS = {"paper": "ppo", "bandit": "bandit"}
 
 
 def main() -> None:
@@ -56,8 +54,7 @@ def main() -> None:
     parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
     parser.add_argument("--against", default="no-search", choices=METHODS, help="Method to compare the others with.")
-    parser.add_argument("--sequential", nargs="*", default=("no-search", "ffp"), choices=METHODS)
-    parser.add_argument("--distilled", nargs="*", default=(), choices=METHODS)
+    parser.add_argument("--distilled", nargs="*", default=("no-search", "ffp"), choices=METHODS)
     parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
     parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
     parser.add_argument("--seq-len", type=int, default=2048)
@@ -96,10 +93,9 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     pruner.open_journal(resume=work is not None)
     for sparsity in args.sparsities:
         for method in methods:
-            name, agent = ("ffp", AGENTS[method]) if method in AGENTS else (method, config.agent)
-            found = pruner.search(sparsity, config=config.replace(method=name, agent=agent))
-            further = {"sequential": args.sequential, "distillation": args.distilled} if preset == "default" else {}
-            calibrations = ["ridge", *(name for name, chosen in further.items() if method in chosen)]
+            name = "ffp" if method == "paper" else method
+            found = pruner.search(sparsity, config=config.replace(method=name))
+            calibrations = ["ridge", *(["distillation"] if method in args.distilled and preset == "default" else [])]
             for calibration in calibrations:
                 result = pruner.finish(found, found.config.replace(calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)

@@ -2,7 +2,7 @@
 
     git worktree add --detach OLD REVISION
     python benchmarks/versions.py MODEL DATASET OLD [--threads 1] [--options num_samples=32 ...]
-        [--new-options 'attention="kv-groups"' 'calibration="sequential"'] [--output versions.json]
+        [--new-options 'attention="kv-groups"' 'calibration="ridge"'] [--output versions.json]
 
 Each version prunes on the CPU, in a process of its own, one after the other. `--new-options` are those that this
 version needs to do what the older one does by default. Writes a JSON record with the seconds of every stage and of

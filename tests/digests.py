@@ -42,7 +42,7 @@ CASES = {
     "gpt2": ("gpt2", {}),
     ALONE: ("llama", {"search_steps": 6}),
     "llama": ("llama", {}),
-    "llama without gradients": ("llama", {"grad": False, "batch_size": 2}),
+    "llama, random": ("llama", {"method": "random", "batch_size": 2}),
     "gemma3": ("gemma3", {"calibration": "ridge", "seed": 1}),
 }
 

@@ -58,7 +58,7 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
         "0.3",
         "--seeds",
         "0",
-        "--sequential",
+        "--distilled",
         "ffp",
         "--paper-steps",
         "4",
@@ -67,13 +67,13 @@ def test_compare_goes_on_where_it_was(run, dense, data_folder, tmp_path, monkeyp
         *FEW,
     ]
     _, first = run("compare", dense, data_folder, "--methods", "ffp", *folders, *rest)
-    assert [record["calibration"] for record in first] == ["ridge", "sequential"]
+    assert [record["calibration"] for record in first] == ["ridge", "distillation"]
     monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_statistics", None)
     monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_fisher", None)
     printed, records = run("compare", dense, data_folder, "--methods", "ffp", "no-search", *folders, *rest)
     assert [record["method"] for record in records] == ["ffp", "ffp", "no-search"]
     assert [record["perplexities"] for record in records[:2]] == [record["perplexities"] for record in first]
-    assert f"| ffp | sequential | 30% | {first[1]['perplexities']['calibrated']:.2f} |" in printed
+    assert f"| ffp | distillation | 30% | {first[1]['perplexities']['calibrated']:.2f} |" in printed
     assert str(data_folder) not in json.dumps(records)
     assert FFPModelForCausalLM.from_pretrained(tmp_path / "models" / "no-search-30-seed0").num_parameters() > 0
 
@@ -92,10 +92,10 @@ def test_texts_measures_every_model_on_every_text(run, dense, data_folder, tmp_p
 
 
 def test_ablation_searches_once_for_variants_of_calibration(run, dense, data_folder):
-    variants = ["uniform", "sequential", "default", "uncalibrated", "table3-calibration-only"]
+    variants = ["uniform", "distillation", "default", "uncalibrated", "table3-calibration-only"]
     printed, records = run("ablation", dense, data_folder, "--sparsity", "0.3", "--variants", *variants, *SHORT)
     sizes = {record["variant"]: record["sizes"] for record in records}
-    assert sizes["sequential"] == sizes["default"] == sizes["uncalibrated"]
+    assert sizes["distillation"] == sizes["default"] == sizes["uncalibrated"]
     # The default's search may fall back on uniform.
     figures = [record["perplexities"].get("calibrated") for record in records]
     assert len(set(figures[1:])) == len(variants) - 1
@@ -223,10 +223,11 @@ def test_recoveries_are_compared_and_go_on(run, pruned, folder, data_folder, tmp
 def test_versions_are_compared(run, dense, tmp_path):
     few = [*FEW, "seq_len=24", "eval_samples=2", 'method="uniform"']
     data = write_data(tmp_path / "data")
-    output, record = run("versions", dense, data, BENCHMARKS.parent, "--options", *few, "--new-options", "grad=false")
-    assert record["new"]["options"]["grad"] is False and record["old"]["options"]["dataset"] == "data"
+    output, record = run(
+        "versions", dense, data, BENCHMARKS.parent, "--options", *few, "--new-options", "calibration=ridge"
+    )
+    assert record["new"]["options"]["calibration"] == "ridge" and record["old"]["options"]["dataset"] == "data"
     assert output.startswith("times as fast: seconds ")
-    assert "fisher" in record["old"]["stages"] and "fisher" not in record["new"]["stages"]
     change = record["new"]["perplexity"] / record["old"]["perplexity"] - 1
     assert output.strip().endswith(f"perplexity {change:+.2%}") and "statistics" in output
 

@@ -51,10 +51,8 @@ for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE e
     print(json.dumps([of_cpu[case], prune(folder, "card", offload, options)]), flush=True)
 """
 OPTIONS = {
-    "no-grad": {"grad": False},
     "paper": {"preset": "paper"},
     "without float64": {"float64": False},
-    "sequential without float64": {"float64": False, "calibration": "sequential", "grad": False},
 }
 # Model, dtype, offload and options by name, and the tolerance of the perplexity.
 RESIDENT = ("llama", "gemma3", "gpt2")

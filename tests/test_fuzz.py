@@ -290,7 +290,6 @@ ALLOWED = {
     "seed": COUNTS | {"0"},
     "ridge-lambda": {"0", "0.2", "1", "1.5", "2", "1e9", "32"},
     "rate-precision": SHARES,
-    "dense-target": SHARES,
     "ffn-multiple": {"1", "2"},
     "calibration": {"none"},
     **dict.fromkeys(["criterion", "mapping", "reward", "method", "preset", "dtype", "warm-start", "config"], set()),
@@ -307,9 +306,9 @@ def test_every_wrong_value_of_an_option_is_refused_and_no_right_one(dense, data,
     monkeypatch.setattr("optimum_ffp.planning.plan.measure_speed", lambda device, dtype: 1e9)
     for value in WORDS:
         command = ["prune", "-m", str(dense), "out", "--dataset", str(data), *SHORT, "--plan", f"--{name}", value]
-        # Only some agents and calibrations read them.
-        readers = {"candidates": ["--agent", "bandit"], "dense-target": ["--calibration", "sequential"]}
-        code, _, errors = run_ffp(*command, *readers.get(name, []))
+        # Only PPO reads it.
+        readers = ["--agent", "ppo"] if name == "candidates" else []
+        code, _, errors = run_ffp(*command, *readers)
         assert refused(code, errors) == (value not in ALLOWED[name]), (value, errors)
 
 

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.slow
     [
         (6, {}),
         (3, {"preset": "paper"}),
-        (3, {"grad": False, "method": "evolutionary"}),
+        (3, {"method": "evolutionary"}),
     ],
-    ids=["default", "paper", "no-grad"],
+    ids=["default", "paper", "evolutionary"],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"
@@ -141,14 +141,14 @@ def assert_same(result, other):
 
 def test_a_search_never_takes_what_other_policies_were_worth(save_tiny_model, data_folder, tmp_path):
     folder, work = save_tiny_model(), tmp_path / "work"
-    alone = make_pruner(folder, data_folder, agent="bandit")
+    alone = make_pruner(folder, data_folder, agent="gradient")
     agent = alone.search(0.4).agent
     cold, warm = alone.search(0.3), alone.search(0.3, agent)
     assert cold.log != warm.log
     # In the same process, and in another that resumes with an agent which the first search had not.
-    first = make_pruner(folder, data_folder, work_folder=work, agent="bandit")
+    first = make_pruner(folder, data_folder, work_folder=work, agent="gradient")
     first.open_journal()
-    again = make_pruner(folder, data_folder, work_folder=work, agent="bandit")
+    again = make_pruner(folder, data_folder, work_folder=work, agent="gradient")
     found = [first.search(0.3), first.search(0.3, agent)]
     again.open_journal(resume=True)
     found.append(again.search(0.3, agent))

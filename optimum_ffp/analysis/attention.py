@@ -120,7 +120,7 @@ def factorise_unit(
     Args:
         ordered: The unit with its order.
         statistics: Statistics of the input of its output projection.
-        fisher: Fisher matrix of its output; without it curves are of the output error, in the same unit for all.
+        fisher: Fisher matrix of its output, for its loss curve.
         config: λ of ridge regression, and the mapping.
     """
     unit, columns = ordered.unit, ordered.unit.columns(ordered.order)

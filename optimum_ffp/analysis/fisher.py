@@ -119,7 +119,7 @@ class _Sampler:
         return labels.clamp_max(probabilities.shape[-1] - 1)[:, 0]
 
 
-def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor | None, block: int) -> np.ndarray:
+def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor, block: int) -> np.ndarray:
     """Return the increase of the loss for every number `k` of kept groups of a unit, after ridge regression.
 
     With `H + λI = L Lᵀ` in the sorted order and `V = W L`, the output error after calibration is `Σ_{j≥k} ‖V_j‖²` in
@@ -128,15 +128,13 @@ def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor | 
     Args:
         weight: Output projection in the sorted order, shape `[out_features, features]`.
         ridge: Ridge factor of the unit.
-        fisher: `G`, shape `[out_features, out_features]`; `None` for the unweighted output error.
+        fisher: `G`, shape `[out_features, out_features]`.
         block: Number of columns per group.
 
     Returns:
-        Nats per token (or squared output error per token), float64, shape `[groups + 1]`, non-increasing to 0.
+        Nats per token, float64, shape `[groups + 1]`, non-increasing to 0.
     """
     rotated = weight.float() @ ridge.factor.to(weight.device)
-    losses = (
-        rotated.square().sum(0) if fisher is None else (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
-    )
+    losses = (rotated * (fisher.to(rotated.device) @ rotated)).sum(0) / 2
     per_group = losses.view(-1, block).sum(1).cpu().double().numpy()
     return np.append(np.cumsum(per_group[::-1])[::-1], 0.0)

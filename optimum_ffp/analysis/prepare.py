@@ -27,7 +27,6 @@ from ..utils.resume import Journal
 from ..utils.tensors import pin
 from ..utils.window_sum import shares_of_sum
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
-from .curve_estimation import measure_slopes
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
 
@@ -96,14 +95,7 @@ def prepare(
     sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
     if config.mapping != "curves":
         return Prepared(sorted_model, None)
-    curves = [one.curve for one in found if one.curve is not None]
-    if not config.grad:
-        probed = windows[: config.slope_samples]
-        # The dense model, and every unit pruned on its own.
-        with meter.stage("slopes", (1 + len(found)) * probed.numel()):
-            slopes = journal.value("slopes", lambda: measure_slopes(sorted_model, probed, curves, dtype))
-            curves = [slope * curve for slope, curve in zip(slopes, curves)]
-    return Prepared(sorted_model, CurveMapping(curves))
+    return Prepared(sorted_model, CurveMapping([one.curve for one in found]))
 
 
 def _fishers(

@@ -183,13 +183,13 @@ def option_words(stated: Mapping[str, Any]) -> Iterator[str]:
 def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
     """The seed, and the options whose values differ from the preset's."""
     for preset in (values["preset"], FFPConfig.preset):
-        # `grad` and `reward` change the defaults of other options.
-        defaults = FFPConfig(preset=preset, grad=values["grad"], reward=values["reward"]).to_dict()
+        # `reward` changes the defaults of other options.
+        defaults = FFPConfig(preset=preset, reward=values["reward"]).to_dict()
         # The command line can't set an option to `None`: use the preset whose defaults have it.
         if all(values[name] is not None or default is None for name, default in defaults.items()):
             break
     alone = FFPConfig(preset=preset)
-    defaults |= {"preset": FFPConfig.preset, "grad": alone.grad, "reward": alone.reward, "seed": None}
+    defaults |= {"preset": FFPConfig.preset, "reward": alone.reward, "seed": None}
     values = values | {"preset": preset}
     read = [name for name in config.option_names() if name != "sparsity" and config.reads(name)]
     return {name: values[name] for name in read if values[name] != defaults[name]}

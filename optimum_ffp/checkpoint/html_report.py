@@ -13,7 +13,6 @@ from ..allocation.policy import GROUP_NAMES, block_parameters
 from ..data import describe_shape, describe_windows
 from ..hub.naming import TEXTS, dataset_name, is_hub_id, model_name, short_name
 from .card import command_line
-from .plots import format_lambda
 from .result import PruningResult, package_versions
 
 
@@ -39,7 +38,7 @@ def write_report(result: PruningResult, folder: str | os.PathLike, plots: Mappin
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "lambda": format_lambda}
+    environment.filters |= {"number": format_number}
     environment.filters |= {"windows": describe_text, "shape": describe_shape}
     pictures = {name: _embed(Path(folder) / file) for name, file in plots.items()}
     path = Path(folder) / REPORT_FILE
@@ -74,7 +73,6 @@ def _fields(result: PruningResult) -> dict[str, Any]:
         "block_parameters": block_parameters(result.policy.units),
         "search": result.search,
         "perplexities": _perplexities(result),
-        "held_out": _held_out(result),
         "distilled": _distilled(result),
         "layers": _layers(result),
         "front": result.search.front,
@@ -112,16 +110,6 @@ def _perplexities(result: PruningResult) -> list[dict[str, Any]]:
     ]
 
 
-def _held_out(result: PruningResult) -> dict[str, Any] | None:
-    """Mean held-out error of calibration per kind of unit, and its windows."""
-    units = result.calibration.get("units")
-    if not units:
-        return None
-    errors = {kind: [row["error"] for row in units if row["unit"] == kind] for kind in ("attention", "ffn")}
-    means = {kind: sum(values) / len(values) for kind, values in errors.items() if values}
-    return {"means": means, "windows": {name: value for name, value in result.calibration.items() if name != "units"}}
-
-
 def _distilled(result: PruningResult) -> dict[str, Any] | None:
     """Mean held-out errors of the layers before and after distillation, those of the last norm, and the windows."""
     rows = result.calibration.get("layers")
@@ -133,12 +121,10 @@ def _distilled(result: PruningResult) -> dict[str, Any] | None:
 
 
 def _layers(result: PruningResult) -> list[dict[str, Any]]:
-    """One row per layer: for attention and FFN the number and kind of groups kept, and the calibration record."""
-    fits = {(row["layer"], row["unit"]): row for row in result.calibration.get("units", [])}
+    """One row per layer: for attention and FFN the number and kind of groups kept."""
     layers: dict[int, dict[str, Any]] = {}
     for unit, size in zip(result.policy.units, result.policy.sizes):
-        fit = fits.get((unit.layer, unit.kind))
-        cell = {"kept": size, "dense": unit.groups, "groups": GROUP_NAMES[unit.group], "fit": fit}
+        cell = {"kept": size, "dense": unit.groups, "groups": GROUP_NAMES[unit.group]}
         layers.setdefault(unit.layer, {"layer": unit.layer})[unit.kind] = cell
     return list(layers.values())
 

@@ -98,11 +98,6 @@ def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], pat
     figure.savefig(path, dpi=DPI)
 
 
-def format_lambda(ridge_lambda: float) -> str:
-    """Formats the λ of a unit; infinity means that the ridge solution was kept."""
-    return f"{ridge_lambda:g}".replace("inf", "∞")
-
-
 def _new_figure(height: float):
     # Imported here because it is slow and rarely needed.
     from matplotlib.figure import Figure
@@ -177,30 +172,6 @@ def _draw_search(figure, result: PruningResult) -> None:
 
 
 def _draw_calibration(figure, result: PruningResult) -> None:
-    (_draw_layers if "layers" in result.calibration else _draw_units)(figure, result)
-
-
-def _draw_units(figure, result: PruningResult) -> None:
-    error, strength = figure.subplots(2, sharex=True, height_ratios=(3, 2))
-    # λ takes few values, 0 and infinity among them: the axis is categorical.
-    lambdas = sorted(set(_column(result.calibration["units"], "ridge_lambda")))
-    for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items()):
-        rows = [row for row in result.calibration["units"] if row["unit"] == kind]
-        layers = [row["layer"] + offset for row in rows]
-        error.bar(layers, [100 * row["error"] for row in rows], width=0.4, color=COLORS[kind], label=label)
-        strength.scatter(layers, [lambdas.index(row["ridge_lambda"]) for row in rows], s=18, color=COLORS[kind])
-    error.set(ylabel="error [%]", ylim=(0, None))
-    strength.set(ylabel="λ", ylim=(-0.6, len(lambdas) - 0.4))
-    strength.set_yticks(range(len(lambdas)), [format_lambda(value) for value in lambdas])
-    for axes in (error, strength):
-        axes.grid(axis="y", alpha=0.25)
-        axes.set_axisbelow(True)
-    _number_layers(strength)
-    figure.suptitle("Error of every calibrated unit's output on held-out windows, and its λ", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-
-
-def _draw_layers(figure, result: PruningResult) -> None:
     axes, rows = figure.subplots(), result.calibration["layers"]
     for offset, name, label, color in (
         (-0.2, "before", "after ridge regression", COLORS["target"]),

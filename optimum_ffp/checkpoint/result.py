@@ -104,8 +104,7 @@ class PruningResult:
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
             calibration, if `config.reports_searched`) and `calibrated`.
         calibration: Record of the calibration: relative errors on held-out windows, of `layers` before and after
-            distillation, or of `units` with the λ of sequential calibration, which is infinite (`null` in JSON) where
-            the ridge solution is better than any fit.
+            distillation.
         cost: Time, peak memory and tokens per stage.
         compute_dtype: Name of the dtype that losses on test windows were computed in.
         revision: Commit of the dense model on the Hub, if loaded from there.

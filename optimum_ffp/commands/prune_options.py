@@ -125,7 +125,6 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "criterion",
         "How heads and channels are ranked within a layer: fisher-obs (backward elimination, weighted by the Fisher "
         "matrix), obs (backward elimination), flap or wanda.",
-        "fisher-obs, or obs with --no-grad",
     )
     add_config_option(
         pruning,
@@ -139,12 +138,6 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         pruning,
         "fisher-samples",
         "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
-    )
-    add_config_option(
-        pruning,
-        "slope-samples",
-        "Number of calibration windows per trial of pruning a single layer, which replaces the Fisher matrix with "
-        "--no-grad.",
     )
     add_config_option(pruning, "min-retention", "Smallest fraction of heads, or of FFN channels, to keep in a layer.")
     add_config_option(pruning, "max-retention", "Largest fraction of heads, or of FFN channels, to keep in a layer.")
@@ -161,9 +154,8 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         search,
         "agent",
-        "Search algorithm of --method ffp: gradient (follows the gradient of the loss), bandit (Thompson sampling, no "
-        "backward pass) or ppo (the paper's).",
-        "gradient, or bandit with --no-grad or --reward pruned",
+        "Search algorithm of --method ffp: gradient (follows the gradient of the loss) or ppo (the paper's).",
+        "gradient, or ppo with --reward pruned",
     )
     add_config_option(
         search,
@@ -174,7 +166,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_config_option(
         search,
         "candidates",
-        "Number of candidates per update of --agent bandit or ppo, at once of --method random or evolutionary, or in "
+        "Number of candidates per update of --agent ppo, at once of --method random or evolutionary, or in "
         "all of --method homogeneous.",
     )
     add_config_option(
@@ -226,9 +218,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         calibration,
         "calibration",
         "How the remaining weights are adapted: distillation (every layer is trained to give the output of the dense "
-        "layer, and the last norm to give its predictions), sequential (output projections alone, layer by layer), "
-        "ridge (every layer alone, by ridge regression) or none.",
-        "distillation, or sequential with --no-grad",
+        "layer, and the last norm to give its predictions), ridge (every layer alone, by ridge regression) or none.",
     )
     add_config_option(calibration, "ridge-lambda", "Penalty λ of ridge regression.")
     add_config_option(
@@ -237,20 +227,7 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
         "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.",
     )
     add_config_option(
-        calibration,
-        "dense-target",
-        "Share of the dense model's output in the target of sequential calibration, 0 to 1.",
-    )
-    add_config_option(
-        calibration,
-        "sequential-lambda",
-        "Penalty λ of sequential calibration on the distance from the ridge solution.",
-        "the best one per layer on held-out windows",
-    )
-    add_config_option(
-        calibration,
-        "held-out-samples",
-        "Number of search windows that the error of distillation or sequential calibration is measured on.",
+        calibration, "held-out-samples", "Number of search windows that the error of distillation is measured on."
     )
     add_config_option(
         calibration,
@@ -276,11 +253,6 @@ def parse_args_ffp_prune(parser: ArgumentParser) -> None:
     add_load_options(resources)
     add_num_processes(resources)
     add_config_option(resources, "batch-size", "Windows per forward pass.")
-    add_config_option(
-        resources,
-        "grad",
-        "Whether to run backward passes. Without them, less memory is needed and the search has less information.",
-    )
 
     hub = parser.add_argument_group("The Hub")
     add_training_hub_options(hub, "; ID-10 and so on for several sparsities")

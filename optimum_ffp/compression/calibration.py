@@ -1,4 +1,4 @@
-"""Calibration of the weights of a policy: none, ridge regression, sequential, or distillation."""
+"""Calibration of the weights of a policy: none, ridge regression, or distillation."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,6 @@ from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
 from .distillation import distil, distillation_tokens, split_windows, tokens_per_window
 from .last_norm import prediction_tokens
-from .sequential import calibrate_sequentially, sequential_tokens
 from .sorted_model import SortedModel
 
 
@@ -24,8 +23,7 @@ class Calibration(NamedTuple):
 
     Attributes:
         weights: Weights by the parameter's name, or `None` without calibration.
-        record: Held-out errors: of `layers` and of the `last_norm` by distillation, of `units` by sequential
-            calibration, otherwise empty.
+        record: Held-out errors of `layers` and of the `last_norm` by distillation, otherwise empty.
         tokens: Tokens read, in forward passes of the model.
     """
 
@@ -61,37 +59,17 @@ def calibrate(
         return Calibration(weights, {}, 0)
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
-    if config.calibration == "distillation":
-        split = [split_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
-        options = config.distillation_passes, config.distillation_rate, config.distillation_batch
-        found = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
-        read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in split)
-        rows = [{"layer": index} | fit.errors for index, fit in enumerate(found.layers)]
-        record, tokens = {"layers": rows}, distillation_tokens(read, tested, mean(fit.passes for fit in found.layers))
-        if found.last_norm is not None:
-            record["last_norm"] = found.last_norm.errors
-            share, length = head_share(sorted_model.model, config.seq_len), split[0].shape[1]
-            tokens += prediction_tokens(*map(len, split), length, found.last_norm.passes, share)
-        return Calibration(found.weights, record | replace(held_out, tokens=split[1]).describe(), tokens)
-    fits = calibrate_sequentially(
-        sorted_model,
-        policy,
-        windows,
-        held_out.tokens,
-        config.dense_target,
-        config.sequential_lambda,
-        dtype,
-        journal,
-    )
-    rows = [
-        {"layer": unit.layer, "unit": unit.kind, "ridge_lambda": fit.ridge_lambda, "error": fit.held_out_error}
-        for unit, fit in ((sorted_model.units[index], fit) for index, fit in sorted(fits.items()))
-    ]
-    return Calibration(
-        weights=dict(sorted_model.named_output(index, fit.weight) for index, fit in fits.items()),
-        record={"units": rows} | held_out.describe(),
-        tokens=sequential_tokens(windows.numel() + held_out.tokens.numel(), 1 + sorted_model.units[-1].layer),
-    )
+    split = [split_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
+    options = config.distillation_passes, config.distillation_rate, config.distillation_batch
+    found = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
+    read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in split)
+    rows = [{"layer": index} | fit.errors for index, fit in enumerate(found.layers)]
+    record, tokens = {"layers": rows}, distillation_tokens(read, tested, mean(fit.passes for fit in found.layers))
+    if found.last_norm is not None:
+        record["last_norm"] = found.last_norm.errors
+        share, length = head_share(sorted_model.model, config.seq_len), split[0].shape[1]
+        tokens += prediction_tokens(*map(len, split), length, found.last_norm.passes, share)
+    return Calibration(found.weights, record | replace(held_out, tokens=split[1]).describe(), tokens)
 
 
 def _by_ridge(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:

@@ -47,12 +47,10 @@ CHOICES = {
     "mapping": _choices_of("mapping"),
     "attention": ("auto", "kv-groups", "query-heads"),
     "reward": ("pruned", "compensated"),
-    "calibration": ("distillation", "sequential", "ridge", "none"),
+    "calibration": ("distillation", "ridge", "none"),
     "search_dtype": ("auto", "model"),
     "start_token": ("auto", "never"),
 }
-# Calibrations that run one layer after another on the hidden states of all windows.
-LAYER_BY_LAYER = ("distillation", "sequential")
 # Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
 FISHER = "fisher-"
 # Methods that evaluate a fixed number of candidates, whatever `search_steps` is, and are not compared with baselines.
@@ -88,12 +86,12 @@ PAPER = {
 MEASURED = (
     *("preset", "seed", "search_dtype", "ffn_multiple"),
     *("dataset", "eval_dataset", "text_column", "seq_len", "start_token"),
-    *("num_samples", "search_samples", "eval_samples", "fisher_samples", "slope_samples"),
-    *("criterion", "mapping", "attention", "grad", "ridge_lambda", "ridge_lambda_relative"),
+    *("num_samples", "search_samples", "eval_samples", "fisher_samples"),
+    *("criterion", "mapping", "attention", "ridge_lambda", "ridge_lambda_relative"),
 )
 # Options of calibration alone; the policy depends on all others.
 CALIBRATION = (
-    *("calibration", "dense_target", "sequential_lambda", "held_out_samples"),
+    *("calibration", "held_out_samples"),
     *("distillation_passes", "distillation_rate", "distillation_seq_len", "distillation_batch"),
 )
 
@@ -183,8 +181,6 @@ class Options:
     calibration: str = "distillation"
     ridge_lambda: float = 0.01
     ridge_lambda_relative: bool = True
-    dense_target: float = 0.5
-    sequential_lambda: float | None = None
     held_out_samples: int = 4
     distillation_passes: int = 2
     distillation_rate: float = 0.01
@@ -198,9 +194,7 @@ class Options:
     start_token: str = "auto"
     search_samples: int = 32
     update_samples: int = 4
-    grad: bool = True
     fisher_samples: int = 32
-    slope_samples: int = 1
     eval_samples: int | None = None
     batch_size: int = 1
     search_steps: int = 26
@@ -245,7 +239,6 @@ RIDGE = Condition(
     lambda config: config.needs_factors,
 )
 DISTILLATION = Condition("with --calibration distillation", lambda config: config.calibration == "distillation")
-SEQUENTIAL = Condition("with --calibration sequential", lambda config: config.calibration == "sequential")
 # Conditions of options that are not always read.
 READ_WHEN = {
     "agent": AGENT,
@@ -256,12 +249,7 @@ READ_WHEN = {
     ),
     "ridge_lambda": RIDGE,
     "ridge_lambda_relative": RIDGE,
-    "dense_target": SEQUENTIAL,
-    "sequential_lambda": SEQUENTIAL,
-    "held_out_samples": Condition(
-        "with --calibration distillation or sequential",
-        lambda config: config.calibration in LAYER_BY_LAYER,
-    ),
+    "held_out_samples": DISTILLATION,
     "distillation_passes": DISTILLATION,
     "distillation_rate": DISTILLATION,
     "distillation_seq_len": DISTILLATION,
@@ -269,15 +257,12 @@ READ_WHEN = {
     "start_token": OTHER_TEXT,
     "update_samples": SEARCH,
     "fisher_samples": Condition(
-        "with --grad and --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
-    ),
-    "slope_samples": Condition(
-        "with --no-grad and --mapping curves", lambda config: not config.grad and config.mapping == "curves"
+        "with --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
     ),
     "search_steps": SEARCH,
     "candidates": _with(
-        "with --agent bandit or ppo, --method random, evolutionary or homogeneous",
-        *("bandit", "ppo", "homogeneous", *SEARCHES),
+        "with --agent ppo, --method random, evolutionary or homogeneous",
+        *("ppo", "homogeneous", *SEARCHES),
     ),
     "alpha_start": PPO,
     "learning_rate": PPO,

@@ -26,7 +26,10 @@ from .texts import TextMix
 
 
 # Options whose defaults follow others of the same preset.
-DERIVED = ("criterion", "agent", "attention", "calibration", "search_steps")
+DERIVED = ("agent", "attention", "search_steps")
+# Options of earlier versions, and values that select what no longer exists.
+REMOVED = ("grad", "slope_samples", "dense_target", "sequential_lambda")
+REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 # Entries of `ffp_config.json` with the results that a checkpoint keeps.
 RESULTS = ("policy", "search", "provenance", "recovery", "files")
 
@@ -47,12 +50,10 @@ class FFPConfig(Options):
             `"uniform"`. `"homogeneous"` gives all layers the same size, so that the checkpoint is one of the dense
             model's own class: it compares up to `candidates` shares of attention.
         agent: Search algorithm of method `"ffp"`: `"gradient"` (default, follows the gradient of the loss),
-            `"bandit"` (Thompson sampling over loss curves, default if `grad` is off or `reward` is `"pruned"`) or
-            `"ppo"` (the paper's).
+            or `"ppo"` (the paper's, default if `reward` is `"pruned"`).
         preset: `"default"` or `"paper"`.
         criterion: Ranking of the groups of a unit: `"fisher-obs"` (default, backward elimination, weighted by the
-            Fisher matrix), `"obs"` (backward elimination, default if `grad` is off), `"flap"` or `"wanda"` (the
-            paper's).
+            Fisher matrix), `"obs"` (backward elimination), `"flap"` or `"wanda"` (the paper's).
         mapping: From the agent's scores to a policy: `"curves"` (default, from the loss curves), `"water-filling"` or
             `"greedy"` (the paper's Algorithm 1).
         attention: What attention loses: `"kv-groups"` (the paper's; a KV head with its query heads), `"query-heads"`
@@ -64,17 +65,11 @@ class FFPConfig(Options):
             `"pruned"` (the paper's).
         calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
             trains layer by layer to give the outputs of the dense layers, then the last norm to give the dense model's
-            predictions), `"sequential"` (layer by layer too, but fits the output projections alone; default if `grad`
-            is off), `"ridge"` (Eq. 6-7) or `"none"`.
+            predictions), `"ridge"` (Eq. 6-7) or `"none"`.
         ridge_lambda: λ of ridge regression, default 0.01 (the paper's). The criteria `obs` and `fisher-obs` order
             groups for a relative λ of 0.01, whatever it is.
         ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
-        dense_target: Share of the dense model's output in the target of sequential calibration, 0 to 1, default 0.5.
-        sequential_lambda: λ of sequential calibration, the penalty on the distance from the ridge solution, relative
-            to the mean diagonal. `None` (default) chooses it per unit on held-out windows, or keeps the ridge solution
-            where that is better.
-        held_out_samples: Number of search windows that the error of distillation or sequential calibration is measured
-            on, default 4.
+        held_out_samples: Number of search windows that the error of distillation is measured on, default 4.
         distillation_passes: Number of passes of distillation over the calibration windows, default 2.
         distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01. It is
             multiplied by the root of `distillation_batch`.
@@ -100,10 +95,7 @@ class FFPConfig(Options):
         update_samples: Number of search windows per update of the agents and per candidate of methods `"random"` and
             `"evolutionary"`, default 4 and at most `search_samples`. The agents take other windows in every update;
             with the defaults none is used twice, so that the agent does not overfit.
-        grad: Whether backward passes may be run, default `True`. Without them groups are ranked by `"obs"`, the loss
-            curves are scaled by pruning one unit at a time, and calibration is `"sequential"`.
         fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
-        slope_samples: Number of calibration windows per one-unit probe if `grad` is off, default 1.
         eval_samples: Number of test windows of each text; `None` (default) takes all of a test split, and the first
             100 of a text without one.
         batch_size: Windows per forward pass, default 1. Statistics on the CPU take at most an eighth of all at once.
@@ -135,6 +127,7 @@ class FFPConfig(Options):
 
     def __init__(self, **options: Any):
         known = self.option_names()
+        options = _without_removed(options)
         # Entries of `ffp_config.json` that are not options.
         for name in (*RESULTS, "self_share", "transformers_version", "optimum_version", "ffp_version"):
             options.pop(name, None)
@@ -173,7 +166,7 @@ class FFPConfig(Options):
     @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are collected, by a backward pass."""
-        return self.grad and (self.mapping == "curves" or self.criterion.startswith(FISHER))
+        return self.mapping == "curves" or self.criterion.startswith(FISHER)
 
     @property
     def needs_factors(self) -> bool:
@@ -227,7 +220,7 @@ class FFPConfig(Options):
     def _validate(self) -> None:
         check_choices(self, CHOICES)
         check_sparsity(self.sparsity)
-        shares = ("min_retention", "max_retention", "alpha_start", "clip_range", "dense_target")
+        shares = ("min_retention", "max_retention", "alpha_start", "clip_range")
         check_numbers(self, float, 0, 1, *shares)
         check_numbers(self, float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
         check_numbers(self, float, 1e-6, None, "action_std")
@@ -241,7 +234,6 @@ class FFPConfig(Options):
                 "search_samples",
                 "update_samples",
                 "fisher_samples",
-                "slope_samples",
                 "held_out_samples",
                 "distillation_passes",
                 "distillation_batch",
@@ -252,7 +244,6 @@ class FFPConfig(Options):
         check_numbers(self, int, 0, 2**32 - 1, "seed")
         optional = {
             "rate_precision": (float, 0, 1),
-            "sequential_lambda": (float, 0, None),
             "eval_samples": (int, 1, None),
             "seq_len": (int, 2, None),
             "distillation_seq_len": (int, 2, None),
@@ -269,22 +260,14 @@ class FFPConfig(Options):
                     f"{name} must be at least {len(texts)}, a window of each of {', '.join(texts)}, found "
                     f"{getattr(self, name)}"
                 )
-        for name in ("ridge_lambda_relative", "grad"):
-            if not isinstance(getattr(self, name), bool):
-                raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
-        if self.criterion.startswith(FISHER) and not self.grad:
-            others = ", ".join(name for name in CHOICES["criterion"] if not name.startswith(FISHER))
-            raise FFPError(
-                f"criterion {self.criterion!r} needs a backward pass; choose from {others}, or leave grad on"
-            )
-        if self.calibration == "distillation" and not self.grad:
-            raise FFPError("calibration 'distillation' needs backward passes; choose 'sequential', or leave grad on")
+        if not isinstance(self.ridge_lambda_relative, bool):
+            raise FFPError(f"ridge_lambda_relative must be true or false, found {self.ridge_lambda_relative!r}")
         if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
             raise FFPError(
                 f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
             )
-        if self.follows_gradient and not (self.grad and self.reward == "compensated"):
-            raise FFPError("agent 'gradient' needs a backward pass and reward 'compensated'; or choose agent 'bandit'")
+        if self.follows_gradient and self.reward != "compensated":
+            raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
         if self.method == "homogeneous" and self.attention == "auto":
             raise FFPError(
                 "method 'homogeneous' needs one kind of group in all layers; choose attention 'kv-groups' or "
@@ -324,18 +307,23 @@ class FFPConfig(Options):
         return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
 
 
+def _without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that no longer exist. Raises `FFPError` if one selects what went with it."""
+    for name, value in REMOVED_VALUES.items():
+        if name in options and options[name] == value:
+            raise FFPError(f"{name} {value!r} was removed; leave it out for the default, or use an earlier version")
+    return {name: value for name, value in options.items() if name not in REMOVED}
+
+
 def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults that follow other options."""
     if options.get("preset", "default") == "paper":
         return PAPER
-    defaults = {}
-    if options.get("grad") is False:
-        defaults = {"criterion": "obs", "agent": "bandit", "calibration": "sequential"}
-    elif options.get("reward") == "pruned":
-        defaults = {"agent": "bandit"}
+    defaults = {"agent": "ppo"} if options.get("reward") == "pruned" else {}
     if options.get("method") == "homogeneous":
         defaults["attention"] = "kv-groups"
-    return defaults | ({"search_steps": PPO_STEPS} if options.get("agent") == "ppo" else {})
+    agent = options.get("agent", defaults.get("agent"))
+    return defaults | ({"search_steps": PPO_STEPS} if agent == "ppo" else {})
 
 
 def check_sparsity(sparsity: float) -> None:

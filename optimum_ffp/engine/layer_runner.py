@@ -1,7 +1,6 @@
 """Run one decoder layer on the hidden states of windows."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,6 @@ from torch import nn
 from torch.func import functional_call
 
 from ..utils.precision import computing_in
-
-
-class Reached(Exception):
-    """Stops a forward pass at a watched module."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +36,6 @@ class LayerRunner:
         weight = next(layer.parameters())
         self.device, self.own_dtype = weight.device, weight.dtype
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states after the layer, with the shape, dtype and device of the input."""
-        return self.output(hidden).to(hidden)
-
     @torch.no_grad()
     def advance(self, states: torch.Tensor, batch_size: int = 1) -> None:
         """Replace hidden states before the layer by those after it.
@@ -68,35 +59,3 @@ class LayerRunner:
             inputs = (hidden.to(self.device, self.own_dtype), *self.arguments.positional)
             output = functional_call(self.layer, used, inputs, self.arguments.keywords)
         return output[0] if isinstance(output, tuple) else output
-
-    def watch(self, module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the layer's output and the module's input, shape `[tokens, features]`, on the layer's device."""
-        with _reads_of(module) as seen:
-            return self(hidden), seen[0]
-
-    def input_of(self, module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the module's input, shape `[tokens, features]`, on the layer's device.
-
-        The forward pass stops at the module.
-        """
-        with _reads_of(module, go_on=False) as seen, suppress(Reached):
-            self(hidden)
-        if not seen:
-            raise AssertionError("a unit's output projection runs whenever its layer does")
-        return seen[0]
-
-
-@contextmanager
-def _reads_of(module: nn.Module, go_on: bool = True) -> Iterator[list[torch.Tensor]]:
-    seen: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append(inputs[0].flatten(0, -2))
-        if not go_on:
-            raise Reached
-
-    hook = module.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        hook.remove()

@@ -17,7 +17,7 @@ from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
 from ..utils.precision import computing_in
 from ..utils.tensors import put
-from .layer_runner import Arguments, LayerRunner, Reached
+from .layer_runner import Arguments, LayerRunner
 from .layer_weights import LayerWeights
 
 
@@ -50,6 +50,10 @@ def kept_bytes(resident: bool, free: int, processes: int, device_free: int | Non
     if resident:
         return max(RESIDENT_BYTES, (device_free or 0) // (ROOM + 1))
     return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
+
+
+class Reached(Exception):
+    """Stops a forward pass before the first layer."""
 
 
 class LayerwiseModel:

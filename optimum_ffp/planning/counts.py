@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from ..compression.distillation import distillation_tokens, tokens_per_window, windows_per_step
 from ..compression.last_norm import prediction_tokens
-from ..compression.sequential import sequential_tokens
 from ..config import FFPConfig
 from ..config.fields import GRADIENT_COST, NO_SEARCH
 from ..data import TEST_WINDOWS, DataRequest, estimate_test_tokens, lacks_test_split, reported_texts
@@ -59,8 +58,6 @@ def count_tokens(config: FFPConfig, units: int, sparsities: int, head: float) ->
     tokens["statistics"] = config.num_samples * length
     if config.needs_fishers:
         tokens["fisher"] = GRADIENT_COST * min(config.fisher_samples, config.num_samples) * length
-    if config.reads("slope_samples"):
-        tokens["slopes"] = (1 + units) * min(config.slope_samples, config.num_samples) * length
     cost = GRADIENT_COST if config.follows_gradient else 1
     # The dense model is evaluated too, once.
     windows = every
@@ -68,7 +65,7 @@ def count_tokens(config: FFPConfig, units: int, sparsities: int, head: float) ->
         windows += search.updates * cost * min(config.update_samples, every)
         windows += (search.finalists + search.baselines) * every
     tokens["search"] = windows * length
-    tokens["calibration"] = sparsities * _calibration_tokens(config, units // 2, head)
+    tokens["calibration"] = sparsities * _calibration_tokens(config, head)
     tests = _test_windows(config)
     tokens["evaluation"] = None if None in tests else sum(tests) * length
     return tokens
@@ -101,8 +98,6 @@ def count_walks(
     found: dict[str, int | None] = {"statistics": 1}
     if config.needs_fishers:
         found["fisher"] = backward(min(config.fisher_samples, config.num_samples))
-    if config.reads("slope_samples"):
-        found["slopes"] = walks(min(config.slope_samples, config.num_samples), 1 + units)
     every = config.search_samples
     found["search"] = walks(every)
     for search in count_searches(config, sparsities):
@@ -151,7 +146,7 @@ def _calibration_windows(config: FFPConfig) -> tuple[int, int]:
     return config.num_samples, min(config.held_out_samples, config.search_samples)
 
 
-def _calibration_tokens(config: FFPConfig, layers: int, head: float) -> int:
+def _calibration_tokens(config: FFPConfig, head: float) -> int:
     """Tokens of the calibration at one sparsity, if distillation gains everywhere at the first attempt."""
     windows, held_out = _calibration_windows(config)
     if config.calibration == "distillation":
@@ -159,6 +154,4 @@ def _calibration_tokens(config: FFPConfig, layers: int, head: float) -> int:
         # Fewer if windows begin with a start token, which is only known to the tokenizer.
         length = tokens_per_window(config.seq_len, parts=parts)
         return distillation_tokens(windows * length, held_out * length, passes) + last_norm_tokens(config, head)
-    if config.calibration == "sequential":
-        return sequential_tokens((windows + held_out) * config.seq_len, layers)
     return 0

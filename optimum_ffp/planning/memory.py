@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from ..compression.distillation import tokens_per_window, windows_per_step
 from ..compression.sorted_model import PRUNED_ROOM
 from ..config import FFPConfig
-from ..config.fields import LAYER_BY_LAYER, find_choice
+from ..config.fields import find_choice
 from ..data import DataRequest
 from ..data.self_generated import passages_at_once, passages_of
 from ..engine.layerwise_model import ROOM, kept_bytes
@@ -23,9 +23,6 @@ from .placement import Memory, Parts, Placement, StageMemory
 
 # Memory of a process with all libraries loaded and their threads started.
 PROCESS_BYTES = 640 * 2**20
-# Peak of temporaries in float64 and float32 during the fit of a unit: bytes per entry of the largest Gram matrix, and
-# per entry of the output weights.
-FIT_BYTES, FIT_OUTPUT_BYTES = 50, 44
 # Bytes per parameter of the layer in training, in float32: weights, gradients of a window and their sum, and the two
 # moments of Adam.
 TRAINING_BYTES = 20
@@ -126,10 +123,6 @@ class MemoryModel:
         yield self._stage("importance", held | self._algebra(criterion * entries, held), self.factors)
         if self.factors:
             yield self._stage("factorisation", held | self._algebra(ALGEBRA_BYTES * entries, held), self.factors)
-            if not config.grad:
-                logits = {"log-probabilities": 5 * self._piece(4) + self._cast_head(place.compute_size)}
-                passes = self._kept_at_once(config.slope_samples, len(self.features) + 1) | Memory(logits)
-                yield self._stage("slopes", weights | passes | self._forward(self.size), self.factors)
 
         # It is moved to an accelerator that has room for it.
         moved = not place.accelerator or place.offload == "none" and place.room > PRUNED_ROOM * self.pruned
@@ -139,7 +132,7 @@ class MemoryModel:
         # Weights of distilled layers are in host memory, and on the GPU while they are evaluated.
         distilled = config.calibration == "distillation" and place.accelerator
         calibrated = weights | self._at({"calibrated weights": self.calibrated}, on_device=not distilled)
-        fitting = self._fitting() if config.calibration in LAYER_BY_LAYER else Memory()
+        fitting = self._fitting() if config.calibration == "distillation" else Memory()
         yield self._stage("calibration", calibrated | fitting, self.factors)
         passes = self._evaluation(config.eval_samples, self.size)
         yield self._stage("evaluation", calibrated | passes, self.factors)
@@ -277,36 +270,26 @@ class MemoryModel:
         return self._at({"hidden states": states}, on_device=fits)
 
     def _fitting(self) -> Memory:
-        """Parts of calibration layer by layer."""
-        config, widest = self.config, max(self.features)
+        """Parts of distillation."""
+        config = self.config
         held_out = self._own(min(config.held_out_samples, config.search_samples))
         training = self._own(config.num_samples)
         if self.placement.accelerator:
             # Those of one GPU; in host memory all processes together have no more if few of them share the text.
             training = math.ceil(config.num_samples / calibrating_processes(config, self.placement.processes))
-        length = config.seq_len
         beside = {"fused": self.fused, "activations": self._activations(self.placement.compute_size)}
-        if config.calibration == "distillation":
-            parts = config.distillation_parts
-            length = tokens_per_window(config.seq_len, parts=parts)
-            beside["activations"] = 2 * beside["activations"] * length // (parts * config.seq_len)
-            # Gradients of several windows are added along a tree.
-            levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len // parts)))
-            # The weights before training and those of the best pass are kept too.
-            beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
-            # The last norm is trained after the layers.
-            of_norm = self._predicting()
-            if of_norm > sum(beside.values()):
-                beside = {"logits and gradient": of_norm}
-        else:
-            # Two products of calibration and of held-out windows.
-            beside["sums"] = 4 * most_sums(self.placement.on_cpu, self.placement.processes) * 4 * widest**2
-        memory = Memory(beside) | self._states(2 * (training + held_out) * length, self.placement.compute_size)
-        if config.calibration == "sequential":
-            # One of the sums of either window is in the workspace.
-            fit = (FIT_BYTES - 4 * 4) * widest**2 + FIT_OUTPUT_BYTES * widest * self.hidden
-            memory |= self._at({"workspace": fit}, on_device=self._has_room(memory))
-        return memory
+        parts = config.distillation_parts
+        length = tokens_per_window(config.seq_len, parts=parts)
+        beside["activations"] = 2 * beside["activations"] * length // (parts * config.seq_len)
+        # Gradients of several windows are added along a tree.
+        levels = math.ceil(math.log2(windows_per_step(config.distillation_batch, config.seq_len // parts)))
+        # The weights before training and those of the best pass are kept too.
+        beside["training"] = (TRAINING_BYTES + 4 * levels + 2 * self.size) * self.largest_layer
+        # The last norm is trained after the layers.
+        of_norm = self._predicting()
+        if of_norm > sum(beside.values()):
+            beside = {"logits and gradient": of_norm}
+        return Memory(beside) | self._states(2 * (training + held_out) * length, self.placement.compute_size)
 
     def _writing(self) -> Memory:
         written = DataRequest.of(self.config).all_written(self.config.dataset, self.config.eval_dataset)

@@ -13,7 +13,6 @@ from transformers import PretrainedConfig
 from ..allocation.policy import GROUP_NAMES, Unit
 from ..analysis.attention import find_ways
 from ..analysis.gram import describe_shortage
-from ..config.fields import LAYER_BY_LAYER
 from ..config.prune import FFPConfig, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import NEEDS_WEIGHTS
@@ -371,7 +370,7 @@ def _places(options: LoadOptions, config: FFPConfig, machine: Machine, reads_fil
 def _disk(models: Sequence[MemoryModel], config: FFPConfig, journal: bool) -> dict[str, int]:
     """Bytes written per stage, for models by sparsity."""
     written = {"statistics": models[0].factors, "fisher": models[0].fishers}
-    if config.calibration in LAYER_BY_LAYER or models[0].placement.offload == "disk":
+    if config.calibration == "distillation" or models[0].placement.offload == "disk":
         written["calibration"] = sum(one.calibrated for one in models)
     if models[0].placement.offload == "disk":
         written["slicing"] = sum(one.pruned for one in models)

@@ -10,9 +10,9 @@ from ..errors import FFPError
 
 # Multipliers are positive, and beyond this range a unit is at its bounds.
 MULTIPLIER_RANGE = (0.05, 20.0)
-# Prior standard deviations of a multiplier: common to all units, varying smoothly with depth (separately for attention
-# and FFN), and independent per unit.
-COMMON_SPREAD, DEPTH_SPREAD, OWN_SPREAD = 0.5, 0.4, 0.2
+# Prior standard deviations of a multiplier: common to all units, and varying smoothly with depth (separately for
+# attention and FFN).
+COMMON_SPREAD, DEPTH_SPREAD = 0.5, 0.4
 # Correlation length in depth, as a fraction of the model's depth.
 DEPTH_SCALE = 0.25
 # Number of parts per curve, which is the number of steps of a unit. SIZE_SCALE is the correlation length between parts

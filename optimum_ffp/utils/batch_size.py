@@ -22,7 +22,7 @@ MESSAGES += (
     "calling cusolverDnCreate",
     "calling cublasCreate",
 )
-REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, --no-grad, calibration ridge, or another device"
+REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, calibration ridge, or another device"
 
 
 @contextmanager

@@ -56,11 +56,10 @@ def test_factors_are_of_the_sorted_model(prepared_with, windows):
     ("options", "stages"),
     [
         ({}, ["fisher", "statistics", "importance", "factorisation"]),
-        ({"grad": False}, ["statistics", "importance", "factorisation", "slopes"]),
         (PLAIN, ["statistics", "importance", "factorisation"]),
         (PLAINEST, ["statistics", "importance"]),
     ],
-    ids=["default", "no-grad", "no curves", "no factors"],
+    ids=["default", "no curves", "no factors"],
 )
 def test_nothing_is_measured_that_nothing_reads(prepared_with, options, stages):
     prepared, meter = prepared_with(**options)

@@ -45,10 +45,9 @@ UNUSUAL = {
     "options",
     [
         UNUSUAL,
-        {"grad": False},
         {"reward": "pruned"},
-        {"preset": "paper", "grad": False, "reward": "compensated"},
-        {"method": "uniform", "grad": False},
+        {"preset": "paper", "reward": "compensated"},
+        {"method": "uniform", "seed": 1},
     ],
 )
 def test_command_repeats_the_config(options):
@@ -57,7 +56,7 @@ def test_command_repeats_the_config(options):
 
 
 def test_command_states_nothing_that_is_the_default_and_everything_that_no_option_can_unset():
-    assert command_of(FFPConfig(grad=False)).endswith("--sparsity 0.2 --no-grad --seed 0")
+    assert command_of(FFPConfig(reward="pruned")).endswith("--sparsity 0.2 --reward pruned --seed 0")
     # The paper rounds retentions, and there is no option to leave that.
     config = FFPConfig(preset="paper", rate_precision=None)
     assert read_config(read(command_of(config))).to_dict() == config.to_dict() | {"preset": "default"}

@@ -7,7 +7,7 @@ import pytest
 from optimum_ffp.allocation.policy import GROUP_NAMES
 from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.checkpoint.html_report import describe_text, format_number, write_report
-from optimum_ffp.checkpoint.plots import format_lambda, write_plots
+from optimum_ffp.checkpoint.plots import write_plots
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from tests.helpers import SETTINGS, make_pruner
 
@@ -90,14 +90,6 @@ def test_figures_stand_beside_what_they_were_measured_on(swept, tmp_path):
     assert f"{before:.2f} % before and {after:.2f} % after distillation" in text
     before, after = (swept.calibration["last_norm"][name] for name in ("before", "error"))
     assert f"went from {before:.4f} to {after:.4f} nats" in text
-
-
-def test_units_stand_beside_their_error_and_lambda(save_tiny_model, data_folder, tmp_path):
-    result = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="sequential").prune(0.3)
-    text = " ".join(report(result, tmp_path).text.split())
-    for unit, size, fit in zip(result.policy.units, result.policy.sizes, result.calibration["units"]):
-        kept = f"{size} of {unit.groups} {GROUP_NAMES[unit.group]}"
-        assert f"{kept} {100 * fit['error']:.2f} {format_lambda(fit['ridge_lambda'])}" in text
 
 
 def test_report_knows_no_folder_of_the_machine(swept, tmp_path, data_folder):

@@ -182,7 +182,7 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, data_folder, tmp_path):
-    config = FFPConfig(dataset=str(data_folder), calibration="sequential", **SETTINGS)
+    config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")
     (result,) = pruner.sweep([0.4])
     front = ParetoFront()
@@ -190,7 +190,7 @@ def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, dat
     result.search.front = front.record
     result.losses["calibrated"], result.search.dense_perplexity = [[math.inf]], math.inf
     result.log[0] |= {"perplexity": math.nan, "reward": math.nan}
-    result.calibration["units"][0]["ridge_lambda"] = math.inf
+    result.calibration["layers"][0]["error"] = math.inf
     for row in front.record["pruned"]:
         row["search_perplexity"] |= {"uniform": math.inf, "no-search": math.nan}
         row["perplexity"] = math.inf

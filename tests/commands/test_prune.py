@@ -123,7 +123,7 @@ def test_config_file_with_options_that_win(run, save_tiny_model, data_folder, tm
     out = tmp_path / "out"
     assert run("-m", save_tiny_model(), out, "--config", options, "--seed", 9)[0] == 0
     config = FFPConfig.from_file(out / "ffp_config.json")
-    assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "bandit")
+    assert (config.sparsity, config.seed, config.agent) == (0.4, 9, "ppo")
 
 
 def test_what_a_file_holds_need_not_be_read(run_ffp, save_tiny_model, data_folder, tmp_path):

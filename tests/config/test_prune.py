@@ -40,17 +40,29 @@ def test_round_trip(tmp_path):
 
 def test_the_default_agent_is_the_best_that_can_run():
     assert FFPConfig().agent == "gradient" and FFPConfig(preset="paper").agent == "ppo"
-    assert FFPConfig(grad=False).agent == FFPConfig(reward="pruned").agent == "bandit"
-    for options in ({"grad": False}, {"reward": "pruned"}):
-        with pytest.raises(FFPError, match="agent 'gradient' needs a backward pass and reward 'compensated'"):
-            FFPConfig(agent="gradient", criterion="obs", **options)
-    for agent in ("gradient", "bandit"):
-        with pytest.raises(FFPError, match=f"agent '{agent}' needs mapping 'curves', found 'greedy'"):
-            FFPConfig(agent=agent, mapping="greedy")
+    assert FFPConfig(reward="pruned").agent == "ppo"
+    with pytest.raises(FFPError, match="reward"):
+        FFPConfig(agent="gradient", reward="pruned")
+    with pytest.raises(FFPError, match="mapping"):
+        FFPConfig(agent="gradient", mapping="greedy")
+
+
+@pytest.mark.parametrize("removed", [{"grad": False}, {"agent": "bandit"}, {"calibration": "sequential"}])
+def test_what_was_removed_is_refused_where_it_is_selected(removed, tmp_path):
+    path = tmp_path / "ffp_config.json"
+    path.write_text(json.dumps({"seed": 3} | removed))
+    for select in (lambda: FFPConfig(**removed), lambda: FFPConfig.from_file(path)):
+        with pytest.raises(FFPError, match="removed"):
+            select()
+
+
+def test_other_options_of_earlier_versions_are_dropped():
+    earlier = {"grad": True, "slope_samples": 2, "dense_target": 0.3, "sequential_lambda": None}
+    assert FFPConfig(seed=3, **earlier).to_dict() == FFPConfig(seed=3).to_dict()
 
 
 def test_ppo_has_steps_to_learn_in_whatever_else_is_set():
-    for options in ({}, {"reward": "pruned"}, {"grad": False}):
+    for options in ({}, {"reward": "pruned"}):
         assert FFPConfig(agent="ppo", **options).search_steps == 256
     assert FFPConfig(agent="ppo", search_steps=9).search_steps == 9
     assert FFPConfig(agent="ppo", preset="paper").search_steps == 1000
@@ -71,9 +83,9 @@ def test_file_with_overrides(tmp_path):
 
 
 def test_a_preset_that_is_given_beside_a_file_replaces_what_presets_set(tmp_path):
-    path = save(FFPConfig(sparsity=0.4, seed=3, search_steps=7, dense_target=0.1), tmp_path)
+    path = save(FFPConfig(sparsity=0.4, seed=3, search_steps=7, min_retention=0.1), tmp_path)
     config = FFPConfig.from_file(path, preset="paper", num_samples=5)
-    kept = {"sparsity": 0.4, "seed": 3, "dense_target": 0.1, "num_samples": 5}
+    kept = {"sparsity": 0.4, "seed": 3, "min_retention": 0.1, "num_samples": 5}
     assert config.to_dict() == FFPConfig(preset="paper", **kept).to_dict()
     assert FFPConfig.from_file(path).to_dict() == FFPConfig(search_steps=7, **kept | {"num_samples": 128}).to_dict()
 
@@ -150,8 +162,8 @@ def test_every_option_is_documented():
         assert f"{name}: " in FFPConfig.__doc__
 
 
-@pytest.mark.parametrize("given", [{"agent": "ppo"}, {"grad": False}, {"reward": "pruned"}, {"agent": "bandit"}])
-@pytest.mark.parametrize("before", [{}, {"grad": False}, {"agent": "ppo"}])
+@pytest.mark.parametrize("given", [{"agent": "ppo"}, {"reward": "pruned"}])
+@pytest.mark.parametrize("before", [{}, {"agent": "ppo"}])
 def test_defaults_follow_what_is_given_beside_a_saved_config(before, given, tmp_path):
     path = save(FFPConfig(seed=3, **before), tmp_path)
     expected = FFPConfig(seed=3, **before | given)

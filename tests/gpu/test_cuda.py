@@ -49,7 +49,7 @@ def test_16_bits_on_a_card(save, data_folder, tmp_path, dtype):
     assert {tensor.dtype for tensor in found.model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("options", [{"grad": False}, {"calibration": "sequential"}, {"preset": "paper"}])
+@pytest.mark.parametrize("options", [{"method": "evolutionary"}, {"preset": "paper"}])
 def test_other_options_on_a_card(save, data_folder, options):
     folder = save("llama", torch.float32)
     results = [

@@ -39,7 +39,7 @@ def test_what_does_not_fit_into_memory_needs_a_folder(save_tiny_model, data_fold
         FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
 
 
-@pytest.mark.parametrize("options", [{}, {"grad": False}, {"calibration": "sequential", "method": "evolutionary"}])
+@pytest.mark.parametrize("options", [{}, {"calibration": "ridge", "method": "evolutionary"}])
 def test_a_prune_from_disk_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, options):
     check_prune_from_disk(save_tiny_model(), data_folder, tmp_path, options)
 

@@ -14,11 +14,11 @@ from tests.helpers import SETTINGS
     [
         {},
         {"preset": "paper", "search_steps": 20},
-        {"grad": False, "method": "random", "calibration": "sequential", "search_steps": 20},
+        {"method": "random", "search_steps": 20},
         {"method": "no-search", "calibration": "ridge"},
         {"agent": "ppo", "search_steps": 30, "candidates": 7},
     ],
-    ids=["default", "paper", "no-grad", "no-search", "ppo"],
+    ids=["default", "paper", "random", "no-search", "ppo"],
 )
 @pytest.mark.parametrize("room", [2**32, 2**12])
 def test_layers_are_brought_as_often_as_planned(save_tiny_model, data_folder, tmp_path, monkeypatch, options, room):

@@ -48,9 +48,7 @@ def test_the_pruned_model_is_as_large_as_it_will_be(windows):
 
 
 def test_stages_are_those_that_the_options_ask_for():
-    assert "fisher" in stages()[0] and "slopes" not in stages()[0]
-    without = stages(grad=False)[0]
-    assert "fisher" not in without and "slopes" in without
+    assert "fisher" in stages()[0]
     bare = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
     bare |= {"calibration": "none", "reward": "pruned"}
     found, memory = stages(**bare)
@@ -138,13 +136,6 @@ def test_an_earlier_pruned_model_is_on_a_card_that_has_room_for_it():
         for name in ("search", "calibration", "evaluation", "slicing", "save"):
             on_card, in_host = (part.get("pruned model before", 0) for part in (found[name].device, found[name].host))
             assert (on_card, in_host) == ((memory.pruned, 0) if there else (0, memory.pruned))
-
-
-def test_a_fit_without_room_on_the_card_is_in_host_memory():
-    for room, there in ((2**30, True), (1000, False)):
-        found, _ = stages(Placement(4, 4, accelerator=True, room=room), calibration="sequential")
-        stage = found["calibration"]
-        assert ("workspace" in stage.device) == there and ("workspace" in stage.host) == (not there)
 
 
 def test_all_layers_are_loaded_while_the_model_writes():

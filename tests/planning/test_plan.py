@@ -79,9 +79,9 @@ def test_units_and_sizes_are_those_of_the_model(name, data_folder):
         {"preset": "paper"},
         {"method": "evolutionary"},
         {"method": "uniform", "mapping": "greedy", "criterion": "wanda", "calibration": "none", "reward": "pruned"},
-        {"grad": False, "method": "random", "calibration": "ridge"},
+        {"method": "random", "calibration": "ridge"},
     ],
-    ids=["default", "paper", "evolutionary", "uniform", "no-grad"],
+    ids=["default", "paper", "evolutionary", "uniform", "random"],
 )
 def test_a_prune_keeps_to_its_plan(save_tiny_model, data_folder, tmp_path, options):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", **options)

@@ -19,7 +19,7 @@ CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
 MULTIPLIERS = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
 KINDS = [
     *(("ffp", agent) for agent in CHOICES["agent"]),
-    *((method, "bandit") for method in ("random", "evolutionary", "no-search")),
+    *((method, "gradient") for method in ("random", "evolutionary", "no-search")),
 ]
 
 
@@ -58,7 +58,7 @@ class KnownLandscape:
         return SizeGradients(losses, *changes)
 
 
-def run(method="ffp", agent="bandit", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **options):
+def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **options):
     landscape = landscape or KnownLandscape()
     mapping = CurveMapping(CURVES)
     used = water_filling if agent == "ppo" else mapping

@@ -142,7 +142,7 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
         assert 0.8 * block_parameters(policy.units) - policy.kept_parameters < budget.quanta.min() + 1
 
 
-TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True), ("bandit", 2, True), ("bandit", 3, False)]
+TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
 
 
 @pytest.mark.parametrize(("agent", "steps", "warns"), TOO_FEW)
@@ -150,7 +150,7 @@ def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_ti
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
     found = PolicySearch(pruner.measured, pruner.config).run()
     assert warns == ("nothing was searched; raise search_steps" in caplog.text)
-    assert agent == "bandit" or warns == (len(found.trail) == 1)
+    assert warns == (len(found.trail) == 1)
     caplog.clear()
     # As later sparsities of a sweep, which have half of the evaluations.
     PolicySearch(pruner.measured, pruner.config).run(found.agent)

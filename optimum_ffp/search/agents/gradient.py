@@ -25,10 +25,10 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not
-    estimated from differences between candidates, as by the bandit, but computed through the model (a pathwise
-    derivative): it gives the change of the loss between a unit's size and the next smaller and larger one. A
-    regression converts these size gradients to multipliers of the curves around that size, which determine the next
-    policy. The fixed point is a policy in which no unit's step is worth more than another's.
+    estimated from differences between candidates, but computed through the model (a pathwise derivative): it gives the
+    change of the loss between a unit's size and the next smaller and larger one. A regression converts these size
+    gradients to multipliers of the curves around that size, which determine the next policy. The fixed point is a
+    policy in which no unit's step is worth more than another's.
 
     The evaluations reserved for finalists compare, on all search windows, the last scores and their mean over the
     second half of the search, and in a longer search also the undamped multipliers.

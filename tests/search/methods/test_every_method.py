@@ -62,7 +62,7 @@ def test_an_update_sees_no_window_twice(method, agent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("bandit", 48), ("ppo", 800)])
+@pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("ppo", 800)])
 def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
     options = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
     first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **options)
