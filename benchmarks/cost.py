@@ -1,14 +1,12 @@
 """Time and peak memory per stage of a prune of a model of any shape, with random weights.
 
     python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--options search_steps=96 ...]
-        [--eval-samples 10] [--speed TFLOPS] [--share 0.4] [--output cost.json]
+        [--eval-samples 10] [--output cost.json]
 
 CONFIG is a `config.json` or a folder with one. Builds models with random weights and the given numbers of layers, and
 prunes them on random tokens, which does not change the cost. Without `--layers` the whole model is measured. From two
 smaller numbers of layers the cost of the whole model is extrapolated: per stage, time and memory are a constant plus a
-part proportional to the number of layers. `--options` sets options of `FFPConfig`. With `--speed`, that of matrix
-products on another device, it also prints the minutes that the operations of every stage take there if `--share` of
-that speed is reached; `--layers 0` prints nothing else.
+part proportional to the number of layers. `--options` sets options of `FFPConfig`.
 """
 
 import argparse
@@ -27,8 +25,6 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import DataSplits, Windows, with_window_length
 from optimum_ffp.hub.naming import short_name
-from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.planning.plan import Plan, make_plan
 
 
 def main() -> None:
@@ -39,26 +35,18 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--eval-samples", type=int, default=10)
-    parser.add_argument("--speed", type=float, help="TFLOP/s of matrix products on another device.")
-    parser.add_argument("--share", type=float, default=0.4, help="Share of that speed that is reached.")
     parser.add_argument("--output", type=Path, default=Path("cost.json"))
     args = parser.parse_args()
 
     shape = AutoConfig.from_pretrained(args.config)
     layers = args.layers or [shape.num_hidden_layers]
     config = FFPConfig(dataset="random tokens", eval_samples=args.eval_samples, **read_options(args.options))
-    plan = make_plan(shape, config, options=LoadOptions("cpu", offload="auto"))
-    if args.speed:
-        print(elsewhere(plan, args.speed, args.share))
-    if layers == [0]:
-        return
     runs = {count: measure(shape, count, config, args) for count in sorted(layers)}
     record = {
         "shape": shape.to_dict() | {"_name_or_path": short_name(str(args.config))},
         "options": config.to_dict(),
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
         "dtype": args.dtype,
-        "operations": plan.operations,
         "measured": runs,
         "stages": extrapolate(runs, shape.num_hidden_layers),
     }
@@ -109,15 +97,6 @@ def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float
             slope = (high - low) / (last - first) if last > first else 0.0
             stages[stage][figure] = high + max(0.0, slope) * (layers - last)
     return stages
-
-
-def elsewhere(plan: Plan, speed: float, share: float) -> str:
-    """Minutes per stage by operations alone, at a share of a speed in TFLOP/s."""
-    counts = plan.all_operations
-    lines = [f"| stage | TFLOP | minutes at {share:.0%} of {speed:g} TFLOP/s |", "|---|---:|---:|"]
-    for stage, count in (counts | {"all": sum(counts.values())}).items():
-        lines.append(f"| {stage} | {count / 1e12:,.0f} | {count / (1e12 * speed * share) / 60:.2f} |")
-    return "\n".join(lines)
 
 
 def table(record: dict, layers: int) -> str:

@@ -26,12 +26,12 @@ from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
-from .planning.machine import device_name
-from .planning.plan import make_plan
+from .planning.estimate import estimate_prune
 from .search.runner import PolicySearch, budget_at, check_budget
 from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
+from .utils.device_memory import device_name
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -132,9 +132,14 @@ class FFPPruner(PushToHubMixin):
         config, name = config or FFPConfig(), os.fspath(model_id)
         pinned = pin_commit(name, LoadOptions(**{"offload": "auto"} | options))
         if pinned.offload == "auto":
-            shape, journal = read_model_config(name, pinned), work_folder is not None
-            plan = make_plan(shape, config, None, pinned, journal, processes.local_count())
-            pinned = replace(pinned, offload=processes.from_main(plan.offload))
+            estimate = estimate_prune(
+                read_model_config(name, pinned),
+                config,
+                pinned,
+                saves_work=work_folder is not None,
+                local_processes=processes.local_count(),
+            )
+            pinned = replace(pinned, offload=processes.from_main(estimate.offload))
         model, tokenizer = load_dense(name, pinned)
         return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
 

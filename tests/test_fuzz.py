@@ -303,7 +303,6 @@ LATE = ("warm-start",)
 @pytest.mark.parametrize("name", sorted(ALLOWED.keys() - LATE))
 def test_every_wrong_value_of_an_option_is_refused_and_no_right_one(dense, data, run_ffp, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("optimum_ffp.planning.plan.measure_speed", lambda device, dtype: 1e9)
     for value in WORDS:
         command = ["prune", "-m", str(dense), "out", "--dataset", str(data), *SHORT, "--plan", f"--{name}", value]
         # Only PPO reads it.

@@ -15,7 +15,7 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.data import DataSplits
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
-from optimum_ffp.planning.machine import device_name
+from optimum_ffp.utils.device_memory import device_name
 from tests.helpers import SETTINGS, make_pruner, make_tokenizer
 
 

@@ -216,8 +216,8 @@ def add_plan(group: _ArgumentGroup) -> None:
         group,
         "plan",
         action="store_true",
-        help="Only print the work, memory and disk that are needed and any problems found; exit code 2 if there are "
-        "any. Too little memory is a warning, as it is estimated.",
+        help="Only print the memory and disk that are needed and any problems found; exit code 2 if there are any. "
+        "Too little memory is a warning, as it is estimated.",
     )
 
 

@@ -14,7 +14,6 @@ from ..config.fields import READ_WHEN as OPTIONS_READ_WHEN
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import process_count, show_plan
 from .prune_options import parse_args_ffp_prune
 
 
@@ -93,11 +92,12 @@ def prune(args: Namespace) -> None:
     processes.join(args.device)
     from ..checkpoint.pareto import front_files
     from ..modeling.loading import LoadOptions, read_model_config
-    from ..planning.plan import make_plan
-    from ..planning.preflight import Outputs, find_problems
+    from ..planning.estimate import estimate_prune
+    from ..planning.preflight import find_problems
     from ..utils.folders import FolderLock, resolve
     from ..utils.resume import Journal, begin_work, work_folder_of
     from ..utils.tracking import check_trackers
+    from .summary import show_plan
 
     work = work_folder_of(folders[0])
     front = front_files(f"{output_name(args)}-ffp-pareto") if len(sparsities) > 1 else {}
@@ -107,22 +107,24 @@ def prune(args: Namespace) -> None:
     # A resumed prune may replace the checkpoints that it has saved itself.
     own = [folder for folder in folders if args.resume and Journal(work).claims(folder)]
     model_config = read_model_config(args.model, options)
-    plan = make_plan(model_config, config, sparsities, options, processes=process_count(args.num_processes))
-    outputs = Outputs(
-        folders,
-        work,
-        plan.disk_bytes,
-        plan.disk["save"],
-        args.overwrite,
-        args.resume,
-        front,
-        [*filter(None, repositories)],
-        own,
+    count = max(processes.local_count(), args.num_processes or 1)
+    estimate = estimate_prune(model_config, config, options, sparsities, local_processes=count)
+    problems = find_problems(
+        config,
+        models=[args.model],
+        folders=folders,
+        work_folder=work,
+        disk=estimate.disk,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        own=own,
+        files=front,
+        repositories=[*filter(None, repositories)],
+        token=args.token,
     )
-    problems = find_problems(config, [args.model], outputs, args.token)
     if args.plan:
         if processes.is_main():
-            show_plan(plan, [*problems])
+            show_plan(estimate, folders[0], [*problems])
         return
     with ExitStack() as locks:
         if processes.is_main():
@@ -130,10 +132,10 @@ def prune(args: Namespace) -> None:
                 locks.enter_context(FolderLock(resolve(path)))
             for problem in problems:
                 raise problem
-            for warning in (*plan.warnings, *plan.advice):
+            for warning in estimate.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             begin_work(work, args.resume)
-        offload = processes.from_main(plan.offload)
+        offload = processes.from_main(estimate.offload)
         write_checkpoints(args, config, sparsities, folders, repositories, work, offload)
     processes.leave()
 

@@ -13,7 +13,6 @@ from ..config.texts import TextMix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .plans import process_count, show_plan
 from .recover_options import parse_args_ffp_recover
 
 
@@ -75,15 +74,15 @@ def recover(args: Namespace) -> None:
     from ..modeling.auto import is_pruned
     from ..modeling.checks import check_unquantised
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
-    from ..planning.preflight import Outputs, find_problems
-    from ..planning.recovery import plan_recovery
+    from ..planning.estimate import estimate_recovery
+    from ..planning.preflight import find_problems
     from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
     from ..utils.folders import FolderLock, resolve
     from ..utils.resume import Journal, begin_work, work_folder_of
     from ..utils.tracking import check_trackers
-    from .summary import recovery_summary
+    from .summary import recovery_summary, show_plan
 
     processes.join(args.device)
     check_trackers(args.report_to)
@@ -92,23 +91,32 @@ def recover(args: Namespace) -> None:
     teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
     check_unquantised(teacher, dense)
     config = with_dataset(config, args.model, options)
-    count = process_count(args.num_processes)
-    plan = plan_recovery(student, empty_model(dense), config, args.device, args.dtype, count)
+    count = max(processes.local_count(), args.num_processes or 1)
+    estimate = estimate_recovery(student, empty_model(dense), config, options, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
     own = [folder] if args.resume and Journal(work).claims(folder) else []
-    outputs = Outputs(
-        [folder], work, plan.disk, plan.result, args.overwrite, args.resume, repositories=uploads, own=own
+    problems = find_problems(
+        config,
+        models=[args.model, teacher],
+        folders=[folder],
+        work_folder=work,
+        disk=estimate.disk,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        own=own,
+        repositories=uploads,
+        token=args.token,
+        trains_on=[estimate.machine.device],
     )
-    problems = find_problems(config, (args.model, teacher), outputs, args.token, [plan.machine.device])
     if args.plan:
         if processes.is_main():
-            show_plan(plan, [*problems])
+            show_plan(estimate, folder, [*problems])
         return
     if processes.is_main():
         for problem in problems:
             raise problem
-        for warning in plan.warnings:
+        for warning in estimate.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     with ExitStack() as locks:
         if processes.is_main():

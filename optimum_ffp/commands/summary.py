@@ -1,17 +1,35 @@
-"""The tables that `ffp prune` and `ffp recover` print at the end."""
+"""The tables that `ffp prune` and `ffp recover` print."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 
 from ..checkpoint.recovered import RecoveryRecord, name_before
 from ..checkpoint.result import PruningResult
 from ..data import describe_windows
+from ..errors import FFPError
 from ..hub.naming import dataset_name
+from ..planning.estimate import Estimate, gib
+from ..planning.preflight import free_disk
 from ..utils.folders import read_record
+from .errors import USER_ERROR
 
 
 # Labels of the models in `PruningResult.perplexities`.
 LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
+
+
+def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
+    """Print what a command needs and what is available; end with exit code 2 if there are problems."""
+    needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
+    rows = [(name, f"{gib(needed)} needed, {gib(free)} available") for name, (needed, free) in needs.items()]
+    rows.append(("tokens", f"at most {estimate.tokens:,}, and those of the evaluation"))
+    rows.append(("offload", estimate.offload))
+    warnings = [f"warning: {warning}" for warning in estimate.warnings]
+    print("\n".join([*_table(rows), *warnings, *(f"problem: {problem}" for problem in problems)]))
+    if problems:
+        sys.exit(USER_ERROR)
 
 
 def prune_summary(result: PruningResult, folder: str) -> str:

@@ -16,10 +16,8 @@ from .sources import (
     TEST_WINDOWS,
     check_hub_text,
     check_text_file,
-    estimate_test_tokens,
     find_files,
     is_test_split,
-    lacks_test_split,
     read_splits,
 )
 from .training import TrainingWindows, training_windows
@@ -41,11 +39,9 @@ __all__ = [
     "describe_size",
     "describe_windows",
     "cut_rows",
-    "estimate_test_tokens",
     "find_files",
     "find_start_token",
     "is_test_split",
-    "lacks_test_split",
     "load_windows",
     "read_splits",
     "reported_texts",

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 # Characters per token, to limit how much of a stream is read (English text has 4 to 5).
 CHARACTERS_PER_TOKEN = 8
-# Bytes per token and tokens of WikiText-2's test split, to estimate how long its evaluation takes.
-BYTES_PER_TOKEN, WIKITEXT2_TEST_TOKENS = 4, 320_000
 # Minimum characters to read of files, so that windows are picked from the whole of a file of ordinary size. Of a text
 # without splits no more is read, so that its parts are the same ones for windows of any number and length.
 CHARACTERS = 2**26
@@ -133,24 +131,6 @@ def _files_that_exist(dataset: str) -> dict[str, list[Path]]:
         return find_files(dataset)
     except FFPError:
         return {}
-
-
-def lacks_test_split(dataset: str) -> bool:
-    """Whether a dataset is known, without asking the Hub, to have no test split of its own."""
-    files = _files_that_exist(dataset)
-    return len(files) == 1 or (not files and Text(dataset).hub_source[0] == NAMED["c4"][0])
-
-
-def estimate_test_tokens(dataset: str) -> int | None:
-    """Estimated tokens of the test split of a dataset, without asking the Hub; `None` if its size is not known."""
-    files = _files_that_exist(dataset).get("test", [])
-    if not files:
-        return WIKITEXT2_TEST_TOKENS if Text(dataset).hub_source == NAMED["wikitext2"] else None
-    parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
-    if any(part.suffix in (".gz", ".parquet") for part in parts):
-        return None
-    # No more is read of a longer one.
-    return min(CHARACTERS, sum(part.stat().st_size for part in parts)) // BYTES_PER_TOKEN
 
 
 def check_text_file(path: Path, text_column: str | None = None) -> None:

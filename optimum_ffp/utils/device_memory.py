@@ -1,4 +1,4 @@
-"""Memory of accelerators."""
+"""Accelerators: their memory and kind."""
 
 import torch
 
@@ -19,3 +19,8 @@ def free_device_memory(device: torch.device) -> int | None:
         # Some integrated graphics processors can't be asked.
         return None
     return free + backend.memory_reserved(device) - backend.memory_allocated(device)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the kind of a device. Results of two kinds differ by rounding."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

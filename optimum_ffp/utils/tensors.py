@@ -28,11 +28,6 @@ def _warn() -> None:
     logger.warning("there is too little pinned memory; copies to the GPU will be slower")
 
 
-def pinned_bytes(count: int) -> int:
-    """Return how much pinned memory torch takes for a tensor of a number of bytes: the next power of two."""
-    return 1 << (count - 1).bit_length() if count else 0
-
-
 def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Give a parameter or buffer another value, which may be on another device."""
     value = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value

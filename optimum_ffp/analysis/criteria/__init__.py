@@ -3,6 +3,5 @@
 `score` takes the output projection's weight, shape `[out_features, features]`, the `Statistics` of its input and the
 number of columns per group, and returns one score per group, shape `[groups]`; higher is more important. Criteria
 called `fisher_*` get the weight multiplied by the square root of the output's Fisher matrix, so that scores measure
-the change of the loss. `WORKSPACE_BYTES`, if defined, is the memory that `score` needs beside the Gram matrix, in
-bytes per entry of the matrix.
+the change of the loss.
 """

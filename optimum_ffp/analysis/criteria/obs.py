@@ -12,8 +12,6 @@ from ..gram import Statistics
 DAMPING = 0.01
 # Number of portions in which groups are removed: more hardly change the order, and each costs a low-rank update.
 PORTIONS = 96
-# The damped matrix, of which its factor and then its inverse take the place, in float64, and the inverse in float32.
-WORKSPACE_BYTES = 16
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:

@@ -1,0 +1,321 @@
+"""Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..analysis.attention import find_ways
+from ..config import FFPConfig, RecoveryConfig
+from ..config.fields import GRADIENT_COST
+from ..config.prune import check_sparsity
+from ..data import DataRequest, check_calibration_tokens, with_window_length
+from ..data.self_generated import TOKENS_AT_ONCE
+from ..engine.layerwise_model import ROOM, kept_bytes
+from ..modeling import is_homogeneous
+from ..modeling.families import ModelUnit, decoder_layers, find_family
+from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
+from ..modeling.offloading import check_offload
+from ..recovery.batch import Batch
+from ..search.runner import check_budget
+from ..search.task import divide_steps
+from ..utils import processes
+from ..utils.cholesky import ALGEBRA_BYTES
+from ..utils.device_memory import free_device_memory
+from ..utils.host_memory import free_host_memory
+from ..utils.lm_head import POSITIONS
+from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
+
+
+# Memory of a process with all libraries loaded and their threads started.
+PROCESS_BYTES = 640 * 2**20
+# Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
+BESIDE_WEIGHTS_BYTES = 32 * 2**20
+# Pinned memory is given out in powers of two.
+PINNED = 1.2
+# Bytes of the Gram matrices of a layer, per entry of the larger one.
+GRAMS_BYTES = 8
+# Bytes per parameter of a layer in distillation: weights, gradients and their sum, and the moments of Adam in float32,
+# and the weights before training and those of the best pass in the model's dtype.
+TRAINING_BYTES = 28
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the memory that is free.
+
+    Attributes:
+        device: Device of the model.
+        host: Bytes of host memory available to this process, including those that it uses.
+        accelerator: Free bytes of the accelerator; `None` if the model is in host memory.
+    """
+
+    device: torch.device
+    host: int
+    accelerator: int | None = None
+
+    @classmethod
+    def of(cls, device: str | None = None) -> "Machine":
+        """Measure this machine; raise `FFPError` if there is no such device."""
+        resolved = resolve_device(device)
+        return cls(resolved, free_host_memory(), free_device_memory(resolved))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a prune or a recovery needs.
+
+    Attributes:
+        machine: The device, and the memory that is available.
+        device: Bytes on the accelerator of a process; 0 without one.
+        host: Bytes of host memory, of all processes on this machine.
+        disk: Bytes of finished work to resume from, and of the checkpoints.
+        tokens: Upper bound of the tokens read, in forward passes of the model, without the evaluation.
+        offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
+    """
+
+    machine: Machine
+    device: int
+    host: int
+    disk: int
+    tokens: int
+    offload: str = "none"
+
+    @property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes needed and available, by kind of memory."""
+        host = {"host memory": (self.host, self.machine.host)}
+        if self.machine.accelerator is None:
+            return host
+        return {f"memory of {self.machine.device}": (self.device, self.machine.accelerator)} | host
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line per kind of memory that may not suffice."""
+        return [
+            f"memory may not suffice: an estimate of {gib(needed)} of {name}, and {gib(available)} are free"
+            for name, (needed, available) in self.memory.items()
+            if needed > available
+        ]
+
+
+def gib(size: int) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def estimate_prune(
+    model_config: PretrainedConfig,
+    config: FFPConfig,
+    options: LoadOptions,
+    sparsities: Sequence[float] = (),
+    saves_work: bool = True,
+    local_processes: int = 1,
+    machine: Machine | None = None,
+) -> Estimate:
+    """Estimate a prune, and choose where its weights are.
+
+    Args:
+        model_config: Config of the dense model.
+        config: Options.
+        options: How the model will be loaded. With offload `"auto"` the weights are at the first place that the memory
+            suffices for, or else where they need the least.
+        sparsities: Fractions of the block parameters to remove; `config.sparsity` if empty.
+        saves_work: Whether finished work is saved to disk, to resume from.
+        local_processes: Number of processes on this machine that share the work.
+        machine: Device and available memory; those of this machine if `None`.
+
+    Raises:
+        FFPError: If the model can't be pruned or offloaded like that, or a sparsity can't be met.
+    """
+    config, machine = with_window_length(config, model_config), machine or Machine.of(options.device)
+    sparsities, name = [*sparsities] or [config.sparsity], model_config._name_or_path or "the model"
+    stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
+    model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
+    with loading_errors(name, None):
+        ways = find_ways(model, family, config)
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+        shapes = ([unit.unit for unit in units] for units in ways)
+        check_budget(shapes, sparsity, config, partial(is_homogeneous, model, family))
+    widest = max(unit.output.module.in_features for unit in ways[0])
+    check_calibration_tokens(config.num_samples * config.seq_len, widest)
+    written = DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
+    places = [options.offload]
+    if options.offload == "auto":
+        places = ["none"]
+        # A model that writes text has all weights on its device.
+        if not (written and machine.accelerator is not None):
+            reads_files = saves_work and not name.endswith(".gguf") and asked in ("auto", stored)
+            places += ["host"] * (machine.accelerator is not None) + ["disk"] * reads_files
+    else:
+        check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
+    for place in places:
+        found = _estimate_at(place, model, ways[0], config, sparsities, written, saves_work, local_processes, machine)
+        if not found.warnings:
+            break
+    return found
+
+
+def _estimate_at(
+    place: str,
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    config: FFPConfig,
+    sparsities: Sequence[float],
+    written: int,
+    saves_work: bool,
+    local_processes: int,
+    machine: Machine,
+) -> Estimate:
+    """Estimate a prune with the weights of layers at a place."""
+    shape, length, on_accelerator = model.config, config.seq_len, machine.accelerator is not None
+    stored, own = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
+    layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
+    weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
+    removed = int(min(sparsities) * sum(unit.unit.parameters for unit in units)) * stored
+    pruned, distills = weights - removed, config.calibration == "distillation"
+    calibrated = (in_layers - removed) * distills
+    projections = [unit.output.module for unit in units]
+    widest = max(module.in_features for module in projections)
+    factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
+    fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
+    in_memory = place != "disk"
+
+    # What is always there.
+    resident, host = weights, PROCESS_BYTES
+    if place != "none":
+        resident -= in_layers
+        host += int(PINNED * in_layers) * (place == "host")
+    if place != "none" or own != stored:
+        # One layer before and after sorting, and the next one.
+        resident += 3 * max(layers) * own
+    room = machine.accelerator - resident if on_accelerator else 0
+    if place == "none" and (not on_accelerator or room > 2 * factors):
+        resident += factors
+    else:
+        resident += 4 * widest**2
+        host += int(PINNED * factors) * in_memory
+
+    # Hidden states, which are kept between layers.
+    window = length * shape.hidden_size * own
+    portion = kept_bytes(place == "none" and own == stored, machine.host, local_processes, max(0, room))
+    backward = (len(layers) + 2) * max(config.fisher_samples, config.update_samples) * window
+    read = max(min(portion, backward), config.num_samples * window)
+    # Those of the dense and of the pruned model, and of an eighth of the tokens as first tokens.
+    trained = 9 * (config.num_samples + config.held_out_samples) * window // 4 * distills
+    read, trained = (
+        (states, 0) if on_accelerator and ROOM * states < room else (0, states // local_processes)
+        for states in (read, trained)
+    )
+
+    # What each stage computes with, and what it keeps in host memory.
+    eager = 8 * shape.num_attention_heads * length * (shape._attn_implementation == "eager")
+    activations = length * (16 * shape.hidden_size + (3 * own + 8) * widest + eager)
+    logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
+    algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * widest**2
+    algebra_beside = algebra * (not on_accelerator or algebra < room)
+    training = TRAINING_BYTES * max(layers) * distills + 2 * activations
+    stages = [
+        (read[0] + logits + (1 + config.batch_size) * activations, read[1] + fishers),
+        (read[0] + algebra_beside, read[1] + algebra - algebra_beside + fishers * in_memory),
+        (trained[0] + training, trained[1] + calibrated * in_memory),
+        (0, (calibrated + pruned * min(2, len(sparsities))) * in_memory),
+    ]
+    if written:
+        # Keys and values of the passages that are written at once, with all layers loaded.
+        _, heads, head_dim = find_family(shape).heads(shape)
+        cache = 2 * len(layers) * heads * head_dim * own * min(written * length, TOKENS_AT_ONCE)
+        stages.append((cache + sum(layers) * own * (own != stored), 0))
+    if on_accelerator:
+        device = resident + max(computed for computed, _ in stages)
+        host += max(kept for _, kept in stages)
+    else:
+        device, host = 0, host + resident + max(map(sum, stages))
+    work = factors + fishers + len(sparsities) * (calibrated + pruned * (not in_memory))
+    return Estimate(
+        machine=machine,
+        device=device,
+        host=local_processes * host,
+        disk=len(sparsities) * (pruned + BESIDE_WEIGHTS_BYTES) + work * saves_work,
+        tokens=most_tokens(config, written, len(sparsities)),
+        offload=place,
+    )
+
+
+def most_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
+    """Return an upper bound of the tokens of a prune, `written` windows of which the model writes itself."""
+    read, every = config.num_samples, config.search_samples
+    updates, finalists = divide_steps(config)
+    searched = updates * min(config.update_samples, every) * (GRADIENT_COST if config.follows_gradient else 1)
+    # With the policies without a search.
+    windows = searched + (finalists + 2) * every
+    if config.calibration == "distillation":
+        held_out, passes = min(config.held_out_samples, every), config.distillation_passes
+        # Training may start a second time. An eighth of the tokens is read as first tokens too.
+        distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
+        windows += 9 * distilled // 8 + 1
+    fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
+    return (written + read + fishers + every + sparsities * windows) * config.seq_len
+
+
+def estimate_recovery(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    config: RecoveryConfig,
+    options: LoadOptions,
+    local_processes: int = 1,
+    machine: Machine | None = None,
+) -> Estimate:
+    """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
+
+    Args:
+        student: The pruned model, for example on the meta device.
+        teacher: The dense model.
+        config: Options, with a dataset.
+        options: How both are loaded.
+        local_processes: Number of processes on this machine that share the windows.
+        machine: Device and available memory; those of this machine if `None`.
+    """
+    machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
+    on_accelerator, shares = machine.accelerator is not None, local_processes * processes.machines()
+    batch, bf16 = Batch.for_model(config, student.config, shares), computes_in_bfloat16(machine.device, config.bf16)
+    dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
+    own = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
+    size = torch.bfloat16.itemsize if bf16 else own.itemsize
+    layers = decoder_layers(student)
+    matrices = [[one.shape for one in layer.parameters() if one.ndim == 2] for layer in layers]
+    parameters = trained = student.num_parameters()
+    weights = parameters * (own.itemsize + size * (size != own.itemsize))
+    if config.lora:
+        trained = config.lora * sum(sum(map(sum, of_layer)) for of_layer in matrices)
+        weights += 4 * trained
+    # In float32: gradients, those that processes exchange, and both moments of Adam.
+    weights += trained * (12 + 4 * (shares > 1)) + teacher.num_parameters() * (size if bf16 else dense.itemsize)
+    if processes.divide_models():
+        # FSDP gathers a layer of both models, and the next one, while it runs.
+        largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
+        weights = weights // shares + 6 * size * largest
+    shape, (vocabulary, hidden) = student.config, student.get_output_embeddings().weight.shape
+    eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
+    # Around norms in float32, inputs of projections and of attention, and what is as wide as the FFN.
+    activations = len(layers) * (hidden * (16 + 7 * size) + eager)
+    activations += 4 * size * sum(max(width for _, width in of_layer) for of_layer in matrices)
+    if config.gradient_checkpointing:
+        activations = len(layers) * hidden * size + activations // len(layers)
+    # Logits of both models, their log-probabilities, probabilities and the gradient; that of the head twice.
+    head = batch.at_once * min(POSITIONS, batch.length) * vocabulary * 24 + 8 * vocabulary * hidden * (not config.lora)
+    used = weights + batch.at_once * batch.length * activations + head
+    # On the way to an accelerator.
+    passing = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
+    tokens = batch.steps * batch.tokens
+    return Estimate(
+        machine=machine,
+        device=used if on_accelerator else 0,
+        host=local_processes * (PROCESS_BYTES + (passing if on_accelerator else used)),
+        # The windows, two checkpoints of the training, and the result.
+        disk=8 * tokens + 2 * 12 * trained + student.dtype.itemsize * parameters + BESIDE_WEIGHTS_BYTES,
+        tokens=(1 + GRADIENT_COST) * tokens,
+    )

@@ -1,0 +1,147 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+from optimum_ffp.modeling.loading import LoadOptions, empty_model
+from optimum_ffp.planning.estimate import Machine, estimate_prune, estimate_recovery
+from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand
+
+
+GIB = 2**30
+AUTO = LoadOptions(offload="auto")
+LLAMA_2_7B = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="float16")
+
+
+def card(gibibytes, host=64):
+    return Machine(torch.device("cuda"), host * GIB, gibibytes * GIB)
+
+
+@pytest.mark.parametrize(
+    ("machine", "offload"), [(card(24), "none"), (card(12), "host"), (card(12, host=16), "disk")], ids=str
+)
+def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offload):
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=machine)
+    assert (found.offload, found.warnings) == (offload, [])
+    # Without a work folder there is nowhere for what doesn't fit into memory.
+    without = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, saves_work=False, machine=machine)
+    assert without.offload == offload.replace("disk", "host")
+
+
+def test_a_card_without_enough_memory_is_a_warning():
+    (warning,) = estimate_prune(LLAMA_2_7B, FFPConfig(), LoadOptions(offload="none"), machine=card(16)).warnings
+    assert "of memory of cuda" in warning and "16.00 GiB are free" in warning
+
+
+def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(dataset="self"), AUTO, machine=card(12))
+    assert found.offload == "none" and found.warnings
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "word"),
+    [
+        ({"sparsity": 0.95}, AUTO, "can't be met"),
+        ({"seq_len": 5000}, AUTO, "positions"),
+        ({"num_samples": 2, "seq_len": 2}, AUTO, "too few"),
+        ({}, LoadOptions("cpu", offload="host"), "accelerators"),
+        ({}, LoadOptions("cpu", "bfloat16", offload="disk"), "offload 'disk'"),
+    ],
+)
+def test_what_a_prune_would_refuse_is_refused(config, options, word):
+    with pytest.raises(FFPError, match=word):
+        estimate_prune(LLAMA_2_7B, FFPConfig(**config), options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"preset": "paper"}, {"method": "evolutionary"}], ids=str)
+def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
+    pruner = make_pruner(save_tiny_model(), data_folder, **options)
+    estimate = estimate_prune(pruner.model.config, pruner.config, AUTO)
+    assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
+
+
+MEASURE = """
+import json, sys
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_prune
+model, data = sys.argv[1:]
+sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
+quick = {"search_steps": 5, "criterion": "wanda", "distillation_passes": 1}
+pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
+estimate = estimate_prune(pruner.model.config, pruner.config, LoadOptions("cpu", offload="none"))
+peaks = pruner.prune().cost.peak_bytes
+# What Python and torch take differs by machine, and the weights were loaded before.
+expected = estimate.host - PROCESS_BYTES - pruner.model.get_memory_footprint()
+print(json.dumps([max(peaks.values()) - peaks["data"], expected]))
+"""
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_prune_is_what_is_measured(tmp_path):
+    """On a model whose weights, matrices and logits are large beside what Python and torch take."""
+    sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
+    config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(make_text(10_000))
+    # A process of its own: what other tests leave behind must not count.
+    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    assert 0.6 < estimated / measured < 1.6, (measured, estimated)
+
+
+def recovery(**options):
+    dense = empty_model(LLAMA_2_7B)
+    config = RecoveryConfig(dataset="c4", **options)
+    return estimate_recovery(dense, dense, config, LoadOptions(), machine=card(80))
+
+
+def test_a_recovery_needs_weights_gradients_and_moments():
+    whole, parameters = recovery(), empty_model(LLAMA_2_7B).num_parameters()
+    assert 16 * parameters < whole.device < 24 * parameters and whole.warnings
+    for option in ({"lora": 8}, {"gradient_checkpointing": True}):
+        assert recovery(**option).device < whole.device
+    assert recovery(lora=8).warnings == [] and recovery(lora=8).disk < whole.disk
+
+
+MEASURE_RECOVERY = """
+import json, resource, sys, psutil
+from optimum_ffp import FFPRecovery, RecoveryConfig
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_recovery
+student, teacher, data = sys.argv[1:]
+sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
+config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-5, **sizes)
+recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
+estimate = estimate_recovery(recovery.student, recovery.teacher, config, LoadOptions("cpu"))
+loaded = sum(model.get_memory_footprint() for model in (recovery.student, recovery.teacher))
+before = psutil.Process().memory_info().rss - loaded
+recovery.recover()
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([peak - before, estimate.host - PROCESS_BYTES]))
+"""
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_recovery_is_what_is_measured(tmp_path):
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
+    dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
+    dense.save_pretrained(tmp_path / "dense")
+    prune_by_hand(dense)[0].save_pretrained(tmp_path / "pruned")
+    (tmp_path / "pruned" / "ffp_config.json").write_text('{"ffp_version": "0.1", "policy": {}}')
+    for name in ("dense", "pruned"):
+        make_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "text.txt").write_text(make_text(20_000))
+    paths = [tmp_path / name for name in ("pruned", "dense", "text.txt")]
+    done = subprocess.run([sys.executable, "-c", MEASURE_RECOVERY, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    assert 0.6 < estimated / measured < 1.6, (measured, estimated)

@@ -1,0 +1,137 @@
+import shutil
+
+import pytest
+from huggingface_hub import constants
+
+from optimum_ffp import FFPError
+from optimum_ffp.planning.preflight import check_dataset, check_disk, check_repositories
+from tests.hub_server import run_hub
+
+
+SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
+FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (f"--{name}", str(value)))]
+GIB = 2**30
+TOKEN = "hf_ofThePlan"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process speaks to."""
+    with run_hub(TOKEN) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
+
+
+def test_a_plan_needs_a_config_alone_and_writes_nothing(run_ffp, save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
+    for file in model.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--dataset", data_folder, "--plan", "--sparsity", 0.2, 0.3]
+    code, output, errors = run_ffp("prune", "-m", model, tmp_path / "out", *FAST, *words)
+    assert code == 0 and "error" not in errors
+    assert "host memory" in output and "at most" in output and "problem: " not in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_names_all_that_would_stop_the_prune(run_ffp, save_tiny_model, tmp_path, monkeypatch):
+    model, out = save_tiny_model(), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    words = ["--dataset", f"{tmp_path / 'none.txt'}:0.5,no.jsonl:0.5", "--plan"]
+    code, output, _ = run_ffp("prune", "-m", model, out, *FAST, *words)
+    problems = [line for line in output.splitlines() if line.startswith("problem: ")]
+    assert code == 2
+    for problem, word in zip(problems, ("exists", "disk", "none.txt", "no.jsonl"), strict=True):
+        assert word in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["--dataset", "nowhere.txt"], "nowhere.txt"),
+        (["--sparsity", "0.95"], "can't be met"),
+        (["--push-to-hub", "--hub-model-id", "org/theirs"], "org/theirs"),
+    ],
+)
+def test_a_prune_is_stopped_before_it_loads_anything(
+    run_ffp, hub, save_tiny_model, data_folder, tmp_path, monkeypatch, words, word
+):
+    monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
+    command = ["prune", "-m", save_tiny_model(), tmp_path / "out", *FAST, "--dataset", data_folder]
+    code, _, errors = run_ffp(*command, *words)
+    assert code == 2 and word in errors and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_a_warning(run_ffp, save_tiny_model, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40), "total": 2**40}))
+    command = ["prune", "-m", save_tiny_model(), tmp_path / "out", *FAST, "--dataset", data_folder]
+    code, _, errors = run_ffp(*command, "--method", "uniform")
+    (line,) = [line for line in errors.splitlines() if line.startswith("warning: ")]
+    assert code == 0 and "memory" in line
+
+
+def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2 * GIB, GIB, GIB))
+    work = tmp_path / "work"
+    check_disk(tmp_path / "not" / "yet" / "there", GIB, work)
+    with pytest.raises(FFPError, match="disk"):
+        check_disk(tmp_path / "out", GIB + 500, work)
+    work.mkdir()
+    (work / "statistics.safetensors").write_bytes(b"x" * 600)
+    check_disk(tmp_path / "out", GIB + 500, work)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("empty.txt", "", "no text"),
+        ("table.csv", "a,b", "table.csv"),
+        ("missing.jsonl", None, "no file"),
+    ],
+)
+def test_files_without_text(tmp_path, name, content, word):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(FFPError, match=word):
+        check_dataset(str(tmp_path / name))
+
+
+def test_texts_that_can_be_read(data_folder):
+    for dataset in (data_folder, data_folder / "train.txt", "self"):
+        check_dataset(str(dataset))
+    with pytest.raises(FFPError, match="offline"):
+        check_dataset("wikitext2")
+
+
+def test_the_hub_is_asked_once_for_all_repositories(hub):
+    check_repositories(["mine", "me/mine"], TOKEN)
+    check_repositories([])
+    assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
+    with pytest.raises(FFPError, match="401"):
+        check_repositories(["me/mine"], "hf_wrong")
+
+
+def test_a_token_that_may_only_read(hub, monkeypatch):
+    answer = {"name": "me", "auth": {"accessToken": {"role": "read"}}}
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: answer)
+    with pytest.raises(FFPError, match="write access"):
+        check_repositories(["me/mine"], TOKEN)
+
+
+def test_a_hub_that_is_away_is_a_warning(hub, caplog):
+    hub.fail("GET", "/api/whoami-v2", 503, "Service Unavailable")
+    check_repositories(["me/mine"], TOKEN)
+    assert "503" in caplog.text
+
+
+def test_nothing_is_uploaded_offline(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FFPError, match="offline"):
+        check_repositories(["me/mine"], TOKEN)
