@@ -25,15 +25,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult, package_versions
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import DataRequest, Windows, describe_windows, load_windows, window_length
+from optimum_ffp.data import describe_windows
 from optimum_ffp.hub.naming import without_folders
-from optimum_ffp.modeling.loading import LoadOptions, load_any
 
 
 # `paper` is a preset; all others are methods of the default preset.
@@ -184,15 +182,6 @@ def spread(losses: list[np.ndarray]) -> str:
         return ""
     values = sorted(float(np.exp(one.mean())) for one in losses)
     return f"{median(values):.2f}" + (f" ({values[0]:.2f}-{values[-1]:.2f})" if len(values) > 1 else "")
-
-
-def load_with_text(
-    source: str, dataset: str, options: LoadOptions, count: int | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Windows]:
-    """A dense model, its tokenizer, and the first `count` test windows of a text, as long as the model allows."""
-    model, tokenizer = load_any(source, options, gguf=True)
-    request = DataRequest(window_length(None, model.config), 0, 0, count, seed=0)
-    return model, tokenizer, load_windows(dataset, None, tokenizer, model, request).test
 
 
 def difference(pairs: list[np.ndarray], digits: int = 2) -> str:

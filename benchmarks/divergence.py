@@ -13,32 +13,16 @@ errors over windows.
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from compare import difference, load_with_text
-from transformers import PreTrainedModel
+from compare import difference
 
+from optimum_ffp import evaluate
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.data import Windows
-from optimum_ffp.evaluation import Predictions, perplexity_record
-from optimum_ffp.modeling.loading import LoadOptions, load_any
-from optimum_ffp.utils.progress import progress_bar
 
 
 COLUMNS = ("divergence", "agreement", "excess_loss")
-
-
-def measure(dense: PreTrainedModel, sources: Sequence[str], options: LoadOptions, windows: Windows) -> np.ndarray:
-    """Figures of every model on every window, shape `[models, windows, figures]`."""
-    predictions, rows, place = Predictions(dense, windows.tokens), [], (windows.tokens, windows.describe(), 1)
-    with progress_bar((1 + len(sources)) * len(windows), "Divergence", "window") as bar:
-        losses = perplexity_record(dense, *place, bar.update, keep=predictions)["losses"]
-        for source in sources:
-            found = perplexity_record(load_any(source, options)[0], *place, bar.update, baseline=predictions)
-            rows.append([found["divergences"], found["agreements"], np.subtract(found["losses"], losses)])
-    return np.array(rows).swapaxes(1, 2)
 
 
 def against(first: np.ndarray, figures: np.ndarray) -> str:
@@ -56,19 +40,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("divergence.json"))
     args = parser.parse_args()
 
-    options = LoadOptions(dtype=args.dtype)
-    dense, _, windows = load_with_text(args.dense, args.dataset, options, args.windows)
-    figures = measure(dense, args.pruned, options, windows)
-    records = []
+    first, *others = args.pruned
+    options = {"dataset": args.dataset, "eval_samples": args.windows, "dtype": args.dtype, "speed": False}
+    measured = evaluate(first, [args.dense, *others], **options)
+    losses = np.array(measured.pop("baseline")["perplexity"]["losses"])
+    records, reference = [], None
     print("| | divergence | against the first | same token | excess loss | against the first |")
     print("|---|---:|---:|---:|---:|---:|")
-    for source, own in zip(args.pruned, figures):
-        name = Path(source).name
-        divergence, agreement, excess = own.mean(0)
-        others = [against(figures[0][:, column], own[:, column]) if records else "" for column in (0, 2)]
-        cells = (f"{divergence:.4f}", others[0], f"{100 * agreement:.1f} %", f"{excess:.4f}", others[1])
-        print(f"| {name} | {' | '.join(cells)} |")
-        records.append({"model": name, **dict(zip(COLUMNS, own.T.tolist()))})
+    for source, record in zip(args.pruned, measured.values()):
+        figures = record["perplexity"]
+        columns = np.array([figures["divergences"], figures["agreements"], figures["losses"] - losses])
+        reference = columns if reference is None else reference
+        divergence, agreement, excess = columns.mean(1)
+        versus = [against(reference[row], columns[row]) if records else "" for row in (0, 2)]
+        cells = (f"{divergence:.4f}", versus[0], f"{100 * agreement:.1f} %", f"{excess:.4f}", versus[1])
+        print(f"| {Path(source).name} | {' | '.join(cells)} |")
+        records.append({"model": Path(source).name, **dict(zip(COLUMNS, columns.tolist()))})
     args.output.write_text(json.dumps(records, indent=2) + "\n")
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .allocation.policy import PruningPolicy
     from .config import FFPConfig, RecoveryConfig
     from .errors import FFPError
+    from .evaluation import evaluate
     from .modeling import FFPModelForCausalLM
     from .pruner import FFPPruner
     from .recovery.recovery import FFPRecovery
@@ -23,6 +24,7 @@ _PUBLIC = {
     "FFPRecovery": ".recovery.recovery",
     "PruningPolicy": ".allocation.policy",
     "RecoveryConfig": ".config",
+    "evaluate": ".evaluation",
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "PruningPolicy",
     "RecoveryConfig",
     "__version__",
+    "evaluate",
 ]
 
 

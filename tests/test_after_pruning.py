@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM
-from tests.helpers import CONFIGS, EVERY_MODEL, EXAMPLES, make_tiny_model, prune_tiny_model
+from tests.helpers import CONFIGS, EXAMPLES, make_tiny_model, prune_tiny_model
 
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,8 @@ def run_example(*arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+# peft has default targets for llama and gpt-neox, and none for ministral3; GPT-2 has layers of its own.
+@pytest.mark.parametrize("name", ["llama", "gpt-neox", "gpt2", "phi3", "ministral3"])
 def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
     folder = prune_tiny_model(name, tmp_path / "pruned")
@@ -68,7 +69,7 @@ def relative_error(model: PreTrainedModel, exact: PreTrainedModel, windows: torc
 
 
 # GPT-2 has none of torch's Linear layers, which torchao looks for.
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt-neox", "phi3", "opt"])
 def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
@@ -92,7 +93,7 @@ def test_quantization_example(data_folder, tmp_path):
     folder = prune_tiny_model("llama", tmp_path / "pruned")
     sizes = ["--seq-len", "24", "--eval-samples", "6", "--output", tmp_path / "int8"]
     printed = run_example(EXAMPLES / "quantize.py", folder, data_folder, *sizes)
-    before, after = map(float, re.findall(r"perplexity ([\d.]+)", printed))
+    after, before = map(float, re.search(r"^perplexity +([\d.]+) +([\d.]+)", printed, re.MULTILINE).groups())
     assert after == pytest.approx(before, rel=0.05)
 
 

@@ -20,60 +20,43 @@ class Predictions:
     Args:
         model: The baseline, a causal LM.
         windows: Token ids, shape `[windows, window length]`.
-        others: What it predicts for other windows, with a copy of the head already.
+        head: The head of its predictions for other windows.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, others: "Predictions | None" = None):
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, head: PreTrainedModel | None = None):
         self.windows = windows
-        self.model = _without_decoder(model) if others is None else others.model
+        self.head = head or _without_decoder(model)
         self._decoded: ModelOutput | None = None
         self._states: list[torch.Tensor] = []
 
-    def keep(self, decoded: ModelOutput) -> None:
-        """Keeps a batch in host memory; batches come in the order of the windows.
+    def clear(self) -> None:
+        """Forget all batches, to begin again."""
+        self._states.clear()
 
-        Args:
-            decoded: Output of `decode` for the batch.
-        """
+    def keep(self, decoded: ModelOutput) -> None:
+        """Keep the output of `decode` for a batch in host memory; batches come in the order of the windows."""
         self._decoded = decoded
         self._states.extend(decoded.last_hidden_state.cpu())
 
     def fit(self, model: PreTrainedModel, windows: torch.Tensor) -> bool:
-        """Whether another model predicts the same tokens of the same windows.
-
-        Args:
-            model: A causal LM.
-            windows: Token ids, shape `[windows, window length]`.
-        """
-        sizes = {one.config.get_text_config().vocab_size for one in (self.model, model)}
+        """Return whether another model predicts the same tokens of the same windows."""
+        sizes = {one.config.get_text_config().vocab_size for one in (self.head, model)}
         return len(sizes) == 1 and torch.equal(windows, self.windows)
 
     def logits(self, windows: slice) -> Iterator[torch.Tensor]:
-        """Logits of a batch, a piece of every window at a time.
-
-        Args:
-            windows: The windows of the batch.
-
-        Yields:
-            Logits, shape `[windows, at most POSITIONS, vocabulary]`.
-        """
+        """Yield the logits of a batch, `[windows, at most POSITIONS, vocabulary]`: a piece of every window at once."""
         states = torch.stack(self._states[windows]).to(self._decoded.last_hidden_state.device)
-        for _, logits in logits_in_pieces(self.model, replace(self._decoded, last_hidden_state=states)):
+        for _, logits in logits_in_pieces(self.head, replace(self._decoded, last_hidden_state=states)):
             yield logits
 
 
 def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a causal LM with its head alone, on the same device."""
+    """Return a copy of a causal LM with its head alone, on the same device."""
     decoder = decoder_of(model)
     # Of the decoder's class, by which the model finds it.
-    emptied = copy.copy(decoder)
-    vars(emptied).update(_modules={}, _parameters={}, _buffers={})
-    kept = {id(decoder): emptied}
-    for hook in (getattr(module, "_hf_hook", None) for module in model.modules()):
-        # Accelerate's, with the offloaded weights of all layers.
-        offloaded = [getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,))]
-        kept |= {id(weights): weights for weights in offloaded if weights is not None}
-    return copy.deepcopy(model, kept)
+    empty = copy.copy(decoder)
+    vars(empty).update(_modules={}, _parameters={}, _buffers={})
+    return copy.deepcopy(model, {id(decoder): empty})
 
 
 class Comparison:
@@ -85,13 +68,13 @@ class Comparison:
 
     def __init__(self, predictions: Predictions):
         self.predictions = predictions
-        # By window of a batch, then by position, of each piece of each batch.
+        # Of each batch, its pieces: by window, then by position.
         self._divergences: list[list[torch.Tensor]] = []
         self._agreements: list[list[torch.Tensor]] = []
-        self._read = 0
+        self._count = 0
 
     def read(self, decoded: ModelOutput) -> Callable[[torch.Tensor], None]:
-        """Begins a batch; batches come in the order of the windows.
+        """Begin a batch; batches come in the order of the windows.
 
         Args:
             decoded: Output of `decode` for the batch.
@@ -100,21 +83,20 @@ class Comparison:
             A function that takes the model's logits, a piece of every window at a time as `logits_in_pieces` yields
             them.
         """
-        first, self._read = self._read, self._read + len(decoded.last_hidden_state)
-        pieces = self.predictions.logits(slice(first, self._read))
-        by_position, agreements = [], []
-        self._divergences.append(by_position)
-        self._agreements.append(agreements)
+        first, self._count = self._count, self._count + len(decoded.last_hidden_state)
+        pieces = self.predictions.logits(slice(first, self._count))
+        self._divergences.append([])
+        self._agreements.append([])
 
         def compare(logits: torch.Tensor) -> None:
-            wanted = next(pieces).to(logits.device)
-            agreements.append(logits.argmax(-1) == wanted.argmax(-1))
-            by_position.append(divergences(wanted, logits))
+            expected = next(pieces).to(logits.device)
+            self._divergences[-1].append(divergences(expected, logits))
+            self._agreements[-1].append(logits.argmax(-1) == expected.argmax(-1))
 
         return compare
 
     def record(self) -> dict[str, Any]:
-        """The means over windows and the figures of every window.
+        """Return the means over windows and the figures of every window.
 
         Returns:
             `divergence`, in nats per token, and `agreement`, the share of tokens of which both models find the same

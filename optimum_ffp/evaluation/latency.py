@@ -1,33 +1,14 @@
 """Prefill and decode speed of several models, interleaved so that external load affects all of them alike."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-
-@dataclass(frozen=True)
-class Speed:
-    """Median speed of a model, with the settings of the measurement.
-
-    Attributes:
-        prefill: Prompt tokens per second until the first new token.
-        decode: New tokens per second after the first.
-        prompt_tokens, new_tokens: Number of prompt tokens, and of new tokens after the first.
-        batch_size: Prompts per batch.
-        repeats: Number of measurements.
-    """
-
-    prefill: float
-    decode: float
-    prompt_tokens: int
-    new_tokens: int
-    batch_size: int
-    repeats: int
+from ..utils.progress import progress_bar
 
 
 def measure_speed(
@@ -36,9 +17,8 @@ def measure_speed(
     new_tokens: int = 32,
     batch_size: int = 1,
     repeats: int = 5,
-    on_measured: Callable[[int], Any] | None = None,
-) -> dict[str, Speed]:
-    """Measures generation of the models in turns: A, B, A, B, ... The first round is a warm-up and not counted.
+) -> dict[str, dict[str, float]]:
+    """Measure generation of the models in turns: A, B, A, B, ... The first round is a warm-up and not counted.
 
     The prompt is random tokens, since speed does not depend on them.
 
@@ -49,10 +29,10 @@ def measure_speed(
             models.
         batch_size: Prompts per batch.
         repeats: Number of rounds that are counted.
-        on_measured: Called with 1 after every measurement, `(repeats + 1) · models` times.
 
     Returns:
-        Speed by name.
+        By name the medians `prefill`, prompt tokens per second until the first new token, and `decode`, new tokens per
+        second after it, with the `prompt_tokens`, `new_tokens`, `batch_size` and `repeats` of the measurement.
     """
     limits = [getattr(model.config, "max_position_embeddings", None) for model in models.values()]
     limit = min((limit for limit in limits if limit), default=prompt_tokens + new_tokens + 1)
@@ -62,24 +42,30 @@ def measure_speed(
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for repeat in range(repeats + 1):
-        for name, model in models.items():
-            measured = time_generation(model, prompt, new_tokens)
-            if repeat:
-                seconds[name].append(measured)
-            if on_measured:
-                on_measured(1)
+    with progress_bar((repeats + 1) * len(models), "Speed", "measurement") as bar:
+        for repeat in range(repeats + 1):
+            for name, model in models.items():
+                measured = time_generation(model, prompt, new_tokens)
+                if repeat:
+                    seconds[name].append(measured)
+                bar.update()
     result = {}
     for name, rows in seconds.items():
         prefill, decode = (median(column) for column in zip(*rows))
-        rates = batch_size * prompt_tokens / prefill, batch_size * new_tokens / decode
-        result[name] = Speed(*rates, prompt_tokens, new_tokens, batch_size, repeats)
+        result[name] = {
+            "prefill": batch_size * prompt_tokens / prefill,
+            "decode": batch_size * new_tokens / decode,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "batch_size": batch_size,
+            "repeats": repeats,
+        }
     return result
 
 
 @torch.no_grad()
 def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Measures the seconds until the first new token, and those of `new_tokens` more.
+    """Measure the seconds until the first new token, and those of `new_tokens` more.
 
     Args:
         model: A causal LM.
@@ -87,8 +73,8 @@ def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
         new_tokens: Number of tokens to generate after the first.
     """
     prompt = prompt.to(model.device)
-    marks = _Marks()
-    start = _clock(model.device)
+    clock = _TokenClock()
+    start = clock.now(model.device)
     model.generate(
         prompt,
         # Otherwise random tokens that are the padding token would be masked.
@@ -97,23 +83,23 @@ def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
-        stopping_criteria=StoppingCriteriaList([marks]),
+        stopping_criteria=StoppingCriteriaList([clock]),
     )
-    return marks.times[0] - start, marks.times[-1] - marks.times[0]
+    return clock.times[0] - start, clock.times[-1] - clock.times[0]
 
 
-class _Marks(StoppingCriteria):
+class _TokenClock(StoppingCriteria):
     # `generate` has no callback per token; stopping criteria are called after every token.
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.times.append(_clock(input_ids.device))
+        self.times.append(self.now(input_ids.device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-
-def _clock(device: torch.device) -> float:
-    # Accelerators execute asynchronously.
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+    @staticmethod
+    def now(device: torch.device) -> float:
+        # Accelerators execute asynchronously.
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter()

@@ -10,7 +10,6 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..hub.record import prune_record
 from ..modeling.families import FAMILIES, MULTIMODAL, decoder_layers
 from ..utils.folders import expand
 
@@ -20,7 +19,7 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors"
 
 
 def projection_parameters(model: PreTrainedModel) -> int | None:
-    """Number of parameters of the decoder blocks' projections, which sparsity is a fraction of.
+    """Return the number of parameters of the decoder blocks' projections, which sparsity is a fraction of.
 
     Args:
         model: A causal LM, dense or pruned.
@@ -35,10 +34,10 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     if not family.fused_by_head:
         names |= {family.key, family.value}
     projections = (layer.get_submodule(name) for layer in decoder_layers(model) for name in names)
-    return sum(_numbers(parameter) for projection in projections for parameter in projection.parameters())
+    return sum(_count(parameter) for projection in projections for parameter in projection.parameters())
 
 
-def _numbers(parameter: torch.Tensor) -> int:
+def _count(parameter: torch.Tensor) -> int:
     # bitsandbytes packs two numbers of 4 bits into a byte.
     packed = getattr(parameter, "quant_state", None)
     return parameter.numel() if packed is None else math.prod(packed.shape)
@@ -46,7 +45,7 @@ def _numbers(parameter: torch.Tensor) -> int:
 
 @torch.no_grad()
 def kv_cache_bytes(model: PreTrainedModel) -> int:
-    """Bytes of KV cache per token of context, until a sliding window is full.
+    """Return the bytes of KV cache per token of context, until a sliding window is full.
 
     This is 2 · KV heads · head dimension · bytes of the dtype, summed over the layers. It is measured on the cache of
     a forward pass, so that it is correct for layers of different sizes and any kind of attention.
@@ -58,12 +57,12 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     # The name of the output field depends on the version of transformers.
     caches = [value for value in model(token, use_cache=True).values() if isinstance(value, Cache)]
     layers = [layer for cache in caches for layer in cache.layers]
-    held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    return sum(tensor.nbytes for tensor in held if tensor is not None)
+    tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> int:
-    """Bytes of the weight files of a model; of its own weights there if they have those of other parts, for images.
+    """Return the bytes of the weight files of a model; of its weights alone if the files have those for images too.
 
     Args:
         model: The model.
@@ -76,25 +75,6 @@ def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any
     folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") in MULTIMODAL:
-        dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), model.dtype)
-        return model.num_parameters() * dtype.itemsize
-    files = next((found for pattern in WEIGHT_FILES if (found := list(folder.glob(pattern)))), [])
+        return model.get_memory_footprint(return_buffers=False)
+    files = next((matches for pattern in WEIGHT_FILES if (matches := list(folder.glob(pattern)))), [])
     return sum(file.stat().st_size for file in files)
-
-
-def recorded_sparsity(model_id: str | os.PathLike, **hub: Any) -> dict[str, float]:
-    """Sparsity of a pruned checkpoint according to its `ffp_config.json`.
-
-    Args:
-        model_id: As for `weight_bytes`.
-        hub: `revision`, `token`.
-
-    Returns:
-        `sparsity` of the decoder blocks' projections and `model_sparsity` of the whole model; empty if unknown.
-    """
-    content = prune_record(model_id, **hub)
-    try:
-        sparsity, model_sparsity = content["policy"]["sparsity"], content["provenance"]["model_sparsity"]
-        return {"sparsity": float(sparsity), "model_sparsity": float(model_sparsity)}
-    except (ValueError, KeyError, TypeError):
-        return {}

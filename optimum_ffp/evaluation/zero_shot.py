@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
-from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -22,7 +21,7 @@ class TaskSuite:
     Args:
         names: Names of tasks, groups or tags of lm-eval, with `*` as a wildcard, or `.yaml` files; all tasks of
             `folder` if empty.
-        folder: Folder of `.yaml` files, whose tasks override those of lm-eval.
+        folder: Folder of `.yaml` files to take tasks from, in place of lm-eval's own.
         num_fewshot: Number of solved examples before each question; the task's own if `None`.
 
     Raises:
@@ -36,29 +35,25 @@ class TaskSuite:
             raise FFPError("tasks need the lm-eval package: pip install lm-eval") from None
         # Suppress warnings about intended use: a model that is already loaded, local tasks that override its own.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        if folder is not None and not expand(folder).is_dir():
-            raise FFPError(f"there is no folder {folder}; --tasks-path is a folder of lm-eval's .yaml files")
-        folder = folder and str(expand(folder))
         # Reading lm-eval's own 15,000 tasks takes seconds.
-        self.manager = TaskManager(include_path=folder, include_defaults=folder is None)
-        names = list(names) or self.manager.all_subtasks
-        if not names:
-            raise FFPError(f"{folder} holds no task; a task is a .yaml file of lm-eval with 'task' and 'dataset_path'")
-        if folder is not None and not all(self._find(name) for name in names):
-            self.manager = TaskManager(include_path=folder)
-        for name in names:
-            if not self._find(name):
-                near = get_close_matches(name, self.manager.all_tasks)
-                advice = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists those there are"
-                raise FFPError(f"there is no task {name!r}, neither of lm-eval nor in --tasks-path; {advice}")
-        self.names = [found for name in names for found in self._find(name)]
+        self.manager = TaskManager(include_path=folder and str(expand(folder)), include_defaults=folder is None)
         self.num_fewshot = num_fewshot
+        self.names = [match for name in names or self.manager.all_subtasks for match in self._find(name)]
+        if not self.names:
+            raise FFPError(f"there are no tasks in {folder}; a task is a .yaml file of lm-eval")
         with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
             self.manager.load(self.names)
 
     def _find(self, name: str) -> list[str]:
         file = expand(name)
-        return [str(file)] if file.suffix == ".yaml" and file.is_file() else self.manager.match_tasks([name])
+        if file.suffix == ".yaml" and file.is_file():
+            return [str(file)]
+        matches = self.manager.match_tasks([name])
+        if not matches:
+            similar = get_close_matches(name, self.manager.all_tasks)
+            advice = f"did you mean {' or '.join(similar)}?" if similar else "`lm_eval ls tasks` lists them"
+            raise FFPError(f"there is no task {name!r}; {advice}")
+        return matches
 
     def score(
         self,
@@ -68,7 +63,7 @@ class TaskSuite:
         batch_size: int = 1,
         with_samples: bool = False,
     ) -> list[dict[str, Any]]:
-        """Scores a model, as `lm_eval --model hf` does.
+        """Score a model, as `lm_eval --model hf` does.
 
         Args:
             model: A causal LM, on its device.
@@ -79,7 +74,7 @@ class TaskSuite:
 
         Returns:
             One record per task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
-            errors as `stderr` (`None` if not finite), and the version of `lm_eval`. With `with_samples`, records of
+            errors as `stderr`, and the version of `lm_eval`. With `with_samples`, records of
             tasks also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by
             `lm_eval`.
 
@@ -112,17 +107,15 @@ class TaskSuite:
         ]
 
 
-def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {"metrics": {}, "stderr": {}}
+def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    record: dict[str, dict[str, float]] = {"metrics": {}, "stderr": {}}
     for key, value in scores.items():
         # Scores have keys `metric,filter`, where the filter is mostly `none`; other entries are names.
         metric, comma, kind = key.partition(",")
         if comma and isinstance(value, (int, float)):
             name = metric.removesuffix("_stderr") + ("" if kind == "none" else f" ({kind})")
-            found["stderr" if metric.endswith("_stderr") else "metrics"][name] = (
-                float(value) if isfinite(value) else None
-            )
-    return found
+            record["stderr" if metric.endswith("_stderr") else "metrics"][name] = float(value)
+    return record
 
 
 def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,7 +128,4 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_failure(names: list[str], error: Exception) -> str:
-    return (
-        f"{', '.join(names)} can't be evaluated: {named_line(error)}. Tasks whose data is on the Hub need a "
-        "connection; --tasks-path takes tasks with local data"
-    )
+    return f"{', '.join(names)} can't be evaluated: {named_line(error)}"

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from optimum_ffp.evaluation import window_losses
+from optimum_ffp.evaluation.metric import Perplexity
 from tests.helpers import make_tiny_model
 
 
@@ -16,3 +19,11 @@ def test_long_windows_are_scored_in_pieces(monkeypatch, windows):
     whole = window_losses(model, windows)
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
     assert torch.allclose(window_losses(model, windows), whole)
+
+
+def test_metric_is_the_exponential_of_the_mean(windows):
+    model, batches = make_tiny_model(), []
+    figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=4, on_batch=batches.append)
+    assert figures["perplexity"] == pytest.approx(math.exp(window_losses(model, windows).mean()))
+    assert figures["losses"] == pytest.approx(window_losses(model, windows).tolist())
+    assert (figures["windows"], figures["window_length"], batches) == (6, 24, [4, 2])

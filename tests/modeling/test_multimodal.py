@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.data.columns import render_row
-from optimum_ffp.evaluation import size_record
+from optimum_ffp.evaluation.size import weight_bytes
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
@@ -82,7 +82,7 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(offload, data_folder, windo
     dense, _ = load_any(str(tmp_path / "dense"), CPU)
     assert dense.num_parameters() > found.num_parameters()
     # Not those of the files, which have a tower for images too.
-    assert size_record(dense, str(tmp_path / "dense"))["weight_bytes"] == 4 * dense.num_parameters()
+    assert weight_bytes(dense, tmp_path / "dense") == 4 * dense.num_parameters()
 
 
 def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):

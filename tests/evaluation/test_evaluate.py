@@ -1,0 +1,234 @@
+import json
+import math
+import re
+import shutil
+
+import pytest
+import torch
+from torch.nn.functional import kl_div
+
+from optimum_ffp import FFPModelForCausalLM, evaluate
+from optimum_ffp.data import DataRequest, load_windows
+from optimum_ffp.errors import FFPError
+from optimum_ffp.modeling.loading import LoadOptions, load_any
+from tests.helpers import (
+    SAMPLE,
+    make_byte_level_tokenizer,
+    make_pruner,
+    make_text,
+    make_tiny_model,
+    make_tokenizer,
+    with_start_token,
+    write_data,
+)
+
+
+LENGTH = 24
+QUICK = {"seq_len": LENGTH, "speed": False, "device": "cpu"}
+
+
+def save(folder, model=None, tokenizer=None):
+    (model or make_tiny_model()).save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def windows_of(file):
+    tokens = torch.tensor(make_tokenizer()(file.read_text()).input_ids)
+    return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+def perplexity_of(model, windows):
+    losses = [model(row[None], labels=row[None]).loss.double() for row in windows]
+    return float(torch.stack(losses).mean().exp())
+
+
+@pytest.fixture(scope="module")
+def places(pruned, tmp_path_factory):
+    """Folders of a pruned model, its dense model, and of text."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    return pruned[1], pruned[0].model_id, write_data(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def beside_two(places):
+    """A pruned model beside the dense one and a copy of itself."""
+    pruned, dense, data = places
+    sizes = {"prompt_tokens": 8, "new_tokens": 4, "batch_size": 4, "device": "cpu"}
+    return evaluate(pruned, [dense, pruned], dataset=str(data), seq_len=LENGTH, **sizes)
+
+
+def test_perplexity_is_that_of_the_test_split_by_hand(beside_two, places):
+    pruned, dense, data = places
+    windows = windows_of(data / "test.txt")
+    for role, folder in (("model", pruned), ("baseline", dense), ("baseline 2", pruned)):
+        measured = beside_two[role]["perplexity"]
+        model, _ = load_any(str(folder), LoadOptions())
+        assert measured["perplexity"] == pytest.approx(perplexity_of(model, windows), rel=1e-5)
+        assert (measured["windows"], measured["window_length"], measured["split"]) == (len(windows), LENGTH, "test")
+        assert measured["comparable"]
+
+
+def test_divergence_is_that_from_the_first_baseline_by_hand(beside_two, places):
+    pruned, dense, data = places
+    windows = windows_of(data / "test.txt")
+    expected, found = (
+        load_any(str(folder), LoadOptions())[0](windows).logits[:, :-1].log_softmax(-1) for folder in (dense, pruned)
+    )
+    divergences = kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean(1)
+    for role in ("model", "baseline 2"):
+        measured = beside_two[role]["perplexity"]
+        assert measured["divergences"] == pytest.approx(divergences.tolist(), rel=1e-3)
+        assert measured["divergence"] == pytest.approx(float(divergences.mean()), rel=1e-3)
+        assert measured["agreement"] == pytest.approx(float((found.argmax(-1) == expected.argmax(-1)).double().mean()))
+    assert "divergence" not in beside_two["baseline"]["perplexity"]
+
+
+def test_size_and_speed_beside_the_baseline(beside_two, pruned):
+    model, baseline, policy = beside_two["model"], beside_two["baseline"], pruned[0].result.policy
+    assert model["sparsity"] == pytest.approx(policy.sparsity) and model["sparsity_source"] == "the baseline"
+    assert model["weight_bytes"] < baseline["weight_bytes"]
+    ratio = model["speed"]["decode"] / baseline["speed"]["decode"]
+    assert model["speed"]["new_tokens"] == 4 and math.isclose(model["speed_ratio"]["decode"], ratio)
+
+
+def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
+    rows = {re.split("  +", line)[0]: line for line in str(beside_two).splitlines()}
+    model, baseline, other = (record["perplexity"] for record in beside_two.values())
+    words = rows["perplexity"].split()
+    assert words[1:4] == [f"{one['perplexity']:,.4f}" for one in (model, baseline, other)]
+    assert words[4:7] == [f"{model['perplexity'] / baseline['perplexity']:.3f}", "±", f"{model['ratio_error']:.3f}"]
+    assert rows["divergence"].count(f" {model['divergence']:.4f} ± ") == 2
+    assert "windows of 24 tokens" in rows["perplexity"]
+
+
+def test_error_of_the_ratio_is_that_of_paired_losses(beside_two):
+    losses = [torch.tensor(beside_two[role]["perplexity"]["losses"]).double() for role in ("model", "baseline")]
+    differences = losses[0] - losses[1]
+    expected = differences.mean().exp() * differences.std() / len(differences) ** 0.5
+    assert beside_two["model"]["perplexity"]["ratio_error"] == pytest.approx(float(expected)) and expected > 0
+
+
+def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
+    pruned, dense, data = places
+    model = FFPModelForCausalLM.from_pretrained(pruned)
+    found = evaluate(model, str(dense), dataset=str(data), **QUICK)
+    expected = beside_two["model"]["perplexity"]
+    assert found["model"]["perplexity"]["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert found["model"]["perplexity"]["divergence"] == pytest.approx(expected["divergence"], rel=1e-3)
+    assert "weight_bytes" not in found["model"] and "weight_bytes" in found["baseline"]
+
+
+def test_every_text_is_reported_alone(places, tmp_path):
+    pruned, dense, data = places
+    (tmp_path / "my.txt").write_text(make_text(1500, 9))
+    found = evaluate(str(pruned), str(dense), dataset=f"{data},{tmp_path / 'my.txt'}", **QUICK)
+    first, second = found["model"]["perplexity"], *found["model"]["other_texts"]
+    assert first["perplexity"] == pytest.approx(
+        perplexity_of(load_any(str(pruned), LoadOptions())[0], windows_of(data / "test.txt")), rel=1e-5
+    )
+    # One file is measured where a prune reports.
+    request = DataRequest(length=LENGTH, calibration=1, search=1, test=None, seed=0)
+    expected = load_windows(str(tmp_path / "my.txt"), None, make_tokenizer(), make_tiny_model(), request).test
+    other = found["baseline"]["other_texts"][0]
+    assert other["perplexity"] == pytest.approx(perplexity_of(make_tiny_model(), expected.tokens), rel=1e-5)
+    assert other["split"] == "test part of my.txt"
+    rows = {re.split("  +", line)[0]: line for line in str(found).splitlines()}
+    assert f"{second['perplexity']:,.4f}" in rows["perplexity, text 2"]
+    assert f"{second['divergence']:.4f} ± " in rows["divergence, text 2"]
+
+
+@pytest.mark.parametrize("start_token", ["auto", "never", None])
+def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
+    data = write_data(tmp_path / "data")
+    dense = save(tmp_path / "dense", tokenizer=with_start_token(make_tokenizer()))
+    pruner = make_pruner(dense, data, method="uniform", calibration="ridge", start_token=start_token or "never")
+    result = pruner.prune()
+    pruner.save_pretrained(tmp_path / "pruned")
+    if start_token is None:
+        # A checkpoint of an earlier version, which had no start token.
+        file = tmp_path / "pruned" / "ffp_config.json"
+        record = json.loads(file.read_text())
+        del record["start_token"]
+        file.write_text(json.dumps(record))
+    found = evaluate(tmp_path / "pruned", dense, dataset=str(data), eval_samples=3, speed=False, device="cpu")
+    figures = result.tests[0][1]
+    for role, name in (("model", "calibrated"), ("baseline", "dense")):
+        assert found[role]["perplexity"]["perplexity"] == pytest.approx(figures[name], rel=1e-5)
+        assert found[role]["perplexity"]["start_token"] is (start_token == "auto")
+    alone = evaluate(tmp_path / "pruned", dataset=None, speed=False, device="cpu")["model"]
+    assert alone["sparsity"] == result.policy.sparsity and alone["sparsity_source"] == "ffp_config.json"
+
+
+@pytest.mark.slow
+def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path):
+    pytest.importorskip("gguf")
+    from optimum_ffp.checkpoint.gguf import export_gguf
+
+    (tmp_path / "sample.txt").write_text(SAMPLE * 40)
+    tokenizer = with_start_token(make_byte_level_tokenizer())
+    model = make_tiny_model(vocab_size=len(tokenizer))
+    folder, file = save(tmp_path / "folder", model, tokenizer), tmp_path / "model.gguf"
+    export_gguf(model, tokenizer, file, "f32")
+    found = evaluate(file, folder, dataset=str(tmp_path / "sample.txt"), **QUICK)
+    measured, expected = found["model"]["perplexity"], found["baseline"]["perplexity"]
+    assert measured["losses"] == pytest.approx(expected["losses"]) and measured["start_token"] is True
+    assert measured["divergence"] == pytest.approx(0, abs=1e-6) and measured["agreement"] == 1
+    assert found["model"]["weight_bytes"] == file.stat().st_size and "is dequantized" in str(found)
+
+
+def test_models_of_different_lengths_are_measured_on_the_same_windows(places, tmp_path):
+    short = save(tmp_path / "short", make_tiny_model(max_position_embeddings=32))
+    found = evaluate(places[1], short, dataset=str(places[2]), speed=False, device="cpu")
+    assert {record["perplexity"]["window_length"] for record in found.values()} == {32}
+    assert found["model"]["perplexity"]["comparable"]
+
+
+def test_perplexities_of_other_tokens_are_not_compared(places, tmp_path):
+    other = save(tmp_path / "other", tokenizer=with_start_token(make_tokenizer()))
+    found = evaluate(places[1], other, dataset=str(places[2]), eval_samples=3, **QUICK)
+    assert "ratio_error" not in found["model"]["perplexity"] and "divergence" not in found["model"]["perplexity"]
+    assert "tokenizers differ" in str(found)
+
+
+def test_fewer_windows_than_requested_are_a_warning(places, caplog):
+    evaluate(places[1], dataset=str(places[2]), eval_samples=5000, **QUICK)
+    assert "of the 5000" in caplog.text
+
+
+def test_what_is_not_finite_is_printed(places):
+    model = make_tiny_model()
+    model.lm_head.weight.data.fill_(torch.nan)
+    options = {"dataset": str(places[2]), "eval_samples": 2, "tokenizer": make_tokenizer()}
+    found = evaluate(model, places[1], **options, **QUICK)
+    assert math.isnan(found["model"]["perplexity"]["perplexity"]) and "nan" in str(found)
+
+
+def test_batches_are_halved_where_memory_runs_out(places, monkeypatch):
+    decoder = type(make_tiny_model().model)
+    forward, options = decoder.forward, {"dataset": str(places[2]), "eval_samples": 2}
+
+    def fail_of_large_batches(self, input_ids=None, **arguments):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **arguments)
+
+    expected = evaluate(places[0], places[1], **options, **QUICK)["model"]["perplexity"]
+    monkeypatch.setattr(decoder, "forward", fail_of_large_batches)
+    found = evaluate(places[0], places[1], batch_size=2, **options, **QUICK)["model"]["perplexity"]
+    for name in ("losses", "divergences"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(places[1], snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "v1").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = {"dataset": None, "speed": False, "device": "cpu"}
+    found = evaluate(places[0], "someone/model@v1", **options)
+    assert found["baseline"]["name"] == "someone/model@v1"
+    assert found["baseline"]["weight_bytes"] == (snapshot / "model.safetensors").stat().st_size
+    with pytest.raises(FFPError, match="someone/model"):
+        evaluate(places[0], "someone/model@v2", **options)
