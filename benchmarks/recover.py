@@ -26,7 +26,7 @@ from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.config.texts import TextMix
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
-from optimum_ffp.utils.resume import holds_work
+from optimum_ffp.utils.resume import run_id
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
     processes.wait()
     work = args.work and args.work / name
     recovery = FFPRecovery.from_pretrained(start, config, args.teacher, work)
-    found = recovery.recover(resume=work is not None and holds_work(work))
+    found = recovery.recover(resume=work is not None and run_id(work) is not None)
     losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in found.losses.items()}
     record = {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
     if args.save:

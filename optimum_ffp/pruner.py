@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation.budget import Budget
@@ -242,10 +241,7 @@ class FFPPruner(PushToHubMixin):
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
         }
-        # Sums round differently with another number of threads, or of windows at once.
-        notes = {"threads": torch.get_num_threads(), "batch_size": self.config.batch_size}
-        on_disk = self.options.offload == "disk"
-        self.measured.journal = Journal.open(self.work_folder, identity, resume, notes, on_disk)
+        self.measured.journal = Journal.open(self.work_folder, identity, resume, self.options.offload == "disk")
 
     def _close_journal(self) -> None:
         self.measured.journal.remove()
@@ -373,7 +369,6 @@ class FFPPruner(PushToHubMixin):
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         write, journal = self._writer(), self.measured.journal
-        overwrite = journal.claim(directory, overwrite)
         if processes.is_main():
             write(directory, overwrite, journal.folder)
         processes.wait()

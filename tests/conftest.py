@@ -126,8 +126,8 @@ def hold() -> Iterator[Callable[[Path], Callable[[], None]]]:
 
     def start(folder: Path) -> Callable[[], None]:
         program = (
-            "import sys; from pathlib import Path; from optimum_ffp.utils.folders import FolderLock\n"
-            "lock = FolderLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+            "import sys; from pathlib import Path; from optimum_ffp.utils.folders import locked\n"
+            "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
         )
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         holder = subprocess.Popen([sys.executable, "-c", program, folder], **pipes)

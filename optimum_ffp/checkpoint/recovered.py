@@ -1,12 +1,10 @@
 """Saves a recovered model: the pruned checkpoint with other weights, and the record, card and plot of its recovery."""
 
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,9 @@ from ..config.fields import GRADIENT_COST
 from ..config.texts import TextMix
 from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, escape, short_name, without_folders
+from ..hub.record import prune_record
 from ..hub.upload import name_repository
-from ..utils.folders import CHECKPOINT_FILES, RECORD, WEIGHT_FILES, expand
+from ..utils.folders import RECORD, expand, file_patterns, list_files, read_record, recorded_files
 from ..utils.json import write_json
 from .card import evaluation_results, option_words
 from .plots import RECOVERY_PLOT, write_recovery
@@ -32,6 +31,8 @@ from .saving import save_model, save_tokenizer, write_folder
 SECTION = "recovery_section.md"
 # In a subfolder, as the agent is: what lies beside the weights would be loaded with them.
 ADAPTER = "adapter"
+# Beginnings of the names of files of a pruned model that a recovered one has others of.
+NOT_COPIED = ("model", f"{ADAPTER}/")
 # Heading of the card of the pruned model, which follows the section on the recovery.
 BEFORE = "## Pruning"
 REPORT = "[report.html](report.html) has all figures"
@@ -181,7 +182,12 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
         return path
     try:
         return Path(
-            snapshot_download(source, allow_patterns=[*CHECKPOINT_FILES], ignore_patterns=[*WEIGHT_FILES], **hub)
+            snapshot_download(
+                source,
+                allow_patterns=file_patterns(prune_record(source, **hub)),
+                ignore_patterns=[f"{prefix}*" for prefix in NOT_COPIED],
+                **hub,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise FFPError(f"the files of {source} can't be read: {one_line(error)}") from None
@@ -198,17 +204,13 @@ def _write(
 ) -> None:
     # Some of its files may have names that no other checkpoint has.
     save_tokenizer(tokenizer, folder)
-    for file in sorted(source.rglob("*")):
-        path = file.relative_to(source)
-        kept = any(fnmatch(path.as_posix(), pattern) for pattern in CHECKPOINT_FILES)
-        # An adapter of an earlier recovery belongs to other weights.
-        left = any(fnmatch(path.as_posix(), pattern) for pattern in (*WEIGHT_FILES, f"{ADAPTER}/*"))
-        if file.is_file() and kept and not left:
-            (folder / path).parent.mkdir(exist_ok=True)
-            # Without its permissions: it may be read-only, and some files are written anew.
-            shutil.copyfile(file, folder / path)
     save_model(model, folder)
-    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    content = read_record(source)
+    for name in recorded_files(content, list_files(source)) - list_files(folder):
+        if not name.startswith(NOT_COPIED):
+            (folder / name).parent.mkdir(exist_ok=True)
+            # Without its permissions: it may be read-only, and some files are written anew.
+            shutil.copyfile(source / name, folder / name)
     earlier = content.get("recovery", [])
     if earlier:
         _number_plot(folder, len(earlier))

@@ -18,8 +18,9 @@ from ..errors import FFPError, one_line
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import FILES, RECORD, check_output, expand, is_checkpoint, other_files, read_record, whole_folder
+from ..utils.folders import RECORD, SCHEMA_VERSION, check_output, expand, list_files, read_record, whole_folder
 from ..utils.json import to_json, write_json
+from ..utils.resume import has_written, run_id
 from .card import write_card
 from .html_report import write_report
 from .plots import write_plots
@@ -44,7 +45,7 @@ def save_checkpoint(
         result: Result to save.
         directory: Folder to write. It is written completely or not at all.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
-        work_folder: Folder of finished work, named in errors.
+        work_folder: Folder of finished work. A checkpoint that the same run has written is replaced in any case.
 
     Returns:
         Path of the folder.
@@ -69,13 +70,12 @@ def write_folder(
     Raises:
         FFPError: As `save_checkpoint`.
     """
-    path = check_output(directory, overwrite)
+    path = check_output(directory, overwrite or has_written(work_folder, directory))
     try:
         with whole_folder(path) as folder:
             write(folder, Path(os.path.abspath(directory)).name)
-            _record_other_files(folder)
-            # Another process may have written there in the meantime.
-            check_output(directory, overwrite)
+            record = read_record(folder) | {"schema_version": SCHEMA_VERSION, "files": sorted(list_files(folder))}
+            write_json(folder / RECORD, record | {"run": work_folder and run_id(work_folder)})
     except Exception as error:
         # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
         if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
@@ -83,13 +83,6 @@ def write_folder(
         kept = f"; what is finished is in {work_folder}: make room, then resume with --resume" if work_folder else ""
         raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{kept}") from None
     return path
-
-
-def _record_other_files(folder: Path) -> None:
-    """Names the files in the record that aren't those of every checkpoint: a tokenizer may have code of its own."""
-    record, others = read_record(folder), other_files(folder)
-    if record and others != record.get(FILES, []):
-        write_json(folder / RECORD, record | {FILES: others})
 
 
 def _write(result: PruningResult, folder: Path, name: str) -> None:
@@ -130,7 +123,7 @@ def check_saved(directory: str | os.PathLike) -> Path:
     path = expand(directory)
     if not path.is_dir():
         raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
-    if not is_checkpoint(path) or not any(path.glob("model*.safetensors")):
+    if not read_record(path) or not any(path.glob("model*.safetensors")):
         raise FFPError(
             f"{directory} holds no pruned model with its weights; name a folder that `ffp prune` has written"
         )

@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +93,7 @@ def prune(args: Namespace) -> None:
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.estimate import estimate_prune
     from ..planning.preflight import find_problems
-    from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import Journal, begin_work, work_folder_of
+    from ..utils.resume import begin_work, work_folder_of
     from ..utils.tracking import check_trackers
     from .summary import show_plan
 
@@ -104,8 +102,6 @@ def prune(args: Namespace) -> None:
     check_trackers(args.report_to)
     repositories = repository_names(args, folders, sparsities)
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
-    # A resumed prune may replace the checkpoints that it has saved itself.
-    own = [folder for folder in folders if args.resume and Journal(work).claims(folder)]
     model_config = read_model_config(args.model, options)
     count = max(processes.local_count(), args.num_processes or 1)
     estimate = estimate_prune(model_config, config, options, sparsities, local_processes=count)
@@ -117,7 +113,6 @@ def prune(args: Namespace) -> None:
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,
-        own=own,
         files=front,
         repositories=[*filter(None, repositories)],
         token=args.token,
@@ -126,17 +121,14 @@ def prune(args: Namespace) -> None:
         if processes.is_main():
             show_plan(estimate, folders[0], [*problems])
         return
-    with ExitStack() as locks:
-        if processes.is_main():
-            for path in (work, *folders, *front):
-                locks.enter_context(FolderLock(resolve(path)))
-            for problem in problems:
-                raise problem
-            for warning in estimate.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
-            begin_work(work, args.resume)
-        offload = processes.from_main(estimate.offload)
-        write_checkpoints(args, config, sparsities, folders, repositories, work, offload)
+    if processes.is_main():
+        for problem in problems:
+            raise problem
+        for warning in estimate.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        begin_work(work, args.resume)
+    offload = processes.from_main(estimate.offload)
+    write_checkpoints(args, config, sparsities, folders, repositories, work, offload)
     processes.leave()
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +78,7 @@ def recover(args: Namespace) -> None:
     from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import read_teacher, with_dataset
     from ..utils import processes
-    from ..utils.folders import FolderLock, resolve
-    from ..utils.resume import Journal, begin_work, work_folder_of
+    from ..utils.resume import begin_work, work_folder_of
     from ..utils.tracking import check_trackers
     from .summary import recovery_summary, show_plan
 
@@ -95,7 +93,6 @@ def recover(args: Namespace) -> None:
     estimate = estimate_recovery(student, empty_model(dense), config, options, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
-    own = [folder] if args.resume and Journal(work).claims(folder) else []
     problems = find_problems(
         config,
         models=[args.model, teacher],
@@ -104,7 +101,6 @@ def recover(args: Namespace) -> None:
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,
-        own=own,
         repositories=uploads,
         token=args.token,
         trains_on=[estimate.machine.device],
@@ -118,23 +114,19 @@ def recover(args: Namespace) -> None:
             raise problem
         for warning in estimate.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    with ExitStack() as locks:
-        if processes.is_main():
-            for path in (work, folder):
-                locks.enter_context(FolderLock(resolve(path)))
-            begin_work(work, args.resume)
-        recovery = FFPRecovery.from_pretrained(
-            args.model,
-            config,
-            args.teacher,
-            work,
-            args.report_to,
-            **{name: getattr(args, name) for name in LOAD_OPTIONS},
-        )
-        record = recovery.recover(resume=args.resume)
-        recovery.save_pretrained(folder, overwrite=args.overwrite)
-        if processes.is_main():
-            print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
+        begin_work(work, args.resume)
+    recovery = FFPRecovery.from_pretrained(
+        args.model,
+        config,
+        args.teacher,
+        work,
+        args.report_to,
+        **{name: getattr(args, name) for name in LOAD_OPTIONS},
+    )
+    record = recovery.recover(resume=args.resume)
+    recovery.save_pretrained(folder, overwrite=args.overwrite)
+    if processes.is_main():
+        print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
     if processes.is_main() and args.push_to_hub:
         print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
     processes.leave()

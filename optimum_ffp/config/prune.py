@@ -31,7 +31,7 @@ DERIVED = ("agent", "attention", "search_steps")
 REMOVED = ("grad", "slope_samples", "dense_target", "sequential_lambda")
 REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 # Entries of `ffp_config.json` with the results that a checkpoint keeps.
-RESULTS = ("policy", "search", "provenance", "recovery", "files")
+RESULTS = ("policy", "search", "provenance", "recovery", "model", "files", "run", "schema_version")
 
 
 class FFPConfig(Options):

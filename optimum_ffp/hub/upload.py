@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
-from ..utils.folders import CHECKPOINT_FILES, FILES, name_some, other_files, read_record
+from ..utils.folders import RECORD, name_some, read_record, recorded_files
 
 
 logger = logging.getLogger(__name__)
@@ -162,17 +161,17 @@ def _operations(
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     # Files of git and of download caches are skipped without a word.
     found = [*filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)]
-    others = {*other_files(folder, read_record(folder).get(FILES, []))}
-    left = {name for name in found if name in others and not BESIDE.fullmatch(name)}
+    written = recorded_files(read_record(folder), found)
+    left = {name for name in found if name not in written and not BESIDE.fullmatch(name)}
     if left:
         logger.warning("not of the checkpoint, and not uploaded: %s", name_some(left))
     files = {name: paths[name] for name in found if name not in left}
+    there = api.list_repo_files(repo_id, revision=revision)
+    before = {}
+    if RECORD in there:
+        before = read_record(Path(api.hf_hub_download(repo_id, RECORD, revision=revision)).parent)
     # Files of the checkpoint that was there before.
-    stale = [
-        name
-        for name in api.list_repo_files(repo_id, revision=revision)
-        if name not in files and any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES)
-    ]
+    stale = sorted(recorded_files(before, there) - files.keys())
     contents: dict[str, Path | bytes] = dict(files)
     if CARD in files:
         contents[CARD] = name_repository(files[CARD].read_text(encoding="utf-8"), repo_id).encode()

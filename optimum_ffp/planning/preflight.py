@@ -17,7 +17,7 @@ from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..recovery.launch import check_device
 from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
-from ..utils.resume import check_work_folder
+from ..utils.resume import check_work_folder, has_written
 from .estimate import gib
 
 
@@ -34,7 +34,6 @@ def find_problems(
     disk: int,
     overwrite: bool,
     resume: bool,
-    own: Collection[str] = (),
     files: Mapping[str, bytes] | None = None,
     repositories: Sequence[str] = (),
     token: str | None = None,
@@ -50,7 +49,6 @@ def find_problems(
         disk: Bytes that are written.
         overwrite: Whether what exists may be replaced.
         resume: Whether to resume from the work folder.
-        own: Those of the folders that the resumed run has begun to write, and may replace.
         files: Other files that are written, with their first bytes.
         repositories: Repositories to upload to.
         token: Access token for the Hub.
@@ -65,7 +63,9 @@ def find_problems(
     checks += [partial(check_apart, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
-    checks += [partial(check_output, folder, overwrite or folder in own) for folder in folders]
+    checks += [
+        partial(check_output, folder, overwrite or (resume and has_written(work_folder, folder))) for folder in folders
+    ]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in files.items()]
     checks.append(partial(check_disk, folders[0], disk, work_folder))
     checks += [partial(check_dataset, name, config.text_column, token) for name in texts]

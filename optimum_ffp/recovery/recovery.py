@@ -209,7 +209,6 @@ class FFPRecovery(PushToHubMixin):
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
         write = self._writer()
-        overwrite = self.journal.claim(directory, overwrite)
         if processes.is_main():
             write(directory, overwrite, work_folder=self.journal.folder)
         processes.wait()

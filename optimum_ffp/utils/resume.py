@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -18,120 +19,82 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import PARTIAL, FolderLock, check_output, check_writable, name_some, resolve
+from .folders import PARTIAL, check_writable, locked, name_some, read_record, resolve
 from .json import from_exact_json, to_exact_json, to_json
 
 
-logger = logging.getLogger(__name__)
-IDENTITY = "identity.json"
-# Marks that file as the identity of a work folder. An incompatible change of the entries needs another number.
-FORMAT = "optimum-ffp work folder, 1"
-# Suffixes of entries, and of files that are not completely written.
-ENDINGS = (".entry.json", ".entry.safetensors")
+RUN = "run.json"
+# Marks a folder with that file as a work folder. An incompatible change of the entries needs another number.
+FORMAT = "optimum-ffp work folder, 2"
+# Suffixes of entries.
+VALUE, TENSORS = ".entry.json", ".entry.safetensors"
 # Folder of the checkpoints of `Trainer`.
 CHECKPOINTS = "checkpoints"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
 
 
+@dataclass
 class Journal:
     """Expensive results by name, each saved when it is computed.
 
-    Pruning is deterministic: a run that reads the saved results instead of computing them ends with the same weights,
-    bit for bit. Every entry is a file, which is written, flushed to disk and then renamed, so that no entry is ever
-    incomplete. Several processes use a journal in step, and compute the same results: the main one writes them.
+    Pruning is deterministic: a run that reads the saved results instead of computing them ends with the same weights.
+    Every entry is a file, which is written, flushed to disk and then renamed, so that no entry is ever incomplete.
+    Several processes use a journal in step, and compute the same results: the main one writes them.
 
-    Args:
+    Attributes:
         folder: Folder of the entries, created with the first one; `None` saves nothing.
-        identity: Everything that the entries depend on.
-        prefix: Prefix of the names of entries.
-        lock: Lock on the folder, held as long as this journal is used.
-        notes: Settings that only affect the last digits of the entries.
+        identity: Everything that the entries depend on: model, settings, versions of libraries.
         on_disk: Whether tensors are views of the memory-mapped files as soon as they are saved, so that they take no
             memory of their own.
+        prefix: Prefix of the names of entries.
+        lock: Holds the lock of an open journal until it is removed or this process ends.
     """
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        prefix: str = "",
-        lock: FolderLock | None = None,
-        notes: Mapping[str, Any] | None = None,
-        on_disk: bool = False,
-    ):
-        self.folder, self.identity, self.prefix, self.lock = folder, identity or {}, prefix, lock
-        self.notes, self.on_disk = notes or {}, on_disk
-        # Outputs of this process.
-        self._written: set[Path] = set()
+    folder: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    on_disk: bool = False
+    prefix: str = ""
+    lock: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def open(
-        cls,
-        folder: str | os.PathLike,
-        identity: Mapping[str, Any],
-        resume: bool,
-        notes: Mapping[str, Any] | None = None,
-        on_disk: bool = False,
+        cls, folder: str | os.PathLike, identity: Mapping[str, Any], resume: bool, on_disk: bool = False
     ) -> "Journal":
-        """Open the journal of a run and lock its folder.
-
-        Args:
-            folder: Folder of the journal, which need not exist.
-            identity: Everything that the results depend on: model, settings, versions of libraries.
-            resume: Whether to resume from existing entries.
-            notes: Settings that only affect the last digits, such as the number of threads; differences are logged as
-                warnings.
-            on_disk: As for the class.
+        """Open the journal of a run in a folder, which need not exist, and lock that folder.
 
         Raises:
-            FFPError: If there is a journal and `resume` is off, it belongs to another run or is in use by another
+            FFPError: If there are entries and `resume` is off, they belong to another run or are in use by another
                 process, or the folder contains other files.
         """
-        path = resolve(folder)
-        identity = json.loads(to_json(identity))
-        if not processes.is_main():
-            processes.wait()
-            return cls(path, identity, notes=notes, on_disk=on_disk)
-        lock = FolderLock(path)
-        try:
-            check_work_folder(folder, resume)
-            found = _read_state(path) or {"identity": identity, "notes": notes or {}}
-            differences = list(_differences(found["identity"], identity))
-            if differences:
-                raise FFPError(
-                    f"the state in {folder} belongs to another run: {'; '.join(differences)}. Resume with the "
-                    "same settings, or delete that folder to start again"
-                )
-        except FFPError:
-            lock.release()
-            raise
-        for difference in _differences(found["notes"], notes or {}):
-            logger.warning(
-                "resuming %s although %s: the result may differ in its last digits from that of an uninterrupted run",
-                folder,
-                difference,
-            )
-        for file in _own_files(path):
-            if file.name.endswith(PARTIAL):
-                file.unlink()
+        journal = cls(resolve(folder), json.loads(to_json(identity)), on_disk)
+        if processes.is_main():
+            with ExitStack() as lock:
+                lock.enter_context(locked(journal.folder))
+                check_work_folder(folder, resume)
+                if run := _read_run(journal.folder):
+                    differences = "; ".join(_differences(run["identity"], journal.identity))
+                    if differences:
+                        raise FFPError(
+                            f"the state in {folder} belongs to another run: {differences}. Resume with the same "
+                            "settings, or delete that folder to start again"
+                        )
+                journal.lock = lock.pop_all()
         processes.wait()
-        return cls(path, identity, lock=lock, notes=notes, on_disk=on_disk)
+        return journal
 
     def part(self, *keys: Any) -> "Journal":
         """Return a journal in the same folder for entries that also depend on the given keys."""
-        text = json.dumps(keys, sort_keys=True)
-        prefix = f"{self.prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
-        return Journal(self.folder, self.identity, prefix, notes=self.notes, on_disk=self.on_disk)
+        digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+        return replace(self, prefix=f"{self.prefix}{digest[:12]}-", lock=ExitStack())
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the saved value of an entry, or compute and save it. It must be JSON-serialisable."""
+        """Return the saved value of an entry, or compute and save it. It must be JSON-serializable."""
         if self.folder is None:
             return compute()
-        path = self._path(name, ENDINGS[0])
+        path = self._path(name, VALUE)
         if self.has(name):
-            self._check_shared(path)
-            with _damage_named(path):
+            with _reading(path):
                 return from_exact_json(path.read_text(encoding="utf-8"))
         text = to_exact_json(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -142,17 +105,16 @@ class Journal:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
-        path = self._path(name, ENDINGS[1])
+        path = self._path(name, TENSORS)
         if not self.has(name):
             result = compute()
-            kept = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
-            self._write(path, lambda partial: save_file(kept, partial))
+            on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
+            self._write(path, lambda partial: save_file(on_host, partial))
             if not self.on_disk:
                 return result
-            del result, kept
+            del result, on_host
             processes.wait()
-        self._check_shared(path)
-        with _damage_named(path):
+        with _reading(path):
             return load_file(path)
 
     def mapped(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -163,64 +125,26 @@ class Journal:
         """Return whether an entry is saved."""
         if self.folder is None:
             return False
-        return processes.on_main(lambda: any(self._path(name, ending).is_file() for ending in ENDINGS))
-
-    def claim(self, output: str | os.PathLike, overwrite: bool = False) -> bool:
-        """Note that this run writes an output folder, which it may replace when it is resumed.
-
-        Args:
-            output: The output folder.
-            overwrite: Whether it may replace any checkpoint that is there.
-
-        Returns:
-            Whether it may replace what is there: with `overwrite`, or if this run has begun to write it before it was
-            killed and resumed. It doesn't replace what this process has written: another result of a sweep.
-
-        Raises:
-            FFPError: If there is something that it may not replace.
-        """
-        overwrite = overwrite or (resolve(output) not in self._written and self.claims(output))
-        if processes.is_main():
-            check_output(output, overwrite)
-        self._of_output(output).value("output", lambda: Path(output).name)
-        self._written.add(resolve(output))
-        return overwrite
-
-    def claims(self, output: str | os.PathLike) -> bool:
-        """Return whether this run has begun to write an output folder."""
-        return self._of_output(output).has("output")
-
-    def _of_output(self, output: str | os.PathLike) -> "Journal":
-        return self.part("output", str(resolve(output)))
-
-    def _path(self, name: str, ending: str) -> Path:
-        return self.folder / f"{self.prefix}{name}{ending}"
+        return processes.on_main(lambda: any(self._path(name, suffix).is_file() for suffix in (VALUE, TENSORS)))
 
     def remove(self) -> None:
         """Delete all entries, and the folder if it contains no other files."""
         if self.folder is not None and processes.is_main():
             remove_work(self.folder)
-        if self.lock is not None:
-            self.lock.release()
+        self.lock.close()
 
-    def _check_shared(self, path: Path) -> None:
-        if not path.is_file():
-            raise FFPError(f"{path} of the main process is not there; {self.folder} must be on a disk that all share")
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{self.prefix}{name}{suffix}"
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():
             return
-        identity = self.folder / IDENTITY
-        if not identity.is_file():
+        run = self.folder / RUN
+        if not run.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = to_json({"format": FORMAT, "identity": self.identity, "notes": self.notes}, indent=2)
-            _write_atomically(identity, lambda partial: partial.write_text(text, encoding="utf-8"))
+            content = to_json({"format": FORMAT, "id": uuid4().hex, "identity": self.identity}, indent=2)
+            _write_atomically(run, lambda partial: partial.write_text(content, encoding="utf-8"))
         _write_atomically(path, write)
-
-
-def holds_work(folder: Path) -> bool:
-    """Return whether a folder contains entries to resume from."""
-    return _read_state(folder) is not None
 
 
 def work_folder_of(output: str | os.PathLike) -> Path:
@@ -228,81 +152,73 @@ def work_folder_of(output: str | os.PathLike) -> Path:
     return Path(f"{resolve(output)}.work")
 
 
+def run_id(folder: Path) -> str | None:
+    """Return what identifies the run that a work folder belongs to, in the records of its outputs."""
+    return _read_run(folder).get("id")
+
+
+def has_written(folder: Path | None, output: str | os.PathLike) -> bool:
+    """Return whether the run of a work folder has written an output, and so may replace it when it is resumed."""
+    run = folder and run_id(folder)
+    return run is not None and read_record(output).get("run") == run
+
+
 def begin_work(folder: Path, resume: bool) -> None:
-    """Discard the entries of a work folder unless a run resumes from them; if there are none, say so."""
-    if not resume:
-        remove_work(folder)
-    elif not holds_work(folder):
-        found = f"there is nothing to resume, {folder} holds no state: starting from the beginning"
-        print(found, file=sys.stderr)
+    """Discard the entries of a work folder unless a run resumes from them."""
+    with locked(folder):
+        if not resume:
+            remove_work(folder)
+        elif not _read_run(folder):
+            print(f"there is nothing to resume in {folder}: starting from the beginning", file=sys.stderr)
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
-    """Check that a run may use a work folder.
-
-    Args:
-        folder: The work folder, which need not exist.
-        resume: Whether to resume from existing entries.
-        overwrite: Whether to discard existing entries.
-
-    Raises:
-        FFPError: If the folder contains other files, or entries while neither `resume` nor `overwrite` is set.
-    """
+    """Raise `FFPError` if a folder has other files, or entries of a run that is neither resumed nor discarded."""
     path = resolve(folder)
-    if path.exists() and not path.is_dir():
-        raise FFPError(f"the work folder {folder} is a file; move it away, or name another folder")
     if not path.is_dir():
-        check_writable(path, folder)
-    elif not holds_work(path):
-        # A process may have been killed while it wrote the identity.
-        if found := [entry.name for entry in path.iterdir() if entry.name != IDENTITY + PARTIAL]:
+        check_writable(path / RUN, folder)
+    elif _read_run(path):
+        if not (resume or overwrite):
             raise FFPError(
-                f"{folder} is not a work folder of optimum-ffp: it contains {name_some(found)}; move it away, or name "
-                "another folder"
+                f"{folder} contains the state of an earlier run; resume it with --resume (resume=True), or begin "
+                "again with --overwrite, or by deleting that folder"
             )
-    elif not (resume or overwrite):
+    # A process may have been killed while it wrote that file.
+    elif foreign := [entry.name for entry in path.iterdir() if entry.name != RUN + PARTIAL]:
         raise FFPError(
-            f"{folder} contains the state of an earlier run; resume it with --resume (resume=True), or begin again "
-            "with --overwrite, or by deleting that folder"
+            f"{folder} is not a work folder of optimum-ffp: it contains {name_some(foreign)}; move it away, or name "
+            "another folder"
         )
 
 
 def remove_work(folder: Path) -> None:
     """Remove the entries of a work folder, and the folder if it contains no other files."""
-    if not holds_work(folder):
+    if not _read_run(folder):
         return
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    # The identity is deleted last, since it marks the remaining files as a work folder's.
-    for file in (*_own_files(folder), folder / IDENTITY):
-        with suppress(OSError):
-            file.unlink()
+    # Deleted last, since it marks the remaining files as a work folder's.
+    for file in (*folder.glob("*.entry.*"), folder / RUN):
+        file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
 
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Return `id` and `identity` of the run that a work folder belongs to; empty if it is none."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) and run.get("format") == FORMAT else {}
+
+
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     # Invalid JSON and invalid UTF-8 raise ValueError; unexpected objects raise TypeError.
-    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """Return all files of a work folder except the identity."""
-    own = [file for file in folder.glob("*") if file.name.removesuffix(PARTIAL).endswith(ENDINGS)]
-    return [*own, *folder.glob(IDENTITY + PARTIAL)]
-
-
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    """Return `identity` and `notes` of a work folder; `None` if it is not a work folder."""
-    try:
-        found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("identity"), dict)
-    return {"notes": {}} | found if known else None
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -316,17 +232,9 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise FFPError(f"{path.parent} can't be written: {error}; make room, then resume with --resume") from None
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            # Some file systems can't flush a folder; the file itself is.
-            with suppress(OSError):
-                os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = ""):
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> Iterator[str]:
     for key in sorted(before.keys() | now.keys()):
         old, new, label = before.get(key), now.get(key), f"{name}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -64,19 +62,13 @@ def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
     assert len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
 
 
-def test_a_second_export_into_one_file_ends_at_once(run, model, tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from optimum_ffp.utils.folders import FolderLock; "
-        "lock = FolderLock(Path(sys.argv[1])); print(flush=True); input()"
-    )
-    words = [sys.executable, "-c", script, tmp_path / "out.gguf"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        code, _, errors = run("-m", model, tmp_path / "out.gguf")
-        assert code == 2 and "out.gguf is in use by another run" in errors
-        other.communicate(b"\n")
+def test_a_second_export_into_one_file_ends_at_once(hold, run, model, tmp_path):
+    kill = hold(tmp_path / "out.gguf")
+    code, _, errors = run("-m", model, tmp_path / "out.gguf")
+    assert code == 2 and "in use" in errors
+    kill()
     # Of an export that was killed.
-    (tmp_path / ".out.gguf.abcdefgh.partial").write_text("half")
+    (tmp_path / ".out.gguf.partial").write_text("half")
     (tmp_path / "link.gguf").symlink_to(tmp_path / "out.gguf")
     assert run("-m", model, tmp_path / "out.gguf")[0] == 0
     size = (tmp_path / "out.gguf").stat().st_size
