@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from optimum_ffp import FFPPruner
-from tests.helpers import EVERY_MODEL, VOCABULARY, make_pruner, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import KINDS, VOCABULARY, make_pruner, make_tiny_model, make_tokenizer, write_data
 from tests.hub_server import TOKEN, Hub, run_hub
 
 
@@ -30,7 +30,7 @@ def quiet_progress() -> None:
     logging.disable_progress_bar()
 
 
-@pytest.fixture(params=EVERY_MODEL)
+@pytest.fixture(params=KINDS)
 def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_tiny_model(request.param)
 

@@ -25,7 +25,7 @@ from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.hub.upload import name_repository
-from optimum_ffp.modeling.families import FAMILIES, ModelUnit, find_family, find_units
+from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.utils.window_sum import shares_of_sum
 
@@ -103,14 +103,16 @@ CONFIGS = {
 }
 # The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
-EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
-# Families whose KV heads have several query heads, and ways to prune their attention: numbers of heads, and the groups
-# that take turns by layer.
-GROUPED = [
-    name
-    for name, (model_type, sizes) in CONFIGS.items()
-    if sizes.get("num_key_value_heads", 8) < 8 and FAMILIES[model_type].prunes_attention
+# One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block, a
+# parallel block with scaled logits, and norms across heads. The other families run the same code, and are in the tests
+# of sliced models and of checkpoints.
+KINDS = [
+    *LAYOUTS,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma2", "gemma3", "cohere2", "olmo2")),
 ]
+EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+# Ways to prune attention whose KV heads have several query heads: numbers of heads, and the groups that take turns by
+# layer.
 WAYS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "query heads": ({"num_key_value_heads": 2}, ("query_head",)),
     "one KV head": ({"num_key_value_heads": 1}, ("query_head",)),

@@ -7,7 +7,7 @@ from transformers import Cache
 from optimum_ffp.allocation.policy import block_parameters
 from optimum_ffp.evaluation.size import kv_cache_bytes, projection_parameters, weight_bytes
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import EVERY_MODEL, make_tiny_model, prune_by_hand
+from tests.helpers import KINDS, make_tiny_model, prune_by_hand
 
 
 def test_projections_of_a_llama_by_hand():
@@ -24,7 +24,7 @@ def test_two_numbers_of_four_bits_in_a_byte_are_two():
     assert projection_parameters(model) == before
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize("name", KINDS)
 def test_sizes_of_dense_and_pruned_models_by_formula(name):
     model = make_tiny_model(name)
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)

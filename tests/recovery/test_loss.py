@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from optimum_ffp.recovery.loss import UNLABELLED, DistillationLoss
 from optimum_ffp.recovery.training import CHECKPOINTING
-from tests.helpers import EVERY_MODEL, VOCABULARY, make_tiny_model
+from tests.helpers import KINDS, VOCABULARY, make_tiny_model
 
 
 PIECE = 5
@@ -48,7 +48,7 @@ def expected_loss(
     return ((1 - share) * kl + share * nll + weight * hidden) / known.sum()
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("tau", "share", "weight"), [(1.0, 0.0, 0.0), (2.0, 0.3, 5.0)])
 def test_loss_and_gradients_are_those_of_whole_logits(name, tau, share, weight, labels, windows):
     teacher, student = make_tiny_model(name), make_tiny_model(name, seed=1).requires_grad_(True)

@@ -13,10 +13,12 @@ from optimum_ffp.modeling.families.base import quantisable_multiple
 from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
 
-def test_units_cover_all_projections_of_the_blocks(tiny_model):
-    family = get_family(tiny_model.config.model_type)
-    units = find_units(tiny_model, family)
-    layers = tiny_model.base_model.get_submodule(family.layers)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_units_cover_all_projections_of_the_blocks(name):
+    model = make_tiny_model(name)
+    family = get_family(model.config.model_type)
+    units = find_units(model, family)
+    layers = model.base_model.get_submodule(family.layers)
     expected = sum(
         parameter.numel()
         for name, parameter in layers.named_parameters()
