@@ -27,7 +27,6 @@ from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.hub.upload import name_repository
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.utils.window_sum import shares_of_sum
 
 
 VOCABULARY = 128
@@ -252,11 +251,10 @@ def statistics_of(
     """The statistics of units of all layers, one after another."""
     layerwise, found = layerwise_of(model), []
     states, arguments = layerwise.enter(windows)
-    shares = shares_of_sum(len(windows), layerwise.device)
     for index, layer in layerwise.walk():
         own = [unit for unit in units if unit.unit.layer == index]
         runner = LayerRunner(layer, arguments[index], None)
-        found += collect_statistics(runner, own, states, shares, batch_size, relative)
+        found += collect_statistics(runner, own, states, windows.numel(), batch_size, relative)
     return found
 
 

@@ -11,10 +11,9 @@ from ..compression.ridge import PrefixRidge
 from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
+from ..utils import processes
 from ..utils.cholesky import check_finite
-from ..utils.processes import Shares
 from ..utils.seeds import seed_of
-from ..utils.window_sum import WindowSum, shares_of_sum
 from .gram import add_gram, matrix_device, output_norms
 
 
@@ -48,19 +47,22 @@ def collect_fisher(
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
     """
-    shares, home = shares_of_sum(len(windows), layerwise.device), matrix_device(layerwise, units)
-    sums: dict[int, _GradientSum] = {}
+    own, home = processes.share(len(windows)), matrix_device(layerwise, units)
+    sums: dict[int, torch.Tensor] = {}
     kept: dict[int, torch.Tensor] = {}
 
-    def sum_of(index: int) -> _GradientSum:
-        return sums.setdefault(index, _GradientSum(shares, units[index].output.module.out_features, home))
+    def sum_of(index: int) -> torch.Tensor:
+        if index not in sums:
+            features = units[index].output.module.out_features
+            sums[index] = torch.zeros(features, features, device=home)
+        return sums[index]
 
     def watch(index: int):
         total = sum_of(index)
 
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             norms = output_norms(output) if relative else None
-            output.register_hook(partial(total.add, norms))
+            output.register_hook(partial(_add_gradient, total, norms))
 
         return hook
 
@@ -69,32 +71,22 @@ def collect_fisher(
 
     def finish(layer: int) -> None:
         for index in members_of(units, layer):
-            matrix = sum_of(index).finish().div_(windows.numel())
+            matrix = processes.sum_(sum_of(index)).div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             kept[index] = keep(index, matrix.cpu())
 
-    sample = _Sampler(seed, shares.own.start)
+    sample = _Sampler(seed, own.start)
     backward_passes(
-        layerwise, windows[shares.own], watchers, sample, dtype=dtype, on_layer=finish, description="Fisher matrices"
+        layerwise, windows[own], watchers, sample, dtype=dtype, on_layer=finish, description="Fisher matrices"
     )
     return [kept[index] for index in range(len(units))]
 
 
-class _GradientSum(WindowSum):
-    """The sum `Σ g gᵀ` over windows that come in order."""
-
-    def __init__(self, shares: Shares, features: int, device: torch.device):
-        super().__init__(shares, partial(torch.zeros, features, features, device=device))
-        self._firsts, self._window = [chunk.start for _, chunk in shares.own_chunks], 0
-
-    def add(self, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
-        """Add the next window, with gradients `[1, window length, features]` and norms `[window length, 1]`."""
-        if self._window in self._firsts:
-            self.start()
-        self._window += 1
-        rows = gradient.detach().flatten(0, -2)
-        add_gram(self.current, rows if norms is None else rows.float() * norms)
+def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
+    """Add `Σ g gᵀ` of a window with gradients `[1, window length, features]` and norms `[window length, 1]`."""
+    rows = gradient.detach().flatten(0, -2)
+    add_gram(total, rows if norms is None else rows.float() * norms)
 
 
 class _Sampler:

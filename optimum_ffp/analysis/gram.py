@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -14,8 +13,6 @@ from ..utils import processes
 from ..utils.cholesky import check_finite
 from ..utils.device_memory import free_device_memory
 from ..utils.precision import float32_products
-from ..utils.processes import Shares
-from ..utils.window_sum import WindowSum
 
 
 @dataclass
@@ -87,72 +84,59 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
     device = layerwise.device
     needed, free = sum(4 * unit.output.module.in_features**2 for unit in units), free_device_memory(device)
     fits = not layerwise.weights.offloaded and free is not None and free > 2 * needed
-    # Processes exchange them, and their devices may have other room.
-    return device if processes.all_agree(fits) else torch.device("cpu")
+    return device if fits else torch.device("cpu")
 
 
 class _Accumulator:
     """Sums over the tokens that a projection reads. Memory is independent of the number of windows."""
 
-    def __init__(self, module: nn.Linear, relative: bool, shares: Shares):
-        self.relative, features, device = relative, module.in_features, module.weight.device
-        self.gram = WindowSum(shares, partial(torch.zeros, features, features, device=device))
-        self.total = WindowSum(shares, partial(torch.zeros, features, device=device))
+    def __init__(self, module: nn.Linear, relative: bool):
+        features, device = module.in_features, module.weight.device
+        self.relative = relative
+        self.gram = torch.zeros(features, features, device=device)
+        self.total = torch.zeros(features, device=device)
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         flat = inputs[0].detach().flatten(0, -2)
         if self.relative:
             flat = (flat / output_norms(output)).to(flat.dtype)
-        add_gram(self.gram.current, flat)
-        self.total.current.add_(flat.sum(0, dtype=torch.float32))
+        add_gram(self.gram, flat)
+        self.total += flat.sum(0, dtype=torch.float32)
 
-    def start(self) -> None:
-        self.gram.start()
-        self.total.start()
-
-    def finish(self, at: int, tokens: int) -> Statistics | None:
-        gram, total = self.gram.finish(at), self.total.finish(at)
-        return None if gram is None else Statistics(gram.div_(tokens), total.div_(tokens))
+    def finish(self, tokens: int) -> Statistics:
+        return Statistics(processes.sum_(self.gram).div_(tokens), processes.sum_(self.total).div_(tokens))
 
 
 def collect_statistics(
     runner: LayerRunner,
     units: Sequence[ModelUnit],
     states: torch.Tensor,
-    shares: Shares,
+    tokens: int,
     batch_size: int = 1,
     relative: bool = False,
-    at: int = 0,
-) -> list[Statistics | None]:
+) -> list[Statistics]:
     """Collect the statistics of the units of one layer, and replace the hidden states before it by those after it.
 
     Args:
         runner: Runs the layer of the dense model.
         units: The units of the layer.
         states: Hidden states of this process's windows, shape `[windows, window length, hidden size]`.
-        shares: Shares of the processes in the calibration windows.
+        tokens: Number of tokens of the windows of all processes.
         batch_size: Windows per forward pass.
         relative: Whether the input of every token is divided by the norm of the projection's output.
-        at: Index of the process that gets the statistics of all windows.
 
     Returns:
-        One `Statistics` per unit, in the order of `units`, on the layer's device; `None` in other processes. Sums are
-        float32.
+        One `Statistics` per unit, in the order of `units`, on the layer's device. Sums are float32.
 
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.output.module, relative, shares) for unit in units]
+    accumulators = [_Accumulator(unit.output.module, relative) for unit in units]
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
-        for _, chunk in shares.own_chunks:
-            for accumulator in accumulators:
-                accumulator.start()
-            runner.advance(states[chunk], batch_size)
-    tokens = shares.windows * states.shape[1]
-    statistics = [accumulator.finish(at, tokens) for accumulator in accumulators]
+        runner.advance(states, batch_size)
+    statistics = [accumulator.finish(tokens) for accumulator in accumulators]
     for unit, found in zip(units, statistics):
-        if found is not None:
-            check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -34,7 +34,6 @@ from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
-from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
@@ -67,9 +66,8 @@ def policy_losses(
         dtype: Autocast dtype; `None` for the model's own.
         description: Of the progress bar, if there is one.
     """
-    layerwise, shares = sorted_model.layerwise, Shares(len(windows))
+    layerwise, own = sorted_model.layerwise, windows[processes.share(len(windows))]
     changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
-    own = windows[shares.own]
 
     def measure(size: int) -> torch.Tensor:
         layers = len(layerwise.layers) * math.ceil(len(own) / layerwise.at_once(own, len(policies)))
@@ -78,7 +76,7 @@ def policy_losses(
 
     none = torch.empty(len(policies), 0, dtype=torch.float64)
     losses = with_halving_batches(measure, batch_size) if len(own) else none
-    return processes.gather(losses.T, shares).T.numpy()
+    return processes.gather(losses.T).T.numpy()
 
 
 class Measurements:

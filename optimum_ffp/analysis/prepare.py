@@ -20,12 +20,10 @@ from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device
 from ..utils.precision import autocast_dtype
-from ..utils.processes import Shares
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.tensors import pin
-from ..utils.window_sum import shares_of_sum
 from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
@@ -107,11 +105,11 @@ def _fishers(
     relative: bool,
     journal: Journal,
 ) -> list[torch.Tensor | None]:
-    """Return the Fisher matrices of all units, `None` for layers that another process orders."""
+    """Return the Fisher matrices of all units in the main process, which orders them, and `None` in the others."""
 
     def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
         found = journal.tensors(f"fisher-{index}", lambda: {"fisher": matrix})["fisher"]
-        return found if _owner(units[index].unit.layer) == processes.rank() else None
+        return found if processes.is_main() else None
 
     if all(journal.has(f"fisher-{index}") for index in range(len(units))):
         return [keep(index) for index in range(len(units))]
@@ -122,7 +120,7 @@ def _fishers(
 class _Preparation:
     """Orders and factors the units layer by layer, while the Gram matrices of a layer are there.
 
-    Processes share the windows of every layer, and then order and factor a layer each at the same time.
+    Processes share the windows; the main one orders and factors.
     """
 
     layerwise: LayerwiseModel
@@ -141,22 +139,18 @@ class _Preparation:
         layers = range(len(self.layerwise.layers))
         home = matrix_device(self.layerwise, self.ways[0])
         missing = [index for index in layers if index not in self.finished and not self.journal.has(_entry(index))]
-        shares = shares_of_sum(len(windows), self.layerwise.device)
         with progress_bar(len(layers), "Statistics", "layer") as bar:
             if missing:
                 with self.meter.stage("statistics"):
-                    states, arguments = self.layerwise.enter(windows[shares.own])
-                # Layers that are ordered at the same time, one by each process, which has the statistics of its own.
-                together: dict[int, list[Statistics | None]] = {}
+                    states, arguments = self.layerwise.enter(windows[processes.share(len(windows))])
                 for index, layer in self.layerwise.walk():
                     runner = LayerRunner(layer, arguments[index], self.dtype)
                     if index in missing:
                         with self.meter.stage("statistics"):
-                            found = self._collect(index, runner, states, shares, batch_size)
-                        together[index] = found
-                        del found
-                        if _owner(index) == processes.count() - 1 or index == missing[-1]:
-                            self._order_together(together, home)
+                            statistics = self._collect(index, runner, states, windows.numel(), batch_size)
+                        order = partial(self._order, index, statistics)
+                        self._keep(index, home, partial(processes.tensors_on_main, order))
+                        del statistics, order
                     else:
                         with self.meter.stage("statistics"):
                             runner.advance(states, batch_size)
@@ -167,15 +161,6 @@ class _Preparation:
                 if index not in self.finished:
                     self._keep(index, home, dict)
         return [one for index in layers for one in self.finished[index]]
-
-    def _order_together(self, layers: dict[int, list[Statistics | None]], home: torch.device) -> None:
-        """Order one of several layers in every process, give all of them to all, and forget their statistics."""
-        own = {
-            layer: self._order(layer, found) for layer, found in layers.items() if _owner(layer) == processes.rank()
-        }
-        for layer in layers:
-            self._keep(layer, home, partial(processes.broadcast, own.pop(layer, None), _owner(layer)))
-        layers.clear()
 
     def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
         kept = self.journal.tensors(_entry(layer), measure)
@@ -189,11 +174,11 @@ class _Preparation:
             self.finished[layer] = [replace(one, factor=pin(one.factor)) for one in self.finished[layer]]
 
     def _collect(
-        self, layer: int, runner: LayerRunner, states: torch.Tensor, shares: Shares, batch_size: int
-    ) -> list[Statistics | None]:
-        """Return the statistics of the units of one layer, in the process that orders it, and advance the states."""
+        self, layer: int, runner: LayerRunner, states: torch.Tensor, tokens: int, batch_size: int
+    ) -> list[Statistics]:
+        """Return the statistics of the units of one layer, and advance the states."""
         units = [self.ways[0][member] for member in members_of(self.ways[0], layer)]
-        return collect_statistics(runner, units, states, shares, batch_size, self.relative, _owner(layer))
+        return collect_statistics(runner, units, states, tokens, batch_size, self.relative)
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""
@@ -216,8 +201,3 @@ class _Preparation:
 
 def _entry(layer: int) -> str:
     return f"layer-{layer}"
-
-
-def _owner(layer: int) -> int:
-    """Return the process that orders a layer."""
-    return layer % processes.count()

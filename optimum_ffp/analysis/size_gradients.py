@@ -12,7 +12,6 @@ from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
 from ..engine import UNKNOWN, backward_passes
 from ..utils import processes
-from ..utils.processes import Shares
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def measure_size_gradients(
         windows: Token ids, shape `[windows, window length]`. Processes share them.
         dtype: Autocast dtype; `None` for the model's own.
     """
-    shares = Shares(len(windows))
+    share = windows[processes.share(len(windows))]
     down, up = policy.neighbours()
     # By unit and window; they stay on the device, which would wait for every transfer.
     changes: list[list[torch.Tensor]] = [[] for _ in policy.units]
@@ -73,7 +72,7 @@ def measure_size_gradients(
             found[unit.output.module] = probe.watch
         return found
 
-    losses = backward_passes(sorted_model.layerwise, windows[shares.own], watchers, _next_tokens, change, dtype)
+    losses = backward_passes(sorted_model.layerwise, share, watchers, _next_tokens, change, dtype)
     units = len(policy.units)
     of_units = torch.empty(units, len(losses), 2, dtype=torch.float64)
     for found, of_unit in zip(of_units, changes):
@@ -81,7 +80,7 @@ def measure_size_gradients(
             # In two steps: some devices have no float64.
             found.copy_(torch.stack(of_unit).cpu())
     rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *of_units.permute(2, 1, 0)], 1)
-    found = processes.gather(rows, shares).numpy() / (windows.shape[1] - 1)
+    found = processes.gather(rows).numpy() / (windows.shape[1] - 1)
     return SizeGradients(found[:, 0], found[:, 1 : 1 + units], found[:, 1 + units :])
 
 

@@ -52,8 +52,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         """Runs the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings("interrupted; run the same command with --resume to continue"):
             check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            alone = self.args.plan
-            run_in_processes(self.args.num_processes, self.args.device, lambda: recover(self.args), alone=alone)
+            run_in_processes(None if self.args.plan else self.args.num_processes, lambda: recover(self.args))
 
 
 def read_config(args: Namespace) -> "RecoveryConfig":

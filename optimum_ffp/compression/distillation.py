@@ -12,10 +12,8 @@ from ..config.fields import GRADIENT_COST
 from ..engine import Arguments, LayerRunner, LayerwiseModel
 from ..utils import processes
 from ..utils.heap import return_free_memory
-from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from ..utils.window_sum import WindowSum
 from .last_norm import PredictionLoss, last_norm_parameters
 from .sorted_model import SortedModel
 from .training import Fit, Trainer
@@ -115,8 +113,8 @@ def distil(
     example each, so that one of `FIRST_TOKENS` of their tokens is also read as a sequence of its own. Its error counts
     like that of any other token.
 
-    Every step of Adam has a window of each of `windows_per_step` parts of the text, which processes share; if it
-    has one part only, one process trains. The learning rate is multiplied by the root of `batch`.
+    Every step of Adam has a window of each of `windows_per_step` parts of the text. The learning rate is multiplied by
+    the root of `batch`.
 
     Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
     weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
@@ -145,10 +143,17 @@ def distil(
     """
     journal, fits = journal or Journal(), []
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
-    parts = Shares(len(windows), windows_per_step(batch, windows.shape[1]))
     learning_rate *= math.sqrt(min(batch, len(windows)))
-    shares = parts, Shares(len(held_out))
-    numbers = [*parts.of(processes.rank()), *(len(windows) + index for index in shares[1].of(processes.rank()))]
+    new_trainer = partial(
+        Trainer,
+        windows=len(windows),
+        held_out=len(held_out),
+        per_step=windows_per_step(batch, windows.shape[1]),
+    )
+    numbers = [
+        *range(len(windows))[processes.share(len(windows))],
+        *range(len(windows), len(windows) + len(held_out))[processes.share(len(held_out))],
+    ]
     own = torch.cat([windows, held_out])[numbers]
     kinds = [_Sequences.of(layerwise, own[:, None], dtype)]
     if not start_token:
@@ -159,9 +164,9 @@ def distil(
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
-                loss = _LayerLoss(runs, parts)
+                loss = _LayerLoss(runs, len(windows))
                 start = {name: one.detach().to(layerwise.stored_dtype) for name, one in layer.named_parameters()}
-                trainer = Trainer(loss, start, sorted_model.prefixes[index], shares, loss.scale)
+                trainer = new_trainer(loss, start, sorted_model.prefixes[index], scale=loss.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(Fit.unpack(journal.tensors(f"layer-{index}", train)))
                 # They have weights of the layer.
@@ -176,7 +181,7 @@ def distil(
     loss = PredictionLoss(layerwise, kinds[0].pruned, kinds[0].dense, numbers, dtype)
     with loss.ready():
         start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
-        train = partial(Trainer(loss, start, "", shares, loss.scale).fit, passes, learning_rate, seed)
+        train = partial(new_trainer(loss, start, "", scale=loss.scale).fit, passes, learning_rate, seed)
         return Distilled(fits, Fit.unpack(journal.tensors("last-norm", train)))
 
 
@@ -218,24 +223,22 @@ class _LayerLoss:
 
     Args:
         runs: Runs the layer on sequences: whole windows, and maybe first tokens.
-        parts: Shares of the processes in the windows to train on.
+        windows: Number of windows to train on, of all processes.
 
     Attributes:
         scale: Factor with which gradients fit into float16.
     """
 
-    def __init__(self, runs: list[tuple[LayerRunner, _Sequences]], parts: Shares):
+    def __init__(self, runs: list[tuple[LayerRunner, _Sequences]], windows: int):
         self.runs = runs
         runner, whole = runs[0]
         targets = whole.dense
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
-        sizes = WindowSum(parts, partial(torch.zeros, targets.shape[-1], device=runner.device))
-        for _, windows in parts.own_chunks:
-            sizes.start()
-            for target in targets[windows].split(1):
-                sizes.current.add_(_shares(target).to(runner.device))
-        found = sizes.finish()
-        self.channels = (found / found.mean()).clamp_min(LEAST_SHARE)
+        sizes = torch.zeros(targets.shape[-1], device=runner.device)
+        for target in targets[: len(range(windows)[processes.share(windows)])]:
+            sizes += _shares(target).to(runner.device)
+        processes.sum_(sizes)
+        self.channels = (sizes / sizes.mean()).clamp_min(LEAST_SHARE)
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         errors = []
@@ -250,5 +253,5 @@ class _LayerLoss:
 
 def _shares(target: torch.Tensor) -> torch.Tensor:
     """Return the share of every channel in the squared norm of a token, summed over the tokens of a window."""
-    squares = target[0].float().square()
+    squares = target.float().square()
     return (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0)

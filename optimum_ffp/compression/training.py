@@ -3,15 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..utils import processes
-from ..utils.processes import Shares
-from ..utils.window_sum import WindowSum
 
 
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
@@ -61,14 +59,16 @@ class Fit:
 class Trainer:
     """Trains weights by Adam, in float32, and keeps those of the best pass over the windows.
 
-    Every step has a window of each of several parts of the text, which processes share; if it has one part only, one
-    process trains.
+    Every step has a window of each of several parts of the text. Processes share the windows, and each takes all steps
+    with the gradients of all.
 
     Args:
         loss: Error of a window. This process's windows to train on come first, then those that are held out.
         start: The weights before training by name, in the dtype that trained ones are rounded to.
         prefix: Prefix of their names in the model.
-        shares: Shares of the processes in the windows to train on, and in those that are held out.
+        windows: Number of windows to train on, of all processes.
+        held_out: Number of windows that are held out, of all processes.
+        per_step: Number of windows per step.
         scale: Factor to the error when it is differentiated. Adam's steps don't depend on it, but gradients must fit
             into the dtype that they are computed in.
     """
@@ -78,14 +78,16 @@ class Trainer:
         loss: Loss,
         start: dict[str, torch.Tensor],
         prefix: str,
-        shares: tuple[Shares, Shares],
+        windows: int,
+        held_out: int,
+        per_step: int,
         scale: float,
     ):
         self.loss, self.start, self.prefix, self.scale = loss, start, prefix, scale
-        self.parts, self.held_out = shares
+        self.share = range(windows)[processes.share(windows)]
+        self.held_out = range(held_out)[processes.share(held_out)]
+        self.parts = torch.arange(windows).tensor_split(min(windows, per_step))
         self.device = next(iter(start.values())).device
-        # Whether the first process has all windows to train on.
-        self.alone = len(self.parts.chunks) == 1
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Return the fit of the best pass, packed.
@@ -110,62 +112,42 @@ class Trainer:
             if best < before:
                 break
         weights = {self.prefix + name: weight for name, weight in kept.items()}
-        return processes.broadcast(Fit(weights, before, best, trained).pack(), 0)
+        return Fit(weights, before, best, trained).pack()
 
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""
         generator = torch.Generator().manual_seed(seed)
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
-        steps = max(map(len, self.parts.chunks))
+        steps = max(map(len, self.parts))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         # On a GPU one kernel reads and writes everything once.
         optimiser = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
         schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
-            orders = [torch.randperm(len(part), generator=generator).tolist() for part in self.parts.chunks]
-            for step in range(steps if self.parts.own_chunks or not self.alone else 0):
-                self._differentiate(masters, [order[step] if step < len(order) else None for order in orders])
+            orders = [part[torch.randperm(len(part), generator=generator)].tolist() for part in self.parts]
+            for chosen in zip_longest(*orders):
+                self._differentiate(masters, [window for window in chosen if window is not None])
                 optimiser.step()
-                # Before the next ones are added up.
                 optimiser.zero_grad()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
-            if self.alone:
-                for weight in rounded.values():
-                    processes.broadcast_tensor(weight, 0)
             yield self._held_out_error(rounded), rounded
 
-    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int | None]) -> None:
-        """Set the gradients of the mean error of the chosen window of every part, if it has one."""
-        if len(chosen) == 1:
-            for weight, gradient in zip(masters.values(), self._gradients(masters, chosen[0])):
-                weight.grad = gradient
-            return
-        sizes = [weight.numel() for weight in masters.values()]
-        total = WindowSum(Shares(len(chosen)), partial(torch.zeros, sum(sizes), device=self.device))
-        for index, windows in self.parts.own_chunks:
-            total.start()
-            if chosen[index] is not None:
-                gradients = self._gradients(masters, windows.start + chosen[index])
-                for part, gradient in zip(total.current.split(sizes), gradients):
-                    part.add_(gradient.flatten())
-                del gradients, gradient
-        mean = total.finish(0 if self.alone else None).div_(sum(window is not None for window in chosen))
-        for weight, gradient in zip(masters.values(), mean.split(sizes)):
-            weight.grad = gradient.view_as(weight)
-
-    def _gradients(self, masters: dict[str, torch.Tensor], window: int) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            error = self.loss(masters, window) * self.scale
-        return torch.autograd.grad(error, list(masters.values()))
+    @torch.enable_grad()
+    def _differentiate(self, masters: dict[str, torch.Tensor], chosen: list[int]) -> None:
+        """Set the gradients of the mean error of the chosen windows."""
+        for window in chosen:
+            if window in self.share:
+                error = self.loss(masters, window - self.share.start) * self.scale
+                (error / len(chosen)).backward()
+        for weight in masters.values():
+            weight.grad = processes.sum_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
-        first = len(self.parts.of(processes.rank()))
-        held_out = range(first, first + len(self.held_out.of(processes.rank())))
-        errors = [self.loss(weights, window) for window in held_out]
-        own = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
-        found = processes.gather(own, self.held_out)
-        return sum(found.tolist()) / len(found)
+        errors = [self.loss(weights, len(self.share) + window) for window in range(len(self.held_out))]
+        found = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
+        found = processes.gather(found).tolist()
+        return sum(found) / len(found)
 
 
 def _size(weight: torch.Tensor) -> float:

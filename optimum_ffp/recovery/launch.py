@@ -19,8 +19,8 @@ def check_launch(config: RecoveryConfig, options: LoadOptions, work_folder: str 
         work_folder: Folder for finished work, if there is one.
 
     Raises:
-        FFPError: If the models are to be divided other than by FSDP 2 or kept elsewhere than on a device, several
-            processes have no common folder for the best weights, or checkpointing is asked for twice.
+        FFPError: If the models are to be kept elsewhere than on a device, or several processes have no common folder
+            for the best weights.
     """
     if options.offload != "none":
         raise FFPError(
@@ -29,12 +29,6 @@ def check_launch(config: RecoveryConfig, options: LoadOptions, work_folder: str 
         )
     if config.patience and work_folder is None and processes.count() > 1:
         raise FFPError("patience with several processes needs a work_folder, where all of them find the best weights")
-    asked = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() in ("1", "true")
-    if processes.divide_models() and config.gradient_checkpointing and asked:
-        raise FFPError(
-            "gradient_checkpointing is asked for twice, also as fsdp_activation_checkpointing in the config of "
-            "accelerate; leave out one of them"
-        )
 
 
 def check_device(device: torch.device) -> None:

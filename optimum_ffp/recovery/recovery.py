@@ -25,7 +25,6 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, r
 from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
-from ..utils.processes import Shares
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
@@ -160,7 +159,7 @@ class FFPRecovery(PushToHubMixin):
         # Training converts the dense model; another device may have measured what an interrupted process left.
         used = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
         dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
-        packed = self.journal.tensors("windows", self._pack)
+        packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._pack))
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         if self.config.loss_on == "answers" and not (windows.tokens < 0).any():
             logger.warning(
@@ -284,15 +283,11 @@ class FFPRecovery(PushToHubMixin):
         return found.to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
-        """Windows to train on, which the main process makes."""
-        packed = None
-        if processes.is_main():
-            count = self.batch.all_windows
-            found = training_windows(self.config.dataset, self.tokenizer, self.teacher, count, self._request)
-            passes = [found.passes[name] for name in self._texts]
-            packed = {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
-        # All processes read the file that the main process writes.
-        return (packed or {}) if self.journal.on_disk else processes.broadcast(packed, 0)
+        """Windows to train on."""
+        count = self.batch.all_windows
+        found = training_windows(self.config.dataset, self.tokenizer, self.teacher, count, self._request)
+        passes = [found.passes[name] for name in self._texts]
+        return {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
         """Losses of a model on the test windows of each text, in nats per token."""
@@ -302,10 +297,9 @@ class FFPRecovery(PushToHubMixin):
             convert(model, compute_dtype(device, model.dtype), device).eval()
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
                 for test in data.tests:
-                    shares = Shares(len(test))
-                    own = test.tokens[shares.own]
+                    own = test.tokens[processes.share(len(test))]
                     rows = window_losses(model, own, on_batch=bar.update) if len(own) else torch.zeros(0).double()
-                    found.append(processes.gather(rows, shares).tolist())
+                    found.append(processes.gather(rows).tolist())
             return found
 
         return self.journal.value(f"test-losses-{name}", measure)
@@ -321,8 +315,7 @@ class FFPRecovery(PushToHubMixin):
     def _run(self, training: Training, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
         checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
         try:
-            with processes.lost_connections():
-                return training.run(windows, held_out, checkpoints)
+            return training.run(windows, held_out, checkpoints)
         except (OSError, SafetensorError) as error:
             resumes = ", then resume with --resume (resume=True)" if checkpoints else ""
             raise FFPError(

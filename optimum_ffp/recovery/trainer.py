@@ -14,7 +14,6 @@ from ..data.windows import without_mask
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..utils import processes
-from ..utils.processes import Shares
 from ..utils.tracking import Tracker
 from . import training_state
 from .loss import UNLABELLED
@@ -110,7 +109,7 @@ class RecoveryTrainer(Trainer):
             if index < len(windows):
                 # In two steps: some devices have no float64.
                 sums += torch.stack([found[name].float() for name in ("kl", "nll", "tokens")]).cpu().double()
-        kl, nll, tokens = processes.gather(sums[None], Shares(world)).sum(0).tolist()
+        kl, nll, tokens = processes.sum_(sums).tolist()
         kl, nll, share = kl / tokens, nll / tokens, self.label_share
         figures = {"kl": kl, "perplexity": to_perplexity(nll), "loss": (1 - share) * kl + share * nll}
         # With patience the best weights are kept in any case.

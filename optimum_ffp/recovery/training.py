@@ -223,7 +223,7 @@ class Training:
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         # FSDP leaves every process a part of the weights.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        state = processes.broadcast(state if processes.is_main() else None, 0)
+        state = processes.tensors_on_main(lambda: state)
         with torch.device("meta"):
             base = type(self.student)(self.student.config)
             whole = self._with_adapter(base) if self.config.lora else base

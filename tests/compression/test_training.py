@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from optimum_ffp.compression.training import Fit, Trainer, _size
-from optimum_ffp.utils.processes import Shares
 
 
 # Windows to train on, held-out windows, tokens per window, features.
@@ -29,7 +28,7 @@ def make_trainer(inputs, targets, parts: int = 1, dtype: torch.dtype = torch.flo
         return (inputs[window] @ weights["weight"].to(inputs) - targets[window]).square().mean()
 
     start = {"weight": torch.ones(FEATURES, dtype=dtype)}
-    return Trainer(loss, start, "head.", (Shares(WINDOWS, parts), Shares(HELD_OUT)), 100.0)
+    return Trainer(loss, start, "head.", WINDOWS, HELD_OUT, parts, 100.0)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
