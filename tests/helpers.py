@@ -102,9 +102,9 @@ CONFIGS = {
 }
 # The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
-# One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block, a
-# parallel block with scaled logits, and norms across heads. The other families run the same code, and are in the tests
-# of sliced models and of checkpoints.
+# One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block,
+# a parallel block with scaled logits, and norms across heads. The other families run the same code, and are in the
+# tests of sliced models and of checkpoints.
 KINDS = [
     *LAYOUTS,
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma2", "gemma3", "cohere2", "olmo2")),

@@ -50,18 +50,12 @@ for name, dtype, offload, options in json.loads(sys.argv[1]) if card.AVAILABLE e
         of_cpu[case] = prune(folder, "cpu", "none", options)
     print(json.dumps([of_cpu[case], prune(folder, "card", offload, options)]), flush=True)
 """
-OPTIONS = {
-    "paper": {"preset": "paper"},
-    "without float64": {"float64": False},
-}
-# Model, dtype, offload and options by name, and the tolerance of the perplexity.
-RESIDENT = ("llama", "gemma3", "gpt2")
-OFFLOADED = ("llama", "gemma2", "phi3", "gpt-neox", "opt")
-CASES = {name: (name, "float32", "none", {}, 1e-4) for name in RESIDENT}
-CASES |= {f"{name}, offloaded": (name, "float32", "host", {}, 1e-4) for name in OFFLOADED}
+# Model, dtype, offload and options by name, and the tolerance of the perplexity: one family of each kind.
+CASES = {name: (name, "float32", "none", {}, 1e-4) for name in ("llama", "gemma3")}
+CASES |= {f"{name}, offloaded": (name, "float32", "host", {}, 1e-4) for name in ("llama", "phi3", "gpt-neox", "gpt2")}
 # Without a search: what is rounded off in 16 bits decides between candidates.
 CASES["bfloat16"] = ("llama", "bfloat16", "none", {"method": "no-search"}, 1e-2)
-CASES |= {name: ("llama", "float32", "none", options, 1e-3) for name, options in OPTIONS.items()}
+CASES["without float64"] = ("llama", "float32", "none", {"float64": False}, 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +75,13 @@ def prunes(tmp_path_factory):
 def test_a_prune_on_a_card_is_that_of_the_cpu(case, prunes):
     (sizes, perplexity, *_), (others, other, device, *_) = prunes[case]
     assert others == sizes and other == pytest.approx(perplexity, rel=CASES[case][-1])
-    # What was offloaded is not brought back for the pruned model.
+    # Offloaded weights stay in host memory.
     assert device == ("cpu" if CASES[case][2] == "host" else "card:0")
 
 
-def test_only_weights_move_more_often_when_they_are_offloaded(prunes):
+def test_offloading_moves_weights_alone(prunes):
     (*_, waits, volume, weights), (*_, more_waits, more, _) = prunes["llama"][1], prunes["llama, offloaded"][1]
     # Forward and back for Fisher matrices and gradients, statistics, candidates, calibration, evaluation.
     assert weights < more["to card"] - volume["to card"] < 30 * weights
     assert more["to host"] <= 1.1 * volume["to host"] + weights
     assert more_waits["wait"] <= 1.1 * waits["wait"]
-
-
-def test_the_device_is_not_waited_for_at_every_piece_of_a_window(prunes):
-    # A transfer of a loss or gradient per window; there were 642 with one per piece of the head and per unit.
-    assert prunes["llama"][1][3]["wait"] < 400
