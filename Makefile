@@ -18,8 +18,7 @@ demo: $(BIN)/.gguf $(BIN)/.smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
 		--dataset self --seq-len 256 --num-samples 20 --search-samples 4 --eval-samples 6 --search-steps 16 --seed 0
 	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp recover -m demo/SmolLM2-135M-ffp-20 demo/SmolLM2-135M-ffp-20-recovered \
-		--teacher $(SMOLLM2) --dataset self --seq-len 256 --max-tokens 8k --batch-tokens 1024 --eval-samples 6 \
-		--eval-seq-len 256 --held-out-samples 2 --evaluations 1
+		--teacher $(SMOLLM2) --dataset self --seq-len 256 --max-tokens 8k --batch-tokens 1024 --eval-samples 6
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20-recovered demo/SmolLM2-135M-ffp-20 \
 		$(SMOLLM2)
 

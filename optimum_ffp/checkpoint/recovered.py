@@ -58,7 +58,6 @@ class RecoveryRecord:
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned`, which is
             the model before this training, and `recovered`.
-        answers: Whether of held-out conversations and prompts the answers alone have a loss, and there are some.
         compute_dtypes: Dtypes that losses on test windows were computed in, by model: `dense` and `pruned`; the
             recovered one in that of the pruned one.
         dtype: Dtype of the saved weights.
@@ -81,7 +80,6 @@ class RecoveryRecord:
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
-    answers: bool
     compute_dtypes: dict[str, str]
     dtype: str
     bf16: bool
@@ -112,7 +110,7 @@ class RecoveryRecord:
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready record in `ffp_config.json`."""
         record = asdict(self)
-        for name in ("losses", "tests", "source", "stated", "answers"):
+        for name in ("losses", "tests", "source", "stated"):
             del record[name]
         first, *others = (figures | test for test, figures in self.figures)
         record["passes"] = {short_name(name): count for name, count in self.passes.items()}
@@ -125,7 +123,6 @@ def save_recovered(
     tokenizer: PreTrainedTokenizerBase,
     directory: str | os.PathLike,
     overwrite: bool = False,
-    adapter: Any = None,
     hub: Mapping[str, Any] | None = None,
     work_folder: Path | None = None,
 ) -> Path:
@@ -140,7 +137,6 @@ def save_recovered(
         tokenizer: Its tokenizer.
         directory: Folder to write. It is written completely or not at all.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
-        adapter: The adapter to write beside the weights, with `weights` and `config` of peft.
         hub: `revision`, `token` of the pruned model.
         work_folder: Folder of finished work, for the error.
 
@@ -152,7 +148,7 @@ def save_recovered(
             not there any more.
     """
     source = source_folder(record.source, hub or {})
-    write = partial(_write, record, model, tokenizer, source, adapter)
+    write = partial(_write, record, model, tokenizer, source)
     return write_folder(write, directory, overwrite, work_folder)
 
 
@@ -198,7 +194,6 @@ def _write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     source: Path,
-    adapter: Any,
     folder: Path,
     name: str,
 ) -> None:
@@ -206,18 +201,16 @@ def _write(
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
     content = read_record(source)
-    for name in recorded_files(content, list_files(source)) - list_files(folder):
-        if not name.startswith(NOT_COPIED):
-            (folder / name).parent.mkdir(exist_ok=True)
+    for file in recorded_files(content, list_files(source)) - list_files(folder):
+        if not file.startswith(NOT_COPIED):
+            (folder / file).parent.mkdir(exist_ok=True)
             # Without its permissions: it may be read-only, and some files are written anew.
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(source / file, folder / file)
     earlier = content.get("recovery", [])
     if earlier:
         _number_plot(folder, len(earlier))
     content["recovery"] = [*earlier, without_folders(record.to_dict())]
     write_json(folder / RECORD, content)
-    if adapter is not None:
-        _write_adapter(adapter, record, folder / ADAPTER)
     write_recovery(record.curve, record.held_out, folder / RECOVERY_PLOT)
     if (folder / "README.md").is_file():
         _write_card(record, folder / "README.md", name, len(earlier))
@@ -232,18 +225,6 @@ def _number_plot(folder: Path, number: int) -> None:
     card = folder / "README.md"
     if card.is_file():
         card.write_text(card.read_text(encoding="utf-8").replace(f"({RECOVERY_PLOT})", f"({name})"), encoding="utf-8")
-
-
-def _write_adapter(adapter: Any, record: RecoveryRecord, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(exist_ok=True)
-    adapter.config.base_model_name_or_path = short_name(record.source)
-    adapter.config.inference_mode = True
-    adapter.config.save_pretrained(folder)
-    save_file(
-        {key: weight.contiguous() for key, weight in adapter.weights.items()}, folder / "adapter_model.safetensors"
-    )
 
 
 def _write_card(record: RecoveryRecord, path: Path, name: str, earlier: int) -> None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..config.fields import OTHER_TEXT, Condition
-from ..config.texts import TextMix
 from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
 from .errors import one_line_endings
 from .launching import run_in_processes
@@ -19,21 +17,10 @@ if TYPE_CHECKING:
     from ..config import RecoveryConfig
 
 
-def _if_named(condition: Condition) -> Condition:
-    """The condition on texts; it holds where none is named, so that the text of the prune is taken over."""
-    return Condition(condition.words, lambda args: args.dataset is None or condition.holds(args))
-
-
-TRAINED_ON_OTHERS = Condition(
-    "with a --dataset other than self", lambda args: TextMix.parse(args.dataset).names != ["self"]
-)
 READ_WHEN = {
-    "start_token": _if_named(OTHER_TEXT),
-    "loss_on": _if_named(TRAINED_ON_OTHERS),
     "revision": ON_THE_HUB,
     "hub_model_id": TO_THE_HUB,
     "private": TO_THE_HUB,
-    "keep_adapter": Condition("with --lora", lambda args: args.lora or args.config is not None),
 }
 # After the name of a pruned model, for the folder of the recovered one.
 RECOVERED = "-recovered"
@@ -59,7 +46,7 @@ def read_config(args: Namespace) -> "RecoveryConfig":
     """The config: that of `--config` if given, overridden by the options of the command line."""
     from ..config import RecoveryConfig
 
-    given = {name: getattr(args, name) for name in RecoveryConfig.option_names()}
+    given = {name: getattr(args, name, None) for name in RecoveryConfig.option_names()}
     given = {name: value for name, value in given.items() if value is not None}
     return RecoveryConfig(**given) if args.config is None else RecoveryConfig.from_file(args.config, **given)
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 
-from ..config.recovery import ADAPTER_RATE, LOSSES, PRESETS, WEIGHT_RATE, RecoveryConfig
+from ..config.recovery import ADAPTER_RATE, PRESETS, WEIGHT_RATE, RecoveryConfig
 from .arguments import (
     SEQ_LEN_DEFAULT,
     add_config_option,
@@ -95,25 +95,10 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
     )
     _add(
         data,
-        "start-token",
-        "Whether windows begin with a start token: auto (if the tokenizer adds one) or never.",
-        "as in the prune if its text is taken over, otherwise auto",
-    )
-    _add(
-        data,
-        "loss-on",
-        "Tokens with a loss: all, or only the assistant's answers in conversations and the completions of prompts. "
-        "Plain texts and self count whole.",
-        choices=LOSSES,
-    )
-    _add(data, "held-out-samples", "Number of windows, from the validation split, to follow the training on.")
-    _add(
-        data,
         "eval-samples",
         "Number of test windows of each text, from the test split.",
         "all of a test split, the first 100 of a text without one",
     )
-    _add(data, "eval-seq-len", "Tokens per test window.", SEQ_LEN_DEFAULT)
 
     training = parser.add_argument_group("Training")
     add_option(
@@ -138,23 +123,6 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         type=str,
         metavar="TOKENS",
     )
-    _add(training, "warmup-ratio", "Share of the steps over which the learning rate rises, before it falls to 0.")
-    _add(training, "weight-decay", "Weight decay.")
-    _add(training, "max-grad-norm", "Norm that gradients are clipped to.")
-    _add(training, "temperature", "Temperature of the distributions that are compared.")
-    _add(training, "label-share", "Share of the language-model loss on the text itself in the loss, 0 to 1.")
-    _add(
-        training,
-        "hidden-weight",
-        "Weight in the loss of the distance of the hidden states after every layer from those of the dense model.",
-    )
-    _add(training, "evaluations", "Number of evaluations on the held-out windows, each with a checkpoint.")
-    _add(
-        training,
-        "patience",
-        "End after this number of evaluations without a smaller divergence, and keep the best weights.",
-        "train to the end",
-    )
     _add(training, "seed", "Random seed.")
 
     adapters = parser.add_argument_group("Adapters (needs peft: pip install peft)")
@@ -167,7 +135,6 @@ def parse_args_ffp_recover(parser: ArgumentParser) -> None:
         help="Train LoRA adapters of this rank (32 without a number), which are merged, in place of all weights. "
         "Default: all weights.",
     )
-    _add(adapters, "keep-adapter", "Whether to write the adapter too, to OUT/adapter.")
 
     resources = parser.add_argument_group("Resources")
     add_device_options(resources, "the dense model, and not of the result, which has that of the pruned one")

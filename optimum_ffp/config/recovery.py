@@ -22,7 +22,6 @@ PRESETS = {
 STEPS = 200
 # Learning rate of weights, and of adapters, which begin at zero.
 WEIGHT_RATE, ADAPTER_RATE = 1e-4, 5e-4
-LOSSES = ("all", "answers")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -49,8 +48,6 @@ class RecoveryConfig:
         text_column: Column of a dataset to read; one of a known name if `None`, or else `prompt` with `completion`.
         start_token: Whether windows begin with the start token: `"auto"` (if the tokenizer adds one) or `"never"`; as
             in the prune if its text is taken over and `None` is given (default), otherwise `"auto"`.
-        loss_on: Tokens with a loss: `"all"`, or `"answers"` for the assistant's messages of conversations and the
-            completions of prompts alone.
         preset: Defaults of the number of tokens and the tokens per step: `"quick"`, `"standard"` or `"full"`
             (`PRESETS`).
         max_tokens: Number of tokens to train on, as a number or as `"2M"`. Rounded up to whole steps.
@@ -62,23 +59,18 @@ class RecoveryConfig:
         max_grad_norm: Norm that gradients are clipped to.
         temperature: Temperature of both distributions in the divergence.
         label_share: Share of the language-model loss in the loss, 0 to 1.
-        hidden_weight: Weight in the loss of the squared distance of the hidden states after every layer, relative to
-            those of the dense model.
         seq_len: Tokens per window; the model's maximum length up to 2048 if `None`, or where steps have fewer tokens
             up to theirs, but at least 512.
         batch_size: Windows per forward pass of a process.
         lora: Rank of LoRA adapters, which are trained in place of the weights and merged into them; 0 for none.
-        keep_adapter: Whether the adapter is also written beside the merged weights.
         bf16: Whether to compute in bfloat16 (weights stay in float32); where the hardware is faster at it if `None`.
         gradient_checkpointing: Whether layers run again in the backward pass, in place of keeping what they computed.
         evaluations: Number of evaluations on held-out windows, and of checkpoints, in the course of the training.
         held_out_samples: Number of held-out windows.
-        patience: Evaluations without a smaller divergence on held-out windows, or loss with `label_share`, after which
-            the training ends. The weights of the best one are then kept. `None` trains to the end and keeps the last
-            weights.
+        patience: Evaluations without a smaller loss on held-out windows after which the training ends; `None` trains
+            to the end. The weights with the smallest loss are kept in any case.
         eval_samples: Number of test windows of each text; if `None` all of a test split, and the first 100 of a text
             without one.
-        eval_seq_len: Tokens per test window; the model's maximum length up to 2048 if `None`.
         seed: Random seed.
 
     Raises:
@@ -89,7 +81,6 @@ class RecoveryConfig:
     eval_dataset: str | None = None
     text_column: str | None = None
     start_token: str | None = None
-    loss_on: str = "all"
     preset: str = "quick"
     max_tokens: int | str | None = None
     batch_tokens: int | str | None = None
@@ -99,22 +90,19 @@ class RecoveryConfig:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     label_share: float = 0.0
-    hidden_weight: float = 0.0
     seq_len: int | None = None
     batch_size: int = 1
     lora: int = 0
-    keep_adapter: bool = False
     bf16: bool | None = None
     gradient_checkpointing: bool = False
     evaluations: int = 10
     held_out_samples: int = 16
     patience: int | None = None
     eval_samples: int | None = None
-    eval_seq_len: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self, {"preset": (*PRESETS,), "loss_on": LOSSES})
+        check_choices(self, {"preset": (*PRESETS,)})
         if self.start_token is not None:
             check_choices(self, {"start_token": CHOICES["start_token"]})
         self.max_tokens = read_tokens(self._given_or("max_tokens", PRESETS[self.preset]["max_tokens"]))
@@ -126,16 +114,14 @@ class RecoveryConfig:
         )
         check_numbers(self, int, 0, None, "lora")
         check_numbers(self, int, 0, 2**32 - 1, "seed")
-        check_numbers(self, float, 0, None, "learning_rate", "weight_decay", "max_grad_norm", "hidden_weight")
+        check_numbers(self, float, 0, None, "learning_rate", "weight_decay", "max_grad_norm")
         check_numbers(self, float, 0, 1, "warmup_ratio", "label_share")
         check_numbers(self, float, 0.1, None, "temperature")
-        for name, least in {"seq_len": 2, "eval_seq_len": 2, "patience": 1, "eval_samples": 1}.items():
+        for name, least in {"seq_len": 2, "patience": 1, "eval_samples": 1}.items():
             if getattr(self, name) is not None:
                 check_numbers(self, int, least, None, name)
         if self.lora and find_spec("peft") is None:
             raise FFPError("adapters need the peft package: pip install peft")
-        if self.keep_adapter and not self.lora:
-            raise FFPError("keep_adapter needs adapters; give lora a rank, or leave it out")
         read_names(self, "dataset", "eval_dataset", "text_column")
         if self.dataset is not None:
             TextMix.parse(self.dataset)
@@ -187,7 +173,6 @@ class RecoveryConfig:
         derived = {"batch_tokens": cls(**told).batch_tokens, "learning_rate": rate}
         replaced = {name for name, value in derived.items() if options.get(name) == value}
         replaced |= {"max_tokens", "batch_tokens"} if "preset" in overrides else set()
-        replaced |= {"keep_adapter"} if not overrides.get("lora", True) else set()
         return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
 
     def to_dict(self) -> dict[str, Any]:

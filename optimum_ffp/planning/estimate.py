@@ -315,7 +315,7 @@ def estimate_recovery(
         machine=machine,
         device=used if on_accelerator else 0,
         host=local_processes * (PROCESS_BYTES + (passing if on_accelerator else used)),
-        # The windows, two checkpoints of the training, and the result.
-        disk=8 * tokens + 2 * 12 * trained + student.dtype.itemsize * parameters + BESIDE_WEIGHTS_BYTES,
+        # The windows, the best checkpoint and the last while the next is written, and the result.
+        disk=8 * tokens + 3 * 12 * trained + student.dtype.itemsize * parameters + BESIDE_WEIGHTS_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )

@@ -27,8 +27,8 @@ def check_launch(config: RecoveryConfig, options: LoadOptions, work_folder: str 
             "a recovery has its models on one device of each process; leave out offload, and divide "
             "models that are too large by FSDP 2"
         )
-    if config.patience and work_folder is None and processes.count() > 1:
-        raise FFPError("patience with several processes needs a work_folder, where all of them find the best weights")
+    if work_folder is None and processes.count() > 1:
+        raise FFPError("several processes need a work_folder, where all of them find the best weights")
 
 
 def check_device(device: torch.device) -> None:

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint.pushing import PushToHubMixin
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..config import RecoveryConfig
-from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows, window_length
+from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
 from ..hub.naming import short_name
 from ..modeling.checks import check_unquantised
-from ..modeling.families import decoder_layers
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
 from ..utils.batch_size import memory_errors
@@ -86,15 +84,12 @@ class FFPRecovery(PushToHubMixin):
         self.options = options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
         check_launch(config, self.options, work_folder)
-        self.record, self._adapter, self._begun, self._named_teacher = None, None, False, True
-        self.eval_length = window_length(config.eval_seq_len, student.config, "eval_seq_len")
+        self.record, self._begun, self._named_teacher = None, False, True
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
-        if config.hidden_weight:
-            _check_hidden_states(student, teacher)
         check_device(teacher.device)
 
     @classmethod
@@ -151,7 +146,7 @@ class FFPRecovery(PushToHubMixin):
                 holds the state of another run.
         """
         if self._begun:
-            raise FFPError("this model has been trained already; load it again: make another FFPRecovery")
+            raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
         data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
@@ -161,14 +156,10 @@ class FFPRecovery(PushToHubMixin):
         dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
         packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._pack))
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
-        if self.config.loss_on == "answers" and not (windows.tokens < 0).any():
-            logger.warning(
-                "loss_on 'answers' has no effect: %s has no conversations and no prompts", self.config.dataset
-            )
         repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
         self._begun = True
         trained = self._train(windows.tokens, data.search.tokens.int())
-        self.student, self._adapter = trained.model, trained.adapter if self.config.keep_adapter else None
+        self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
         # It was measured in a dtype that the device computes in.
         convert(self.student, self.stored_dtype)
@@ -186,7 +177,6 @@ class FFPRecovery(PushToHubMixin):
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
-            answers=bool((data.search.tokens < 0).any()),
             compute_dtypes=dtypes,
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
@@ -216,7 +206,7 @@ class FFPRecovery(PushToHubMixin):
 
     def _writer(self) -> Callable[..., Path]:
         models = self._finished(), self.student, self.tokenizer
-        return partial(save_recovered, *models, adapter=self._adapter, hub=self.options.hub())
+        return partial(save_recovered, *models, hub=self.options.hub())
 
     def _loaded(self) -> dict[str, Any]:
         """Options of the command line, by which the models were loaded."""
@@ -235,11 +225,10 @@ class FFPRecovery(PushToHubMixin):
             if resume:
                 raise FFPError("there is nothing to resume from: give FFPRecovery a work_folder")
             return
-        settings = self.config.to_dict()
         identity = {
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
-            "config": {name: value for name, value in settings.items() if name != "keep_adapter"},
+            "config": self.config.to_dict(),
             "windows_per_step": self.batch.windows,
             # Its checkpoints are other files.
             "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.divide_models() else None,
@@ -259,8 +248,6 @@ class FFPRecovery(PushToHubMixin):
             seed=config.seed,
             text_column=config.text_column,
             start_token=config.start_token,
-            test_length=self.eval_length if self.eval_length != self.batch.length else None,
-            answers_only=config.loss_on == "answers",
             token=self.options.token,
         )
 
@@ -274,12 +261,6 @@ class FFPRecovery(PushToHubMixin):
         found = load_windows(dataset, eval_dataset, self.tokenizer, self.teacher, request)
         for warning in found.warnings(request):
             logger.warning(warning)
-        # The first token of a window has no loss.
-        if not (found.search.tokens[:, 1:] >= 0).any():
-            raise FFPError(
-                f"the {len(found.search)} held-out windows of {dataset} have no answers; raise held_out_samples or "
-                "seq_len, or train on all tokens by --loss-on all (loss_on)"
-            )
         return found.to_list()
 
     def _pack(self) -> dict[str, torch.Tensor]:
@@ -316,7 +297,7 @@ class FFPRecovery(PushToHubMixin):
         checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
         try:
             return training.run(windows, held_out, checkpoints)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             resumes = ", then resume with --resume (resume=True)" if checkpoints else ""
             raise FFPError(
                 f"the training stopped: {one_line(error)}; if the disk is full make room{resumes}"
@@ -346,16 +327,6 @@ def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
     for role, count in counts.items():
         logger.warning("%d %s windows repeat text that is trained on; their figures are too good", count, role)
     return counts
-
-
-def _check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    sizes = [(len(decoder_layers(one)), one.config.get_text_config().hidden_size) for one in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        found = " and the pruned model ".join(f"{count} of size {size}" for count, size in reversed(sizes))
-        raise FFPError(
-            f"hidden_weight compares the hidden states after every layer: the teacher has {found}; set it to 0, or "
-            "name the model that was pruned"
-        )
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -1,29 +1,26 @@
 """The Trainer of a recovery."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
-from ..data.windows import without_mask
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 from ..evaluation import to_perplexity
-from ..utils import processes
 from ..utils.tracking import Tracker
-from . import training_state
-from .loss import UNLABELLED
 
 
-class LabelledWindows(Dataset):
+class TokenWindows(Dataset):
     """Windows as `Trainer` takes them.
 
     Args:
-        tokens: Token ids, shape `[windows, window length]`; `-1 - id` for tokens without a loss.
+        tokens: Token ids, shape `[windows, window length]`.
     """
 
     def __init__(self, tokens: torch.Tensor):
@@ -33,8 +30,7 @@ class LabelledWindows(Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        tokens = self.tokens[index].long()
-        return {"input_ids": without_mask(tokens), "labels": tokens.masked_fill(tokens < 0, UNLABELLED)}
+        return {"input_ids": self.tokens[index].long()}
 
 
 class TrackerCallback(TrainerCallback):
@@ -55,31 +51,16 @@ class TrackerCallback(TrainerCallback):
         logs: Mapping[str, float],
         **others: Any,
     ) -> None:
-        """Logs the numbers of a step."""
+        """Log the numbers of a step."""
         self.tracker.log(rewrite_logs(logs), state.global_step)
 
 
 class RecoveryTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
-    It differs from `Trainer` in four ways. Windows are taken in the order of the dataset, so that every number of
-    processes trains on the same ones in a step. An evaluation gives the divergence from the dense model and the
-    perplexity on the held-out windows, `eval_kl` and `eval_perplexity`, and the mean of the divergence and the log of
-    the perplexity by their shares in the training, `eval_loss`. Checkpoints are safetensors and JSON, but for those of
-    FSDP, which are accelerate's; their folders are made in time for `Trainer` to find the best one.
-
-    Args:
-        arguments: Arguments of `Trainer`.
-        label_share: Share of the language-model loss, as for `DistillationLoss`.
-        options: Arguments of `Trainer`.
+    An evaluation gives the divergence from the dense model and the perplexity on the held-out windows, `eval_kl` and
+    `eval_perplexity`, and the loss, `eval_loss`.
     """
-
-    def __init__(self, *arguments: Any, label_share: float = 0.0, **options: Any):
-        super().__init__(*arguments, **options)
-        self.label_share = label_share
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
 
     @torch.no_grad()
     def evaluate(
@@ -88,7 +69,7 @@ class RecoveryTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measures and logs the divergence (nats per token), the perplexity and the loss on held-out windows.
+        """Measure and log the divergence (nats per token), the perplexity and the loss on held-out windows.
 
         Args:
             eval_dataset: Windows; those of the constructor if `None`.
@@ -98,67 +79,52 @@ class RecoveryTrainer(Trainer):
         Raises:
             FFPError: If the loss is not finite.
         """
-        windows, world = eval_dataset or self.eval_dataset, self.args.world_size
         self.model_wrapped.eval()
-        sums = torch.zeros(3, dtype=torch.float64)
-        # Every process runs the model as often as the others, since FSDP gathers weights of all of them.
-        for first in range(0, len(windows), world):
-            index = first + self.args.process_index
-            batch = {name: row[None] for name, row in windows[index % len(windows)].items()}
-            found = self.model_wrapped(**self._prepare_inputs(batch))
-            if index < len(windows):
-                # In two steps: some devices have no float64.
-                sums += torch.stack([found[name].float() for name in ("kl", "nll", "tokens")]).cpu().double()
-        kl, nll, tokens = processes.sum_(sums).tolist()
-        kl, nll, share = kl / tokens, nll / tokens, self.label_share
-        figures = {"kl": kl, "perplexity": to_perplexity(nll), "loss": (1 - share) * kl + share * nll}
-        # With patience the best weights are kept in any case.
-        if not math.isfinite(figures["loss"]) and self.state.best_metric is None:
-            if not self.state.global_step:
-                raise FFPError(
-                    "the loss on held-out windows is not finite before the training: a model is damaged, or needs a "
-                    "dtype of more bits"
-                )
-            # Before the checkpoint of this step is saved in place of the last.
+        rows = []
+        for batch in self.get_eval_dataloader(eval_dataset):
+            measured = self.model_wrapped(**self._prepare_inputs(batch))["measured"]
+            # In two steps: some devices have no float64.
+            rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
+        loss, kl, nll = torch.cat(rows).mean(0).tolist()
+        if not math.isfinite(loss):
             raise FFPError(
-                f"the loss on held-out windows is not finite after {self.state.global_step} steps; lower "
-                "learning_rate (ffp recover --learning-rate), or raise warmup_ratio, and begin again with --overwrite"
+                f"the loss on held-out windows is not finite after {self.state.global_step} steps; begin again with a "
+                "lower learning_rate (--learning-rate), or in another dtype, and with --overwrite"
             )
+        figures = {"loss": loss, "kl": kl, "perplexity": to_perplexity(nll)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the weights, or with sharded ones makes the folder that FSDP will write them to.
+        """Save the weights, or with sharded ones make the folder that FSDP will write them to.
 
         `Trainer` looks right after this whether the folder of the best weights exists, and otherwise loads older ones.
         """
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        # Without the arguments, which are a pickle.
-        self.model.save_pretrained(output_dir, state_dict=state_dict, is_main_process=self.args.should_save)
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Tied weights are not in the files of the best ones, which is no reason for a warning."""
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            training_state.save_optimiser(self.optimizer, Path(output_dir))
-            training_state.save_schedule(self.lr_scheduler, Path(output_dir))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled:
+        with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        else:
-            training_state.load_optimiser(self.optimizer, Path(checkpoint))
-            training_state.load_schedule(self.lr_scheduler, Path(checkpoint))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        training_state.save_random_state(Path(output_dir), self.args.process_index)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            training_state.load_random_state(Path(checkpoint), self.args.process_index)
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    # Every format has errors of its own.
+    except Exception as error:
+        raise FFPError(f"{checkpoint} can't be read ({one_line(error)}); begin again with --overwrite") from None

@@ -20,8 +20,7 @@ from ..utils.tensors import put
 from ..utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
-from .trainer import LabelledWindows, RecoveryTrainer, TrackerCallback
-from .training_state import is_complete, stopped_early
+from .trainer import RecoveryTrainer, TokenWindows, TrackerCallback
 
 
 # Number of lines that the loss is logged in.
@@ -29,8 +28,6 @@ LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
 BETA2 = 0.95
-# Reentrant checkpoints, the default of transformers 4, lose the gradients of hidden states.
-CHECKPOINTING = {"use_reentrant": False}
 
 
 @dataclass(frozen=True)
@@ -39,30 +36,15 @@ class Trained:
 
     Attributes:
         model: The model in the dtype to save it in, in host memory.
-        adapter: Weights of the LoRA adapter by name, if there was one, with its config as JSON has it.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
-        kept: That of the weights that are kept: the best one with `patience`, otherwise the last.
+        kept: That of the weights that are kept, those with the smallest loss on the held-out windows.
         seconds: Time of the training, without what an interrupted process had done.
     """
 
     model: PreTrainedModel
-    adapter: "Adapter | None"
     curve: list[dict[str, Any]]
     kept: dict[str, Any]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained LoRA adapter.
-
-    Attributes:
-        weights: Its tensors by name.
-        config: Its config, a `peft.LoraConfig`.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    config: Any
 
 
 class Training:
@@ -94,58 +76,48 @@ class Training:
             convert(teacher, torch.bfloat16)
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> Trained:
-        """Trains, from the last checkpoint if there is one.
+        """Train, from the last checkpoint if there is one.
 
         Args:
-            windows: Windows to train on, in order, as for `LabelledWindows`.
-            held_out: Windows that no weight is trained on, in the same form.
-            folder: Folder of checkpoints; none are kept if `None`.
+            windows: Windows to train on, in order.
+            held_out: Windows that no weight is trained on.
+            folder: Folder of checkpoints; a temporary one with the weights alone if `None`.
 
         Raises:
-            FFPError: If the loss of the held-out windows is not finite, or has not fallen.
+            FFPError: If the loss on the held-out windows is not finite or has not fallen, or the last checkpoint
+                can't be read.
         """
-        # `Trainer` wants a folder, and looks there for the best weights.
         with TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place:
-            saves = folder is not None or self.config.patience is not None
-            model, rows, seconds = self._train(windows, held_out, Path(place), saves)
+            model, evaluations, seconds = self._train(windows, held_out, Path(place), weights_only=folder is None)
         # The first one is from before the training.
-        best = min(rows[1:], key=lambda row: row["eval_loss"]) if self.config.patience else rows[-1]
-        before, after = rows[0]["eval_loss"], best["eval_loss"]
-        if after >= before:
-            what = "loss" if self.config.label_share else "divergence"
-            last = ""
-            if folder:
-                last = f", and begin again with --overwrite; the last weights are in {_last_checkpoint(folder)}"
+        before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_loss"])
+        if best["eval_loss"] >= before["eval_loss"]:
             raise FFPError(
-                f"the training did not lower the {what} on held-out windows: it was {before:.4f} before and is "
-                f"{after:.4f} after it; lower learning_rate (ffp recover --learning-rate) or give more tokens{last}"
+                f"the training did not lower the loss on held-out windows: it was {before['eval_loss']:.4f} before "
+                f"and is {best['eval_loss']:.4f} after it; lower learning_rate (--learning-rate) or give more tokens, "
+                "and begin again with --overwrite"
             )
-        return Trained(*self._merged(model), [*map(self._point, rows)], self._point(best), seconds)
+        return Trained(self._merged(model), [*map(self._point, evaluations)], self._point(best), seconds)
 
     def _train(
-        self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, saves: bool
+        self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
     ) -> tuple[Any, list[dict[str, Any]], float]:
-        """Returns the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
+        """Return the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
         config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
-        stopped = stopped_early(Path(checkpoint), config.patience) if checkpoint and config.patience else None
-        # Of a training that has ended early only the best weights are read again.
-        steps = stopped or self.batch.steps
         divided = processes.divide_models()
         if divided:
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             student.cpu()
         model = self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True)
-        loss = DistillationLoss(student, self.teacher, config.temperature, config.label_share, config.hidden_weight)
         callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
         callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
-        with _in_training(student, loss):
+        with _in_training(student, DistillationLoss(student, self.teacher, config.temperature, config.label_share)):
             trainer = RecoveryTrainer(
                 model,
-                self._arguments(folder, saves, checkpoint is None, steps),
-                train_dataset=LabelledWindows(windows[: steps * self.batch.windows]),
-                eval_dataset=LabelledWindows(held_out),
+                self._arguments(folder, weights_only, begins=checkpoint is None),
+                train_dataset=TokenWindows(windows),
+                eval_dataset=TokenWindows(held_out),
                 callbacks=callbacks,
-                label_share=config.label_share,
             )
             if divided:
                 shard_layers(self.teacher)
@@ -168,13 +140,15 @@ class Training:
         frozen = frozen_dtype(self.teacher.device, student.dtype, self.bf16)
         return get_peft_model(convert(student, frozen), targets)
 
-    def _arguments(self, folder: Path, saves: bool, begins: bool, steps: int) -> TrainingArguments:
+    def _arguments(self, folder: Path, weights_only: bool, begins: bool) -> TrainingArguments:
         config, batch = self.config, self.batch
         every = math.ceil(batch.steps / config.evaluations)
         arguments = TrainingArguments(
             output_dir=str(folder),
-            max_steps=steps,
+            max_steps=batch.steps,
             per_device_train_batch_size=batch.at_once,
+            per_device_eval_batch_size=batch.at_once,
+            train_sampling_strategy="sequential",
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
@@ -188,14 +162,15 @@ class Training:
             eval_strategy="steps",
             eval_steps=every,
             eval_on_start=begins,
-            save_strategy="steps" if saves else "no",
+            save_strategy="steps",
             save_steps=every,
-            # With one, `Trainer` would remove the last in favour of the best one, and resuming would train again.
-            save_total_limit=2 if config.patience else 1,
-            load_best_model_at_end=bool(config.patience),
+            # The best one is kept beside the last.
+            save_total_limit=1,
+            save_only_model=weights_only,
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            greater_is_better=False,
             restore_callback_states_from_checkpoint=bool(config.patience),
-            metric_for_best_model="loss" if config.patience else None,
-            greater_is_better=False if config.patience else None,
             logging_steps=max(1, round(batch.steps / LOGS)),
             # It would log the loss 0 in place of one that is not finite.
             logging_nan_inf_filter=False,
@@ -206,7 +181,6 @@ class Training:
             # Tokens and tokens per second are in every line of the log.
             include_num_input_tokens_seen="all",
             remove_unused_columns=False,
-            label_names=["labels"],
             ddp_find_unused_parameters=False,
             # FSDP would keep whole gradients until the last of the windows of a step.
             accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": processes.divide_models()}},
@@ -235,19 +209,14 @@ class Training:
                 put(buffer, trained[name].to("cpu", copy=True))
         return whole
 
-    def _merged(self, model: Any) -> tuple[PreTrainedModel, "Adapter | None"]:
-        """The model in its dtype, with the adapter in its weights, and the adapter."""
-        adapter = None
+    def _merged(self, model: Any) -> PreTrainedModel:
+        """The model in its dtype, with the adapter in its weights."""
         if self.config.lora:
-            from peft import get_peft_model_state_dict
-
-            weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(model).items()}
-            adapter = Adapter(weights, model.peft_config["default"])
             # In float32 the model may not fit beside the dense one.
             model = convert(model, torch.float32, "cpu").merge_and_unload()
         model.config.dtype = self.dtype
         # On the device, so that less gets to host memory.
-        return convert(model, self.dtype).cpu().requires_grad_(False).eval(), adapter
+        return convert(model, self.dtype).cpu().requires_grad_(False).eval()
 
     def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
@@ -282,9 +251,9 @@ def _in_training(student: PreTrainedModel, loss: DistillationLoss) -> Iterator[N
 
 def _checkpointing() -> dict[str, Any]:
     """Arguments to `TrainingArguments`, whose names are others since transformers 5.24."""
-    names = "activation_checkpointing", "gradient_checkpointing"
-    name = next(name for name in names if hasattr(TrainingArguments, name))
-    return {name: True, f"{name}_kwargs": CHECKPOINTING}
+    name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+    # Reentrant ones lose the gradients of adapters.
+    return {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
 
 
 def _mixed_precision() -> Any:
@@ -296,6 +265,6 @@ def _mixed_precision() -> Any:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Path of the last complete checkpoint."""
-    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+    """Path of the last checkpoint that was written completely: its state comes last."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

@@ -16,22 +16,18 @@ from transformers.modeling_outputs import ModelOutput
 POSITIONS = 256
 
 
-def decode(
-    model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None, hidden_states: bool = False
-) -> ModelOutput:
+def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> ModelOutput:
     """Run a causal LM without its head.
 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
         device: Device that it runs on, if its weights are elsewhere.
-        hidden_states: Whether the output also has those after every layer.
 
     Returns:
         Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
-    options = {"output_hidden_states": True} if hidden_states else {}
-    return decoder_of(model)(tokens.to(device or model.device), use_cache=False, **options)
+    return decoder_of(model)(tokens.to(device or model.device), use_cache=False)
 
 
 def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
@@ -53,7 +49,7 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
                 for one in decoded
             )
             # Don't bind chunks; each is freed before the next.
-            yield start, *(_logits(model, piece) for piece in pieces)
+            yield start, *(head_logits(model, piece) for piece in pieces)
 
 
 def losses_in_pieces(
@@ -136,7 +132,8 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return model.model if decoder is model else decoder
 
 
-def _logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
+def head_logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
+    """Return the logits of an output of `decode`, with the model's processing of logits (soft caps, scales)."""
     hidden = decoded.last_hidden_state
     unread = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     with replaced_forward(decoder_of(model), lambda *inputs, **options: decoded):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +49,6 @@ def make_record(source, **changes) -> RecoveryRecord:
             name: [[loss, loss], [loss + 1, loss]]
             for name, loss in {"dense": 1.0, "pruned": 2.0, "recovered": 1.5}.items()
         },
-        "answers": False,
         "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",
         "bf16": False,
@@ -93,7 +91,7 @@ def test_the_record_has_both_steps_and_no_folders(folder, recovered):
     (record,) = content.pop("recovery")
     before = json.loads((folder / "ffp_config.json").read_text())
     assert content == before | {"files": sorted([*FILES, "recovery.png"])}
-    assert record["tokens"] == 960 and record["options"]["dataset"] == "c4.txt:0.5,self:0.5"
+    assert record["tokens"] == 960 and record["options"]["dataset"] == "c4.txt,self"
     assert record["perplexity"]["recovered"] == pytest.approx(2.718281828**1.5)
     assert record["other_texts"][0]["pruned"] == pytest.approx(2.718281828**2.5)
     assert "private" not in (recovered / "ffp_config.json").read_text() + (recovered / "README.md").read_text()
@@ -116,7 +114,7 @@ def test_the_card_tells_of_the_recovery_before_the_pruning(folder, recovered):
 
 def test_the_command_has_what_was_stated(folder):
     assert recovery_command(make_record(folder)) == (
-        "optimum-cli ffp recover -m 'tiny ffp' OUT --teacher 'dense model' --dataset c4.txt:0.5,self:0.5 "
+        "optimum-cli ffp recover -m 'tiny ffp' OUT --teacher 'dense model' --dataset c4.txt,self "
         "--max-tokens 960 --no-bf16 --seed 3"
     )
 
@@ -161,25 +159,6 @@ def test_a_card_of_the_users_own_becomes_that_of_a_recovered_model(folder, model
     assert "Hello." in card.text
 
 
-def test_adapters_lie_in_a_folder_of_their_own(folder, model, tmp_path):
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(model, config)
-    weights = peft.get_peft_model_state_dict(adapted)
-    saved = save_recovered(
-        make_record(folder),
-        adapted.unload(),
-        make_tokenizer(),
-        tmp_path / "out",
-        adapter=SimpleNamespace(weights=weights, config=config),
-    )
-    loaded = peft.PeftModel.from_pretrained(FFPModelForCausalLM.from_pretrained(folder), saved / "adapter")
-    assert loaded.peft_config["default"].r == 2
-    # The folder loads as the merged model, and may be replaced.
-    assert FFPModelForCausalLM.from_pretrained(saved)
-    save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "out", overwrite=True)
-
-
 def test_folders_that_exist_are_not_replaced(folder, model, recovered):
     with pytest.raises(FFPError, match="exists; name another folder"):
         save_recovered(make_record(folder), model, make_tokenizer(), recovered)
@@ -194,11 +173,9 @@ def test_a_model_of_the_hub_is_recovered(folder, model, recovered, hub, tmp_path
     assert contents(saved).keys() == contents(recovered).keys()
 
 
-def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(folder, model, tmp_path):
-    adapter = SimpleNamespace(weights={"lora.weight": torch.ones(2, 2)}, config=SimpleNamespace())
-    adapter.config.save_pretrained = lambda path: (path / "adapter_config.json").write_text("{}")
+def test_a_second_recovery_numbers_the_plot_of_the_first(folder, model, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    save_recovered(make_record(folder), model, make_tokenizer(), first, adapter=adapter)
+    save_recovered(make_record(folder), model, make_tokenizer(), first)
     record = make_record(first, curve=make_record(folder).curve[:2])
     save_recovered(record, model, make_tokenizer(), second)
     assert contents(second).keys() == FILES | {"recovery.png", "recovery-1.png"}
@@ -211,14 +188,6 @@ def test_a_second_recovery_leaves_the_adapter_of_the_first_and_numbers_its_plot(
     assert "after it was pruned and trained as described below" in card.partition("## Recovery 1")[0]
     # It may be replaced as what it is.
     save_recovered(record, model, make_tokenizer(), second, overwrite=True)
-
-
-@pytest.mark.parametrize("answers", [False, True])
-def test_what_a_loss_on_answers_counted_is_told_where_there_were_some(answers, folder, model, tmp_path):
-    options = RecoveryConfig(dataset="mine.jsonl", loss_on="answers").to_dict()
-    record = make_record(folder, options=options, answers=answers)
-    card = (save_recovered(record, model, make_tokenizer(), tmp_path / "out") / "README.md").read_text()
-    assert (", of conversations and prompts those of answers alone." in card) == answers
 
 
 def test_files_of_the_pruned_model_may_be_read_only(folder, model, tmp_path):

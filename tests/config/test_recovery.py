@@ -40,16 +40,16 @@ def test_presets_set_what_is_not_given(preset):
 
 
 def test_a_file_of_options_and_the_record_of_a_recovery(tmp_path):
-    given = {"preset": "standard", "lora": 8, "max_tokens": "3M", "seed": 4, "keep_adapter": True}
+    given = {"preset": "standard", "lora": 8, "max_tokens": "3M", "seed": 4}
     path, config = tmp_path / "options.json", RecoveryConfig(**given)
     path.write_text(json.dumps(config.to_dict()))
     assert RecoveryConfig.from_file(path) == config
     assert RecoveryConfig.from_file(path, seed=5) == replace(config, seed=5)
     # What follows from other options by default does so from those beside the file.
     assert RecoveryConfig.from_file(path, max_tokens="1M") == RecoveryConfig(**given | {"max_tokens": "1M"})
-    assert RecoveryConfig.from_file(path, preset="quick") == RecoveryConfig(lora=8, seed=4, keep_adapter=True)
+    assert RecoveryConfig.from_file(path, preset="quick") == RecoveryConfig(lora=8, seed=4)
     assert RecoveryConfig.from_file(path, lora=16).learning_rate == ADAPTER_RATE
-    assert RecoveryConfig.from_file(path, lora=0) == RecoveryConfig(**given | {"lora": 0, "keep_adapter": False})
+    assert RecoveryConfig.from_file(path, lora=0) == RecoveryConfig(**given | {"lora": 0})
     chosen = replace(config, batch_tokens=512, learning_rate=1e-3)
     path.write_text(json.dumps(chosen.to_dict()))
     found = RecoveryConfig.from_file(path, max_tokens="1M", lora=0)
@@ -87,13 +87,11 @@ def test_broken_files_are_refused(tmp_path, content, message):
     ("options", "message"),
     [
         ({"preset": "paper"}, "preset 'paper' is not known; choose from quick, standard, full"),
-        ({"loss_on": "prompts"}, "loss_on 'prompts' is not known; choose from all, answers"),
         ({"temperature": 0}, "temperature must be a number of at least 0.1, found 0"),
         ({"label_share": 1.5}, "label_share must be a number between 0 and 1, found 1.5"),
         ({"lora": -1}, "lora must be an integer of at least 0, found -1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"patience": 0}, "patience must be an integer of at least 1"),
-        ({"keep_adapter": True}, "keep_adapter needs adapters"),
         ({"dataset": "c4:0.7,self:0.7"}, "share"),
         ({"eval_dataset": "self"}, "eval_dataset self says little"),
     ],

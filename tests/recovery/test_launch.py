@@ -16,9 +16,9 @@ def test_models_that_are_elsewhere_than_on_a_device():
 
 def test_several_processes_find_the_best_weights_in_one_folder(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
-    check_launch(RecoveryConfig(patience=2), LoadOptions(), "work")
+    check_launch(RecoveryConfig(), LoadOptions(), "work")
     with pytest.raises(FFPError, match="work_folder"):
-        check_launch(RecoveryConfig(patience=2), LoadOptions(), None)
+        check_launch(RecoveryConfig(), LoadOptions(), None)
 
 
 def test_a_card_that_trainer_would_not_train_on():

@@ -1,9 +1,7 @@
 """FFPRecovery: a model comes out better, with a record of both steps, and goes on after an interruption."""
 
 import json
-from pathlib import Path
 from shutil import copytree
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,244 +11,184 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.recovery.loss import DistillationLoss
-from tests.helpers import contents, make_tiny_model, make_tokenizer
+from optimum_ffp.recovery.trainer import RecoveryTrainer
+from tests.helpers import contents, make_tiny_model, make_tokenizer, write_data
 
 
-SETTINGS = {
-    "max_tokens": "2k",
-    "batch_tokens": 96,
-    "seq_len": 24,
-    "held_out_samples": 4,
-    "eval_samples": 3,
-    "eval_seq_len": 24,
-}
+SETTINGS = {"max_tokens": 960, "batch_tokens": 96, "seq_len": 24, "held_out_samples": 4, "eval_samples": 3}
+SETTINGS |= {"evaluations": 2}
 
 
-@pytest.fixture
-def base(pruned):
-    return pruned[0].model_id
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
-def make_recovery(folder, base, data, work=None, **options) -> FFPRecovery:
-    config = RecoveryConfig(dataset=str(data), **SETTINGS | options)
-    return FFPRecovery.from_pretrained(folder, config, base, work, device="cpu")
+@pytest.fixture(scope="module")
+def make_recovery(pruned, data):
+    def make(source=pruned[1], work=None, teacher=pruned[0].model_id, **options) -> FFPRecovery:
+        config = RecoveryConfig(**{"dataset": str(data)} | SETTINGS | options)
+        return FFPRecovery.from_pretrained(source, config, teacher, work, device="cpu")
+
+    return make
 
 
-def test_a_model_is_recovered(folder, base, data_folder, tmp_path):
-    recovery = make_recovery(Path(folder), Path(base), data_folder)
-    before = {name: weight.clone() for name, weight in recovery.student.state_dict().items()}
-    record = recovery.recover()
-    assert record.kept["kl"] < record.curve[0]["kl"]
-    assert record.tokens == 2016 and record.all_tokens == 4 * 2016
-    assert record.stated["teacher"] == Path(base).name
-    with pytest.raises(FFPError, match="trained already; load it again: make another FFPRecovery"):
-        recovery.recover()
-    recovery.save_pretrained(tmp_path / "recovered")
-    assert (tmp_path / "recovered" / "config.json").read_text() == (folder / "config.json").read_text()
-    loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "recovered")
-    assert loaded.state_dict().keys() == before.keys()
-    assert any(not torch.equal(weight, before[name]) for name, weight in loaded.state_dict().items())
-    # What the record says is what the saved models have.
-    (test,), (dense, pruned_model) = (
-        record.tests,
-        (model.from_pretrained(path) for model, path in ((AutoModelForCausalLM, base), (FFPModelForCausalLM, folder))),
-    )
-    text = AutoTokenizer.from_pretrained(base)((data_folder / "test.txt").read_text()).input_ids
-    windows = torch.tensor(text[: 3 * 24]).view(3, 24)
-    assert test["windows"] == 3 and test["split"] == "test"
-    for name, model in {"dense": dense, "pruned": pruned_model, "recovered": loaded}.items():
-        assert record.losses[name][0] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-4)
-        assert record.figures[0][1][name] == pytest.approx(float(window_losses(model, windows).mean().exp()), 1e-4)
-
-
-def test_a_recovered_model_is_pushed(folder, base, data_folder, hub, tmp_path):
-    recovery = make_recovery(folder, base, data_folder)
-    with pytest.raises(FFPError, match=r"there is nothing to save yet; call recover\(\) first"):
-        recovery.push_to_hub("me/recovered")
+@pytest.fixture(scope="module")
+def recovered(make_recovery, tmp_path_factory):
+    """A finished recovery and the folder that it has written."""
+    folder = tmp_path_factory.mktemp("recovered") / "out"
+    recovery = make_recovery(work=folder.with_name("work"))
     recovery.recover()
+    recovery.save_pretrained(folder)
+    return recovery, folder
+
+
+def test_a_model_is_recovered(recovered, pruned, data):
+    recovery, folder = recovered
+    record, base = recovery.record, pruned[0].model_id
+    assert record.kept["kl"] < record.curve[0]["kl"] and record.repeated == {}
+    assert record.tokens == 960 and record.all_tokens == 4 * 960
+    assert not folder.with_name("work").exists()
+    assert (folder / "config.json").read_text() == (pruned[1] / "config.json").read_text()
+    # What the record says is what the saved models have.
+    dense = AutoModelForCausalLM.from_pretrained(base)
+    before, after = (FFPModelForCausalLM.from_pretrained(path) for path in (pruned[1], folder))
+    text = AutoTokenizer.from_pretrained(base)((data / "test.txt").read_text()).input_ids
+    windows = torch.tensor(text[: 3 * 24]).view(3, 24)
+    assert record.tests[0]["windows"] == 3 and record.tests[0]["split"] == "test"
+    for name, model in {"dense": dense, "pruned": before, "recovered": after}.items():
+        losses = window_losses(model, windows)
+        assert record.losses[name][0] == pytest.approx(losses.tolist(), rel=1e-4)
+        assert record.figures[0][1][name] == pytest.approx(losses.mean().exp().item(), 1e-4)
+
+
+def test_it_is_recovered_once(recovered):
+    with pytest.raises(FFPError, match="once"):
+        recovered[0].recover()
+
+
+def test_a_recovered_model_is_pushed(recovered, hub):
+    recovery, folder = recovered
     recovery.push_to_hub("me/recovered", commit_message="Recovered")
-    recovery.save_pretrained(tmp_path / "out")
-    repository, saved = hub.repositories["me/recovered"], contents(tmp_path / "out")
-    pushed = repository.at("main").files
+    pushed, saved = hub.repositories["me/recovered"].at("main").files, contents(folder)
     assert pushed.keys() - {".gitattributes"} == saved.keys()
-    assert {name for name in saved if pushed[name] != saved[name]} == {"README.md"}
+    assert {name for name in saved if pushed[name] != saved[name]} == {"README.md", "ffp_config.json"}
 
 
-def test_the_training_is_logged_beside_the_search(folder, base, data_folder, tmp_path, monkeypatch):
+def test_a_resumed_recovery_ends_with_the_same_weights(recovered, make_recovery, tmp_path, monkeypatch):
+    training_step = RecoveryTrainer.training_step
+
+    def interrupt(self, *arguments):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryTrainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_recovery(work=tmp_path / "work").recover()
+    with pytest.raises(FFPError, match="resume"):
+        make_recovery(work=tmp_path / "work").recover()
+    with pytest.raises(FFPError, match="seed"):
+        make_recovery(work=tmp_path / "work", seed=3).recover(resume=True)
+    resumed, expected = make_recovery(work=tmp_path / "work"), recovered[0]
+    record = resumed.recover(resume=True)
+    assert record.curve == expected.record.curve and record.losses == expected.record.losses
+    weights = expected.student.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.student.state_dict().items())
+
+
+def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    config = RecoveryConfig(dataset=str(data_folder), **SETTINGS)
-    recovery = FFPRecovery.from_pretrained(folder, config, base, "work", "tensorboard", device="cpu")
+    recovery = make_recovery(max_tokens=96, evaluations=1, learning_rate=1e-5)
+    recovery.report_to = ["tensorboard"]
     record = recovery.recover()
-    recovery.save_pretrained("out")
-    (events,) = (tmp_path / "runs" / f"{folder.name}-recovered").glob("events.out.tfevents.*")
-    assert events.read_bytes().count(b"eval/kl") == len(record.curve) and b"train/loss" in events.read_bytes()
-
-
-def test_a_model_in_bfloat16_stays_so_where_nothing_computes_in_it(folder, base, data_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.utils.precision._cpu_multiplies", lambda dtype: False)
-    copytree(folder, tmp_path / "pruned")
-    FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "pruned")
-    recovery = make_recovery(tmp_path / "pruned", base, data_folder)
-    record = recovery.recover()
-    assert record.dtype == "bfloat16" and record.compute_dtypes == {"dense": "float32", "pruned": "float32"}
-    recovery.save_pretrained(tmp_path / "recovered")
-    saved = load_file(tmp_path / "recovered" / "model.safetensors")
-    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
-
-
-def test_figures_are_not_said_to_be_computed_in_what_the_training_is(folder, base, data_folder):
-    """The training converts the dense model after it was measured."""
-    record = make_recovery(folder, base, data_folder, bf16=True).recover()
-    assert record.bf16 and record.compute_dtypes == {"dense": "float32", "pruned": "float32"}
+    (events,) = (tmp_path / "runs" / f"{pruned[1].name}-recovered").glob("events.out.tfevents.*")
+    assert record.curve[-1]["step"] == 1
+    assert events.read_bytes().count(b"eval/kl") == 2 and b"train/loss" in events.read_bytes()
 
 
 @pytest.mark.parametrize("lora", [0, 2])
-def test_computing_in_bfloat16_leaves_rotary_frequencies_as_they_are(folder, base, data_folder, tmp_path, lora):
-    """Those of both models, in the training and after it: a saved model has none, and is loaded with exact ones."""
+def test_computing_in_bfloat16_leaves_rotary_frequencies_and_figures(
+    make_recovery, folder, pruned, tmp_path, monkeypatch, lora
+):
+    """A saved model has no frequencies, and is loaded with exact ones; its weights stay in their dtype."""
     if lora:
         pytest.importorskip("peft")
-    copytree(folder, tmp_path / "pruned")
-    FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "pruned")
-    recovery = make_recovery(tmp_path / "pruned", base, data_folder, bf16=True, lora=lora)
-    exact = AutoModelForCausalLM.from_pretrained(base).model.rotary_emb.inv_freq
-    seen = []
-    loss = DistillationLoss.__call__
+    FFPModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    recovery = make_recovery(folder, bf16=True, lora=lora, max_tokens=2000)
+    exact = AutoModelForCausalLM.from_pretrained(pruned[0].model_id).model.rotary_emb.inv_freq
+    seen, loss = [], DistillationLoss.__call__
 
     def watch(self, *arguments, **options):
         seen.extend(one.model.rotary_emb.inv_freq.clone() for one in (self.student, self.teacher))
         return loss(self, *arguments, **options)
 
-    with patch.object(DistillationLoss, "__call__", watch):
-        recovery.recover()
+    monkeypatch.setattr(DistillationLoss, "__call__", watch)
+    record = recovery.recover()
     seen += [one.model.rotary_emb.inv_freq for one in (recovery.student, recovery.teacher)]
     assert len(seen) > 4 and all(torch.equal(one, exact) for one in seen)
+    # This machine's tests compute in float32.
+    assert record.bf16 and record.compute_dtypes == {"dense": "float32", "pruned": "float32"}
+    recovery.save_pretrained(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert record.dtype == "bfloat16" and {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
-def test_a_resumed_recovery_ends_with_the_same_weights(folder, base, data_folder, tmp_path, monkeypatch):
-    make_recovery(folder, base, data_folder, tmp_path / "whole.work").recover()
-    whole = make_recovery(folder, base, data_folder, tmp_path / "other.work")
-    expected = whole.recover()
-
-    class Stopped(Exception):
-        pass
-
-    def stop(self, *arguments):
-        if self.state.global_step == 11:
-            raise Stopped
-        return training_step(self, *arguments)
-
-    from optimum_ffp.recovery.trainer import RecoveryTrainer
-
-    training_step = RecoveryTrainer.training_step
-    with monkeypatch.context() as patch:
-        patch.setattr(RecoveryTrainer, "training_step", stop)
-        with pytest.raises(Stopped):
-            make_recovery(folder, base, data_folder, tmp_path / "work").recover()
-    with pytest.raises(FFPError, match="contains the state of an earlier run; resume it"):
-        make_recovery(folder, base, data_folder, tmp_path / "work").recover()
-    with pytest.raises(FFPError, match="belongs to another run: config.seed was 0 and is 3"):
-        make_recovery(folder, base, data_folder, tmp_path / "work", seed=3).recover(resume=True)
-    resumed = make_recovery(folder, base, data_folder, tmp_path / "work")
-    found = resumed.recover(resume=True)
-    assert found.curve == expected.curve and found.losses == expected.losses
-    weights = whole.student.state_dict()
-    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.student.state_dict().items())
-    resumed.save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "work").exists()
-
-
-def test_text_of_several_kinds_is_reported_one_by_one(folder, base, data_folder, tmp_path):
-    (tmp_path / "other").mkdir()
-    for file in data_folder.iterdir():
-        (tmp_path / "other" / file.name).write_text(" ".join(reversed(file.read_text().split())))
-    mix = f"{data_folder}:0.5,{tmp_path / 'other'}:0.25,self:0.25"
-    recovery = make_recovery(folder, base, mix, eval_dataset=f"{tmp_path / 'other'},{data_folder}")
-    record = recovery.recover()
-    assert [test["dataset"] for test in record.tests] == [str(tmp_path / "other"), str(data_folder)]
-    assert record.passes.keys() == {str(data_folder), str(tmp_path / "other")}
+def test_a_mix_is_trained_on_and_reported_one_by_one(make_recovery, data, tmp_path):
+    other = copytree(data, tmp_path / "other")
+    for file in other.iterdir():
+        file.write_text(" ".join(reversed(file.read_text().split())))
+    mix = f"{data}:0.5,{other}:0.25,self:0.25"
+    record = make_recovery(dataset=mix, eval_dataset=f"{other},{data}", learning_rate=1e-5).recover()
+    assert [test["dataset"] for test in record.tests] == [str(other), str(data)]
+    assert record.passes.keys() == {str(data), str(other)}
     content = record.to_dict()
     assert content["perplexity"].keys() >= {"dense", "pruned", "recovered", "dataset"}
     assert len(content["other_texts"]) == 1
 
 
-def test_the_teacher_must_be_known_and_have_the_same_tokens(folder, base, data_folder, tmp_path):
-    with pytest.raises(FFPError, match=r"the dense model of .* is needed: .*; name it by --teacher"):
-        make_recovery(folder, None, data_folder)
-    for one in (make_tiny_model(), make_tokenizer()):
-        one.save_pretrained(tmp_path / "other")
-    words = tmp_path / "other" / "tokenizer.json"
+def test_windows_that_are_trained_on_are_counted(make_recovery, data, caplog):
+    record = make_recovery(eval_dataset=str(data / "train.txt"), max_tokens=2000).recover()
+    assert record.repeated == {"test": record.tests[0]["windows"]} and "repeat" in caplog.text
+
+
+def test_a_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_path):
+    recovery = make_recovery(recovered[1], max_tokens=96, evaluations=1, learning_rate=1e-5)
+    recovery.recover()
+    recovery.save_pretrained(tmp_path / "twice")
+    first, second = json.loads((tmp_path / "twice" / "ffp_config.json").read_text())["recovery"]
+    assert second["curve"][0]["kl"] == pytest.approx(first["kept"]["kl"], rel=1e-5)
+
+
+def test_models_that_do_not_belong_together_are_refused(make_recovery, pruned, tmp_path):
+    for name, changes in {"tokens": {}, "larger": {"vocab_size": 130}}.items():
+        make_tiny_model(**changes).save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+    words = tmp_path / "tokens" / "tokenizer.json"
     words.write_text(words.read_text().replace('"w9"', '"other"'))
-    with pytest.raises(FFPError, match=r"the tokenizers of .* differ"):
-        make_recovery(folder, tmp_path / "other", data_folder)
-    make_tiny_model(vocab_size=130).save_pretrained(tmp_path / "larger")
-    make_tokenizer().save_pretrained(tmp_path / "larger")
-    with pytest.raises(FFPError, match="logits for 128 tokens, and the teacher for 130"):
-        make_recovery(folder, tmp_path / "larger", data_folder)
-    for path, sizes in {"deeper": {"num_hidden_layers": 4}, "wider": {"hidden_size": 48}}.items():
-        make_tiny_model(**sizes).save_pretrained(tmp_path / path)
-        make_tokenizer().save_pretrained(tmp_path / path)
-        found = f"the teacher has {sizes.get('num_hidden_layers', 3)} of size {sizes.get('hidden_size', 32)} and"
-        with pytest.raises(FFPError, match=f"hidden_weight compares .*: {found} the pruned model .* set it to 0"):
-            make_recovery(folder, tmp_path / path, data_folder, hidden_weight=1.0)
-        make_recovery(folder, tmp_path / path, data_folder, hidden_weight=0.0)
+    cases = {"tokenizers": tmp_path / "tokens", "logits": tmp_path / "larger", "--teacher": None}
+    for word, teacher in cases.items():
+        with pytest.raises(FFPError, match=word):
+            make_recovery(teacher=teacher)
+    with pytest.raises(FFPError, match="not pruned"):
+        make_recovery(pruned[0].model_id)
 
 
-def test_what_was_not_pruned_is_refused(base, data_folder):
-    with pytest.raises(FFPError, match="was not pruned by optimum-ffp"):
-        make_recovery(base, base, data_folder)
-
-
-def test_nothing_to_save_or_to_resume(folder, base, data_folder, tmp_path):
-    recovery = make_recovery(folder, base, data_folder)
-    with pytest.raises(FFPError, match="call recover"):
+def test_nothing_to_save_or_to_resume(make_recovery, tmp_path):
+    recovery = make_recovery()
+    with pytest.raises(FFPError, match="recover"):
         recovery.save_pretrained(tmp_path / "out")
-    with pytest.raises(FFPError, match="give FFPRecovery a work_folder"):
+    with pytest.raises(FFPError, match="work_folder"):
         recovery.recover(resume=True)
 
 
-def test_memory_that_does_not_suffice_ends_in_one_line(folder, base, data_folder, monkeypatch):
+def test_memory_that_does_not_suffice_ends_in_one_line(make_recovery, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    recovery = make_recovery(folder, base, data_folder)
-    monkeypatch.setattr("optimum_ffp.recovery.trainer.RecoveryTrainer.training_step", fail)
-    with pytest.raises(FFPError, match=r"memory doesn't suffice for .*; choose .*gradient_checkpointing.*lora"):
-        recovery.recover()
-
-
-def test_a_recovered_model_can_be_recovered_again(folder, base, data_folder, tmp_path):
-    for source, out in ((folder, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
-        recovery = make_recovery(source, base, data_folder, learning_rate=3e-5)
-        recovery.recover()
-        recovery.save_pretrained(out)
-    records = json.loads((tmp_path / "twice" / "ffp_config.json").read_text())["recovery"]
-    assert len(records) == 2 and records[1]["curve"][0]["kl"] == pytest.approx(records[0]["kept"]["kl"], rel=1e-5)
-    card = (tmp_path / "twice" / "README.md").read_text()
-    assert card.count("## Pruning") == 1 and card.count("recovered\n") == 1 and card.count("![Divergence") == 2
-    for text in ("## Recovery 1", "| dense | before this training |", "| dense | pruned | recovered |"):
-        assert card.count(text) == 1
-
-
-def test_a_loss_on_answers_without_any_is_told(folder, base, data_folder, caplog):
-    record = make_recovery(folder, base, data_folder, loss_on="answers").recover()
-    assert not record.answers and "has no effect: " in caplog.text and "has no conversations" in caplog.text
-
-
-def test_a_training_of_one_step_trains(folder, base, data_folder):
-    recovery = make_recovery(folder, base, data_folder, max_tokens=96, evaluations=1, learning_rate=1e-5)
-    record = recovery.recover()
-    assert record.curve[-1]["step"] == 1 and record.kept["kl"] < record.curve[0]["kl"]
-
-
-def test_too_few_held_out_windows_are_called_so(folder, base, data_folder, caplog):
-    make_recovery(folder, base, data_folder, held_out_samples=1000).recover()
-    assert "of the 1000 held-out windows of 24 tokens" in caplog.text
-
-
-def test_windows_that_are_trained_on_are_counted(folder, base, data_folder, caplog):
-    assert make_recovery(folder, base, data_folder).recover().repeated == {}
-    record = make_recovery(folder, base, data_folder, eval_dataset=str(data_folder / "train.txt")).recover()
-    assert record.repeated == {"test": record.tests[0]["windows"]}
-    assert "test windows repeat text that is trained on; their figures are too good" in caplog.text
+    monkeypatch.setattr(RecoveryTrainer, "training_step", fail)
+    with pytest.raises(FFPError, match="gradient_checkpointing"):
+        make_recovery().recover()
