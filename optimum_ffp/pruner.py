@@ -349,7 +349,7 @@ class FFPPruner(PushToHubMixin):
         with meter.stage("search"):
             policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
-            with Tracker(self.report_to if processes.is_main() else (), run, config.to_dict()) as tracker:
+            with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 found = policy_search.run(agent, tracker.log_evaluation, with_baselines)
         meter.count("search", found.search.tokens_evaluated)
         found.cost = meter
@@ -369,9 +369,7 @@ class FFPPruner(PushToHubMixin):
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         write, journal = self._writer(), self.measured.journal
-        if processes.is_main():
-            write(directory, overwrite, journal.folder)
-        processes.wait()
+        processes.on_main(lambda: write(directory, overwrite, journal.folder))
         # A sweep closes its journal after the last result.
         if self.result.search.sweep is None:
             self._close_journal()

@@ -21,6 +21,10 @@ def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
         raise FFPError(f"num_processes must be at least 1, found {count}")
     if count in (None, 1) or "WORLD_SIZE" in os.environ:
         run()
+        # Imports torch, which the command has done by now.
+        from ..utils import processes
+
+        processes.leave()
     else:
         _launch(count)
 

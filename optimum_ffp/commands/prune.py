@@ -118,8 +118,7 @@ def prune(args: Namespace) -> None:
         token=args.token,
     )
     if args.plan:
-        if processes.is_main():
-            show_plan(estimate, folders[0], [*problems])
+        show_plan(estimate, folders[0], [*problems])
         return
     if processes.is_main():
         for problem in problems:
@@ -129,7 +128,6 @@ def prune(args: Namespace) -> None:
         begin_work(work, args.resume)
     offload = processes.from_main(estimate.offload)
     write_checkpoints(args, config, sparsities, folders, repositories, work, offload)
-    processes.leave()
 
 
 def write_checkpoints(

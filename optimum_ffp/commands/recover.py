@@ -92,8 +92,7 @@ def recover(args: Namespace) -> None:
         trains_on=[estimate.machine.device],
     )
     if args.plan:
-        if processes.is_main():
-            show_plan(estimate, folder, [*problems])
+        show_plan(estimate, folder, [*problems])
         return
     if processes.is_main():
         for problem in problems:
@@ -113,6 +112,5 @@ def recover(args: Namespace) -> None:
     recovery.save_pretrained(folder, overwrite=args.overwrite)
     if processes.is_main():
         print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
-    if processes.is_main() and args.push_to_hub:
-        print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
-    processes.leave()
+        if args.push_to_hub:
+            print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")

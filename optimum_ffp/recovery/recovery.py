@@ -198,9 +198,7 @@ class FFPRecovery(PushToHubMixin):
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
         write = self._writer()
-        if processes.is_main():
-            write(directory, overwrite, work_folder=self.journal.folder)
-        processes.wait()
+        processes.on_main(lambda: write(directory, overwrite, work_folder=self.journal.folder))
         self.journal.remove()
         self.journal = Journal()
 
@@ -288,7 +286,7 @@ class FFPRecovery(PushToHubMixin):
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
         """Trains the student; the result has its dtype."""
         run = f"{Path(self.source).name}-recovered"
-        with Tracker(self.report_to if processes.is_main() else (), run, self.config.to_dict()) as tracker:
+        with Tracker(self.report_to, run, self.config.to_dict()) as tracker:
             arguments = self.config, self.batch, self.bf16, tracker
             training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
             return self._run(training, windows, held_out)

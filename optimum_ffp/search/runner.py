@@ -137,7 +137,7 @@ class PolicySearch:
         mapping = uniform if config.method == "uniform" else self.mapping
         # The curriculum may start at a lower sparsity than the bounds allow, and the last may be just below them.
         least = min(self.budget(config.sparsity).least_sparsity, config.sparsity)
-        baselines = processes.from_main(self._baselines()) if searches or with_baselines else {}
+        baselines = self._baselines() if searches or with_baselines else {}
         with progress_bar(config.evaluations + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
