@@ -3,8 +3,8 @@
 python examples/custom_data.py MODEL CONVERSATIONS.jsonl OUTPUT [--sparsity 0.2]
 
 Each line of the file is `{"messages": [{"role": "user", "content": ...}, ...]}`. One conversation in ten is for the
-search and one in ten for the test, so that neither uses calibration text. The texts are written to OUTPUT-data, in a
-format of `--dataset`: a folder with train, validation and test files. An existing checkpoint in OUTPUT is replaced.
+search and one in ten for the test, so that neither uses calibration text. The texts are written to the new folder
+OUTPUT-data, in a format of `--dataset`: a folder with train, validation and test files.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.utils.folders import check_output
 
 
 # Splits of ten consecutive conversations.
@@ -24,23 +23,14 @@ SPLITS = ("validation", "test", *["train"] * 8)
 def write_dataset(conversations: Path, model_id: str, folder: Path) -> None:
     """Renders conversations by the model's chat template and writes a file per split."""
     tokenizer = AutoTokenizer.from_pretrained(model_id)
-    if not tokenizer.chat_template:
-        raise SystemExit(f"{model_id} has no chat template; name a chat model")
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
-    with open(conversations, encoding="utf-8") as lines:
-        for number, line in enumerate(filter(str.strip, lines)):
-            text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
-            rows[SPLITS[number % len(SPLITS)]].append(text)
-    files = {
-        folder / f"{split}.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        for split, texts in rows.items()
-    }
-    for file, written in files.items():
-        if file.exists() and file.read_text(encoding="utf-8") != written:
-            raise SystemExit(f"{file} holds other text, which is not replaced: move it away, or name another OUTPUT")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, written in files.items():
-        file.write_text(written, encoding="utf-8")
+    lines = filter(str.strip, conversations.read_text(encoding="utf-8").splitlines())
+    for number, line in enumerate(lines):
+        text = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
+        rows[SPLITS[number % len(SPLITS)]].append(json.dumps({"text": text}) + "\n")
+    folder.mkdir(parents=True)
+    for split, texts in rows.items():
+        (folder / f"{split}.jsonl").write_text("".join(texts), encoding="utf-8")
 
 
 def main() -> None:
@@ -55,14 +45,13 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024, help="Tokens per window.")
     args = parser.parse_args()
 
-    check_output(args.output, overwrite=True)
     folder = Path(f"{args.output.rstrip('/')}-data")
     write_dataset(args.conversations, args.model, folder)
     sizes = {name: getattr(args, name) for name in ("search_steps", "num_samples", "search_samples", "seq_len")}
     config = FFPConfig(sparsity=args.sparsity, dataset=str(folder), **sizes)
     pruner = FFPPruner.from_pretrained(args.model, config)
     result = pruner.prune()
-    pruner.save_pretrained(args.output, overwrite=True)
+    pruner.save_pretrained(args.output)
     print(f"perplexity on conversations: {result.perplexity:.2f}")
 
 

@@ -1,5 +1,6 @@
 """Fixtures: tiny models saved as folders, text, a Hub of this machine."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from optimum_ffp import FFPPruner
-from tests.helpers import KINDS, VOCABULARY, make_pruner, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import EXAMPLES, KINDS, VOCABULARY, make_pruner, make_tiny_model, make_tokenizer, write_data
 from tests.hub_server import TOKEN, Hub, run_hub
 
 
@@ -65,6 +66,18 @@ def run_ffp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
         except SystemExit as stop:
             code = stop.code
         return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs an example in this process and returns what it printed."""
+
+    def run(name: str, *arguments: Any) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
 
     return run
 

@@ -1,8 +1,6 @@
 """What is done with a pruned checkpoint next: LoRA by peft, int8 by torchao and bitsandbytes."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM
-from tests.helpers import CONFIGS, EXAMPLES, make_tiny_model, prune_tiny_model
+from tests.helpers import CONFIGS, make_tiny_model, prune_tiny_model
 
 
 pytestmark = pytest.mark.slow
@@ -18,12 +16,6 @@ pytestmark = pytest.mark.slow
 
 def load(folder: Path) -> PreTrainedModel:
     return FFPModelForCausalLM.from_pretrained(folder).eval()
-
-
-def run_example(*arguments: str | Path) -> str:
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # peft has default targets for llama and gpt-neox, and none for ministral3; GPT-2 has layers of its own.
@@ -88,11 +80,11 @@ def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_p
         assert torch.equal(again(windows).logits, pruned(windows).logits)
 
 
-def test_quantization_example(data_folder, tmp_path):
+def test_quantization_example(run_example, data_folder, tmp_path):
     pytest.importorskip("torchao")
     folder = prune_tiny_model("llama", tmp_path / "pruned")
     sizes = ["--seq-len", "24", "--eval-samples", "6", "--output", tmp_path / "int8"]
-    printed = run_example(EXAMPLES / "quantize.py", folder, data_folder, *sizes)
+    printed = run_example("quantize.py", folder, data_folder, *sizes)
     after, before = map(float, re.search(r"^perplexity +([\d.]+) +([\d.]+)", printed, re.MULTILINE).groups())
     assert after == pytest.approx(before, rel=0.05)
 
