@@ -13,7 +13,6 @@ from ..allocation.mappings.curves import lower_hull
 from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
-from ..config.fields import PAPER
 from ..modeling.families import Family, ModelUnit, find_units
 from ..modeling.families.base import permute_blocks
 from .fisher import loss_curve
@@ -42,11 +41,8 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
         possible = (wanted,)
     elif config.mapping != "curves":
         possible = possible[:1]
-    # A default is not a choice that somebody made.
-    chooses = config.preset == "paper" or config.method == "homogeneous"
-    is_default = chooses and config.attention == PAPER["attention"]
-    asked = wanted is not None and not is_default
-    if asked and wanted not in possible:
+    # KV groups are the default of a preset and of a method, not a choice that somebody made.
+    if wanted == "query_head" and wanted not in possible:
         name = model.config._name_or_path or "the model"
         found = "stays whole" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
         _warn_once(f"attention {config.attention} isn't possible for {name}; it {found}")

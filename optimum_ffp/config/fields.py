@@ -81,10 +81,12 @@ PAPER = {
     "hidden_sizes": (256, 128),
     "ridge_lambda": 0.01,
     "num_samples": 32,
+    "relative_outputs": False,
+    "fall_back": False,
 }
 # Options that the measurements before the search depend on.
 MEASURED = (
-    *("preset", "seed", "search_dtype", "ffn_multiple"),
+    *("seed", "search_dtype", "ffn_multiple", "relative_outputs"),
     *("dataset", "eval_dataset", "text_column", "seq_len", "start_token"),
     *("num_samples", "search_samples", "eval_samples", "fisher_samples"),
     *("criterion", "mapping", "attention", "ridge_lambda", "ridge_lambda_relative"),
@@ -204,6 +206,8 @@ class Options:
     action_std: float = 0.1
     clip_range: float = 0.2
     hidden_sizes: tuple[int, ...] = (256, 128)
+    fall_back: bool = True
+    relative_outputs: bool = True
     search_dtype: str = "auto"
     min_retention: float = 0.2
     max_retention: float = 1.0

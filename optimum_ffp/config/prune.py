@@ -109,6 +109,10 @@ class FFPConfig(Options):
             warm start has that of its agent.
         clip_range: Clip range of PPO, default 0.2 (the paper's).
         hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
+        fall_back: Whether a search returns the uniform or the no-search policy where that is better than what it
+            found (default; not so the paper).
+        relative_outputs: Whether statistics weigh tokens by the size of a projection's output where a norm follows it
+            (default; not so the paper).
         search_dtype: Dtype of matrix products in statistics, search and distillation: `"auto"` (default) is bfloat16
             where the hardware multiplies it faster, `"model"` is the model's own.
         min_retention: Smallest fraction of its groups that a unit keeps, `a_min`, default 0.2.
@@ -260,8 +264,9 @@ class FFPConfig(Options):
                     f"{name} must be at least {len(texts)}, a window of each of {', '.join(texts)}, found "
                     f"{getattr(self, name)}"
                 )
-        if not isinstance(self.ridge_lambda_relative, bool):
-            raise FFPError(f"ridge_lambda_relative must be true or false, found {self.ridge_lambda_relative!r}")
+        for name in ("ridge_lambda_relative", "fall_back", "relative_outputs"):
+            if not isinstance(getattr(self, name), bool):
+                raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
         if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
             raise FFPError(
                 f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"

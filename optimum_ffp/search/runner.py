@@ -93,7 +93,7 @@ class PolicySearch:
         """Run the search method `config.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
-        better; not so by the paper's preset, which only reports them.
+        better, unless `config.fall_back` is off: then they are only reported.
 
         Args:
             warm_start: State of an agent to start from.
@@ -160,7 +160,7 @@ class PolicySearch:
                 is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
                 curves=self.curves,
                 baselines=baselines,
-                falls_back=searches and config.preset != "paper",
+                falls_back=searches and config.fall_back,
                 on_evaluated=show,
             )
             found = find_choice("method", config.method).search(task, config, warm_start)
