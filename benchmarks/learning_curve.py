@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.analysis.measurements import policy_losses
-from optimum_ffp.checkpoint.result import FoundPolicy
+from optimum_ffp.checkpoint.result import Found
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_endings
 from optimum_ffp.data import Windows
@@ -74,7 +74,7 @@ def main() -> None:
     for sparsity in args.sparsities:
         trained = pruner.search(sparsity, agent)
         agent = agent or trained.agent
-        steps = steps_for(trained.search.tokens_evaluated, config, args.search_samples)
+        steps = steps_for(trained.tokens_evaluated, config, args.search_samples)
         drawn = pruner.search(sparsity, config=config.replace(method="random", search_steps=steps))
         records.append(judge.compare(sparsity, {"ppo": trained, "random": drawn}, args.every))
         for name, found in (("ppo", trained), ("random", drawn)):
@@ -129,19 +129,19 @@ class Judge:
         inputs = measured.prepared.sorted_model, [policy], self.windows.tokens
         return float(policy_losses(*inputs, compensated=compensated, dtype=dtype).mean())
 
-    def compare(self, sparsity: float, searches: dict[str, FoundPolicy], every: int) -> dict[str, Any]:
+    def compare(self, sparsity: float, searches: dict[str, Found], every: int) -> dict[str, Any]:
         """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
         search = PolicySearch(self.pruner.measured, self.pruner.config.replace(sparsity=sparsity))
         budget, record = search.budget(sparsity), {"sparsity": sparsity}
         for name, found in searches.items():
             record[name] = {
-                "tokens": found.search.tokens_evaluated,
-                "evaluations": found.search.candidate_evaluations,
-                "best_on_search": found.search.dense_perplexity / found.search.best_perplexity,
+                "tokens": found.tokens_evaluated,
+                "evaluations": found.candidate_evaluations,
+                "best_on_search": found.dense_perplexity / found.best_perplexity,
                 "held_out": self.reward(found.policy),
                 "samples": [[entry["samples"], entry["target_sparsity"], entry["reward"]] for entry in found.log],
             }
-        trail = searches["ppo"].trail
+        trail = searches["ppo"].scores_by_update
         kept = sorted({*range(0, len(trail), every), len(trail) - 1})
         policies = [search.mapping(trail[update], budget) for update in kept]
         # Most updates change the scores, but not their order.

@@ -1,7 +1,7 @@
 """FFPPruner: runs the stages of a prune."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation.budget import Budget
 from .analysis.measurements import Measurements
-from .checkpoint.pareto import ParetoFront
 from .checkpoint.pushing import PushToHubMixin
-from .checkpoint.result import FoundPolicy, PruningResult, package_versions
+from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
 from .config import FFPConfig
@@ -59,7 +58,7 @@ class FFPPruner(PushToHubMixin):
 
     Attributes:
         measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
-        result: Last result of `finish`, `prune` or `sweep`.
+        result: Last result of `finish` or `prune`.
 
     Raises:
         FFPError: If the model can't be pruned, or the sparsity can't be met.
@@ -83,7 +82,7 @@ class FFPPruner(PushToHubMixin):
     ):
         self.report_to = check_trackers(report_to)
         if work_folder is not None:
-            # `prune` and `sweep` check `resume`.
+            # `prune` checks `resume`.
             check_work_folder(work_folder, resume=True)
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         self.model_id = os.fspath(name)
@@ -143,9 +142,12 @@ class FFPPruner(PushToHubMixin):
         return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
 
     def budget(self, sparsity: float) -> Budget:
-        """The parameter budget and retention bounds at a sparsity. Raises `FFPError` if it can't be met.
+        """Returns the parameter budget and retention bounds at a sparsity.
 
         The model is measured first where that decides what attention loses (option `attention`).
+
+        Raises:
+            FFPError: If the sparsity can't be met.
         """
         return budget_at(self.measured.units, sparsity, self.config)
 
@@ -155,7 +157,7 @@ class FFPPruner(PushToHubMixin):
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         resume: bool = False,
     ) -> PruningResult:
-        """Searches, calibrates, slices and evaluates.
+        """Searches, calibrates, slices and evaluates. A further call reuses what was measured.
 
         Args:
             sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
@@ -173,52 +175,11 @@ class FFPPruner(PushToHubMixin):
         self.open_journal(resume)
         return self.finish(self.search(sparsity, warm_start))
 
-    def sweep(
-        self,
-        sparsities: Iterable[float],
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
-        resume: bool = False,
-    ) -> Iterator[PruningResult]:
-        """Prunes at several sparsities with one agent.
-
-        The agent's state is the target sparsity, so that it transfers between sparsities: the first search takes all
-        of `config.search_steps`, each later one of method `ffp` starts from its agent and takes half of them. The
-        policies of the baselines `uniform` and `no-search` are evaluated on the search windows too, for a Pareto plot.
-
-        Args:
-            sparsities: Fractions of the block parameters to remove.
-            warm_start: Agent that the first search starts from.
-            resume: As in `prune`. The work folder is removed after the last result has been consumed; it remains, to
-                be resumed, if the sweep is interrupted.
-
-        Yields:
-            One result per sparsity.
-
-        Raises:
-            FFPError: As `prune`; all sparsities are checked before anything expensive.
-        """
-        sparsities = list(sparsities)
-        for sparsity in sparsities:
-            self._check_budget(self.config.replace(sparsity=sparsity))
-        self.open_journal(resume)
-        agent = find_agent(warm_start, self.options.token)
-        begun_with, front = getattr(agent, "source", None), ParetoFront()
-        sweep = {"sparsity": sparsities, "search_steps": self.config.search_steps}
-        for config in self.config.sweep(sparsities):
-            found = self._find(self._searched_with(config, None), agent, with_baselines=True)
-            agent = find_agent(found.agent)
-            found.search.sweep, found.search.warm_start = sweep, begun_with
-            result = self.finish(found)
-            front.add(result)
-            found.search.front = front.record
-            yield result
-        self._close_journal()
-
     def open_journal(self, resume: bool = False) -> None:
         """Starts saving finished work in the work folder, until `save_pretrained`.
 
-        `prune` and `sweep` call it themselves; callers of `search` and `finish` may call it first. Measurements are
-        reused at any sparsity and with any `config`.
+        `prune` calls it itself; callers of `search` and `finish` may call it first. Measurements are reused at any
+        sparsity and with any `config`.
 
         Args:
             resume: Whether to resume from the state of an interrupted process.
@@ -243,16 +204,13 @@ class FFPPruner(PushToHubMixin):
         }
         self.measured.journal = Journal.open(self.work_folder, identity, resume, self.options.offload == "disk")
 
-    def _close_journal(self) -> None:
-        self.measured.journal.remove()
-        self.measured.journal = Journal()
-
+    @memory_errors()
     def search(
         self,
         sparsity: float | None = None,
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         config: FFPConfig | None = None,
-    ) -> FoundPolicy:
+    ) -> Found:
         """Finds the policy: the first half of `prune`.
 
         Args:
@@ -263,15 +221,32 @@ class FFPPruner(PushToHubMixin):
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
+        config = self.measured.resolved(config or self.config)
+        # This checks the values too: one may have been set to what isn't allowed.
+        config = config.replace(sparsity=config.sparsity if sparsity is None else sparsity)
+        self.measured.check(config)
+        self._check_budget(config)
         agent = find_agent(warm_start, self.options.token)
-        return self._find(self._searched_with(config or self.config, sparsity), agent)
+        if agent is not None:
+            self._check_agent(agent, config)
+        # Measured here, outside the stage `search`: the measurements have stages of their own.
+        _ = self.measured.prepared
+        meter = StageMeter()
+        with meter.stage("search"):
+            policy_search = PolicySearch(self.measured, config)
+            run = f"{Path(self.model_id).name}-{config.sparsity:g}"
+            with Tracker(self.report_to, run, config.to_dict()) as tracker:
+                result = policy_search.run(agent, tracker.log_evaluation)
+        meter.count("search", result.tokens_evaluated)
+        result.cost = meter
+        return result
 
     @memory_errors()
-    def finish(self, found: FoundPolicy, config: FFPConfig | None = None) -> PruningResult:
+    def finish(self, search: Found, config: FFPConfig | None = None) -> PruningResult:
         """Calibrates, slices and evaluates a policy: the second half of `prune`.
 
         Args:
-            found: Policy from `search`.
+            search: Result of `search`.
             config: Options of calibration, to calibrate one policy in several ways; those of the search if `None`.
 
         Returns:
@@ -280,37 +255,34 @@ class FFPPruner(PushToHubMixin):
         Raises:
             FFPError: If the config differs in options that `measured` depends on.
         """
-        measured, policy = self.measured, found.policy
-        config = found.config.replace(**{name: getattr(config or found.config, name) for name in CALIBRATION})
+        measured, policy = self.measured, search.policy
+        calibrated_with = {name: getattr(config or search.config, name) for name in CALIBRATION}
+        config = search.config.replace(**calibrated_with)
         measured.check(config)
-        calibrated_with = {name: getattr(config, name) for name in CALIBRATION}
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
         # The dense model's evaluation is counted in that of the measurements.
-        meter = StageMeter(measured.meter, found.cost)
-        tested = journal, config.batch_size, meter
+        meter = StageMeter(measured.meter, search.cost)
+        test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)
         if config.reports_searched:
-            losses["searched"] = measured.test_losses(policy, None, "searched", *tested)
+            losses["searched"] = test_losses("searched")
         with meter.stage("calibration"):
-            weights, calibration, tokens = calibrate(
-                sorted_model, policy, measured.data, measured.start_token, config, journal
-            )
-        meter.count("calibration", tokens)
+            calibration = calibrate(sorted_model, policy, measured.data, measured.start_token, config, journal)
+        meter.count("calibration", calibration.tokens)
         if config.calibration != "none":
-            losses["calibrated"] = measured.test_losses(policy, weights, "calibrated", *tested)
+            losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
-            pruned = sorted_model.materialise(policy, weights, journal, config.method == "homogeneous")
-            del weights
+            model = sorted_model.materialize(policy, calibration.weights, journal, config.method == "homogeneous")
         self.result = PruningResult(
-            model=pruned,
+            model=model,
             tokenizer=self.tokenizer,
-            found=found,
+            search=search,
             config=config,
             base_model=self.model_id,
             dense_parameters=self._dense_parameters,
             test_windows=measured.data.tests,
             losses=losses,
-            calibration=calibration,
+            calibration=calibration.record,
             cost=meter,
             compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,
@@ -320,42 +292,7 @@ class FFPPruner(PushToHubMixin):
         )
         return self.result
 
-    def _searched_with(self, config: FFPConfig, sparsity: float | None) -> FFPConfig:
-        """Copies the config with a sparsity, after checking that it matches the measurements."""
-        # An option may have been set to what isn't allowed.
-        config = self.measured.resolved(config).replace()
-        self.measured.check(config)
-        return config if sparsity is None else config.replace(sparsity=sparsity)
-
-    def _check_budget(self, config: FFPConfig) -> None:
-        shapes = ([unit.unit for unit in units] for units in self.measured.ways)
-        possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
-        check_budget(shapes, config.sparsity, config, possible)
-
-    @memory_errors()
-    def _find(
-        self, config: FFPConfig, agent: Mapping[str, np.ndarray] | None, with_baselines: bool = False
-    ) -> FoundPolicy:
-        if agent is not None and not AGENT.holds(config):
-            raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
-        self._check_budget(config)
-        if agent is not None:
-            units = [unit.unit for unit in self.measured.ways[0]]
-            find_choice("agent", config.agent).check_state(agent, units, config)
-            check_agent(agent, units)
-        # Measured here, outside the stage `search`: the measurements have stages of their own.
-        _ = self.measured.prepared
-        meter = StageMeter()
-        with meter.stage("search"):
-            policy_search = PolicySearch(self.measured, config)
-            run = f"{Path(self.model_id).name}-{config.sparsity:g}"
-            with Tracker(self.report_to, run, config.to_dict()) as tracker:
-                found = policy_search.run(agent, tracker.log_evaluation, with_baselines)
-        meter.count("search", found.search.tokens_evaluated)
-        found.cost = meter
-        return found
-
-    def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
+    def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False, keep_work: bool = False) -> None:
         """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
 
         Of several processes, which all call this, the main one writes.
@@ -364,20 +301,30 @@ class FFPPruner(PushToHubMixin):
             directory: Folder to write. It is written completely or not at all.
             overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One that
                 this prune has written before it was killed and resumed is replaced in any case.
+            keep_work: Whether to keep the work folder, for prunes at further sparsities.
 
         Raises:
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
         write, journal = self._writer(), self.measured.journal
         processes.on_main(lambda: write(directory, overwrite, journal.folder))
-        # A sweep closes its journal after the last result.
-        if self.result.search.sweep is None:
-            self._close_journal()
+        if not keep_work:
+            journal.remove()
+            self.measured.journal = Journal()
 
     def _writer(self) -> Callable[..., Path]:
-        return partial(save_checkpoint, self._finished())
-
-    def _finished(self) -> PruningResult:
         if self.result is None:
             raise FFPError("there is nothing to save yet; call prune() first")
-        return self.result
+        return partial(save_checkpoint, self.result)
+
+    def _check_budget(self, config: FFPConfig) -> None:
+        shapes = ([unit.unit for unit in units] for units in self.measured.ways)
+        possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
+        check_budget(shapes, config.sparsity, config, possible)
+
+    def _check_agent(self, agent: Mapping[str, np.ndarray], config: FFPConfig) -> None:
+        if not AGENT.holds(config):
+            raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
+        units = [unit.unit for unit in self.measured.ways[0]]
+        find_choice("agent", config.agent).check_state(agent, units, config)
+        check_agent(agent, units)

@@ -20,7 +20,8 @@ from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
-from optimum_ffp.checkpoint.result import SearchRecord
+from optimum_ffp.checkpoint.pareto import ParetoFront
+from optimum_ffp.checkpoint.result import Found, PruningResult
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
@@ -276,13 +277,25 @@ def make_sorted_model(
     return SortedModel(layerwise or layerwise_of(model), units, orders, ridges), orders
 
 
-def make_record(**figures: Any) -> SearchRecord:
-    """A record of a search, of which these figures matter."""
+def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningResult]:
+    """Prunes at several sparsities as the command does: each search starts from the agent of the one before."""
+    front, agent, steps, results = ParetoFront(), None, pruner.config.search_steps, []
+    for sparsity in sparsities:
+        results.append(pruner.prune(sparsity, agent))
+        front.add(results[-1])
+        results[-1].search.front = front.record
+        agent, pruner.config.search_steps = results[-1].agent, steps // 2
+    return results
+
+
+def make_record(config: FFPConfig | None = None, **figures: Any) -> Found:
+    """A search, of which these figures matter."""
     counts = {"candidate_evaluations": 12, "tokens_evaluated": 960, "non_finite": 0}
     perplexities = {"dense_perplexity": 20.0, "best_perplexity": 30.0}
     windows = {"dataset": "text", "split": "train", "windows": 2, "window_length": 24}
     of_text = {"windows": windows, "calibrated_on": windows, "repeated_windows": {}}
-    return SearchRecord(**{"method": "ffp", "seed": 0} | counts | perplexities | of_text | figures)
+    facts = {"policy": None, "log": [], "config": config or FFPConfig()}
+    return Found(**facts | counts | perplexities | of_text | figures)
 
 
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
@@ -301,7 +314,7 @@ def prune_by_hand(
     sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
     sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
-    return sorted_model.materialise(policy, homogeneous=homogeneous), policy
+    return sorted_model.materialize(policy, homogeneous=homogeneous), policy
 
 
 def prune_tiny_model(name: str, folder: Path) -> Path:

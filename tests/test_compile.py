@@ -29,7 +29,7 @@ INDUCTOR = pytest.param(
 def test_compiled_forward_and_generation_with_a_static_cache(backend, windows, tmp_path):
     torch.compiler.reset()
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-    sorted_model.materialise(random_policy(sorted_model, 1)).save_pretrained(tmp_path)
+    sorted_model.materialize(random_policy(sorted_model, 1)).save_pretrained(tmp_path)
     model = FFPModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(windows).logits

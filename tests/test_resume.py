@@ -63,14 +63,6 @@ def test_a_folder_of_others_is_no_work_folder(save_tiny_model, data_folder):
     assert len(list(data_folder.iterdir())) == 3
 
 
-def test_a_sweep_keeps_its_work_until_the_last_result_is_taken(save_tiny_model, data_folder, tmp_path):
-    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work")
-    for number, _ in enumerate(pruner.sweep([0.2, 0.3])):
-        pruner.save_pretrained(tmp_path / str(number))
-        assert (tmp_path / "work").is_dir()
-    assert not (tmp_path / "work").exists()
-
-
 def evaluate_nothing(monkeypatch):
     for module in ("analysis.measurements", "search.evaluator"):
         monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", None)
@@ -182,16 +174,6 @@ def test_a_second_prune_goes_on_in_the_work_folder(save_tiny_model, data_folder,
     # Nothing is kept again before it is asked for.
     pruner.search(0.2)
     assert not work.exists()
-
-
-def test_a_sweep_that_is_broken_off_leaves_no_trace_in_the_pruner(save_tiny_model, data_folder, tmp_path):
-    pruner = make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", method="uniform")
-    for _ in pruner.sweep([0.2, 0.3]):
-        break
-    assert (tmp_path / "work").is_dir()
-    pruner.prune(0.4)
-    pruner.save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "work").exists()
 
 
 def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
                 for policy in homogeneous_policies(Budget(sorted_model.units, 0.3))
                 if sorted_model.is_homogeneous(policy)
             )
-        pruned = sorted_model.materialise(policy, homogeneous=ALIKE in case)
+        pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case
         pruned.save_pretrained(found[case])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.

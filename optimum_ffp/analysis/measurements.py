@@ -246,15 +246,16 @@ class Measurements:
     def dense_test_losses(self) -> list[list[float]]:
         """Losses of the dense model on the test windows of each text, in nats per token."""
         _ = self.prepared
-        return self.test_losses(PruningPolicy.dense(self.units), None, "dense", self.journal, self.config.batch_size)
+        dense = PruningPolicy.dense(self.units)
+        return self.test_losses(dense, "dense", journal=self.journal, batch_size=self.config.batch_size)
 
     def test_losses(
         self,
         policy: PruningPolicy,
-        weights: Mapping[str, torch.Tensor] | None,
         name: str,
         journal: Journal,
         batch_size: int,
+        weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
     ) -> list[list[float]]:
         """Return the losses of a policy on the test windows of each text, in nats per token.
@@ -263,17 +264,23 @@ class Measurements:
 
         Args:
             policy: Number of groups that each unit keeps.
-            weights: Tensors that replace the dense model's own, by the parameter's name.
             name: Label of the progress bar and of the journal entry.
             journal: Saves the losses.
             batch_size: Windows per forward pass, halved if memory runs out.
+            weights: Tensors that replace the dense model's own, by the parameter's name.
             meter: Measures the stage; the meter of the measurements if `None`.
         """
 
         def measure() -> list[list[float]]:
-            sorted_model, label = self.prepared.sorted_model, f"Perplexity, {name}"
             return [
-                policy_losses(sorted_model, [policy], test.tokens, weights, False, batch_size, None, label)[0].tolist()
+                policy_losses(
+                    self.prepared.sorted_model,
+                    [policy],
+                    test.tokens,
+                    weights=weights,
+                    batch_size=batch_size,
+                    description=f"Perplexity, {name}",
+                )[0].tolist()
                 for test in self.data.tests
             ]
 

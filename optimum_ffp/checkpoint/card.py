@@ -153,8 +153,7 @@ def _gguf_option(result: PruningResult) -> str | None:
 def command_line(result: PruningResult) -> str:
     """The command that reproduces this prune: model, warm start, and all options that differ from the preset."""
     config, search = result.config, result.search
-    # A search of a sweep starts from the agent of the previous one, so the command has all sparsities.
-    values = without_folders(config.to_dict()) | {"sparsity": [config.sparsity]} | (search.sweep or {})
+    values = without_folders(config.to_dict())
     agent = search.warm_start
     stated = {
         "model": short_name(result.base_model),
@@ -191,5 +190,6 @@ def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]
     alone = FFPConfig(preset=preset)
     defaults |= {"preset": FFPConfig.preset, "reward": alone.reward, "seed": None}
     values = values | {"preset": preset}
-    read = [name for name in config.option_names() if name != "sparsity" and config.reads(name)]
+    in_files = ("sparsity", "fall_back", "relative_outputs")
+    read = [name for name in config.option_names() if name not in in_files and config.reads(name)]
     return {name: values[name] for name in read if values[name] != defaults[name]}

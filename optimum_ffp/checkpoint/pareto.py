@@ -27,7 +27,7 @@ class ParetoFront:
         self.record = record or {}
 
     def add(self, result: PruningResult) -> None:
-        """Adds one result of `FFPPruner.sweep`."""
+        """Adds the result at one sparsity."""
         search = result.search
         dense = {
             "parameters": result.dense_parameters,

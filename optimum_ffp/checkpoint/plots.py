@@ -200,7 +200,8 @@ def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]]):
     axes = figure.add_subplot()
     origin = dense["parameters"] / 1e6, dense["search_perplexity"]
     for name, (color, marker, size) in FRONT.items():
-        points = [(row["parameters"] / 1e6, row["search_perplexity"][name]) for row in rows]
+        measured = [row for row in rows if name in row["search_perplexity"]]
+        points = [(row["parameters"] / 1e6, row["search_perplexity"][name]) for row in measured]
         axes.plot(*zip(*sorted([*points, origin])), color=color, marker=marker, markersize=size, label=name)
     axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
     _compress(axes, [origin[1], *(value for row in rows for value in row["search_perplexity"].values())])

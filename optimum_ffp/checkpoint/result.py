@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,86 +18,78 @@ from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
 
 
-# Fields that some searches don't have.
-OPTIONAL = ("baselines", "sweep", "front")
-
-
 @dataclass
-class SearchRecord:
-    """Counts and figures of a search.
+class Found:
+    """A policy and the search that found it.
 
     Attributes:
-        method: Option `method`.
-        seed: Option `seed`.
+        policy: Number of groups that each unit keeps.
+        best_perplexity: Its perplexity on the search windows.
+        log: One record per candidate evaluation.
+        baselines: Perplexity of the policies without a search on the same windows, by method, if evaluated.
+        agent: State of the agent for policy transfer, if the method has one.
+        scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
+            curves.
+        config: Options; `config.sparsity` is the target.
+        dense_perplexity: Perplexity of the dense model on the search windows.
         candidate_evaluations: Number of policies evaluated.
         tokens_evaluated: Tokens of these evaluations; those of a forward and backward pass count three times.
         non_finite: Number of candidates whose loss is not finite.
-        dense_perplexity: Perplexity of the dense model on the search windows.
-        best_perplexity: Perplexity of the policy found, on the same windows.
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.
         repeated_windows: Number of windows per role that repeat text of other roles.
         warm_start: Checkpoint whose agent the search started from.
-        baselines: Perplexity of the policies without a search on the same windows, by method, if evaluated.
-        sweep: `sparsity` and `search_steps` of the sweep that this search is part of.
-        front: Record of the sweep's Pareto front up to this search.
-    """
-
-    method: str
-    seed: int
-    candidate_evaluations: int
-    tokens_evaluated: int
-    non_finite: int
-    dense_perplexity: float
-    best_perplexity: float
-    windows: dict[str, Any]
-    calibrated_on: dict[str, Any]
-    repeated_windows: dict[str, int]
-    warm_start: str | None = None
-    baselines: dict[str, float] = field(default_factory=dict)
-    sweep: dict[str, Any] | None = None
-    front: dict[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON-ready record in `ffp_config.json`."""
-        record = asdict(self)
-        perplexity = {"dense": record.pop("dense_perplexity"), "best": record.pop("best_perplexity")}
-        record["perplexity"] = perplexity | record.pop("windows")
-        return {name: value for name, value in record.items() if name not in OPTIONAL or value}
-
-
-@dataclass
-class FoundPolicy:
-    """A policy and how it was found.
-
-    Attributes:
-        policy: Number of groups that each unit keeps.
-        config: Options; `config.sparsity` is the target.
-        search: Counts and figures of the search.
-        log: One record per candidate evaluation.
-        agent: State of the agent for policy transfer, if the method has one.
-        trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
+        front: Record of the Pareto front of several sparsities up to this one.
         cost: Time, memory and tokens of the search.
     """
 
     policy: PruningPolicy
-    config: FFPConfig
-    search: SearchRecord
+    best_perplexity: float
     log: list[dict[str, Any]]
+    baselines: dict[str, float] = field(default_factory=dict)
     agent: Mapping[str, np.ndarray] | None = None
-    trail: list[np.ndarray] = field(default_factory=list)
+    scores_by_update: list[np.ndarray] = field(default_factory=list)
+    config: FFPConfig | None = None
+    dense_perplexity: float = float("nan")
+    candidate_evaluations: int = 0
+    tokens_evaluated: int = 0
+    non_finite: int = 0
+    windows: dict[str, Any] = field(default_factory=dict)
+    calibrated_on: dict[str, Any] = field(default_factory=dict)
+    repeated_windows: dict[str, int] = field(default_factory=dict)
+    warm_start: str | None = None
+    front: dict[str, Any] | None = None
     cost: StageMeter = field(default_factory=StageMeter)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready record in `ffp_config.json`."""
+        record = {
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "candidate_evaluations": self.candidate_evaluations,
+            "tokens_evaluated": self.tokens_evaluated,
+            "non_finite": self.non_finite,
+            "calibrated_on": self.calibrated_on,
+            "repeated_windows": self.repeated_windows,
+            "warm_start": self.warm_start,
+            "perplexity": {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows,
+        }
+        if self.baselines:
+            record["baselines"] = self.baselines
+        if self.front:
+            record["front"] = self.front
+        return record
 
-@dataclass
+
+@dataclass(repr=False)
 class PruningResult:
     """A pruned model and the record of its prune.
 
     Attributes:
         model: The pruned model, a `PreTrainedModel`.
         tokenizer: Tokenizer of the dense model.
-        found: The policy and its search.
-        config: Options; those of calibration may differ from `found.config`.
+        search: The policy and its search.
+        config: Options; those of calibration may differ from `search.config`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the whole dense model.
         test_windows: Test windows of each text.
@@ -115,7 +107,7 @@ class PruningResult:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    found: FoundPolicy
+    search: Found
     config: FFPConfig
     base_model: str
     dense_parameters: int
@@ -129,25 +121,34 @@ class PruningResult:
     license: Mapping[str, str] = field(default_factory=dict)
     given_data: bool = False
 
+    def __repr__(self) -> str:
+        lines = [
+            f"PruningResult of {self.base_model}",
+            f"  sparsity: {self.policy.sparsity:.2%} of attention and FFNs, {self.model_sparsity:.2%} of the model",
+            f"  parameters: {self.dense_parameters:,} -> {self.parameters:,}",
+            *(
+                f"  perplexity on {text}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                for text, figures in self.perplexities.items()
+            ),
+            f"  search: {self.config.method}, {self.search.candidate_evaluations} candidates",
+            f"  calibration: {self.config.calibration}",
+        ]
+        return "\n".join(lines)
+
     @property
     def policy(self) -> PruningPolicy:
         """Number of groups that each unit keeps."""
-        return self.found.policy
-
-    @property
-    def search(self) -> SearchRecord:
-        """Counts and figures of the search."""
-        return self.found.search
+        return self.search.policy
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """One record per candidate evaluation."""
-        return self.found.log
+        return self.search.log
 
     @property
     def agent(self) -> Mapping[str, np.ndarray] | None:
         """State of the agent for policy transfer."""
-        return self.found.agent
+        return self.search.agent
 
     @property
     def dtype(self) -> str:

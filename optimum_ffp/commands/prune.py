@@ -142,7 +142,7 @@ def write_checkpoints(
     """Prunes and saves, after all checks have passed."""
     # Imported here: `--plan` doesn't need them.
     from ..checkpoint.pareto import ParetoFront
-    from ..checkpoint.saving import load_agent
+    from ..checkpoint.saving import SavedAgent, load_agent
     from ..errors import FFPError
     from ..hub.upload import push_folder
     from ..pruner import FFPPruner
@@ -152,11 +152,17 @@ def write_checkpoints(
     agent = load_agent(args.warm_start, args.token) if args.warm_start is not None else None
     options = {name: getattr(args, name) for name in LOAD_OPTIONS} | {"offload": offload}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **options)
-    several = len(sparsities) > 1
-    failed = []
-    results = pruner.sweep(sparsities, agent, resume=True) if several else [pruner.prune(None, agent, resume=True)]
-    for result, folder, repo_id in zip(results, folders, repositories):
-        pruner.save_pretrained(folder, overwrite=args.overwrite)
+    front, failed, several = ParetoFront(), [], len(sparsities) > 1
+    for sparsity, folder, repo_id in zip(sparsities, folders, repositories):
+        result = pruner.prune(sparsity, agent, resume=True)
+        front.add(result)
+        if several:
+            result.search.front = front.record
+        if result.agent is not None:
+            # The agent's state is the target sparsity, so that the next search needs half of the candidates.
+            agent = SavedAgent(result.agent, folder)
+            pruner.config.search_steps = max(1, config.search_steps // 2)
+        pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if not processes.is_main():
             continue
         print(prune_summary(result, folder))
@@ -167,7 +173,6 @@ def write_checkpoints(
         except FFPError as error:
             failed.append(str(error))
     if several and processes.is_main():
-        front = ParetoFront(result.search.front)
         print(f"Pareto front: {', '.join(map(str, front.write(f'{output_name(args)}-ffp-pareto')))}")
     if failed:
         raise FFPError("; ".join(failed))

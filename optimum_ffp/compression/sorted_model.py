@@ -220,7 +220,7 @@ class SortedModel:
         """Return whether all layers of a policy are alike, and the dense model's own class can have their sizes."""
         return is_homogeneous(self.model, self.family, policy)
 
-    def materialise(
+    def materialize(
         self,
         policy: PruningPolicy,
         weights: Mapping[str, torch.Tensor] | None = None,

@@ -1,18 +1,16 @@
 """FFPConfig: all options of a prune, with units, defaults and the paper's values."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from ..errors import FFPError
 from ..version import __version__
 from .fields import (
-    AGENT,
     CHOICES,
     FISHER,
     MEASURED,
-    NO_SEARCH,
     PAPER,
     PPO_STEPS,
     READ_WHEN,
@@ -178,13 +176,6 @@ class FFPConfig(Options):
         return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
 
     @property
-    def evaluations(self) -> int:
-        """Number of candidate evaluations of a search, without those of baselines."""
-        if self.method == "homogeneous":
-            return self.candidates
-        return 1 if self.method in NO_SEARCH else self.search_steps
-
-    @property
     def follows_gradient(self) -> bool:
         """Whether the search runs backward passes."""
         return self.method == "ffp" and self.agent == "gradient"
@@ -211,15 +202,6 @@ class FFPConfig(Options):
             FFPError: As the constructor does.
         """
         return FFPConfig(**{name: getattr(self, name) for name in self.option_names()} | options)
-
-    def sweep(self, sparsities: Iterable[float]) -> Iterator["FFPConfig"]:
-        """Yields the config of the search at each of several sparsities.
-
-        Those that start from the agent of another have half of its candidate evaluations.
-        """
-        fewer = max(1, self.search_steps // 2) if AGENT.holds(self) else self.search_steps
-        for number, sparsity in enumerate(sparsities):
-            yield self.replace(sparsity=sparsity, search_steps=fewer if number else self.search_steps)
 
     def _validate(self) -> None:
         check_choices(self, CHOICES)

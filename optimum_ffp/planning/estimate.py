@@ -20,7 +20,7 @@ from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve
 from ..modeling.offloading import check_offload
 from ..recovery.batch import Batch
 from ..search.runner import check_budget
-from ..search.task import divide_steps
+from ..search.task import finalist_count
 from ..utils import processes
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
@@ -248,10 +248,9 @@ def _estimate_at(
 def most_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
     """Return an upper bound of the tokens of a prune, `written` windows of which the model writes itself."""
     read, every = config.num_samples, config.search_samples
-    updates, finalists = divide_steps(config)
-    searched = updates * min(config.update_samples, every) * (GRADIENT_COST if config.follows_gradient else 1)
-    # With the policies without a search.
-    windows = searched + (finalists + 2) * every
+    # Finalists, those of the last update of PPO or all of method homogeneous, and the policies without a search.
+    compared = finalist_count(config.search_steps) + config.candidates * config.reads("candidates") + 2
+    windows = config.search_steps * min(config.update_samples, every) + compared * every
     if config.calibration == "distillation":
         held_out, passes = min(config.held_out_samples, every), config.distillation_passes
         # Training may start a second time. An eighth of the tokens is read as first tokens too.

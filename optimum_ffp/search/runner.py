@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,15 @@ from ..allocation.mapping import uniform
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
-from ..checkpoint.result import FoundPolicy, SearchRecord
+from ..checkpoint.result import Found
 from ..config import FFPConfig
-from ..config.fields import NO_SEARCH, find_choice
+from ..config.fields import find_choice
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
-from .task import AgentState, SearchResult, SearchTask, divide_steps
+from .task import AgentState, SearchTask
 
 
 logger = logging.getLogger(__name__)
@@ -71,25 +72,23 @@ class PolicySearch:
 
     def __init__(self, measured: Measurements, config: FFPConfig):
         self.measured, self.config = measured, config
-        prepared, windows = measured.prepared, measured.data.search.tokens
         self.evaluator = CandidateEvaluator(
-            prepared.sorted_model,
+            measured.prepared.sorted_model,
             measured.dense_losses,
-            windows,
-            config.reward == "compensated",
-            config.batch_size,
-            autocast_dtype(measured.model, config.search_dtype),
-            measured.journal,
+            measured.data.search.tokens,
+            compensated=config.reward == "compensated",
+            batch_size=config.batch_size,
+            dtype=autocast_dtype(measured.model, config.search_dtype),
+            journal=measured.journal,
         )
-        self.curves = prepared.curves
+        self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
+        # Every candidate of an update, and of most searches all of them, have one.
+        self.budget = cache(lambda sparsity: budget_at(measured.units, sparsity, config))
 
     def run(
-        self,
-        warm_start: AgentState | None = None,
-        on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None,
-        with_baselines: bool = False,
-    ) -> FoundPolicy:
+        self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
+    ) -> Found:
         """Run the search method `config.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
@@ -98,47 +97,13 @@ class PolicySearch:
         Args:
             warm_start: State of an agent to start from.
             on_entry: Called with every new record of the log.
-            with_baselines: Whether a method without a search reports the baselines too.
         """
-        found = self._search(warm_start, on_entry, with_baselines)
-        if self.config.method not in NO_SEARCH and not divide_steps(self.config)[0]:
-            logger.warning(
-                "%d candidate evaluations don't suffice for an update of the policy beside the comparison of the "
-                "finalists, so that nothing was searched%s; raise search_steps, or choose method 'no-search'",
-                self.config.evaluations,
-                " at this sparsity" if warm_start is not None else "",
-            )
-        data, evaluator = self.measured.data, self.evaluator
-        record = SearchRecord(
-            method=self.config.method,
-            seed=self.config.seed,
-            candidate_evaluations=evaluator.evaluations,
-            tokens_evaluated=evaluator.tokens,
-            non_finite=evaluator.non_finite,
-            dense_perplexity=float(np.exp(evaluator.dense_losses.mean())),
-            best_perplexity=found.perplexity,
-            windows=data.search.describe(),
-            # There may be less text than was asked for.
-            calibrated_on=data.calibration.describe(),
-            repeated_windows=data.repeated,
-            warm_start=getattr(warm_start, "source", None),
-            baselines=found.baselines,
-        )
-        return FoundPolicy(found.policy, self.config, record, found.log, found.agent, found.trail)
-
-    def budget(self, sparsity: float) -> Budget:
-        """Bounds and parameters to spend at a sparsity."""
-        return budget_at(self.measured.units, sparsity, self.config)
-
-    def _search(
-        self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any], with_baselines: bool
-    ) -> SearchResult:
-        config, searches = self.config, self.config.method not in NO_SEARCH
-        mapping = uniform if config.method == "uniform" else self.mapping
-        # The curriculum may start at a lower sparsity than the bounds allow, and the last may be just below them.
-        least = min(self.budget(config.sparsity).least_sparsity, config.sparsity)
-        baselines = self._baselines() if searches or with_baselines else {}
-        with progress_bar(config.evaluations + len(baselines), f"Search {config.sparsity:.0%}", "candidate") as bar:
+        config, evaluator, data = self.config, self.evaluator, self.measured.data
+        method = find_choice("method", config.method)
+        searches = not getattr(method, "IS_BASELINE", False)
+        baselines = self._baselines() if searches else {}
+        total = config.search_steps + len(baselines) if searches else None
+        with progress_bar(total, f"Search {config.sparsity:.0%}", "candidate") as bar:
 
             def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
                 bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
@@ -148,14 +113,11 @@ class PolicySearch:
 
             task = SearchTask(
                 units=self.measured.units,
-                # The search runs in every process, and on other machines agents may round otherwise.
-                map_scores=lambda scores, sparsity: processes.from_main(
-                    mapping(scores, self.budget(max(sparsity, least)))
-                ),
-                evaluate=self.evaluator,
+                map_scores=self._map_scores,
+                evaluate=evaluator,
                 sparsity=config.sparsity,
-                steps=config.evaluations,
-                max_samples=len(self.measured.data.search),
+                steps=config.search_steps,
+                max_samples=len(data.search),
                 budget=self.budget(config.sparsity),
                 is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
                 curves=self.curves,
@@ -163,10 +125,33 @@ class PolicySearch:
                 falls_back=searches and config.fall_back,
                 on_evaluated=show,
             )
-            found = find_choice("method", config.method).search(task, config, warm_start)
+            result = processes.from_main(method.search(task, config, warm_start))
             # Finalists may be the same policy.
             bar.total = bar.n
-            return processes.from_main(found)
+        if searches and not task.updates:
+            logger.warning(
+                "%d candidate evaluations don't suffice for an update of the policy beside the comparison of the "
+                "finalists, so that nothing was searched%s; raise search_steps, or choose method 'no-search'",
+                config.search_steps,
+                " at this sparsity" if warm_start is not None else "",
+            )
+        result.config = config
+        result.candidate_evaluations = evaluator.evaluations
+        result.tokens_evaluated = evaluator.tokens
+        result.non_finite = evaluator.non_finite
+        result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
+        result.windows = data.search.describe()
+        # There may be less text than was asked for.
+        result.calibrated_on = data.calibration.describe()
+        result.repeated_windows = data.repeated
+        result.warm_start = getattr(warm_start, "source", None)
+        return result
+
+    def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
+        # The curriculum may start at a lower sparsity than the bounds allow, and the last may be just below them.
+        least = min(self.budget(self.config.sparsity).least_sparsity, self.config.sparsity)
+        # The search runs in every process, and on other machines agents may round otherwise.
+        return processes.from_main(self.mapping(scores, self.budget(max(sparsity, least))))
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)

@@ -1,6 +1,5 @@
-"""Task and result of a search."""
+"""Task of a search: maps scores to policies, evaluates them, keeps the log, and compares the finalists."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,66 +10,27 @@ from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
-from ..config import FFPConfig
-from ..config.fields import GRADIENT_COST, NO_SEARCH
+from ..checkpoint.result import Found
+from ..config.fields import GRADIENT_COST
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 
 
 # Named arrays of a trained agent, for policy transfer.
 AgentState = Mapping[str, np.ndarray]
-# Finalists of the agent that follows the gradient: the last scores, their mean, and the undamped ones.
-GRADIENT_FINALISTS = 3
 # Parameters of every unit of the model, beside the arrays of an agent.
 UNIT_PARAMETERS = "unit_parameters"
 
 
-def finalist_count(steps: int, most: int | None = None) -> int:
-    """Return the number of candidate evaluations reserved for finalists, for searches on few windows per update.
-
-    Args:
-        steps: Number of candidate evaluations of the search.
-        most: Number of finalists that the agent has.
-    """
-    count = min(max(2, steps // 16), steps)
-    return count if most is None else min(count, most)
-
-
-def policy_updates(evaluations: int, candidates: int) -> tuple[int, int]:
-    """Return how many updates of PPO there are, and of how many candidates each.
-
-    Args:
-        evaluations: Candidate evaluations that are not reserved for finalists.
-        candidates: Candidates per update, fewer if that is all there are; advantages need two.
-    """
-    size = max(2, min(candidates, evaluations))
-    return max(0, evaluations // size), size
-
-
-def divide_steps(config: FFPConfig) -> tuple[int, int]:
-    """Return the numbers of candidate evaluations of a search: of its updates, and of finalists.
-
-    Those of an agent that follows the gradient each count for `GRADIENT_COST` of its steps.
-
-    Args:
-        config: Options of the search.
-    """
-    steps = config.evaluations
-    if config.method in NO_SEARCH:
-        return 0, steps
-    finalists = finalist_count(steps, GRADIENT_FINALISTS if config.follows_gradient else None)
-    updates = (steps - finalists) // (GRADIENT_COST if config.follows_gradient else 1)
-    if config.method == "ffp" and config.agent == "ppo":
-        # What is left of its last update is spent on finalists.
-        updates = math.prod(policy_updates(updates, config.candidates))
-        finalists = steps - updates
-    return updates, finalists
+def finalist_count(steps: int) -> int:
+    """Return how many of the candidate evaluations of a search are reserved for its finalists."""
+    return min(max(2, steps // 16), steps)
 
 
 def check_agent(state: AgentState, units: Sequence[Unit]) -> None:
     """Raise `FFPError` if an agent is of a model of other sizes; those that earlier versions saved don't say."""
-    found = state.get(UNIT_PARAMETERS)
-    if found is not None and not np.array_equal(found, _parameters(units)):
+    parameters = state.get(UNIT_PARAMETERS)
+    if parameters is not None and not np.array_equal(parameters, _parameters(units)):
         raise FFPError(
             "the warm-start agent is of a model whose attention and FFNs have other sizes; warm-start from a "
             "checkpoint of the same dense model"
@@ -118,6 +78,7 @@ class SearchTask:
             for, and the best perplexity so far.
         log: One record per candidate evaluation.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
+        updates: Number of entries of the log before the finalists were compared.
     """
 
     units: Sequence[Unit]
@@ -134,6 +95,7 @@ class SearchTask:
     on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
+    updates: int = 0
 
     @property
     def actions(self) -> int:
@@ -180,9 +142,9 @@ class SearchTask:
             First-order changes of the loss when one unit at a time changes to its smaller and to its larger size of
             `policy.neighbours()`, in nats per token, each of shape `[windows, units]`.
         """
-        found = self.evaluate.size_gradients(policy, windows)
-        self._account([policy], found.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
-        return found.down, found.up
+        gradients = self.evaluate.size_gradients(policy, windows)
+        self._account([policy], gradients.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
+        return gradients.down, gradients.up
 
     def _account(
         self,
@@ -220,62 +182,44 @@ class SearchTask:
         self,
         finalists: Sequence[np.ndarray],
         agent: AgentState | None = None,
-        trail: Sequence[np.ndarray] = (),
-    ) -> "SearchResult":
+        scores_by_update: Sequence[np.ndarray] = (),
+    ) -> Found:
         """Compare finalists and baselines at the target sparsity on all windows and return the best candidate.
 
         Args:
             finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
             agent: State of the agent, for policy transfer.
-            trail: The agent's deterministic scores at the target sparsity before every update.
+            scores_by_update: The agent's deterministic scores at the target sparsity before every update.
 
         Raises:
             FFPError: If no candidate has a finite perplexity.
         """
         policies = dict.fromkeys(self.map_scores(scores, self.sparsity) for scores in finalists)
-        return self.choose(list(policies), agent, trail)
+        result = self.choose(list(policies))
+        if agent is not None:
+            result.agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
+        result.scores_by_update = list(scores_by_update)
+        return result
 
-    def choose(
-        self, policies: Sequence[PruningPolicy], agent: AgentState | None = None, trail: Sequence[np.ndarray] = ()
-    ) -> "SearchResult":
-        """Compare policies as `conclude` compares those of finalists."""
+    def choose(self, policies: Sequence[PruningPolicy]) -> Found:
+        """Compare policies and baselines as `conclude` compares those of finalists."""
+        self.updates = len(self.log)
         excess = dict(zip(policies, self._compare(policies)))
-        found = self.best
+        best = self.best
         others = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in excess]
         if others:
             excess |= zip(others, self._compare(others))
-        best = self.best if self.falls_back else found
+        if self.falls_back:
+            best = self.best
         if best is None:
             raise FFPError(
                 f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity, or choose dtype "
                 "float32 or bfloat16 if it is float16"
             )
+        perplexity, policy = best
         dense = float(self.evaluate.dense_losses.mean())
         baselines = {name: to_perplexity(dense + float(excess[policy])) for name, policy in self.baselines.items()}
-        if agent is not None:
-            agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
-        return SearchResult(best[1], best[0], self.log, agent, list(trail), baselines)
+        return Found(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> np.ndarray:
         return self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
-
-
-@dataclass
-class SearchResult:
-    """Result of a search: the best policy at the final sparsity and full fidelity.
-
-    Attributes:
-        policy: The policy.
-        perplexity: Its perplexity on all search windows.
-        log: One record per candidate evaluation.
-        agent: State of the agent, if the method has one.
-        trail: The agent's deterministic scores at the target sparsity before every update, for learning curves.
-        baselines: Perplexity of the policies without a search on all search windows, by name.
-    """
-
-    policy: PruningPolicy
-    perplexity: float
-    log: list[dict[str, Any]]
-    agent: AgentState | None = None
-    trail: list[np.ndarray] = field(default_factory=list)
-    baselines: dict[str, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from optimum_ffp.checkpoint.card import command_line
 from optimum_ffp.checkpoint.html_report import describe_text, format_number, write_report
 from optimum_ffp.checkpoint.plots import write_plots
 from optimum_ffp.checkpoint.saving import save_checkpoint
-from tests.helpers import SETTINGS, make_pruner
+from tests.helpers import SETTINGS, make_pruner, prune_all
 
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def report(result, folder, name="report") -> Page:
 
 @pytest.fixture
 def swept(save_tiny_model, data_folder):
-    *_, result = make_pruner(save_tiny_model(), data_folder, search_steps=16).sweep([0.2, 0.4])
+    *_, result = prune_all(make_pruner(save_tiny_model(), data_folder, search_steps=16), [0.2, 0.4])
     return result
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from tests.helpers import make_pruner
+from tests.helpers import make_pruner, prune_all
 
 
 pytestmark = pytest.mark.slow
@@ -11,10 +11,8 @@ pytestmark = pytest.mark.slow
 
 def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, search_steps=64)
-    front, results = ParetoFront(), list(pruner.sweep([0.2, 0.3, 0.4]))
-    for result in results:
-        front.add(result)
-    files = front.write(tmp_path / "front")
+    results = prune_all(pruner, [0.2, 0.3, 0.4])
+    files = ParetoFront(results[-1].search.front).write(tmp_path / "front")
     record = json.loads(files[0].read_text())
     assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == data_folder.name
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
@@ -31,7 +29,7 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
 
 def test_baselines_are_the_policies_of_the_methods_of_their_names(save_tiny_model, data_folder):
     folder = save_tiny_model()
-    result = next(iter(make_pruner(folder, data_folder).sweep([0.3])))
+    result = make_pruner(folder, data_folder).prune(0.3)
     for method, perplexity in result.search.baselines.items():
         alone = make_pruner(folder, data_folder, method=method).prune(0.3)
         assert alone.search.best_perplexity == pytest.approx(perplexity, rel=1e-6)

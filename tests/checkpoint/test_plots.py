@@ -35,10 +35,7 @@ def make_result(layers: int = 30, evaluations: int = 64, calibrated: bool = True
         }
         for number in range(1, evaluations + 1)
     ]
-    fits = [
-        {"layer": unit.layer, "unit": unit.kind, "error": generator.random(), "ridge_lambda": (0.003, 0.3)[index % 2]}
-        for index, unit in enumerate(units)
-    ]
+    fits = [{"layer": layer, "before": generator.random(), "error": generator.random()} for layer in range(layers)]
     dense = {"parameters": 10_000_000, "search_perplexity": 20.0}
     row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "no-search": 31.0, "searched": 30.0}}
     return SimpleNamespace(
@@ -46,7 +43,7 @@ def make_result(layers: int = 30, evaluations: int = 64, calibrated: bool = True
         log=log,
         parameters=8_000_000,
         search=make_record(front={"dense": dense, "pruned": [row]} if swept else None),
-        calibration={"units": fits} if calibrated else {},
+        calibration={"layers": fits} if calibrated else {},
     )
 
 
@@ -112,14 +109,6 @@ def test_calibration_shows_every_distilled_layer_before_and_after(figures, tmp_p
     write_plots(result, tmp_path)
     heights = [bar.get_height() for bar in figures[2].axes[0].patches]
     assert heights == pytest.approx([0, 10, 20, 0, 5, 10])
-
-
-def test_calibration_shows_a_lambda_of_zero_too(figures, tmp_path):
-    result = make_result(3)
-    for row in result.calibration["units"]:
-        row["ridge_lambda"] = 0.0
-    write_plots(result, tmp_path)
-    assert [label.get_text() for label in figures[2].axes[1].get_yticklabels()] == ["0"]
 
 
 def test_front_has_a_line_a_baseline_and_the_dense_model(figures, tmp_path):

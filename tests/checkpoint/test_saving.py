@@ -184,7 +184,7 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
 def test_figures_that_are_not_finite_leave_every_file_valid(save_tiny_model, data_folder, tmp_path):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     pruner = FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu")
-    (result,) = pruner.sweep([0.4])
+    result = pruner.prune(0.4)
     front = ParetoFront()
     front.add(result)
     result.search.front = front.record

@@ -50,10 +50,10 @@ def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
     distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
-    pruned, fits = sorted_model.materialise(policy, distilled.weights), distilled.layers
+    pruned, fits = sorted_model.materialize(policy, distilled.weights), distilled.layers
     for layer in (0, 1):
         assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer, windows), rel=1e-3)
-    ridge = sorted_model.materialise(policy, sorted_model.compensated(policy))
+    ridge = sorted_model.materialize(policy, sorted_model.compensated(policy))
     assert fits[0].before == pytest.approx(layer_error(ridge, dense, held_out, 0, windows), rel=1e-3)
     assert fits[0].after < 0.95 * fits[0].before
     # Later layers make up for what earlier ones have lost.
@@ -124,7 +124,7 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         policy = random_policy(sorted_model, 2)
         distilled = distil(sorted_model, policy, windows, windows[:3], PASSES, RATE, start_token=start_token)
-        pruned = sorted_model.materialise(policy, distilled.weights)
+        pruned = sorted_model.materialize(policy, distilled.weights)
         errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
     assert errors[False] < 0.95 * errors[True]
     # With a start token the error is that of windows alone.

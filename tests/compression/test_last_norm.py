@@ -70,9 +70,9 @@ def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
     distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
     norm, dense = distilled.last_norm, sorted_model.model
-    pruned = sorted_model.materialise(policy, distilled.weights)
+    pruned = sorted_model.materialize(policy, distilled.weights)
     own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
-    before = sorted_model.materialise(policy, own)
+    before = sorted_model.materialize(policy, own)
     for model, found in ((before, norm.before), (pruned, norm.after)):
         assert found == pytest.approx(float(divergences(model, dense, held_out).mean()), rel=1e-3)
     assert norm.after < norm.before
@@ -94,7 +94,7 @@ def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
     distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
     assert (distilled.last_norm is not None) == normed_before
     if normed_before:
-        pruned = sorted_model.materialise(policy, distilled.weights)
+        pruned = sorted_model.materialize(policy, distilled.weights)
         assert distilled.last_norm.after == pytest.approx(float(divergences(pruned, model, held_out).mean()), rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Sliced equals masked: the views, the materialised model and the reloaded checkpoint against zeroed columns."""
+"""Sliced equals masked: the views, the materialized model and the reloaded checkpoint against zeroed columns."""
 
 import copy
 
@@ -64,7 +64,7 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
 
     with sorted_model.applied(policy) as model:
         assert agree(model(windows).logits, expected)
-    sliced = sorted_model.materialise(policy)
+    sliced = sorted_model.materialize(policy)
     assert agree(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
     blocks = sum(unit.parameters for unit in sorted_model.units)
@@ -122,7 +122,7 @@ def test_full_retention_is_the_identity(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
     for outputs in (None, sorted_model.compensated(dense)):
-        assert (sorted_model.materialise(dense, outputs)(windows).logits - before).abs().max() < 1e-4
+        assert (sorted_model.materialize(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
 def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
@@ -146,7 +146,7 @@ def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, win
     with sorted_model.applied(policy, weights) as model:
         replaced = model(windows).logits
     assert (replaced - plain).abs().max() > 1e-3
-    assert agree(sorted_model.materialise(policy, weights)(windows).logits, replaced)
+    assert agree(sorted_model.materialize(policy, weights)(windows).logits, replaced)
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 
@@ -188,7 +188,7 @@ def test_generation_without_query_heads(name, way, windows):
 
 def check_generation(model, windows, groups=(None,)):
     sorted_model, _ = make_sorted_model(model, windows, groups)
-    sliced = sorted_model.materialise(random_policy(sorted_model, 5))
+    sliced = sorted_model.materialize(random_policy(sorted_model, 5))
     prompt = windows[:2, :5]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
     cached = sliced.generate(prompt, use_cache=True, **options)

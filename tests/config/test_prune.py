@@ -68,13 +68,6 @@ def test_ppo_has_steps_to_learn_in_whatever_else_is_set():
     assert FFPConfig(agent="ppo", preset="paper").search_steps == 1000
 
 
-def test_searches_that_start_from_another_take_half_of_its_steps():
-    sparsities = [0.1, 0.2, 0.3]
-    assert [config.search_steps for config in FFPConfig(search_steps=9).sweep(sparsities)] == [9, 4, 4]
-    assert [config.search_steps for config in FFPConfig(search_steps=9, method="random").sweep(sparsities)] == [9] * 3
-    assert [config.sparsity for config in FFPConfig().sweep(sparsities)] == sparsities
-
-
 def test_file_with_overrides(tmp_path):
     path = tmp_path / "options.json"
     path.write_text('{"sparsity": 0.4, "seed": 3}')

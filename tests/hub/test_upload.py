@@ -130,7 +130,7 @@ def test_a_second_push_replaces_what_the_first_left(pruned, hub, tmp_path):
     repository.commit(
         "by hand", repository.commits[-1].files | {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine"}
     )
-    found = pruner.result.found
+    found = pruner.result.search
     agent, found.agent = found.agent, None
     try:
         pruner.push_to_hub("me/it")

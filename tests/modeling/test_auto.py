@@ -55,7 +55,7 @@ def test_layers_that_are_alike_give_a_model_of_the_dense_class(name, heads, wind
     with sorted_model.applied(policy) as applied, torch.no_grad():
         expected = applied(windows).logits
     is_homogeneous = sorted_model.is_homogeneous(policy)
-    pruned = sorted_model.materialise(policy, homogeneous=is_homogeneous)
+    pruned = sorted_model.materialize(policy, homogeneous=is_homogeneous)
     assert is_homogeneous == (type(pruned) is type(model))
     whole = all(size == unit.groups for unit, size in zip(policy.units[::2], policy.sizes[::2]))
     # Of eight or four heads with two queries each, without two, 32 is a multiple.

@@ -22,7 +22,7 @@ def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows
     found = evaluate(policies, np.array([4, 1]))
     for policy, losses in zip(policies, found):
         outputs = sorted_model.compensated(policy) if compensated else None
-        sliced = sorted_model.materialise(policy, outputs)
+        sliced = sorted_model.materialize(policy, outputs)
         assert losses == pytest.approx(losses_by_transformers(sliced, windows[[4, 1]]), rel=1e-5)
 
 

@@ -94,7 +94,7 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
         ("search.evaluator.measure_size_gradients", "search"),
         ("search.evaluator.policy_losses", "search"),
         ("compression.calibration.distil", "calibration"),
-        ("compression.sorted_model.SortedModel.materialise", "slicing"),
+        ("compression.sorted_model.SortedModel.materialize", "slicing"),
     ],
 )
 def test_a_prune_without_memory_ends_in_one_line(function, stage, save_tiny_model, data_folder, monkeypatch):

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...allocation.policy import Unit
+from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ...config.fields import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
-from ..task import GRADIENT_FINALISTS, AgentState, SearchResult, SearchTask, finalist_count
+from ..task import AgentState, SearchTask
 
 
 # Step size from the loss curves towards the measured multipliers: size gradients are for changes of one unit at a
 # time, and the gain of changing several units is less than the sum.
 DAMPING = 0.5
+# Finalists: the last scores, their mean, and the undamped ones.
+FINALISTS = 3
 
 
 def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
@@ -21,7 +24,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
     MultiplierRegression(units).restore(state)
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not
@@ -45,19 +48,19 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     if warm_start is not None:
         regression.restore(warm_start)
     order = np.random.default_rng(config.seed).permutation(task.max_samples)
-    finalists = finalist_count(task.steps, GRADIENT_FINALISTS)
-    trail = [regression.solve()]
+    finalists = min(task.finalists, FINALISTS)
+    multipliers = [regression.solve()]
     for update in range((task.steps - finalists) // GRADIENT_COST):
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
-        policy = task.map_scores(_damped(trail[-1]), task.sparsity)
+        policy = task.map_scores(_damped(multipliers[-1]), task.sparsity)
         down, up = task.size_gradients(policy, windows)
         smaller, larger = policy.neighbours()
         falls_down = task.curves.falls(smaller, policy, PARTS)
         regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
-        trail.append(regression.solve())
-    settled = np.mean([_damped(values) for values in trail[len(trail) // 2 :]], axis=0)
-    answers = [_damped(trail[-1]), settled, to_scores(trail[-1])]
-    return task.conclude(answers[:finalists], regression.state(), [_damped(values) for values in trail])
+        multipliers.append(regression.solve())
+    scores = [_damped(values) for values in multipliers]
+    settled = np.mean(scores[len(scores) // 2 :], axis=0)
+    return task.conclude([scores[-1], settled, to_scores(multipliers[-1])][:finalists], regression.state(), scores)
 
 
 def _damped(multipliers: np.ndarray) -> np.ndarray:

@@ -14,10 +14,11 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...allocation.policy import Unit
+from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ...errors import FFPError
 from ...utils.seeds import global_generators_kept
-from ..task import AgentState, SearchResult, SearchTask, policy_updates
+from ..task import AgentState, SearchTask
 
 
 # stable-baselines3 needs finite bounds and clips to them; tanh is constant beyond this value.
@@ -33,7 +34,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
 
 
 @global_generators_kept()
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
     The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some
@@ -50,7 +51,10 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     Raises:
         FFPError: If `warm_start` is an agent for another number of units or with other hidden sizes.
     """
-    updates, candidates = policy_updates(task.steps - task.finalists, config.candidates)
+    evaluations = task.steps - task.finalists
+    # Advantages need two candidates per update. What is left of the last update is spent on finalists.
+    candidates = max(2, min(config.candidates, evaluations))
+    updates = max(0, evaluations // candidates)
     most = min(config.update_samples, task.max_samples)
     schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
@@ -73,33 +77,33 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     agent.set_logger(Logger(folder=None, output_formats=[]))
     if warm_start is not None:
         restore_weights(agent, warm_start)
-    trail = _Trail(task.sparsity)
+    recorder = _ScoreRecorder(task.sparsity)
     if updates:
-        agent.learn(updates * candidates, callback=trail)
+        agent.learn(updates * candidates, callback=recorder)
 
     recent = environment.history[-max(task.finalists, len(environment.history) // 2) :]
     ranked = sorted(recent, key=lambda entry: -entry[1])
-    answer = _answer(agent, task.sparsity)
-    last = [answer] + [action for action, _ in ranked]
+    learned = _deterministic_scores(agent, task.sparsity)
+    last = [learned] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return task.conclude(last[: task.steps - updates * candidates], weights, [*trail.answers, answer])
+    return task.conclude(last[: task.steps - updates * candidates], weights, [*recorder.scores, learned])
 
 
-def _answer(agent: PPO, sparsity: float) -> np.ndarray:
+def _deterministic_scores(agent: PPO, sparsity: float) -> np.ndarray:
     scores, _ = agent.predict(np.array([sparsity], dtype=np.float32), deterministic=True)
     return scores
 
 
-class _Trail(BaseCallback):
+class _ScoreRecorder(BaseCallback):
     """Keeps the deterministic action at the final sparsity before every update."""
 
     def __init__(self, sparsity: float):
         super().__init__()
         self.sparsity = sparsity
-        self.answers: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
 
     def _on_rollout_start(self) -> None:
-        self.answers.append(_answer(self.model, self.sparsity))
+        self.scores.append(_deterministic_scores(self.model, self.sparsity))
 
     def _on_step(self) -> bool:
         return True

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ...checkpoint.result import Found
 from ...config import FFPConfig
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import AgentState, SearchTask
 from . import no_search
 from .random import SPREAD, evaluate
 
@@ -16,7 +17,7 @@ MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 LEAST_GENERATION = 8
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
     The initial population is that of the random search. There are as many generations as candidates in each, but at

@@ -1,10 +1,11 @@
 """FastForward Pruning: the single-step search of the agent `config.agent`."""
 
+from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ...config.fields import find_choice
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import AgentState, SearchTask
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Run the agent `config.agent`, a module in `agents`. Arguments, result and errors are those of the agent."""
     return find_choice("agent", config.agent).search(task, config, warm_start)

@@ -5,14 +5,17 @@ import logging
 import numpy as np
 
 from ...allocation.homogeneous import homogeneous_policies
+from ...checkpoint.result import Found
 from ...config import FFPConfig
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import AgentState, SearchTask
 
 
 logger = logging.getLogger(__name__)
 
+IS_BASELINE = True
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Evaluate policies that differ in the share of attention on all search windows.
 
     Those are evaluated whose loss is lowest by the loss curves, at most `config.candidates`; without curves those in

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ...checkpoint.result import Found
 from ...config import FFPConfig
-from ..task import AgentState, SearchResult, SearchTask
+from ..task import AgentState, SearchTask
 from . import no_search
 
 
@@ -11,7 +12,7 @@ from . import no_search
 SPREAD = 0.5
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Draw candidates around equal scores, including equal scores, and compare the best ones as finalists."""
     generator = np.random.default_rng(config.seed)
     if task.steps <= task.finalists:

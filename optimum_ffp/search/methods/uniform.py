@@ -1,6 +1,16 @@
-"""The same retention for every unit: no search, for which the runner uses the uniform mapping."""
+"""No search: the same retention for every unit."""
 
-from .no_search import search
+import numpy as np
+
+from ...allocation.mapping import uniform
+from ...checkpoint.result import Found
+from ...config import FFPConfig
+from ..task import AgentState, SearchTask
 
 
-__all__ = ["search"]
+IS_BASELINE = True
+
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+    """Evaluate one candidate, the uniform policy, on all search windows."""
+    return task.choose([uniform(np.zeros(task.actions), task.budget)])

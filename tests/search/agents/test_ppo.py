@@ -87,7 +87,7 @@ def test_schedule_rises_from_easy_to_the_target():
 
 def test_candidates_of_the_curriculum_are_not_kept():
     result, _, _ = run("ffp", "ppo")
-    assert min(entry["perplexity"] for entry in result.log) < result.perplexity
+    assert min(entry["perplexity"] for entry in result.log) < result.best_perplexity
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
     landscape = WideLandscape()
     start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
     for seed in range(3):
-        trail = search(landscape.task(128), FFPConfig(agent="ppo", seed=seed)).trail
+        trail = search(landscape.task(128), FFPConfig(agent="ppo", seed=seed)).scores_by_update
         assert landscape.loss(landscape.map_scores(trail[-1], 0.2)) < 0.9 * start
 
 
@@ -116,7 +116,7 @@ def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
 def test_a_thousand_steps_with_the_papers_settings_beat_a_thousand_random_policies(seed):
     landscape = WideLandscape()
     config = FFPConfig(preset="paper", seed=seed)
-    trail = search(landscape.task(1000), config).trail
+    trail = search(landscape.task(1000), config).scores_by_update
     learned = landscape.loss(landscape.map_scores(trail[-1], 0.2))
     generator = np.random.default_rng(100 + seed)
     drawn = [landscape.map_scores(generator.standard_normal(30), 0.2) for _ in range(1000)]

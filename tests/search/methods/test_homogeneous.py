@@ -47,7 +47,7 @@ def run(best=5, curves=None, candidates=8, **fields):
 def test_the_best_of_all_is_chosen_where_there_are_few():
     result, seen = run(best=5, candidates=20)
     assert sorted(seen) == [policy.sizes[0] for policy in POLICIES] and len(seen) > 8
-    assert result.policy.sizes[0] == 5 and result.perplexity == pytest.approx(np.exp(2.1))
+    assert result.policy.sizes[0] == 5 and result.best_perplexity == pytest.approx(np.exp(2.1))
 
 
 def test_those_that_the_curves_find_best_are_evaluated():
