@@ -20,7 +20,6 @@ from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_endings
-from optimum_ffp.config.fields import CALIBRATION
 
 
 VARIANTS = {
@@ -29,7 +28,7 @@ VARIANTS = {
     "distillation": {"calibration": "distillation"},
     "distillation-1-pass": {"calibration": "distillation", "distillation_passes": 1},
     "distillation-4-passes": {"calibration": "distillation", "distillation_passes": 4},
-    "distillation-512-tokens": {"calibration": "distillation", "distillation_seq_len": 512},
+    "distillation-512-tokens": {"calibration": "distillation", "train_seq_len": 512},
     "distillation-batch-4": {"calibration": "distillation", "distillation_batch": 4},
     "distillation-rate-0.02": {"calibration": "distillation", "distillation_rate": 0.02},
     "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},
@@ -81,7 +80,7 @@ def main() -> None:
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
             pruner.open_journal(resume=args.work is not None)
         # All options but those of calibration.
-        asked = {name: getattr(config, name) for name in config.option_names() if name not in CALIBRATION}
+        asked = config.of_stage("measured", "search")
         if found is None or asked != searched:
             found, searched = pruner.search(config=config), asked
         result = pruner.finish(found, config)

@@ -21,6 +21,7 @@ methods; the recorded seconds are those of the last process.
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -92,10 +93,10 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
     for sparsity in args.sparsities:
         for method in methods:
             name = "ffp" if method == "paper" else method
-            found = pruner.search(sparsity, config=config.replace(method=name))
+            found = pruner.search(sparsity, config=replace(config, method=name))
             calibrations = ["ridge", *(["distillation"] if method in args.distilled and preset == "default" else [])]
             for calibration in calibrations:
-                result = pruner.finish(found, found.config.replace(calibration=calibration))
+                result = pruner.finish(found, replace(found.config, calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
                 if args.save:
                     name = f"{method}-{100 * sparsity:g}-seed{seed}"

@@ -75,7 +75,7 @@ def main() -> None:
         trained = pruner.search(sparsity, agent)
         agent = agent or trained.agent
         steps = steps_for(trained.tokens_evaluated, config, args.search_samples)
-        drawn = pruner.search(sparsity, config=config.replace(method="random", search_steps=steps))
+        drawn = pruner.search(sparsity, config=replace(config, method="random", search_steps=steps))
         records.append(judge.compare(sparsity, {"ppo": trained, "random": drawn}, args.every))
         for name, found in (("ppo", trained), ("random", drawn)):
             result = pruner.finish(found)
@@ -131,7 +131,7 @@ class Judge:
 
     def compare(self, sparsity: float, searches: dict[str, Found], every: int) -> dict[str, Any]:
         """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
-        search = PolicySearch(self.pruner.measured, self.pruner.config.replace(sparsity=sparsity))
+        search = PolicySearch(self.pruner.measured, replace(self.pruner.config, sparsity=sparsity))
         budget, record = search.budget(sparsity), {"sparsity": sparsity}
         for name, found in searches.items():
             record[name] = {

@@ -17,7 +17,7 @@ from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
 from .config import FFPConfig
-from .config.fields import AGENT, CALIBRATION, find_choice
+from .config.prune import find_choice
 from .data import DataSplits
 from .errors import FFPError
 from .hub.license import read_license
@@ -80,7 +80,7 @@ class FFPPruner(PushToHubMixin):
         options: LoadOptions | None = None,
         data: DataSplits | None = None,
     ):
-        self.report_to = check_trackers(report_to)
+        self.report_to, config = check_trackers(report_to), config.resolve()
         if work_folder is not None:
             # `prune` checks `resume`.
             check_work_folder(work_folder, resume=True)
@@ -196,7 +196,7 @@ class FFPPruner(PushToHubMixin):
             return
         identity = {
             "model": self._fingerprint,
-            "config": self.measured.config.measured_options,
+            "config": self.measured.config.of_stage("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
@@ -222,8 +222,7 @@ class FFPPruner(PushToHubMixin):
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
         config = self.measured.resolved(config or self.config)
-        # This checks the values too: one may have been set to what isn't allowed.
-        config = config.replace(sparsity=config.sparsity if sparsity is None else sparsity)
+        config = config if sparsity is None else replace(config, sparsity=sparsity)
         self.measured.check(config)
         self._check_budget(config)
         agent = find_agent(warm_start, self.options.token)
@@ -256,8 +255,8 @@ class FFPPruner(PushToHubMixin):
             FFPError: If the config differs in options that `measured` depends on.
         """
         measured, policy = self.measured, search.policy
-        calibrated_with = {name: getattr(config or search.config, name) for name in CALIBRATION}
-        config = search.config.replace(**calibrated_with)
+        calibrated_with = (config or search.config).of_stage("calibration")
+        config = replace(search.config, **calibrated_with)
         measured.check(config)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
@@ -323,7 +322,7 @@ class FFPPruner(PushToHubMixin):
         check_budget(shapes, config.sparsity, config, possible)
 
     def _check_agent(self, agent: Mapping[str, np.ndarray], config: FFPConfig) -> None:
-        if not AGENT.holds(config):
+        if not config.reads("agent"):
             raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
         units = [unit.unit for unit in self.measured.ways[0]]
         find_choice("agent", config.agent).check_state(agent, units, config)

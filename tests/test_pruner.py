@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.commands.summary import prune_summary
-from optimum_ffp.config.fields import MEASURED
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import KINDS, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
@@ -148,7 +148,8 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
         assert pruner.measured.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
-    assert read & {*FFPConfig.option_names()} <= {*MEASURED, "batch_size", "reward", "calibration"}
+    measured = {*pruner.config.of_stage("measured"), "batch_size", "reward", "calibration"}
+    assert read & {*FFPConfig.option_names()} <= measured
 
 
 def test_a_dtype_is_named_or_given(save_tiny_model, data_folder):
@@ -182,7 +183,7 @@ def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
     assert [row["layer"] for row in record["layers"]] == [0, 1, 2]
     assert all(0 < row["error"] <= row["before"] for row in [*record["layers"], record["last_norm"]])
-    assert pruner.finish(result.search, result.config.replace(calibration="ridge")).calibration == {}
+    assert pruner.finish(result.search, replace(result.config, calibration="ridge")).calibration == {}
 
 
 @pytest.mark.slow
@@ -197,9 +198,9 @@ def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
 def test_a_search_and_a_calibration_may_have_other_options_than_the_pruner(save_tiny_model, data_folder):
     folder, other = save_tiny_model(), {"method": "random", "min_retention": 0.5, "calibration": "none"}
     pruner = make_pruner(folder, data_folder, sparsity=0.3)
-    search = pruner.search(config=pruner.config.replace(**other))
+    search = pruner.search(config=replace(pruner.config, **other))
     assert min(search.policy.retentions) >= 0.5 and pruner.config.method == "ffp"
-    calibrated = pruner.finish(search, search.config.replace(calibration="ridge"))
+    calibrated = pruner.finish(search, replace(search.config, calibration="ridge"))
     alone = make_pruner(folder, data_folder, sparsity=0.3, **other | {"calibration": "ridge"}).prune()
     assert alone.policy == calibrated.policy and alone.perplexities == calibrated.perplexities
     assert calibrated.config.to_dict() == alone.config.to_dict()

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config.fields import FISHER, find_choice
+from ..config.prune import FISHER, find_choice
 from ..utils.cholesky import factorise, ridge_damping
 from .gram import Statistics
 

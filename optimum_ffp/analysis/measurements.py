@@ -82,7 +82,7 @@ def policy_losses(
 class Measurements:
     """Data, sorted model and losses of one dense model, each computed on first access.
 
-    The measurements depend only on the model and on `config.measured_options`, so that searches and calibrations with
+    The measurements depend only on the model and options of stage `measured`, so that searches and calibrations with
     other options share them. `check` rejects a config that requires other measurements.
 
     Args:
@@ -167,11 +167,11 @@ class Measurements:
         """
         if self._given_data is None:
             return with_window_length(config, self.model.config)
-        return config.replace(seq_len=self._given_data.calibration.length)
+        return replace(config.resolve(), seq_len=self._given_data.calibration.length)
 
     def differences(self, config: FFPConfig) -> list[str]:
         """Return messages on the options whose values require other measurements; empty if there are none."""
-        before, now = self.config.measured_options, self.resolved(config).measured_options
+        before, now = self.config.of_stage("measured"), self.resolved(config).of_stage("measured")
         found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if config.needs_factors and not self.config.needs_factors:
             found.append("reward and calibration didn't need ridge regression and now do")

@@ -11,7 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..engine import LayerRunner, LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit

@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import FFPConfig
-from ..config.fields import AGENT
 from ..config.texts import TextMix
 from ..data import describe_size
 from ..errors import FFPError
@@ -160,7 +159,7 @@ def command_line(result: PruningResult) -> str:
         "revision": result.revision,
         "dtype": result.dtype,
         "trust_remote_code": result.trust_remote_code or None,
-        "warm_start": short_name(agent) if agent and AGENT.holds(config) else None,
+        "warm_start": short_name(agent) if agent and config.reads("agent") else None,
         "sparsity": values["sparsity"],
         **_stated_options(config, values),
     }
@@ -183,7 +182,7 @@ def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]
     """The seed, and the options whose values differ from the preset's."""
     for preset in (values["preset"], FFPConfig.preset):
         # `reward` changes the defaults of other options.
-        defaults = FFPConfig(preset=preset, reward=values["reward"]).to_dict()
+        defaults = FFPConfig(preset=preset, reward=values["reward"]).resolve().to_dict()
         # The command line can't set an option to `None`: use the preset whose defaults have it.
         if all(values[name] is not None or default is None for name, default in defaults.items()):
             break

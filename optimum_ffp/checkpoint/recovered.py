@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..config.texts import TextMix
 from ..errors import FFPError, one_line
 from ..hub.naming import dataset_name, escape, short_name, without_folders

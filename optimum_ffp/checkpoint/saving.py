@@ -89,7 +89,7 @@ def _write(result: PruningResult, folder: Path, name: str) -> None:
     save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
     record = without_folders(result.config.to_dict() | result.to_dict())
-    write_json(folder / result.config.CONFIG_NAME, record)
+    write_json(folder / RECORD, record)
     with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
         file.writelines(to_json(entry) + "\n" for entry in result.log)
     if result.agent is not None:

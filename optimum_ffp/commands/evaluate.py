@@ -1,10 +1,10 @@
 """`optimum-cli ffp evaluate`."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_device_options, add_hub_options, add_option, add_text_column, add_trust_remote_code
+from .arguments import add_device_options, add_hub_options, add_option, describe
 from .errors import one_line_endings
 
 
@@ -59,7 +59,7 @@ def run_evaluate(args: Namespace) -> None:
         "dataset": None if args.no_perplexity else args.dataset,
         "speed": not args.no_speed,
     }
-    figures = evaluate(args.model, args.baseline, token=args.token, **settings)
+    figures = evaluate(args.model, args.baseline, **settings)
     print(figures)
     if path:
         try:
@@ -71,13 +71,11 @@ def run_evaluate(args: Namespace) -> None:
 
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Adds the options of `optimum-cli ffp evaluate`."""
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.usage = "optimum-cli ffp evaluate -m MODEL [options]"
-    parser.description = (
+    description = (
         "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline, and the divergence "
         "of its predictions from the baseline's."
     )
-    parser.epilog = EXAMPLES
+    describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
     required = parser.add_argument_group("Required arguments")
     add_option(
         required,
@@ -108,7 +106,9 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         "train, validation and test files; or several, separated by commas, each reported by itself. Of a text "
         "without splits it is the part that a prune reports on.",
     )
-    add_text_column(text)
+    add_option(
+        text, "text-column", metavar="NAME", help="Dataset column with texts or conversations. Default: as in a prune."
+    )
     add_option(
         text,
         "eval-samples",
@@ -147,4 +147,3 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
     add_device_options(load)
     add_hub_options(load)
-    add_trust_remote_code(load)

@@ -1,11 +1,10 @@
 """`optimum-cli ffp export`."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..config.fields import check_choices
-from .arguments import ON_THE_HUB, add_hub_options, add_option, add_trust_remote_code, check_read, given_options
+from .arguments import add_hub_options, add_option, describe
 from .errors import one_line_endings
 
 
@@ -15,67 +14,55 @@ EXAMPLES = """examples:
 """
 
 
-def parse_args_ffp_export(parser: ArgumentParser) -> None:
-    """Adds the options of `optimum-cli ffp export`."""
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.usage = "optimum-cli ffp export -m MODEL OUT [options]"
-    parser.description = "Write a model, dense or pruned, as a GGUF file for llama.cpp."
-    parser.epilog = EXAMPLES
-    required = parser.add_argument_group("Required arguments")
-    add_option(required, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
-    required.add_argument("output", metavar="OUT", help="GGUF file to write.")
-
-    optional = parser.add_argument_group("Optional arguments")
-    add_option(
-        optional,
-        "outtype",
-        metavar="TYPE",
-        default="f16",
-        help="Type of the weight matrices: f32, f16, bf16, q8_0 or q4_0.",
-    )
-    add_option(
-        optional,
-        "pad-uniform",
-        action="store_true",
-        help="Pad every layer with zeros to the size of the largest. The file is larger, and runs wherever the dense "
-        "model does.",
-    )
-    add_option(
-        optional,
-        "overwrite",
-        action="store_true",
-        help="Replace an existing GGUF file; other files are never replaced.",
-    )
-    add_hub_options(optional)
-    add_trust_remote_code(optional)
-
-
 class FFPExportCommand(BaseOptimumCLICommand):
     """`optimum-cli ffp export`."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """Adds the options."""
-        return parse_args_ffp_export(parser)
+        """Add the options."""
+        description = "Write a model, dense or pruned, as a GGUF file for llama.cpp."
+        describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", description, EXAMPLES)
+        group = parser.add_argument_group("Options")
+        add_option(group, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
+        group.add_argument("output", metavar="OUT", help="GGUF file to write.")
+        add_option(
+            group,
+            "outtype",
+            default="f16",
+            choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+            help="Type of the weight matrices.",
+        )
+        add_option(
+            group,
+            "pad-uniform",
+            action="store_true",
+            help="Pad every layer with zeros to the size of the largest. The file is larger, and runs wherever the "
+            "dense model does.",
+        )
+        add_option(
+            group,
+            "overwrite",
+            action="store_true",
+            help="Replace an existing GGUF file; other files are never replaced.",
+        )
+        add_hub_options(group)
 
     def run(self) -> None:
-        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
+        """Run the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
-            check_read(given_options(self.parser, self.args), {"revision": ON_THE_HUB}, self.args)
             export(self.args)
 
 
 def export(args: Namespace) -> None:
-    """Loads a model and writes it as a GGUF file."""
-    from ..checkpoint.gguf import OUTPUT_TYPES, check_exportable, export_gguf, plan_export
+    """Load a model and write it as a GGUF file."""
+    from ..checkpoint.gguf import check_exportable, export_gguf, plan_export
     from ..modeling.gguf_file import check_gguf_installed
     from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
     from ..utils.folders import check_apart, check_file
 
-    check_choices(args, {"outtype": OUTPUT_TYPES})
     check_apart(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
-    given = {name: getattr(args, name) for name in ("revision", "token", "trust_remote_code")}
+    given = {name: getattr(args, name) for name in ("revision", "trust_remote_code")}
     options = LoadOptions(device="cpu", **given)
     check_gguf_installed()
     # Before the weights are loaded.

@@ -2,29 +2,37 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import ON_THE_HUB, TO_THE_HUB, check_read, given_options, output_name
+from ..config import RecoveryConfig
+from .arguments import (
+    add_device_options,
+    add_hub_options,
+    add_num_processes,
+    add_option,
+    add_run_options,
+    add_upload_options,
+    describe,
+    output_name,
+)
 from .errors import one_line_endings
 from .launching import run_in_processes
-from .recover_options import parse_args_ffp_recover
 
 
-if TYPE_CHECKING:
-    from ..config import RecoveryConfig
-
-
-READ_WHEN = {
-    "revision": ON_THE_HUB,
-    "hub_model_id": TO_THE_HUB,
-    "private": TO_THE_HUB,
-}
+USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
+DESCRIPTION = """Train a pruned model to predict what the dense model predicts. The result is a folder like that of the
+pruned model."""
+EXAMPLES = """examples:
+  optimum-cli ffp recover -m out out-recovered --dataset my_text.jsonl --max-tokens 2M
+  optimum-cli ffp recover -m out --dataset fineweb.jsonl:0.6,chats.jsonl:0.4 --lora 32 --teacher model.gguf
+  accelerate launch --config_file fsdp2.yaml -m optimum.commands.optimum_cli ffp recover -m out --preset standard
+"""
 # After the name of a pruned model, for the folder of the recovered one.
 RECOVERED = "-recovered"
-LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision", "token")
+LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
 
 class FFPRecoverCommand(BaseOptimumCLICommand):
@@ -32,28 +40,36 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """Adds the options."""
-        return parse_args_ffp_recover(parser)
+        """Add the options."""
+        describe(parser, USAGE, DESCRIPTION, EXAMPLES)
+        model = parser.add_argument_group("Models and output")
+        add_option(model, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
+        add_option(
+            model,
+            "teacher",
+            metavar="MODEL",
+            help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the "
+            "Hub.",
+        )
+        add_run_options(model)
+        groups = RecoveryConfig.add_arguments(parser)
+        of = "the dense model, and not of the result, which has that of the pruned one"
+        add_device_options(groups["Resources"], of)
+        add_num_processes(groups["Resources"])
+        hub = parser.add_argument_group("The Hub")
+        add_upload_options(hub)
+        add_hub_options(hub)
 
     def run(self) -> None:
-        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
+        """Run the command; an `FFPError` ends it with one line and exit code 2."""
+        args = self.args
         with one_line_endings("interrupted; run the same command with --resume to continue"):
-            check_read(given_options(self.parser, self.args), READ_WHEN, self.args)
-            run_in_processes(None if self.args.plan else self.args.num_processes, lambda: recover(self.args))
-
-
-def read_config(args: Namespace) -> "RecoveryConfig":
-    """The config: that of `--config` if given, overridden by the options of the command line."""
-    from ..config import RecoveryConfig
-
-    given = {name: getattr(args, name, None) for name in RecoveryConfig.option_names()}
-    given = {name: value for name, value in given.items() if value is not None}
-    return RecoveryConfig(**given) if args.config is None else RecoveryConfig.from_file(args.config, **given)
+            run_in_processes(None if args.plan else args.num_processes, lambda: recover(args))
 
 
 def recover(args: Namespace) -> None:
-    """Trains, saves, prints what came of it, and uploads; with `--plan` prints what that needs."""
-    config, folder = read_config(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
+    """Check, lock, train, save and push."""
+    config, folder = RecoveryConfig.from_args(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
 
     from ..hub.upload import push_folder
     from ..modeling.auto import is_pruned
@@ -88,7 +104,6 @@ def recover(args: Namespace) -> None:
         overwrite=args.overwrite,
         resume=args.resume,
         repositories=uploads,
-        token=args.token,
         trains_on=[estimate.machine.device],
     )
     if args.plan:
@@ -100,17 +115,10 @@ def recover(args: Namespace) -> None:
         for warning in estimate.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         begin_work(work, args.resume)
-    recovery = FFPRecovery.from_pretrained(
-        args.model,
-        config,
-        args.teacher,
-        work,
-        args.report_to,
-        **{name: getattr(args, name) for name in LOAD_OPTIONS},
-    )
+    recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
     record = recovery.recover(resume=args.resume)
     recovery.save_pretrained(folder, overwrite=args.overwrite)
     if processes.is_main():
         print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
         if args.push_to_hub:
-            print(f"uploaded: {push_folder(folder, repository, args.private, args.token)}")
+            print(f"uploaded: {push_folder(folder, repository, args.private)}")

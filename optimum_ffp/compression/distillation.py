@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..allocation.policy import PruningPolicy
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..engine import Arguments, LayerRunner, LayerwiseModel
 from ..utils import processes
 from ..utils.heap import return_free_memory

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers.modeling_outputs import ModelOutput
 
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..engine import LayerwiseModel, graphs_freed
 from ..utils.lm_head import POSITIONS, cast_once, logits_in_pieces
 from ..utils.precision import computing_in

@@ -1,276 +1,278 @@
-"""Defaults of all options, the paper's values, the choices, and when an option is read. Imports nothing heavy."""
+"""An option is said once: a field of a config, from which values are checked and `--help` is made."""
 
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
-from .texts import TextMix
 
 
-# Packages whose modules are the choices of an option: `fisher_obs.py` is the choice `fisher-obs`.
-PACKAGES = {
-    "method": "search.methods",
-    "agent": "search.agents",
-    "criterion": "analysis.criteria",
-    "mapping": "allocation.mappings",
-}
+logger = logging.getLogger(__name__)
+T = TypeVar("T", bound="Config")
+METAVARS = {int: "N", float: "X"}
 
 
-def _choices_of(option: str) -> tuple[str, ...]:
-    folder = Path(__file__).parents[1].joinpath(*PACKAGES[option].split("."))
-    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(folder)])))
+@dataclass(frozen=True)
+class Option:
+    """What is said of an option beside its type and its default.
+
+    Attributes:
+        help: What it is, without the default.
+        group: Its group in `--help`. Without one, it is set by `--config FILE` or from Python alone.
+        choices: The values that are allowed, or the package whose modules are the choices: `search.methods`.
+        low: Least number.
+        high: Largest number.
+        presets: Its values with other presets than the default one.
+        when: The option that it depends on, and the values of that one with which it is read.
+        stage: What depends on it first: what is `measured` of the dense model, the `search` or the `calibration`.
+        shown: The default in words.
+        cli: Further arguments of `add_argument`.
+    """
+
+    help: str
+    group: str | None = None
+    choices: str | Sequence[str] = ()
+    low: float = 0
+    high: float = math.inf
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    when: tuple[str, ...] = ()
+    stage: str = "search"
+    shown: str | None = None
+    cli: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_choice(option: str, name: str) -> ModuleType:
-    """Return the module of a choice. It is imported on demand: PPO's stable-baselines3 takes seconds.
+def option(default: Any, help: str, paper: Any = None, **others: Any) -> Any:
+    """Return the field of an option.
 
     Args:
-        option: An option in `PACKAGES`.
-        name: One of its `CHOICES`.
+        default: Its value if it isn't given; `None` for one that follows from others, or from the model.
+        help: What it is, without the default.
+        paper: Its value with the preset `paper`.
+        others: Attributes of `Option`.
     """
-    return import_module(f"..{PACKAGES[option]}.{name.replace('-', '_')}", __package__)
+    presets = {} if paper is None else {"presets": {"paper": paper}}
+    return field(default=default, metadata=vars(Option(help, **presets, **others)))
 
 
-CHOICES = {
-    "method": _choices_of("method"),
-    "agent": _choices_of("agent"),
-    "preset": ("default", "paper"),
-    "criterion": _choices_of("criterion"),
-    "mapping": _choices_of("mapping"),
-    "attention": ("auto", "kv-groups", "query-heads"),
-    "reward": ("pruned", "compensated"),
-    "calibration": ("distillation", "ridge", "none"),
-    "search_dtype": ("auto", "model"),
-    "start_token": ("auto", "never"),
-}
-# Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
-FISHER = "fisher-"
-# Methods that evaluate a fixed number of candidates, whatever `search_steps` is, and are not compared with baselines.
-NO_SEARCH = ("homogeneous", "no-search", "uniform")
-# Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
-GRADIENT_COST = 3
-# Where the weights of layers may be while they don't run, the fastest first.
-OFFLOADS = ("none", "host", "disk")
-# Candidate evaluations that agent "ppo" needs to learn.
-PPO_STEPS = 256
-# Values that the paper states, and two of ours for its agent; the presets share what else it leaves open.
-PAPER = {
-    "dataset": "wikitext2",
-    "agent": "ppo",
-    "criterion": "wanda",
-    "mapping": "greedy",
-    "attention": "kv-groups",
-    "reward": "pruned",
-    "calibration": "ridge",
-    "search_steps": 1000,
-    "alpha_start": 0.3,
-    "action_std": 1.0,
-    "search_samples": 4,
-    "rate_precision": 0.01,
-    "learning_rate": 1e-4,
-    "clip_range": 0.2,
-    "ffn_multiple": 1,
-    "hidden_sizes": (256, 128),
-    "ridge_lambda": 0.01,
-    "num_samples": 32,
-    "relative_outputs": False,
-    "fall_back": False,
-}
-# Options that the measurements before the search depend on.
-MEASURED = (
-    *("seed", "search_dtype", "ffn_multiple", "relative_outputs"),
-    *("dataset", "eval_dataset", "text_column", "seq_len", "start_token"),
-    *("num_samples", "search_samples", "eval_samples", "fisher_samples"),
-    *("criterion", "mapping", "attention", "ridge_lambda", "ridge_lambda_relative"),
-)
-# Options of calibration alone; the policy depends on all others.
-CALIBRATION = (
-    *("calibration", "held_out_samples"),
-    *("distillation_passes", "distillation_rate", "distillation_seq_len", "distillation_batch"),
-)
+def named_options(cls: type[T]) -> type[T]:
+    """Let a config dataclass take the values of its preset, say "did you mean", and document its options."""
+    init = cls.__init__
+
+    @wraps(init)
+    def checked(self, **given: Any) -> None:
+        for name in given.keys() - {*cls.option_names()}:
+            raise FFPError(f"{cls.__name__} has no option {name}{did_you_mean(name, cls.option_names())}")
+        init(self, **cls.preset_values(given.get("preset")) | given)
+
+    cls.__init__ = checked
+    documented = [f"    {one.name}: {one.metadata['help']} Default: {shown_default(one)}." for one in fields(cls)]
+    cls.__doc__ = "\n".join([cls.__doc__ or "", "Args:", *documented])
+    return cls
 
 
-def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
-    """Check that options have one of the values that are allowed.
-
-    Args:
-        options: An object that has them as attributes, as for the functions below.
-        choices: The values by name of the option.
-
-    Raises:
-        FFPError: If one has another.
-    """
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise FFPError(f"{name} {getattr(options, name)!r} is not known; choose from {', '.join(allowed)}")
-
-
-def check_numbers(options: Any, kind: type, low: float, high: float | None, *names: str) -> None:
-    """Check that options are finite numbers (or integers) in a range.
-
-    Args:
-        options: An object that has them as attributes.
-        kind: `int` or `float`.
-        low: Least value.
-        high: Largest value; none if `None`.
-        names: Names of the options.
-
-    Raises:
-        FFPError: If one is not.
-    """
-    for name in names:
-        value = getattr(options, name)
-        right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        if not (right_type and math.isfinite(value) and low <= value <= (math.inf if high is None else high)):
-            allowed = "an integer" if kind is int else "a number"
-            between = f"of at least {low}" if high is None else f"between {low} and {high}"
-            raise FFPError(f"{name} must be {allowed} {between}, found {value!r}")
-
-
-def read_names(options: Any, *optional: str) -> None:
-    """Check the names of texts and of their column, and turn paths into text.
-
-    Args:
-        options: An object that has `dataset`, `eval_dataset` and `text_column`.
-        optional: Those that may be `None`.
-
-    Raises:
-        FFPError: If one is no name.
-    """
-    for name, what in {"dataset": "or a path", "eval_dataset": "or a path", "text_column": "of a column"}.items():
-        value = getattr(options, name)
-        if isinstance(value, os.PathLike):
-            setattr(options, name, value := os.fspath(value))
-        if not (isinstance(value, str) and value) and not (value is None and name in optional):
-            raise FFPError(f"{name} must be a name {what}, found {value!r}")
-
-
-def read_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Read the options of a JSON file.
-
-    Raises:
-        FFPError: If it can't be read, or doesn't hold a JSON object.
-    """
-    try:
-        options = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FFPError(f"{path} can't be read as a config: {error}") from None
-    if not isinstance(options, dict):
-        raise FFPError(f"{path} must hold a JSON object of options, found {type(options).__name__}")
-    return options
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return the known name that is most like another, as the end of a message."""
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @dataclass(kw_only=True)
-class Options:
-    """Defaults of the options; `FFPConfig` documents them."""
+class Config:
+    """Options as fields. `resolve()` gives those that follow others their values."""
 
-    sparsity: float = 0.2
-    method: str = "ffp"
-    preset: str = "default"
-    agent: str = "gradient"
-    criterion: str = "fisher-obs"
-    mapping: str = "curves"
-    attention: str = "auto"
-    reward: str = "compensated"
-    calibration: str = "distillation"
-    ridge_lambda: float = 0.01
-    ridge_lambda_relative: bool = True
-    held_out_samples: int = 4
-    distillation_passes: int = 2
-    distillation_rate: float = 0.01
-    distillation_seq_len: int | None = None
-    distillation_batch: int = 1
-    dataset: str = "wikitext2,c4"
-    eval_dataset: str | None = None
-    text_column: str | None = None
-    num_samples: int = 128
-    seq_len: int | None = None
-    start_token: str = "auto"
-    search_samples: int = 32
-    update_samples: int = 4
-    fisher_samples: int = 32
-    eval_samples: int | None = None
-    batch_size: int = 1
-    search_steps: int = 26
-    candidates: int = 8
-    alpha_start: float = 1.0
-    learning_rate: float = 3e-3
-    action_std: float = 0.1
-    clip_range: float = 0.2
-    hidden_sizes: tuple[int, ...] = (256, 128)
-    fall_back: bool = True
-    relative_outputs: bool = True
-    search_dtype: str = "auto"
-    min_retention: float = 0.2
-    max_retention: float = 1.0
-    rate_precision: float | None = None
-    ffn_multiple: int | None = None
-    seed: int = 0
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            setattr(self, one.name, _checked(one, getattr(self, one.name)))
+        self.resolve().check()
+
+    def check(self) -> None:
+        """Check what no option can be checked for alone; all are resolved.
+
+        Raises:
+            FFPError: If options don't go together.
+        """
+
+    def derived(self) -> dict[str, Any]:
+        """Return the defaults that follow other options."""
+        return {}
+
+    def resolve(self: T) -> T:
+        """Return a copy where defaults that follow other options are values."""
+        missing = {name: value for name, value in self.derived().items() if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of all options."""
+        return [one.name for one in fields(cls)]
+
+    @classmethod
+    def preset_values(cls, preset: str | None) -> dict[str, Any]:
+        """Return the values that a preset sets."""
+        return {one.name: one.metadata["presets"][preset] for one in fields(cls) if preset in one.metadata["presets"]}
+
+    def of_stage(self, *stages: str) -> dict[str, Any]:
+        """Return the options that these stages depend on first."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["stage"] in stages}
+
+    def reads(self, name: str) -> bool:
+        """Return whether an option has an effect, given the values of the others."""
+        when = self.__dataclass_fields__[name].metadata["when"]
+        return not when or getattr(self, when[0]) in when[1:] and self.reads(when[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options, as they are saved."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+        """Return the options of a record, also one of an earlier version."""
+        return record
+
+    @classmethod
+    def from_file(cls: type[T], path: str | os.PathLike, **overrides: Any) -> T:
+        """Read options from a JSON file, such as the `ffp_config.json` of a result.
+
+        Args:
+            path: Path of the file. What it has beside options is ignored, with a warning.
+            overrides: Options that replace those of the file; `preset` replaces all that presets set.
+
+        Raises:
+            FFPError: If the file can't be read, or a value is not allowed.
+        """
+        options, known = cls.of_record(read_file(path), path), cls.option_names()
+        for name in options.keys() - {*known}:
+            logger.warning(f"{path}: {cls.__name__} has no option {name}, ignored{did_you_mean(name, known)}")
+        set_by_presets = [one.name for one in fields(cls) if one.metadata["presets"] and "preset" in overrides]
+        options = {name: options[name] for name in known if name in options and name not in set_by_presets}
+        for name, value in (options | overrides).items():
+            choices = cls.__dataclass_fields__[name].metadata["choices"]
+            if name not in overrides and isinstance(choices, str) and "." in str(value):
+                raise FFPError(f"{path}: {name} {value} is code, which a file can't choose; give it as an option")
+        return cls(**options | overrides)
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> dict[str, _ArgumentGroup]:
+        """Add the options that have a group to a parser; return the groups by their titles."""
+        groups: dict[str, _ArgumentGroup] = {}
+        for one in fields(cls):
+            title = one.metadata["group"]
+            if title:
+                group = groups.setdefault(title, groups.get(title) or parser.add_argument_group(title))
+                help = f"{one.metadata['help']} Default: {shown_default(one)}.".replace("%", "%%")
+                group.add_argument(f"--{one.name.replace('_', '-')}", help=help, **_argument(one))
+        return groups
+
+    @classmethod
+    def from_args(cls: type[T], args: Namespace) -> T:
+        """Return the config of a command line: that of `--config` if given, with the options that are given."""
+        given = {name: getattr(args, name, None) for name in cls.option_names()}
+        given = {name: value for name, value in given.items() if value is not None}
+        config = cls.from_file(args.config, **given) if args.config is not None else cls(**given)
+        for name in given:
+            if not config.resolve().reads(name):
+                other, *values = config.__dataclass_fields__[name].metadata["when"]
+                logger.warning(f"--{name.replace('_', '-')} has no effect: only {other} {', '.join(values)} reads it")
+        return config
 
 
-class Condition(NamedTuple):
-    """When an option is read: in words, and as a function of the settings."""
+def read_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the JSON object of a file.
 
-    words: str
-    holds: Callable[[Any], bool]
+    Raises:
+        FFPError: If there is none.
+    """
+    try:
+        record = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FFPError(f"{path} can't be read as a config: {error}") from None
+    if not isinstance(record, dict):
+        raise FFPError(f"{path} must hold a JSON object of options, found {type(record).__name__}")
+    return record
 
 
-def _with(words: str, *names: str) -> Condition:
-    return Condition(words, lambda config: (config.agent if config.method == "ffp" else config.method) in names)
+def choices_of(one: Field) -> tuple[str, ...]:
+    """Return the choices of an option: `fisher_obs.py` is the choice `fisher-obs`."""
+    choices = one.metadata["choices"]
+    if not isinstance(choices, str):
+        return tuple(choices)
+    folder = Path(__file__).parents[1].joinpath(*choices.split("."))
+    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(folder)])))
 
 
-OTHER_TEXT = Condition(
-    "with a --dataset or --eval-dataset other than self",
-    lambda config: any(
-        TextMix.parse(name).names != ["self"] for name in (config.dataset, config.eval_dataset) if name
-    ),
-)
-SEARCHES = ("random", "evolutionary")
-AGENT = Condition("with --method ffp", lambda config: config.method == "ffp")
-MAPPED = Condition("with a --method other than uniform", lambda config: config.method != "uniform")
-SEARCH = _with("with --method ffp, random or evolutionary", *CHOICES["agent"], *SEARCHES)
-PPO = _with("with --agent ppo", "ppo")
-RIDGE = Condition(
-    "with a --calibration other than none, --reward compensated or --mapping curves",
-    lambda config: config.needs_factors,
-)
-DISTILLATION = Condition("with --calibration distillation", lambda config: config.calibration == "distillation")
-# Conditions of options that are not always read.
-READ_WHEN = {
-    "agent": AGENT,
-    "mapping": MAPPED,
-    "rate_precision": Condition(
-        "with a --method other than uniform and homogeneous",
-        lambda config: config.method not in ("uniform", "homogeneous"),
-    ),
-    "ridge_lambda": RIDGE,
-    "ridge_lambda_relative": RIDGE,
-    "held_out_samples": DISTILLATION,
-    "distillation_passes": DISTILLATION,
-    "distillation_rate": DISTILLATION,
-    "distillation_seq_len": DISTILLATION,
-    "distillation_batch": DISTILLATION,
-    "start_token": OTHER_TEXT,
-    "update_samples": SEARCH,
-    "fisher_samples": Condition(
-        "with --mapping curves or --criterion fisher-obs", lambda config: config.needs_fishers
-    ),
-    "search_steps": SEARCH,
-    "candidates": _with(
-        "with --agent ppo, --method random, evolutionary or homogeneous",
-        *("ppo", "homogeneous", *SEARCHES),
-    ),
-    "alpha_start": PPO,
-    "learning_rate": PPO,
-    "action_std": PPO,
-    "clip_range": PPO,
-    "hidden_sizes": PPO,
-}
+def shown_default(one: Field) -> str:
+    """Return the default of an option in words."""
+    if isinstance(one.default, tuple):
+        return " ".join(map(str, one.default))
+    number = isinstance(one.default, float)
+    return one.metadata["shown"] or (f"{one.default:g}" if number else str(one.default).lower())
+
+
+def _kinds(one: Field) -> tuple[type, ...]:
+    return get_args(one.type) or (one.type,)
+
+
+def _argument(one: Field) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option; without it, its value is `None`."""
+    kinds = _kinds(one)
+    if bool in kinds:
+        return {"action": BooleanOptionalAction} | one.metadata["cli"]
+    kind = str if str in kinds else kinds[0]
+    choices = choices_of(one)
+    metavar = f"{{{','.join(choices)}}}" if choices else METAVARS.get(kind)
+    return {"type": kind, "metavar": metavar} | one.metadata["cli"]
+
+
+def _checked(one: Field, value: Any) -> Any:
+    """Return a value that is allowed, with paths as text and lists as tuples."""
+    if value is None and one.default is None:
+        return None
+    if get_origin(one.type) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise FFPError(f"{one.name} must be a list, found {value!r}")
+        return tuple(_check_number(one, int, element) for element in value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    kind = _kinds(one)[0]
+    if one.metadata["choices"]:
+        _check_choice(one, value)
+    elif kind is bool and not isinstance(value, bool):
+        raise FFPError(f"{one.name} must be true or false, found {value!r}")
+    elif kind is str and not (isinstance(value, str) and value):
+        raise FFPError(f"{one.name} must be a name, found {value!r}")
+    elif kind in METAVARS:
+        _check_number(one, kind, value)
+    return value
+
+
+def _check_choice(one: Field, value: Any) -> None:
+    choices = choices_of(one)
+    if value in choices:
+        return
+    elsewhere = isinstance(one.metadata["choices"], str) and "." in str(value)
+    try:
+        if elsewhere and find_spec(value):
+            return
+    except ImportError:
+        pass
+    raise FFPError(f"{one.name} {value!r} is not known; choose from {', '.join(choices)}")
+
+
+def _check_number(one: Field, kind: type, value: Any) -> Any:
+    low, high = one.metadata["low"], one.metadata["high"]
+    right = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not low <= value <= high:
+        allowed = "an integer" if kind is int else "a number"
+        between = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise FFPError(f"{one.name} must be {allowed} {between}, found {value!r}")
+    return value

@@ -1,38 +1,35 @@
-"""FFPConfig: all options of a prune, with units, defaults and the paper's values."""
+"""All options of a prune, with defaults and the paper's values."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from ..errors import FFPError
 from ..version import __version__
-from .fields import (
-    CHOICES,
-    FISHER,
-    MEASURED,
-    PAPER,
-    PPO_STEPS,
-    READ_WHEN,
-    Options,
-    check_choices,
-    check_numbers,
-    read_file,
-    read_names,
-)
+from .fields import Config, named_options, option
 from .texts import TextMix
 
 
-# Options whose defaults follow others of the same preset.
-DERIVED = ("agent", "attention", "search_steps")
-# Options of earlier versions, and values that select what no longer exists.
-REMOVED = ("grad", "slope_samples", "dense_target", "sequential_lambda")
+# Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
+FISHER = "fisher-"
+# Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
+GRADIENT_COST = 3
+# Where the weights of layers may be while they don't run, the fastest first.
+OFFLOADS = ("none", "host", "disk")
+# Values of earlier versions that select what no longer exists.
 REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
-# Entries of `ffp_config.json` with the results that a checkpoint keeps.
-RESULTS = ("policy", "search", "provenance", "recovery", "model", "files", "run", "schema_version")
+
+SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
+SEARCHES = ("method", "ffp", "random", "evolutionary")
+PPO = ("agent", "ppo")
+DISTILLATION = ("calibration", "distillation")
 
 
-class FFPConfig(Options):
+@named_options
+@dataclass(kw_only=True)
+class FFPConfig(Config):
     """Options of a prune, saved as `ffp_config.json`.
 
     Options that are not given take the values of the preset; `FFPConfig(preset="paper")` has the paper's numbers. A
@@ -40,115 +37,285 @@ class FFPConfig(Options):
     lose: a KV head with its query heads, a query head of every KV head, or an FFN channel; a candidate is a pruned
     model that the search evaluates.
 
-    Args:
-        sparsity: Fraction of the parameters of the decoder blocks' projections to remove, default 0.2 (the paper: 0.2
-            and 0.3).
-        method: How the number of groups per unit is chosen: `"ffp"` (default, a search by the agent), or one of the
-            baselines `"no-search"` (what the mapping makes of equal scores), `"random"`, `"evolutionary"` and
-            `"uniform"`. `"homogeneous"` gives all layers the same size, so that the checkpoint is one of the dense
-            model's own class: it compares up to `candidates` shares of attention.
-        agent: Search algorithm of method `"ffp"`: `"gradient"` (default, follows the gradient of the loss),
-            or `"ppo"` (the paper's, default if `reward` is `"pruned"`).
-        preset: `"default"` or `"paper"`.
-        criterion: Ranking of the groups of a unit: `"fisher-obs"` (default, backward elimination, weighted by the
-            Fisher matrix), `"obs"` (backward elimination), `"flap"` or `"wanda"` (the paper's).
-        mapping: From the agent's scores to a policy: `"curves"` (default, from the loss curves), `"water-filling"` or
-            `"greedy"` (the paper's Algorithm 1).
-        attention: What attention loses: `"kv-groups"` (the paper's; a KV head with its query heads), `"query-heads"`
-            (the same number of query heads of every KV head), or `"auto"` (default), for every layer whichever has the
-            lower loss curve; KV groups without curves. A model that has one KV head, or one query head per KV head, is
-            pruned in the one way that there is: the heads of Llama-2-7B have a KV head each, which they take along.
-            The default of method `"homogeneous"` is `"kv-groups"`.
-        reward: When candidates are evaluated: after ridge regression, `"compensated"` (default), or before,
-            `"pruned"` (the paper's).
-        calibration: How the remaining weights are adapted: `"distillation"` (default, starts from ridge regression and
-            trains layer by layer to give the outputs of the dense layers, then the last norm to give the dense model's
-            predictions), `"ridge"` (Eq. 6-7) or `"none"`.
-        ridge_lambda: λ of ridge regression, default 0.01 (the paper's). The criteria `obs` and `fisher-obs` order
-            groups for a relative λ of 0.01, whatever it is.
-        ridge_lambda_relative: Whether λ is relative to the mean diagonal of the Gram matrix (default) or absolute.
-        held_out_samples: Number of search windows that the error of distillation is measured on, default 4.
-        distillation_passes: Number of passes of distillation over the calibration windows, default 2.
-        distillation_rate: Learning rate of distillation, relative to the size of the weights, default 0.01. It is
-            multiplied by the root of `distillation_batch`.
-        distillation_seq_len: Least tokens per window of distillation: calibration windows are cut into as many parts
-            of one length as have them. `None` (default) leaves windows whole.
-        distillation_batch: Number of windows per step of distillation, default 1, and at least 512 tokens. As many
-            processes share it.
-        dataset: Text to calibrate and search on: `"wikitext2"` (the paper's), `"c4"`, a Hub id, a file, a folder, or
-            `"self"` (text that the model generates). Several, with the share of the windows that each has, are a mix:
-            `"wikitext2:0.5,c4:0.3,self:0.2"`; without shares, of equal parts. Default `"wikitext2,c4"`.
-        eval_dataset: Text to report perplexity on, or several, each reported by itself; `None` (default) uses
-            `dataset`, without `self` in a mix.
-        text_column: Column of a .jsonl, .parquet or Hub dataset with texts, or with conversations, which the chat
-            template renders. `None` (default) takes the first that exists of `text`, `messages`, `conversations`,
-            `content` and `document`, or else `prompt` with `completion`.
-        num_samples: Number of calibration windows, default 128 (the paper: 32).
-        seq_len: Tokens per window (the paper: 2048). `None` (default) is the model's maximum length, up to 2048;
-            `PruningResult.config` and `ffp_config.json` have the number.
-        start_token: Whether windows of text begin with a start token, which is one of their `seq_len` tokens:
-            `"auto"` (default) if the tokenizer itself adds one (Llama 2, Gemma), `"never"` (as most published
-            perplexities on WikiText-2 are measured).
-        search_samples: Number of search windows at full fidelity, `N_max`, default 32 (paper preset: 4).
-        update_samples: Number of search windows per update of the agents and per candidate of methods `"random"` and
-            `"evolutionary"`, default 4 and at most `search_samples`. The agents take other windows in every update;
-            with the defaults none is used twice, so that the agent does not overfit.
-        fisher_samples: Number of calibration windows for the Fisher estimate, default 32.
-        eval_samples: Number of test windows of each text; `None` (default) takes all of a test split, and the first
-            100 of a text without one.
-        batch_size: Windows per forward pass, default 1. Statistics on the CPU take at most an eighth of all at once.
-        search_steps: Number of candidate evaluations, default 26, or 256 for agent `"ppo"` (the paper: 1000); one with
-            a backward pass counts as three. The no-search and the uniform policy are evaluated in addition.
-        candidates: Number of candidates per update of the agent, or in all of method `"homogeneous"`, default 8.
-        alpha_start: Fraction of the target sparsity and of the windows per update that PPO's progressive schedule
-            starts with, default 1, which is no schedule (paper preset: 0.3).
-        learning_rate: Learning rate of PPO, default 3e-3 (the paper: 1e-4).
-        action_std: Standard deviation of PPO's actions before training, default 0.1 (paper preset: 1). A
-            warm start has that of its agent.
-        clip_range: Clip range of PPO, default 0.2 (the paper's).
-        hidden_sizes: Widths of the hidden layers of PPO's MLP, default 256 and 128 (the paper's, with ReLU).
-        fall_back: Whether a search returns the uniform or the no-search policy where that is better than what it
-            found (default; not so the paper).
-        relative_outputs: Whether statistics weigh tokens by the size of a projection's output where a norm follows it
-            (default; not so the paper).
-        search_dtype: Dtype of matrix products in statistics, search and distillation: `"auto"` (default) is bfloat16
-            where the hardware multiplies it faster, `"model"` is the model's own.
-        min_retention: Smallest fraction of its groups that a unit keeps, `a_min`, default 0.2.
-        max_retention: Largest fraction of its groups that a unit keeps, `a_max`, default 1.
-        rate_precision: Step that retentions are rounded to (the paper: 0.01); `None` (default) does not round.
-        ffn_multiple: FFN widths are multiples of this number of channels (the paper: 1). `None` (default) is 256, the
-            block size of llama.cpp's K-quants, or 32, that of its simpler types, if that leaves at least 32 steps, and
-            otherwise 1.
-        seed: Random seed, default 0.
-
     Raises:
         FFPError: If a value is not allowed, or an option is unknown.
     """
 
-    CONFIG_NAME: ClassVar[str] = "ffp_config.json"
-
-    def __init__(self, **options: Any):
-        known = self.option_names()
-        options = _without_removed(options)
-        # Entries of `ffp_config.json` that are not options.
-        for name in (*RESULTS, "self_share", "transformers_version", "optimum_version", "ffp_version"):
-            options.pop(name, None)
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise FFPError(f"FFPConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-        defaults = _defaults(options)
-        for name in known:
-            setattr(self, name, options.get(name, defaults.get(name, getattr(type(self), name))))
-        self._validate()
-
-    @classmethod
-    def option_names(cls) -> list[str]:
-        """Names of all options."""
-        return [field.name for field in fields(Options)]
-
-    def reads(self, name: str) -> bool:
-        """Whether an option has an effect, given the values of the others."""
-        return name not in READ_WHEN or READ_WHEN[name].holds(self)
+    sparsity: float = option(
+        0.2,
+        "Fraction of the parameters of attention and FFN to remove, between 0 and 1. On the command line several "
+        "values write one folder each, and a plot of size against perplexity.",
+        group="Common options",
+        cli={"nargs": "+", "metavar": "X"},
+    )
+    dataset: str = option(
+        "wikitext2,c4",
+        "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
+        ".txt/.json/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and "
+        "test files, or self (text that the model generates, which is slow: lower num_samples); or a mix of them with "
+        "the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
+        group="Common options",
+        paper="wikitext2",
+        stage="measured",
+    )
+    eval_dataset: str | None = option(
+        None,
+        "Text to report perplexity on, or several separated by commas, each reported by itself; same choices as for "
+        "the dataset.",
+        group="Data",
+        stage="measured",
+        shown="the test split of the dataset, of each text of a mix but self",
+        cli={"metavar": "DATASET"},
+    )
+    text_column: str | None = option(
+        None,
+        "Dataset column with texts, or with conversations, which the chat template renders.",
+        group="Data",
+        stage="measured",
+        shown="the first that exists of text, messages, conversations, content, document, or else prompt with "
+        "completion",
+        cli={"metavar": "NAME"},
+    )
+    seq_len: int | None = option(
+        None,
+        "Tokens per window; all text is cut into windows (the paper: 2048).",
+        group="Data",
+        low=2,
+        stage="measured",
+        shown=SEQ_LEN_DEFAULT,
+    )
+    start_token: str = option(
+        "auto",
+        "Whether windows of text begin with a start token, one of their tokens: auto (if the tokenizer adds one) or "
+        "never (as most published perplexities on WikiText-2 are measured).",
+        choices=("auto", "never"),
+        stage="measured",
+    )
+    num_samples: int = option(
+        128, "Number of calibration windows, from the train split.", group="Data", low=1, paper=32, stage="measured"
+    )
+    search_samples: int = option(
+        32,
+        "Number of search windows, from the validation split, to compare candidates on.",
+        group="Data",
+        low=1,
+        paper=4,
+        stage="measured",
+    )
+    eval_samples: int | None = option(
+        None,
+        "Number of test windows of each text, from the test split.",
+        group="Data",
+        low=1,
+        stage="measured",
+        shown="all of a test split, the first 100 of a text without one",
+    )
+    method: str = option(
+        "ffp",
+        "How the number of heads and channels per layer is chosen: ffp (a search guided by the loss), no-search (from "
+        "measurements of single layers), uniform (the same fraction in every layer), homogeneous (exactly the same "
+        "number in every layer, so that the checkpoint needs no code of its own), or the baselines random and "
+        "evolutionary.",
+        group="Pruning",
+        choices="search.methods",
+    )
+    preset: str = option(
+        "default",
+        "Values of the options that are not given: default, or paper for those of the FastForward Pruning paper.",
+        group="Pruning",
+        choices=("default", "paper"),
+    )
+    criterion: str = option(
+        "fisher-obs",
+        "How heads and channels are ranked within a layer: fisher-obs (backward elimination, weighted by the Fisher "
+        "matrix), obs (backward elimination), flap or wanda, or a function of your own as package.module.",
+        group="Pruning",
+        choices="analysis.criteria",
+        paper="wanda",
+        stage="measured",
+    )
+    attention: str | None = option(
+        None,
+        "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
+        "heads of every KV head) or auto (for every layer whichever costs less by its loss curve). Models with one KV "
+        "head, or one for each query head, are pruned in the one way that there is; OLMo's attention stays whole.",
+        group="Pruning",
+        choices=("auto", "kv-groups", "query-heads"),
+        paper="kv-groups",
+        stage="measured",
+        shown="auto, or kv-groups with method homogeneous",
+    )
+    min_retention: float = option(
+        0.2, "Smallest fraction of heads, or of FFN channels, to keep in a layer.", group="Pruning", high=1
+    )
+    max_retention: float = option(
+        1.0, "Largest fraction of heads, or of FFN channels, to keep in a layer.", group="Pruning", high=1
+    )
+    rate_precision: float | None = option(
+        None, "Step that these fractions are rounded to.", high=1, paper=0.01, shown="no rounding"
+    )
+    ffn_multiple: int | None = option(
+        None,
+        "FFN widths are multiples of this number of channels.",
+        group="Pruning",
+        low=1,
+        paper=1,
+        stage="measured",
+        shown="256 or 32 (block sizes of llama.cpp) if that leaves at least 32 steps, otherwise 1",
+    )
+    relative_outputs: bool = option(
+        True,
+        "Whether every token counts relative to the size of a projection's output, in families that normalize it.",
+        paper=False,
+        stage="measured",
+    )
+    fisher_samples: int = option(
+        32,
+        "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
+        group="Pruning",
+        low=1,
+        stage="measured",
+    )
+    seed: int = option(0, "Random seed.", group="Pruning", high=2**32 - 1, stage="measured")
+    agent: str | None = option(
+        None,
+        "Search algorithm of method ffp: gradient (follows the gradient of the loss) or ppo (the paper's).",
+        group="Search",
+        choices="search.agents",
+        paper="ppo",
+        when=("method", "ffp"),
+        shown="gradient, or ppo with reward pruned",
+    )
+    search_steps: int | None = option(
+        None,
+        "Number of candidates (pruned models) to evaluate; one with a backward pass counts as three.",
+        group="Search",
+        low=1,
+        paper=1000,
+        when=SEARCHES,
+        shown="26, 256 with agent ppo, or 1000 with preset paper",
+    )
+    fall_back: bool = option(
+        True,
+        "Whether the uniform policy and that without a search are compared with the finalists of a search, and taken "
+        "if they are better.",
+        paper=False,
+        when=("method", "ffp", "random", "evolutionary"),
+    )
+    candidates: int = option(
+        8,
+        "Number of candidates per update of agent ppo, at once of method random or evolutionary, or in all of method "
+        "homogeneous.",
+        group="Search",
+        low=1,
+    )
+    update_samples: int = option(
+        4,
+        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. The "
+        "agents take other windows in every update, so that they do not overfit.",
+        low=1,
+        when=SEARCHES,
+    )
+    reward: str = option(
+        "compensated",
+        "When candidates are evaluated: pruned (before their weights are adapted) or compensated (after ridge "
+        "regression).",
+        group="Search",
+        choices=("pruned", "compensated"),
+        paper="pruned",
+    )
+    mapping: str = option(
+        "curves",
+        "How the agent's score per layer becomes the size of the layer: curves (from the estimated loss of every "
+        "size), greedy (Algorithm 1 of the paper) or water-filling.",
+        group="Search",
+        choices="allocation.mappings",
+        paper="greedy",
+        stage="measured",
+    )
+    search_dtype: str = option(
+        "auto",
+        "Dtype of matrix products in statistics, search and distillation of a float32 model: auto (bfloat16 where the "
+        "hardware is known to be faster at it) or model (float32).",
+        choices=("auto", "model"),
+        stage="measured",
+    )
+    learning_rate: float = option(3e-3, "Learning rate of PPO.", group="Search", paper=1e-4, when=PPO)
+    alpha_start: float = option(
+        1.0,
+        "Fraction of the sparsity and of the search windows that PPO's progressive schedule starts with; 1 is no "
+        "schedule.",
+        high=1,
+        paper=0.3,
+        when=PPO,
+    )
+    action_std: float = option(
+        0.1,
+        "Standard deviation of PPO's actions before training; a warm start has that of its agent.",
+        low=1e-6,
+        paper=1.0,
+        when=PPO,
+    )
+    clip_range: float = option(
+        0.2, "Clip range of PPO: limits the change of the agent per update.", high=1, paper=0.2, when=PPO
+    )
+    hidden_sizes: tuple[int, ...] = option(
+        (256, 128), "Widths of the hidden layers of PPO's network.", low=1, paper=(256, 128), when=PPO
+    )
+    calibration: str = option(
+        "distillation",
+        "How the remaining weights are adapted: distillation (starts from ridge regression; every layer is trained to "
+        "give the output of the dense layer, and the last norm to give its predictions), ridge (every layer alone, by "
+        "ridge regression) or none.",
+        group="Calibration",
+        choices=("distillation", "ridge", "none"),
+        paper="ridge",
+        stage="calibration",
+    )
+    ridge_lambda: float = option(
+        0.01, "Penalty λ of ridge regression.", group="Calibration", paper=0.01, stage="measured"
+    )
+    ridge_lambda_relative: bool = option(
+        True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.", stage="measured"
+    )
+    held_out_samples: int = option(
+        4,
+        "Number of search windows that the error of distillation is measured on.",
+        low=1,
+        when=DISTILLATION,
+        stage="calibration",
+    )
+    distillation_passes: int = option(
+        2,
+        "Number of passes of distillation over the calibration windows.",
+        low=1,
+        when=DISTILLATION,
+        stage="calibration",
+    )
+    distillation_rate: float = option(
+        0.01,
+        "Learning rate of distillation, relative to the size of the weights. It is multiplied by the root of "
+        "distillation_batch.",
+        when=DISTILLATION,
+        stage="calibration",
+    )
+    train_seq_len: int | None = option(
+        None,
+        "Least tokens per window of distillation: calibration windows are cut into as many parts of one length as "
+        "have them, and shorter ones give more steps.",
+        low=2,
+        when=DISTILLATION,
+        stage="calibration",
+        shown="whole windows",
+    )
+    distillation_batch: int = option(
+        1,
+        "Number of windows per step of distillation, and at least 512 tokens. Fewer steps may be worse.",
+        low=1,
+        when=DISTILLATION,
+        stage="calibration",
+    )
+    batch_size: int = option(1, "Windows per forward pass.", group="Resources", low=1)
 
     @property
     def texts(self) -> TextMix:
@@ -183,76 +350,33 @@ class FFPConfig(Options):
     @property
     def distillation_parts(self) -> int:
         """Number of windows of distillation that a calibration window is cut into, if `seq_len` is set."""
-        return max(1, self.seq_len // (self.distillation_seq_len or self.seq_len))
+        return max(1, self.seq_len // (self.train_seq_len or self.seq_len))
 
     @property
     def reports_searched(self) -> bool:
         """Whether perplexity before calibration is reported; not if the search optimises compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
 
-    @property
-    def measured_options(self) -> dict[str, Any]:
-        """Options that the measurements before the search depend on."""
-        return {name: getattr(self, name) for name in MEASURED}
-
-    def replace(self, **options: Any) -> "FFPConfig":
-        """Returns a copy with new values of these options.
-
-        Raises:
-            FFPError: As the constructor does.
-        """
-        return FFPConfig(**{name: getattr(self, name) for name in self.option_names()} | options)
-
-    def _validate(self) -> None:
-        check_choices(self, CHOICES)
-        check_sparsity(self.sparsity)
-        shares = ("min_retention", "max_retention", "alpha_start", "clip_range")
-        check_numbers(self, float, 0, 1, *shares)
-        check_numbers(self, float, 0, None, "ridge_lambda", "learning_rate", "distillation_rate")
-        check_numbers(self, float, 1e-6, None, "action_std")
-        check_numbers(
-            self,
-            int,
-            1,
-            None,
-            *(
-                "num_samples",
-                "search_samples",
-                "update_samples",
-                "fisher_samples",
-                "held_out_samples",
-                "distillation_passes",
-                "distillation_batch",
-                "batch_size",
-            ),
-            *("search_steps", "candidates"),
-        )
-        check_numbers(self, int, 0, 2**32 - 1, "seed")
-        optional = {
-            "rate_precision": (float, 0, 1),
-            "eval_samples": (int, 1, None),
-            "seq_len": (int, 2, None),
-            "distillation_seq_len": (int, 2, None),
-            "ffn_multiple": (int, 1, None),
+    def derived(self) -> dict[str, Any]:
+        """Return the defaults that follow other options."""
+        agent = self.agent or ("ppo" if self.reward == "pruned" else "gradient")
+        return {
+            "agent": agent,
+            "attention": "kv-groups" if self.method == "homogeneous" else "auto",
+            "search_steps": 256 if agent == "ppo" else 26,
         }
-        for name, (kind, low, high) in optional.items():
-            if getattr(self, name) is not None:
-                check_numbers(self, kind, low, high, name)
-        read_names(self, "eval_dataset", "text_column")
-        _, texts = self.reported, self.texts.names
-        for name in ("num_samples", "search_samples"):
-            if getattr(self, name) < len(texts):
-                raise FFPError(
-                    f"{name} must be at least {len(texts)}, a window of each of {', '.join(texts)}, found "
-                    f"{getattr(self, name)}"
-                )
-        for name in ("ridge_lambda_relative", "fall_back", "relative_outputs"):
-            if not isinstance(getattr(self, name), bool):
-                raise FFPError(f"{name} must be true or false, found {getattr(self, name)!r}")
-        if self.method == "ffp" and self.agent != "ppo" and self.mapping != "curves":
+
+    def check(self) -> None:
+        """Check what no option can be checked for alone; all are resolved."""
+        check_sparsity(self.sparsity)
+        _, names = self.reported, self.texts.names
+        if min(self.num_samples, self.search_samples) < len(names):
             raise FFPError(
-                f"agent {self.agent!r} needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
+                f"num_samples and search_samples must be at least {len(names)}, a window of each of "
+                f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}"
             )
+        if self.method == "ffp" and self.agent == "gradient" and self.mapping != "curves":
+            raise FFPError(f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.follows_gradient and self.reward != "compensated":
             raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
         if self.method == "homogeneous" and self.attention == "auto":
@@ -262,64 +386,48 @@ class FFPConfig(Options):
             )
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
-        sizes = self.hidden_sizes
-        if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size > 0 for size in sizes):
-            raise FFPError(f"hidden_sizes must be a list of positive integers, found {sizes!r}")
-        self.hidden_sizes = tuple(sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, and the version of optimum-ffp."""
-        options = {name: getattr(self, name) for name in self.option_names()}
-        return options | {"hidden_sizes": list(self.hidden_sizes), "ffp_version": __version__}
+        """Return all options, as they are saved, and the version of optimum-ffp."""
+        return super().to_dict() | {"ffp_version": __version__}
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
-        """Reads options from a JSON file.
-
-        Args:
-            path: Path of the file.
-            overrides: Options that replace those of the file; `preset` replaces all that presets set. Defaults that
-                follow other options, as `search_steps` does `agent`, follow those that are given.
-
-        Raises:
-            FFPError: If the file can't be read or isn't an object of known options.
-        """
-        options = read_file(path)
-        if "preset" in overrides:
-            options = {name: value for name, value in options.items() if name not in PAPER}
-        defaults = {name: getattr(cls, name) for name in DERIVED} | _defaults(options)
-        # A config that was saved has all options, one that was written by hand those that are meant.
-        saved = "ffp_version" in options
-        replaced = [name for name in DERIVED if saved and options.get(name) == defaults[name]]
-        return cls(**{name: value for name, value in options.items() if name not in replaced} | overrides)
+    def of_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+        """Return the options of a record, also one of an earlier version."""
+        for name, value in REMOVED_VALUES.items():
+            if name in record and record[name] == value:
+                raise FFPError(
+                    f"{name} {value!r} was removed; leave it out for the default, or use an earlier version"
+                )
+        options = dict(record)
+        share = options.pop("self_share", 0)
+        if share and "dataset" in options:
+            parts = [f"{text.name}:{text.share * (1 - share):.6g}" for text in TextMix.parse(options["dataset"])]
+            options["dataset"] = ",".join([*parts, f"self:{share:.6g}"])
+        if "distillation_seq_len" in options:
+            options["train_seq_len"] = options.pop("distillation_seq_len")
+        # What else a record has are results, and options of earlier versions.
+        saved = "ffp_version" in record
+        return {name: value for name, value in options.items() if not saved or name in cls.option_names()}
 
 
-def _without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those that no longer exist. Raises `FFPError` if one selects what went with it."""
-    for name, value in REMOVED_VALUES.items():
-        if name in options and options[name] == value:
-            raise FFPError(f"{name} {value!r} was removed; leave it out for the default, or use an earlier version")
-    return {name: value for name, value in options.items() if name not in REMOVED}
+def find_choice(option: str, name: str) -> ModuleType:
+    """Return the module of a choice. It is imported on demand: PPO's stable-baselines3 takes seconds.
 
-
-def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that follow other options."""
-    if options.get("preset", "default") == "paper":
-        return PAPER
-    defaults = {"agent": "ppo"} if options.get("reward") == "pruned" else {}
-    if options.get("method") == "homogeneous":
-        defaults["attention"] = "kv-groups"
-    agent = options.get("agent", defaults.get("agent"))
-    return defaults | ({"search_steps": PPO_STEPS} if agent == "ppo" else {})
+    Args:
+        option: An option whose choices are modules.
+        name: One of its choices, or a module of another package with dots in its name.
+    """
+    package = FFPConfig.__dataclass_fields__[option].metadata["choices"]
+    return import_module(name if "." in name else f"..{package}.{name.replace('-', '_')}", __package__)
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Checks that a sparsity is a number between 0 and 1, both excluded.
+    """Check that a sparsity is a number between 0 and 1, both excluded.
 
     Raises:
         FFPError: If it is not.
     """
-    number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
-    if not number or not 0 < sparsity < 1:
-        meant = f"; for {sparsity:g} % give {sparsity / 100:g}" if number and 1 < sparsity < 100 else ""
-        raise FFPError(f"sparsity must be a number between 0 and 1, found {sparsity!r}{meant}")
+    if not 0 < sparsity < 1:
+        hint = f"; for {sparsity:g} % give {sparsity / 100:g}" if 1 < sparsity < 100 else ""
+        raise FFPError(f"sparsity must be a number between 0 and 1, found {sparsity!r}{hint}")

@@ -1,8 +1,7 @@
 """Number and length of the windows that a prune needs."""
 
-import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PretrainedConfig
 
@@ -137,7 +136,5 @@ def window_length(seq_len: int | None, config: PretrainedConfig, option: str = "
 
 
 def with_window_length(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
-    """Copies a config with `seq_len` set. Raises `FFPError` as `window_length`."""
-    resolved = copy.deepcopy(config)
-    resolved.seq_len = window_length(config.seq_len, model_config)
-    return resolved
+    """Return the config with the values of all defaults. Raises `FFPError` as `window_length`."""
+    return replace(config.resolve(), seq_len=window_length(config.seq_len, model_config))

@@ -3,7 +3,7 @@
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..config.fields import OFFLOADS
+from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.tensors import pin, put

@@ -9,8 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..analysis.attention import find_ways
 from ..config import FFPConfig, RecoveryConfig
-from ..config.fields import GRADIENT_COST
-from ..config.prune import check_sparsity
+from ..config.prune import GRADIENT_COST, check_sparsity
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import ROOM, kept_bytes

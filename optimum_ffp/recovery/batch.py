@@ -44,7 +44,7 @@ class Batch:
             length: Tokens per window.
             count: Number of processes; that of this run if `None`.
         """
-        shares = count or processes.count()
+        config, shares = config.resolve(), count or processes.count()
         share = config.batch_tokens / (length * shares)
         at_once = min(config.batch_size, max(1, round(share)))
         accumulation = max(1, round(share / at_once))
@@ -63,7 +63,7 @@ class Batch:
         Raises:
             FFPError: If `seq_len` is larger than the model's number of positions.
         """
-        length = window_length(config.seq_len, model_config)
+        config, length = config.resolve(), window_length(config.seq_len, model_config)
         if config.seq_len is None:
             length = min(length, max(SHORTEST, config.batch_tokens // (count or processes.count())))
         return cls.of(config, length, count)

@@ -73,6 +73,7 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
         student_id: Folder or Hub id of the pruned model.
         options: How it is loaded.
     """
+    config = config.resolve()
     if config.dataset is not None:
         return replace(config, start_token=config.start_token or "auto")
     record = prune_record(student_id, **options.hub())

@@ -10,7 +10,7 @@ from ..allocation.policy import PruningPolicy
 from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..utils.resume import Journal
 
 

@@ -15,7 +15,7 @@ from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import Found
 from ..config import FFPConfig
-from ..config.fields import find_choice
+from ..config.prune import find_choice
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -71,7 +71,7 @@ class PolicySearch:
     """
 
     def __init__(self, measured: Measurements, config: FFPConfig):
-        self.measured, self.config = measured, config
+        self.measured, self.config = measured, config.resolve()
         self.evaluator = CandidateEvaluator(
             measured.prepared.sorted_model,
             measured.dense_losses,

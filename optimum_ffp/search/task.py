@@ -11,7 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..analysis.size_gradients import SizeGradients
 from ..checkpoint.result import Found
-from ..config.fields import GRADIENT_COST
+from ..config.prune import GRADIENT_COST
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 

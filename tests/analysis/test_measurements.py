@@ -33,7 +33,7 @@ def given(length: int, largest: int = 128) -> DataSplits:
 
 def test_given_windows_are_taken_as_they_are(caplog):
     """Their length counts, not that of windows of a text, and there are as many as there should be."""
-    measured = Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(distillation_seq_len=8), given(24))
+    measured = Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(train_seq_len=8), given(24))
     assert measured.config.seq_len == 24 and measured.config.distillation_parts == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
     assert measured.differences(FFPConfig()) == []

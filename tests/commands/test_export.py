@@ -32,20 +32,6 @@ def test_a_file_of_the_asked_type(run, model, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--outtype", "q2_k"], "outtype 'q2_k' is not known; choose from f32, f16, bf16, q8_0, q4_0"),
-        (["-m", "there/is/none"], "there is no folder 'there/is/none'"),
-        (["-m", "file.gguf"], "there is no file file.gguf"),
-    ],
-)
-def test_wrong_input_is_one_line(run, model, tmp_path, arguments, message):
-    code, _, errors = run("-m", model, tmp_path / "out.gguf", *arguments)
-    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
-    assert not (tmp_path / "out.gguf").exists()
-
-
 def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
     """As fine-tunes add a padding token without resizing the model."""
     import gguf

@@ -60,10 +60,6 @@ def test_to_a_branch_and_as_a_pull_request(run_ffp, hub, folder):
         (["other", "--create-pr"], "there is no repository me/other to open a pull request for"),
         (["org/other", "--create-pr"], "there is no repository org/other to open a pull request for"),
         (["it", "--create-pr", "--revision", "dev"], "me/it has no branch dev to open a pull request for; leave out"),
-        (
-            ["it", "--create-pr", "--private"],
-            "these options have no effect: --private (used only without --create-pr)",
-        ),
     ],
 )
 def test_a_pull_request_needs_what_it_is_for(run_ffp, hub, folder, words, message):
@@ -85,8 +81,10 @@ def test_a_pull_request_needs_what_it_is_for(run_ffp, hub, folder, words, messag
         ("bad token", "the upload to me/it would fail: 401"),
     ],
 )
-def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(run_ffp, hub, folder, save_tiny_model, case, message):
-    repo_id, more = "me/it", []
+def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(
+    run_ffp, hub, folder, save_tiny_model, monkeypatch, case, message
+):
+    repo_id = "me/it"
     match case:
         case "no folder":
             shutil.rmtree(folder)
@@ -99,8 +97,8 @@ def test_what_cannot_be_pushed_is_one_line_and_nothing_is_made(run_ffp, hub, fol
         case "bad name":
             repo_id = "a/b/c"
         case "bad token":
-            more = ["--token", "hf_wrong"]
-    code, _, errors = run_ffp("push", folder, repo_id, *more)
+            monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, _, errors = run_ffp("push", folder, repo_id)
     (line,) = errors.strip().splitlines()
     assert code == 2 and line.startswith("error: ") and message in line
     assert hub.repositories == {}

@@ -8,7 +8,7 @@ from optimum_ffp.allocation.mappings.water_filling import map_scores as water_fi
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
-from optimum_ffp.config.fields import CHOICES, GRADIENT_COST, find_choice
+from optimum_ffp.config.prune import GRADIENT_COST, find_choice
 from optimum_ffp.search.task import SearchTask
 
 
@@ -18,7 +18,7 @@ REMOVED = np.linspace(1, 0, 201)
 CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
 MULTIPLIERS = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
 KINDS = [
-    *(("ffp", agent) for agent in CHOICES["agent"]),
+    *(("ffp", agent) for agent in ("gradient", "ppo")),
     *((method, "gradient") for method in ("random", "evolutionary", "no-search")),
 ]
 

@@ -11,7 +11,7 @@ from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
-from optimum_ffp.config.fields import find_choice
+from optimum_ffp.config.prune import find_choice
 from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.search.runner import PolicySearch, budget_at, check_budget
 from tests.helpers import make_pruner

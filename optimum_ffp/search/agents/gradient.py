@@ -7,7 +7,7 @@ import numpy as np
 from ...allocation.policy import Unit
 from ...checkpoint.result import Found
 from ...config import FFPConfig
-from ...config.fields import GRADIENT_COST
+from ...config.prune import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
 from ..task import AgentState, SearchTask
 

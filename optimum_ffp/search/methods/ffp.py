@@ -2,7 +2,7 @@
 
 from ...checkpoint.result import Found
 from ...config import FFPConfig
-from ...config.fields import find_choice
+from ...config.prune import find_choice
 from ..task import AgentState, SearchTask
 
 

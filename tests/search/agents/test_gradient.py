@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.config.fields import GRADIENT_COST
+from optimum_ffp.config.prune import GRADIENT_COST
 from tests.search.landscape import KnownLandscape, regret, run
 
 

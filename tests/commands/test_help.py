@@ -1,0 +1,41 @@
+"""What `--help` says, and how fast."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from optimum_ffp import FFPConfig, RecoveryConfig
+
+
+COMMANDS = {"prune": FFPConfig, "recover": RecoveryConfig, "evaluate": None, "export": None, "push": None}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, command):
+    code, output, _ = run_ffp(command, "--help")
+    assert code == 0 and "examples:" in output
+    options = dict(re.findall(r"^ {1,4}(?:-m MODEL, )?--([a-z0-9-]+)(.*?)(?=^ {1,4}-|^\S|\Z)", output, re.M | re.S))
+    fields = COMMANDS[command].__dataclass_fields__.values() if COMMANDS[command] else ()
+    for field in fields:
+        name = field.name.replace("_", "-")
+        assert (name in options) == (field.metadata["group"] is not None)
+        assert name not in options or "Default: " in " ".join(options[name].split())
+
+
+def test_there_are_few_options(run_ffp):
+    counts = {name: len(re.findall(r"^ {1,4}-", run_ffp(name, "--help")[1], re.MULTILINE)) for name in COMMANDS}
+    assert counts["prune"] <= 55 and sum(counts.values()) <= 115, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["ffp", "--help"], ["ffp", "prune", "--help"]])
+def test_help_does_not_import_torch(arguments):
+    program = (
+        "import sys; from optimum.commands.optimum_cli import main; sys.argv = ['optimum-cli', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert 'optimum_ffp' in sys.modules and 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

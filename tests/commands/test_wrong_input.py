@@ -1,0 +1,103 @@
+"""Wrong input: command, exit code 2, one word of the one line; nothing is written."""
+
+import json
+
+import pytest
+from transformers import BertConfig
+
+
+# Words of the command line, in which MODEL, DATA and the names in `files` stand for paths.
+PRUNE = "prune -m MODEL OUT --dataset DATA --method uniform --device cpu --seq-len 24 --num-samples 8 --eval-samples 3"
+RECOVER = "recover -m MODEL OUT --dataset DATA --device cpu"
+TABLE = [
+    ("prune OUT", "--model"),
+    ("prune -m MODEL --sparsty 0.3", "--sparsity"),
+    ("prune -m MODEL --device-map auto", "--device-map"),
+    (f"{PRUNE} --sparsity 2", "sparsity"),
+    (f"{PRUNE} --sparsity 0.2 30", "0.3"),
+    (f"{PRUNE} --sparsity much", "sparsity"),
+    (f"{PRUNE} --sparsity 0.95", "min_retention"),
+    (f"{PRUNE} --sparsity 0.1 0.1000000001", "folder"),
+    (f"{PRUNE} --method magic", "no-search"),
+    (f"{PRUNE} --criterion nowhere.module", "fisher-obs"),
+    (f"{PRUNE} --num-samples 0", "num_samples"),
+    (f"{PRUNE} --seq-len 65", "positions"),
+    (f"{PRUNE} --dtype float7", "float7"),
+    (f"{PRUNE} --device warp", "warp"),
+    (f"{PRUNE} --offload nowhere", "offload"),
+    (f"{PRUNE} --num-processes 0", "num_processes"),
+    (f"{PRUNE} --report-to mlflow", "mlflow"),
+    (f"{PRUNE} --config BROKEN", "config"),
+    (f"{PRUNE} --config CODE", "code"),
+    (f"{PRUNE} --config BANDIT", "bandit"),
+    (f"{PRUNE} --dataset BROKEN.jsonl", "BROKEN.jsonl"),
+    (f"{PRUNE} --dataset SHORT.txt", "window"),
+    (f"{PRUNE} --dataset nowhere.txt", "nowhere.txt"),
+    (f"{PRUNE} --dataset wikitext2:0.5,c4:0.2", "share"),
+    (f"{PRUNE} -m nowhere/folder/model", "folder"),
+    (f"{PRUNE} -m nobody/nothing", "nobody/nothing"),
+    (f"{PRUNE} -m nowhere.gguf", "nowhere.gguf"),
+    (f"{PRUNE} -m EMPTY", "config.json"),
+    (f"{PRUNE} -m BERT", "bert"),
+    (f"{PRUNE} -m QUANTIZED", "precision"),
+    (f"{PRUNE} -m OWN_CODE", "code"),
+    (f"{PRUNE} -m TRUNCATED", "safetensors"),
+    (f"{PRUNE} --warm-start EMPTY", "agent"),
+    ("prune -m MODEL EMPTY --dataset DATA", "overwrite"),
+    ("prune -m MODEL MODEL --dataset DATA --overwrite", "input"),
+    ("prune -m MODEL THESIS --dataset DATA --overwrite", "thesis.txt"),
+    (f"{RECOVER}", "pruned"),
+    (f"{RECOVER} -m nowhere/folder/model", "folder"),
+    (f"{RECOVER} --max-tokens many", "tokens"),
+    (f"{RECOVER} --learning-rate x", "learning-rate"),
+    (f"{RECOVER} --batch-size 0", "batch_size"),
+    (f"{RECOVER} --preset paper", "standard"),
+    (f"{RECOVER} --eval-dataset self", "own"),
+    (f"{RECOVER} --config BROKEN", "config"),
+    (f"{RECOVER} --num-processes 0", "num_processes"),
+    (f"{RECOVER} --report-to mlflow", "mlflow"),
+    ("export -m MODEL OUT --outtype q2_k", "q8_0"),
+    ("export -m nowhere/folder/model OUT", "folder"),
+    ("push EMPTY me/it", "weights"),
+    ("push nowhere me/it", "folder"),
+]
+
+
+@pytest.fixture
+def files(save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
+    config = json.loads((model / "config.json").read_text())
+    paths = {"MODEL": model, "DATA": data_folder, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
+    (tmp_path / "empty").mkdir()
+    contents = {
+        "BROKEN": "{",
+        "CODE": '{"criterion": "os.path"}',
+        "BANDIT": '{"agent": "bandit"}',
+        "BROKEN.jsonl": "{",
+        "SHORT.txt": "w5 w6",
+        "THESIS/thesis.txt": "mine",
+        "QUANTIZED/config.json": json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}),
+        "OWN_CODE/config.json": json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_other.Other"}}),
+        "BERT/config.json": BertConfig().to_json_string(),
+        "TRUNCATED/config.json": json.dumps(config),
+    }
+    for name, text in contents.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        paths[name.partition("/")[0]] = tmp_path / name.partition("/")[0]
+    (tmp_path / "TRUNCATED" / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "TRUNCATED" / name).write_bytes((model / name).read_bytes())
+    return paths
+
+
+@pytest.mark.parametrize(("command", "word"), TABLE, ids=[command for command, _ in TABLE])
+def test_wrong_input_is_one_line_and_exit_code_2(run_ffp, files, tmp_path, monkeypatch, command, word):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = run_ffp(*[files.get(word, word) for word in command.split()])
+    assert code == 2 and "Traceback" not in errors + output
+    (line,) = [line for line in errors.splitlines() if "error: " in line]
+    assert word in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,170 @@
+"""Both configs: what presets set, what follows other options, what is refused, and what saved files mean."""
+
+import inspect
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+
+
+def save(record, folder):
+    path = folder / "ffp_config.json"
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_signatures_are_real_and_documented():
+    for kind in (FFPConfig, RecoveryConfig):
+        assert [*inspect.signature(kind).parameters] == kind.option_names()
+        assert all(f"    {name}: " in kind.__doc__ for name in kind.option_names())
+    assert inspect.signature(FFPConfig).parameters["sparsity"].default == 0.2
+
+
+def test_paper_preset_is_the_papers_numbers():
+    config = FFPConfig(preset="paper")
+    assert config.dataset == "wikitext2" and config.agent == "ppo"
+    assert (config.criterion, config.mapping, config.reward) == ("wanda", "greedy", "pruned")
+    assert config.calibration == "ridge"
+    assert (config.learning_rate, config.clip_range, config.hidden_sizes) == (1e-4, 0.2, (256, 128))
+    assert (config.search_steps, config.ridge_lambda, config.rate_precision) == (1000, 0.01, 0.01)
+    assert (config.num_samples, config.seq_len) == (32, None)
+    given = FFPConfig(preset="paper", search_steps=64, mapping="water-filling")
+    assert (given.search_steps, given.mapping, given.criterion) == (64, "water-filling", "wanda")
+
+
+@pytest.mark.parametrize(
+    ("options", "derived"),
+    [
+        ({}, ("gradient", "auto", 26)),
+        ({"reward": "pruned"}, ("ppo", "auto", 256)),
+        ({"agent": "ppo"}, ("ppo", "auto", 256)),
+        ({"agent": "ppo", "search_steps": 9}, ("ppo", "auto", 9)),
+        ({"method": "homogeneous"}, ("gradient", "kv-groups", 26)),
+        ({"preset": "paper"}, ("ppo", "kv-groups", 1000)),
+    ],
+)
+def test_defaults_that_follow_others_are_resolved_in_a_copy(options, derived):
+    config = FFPConfig(**options)
+    resolved = config.resolve()
+    assert (resolved.agent, resolved.attention, resolved.search_steps) == derived
+    assert resolved.resolve() == resolved
+    assert all(getattr(config, name) == options.get(name) for name in ("agent",) if "preset" not in options)
+
+
+@pytest.mark.parametrize(("preset", "tokens"), [("quick", 2_000_000), ("standard", 100_000_000)])
+def test_budgets_of_a_recovery(preset, tokens):
+    config = RecoveryConfig(preset=preset).resolve()
+    assert config.max_tokens == tokens and config.learning_rate == 1e-4
+    few = RecoveryConfig(preset=preset, max_tokens="5k", lora=8).resolve()
+    assert (few.max_tokens, few.batch_tokens, few.learning_rate) == (5000, 25, 5e-4)
+    assert RecoveryConfig(max_tokens=50).resolve().batch_tokens == 1
+    for text, number in {"400k": 400_000, "1.5B": 1_500_000_000, "2,000": 2000}.items():
+        assert RecoveryConfig(max_tokens=text).max_tokens == number
+
+
+REFUSED = [
+    (FFPConfig, {"sparsity": 0.0}, "sparsity"),
+    (FFPConfig, {"sparsity": float("nan")}, "sparsity"),
+    (FFPConfig, {"sparsity": True}, "sparsity"),
+    (FFPConfig, {"sparsity": 20}, "0.2"),
+    (FFPConfig, {"sparsty": 0.2}, "did you mean sparsity"),
+    (FFPConfig, {"min_retention": 0.9, "max_retention": 0.5}, "min_retention"),
+    (FFPConfig, {"min_retention": -0.1}, "min_retention"),
+    (FFPConfig, {"ridge_lambda": float("inf")}, "ridge_lambda"),
+    (FFPConfig, {"num_samples": 0}, "num_samples"),
+    (FFPConfig, {"num_samples": 2.5}, "num_samples"),
+    (FFPConfig, {"seq_len": 1}, "seq_len"),
+    (FFPConfig, {"text_column": ""}, "text_column"),
+    (FFPConfig, {"seed": -1}, "seed"),
+    (FFPConfig, {"hidden_sizes": [64, 0]}, "hidden_sizes"),
+    (FFPConfig, {"hidden_sizes": 64}, "hidden_sizes"),
+    (FFPConfig, {"method": "magic"}, "no-search"),
+    (FFPConfig, {"method": "homogeneous", "attention": "auto"}, "query-heads"),
+    (FFPConfig, {"agent": "gradient", "reward": "pruned"}, "reward"),
+    (FFPConfig, {"agent": "gradient", "mapping": "greedy"}, "mapping"),
+    (FFPConfig, {"criterion": "no_such_package.criterion"}, "fisher-obs"),
+    (FFPConfig, {"preset": "other"}, "paper"),
+    (FFPConfig, {"dataset": None}, "dataset"),
+    (FFPConfig, {"dataset": "c4:0.5,c4:0.5"}, "once"),
+    (FFPConfig, {"eval_dataset": "c4:0.7,self:0.7"}, "share"),
+    (FFPConfig, {"dataset": "wikitext2,c4,self", "search_samples": 2}, "search_samples"),
+    (FFPConfig, {"rate_precision": 2.0}, "rate_precision"),
+    (FFPConfig, {"ridge_lambda_relative": 1}, "true"),
+    (RecoveryConfig, {"preset": "paper"}, "quick"),
+    (RecoveryConfig, {"max_tokens": "2 million"}, "2M"),
+    (RecoveryConfig, {"temperature": 0}, "temperature"),
+    (RecoveryConfig, {"label_share": 1.5}, "label_share"),
+    (RecoveryConfig, {"lora": -1}, "lora"),
+    (RecoveryConfig, {"patience": 0}, "patience"),
+    (RecoveryConfig, {"eval_dataset": "self"}, "own"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "word"), REFUSED)
+def test_what_is_refused(kind, options, word):
+    with pytest.raises(FFPError, match=word):
+        kind(**options)
+
+
+def test_paths_and_modules_of_others_are_values(tmp_path):
+    for kind in (FFPConfig, RecoveryConfig):
+        assert kind(dataset=tmp_path / "text.jsonl").dataset == str(tmp_path / "text.jsonl")
+    assert FFPConfig(criterion="json.tool").criterion == "json.tool"
+    with pytest.raises(FFPError, match="code"):
+        FFPConfig.from_file(save({"criterion": "json.tool"}, tmp_path))
+
+
+def test_what_is_saved_is_read_again(tmp_path):
+    config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", ffn_multiple=32)
+    path = save(config.to_dict() | {"policy": {}, "files": []}, tmp_path)
+    assert FFPConfig.from_file(path) == config
+    assert FFPConfig.from_file(path, seed=5) == replace(config, seed=5)
+    # A preset beside a file replaces what presets set, and nothing else.
+    again = FFPConfig.from_file(path, preset="default", num_samples=5)
+    assert again == FFPConfig(sparsity=0.3, eval_dataset="c4", num_samples=5)
+    recovery = RecoveryConfig(lora=8, max_tokens="3M", seed=4).resolve()
+    path = save({"policy": {}, "recovery": [{"options": {}}, {"options": recovery.to_dict()}]}, tmp_path)
+    assert RecoveryConfig.from_file(path) == recovery
+    assert RecoveryConfig.from_file(path, preset="standard").resolve().batch_tokens == 131_072
+
+
+def test_records_of_earlier_versions(tmp_path, caplog):
+    earlier = {"grad": True, "slope_samples": 2, "self_share": 0.1, "dataset": "c4", "distillation_seq_len": 512}
+    config = FFPConfig.from_file(save(FFPConfig().to_dict() | earlier, tmp_path))
+    assert config == FFPConfig(dataset="c4:0.9,self:0.1", train_seq_len=512) and not caplog.text
+    for selected in ({"grad": False}, {"agent": "bandit"}, {"calibration": "sequential"}):
+        with pytest.raises(FFPError, match="removed"):
+            FFPConfig.from_file(save(selected, tmp_path))
+    with pytest.raises(FFPError, match="prune alone"):
+        RecoveryConfig.from_file(save({"policy": {}}, tmp_path))
+
+
+def test_an_unknown_key_of_a_file_is_a_warning(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert FFPConfig.from_file(save({"sparsty": 0.4, "seed": 3}, tmp_path)) == FFPConfig(seed=3)
+    assert "did you mean sparsity" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"sparsity": "much"}', "\x00"])
+def test_broken_files_are_refused(tmp_path, content):
+    path = tmp_path / "options.json"
+    path.write_text(content)
+    with pytest.raises(FFPError):
+        FFPConfig.from_file(path)
+
+
+def test_an_option_is_read_with_what_it_depends_on():
+    assert FFPConfig().reads("search_steps") and not FFPConfig().reads("learning_rate")
+    assert FFPConfig(agent="ppo").reads("learning_rate")
+    # The agent itself is not read by this method.
+    assert not FFPConfig(agent="ppo", method="random").reads("learning_rate")
+
+
+def test_neither_torch_nor_transformers_is_imported():
+    program = "import sys, optimum_ffp.config; assert not {'torch', 'transformers', 'datasets'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", program], check=True)
