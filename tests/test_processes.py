@@ -75,8 +75,9 @@ def test_two_processes_recover_along_the_curve_of_one_with_ddp_and_with_fsdp(
     pruned, folder, data_folder, tmp_path, run_ffp
 ):
     words = ["--teacher", pruned[0].model_id, "--dataset", data_folder, "--eval-samples", "3", "--device", "cpu"]
-    words += ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--held-out-samples", "5", "--no-bf16"]
-    words = [*map(str, words), "--patience", "3"]
+    words += ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--no-bf16"]
+    (tmp_path / "options.json").write_text('{"held_out_samples": 5, "patience": 3}')
+    words = [*map(str, words), "--config", str(tmp_path / "options.json")]
     assert run_ffp("recover", "-m", str(folder), str(tmp_path / "one"), *words)[0] == 0
     run = run_in_two("recover", "-m", folder, tmp_path / "ddp", *words)
     assert run.returncode == 0 and run.stdout.count("saved in") == 1, run.stderr

@@ -104,7 +104,6 @@ def recover(args: Namespace) -> None:
         overwrite=args.overwrite,
         resume=args.resume,
         repositories=uploads,
-        trains_on=[estimate.machine.device],
     )
     if args.plan:
         show_plan(estimate, folder, [*problems])

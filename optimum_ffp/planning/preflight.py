@@ -3,19 +3,17 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import torch
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig, RecoveryConfig
 from ..data import check_hub_text, check_text_file, find_files
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
-from ..recovery.launch import check_device
 from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
 from ..utils.resume import check_work_folder, has_written
 from .estimate import gib
@@ -37,7 +35,6 @@ def find_problems(
     files: Mapping[str, bytes] | None = None,
     repositories: Sequence[str] = (),
     token: str | None = None,
-    trains_on: Iterable[torch.device] = (),
 ) -> Iterator[FFPError]:
     """Find problems that would stop a prune or a recovery, cheap checks first.
 
@@ -52,15 +49,13 @@ def find_problems(
         files: Other files that are written, with their first bytes.
         repositories: Repositories to upload to.
         token: Access token for the Hub.
-        trains_on: Devices that a recovery runs on.
 
     Yields:
         One error per problem, which says what to do.
     """
     texts = [*dict.fromkeys([*config.texts.names, *config.reported.names])]
     files = files or {}
-    checks = [partial(check_device, device) for device in trains_on]
-    checks += [partial(check_apart, output, [*models, *texts]) for output in (*folders, *files)]
+    checks = [partial(check_apart, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [

@@ -34,44 +34,27 @@ class Batch:
     steps: int
 
     @classmethod
-    def of(cls, config: RecoveryConfig, length: int, count: int | None = None) -> "Batch":
-        """The sizes closest to `batch_tokens` that processes share evenly, and steps for at least `max_tokens`.
-
-        A forward pass has `batch_size` windows, but no more than the step.
-
-        Args:
-            config: Options.
-            length: Tokens per window.
-            count: Number of processes; that of this run if `None`.
-        """
-        config, shares = config.resolve(), count or processes.count()
-        share = config.batch_tokens / (length * shares)
-        at_once = min(config.batch_size, max(1, round(share)))
-        accumulation = max(1, round(share / at_once))
-        windows = accumulation * at_once * shares
-        return cls(length, at_once, accumulation, windows, math.ceil(config.max_tokens / (windows * length)))
-
-    @classmethod
     def for_model(cls, config: RecoveryConfig, model_config: PretrainedConfig, count: int | None = None) -> "Batch":
-        """The sizes for a model. Without `seq_len`, windows are as long as a step's share of one for each process.
+        """Return the sizes closest to `batch_tokens` that processes share evenly, with steps for all `max_tokens`.
 
         Args:
-            config: Options.
+            config: Options. Without `seq_len`, windows are as long as a step's share of one for each process.
             model_config: Config of the pruned model.
             count: Number of processes; that of this run if `None`.
 
         Raises:
             FFPError: If `seq_len` is larger than the model's number of positions.
         """
-        config, length = config.resolve(), window_length(config.seq_len, model_config)
+        config, count = config.resolve(), count or processes.count()
+        length = window_length(config.seq_len, model_config)
         if config.seq_len is None:
-            length = min(length, max(SHORTEST, config.batch_tokens // (count or processes.count())))
-        return cls.of(config, length, count)
-
-    @property
-    def all_windows(self) -> int:
-        """Windows of all steps."""
-        return self.steps * self.windows
+            length = min(length, max(SHORTEST, config.batch_tokens // count))
+        share = config.batch_tokens / (length * count)
+        at_once = min(config.batch_size, max(1, round(share)))
+        accumulation = max(1, round(share / at_once))
+        windows = accumulation * at_once * count
+        steps = math.ceil(config.max_tokens / (windows * length))
+        return cls(length=length, at_once=at_once, accumulation=accumulation, windows=windows, steps=steps)
 
     @property
     def tokens(self) -> int:

@@ -27,7 +27,7 @@ from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
-from .launch import check_device, check_launch
+from .launch import check_launch
 from .teacher import read_teacher, with_dataset
 from .training import Trained, Training
 
@@ -83,14 +83,13 @@ class FFPRecovery(PushToHubMixin):
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
-        check_launch(config, self.options, work_folder)
+        check_launch(teacher.device, self.options.offload, work_folder)
         self.record, self._begun, self._named_teacher = None, False, True
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
-        check_device(teacher.device)
 
     @classmethod
     @memory_errors(REMEDIES)
@@ -119,8 +118,7 @@ class FFPRecovery(PushToHubMixin):
         """
         config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(given.device)
-        check_device(resolve_device(given.device))
-        check_launch(config, given, work_folder)
+        check_launch(resolve_device(given.device), given.offload, work_folder)
         given = pin_commit(name, given)
         # What the result takes over is downloaded before the training, as the weights are.
         processes.on_main(lambda: str(source_folder(name, given.hub())))
@@ -263,7 +261,7 @@ class FFPRecovery(PushToHubMixin):
 
     def _pack(self) -> dict[str, torch.Tensor]:
         """Windows to train on."""
-        count = self.batch.all_windows
+        count = self.batch.steps * self.batch.windows
         found = training_windows(self.config.dataset, self.tokenizer, self.teacher, count, self._request)
         passes = [found.passes[name] for name in self._texts]
         return {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}

@@ -72,8 +72,6 @@ class Training:
     ):
         self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
         self.batch, self.bf16, self.tracker = batch, bf16, tracker
-        if bf16:
-            convert(teacher, torch.bfloat16)
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> Trained:
         """Train, from the last checkpoint if there is one.
@@ -87,8 +85,20 @@ class Training:
             FFPError: If the loss on the held-out windows is not finite or has not fallen, or the last checkpoint
                 can't be read.
         """
-        with TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place:
-            model, evaluations, seconds = self._train(windows, held_out, Path(place), weights_only=folder is None)
+        if self.bf16:
+            convert(self.teacher, torch.bfloat16)
+        if processes.divide_models():
+            # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
+            self.student.cpu()
+            shard_layers(self.teacher)
+        with (
+            TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place,
+            _in_training(self.student, self.teacher, self.config),
+        ):
+            trainer = self._trainer(windows, held_out, Path(place), weights_only=folder is None)
+            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(place))).metrics["train_runtime"]
+            model = self._unwrapped(trainer)
+        evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
         # The first one is from before the training.
         before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_loss"])
         if best["eval_loss"] >= before["eval_loss"]:
@@ -99,35 +109,27 @@ class Training:
             )
         return Trained(self._merged(model), [*map(self._point, evaluations)], self._point(best), seconds)
 
-    def _train(
+    def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
-    ) -> tuple[Any, list[dict[str, Any]], float]:
-        """Return the trained model, what `Trainer` logged of its evaluations, and the time in seconds."""
-        config, student, checkpoint = self.config, self.student, _last_checkpoint(folder)
-        divided = processes.divide_models()
-        if divided:
-            # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
-            student.cpu()
-        model = self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True)
+    ) -> RecoveryTrainer:
+        config, student = self.config, self.student
         callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
         callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
-        with _in_training(student, DistillationLoss(student, self.teacher, config.temperature, config.label_share)):
-            trainer = RecoveryTrainer(
-                model,
-                self._arguments(folder, weights_only, begins=checkpoint is None),
-                train_dataset=TokenWindows(windows),
-                eval_dataset=TokenWindows(held_out),
-                callbacks=callbacks,
+        trainer = RecoveryTrainer(
+            self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True),
+            self._arguments(folder, weights_only),
+            train_dataset=TokenWindows(windows),
+            eval_dataset=TokenWindows(held_out),
+            callbacks=callbacks,
+        )
+        if processes.divide_models() and self.bf16:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            # Accelerate would have gradients and the loss in bfloat16 too.
+            trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
-            if divided:
-                shard_layers(self.teacher)
-                if self.bf16:
-                    # Accelerate would have gradients and the loss in bfloat16 too.
-                    plugin = trainer.accelerator.state.fsdp_plugin
-                    plugin.mixed_precision_policy = _mixed_precision()
-            seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-            model = self._unwrapped(trainer)
-        return model, [row for row in trainer.state.log_history if "eval_loss" in row], seconds
+        return trainer
 
     def _with_adapter(self, student: PreTrainedModel) -> Any:
         from peft import LoraConfig, get_peft_model
@@ -140,7 +142,7 @@ class Training:
         frozen = frozen_dtype(self.teacher.device, student.dtype, self.bf16)
         return get_peft_model(convert(student, frozen), targets)
 
-    def _arguments(self, folder: Path, weights_only: bool, begins: bool) -> TrainingArguments:
+    def _arguments(self, folder: Path, weights_only: bool) -> TrainingArguments:
         config, batch = self.config, self.batch
         every = math.ceil(batch.steps / config.evaluations)
         arguments = TrainingArguments(
@@ -161,7 +163,7 @@ class Training:
             **(_checkpointing() if config.gradient_checkpointing else {}),
             eval_strategy="steps",
             eval_steps=every,
-            eval_on_start=begins,
+            eval_on_start=_last_checkpoint(folder) is None,
             save_strategy="steps",
             save_steps=every,
             # The best one is kept beside the last.
@@ -224,29 +226,23 @@ class Training:
 
 
 @contextmanager
-def _in_training(student: PreTrainedModel, loss: DistillationLoss) -> Iterator[None]:
-    """Give a model the loss as its forward pass for the duration of the context, without dropout.
+def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> Iterator[None]:
+    """Give a model the loss as its forward pass for the duration of the context, and no dropout.
 
     The dense model has none: what it would leave out of the pruned one, that could not learn.
     """
-    rates = [
-        (module, name, rate)
-        for module in student.modules()
-        for name, rate in vars(module).items()
-        if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout))
-    ]
+    for module in student.modules():
+        for name, rate in vars(module).items():
+            if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
     # `Trainer` turns it off in the config, which is saved.
     use_cache = student.config.use_cache
-    student.forward = loss
-    for module, name, _ in rates:
-        setattr(module, name, 0.0)
+    student.forward = DistillationLoss(student, teacher, config.temperature, config.label_share)
     try:
         yield
     finally:
         del student.forward
         student.config.use_cache = use_cache
-        for module, name, rate in rates:
-            setattr(module, name, rate)
 
 
 def _checkpointing() -> dict[str, Any]:
@@ -254,14 +250,6 @@ def _checkpointing() -> dict[str, Any]:
     name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
     # Reentrant ones lose the gradients of adapters.
     return {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
-
-
-def _mixed_precision() -> Any:
-    # Some builds of torch have no distributed.
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    # Inputs are as they were: the number of tokens in a batch would be rounded to bfloat16.
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

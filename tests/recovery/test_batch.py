@@ -8,24 +8,25 @@ from optimum_ffp import RecoveryConfig
 from optimum_ffp.recovery.batch import Batch
 
 
+MODEL = LlamaConfig(max_position_embeddings=4096)
+
+
 @given(st.integers(1, 10**7), st.integers(1, 10**6), st.integers(2, 4096), st.integers(1, 8), st.integers(1, 4))
 def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_size, count):
-    config = RecoveryConfig(max_tokens=max_tokens, batch_tokens=batch_tokens, batch_size=batch_size)
-    batch = Batch.of(config, length, count)
+    sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "batch_size": batch_size}
+    batch = Batch.for_model(RecoveryConfig(seq_len=length, **sizes), MODEL, count)
     at_once = batch.at_once * count
     # More at once don't make a step longer than it would be.
     assert 1 <= batch.at_once <= batch_size and batch.windows <= max(count, 1.5 * batch_tokens / length)
-    assert batch.windows == batch.accumulation * at_once and batch.all_windows == batch.steps * batch.windows
-    assert batch.all_windows * length >= max_tokens > (batch.steps - 1) * batch.tokens
+    assert batch.windows == batch.accumulation * at_once
+    assert batch.steps * batch.tokens >= max_tokens > (batch.steps - 1) * batch.tokens
     assert abs(batch.tokens - batch_tokens) <= max(length * at_once / 2, length * at_once - batch_tokens)
 
 
 def test_windows_are_shorter_where_there_are_few_tokens():
-    model = LlamaConfig(max_position_embeddings=4096)
-    lengths = {"2M": 2048, "400k": 2000, "200k": 1000, "50k": 512}
-    for tokens, length in lengths.items():
-        batch = Batch.for_model(RecoveryConfig(max_tokens=tokens), model)
+    for tokens, length in {"2M": 2048, "400k": 2000, "200k": 1000, "50k": 512}.items():
+        batch = Batch.for_model(RecoveryConfig(max_tokens=tokens), MODEL)
         assert batch.length == length and batch.steps >= (200 if length > 512 else 97)
-    assert Batch.for_model(RecoveryConfig(max_tokens="400k"), model, 2).length == 1000
-    assert Batch.for_model(RecoveryConfig(max_tokens="50k", seq_len=2048), model).length == 2048
+    assert Batch.for_model(RecoveryConfig(max_tokens="400k"), MODEL, 2).length == 1000
+    assert Batch.for_model(RecoveryConfig(max_tokens="50k", seq_len=2048), MODEL).length == 2048
     assert Batch.for_model(RecoveryConfig(max_tokens="50k"), LlamaConfig(max_position_embeddings=64)).length == 64

@@ -3,25 +3,29 @@
 import pytest
 import torch
 
-from optimum_ffp import FFPError, RecoveryConfig
-from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.recovery.launch import check_device, check_launch
+from optimum_ffp import FFPError, FFPRecovery
+from optimum_ffp.recovery.launch import check_launch
 from optimum_ffp.utils import processes
 
 
-def test_models_that_are_elsewhere_than_on_a_device():
-    with pytest.raises(FFPError, match="FSDP"):
-        check_launch(RecoveryConfig(), LoadOptions(offload="disk"), None)
+CPU = torch.device("cpu")
+
+
+def test_nothing_is_loaded_that_cannot_be_trained(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.recovery.recovery.load_pruned", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(FFPError, match="offload"):
+        FFPRecovery.from_pretrained("out", device="cpu", offload="disk")
 
 
 def test_several_processes_find_the_best_weights_in_one_folder(monkeypatch):
+    check_launch(CPU, "none", None)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    check_launch(RecoveryConfig(), LoadOptions(), "work")
+    check_launch(CPU, "none", "work")
     with pytest.raises(FFPError, match="work_folder"):
-        check_launch(RecoveryConfig(), LoadOptions(), None)
+        check_launch(CPU, "none", None)
 
 
 def test_a_card_that_trainer_would_not_train_on():
-    check_device(torch.device("cuda", 0))
+    check_launch(torch.device("cuda", 0), "none", None)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        check_device(torch.device("cuda", 1))
+        check_launch(torch.device("cuda", 1), "none", None)
