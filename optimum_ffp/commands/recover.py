@@ -78,7 +78,7 @@ def recover(args: Namespace) -> None:
     from ..planning.estimate import estimate_recovery
     from ..planning.preflight import find_problems
     from ..recovery.recovery import FFPRecovery
-    from ..recovery.teacher import read_teacher, with_dataset
+    from ..recovery.teacher import find_teacher, with_dataset
     from ..utils import processes
     from ..utils.resume import begin_work, work_folder_of
     from ..utils.tracking import check_trackers
@@ -88,7 +88,8 @@ def recover(args: Namespace) -> None:
     check_trackers(args.report_to)
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     student = empty_model(read_pruned_config(args.model, options))
-    teacher, dense = read_teacher(args.model, args.teacher, options, read_any_config)
+    teacher, teacher_options = find_teacher(args.model, args.teacher, options)
+    dense = read_any_config(teacher, teacher_options)
     check_unquantised(teacher, dense)
     config = with_dataset(config, args.model, options)
     count = max(processes.local_count(), args.num_processes or 1)

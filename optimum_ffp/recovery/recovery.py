@@ -28,7 +28,7 @@ from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .launch import check_launch
-from .teacher import read_teacher, with_dataset
+from .teacher import find_teacher, with_dataset
 from .training import Trained, Training
 
 
@@ -304,8 +304,8 @@ def _load_teacher(
     student_id: str, teacher_id: str | None, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
 ) -> tuple[str, PreTrainedModel]:
     """Loads the dense model, and returns its name too."""
-    load = partial(load_any, gguf=True)
-    teacher_id, (teacher, its_tokenizer) = read_teacher(student_id, teacher_id, options, load)
+    teacher_id, options = find_teacher(student_id, teacher_id, options)
+    teacher, its_tokenizer = load_any(teacher_id, options, gguf=True)
     check_unquantised(teacher_id, teacher.config)
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FFPError(

@@ -1,9 +1,7 @@
 """What a pruned model was made from: the dense model and the text."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 from ..config import RecoveryConfig
 from ..config.texts import TextMix
@@ -12,30 +10,22 @@ from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
 
 
-Read = TypeVar("Read")
 # Text to train on where that of the prune isn't known, or has fewer tokens than are trained on.
 DATASET, SHORT = "c4", "wikitext2"
 
 logger = logging.getLogger(__name__)
 
 
-def read_teacher(
-    student_id: str, teacher_id: str | None, options: LoadOptions, read: Callable[[str, LoadOptions], Read]
-) -> tuple[str, Read]:
-    """Read something of the dense model of a pruned one, such as its weights or its config.
+def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """Return the name of the dense model of a pruned one, and how it is loaded.
 
     Args:
         student_id: Folder or Hub id of the pruned model.
         teacher_id: Hub id, folder or `.gguf` file of the dense model; the one that `ffp_config.json` names if `None`.
         options: How the pruned model is loaded.
-        read: Reads it, from its name and with options.
-
-    Returns:
-        The name of the dense model, and what `read` returns.
 
     Raises:
-        FFPError: If the pruned model has no record, which the result continues, or the dense model isn't known or
-            can't be read.
+        FFPError: If the pruned model has no record, which the result continues, or it names no model of the Hub.
     """
     record = prune_record(student_id, **options.hub())
     if not record:
@@ -44,23 +34,16 @@ def read_teacher(
             "checkpoint that it was made from"
         )
     if teacher_id is not None:
-        return teacher_id, read(teacher_id, replace(options, revision=None))
+        return teacher_id, replace(options, revision=None)
     provenance = record.get("provenance", {})
-    teacher_id = provenance.get("base_model")
-    try:
-        if not teacher_id:
-            raise FFPError("it has no record of it")
-        if not provenance.get("revision") and "/" not in teacher_id:
-            # There may be another model of this name on the Hub, or here.
-            raise FFPError(
-                f"its record names {teacher_id} without a revision on the Hub, so that it may be a local one"
-            )
-        return teacher_id, read(teacher_id, replace(options, revision=provenance.get("revision")))
-    except FFPError as error:
+    name, revision = provenance.get("base_model", ""), provenance.get("revision")
+    # The record of a local model has its name alone, which another may have on the Hub, or here.
+    if not (revision or "/" in name):
         raise FFPError(
-            f"the dense model of {student_id} is needed: {error}; name it by --teacher (teacher): a Hub id, folder or "
-            ".gguf file"
-        ) from None
+            f"the dense model of {student_id} is needed, which its record doesn't name on the Hub; name it by "
+            "--teacher (teacher): a Hub id, folder or .gguf file"
+        )
+    return name, replace(options, revision=revision)
 
 
 def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
@@ -77,17 +60,16 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     if config.dataset is not None:
         return replace(config, start_token=config.start_token or "auto")
     record = prune_record(student_id, **options.hub())
-    found = record.get("dataset", DATASET)
+    dataset = record.get("dataset", DATASET)
     given = record.get("provenance", {}).get("given_data")
     # The record has the names of local files without their folders.
-    if not given and all(text.hub_dataset and text.name != SHORT for text in TextMix.parse(found)):
-        column = config.text_column or record.get("text_column")
-        start_token = config.start_token or recorded_start_token(record)
-        return replace(config, dataset=found, text_column=column, start_token=start_token)
-    logger.warning(
-        "%s was pruned on %s and is trained on %s; name a text by --dataset (dataset)",
-        student_id,
-        "given windows" if given else found,
-        DATASET,
-    )
+    if not given and all(text.hub_dataset and text.name != SHORT for text in TextMix.parse(dataset)):
+        return replace(
+            config,
+            dataset=dataset,
+            text_column=config.text_column or record.get("text_column"),
+            start_token=config.start_token or recorded_start_token(record),
+        )
+    pruned_on = "given windows" if given else dataset
+    logger.warning("%s was pruned on %s, is trained on %s: name a text by --dataset", student_id, pruned_on, DATASET)
     return replace(config, dataset=DATASET, start_token=config.start_token or "auto")
