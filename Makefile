@@ -34,6 +34,7 @@ check: $(BIN)/.quality
 	$(BIN)/ruff format --check $(SOURCES)
 
 style: $(BIN)/.quality
+	$(BIN)/python -m optimum_ffp.config.table docs/options.md
 	$(BIN)/python -m optimum_ffp.modeling.generate
 	$(BIN)/python -m optimum_ffp.modeling.generate starcoder2 --folder tests/modeling/families
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -31,7 +31,7 @@ VARIANTS = {
     "distillation-512-tokens": {"calibration": "distillation", "train_seq_len": 512},
     "distillation-batch-4": {"calibration": "distillation", "distillation_batch": 4},
     "distillation-rate-0.02": {"calibration": "distillation", "distillation_rate": 0.02},
-    "twice-the-search": {"search_steps": 2 * FFPConfig().search_steps},
+    "twice-the-search": {"search_steps": 2 * FFPConfig().resolve().search_steps},
     "one-update-window": {"update_samples": 1},
     "ppo-on-curves": {"agent": "ppo"},
     "reward-pruned": {"reward": "pruned"},

@@ -25,7 +25,7 @@ CARD = "README.md"
 BESIDE = re.compile(r"(license|notice)[^/]*|[^/]+\.md", re.IGNORECASE)
 MESSAGE = "Upload a model pruned by optimum-ffp"
 ADVICE = {
-    401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by --token (token=...)",
+    401: "the Hub doesn't accept the token: log in with `hf auth login`, or give another one by HF_TOKEN (token=...)",
     403: "the token may not do that: use one with write access, or name a repository that is yours",
     404: "the repository's owner doesn't exist, or the token has no access: check the name",
     409: "the repository was changed by another commit meanwhile: try again",
@@ -47,7 +47,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     except HFValidationError as error:
         raise FFPError(f"{repo_id!r} is not a valid repository name: {one_line(error)}") from None
     if not (token or get_token()):
-        raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or give --token (token=...)")
+        raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN (token=...)")
 
 
 def push_folder(

@@ -123,7 +123,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         return
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise FFPError("the token of the Hub may only read: give one with write access by --token (token=...)")
+        raise FFPError("the token of the Hub may only read: give one with write access by HF_TOKEN (token=...)")
     # The permissions of a fine-grained token are not known before its use.
     owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     for repo_id in repositories:

@@ -75,7 +75,7 @@ def test_two_cards_find_the_policy_of_one(save, data_folder, tmp_path):
     for count in (1, 2):
         command = ["ffp", "prune", "-m", folder, str(tmp_path / str(count)), "--dataset", str(data_folder)]
         command += ["--seq-len", "24", "--num-samples", "9", "--fisher-samples", "4", "--search-samples", "4"]
-        command += ["--update-samples", "2", "--search-steps", "12", "--num-processes", str(count)]
+        command += ["--search-steps", "12", "--num-processes", str(count)]
         subprocess.run([sys.executable, "-m", "optimum.commands.optimum_cli", *command], check=True)
         outputs.append((tmp_path / str(count) / "config.json").read_bytes())
     assert outputs[0] == outputs[1]

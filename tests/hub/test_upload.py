@@ -76,11 +76,11 @@ def test_command_line_prunes_a_model_of_the_hub_and_puts_it_there(tmp_path):
     with run_hub(TOKEN) as hub:
         hub.repositories["org/tiny"] = Repository(private=False)
         hub.repositories["org/tiny"].commit("initial commit", contents(base))
-        command = f"ffp prune -m org/tiny out --push-to-hub --hub-model-id tiny-ffp --private --token {TOKEN} {SMALL}"
+        command = f"ffp prune -m org/tiny out --push-to-hub --hub-model-id tiny-ffp --private {SMALL}"
         done = subprocess.run(
             [sys.executable, "-c", CLI, *command.split(), "--dataset", data],
             cwd=tmp_path,
-            env=environment(hub, tmp_path / "home", token=None),
+            env=environment(hub, tmp_path / "home"),
             capture_output=True,
             text=True,
         )
@@ -246,14 +246,8 @@ def test_what_would_stop_an_upload_is_found_before_the_work(monkeypatch):
     with pytest.raises(FFPError, match="'../../evil' is not a valid repository name"):
         check_push("../../evil", TOKEN)
     monkeypatch.setattr("optimum_ffp.hub.upload.get_token", lambda: None)
-    with pytest.raises(FFPError, match="needs a token of the Hub: log in with `hf auth login`, or give --token"):
+    with pytest.raises(FFPError, match="needs a token of the Hub: log in with `hf auth login`"):
         check_push("me/it")
-
-
-def test_flags_of_an_upload_without_an_upload_are_refused(tmp_path):
-    command = f"ffp prune -m {tmp_path / 'base'} {tmp_path / 'out'} --hub-model-id me/it"
-    done = subprocess.run([sys.executable, "-c", CLI, *command.split()], capture_output=True, text=True)
-    assert done.returncode == 2 and "used only with --push-to-hub" in done.stderr
 
 
 def test_card_says_what_the_hub_parses(pruned):
