@@ -293,7 +293,7 @@ def make_record(config: FFPConfig | None = None, **figures: Any) -> Found:
     counts = {"candidate_evaluations": 12, "tokens_evaluated": 960, "non_finite": 0}
     perplexities = {"dense_perplexity": 20.0, "best_perplexity": 30.0}
     windows = {"dataset": "text", "split": "train", "windows": 2, "window_length": 24}
-    of_text = {"windows": windows, "calibrated_on": windows, "repeated_windows": {}}
+    of_text = {"windows": windows, "calibrated_on": windows}
     facts = {"policy": None, "log": [], "config": config or FFPConfig()}
     return Found(**facts | counts | perplexities | of_text | figures)
 

@@ -189,7 +189,9 @@ class Measurements:
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
-        self.meter.count("data", data.written_tokens)
+        if self._given_data is None:
+            written = request.count_written(self.config.texts, self.config.reported)
+            self.meter.count("data", sum(written.values()) * request.length)
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if self._given_data is not None:
@@ -201,13 +203,11 @@ class Measurements:
 
     def _load(self, request: DataRequest) -> DataSplits:
         config, layerwise = self.config, self.layerwise
-        writes = self._given_data is None and request.all_written(config.dataset, config.eval_dataset)
+        writes = self._given_data is None and (config.texts.written or config.reported.written)
         if writes and layerwise.weights.offloaded:
             raise FFPError(NEEDS_WEIGHTS)
         with layerwise.loaded() if writes else nullcontext():
-            return self._given_data or load_windows(
-                config.dataset, config.eval_dataset, self.tokenizer, self.model, request
-            )
+            return self._given_data or load_windows(config.texts, self.tokenizer, self.model, request, config.reported)
 
     @cached_property
     def prepared(self) -> Prepared:

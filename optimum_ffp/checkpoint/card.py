@@ -108,7 +108,6 @@ def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
         "policy": result.policy,
         "search": result.search,
         "tests": [(escape(dataset_name(windows.dataset)), windows, figures) for windows, figures in result.tests],
-        "repeated": result.search.repeated_windows,
         "windows": result.search.calibrated_on,
         "data": escape(dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset)),
         "plots": plots,

@@ -50,7 +50,6 @@ class RecoveryRecord:
         window_length: Tokens per window.
         windows_per_step: Windows per step of the optimiser, of all processes.
         passes: How often each text was read.
-        repeated: Number of held-out and test windows whose text was trained on; empty if there are none.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` (divergence from the dense
             model, in nats per token) and `perplexity`. The first is before the training.
         kept: The record in `curve` of the weights that are saved.
@@ -74,7 +73,6 @@ class RecoveryRecord:
     window_length: int
     windows_per_step: int
     passes: dict[str, float]
-    repeated: dict[str, int]
     curve: list[dict[str, Any]]
     kept: dict[str, Any]
     held_out: dict[str, Any]

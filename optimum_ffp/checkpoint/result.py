@@ -37,7 +37,6 @@ class Found:
         non_finite: Number of candidates whose loss is not finite.
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.
-        repeated_windows: Number of windows per role that repeat text of other roles.
         warm_start: Checkpoint whose agent the search started from.
         front: Record of the Pareto front of several sparsities up to this one.
         cost: Time, memory and tokens of the search.
@@ -56,7 +55,6 @@ class Found:
     non_finite: int = 0
     windows: dict[str, Any] = field(default_factory=dict)
     calibrated_on: dict[str, Any] = field(default_factory=dict)
-    repeated_windows: dict[str, int] = field(default_factory=dict)
     warm_start: str | None = None
     front: dict[str, Any] | None = None
     cost: StageMeter = field(default_factory=StageMeter)
@@ -70,7 +68,6 @@ class Found:
             "tokens_evaluated": self.tokens_evaluated,
             "non_finite": self.non_finite,
             "calibrated_on": self.calibrated_on,
-            "repeated_windows": self.repeated_windows,
             "warm_start": self.warm_start,
             "perplexity": {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows,
         }

@@ -52,10 +52,6 @@ def prune_summary(result: PruningResult, folder: str) -> str:
         ("calibrated on", describe_windows(search.calibrated_on, config.num_samples)),
         ("searched on", describe_windows(search.windows, config.search_samples)),
         *(("measured on", describe_windows(windows.describe(), config.eval_samples)) for windows, _ in result.tests),
-        *(
-            ("warning", f"{count} {role} windows repeat calibration or search text")
-            for role, count in search.repeated_windows.items()
-        ),
         ("candidates", f"{search.candidate_evaluations}"),
         *((f"tokens, {name}", f"{value:,}") for name, value in result.cost.tokens.items()),
         ("tokens of the prune", f"{result.tokens:,}, in forward passes of the model"),

@@ -1,11 +1,19 @@
 """Texts as values: a mix is parsed once, and opens, describes and publishes its texts. Imports nothing heavy."""
 
+import glob
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import FFPError
+from ..errors import FFPError, convert_errors, named_line, one_line
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder, IterableDataset
 
 
 # Short names of texts on the Hub: repository and configuration.
@@ -15,6 +23,10 @@ NAMED = {
 }
 # Suffixes of files that are read, before `.gz`, and the builder of `datasets` that reads them.
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test")
+# Column of the lines of a .txt file, with their line breaks.
+LINES = "lines of a .txt file"
+ALTERNATIVES = "name a local .txt, .json, .jsonl or .parquet file, or a folder with train, validation and test"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -72,6 +84,69 @@ class Text:
     def describe(self) -> str:
         """Return the name for people."""
         return "text sampled from the model itself" if self.is_self else self.published
+
+    def open(self, token: str | None = None) -> "dict[str, Dataset | IterableDataset]":
+        """Open the text by `datasets`, as streams: nothing is copied into its cache.
+
+        Args:
+            token: Access token of the Hub.
+
+        Returns:
+            Rows by split: of train, validation and test if there are all three, else of the first one and of test, if
+            there is one. A file is a split by its name, and lines of a .txt file are rows of the column `LINES`.
+
+        Raises:
+            FFPError: If there is no such text, or it can't be read.
+        """
+        from datasets import DatasetDict, load_from_disk
+
+        if self.is_local and not self.path.exists():
+            raise FFPError(f"there is no file or folder {self.name}; {ALTERNATIVES}")
+        if self.path.is_file() and not self.path.stat().st_size:
+            raise FFPError(f"{self.name} holds no text")
+        with self.reading(token):
+            if any((self.path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                saved = load_from_disk(str(self.path)).with_format(None)
+                found = saved if isinstance(saved, DatasetDict) else {self.path.name: saved}
+            else:
+                found = self._builder(token).as_streaming_dataset()
+        if self.path.is_file():
+            return {self.path.name: found["train"]}
+        if all(split in found for split in SPLITS):
+            return {split: found[split] for split in SPLITS}
+        first = next((split for split in (*SPLITS[:2], *found) if split in found and split != "test"), "test")
+        return {split: found[split] for split in dict.fromkeys((first, "test")) if split in found}
+
+    def reading(self, token: str | None = None) -> AbstractContextManager[None]:
+        """Return a context in which errors of `datasets` say in one line that the text can't be read."""
+        return convert_errors(partial(self._describe_error, token))
+
+    def _builder(self, token: str | None) -> "DatasetBuilder":
+        from datasets import Features, Value, load_dataset_builder
+
+        if self.path.is_file() and self.builder is None:
+            raise FFPError(f"{self.name} is not a {', '.join(BUILDERS)} file; convert it, or give it such a suffix")
+        if self.path.is_file():
+            builder = load_dataset_builder(self.builder, data_files=glob.escape(str(self.path)))
+        elif self.is_local:
+            builder = load_dataset_builder(str(self.path))
+        else:
+            builder = load_dataset_builder(*self.hub_source, token=token)
+        if builder.name == "text":
+            builder.config.keep_linebreaks = True
+            builder.config.features = builder.info.features = Features({LINES: Value("string")})
+        return builder
+
+    def _describe_error(self, token: str | None, error: Exception) -> str:
+        from huggingface_hub import constants
+
+        if self.is_local:
+            return f"{self.name} can't be read: {named_line(error)}"
+        reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error, token)
+        if reason.startswith("Config name is missing"):
+            # The names are in the second line.
+            reason = f"{one_line(str(error).partition(chr(10))[2], token)}, as {self.name}:NAME"
+        return f"dataset {self.name!r} can't be read from the Hub ({reason}); {ALTERNATIVES}, or self to prune"
 
 
 @dataclass(frozen=True)
@@ -141,11 +216,11 @@ class TextMix:
             return self.texts[0].describe()
         return ", ".join(f"{100 * text.share:.3g} % {text.describe()}" for text in self)
 
-    def divide(self, total: int) -> dict[Text, int]:
-        """Divide a number of windows by the shares: at least one each, rounded where they are left over."""
-        counts = {text: min(1, total) for text in self}
+    def divide(self, total: int) -> dict[str, int]:
+        """Divide a number of windows by the shares: at least one for each name, rounded where they are left over."""
+        counts = dict.fromkeys(self.names, min(1, total))
         for _ in range(total - sum(counts.values())):
-            counts[max(counts, key=lambda text: total * text.share - counts[text])] += 1
+            counts[max(self, key=lambda text: total * text.share - counts[text.name]).name] += 1
         return counts
 
     def _join(self, names: list[str]) -> str:

@@ -1,95 +1,180 @@
 """Loads the windows of all roles, from one text or a mix of several."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.texts import SPLITS, Text, TextMix
+from ..errors import FFPError
 from ..utils.seeds import seed_of
-from .request import DataRequest, reported_texts
-from .roles import load_roles
-from .self_generated import has_start_token, sample_from_model
-from .sources import ROLES
+from .cutting import cut_blocks, cut_windows, find_start_token
+from .request import DataRequest
+from .rows import read_pieces
+from .self_generated import sample_from_model
 from .windows import DataSplits, Windows
 
 
+ROLES = ("calibration", "search", "test")
+# Where the parts for calibration, search and test end of a text without splits; beside a test split there are two.
+ENDS = {1: (0.6, 0.8, 1), 2: (0.8, 1)}
+WORD_END = re.compile(r"\s|\Z")
+# Characters of a text that windows of calibration and search are chosen from, and that parts are divided by: a number
+# of its own, so that the parts are the same ones for windows of any number and length.
+CHARACTERS = 2**25
+# Characters per window that are encoded at once (English text has 4 to 5 per token), and characters at most.
+CHARACTERS_PER_TOKEN, MOST_CHARACTERS = 8, 2**22
+# Test windows of a text without a test split of its own if no number is given: a fifth of a long one would cost more
+# than the prune.
+TEST_WINDOWS = 100
 # Apart from the text to train on, which is of seed 1.
 ROLES_SEED = 2
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of a text that is for one role, in pieces, and its description."""
+
+    pieces: Iterable[str]
+    source: str
+
+
 def load_windows(
-    dataset: str,
-    eval_dataset: str | None,
+    texts: TextMix,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     request: DataRequest,
+    reported: TextMix | None = None,
 ) -> DataSplits:
-    """Loads windows for all roles.
+    """Load windows for all roles.
 
-    Calibration windows are from train, search windows from validation and test windows from test. A single file, or a
-    dataset with one split, is cut into disjoint parts. Without validation, calibration and search windows are from the
-    same parts of train. `self` samples the text from the model. Windows for calibration and search have the shares of
-    a mix; if one of its texts is short, there are fewer windows of all.
+    Calibration windows are from train, search windows from validation and test windows from test. A text with one
+    split is cut into three parts in this order, and train beside test alone into two. Windows for calibration and
+    search have the shares of a mix.
 
     Args:
-        dataset: `wikitext2`, `c4`, a Hub id (`id` or `id:config`), a file, a folder, or `self`; or a mix of them, as
-            in `TextMix.parse`.
-        eval_dataset: Texts to report on, each by itself; those of `dataset` that the model doesn't write if `None`.
+        texts: Texts for calibration and search.
         tokenizer: Tokenizer of the model.
-        model: The dense model.
+        model: The dense model, which writes the text of `self`.
         request: Number and length of windows.
+        reported: Texts to report on, each by itself; those of `texts` that the model doesn't write if `None`.
 
     Raises:
         FFPError: If the data can't be found or read, is too short, or the model can't generate text.
     """
-    wanted, reported = request.counts(dataset), reported_texts(dataset, eval_dataset)
-    found: dict[str, dict[str, Windows]] = {}
-    for name in dict.fromkeys([*wanted["calibration"], *reported]):
-        if name != "self":
-            counts = {role: of_texts.get(name, 0) for role, of_texts in wanted.items()}
-            found[name] = load_roles(name, tokenizer, model, replace(request, **counts), name in reported)
-    kept = {
-        role: _scaled(counts, {name: len(found[name][role]) for name in counts if name in found})
-        for role, counts in wanted.items()
+    reported = reported or texts.reported
+    counts: dict[str, dict[str, int | None]] = {
+        "calibration": texts.divide(request.calibration),
+        "search": texts.divide(request.search),
+        "test": dict.fromkeys(reported.names, request.test),
     }
-    written = request.written(dataset, eval_dataset) | {role: texts.get("self", 0) for role, texts in kept.items()}
-    if any(written.values()):
-        found["self"] = _sample_roles(written, tokenizer, model, request)
-    mixed = {
-        role: _mix([found[name][role].first(count) for name, count in counts.items()], dataset, request.seed)
-        for role, counts in kept.items()
-    }
-    return DataSplits(**mixed, tests=tuple(found[name]["test"] for name in reported))
-
-
-def _sample_roles(
-    counts: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
-) -> dict[str, Windows]:
-    """Return the windows that the model writes, by role."""
     found = {}
-    for number, role in enumerate(ROLES):
-        count, length = counts.get(role, 0), request.length_of(role)
-        # A recovery must not be judged by what the prune was calibrated on, and reads fewer windows.
-        seed, tokens = seed_of(request.seed, ROLES_SEED, number), torch.empty(0, length, dtype=torch.long)
-        if count:
-            tokens = sample_from_model(model, tokenizer, count, length, seed)
-        begins = has_start_token(tokens, tokenizer)
-        found[role] = Windows(tokens, "self", "text sampled from the model", begins, count)
+    for name in dict.fromkeys([*texts.names, *reported.names]):
+        wanted = {role: of_texts[name] for role, of_texts in counts.items() if of_texts.get(name, 0) != 0}
+        if wanted:
+            found[name] = _load_text(Text(name), tokenizer, model, request, wanted)
+    mixed = [
+        _mix([windows[role] for windows in found.values() if role in windows], str(texts), request)
+        for role in ("calibration", "search")
+    ]
+    return DataSplits(*mixed, tests=tuple(found[name]["test"] for name in reported.names))
+
+
+def read_parts(
+    text: Text, tokenizer: PreTrainedTokenizerBase, request: DataRequest
+) -> tuple[dict[str, Part], Iterator[str]]:
+    """Open a text, and divide it among the roles.
+
+    Returns:
+        Parts by role, and the pieces of the first split beyond those that are divided, to train on.
+
+    Raises:
+        FFPError: If the text can't be opened. Reading raises it if it can't be read, or has no text.
+    """
+    streams = text.open(request.token)
+    pieces = {
+        split: read_pieces(rows, text, tokenizer, request.text_column, request.token)
+        for split, rows in streams.items()
+    }
+    if len(streams) == len(SPLITS):
+        return {role: Part(pieces[split], split) for role, split in zip(ROLES, SPLITS)}, iter(())
+    first = next(iter(streams))
+    parts = {"test": Part(pieces["test"], "test")} if len(streams) == 2 else {}
+    characters = _take(pieces[first], text)
+    begin = 0
+    for role, share in zip(ROLES, ENDS[len(streams)]):
+        end = WORD_END.search(characters, round(share * len(characters))).start()
+        parts[role] = Part([characters[begin:end]], f"{role} part of {first}")
+        begin = end
+    return parts, pieces[first]
+
+
+def _load_text(
+    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    request: DataRequest,
+    wanted: dict[str, int | None],
+) -> dict[str, Windows]:
+    """Load the windows of one text by role: the first ones for the test, random ones for the other roles."""
+    start = find_start_token(tokenizer, request.start_token)
+    if text.is_self:
+        return {role: _sample(model, tokenizer, request, role, count) for role, count in wanted.items()}
+    parts, _ = read_parts(text, tokenizer, request)
+    generator = torch.Generator().manual_seed(request.seed)
+    found = {}
+    for role, count in wanted.items():
+        part, label = parts[role], f"{text.name} ({parts[role].source})"
+        if role == "test":
+            count = count or (None if part.source == "test" else TEST_WINDOWS)
+            size = request.length * CHARACTERS_PER_TOKEN * count if count else MOST_CHARACTERS
+            blocks = cut_blocks(part.pieces, min(size, MOST_CHARACTERS))
+        else:
+            blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
+            blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
+        windows = [*islice(cut_windows(blocks, tokenizer, model, request.length, label, start), count)]
+        if not windows:
+            raise FFPError(
+                f"{label} has less than one window of {request.length} tokens; give more text, or lower seq_len"
+            )
+        found[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
     return found
 
 
-def _scaled(wanted: Mapping[str, int], available: Mapping[str, int]) -> dict[str, int]:
-    """Fewer windows of every text where one is short, so that their ratio remains."""
-    scale = min((count / wanted[name] for name, count in available.items() if wanted[name]), default=1.0)
-    return {name: max(min(1, count), round(scale * count)) for name, count in wanted.items()}
+def _sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: DataRequest, role: str, count: int | None
+) -> Windows:
+    # A recovery must not be judged by what the prune was calibrated on, and reads fewer windows.
+    seed = seed_of(request.seed, ROLES_SEED, ROLES.index(role))
+    tokens = sample_from_model(model, tokenizer, count or request.search or 1, request.length, seed)
+    start = find_start_token(tokenizer, request.start_token)
+    begins = start is not None and bool((tokens[:, 0] == start).all())
+    return Windows(tokens, "self", "text sampled from the model", begins)
 
 
-def _mix(parts: Sequence[Windows], dataset: str, seed: int) -> Windows:
+def _take(pieces: Iterable[str], text: Text) -> str:
+    """The first `CHARACTERS` of a text."""
+    found, left = [], CHARACTERS
+    for piece in pieces:
+        found.append(piece[:left])
+        left -= len(piece)
+        if left <= 0:
+            break
+    characters = "".join(found)
+    if not characters.strip():
+        raise FFPError(f"{text.name} holds no text")
+    return characters
+
+
+def _mix(parts: Sequence[Windows], dataset: str, request: DataRequest) -> Windows:
+    if not parts:
+        return Windows(torch.empty(0, request.length, dtype=torch.long), dataset, "")
     if len(parts) == 1:
         return parts[0]
     tokens = torch.cat([part.tokens for part in parts])
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(request.seed))
     split = ", ".join(f"{len(part)} of {part.split}" for part in parts)
-    begins, written = all(part.start_token for part in parts), sum(part.written for part in parts)
-    return Windows(tokens[order], dataset, split, begins, written)
+    return Windows(tokens[order], dataset, split, all(part.start_token for part in parts))

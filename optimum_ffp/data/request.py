@@ -27,9 +27,6 @@ class DataRequest:
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
-        test_length: Tokens per test window, if they have others than `length`.
-        answers_only: Whether of conversations and prompts in search windows, and in those to train on, the assistant's
-            messages and the completions alone have a loss; other tokens are `-1 - id` there.
         token: Access token of the Hub.
     """
 
@@ -40,13 +37,11 @@ class DataRequest:
     seed: int
     text_column: str | None = None
     start_token: str = "auto"
-    test_length: int | None = None
-    answers_only: bool = False
     token: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, config: FFPConfig, token: str | None = None) -> "DataRequest":
-        """The request of a config whose `seq_len` is set (`with_window_length`)."""
+        """Return the request of a config whose `seq_len` is set (`with_window_length`)."""
         return cls(
             length=config.seq_len,
             calibration=config.num_samples,
@@ -58,46 +53,14 @@ class DataRequest:
             token=token,
         )
 
-    def length_of(self, role: str) -> int:
-        """Tokens per window of a role."""
-        return (self.test_length or self.length) if role == "test" else self.length
-
-    def length_option(self, role: str) -> str:
-        """Name of the option that sets the tokens per window of a role."""
-        return "eval_seq_len" if role == "test" and self.test_length else "seq_len"
-
-    @property
-    def reads_on(self) -> bool:
-        """Whether all of a text serves as training text, of which no calibration windows are taken."""
-        return not self.calibration and self.search > 0
-
-    def counts(self, dataset: str) -> dict[str, dict[str, int]]:
-        """Number of calibration and search windows of each text of a mix, if there is as much text as requested."""
-        mix = TextMix.parse(dataset)
-        return {
-            role: {text.name: count for text, count in mix.divide(getattr(self, role)).items()}
-            for role in ("calibration", "search")
-        }
-
-    def written(self, dataset: str, eval_dataset: str | None = None) -> dict[str, int]:
-        """Number of windows per role that the model generates, if there is as much text as requested."""
-        counts = {role: texts.get("self", 0) for role, texts in self.counts(dataset).items()}
-        if "self" in reported_texts(dataset, eval_dataset):
-            counts["test"] = self.test or self.search
-        return counts
-
-    def all_written(self, dataset: str, eval_dataset: str | None = None) -> int:
-        """Total number of windows that the model generates."""
-        return sum(self.written(dataset, eval_dataset).values())
-
-
-def reported_texts(dataset: str, eval_dataset: str | None = None) -> list[str]:
-    """Texts that perplexity is reported on: those of a mix that the model doesn't write, if none are named."""
-    return TextMix.parse(eval_dataset).names if eval_dataset else TextMix.parse(dataset).reported.names
+    def count_written(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
+        """Return the number of windows per role that the model writes."""
+        counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in ("calibration", "search")}
+        return counts | {"test": (self.test or self.search or 1) if reported.written else 0}
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:
-    """Checks that there are enough calibration tokens for the widest unit.
+    """Check that there are enough calibration tokens for the widest unit.
 
     The rank of a Gram matrix is at most the number of tokens; ridge regression has no data in the other dimensions.
 
@@ -117,7 +80,7 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
 
 
 def window_length(seq_len: int | None, config: PretrainedConfig, option: str = "seq_len") -> int:
-    """Tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
+    """Return the tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
     Args:
         seq_len: What was asked for, if anything was.

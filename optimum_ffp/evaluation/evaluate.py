@@ -131,7 +131,7 @@ def evaluate(
         network = candidate.load()
         record |= size_record(network, candidate.source, **candidate.options.hub())
         if dataset:
-            data = load_windows(dataset, None, candidate.tokenizer, network, request)
+            data = load_windows(TextMix.parse(dataset), candidate.tokenizer, network, request)
             for warning in data.warnings(request):
                 logger.warning(warning)
             texts[role] = data.tests

@@ -141,7 +141,7 @@ def estimate_prune(
         check_budget(shapes, sparsity, config, partial(is_homogeneous, model, family))
     widest = max(unit.output.module.in_features for unit in ways[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
-    written = DataRequest.of(config).all_written(config.dataset, config.eval_dataset)
+    written = sum(DataRequest.of(config).count_written(config.texts, config.reported).values())
     places = [options.offload]
     if options.offload == "auto":
         places = ["none"]

@@ -5,13 +5,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
 from ..config import FFPConfig, RecoveryConfig
-from ..data import check_hub_text, check_text_file, find_files
+from ..data import check_text
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
@@ -53,7 +52,7 @@ def find_problems(
     Yields:
         One error per problem, which says what to do.
     """
-    texts = [*dict.fromkeys([*config.texts.names, *config.reported.names])]
+    texts = {text.name: text for text in (*config.texts, *config.reported)}
     files = files or {}
     checks = [partial(check_apart, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
@@ -63,7 +62,7 @@ def find_problems(
     ]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in files.items()]
     checks.append(partial(check_disk, folders[0], disk, work_folder))
-    checks += [partial(check_dataset, name, config.text_column, token) for name in texts]
+    checks += [partial(check_text, text, config.text_column, token) for text in texts.values() if not text.is_self]
     checks.append(partial(check_repositories, repositories, token))
     for check in checks:
         try:
@@ -88,15 +87,6 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
             f"the checkpoint and the work to resume from take {gib(needed)} of disk, and {folder} has room for "
             f"{gib(free)}; make room, or name a folder on another disk"
         )
-
-
-def check_dataset(dataset: str, text_column: str | None = None, token: str | None = None) -> None:
-    """Raise `FFPError` if the files of a dataset, or a split of one on the Hub, have no text in their first rows."""
-    files = find_files(dataset)
-    if not files and dataset != "self":
-        check_hub_text(dataset, text_column, token)
-    for file in chain(*files.values()):
-        check_text_file(file, text_column)
 
 
 def check_repositories(repositories: Sequence[str], token: str | None = None, owned: bool = True) -> None:

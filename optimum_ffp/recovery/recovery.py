@@ -154,7 +154,6 @@ class FFPRecovery(PushToHubMixin):
         dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
         packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._pack))
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
-        repeated = self.journal.value("repeated", partial(processes.on_main, partial(_repeated, data, windows.tokens)))
         self._begun = True
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student = trained.model
@@ -169,7 +168,6 @@ class FFPRecovery(PushToHubMixin):
             window_length=self.batch.length,
             windows_per_step=self.batch.windows,
             passes=windows.passes,
-            repeated=repeated,
             curve=trained.curve,
             kept=trained.kept,
             held_out=data.search.describe(),
@@ -253,8 +251,8 @@ class FFPRecovery(PushToHubMixin):
 
     def _read(self) -> list[dict[str, Any]]:
         """Held-out and test windows."""
-        dataset, eval_dataset, request = self.config.dataset, self.config.eval_dataset, self._request
-        found = load_windows(dataset, eval_dataset, self.tokenizer, self.teacher, request)
+        config, request = self.config, self._request
+        found = load_windows(config.texts, self.tokenizer, self.teacher, request, config.reported)
         for warning in found.warnings(request):
             logger.warning(warning)
         return found.to_list()
@@ -262,7 +260,7 @@ class FFPRecovery(PushToHubMixin):
     def _pack(self) -> dict[str, torch.Tensor]:
         """Windows to train on."""
         count = self.batch.steps * self.batch.windows
-        found = training_windows(self.config.dataset, self.tokenizer, self.teacher, count, self._request)
+        found = training_windows(self.config.texts, self.tokenizer, self.teacher, count, self._request)
         passes = [found.passes[name] for name in self._texts]
         return {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
 
@@ -313,16 +311,6 @@ def _load_teacher(
             "that was pruned, or another with the same tokenizer"
         )
     return teacher_id, convert(teacher, compute_dtype(teacher.device, teacher.dtype))
-
-
-def _repeated(data: DataSplits, tokens: torch.Tensor) -> dict[str, int]:
-    """Number of held-out and test windows whose text is trained on, which a warning names; empty if there are none."""
-    counts = {"held-out": data.search.repeated_in(tokens)}
-    counts["test"] = sum(test.repeated_in(tokens) for test in data.tests)
-    counts = {role: count for role, count in counts.items() if count}
-    for role, count in counts.items():
-        logger.warning("%d %s windows repeat text that is trained on; their figures are too good", count, role)
-    return counts
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

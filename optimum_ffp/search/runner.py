@@ -143,7 +143,6 @@ class PolicySearch:
         result.windows = data.search.describe()
         # There may be less text than was asked for.
         result.calibrated_on = data.calibration.describe()
-        result.repeated_windows = data.repeated
         result.warm_start = getattr(warm_start, "source", None)
         return result
 

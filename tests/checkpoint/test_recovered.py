@@ -25,7 +25,7 @@ def make_record(source, **changes) -> RecoveryRecord:
     curve = [
         {"step": step, "tokens": 96 * step, "kl": 0.5 / (1 + step), "perplexity": 40.0 - step} for step in (0, 5, 10)
     ]
-    options = RecoveryConfig(dataset="/private/c4.txt:0.5,self:0.5", seed=3).to_dict()
+    options = RecoveryConfig(dataset="/private/c4.txt,self", seed=3).to_dict()
     values = {
         "options": options,
         "stated": {
@@ -40,7 +40,6 @@ def make_record(source, **changes) -> RecoveryRecord:
         "window_length": 24,
         "windows_per_step": 4,
         "passes": {"/private/c4.txt": 1.25},
-        "repeated": {},
         "curve": curve,
         "kept": curve[-1],
         "held_out": tests[0],
@@ -124,15 +123,6 @@ def test_a_single_dataset_in_the_card_stays_one(folder, model, tmp_path):
     path.write_text(path.read_text().replace("\ntags:", "\ndatasets: me/my-data\ntags:", 1))
     save_recovered(make_record(folder), model, make_tokenizer(), tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data.datasets == ["me/my-data"]
-
-
-def test_windows_that_were_trained_on_are_told(folder, model, recovered, tmp_path):
-    save_recovered(
-        make_record(folder, repeated={"held-out": 2, "test": 1}), model, make_tokenizer(), tmp_path / "repeated"
-    )
-    told = "**2 held-out windows and 1 test windows repeat text that was trained on**"
-    assert told in (tmp_path / "repeated" / "README.md").read_text()
-    assert "repeat text" not in (recovered / "README.md").read_text().partition("## Pruning")[0]
 
 
 def test_the_card_says_what_figures_were_computed_in(folder, model, recovered, tmp_path):

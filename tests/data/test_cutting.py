@@ -1,16 +1,17 @@
-import json
-
 import pytest
 import torch
 from tokenizers import processors
 
-from optimum_ffp.data import DataRequest, DataSplits, cut_rows, find_start_token, load_windows
+from optimum_ffp.data.cutting import cut_blocks, cut_windows, find_start_token
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
 START = 0
-REQUEST = DataRequest(length=16, calibration=8, search=3, test=None, seed=0)
+
+
+def cut(blocks, length, start=None, tokenizer=None):
+    return torch.stack([*cut_windows(blocks, tokenizer or make_tokenizer(), make_tiny_model(), length, "text", start)])
 
 
 def test_what_the_tokenizer_adds_decides_and_not_what_it_has():
@@ -26,49 +27,47 @@ def test_what_the_tokenizer_adds_decides_and_not_what_it_has():
 @pytest.mark.parametrize("words", [45, 46, 59, 60])
 def test_every_window_has_the_start_token_and_no_text_is_lost(words):
     text = make_text(words)
-    cut = cut_rows([text], with_start_token(make_tokenizer()), make_tiny_model(), 16, "text", START)
-    # 15 tokens of text a window.
-    assert cut.shape == (words // 15, 16) and (cut[:, 0] == START).all()
     expected = [int(word[1:]) for word in text.split()]
-    assert cut[:, 1:].flatten().tolist() == expected[: words // 15 * 15]
-    without = cut_rows([text], make_tokenizer(), make_tiny_model(), 16, "text")
-    assert without.flatten().tolist() == expected[: words // 16 * 16]
+    # 15 tokens of text a window.
+    windows = cut(cut_blocks([text], 20), 16, START, with_start_token(make_tokenizer()))
+    assert windows.shape == (words // 15, 16) and (windows[:, 0] == START).all()
+    assert windows[:, 1:].flatten().tolist() == expected[: words // 15 * 15]
+    assert cut([text], 16).flatten().tolist() == expected[: words // 16 * 16]
 
 
-def test_a_start_token_that_the_text_has_is_not_doubled(tmp_path):
+def test_a_start_token_that_the_text_has_is_not_doubled():
     """Chat templates write it themselves, here at the first token of windows and elsewhere."""
-    tokenizer = with_start_token(make_tokenizer())
-    tokenizer.chat_template = "{{ bos_token }} {% for message in messages %}{{ message.content }}{% endfor %}"
-    words = make_text(600).split()
-    rows = [" ".join(words[start : start + 20]) for start in range(0, 600, 20)]
-    lines = [json.dumps({"messages": [{"role": "user", "content": row}]}) for row in rows]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    request = DataRequest(length=21, calibration=8, search=3, test=None, seed=0)
-    data = load_windows(str(tmp_path / "train.jsonl"), None, tokenizer, make_tiny_model(), request)
-    # A conversation is as long as a window, so that nothing is to be added.
-    numbers = [[START, *(int(word[1:]) for word in row.split())] for row in rows]
-    assert data.test.tokens.tolist() == numbers[-len(data.test) :] and data.test.start_token
-    cut = cut_rows([" ".join(words[:10])] + [f"<s> {row}" for row in rows], tokenizer, make_tiny_model(), 8, "", START)
-    assert (cut[:, 0] == START).all() and (cut[:, 1] != START).all()
+    words = make_text(100).split()
+    rows = [" ".join(words[start : start + 20]) for start in range(0, 100, 20)]
+    windows = cut([" ".join(words[:10]), *(f"<s> {row}" for row in rows)], 8, START)
+    assert (windows[:, 0] == START).all() and (windows[:, 1] != START).all()
 
 
-def test_every_role_has_it_and_says_so(data_folder):
-    def load(option):
-        request = DataRequest(length=16, calibration=8, search=3, test=None, seed=0, start_token=option)
-        tokenizer = with_start_token(make_tokenizer())
-        return load_windows(str(data_folder), None, tokenizer, make_tiny_model(), request)
-
-    data, without = load("auto"), load("never")
-    for role in ("calibration", "search", "test"):
-        windows = getattr(data, role)
-        assert (windows.tokens[:, 0] == START).all() and windows.length == 16
-        assert windows.describe()["start_token"] is True and getattr(without, role).describe()["start_token"] is False
-        assert windows.first(2).start_token
-    assert not (without.test.tokens == START).any()
-    again = DataSplits.from_list(json.loads(json.dumps(data.to_list())))
-    assert torch.equal(again.test.tokens, data.test.tokens) and again.test.start_token
+@pytest.mark.parametrize(
+    "pieces", [["one two  three\n\n four"], ["one ", "two", "  three\n\n", " four"], ["x" * 99], []]
+)
+@pytest.mark.parametrize("characters", [1, 5, 1000])
+def test_blocks_are_the_text_and_no_word_is_cut(pieces, characters):
+    blocks = [*cut_blocks(pieces, characters)]
+    assert "".join(blocks) == "".join(pieces)
+    if len(pieces) == 1:
+        assert " ".join(blocks).split() == pieces[0].split()
 
 
-def test_a_start_token_that_the_model_does_not_know(data_folder):
-    with pytest.raises(FFPError, match="for which the model has no embedding"):
-        cut_rows([make_text(50)], make_tokenizer(), make_tiny_model(), 16, "text", 128)
+def test_no_more_is_encoded_than_is_needed():
+    read = []
+
+    def blocks():
+        for number in range(100):
+            read.append(number)
+            yield "w3 w4 w5 w6 "
+
+    windows = cut_windows(blocks(), make_tokenizer(), make_tiny_model(), 8, "text")
+    assert next(windows).tolist() == [3, 4, 5, 6] * 2 and len(read) == 2
+
+
+def test_a_token_that_the_model_does_not_know():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["new"])
+    with pytest.raises(FFPError, match="'new'"):
+        cut(["w3 new w4"], 2, tokenizer=tokenizer)

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import kl_div
 
 from optimum_ffp import FFPModelForCausalLM, evaluate
+from optimum_ffp.config.texts import TextMix
 from optimum_ffp.data import DataRequest, load_windows
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.loading import LoadOptions, load_any
@@ -129,7 +130,7 @@ def test_every_text_is_reported_alone(places, tmp_path):
     )
     # One file is measured where a prune reports.
     request = DataRequest(length=LENGTH, calibration=1, search=1, test=None, seed=0)
-    expected = load_windows(str(tmp_path / "my.txt"), None, make_tokenizer(), make_tiny_model(), request).test
+    expected = load_windows(TextMix.parse(str(tmp_path / "my.txt")), make_tokenizer(), make_tiny_model(), request).test
     other = found["baseline"]["other_texts"][0]
     assert other["perplexity"] == pytest.approx(perplexity_of(make_tiny_model(), expected.tokens), rel=1e-5)
     assert other["split"] == "test part of my.txt"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
-from optimum_ffp.data.columns import render_row
+from optimum_ffp.data.rows import render
 from optimum_ffp.evaluation.size import weight_bytes
 from optimum_ffp.modeling.families import MULTIMODAL, get_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
@@ -113,7 +113,7 @@ def test_its_chat_template_may_want_content_in_parts(tmp_path):
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     _, tokenizer = load_dense(str(tmp_path), CPU)
     conversation = [{"role": "user", "content": "w10 w11"}, {"role": "assistant", "content": "w12"}]
-    assert render_row(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
+    assert render(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
 
 
 def test_what_can_not_be_is_refused(tmp_path):

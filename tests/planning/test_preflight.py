@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import constants
 
 from optimum_ffp import FFPError
-from optimum_ffp.planning.preflight import check_dataset, check_disk, check_repositories
+from optimum_ffp.planning.preflight import check_disk, check_repositories
 from tests.hub_server import run_hub
 
 
@@ -86,28 +86,6 @@ def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
     work.mkdir()
     (work / "statistics.safetensors").write_bytes(b"x" * 600)
     check_disk(tmp_path / "out", GIB + 500, work)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("empty.txt", "", "no text"),
-        ("table.csv", "a,b", "table.csv"),
-        ("missing.jsonl", None, "no file"),
-    ],
-)
-def test_files_without_text(tmp_path, name, content, word):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(FFPError, match=word):
-        check_dataset(str(tmp_path / name))
-
-
-def test_texts_that_can_be_read(data_folder):
-    for dataset in (data_folder, data_folder / "train.txt", "self"):
-        check_dataset(str(dataset))
-    with pytest.raises(FFPError, match="offline"):
-        check_dataset("wikitext2")
 
 
 def test_the_hub_is_asked_once_for_all_repositories(hub):
