@@ -1,13 +1,12 @@
 """A pretend accelerator: the device `card`, whose tensors have their values in host memory.
 
-Tensors on different devices can't be combined, transfers and waits of the host for a value are counted, and there may
-be no float64, as on MPS. Importing this module adds the device to the process: use it in one of its own. It rests on
-an experimental interface of torch, so `AVAILABLE` may be false.
+Tensors on different devices can't be combined, and there is no float64, as on MPS. Importing this module adds the
+device to the process: use it in one of its own. It rests on an experimental interface of torch, so `AVAILABLE` may be
+false.
 """
 
 import contextlib
 import warnings
-from collections import Counter
 from typing import Any
 
 import torch
@@ -21,17 +20,11 @@ try:
 except ImportError:
     AVAILABLE = False
 
-FLOAT64 = True
-# Transfers ("to card", "to host") and waits of the host for a value ("wait"): how many, and how many bytes.
-counts: Counter[str] = Counter()
-volume: Counter[str] = Counter()
-
 META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 VIEWS = ("as_strided", "view", "_reshape_alias", "unfold")
 EMPTY = ("aten::empty", "aten::empty_strided")
-# Operations whose indices may be in host memory, and those that make the host wait.
+# Operations whose indices may be in host memory.
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
-WAITING = ("aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero", "aten::_unique2")
 # By the identity of a tensor's storage on the card: the storage in host memory that has its values.
 _values: dict[int, torch.UntypedStorage] = {}
 
@@ -50,7 +43,7 @@ def _host(tensor: torch.Tensor) -> torch.Tensor:
 
 def _card(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the card that takes over the values of one in host memory."""
-    if tensor.dtype == torch.float64 and not FLOAT64:
+    if tensor.dtype == torch.float64:
         raise TypeError("the card has no float64")
     count = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
     base = torch._C._acc.create_empty_tensor((count,), tensor.dtype)
@@ -59,17 +52,10 @@ def _card(tensor: torch.Tensor) -> torch.Tensor:
     return view.redispatch(META, base, tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
-def _count(what: str, size: int = 0) -> None:
-    counts[what] += 1
-    volume[what] += size
-
-
 def _copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    if on_card(source) and target.dtype == torch.float64 and not FLOAT64:
+    if on_card(source) and target.dtype == torch.float64:
         # MPS converts before it copies.
         raise TypeError("the card has no float64")
-    if on_card(source) != on_card(target):
-        _count("to card" if on_card(target) else "to host", source.nbytes)
     (_host(target) if on_card(target) else target).copy_(_host(source) if on_card(source) else source)
     return target
 
@@ -84,10 +70,7 @@ def _run(operation: Any, *args: Any, **options: Any) -> Any:
     if name == "aten::_copy_from":
         return _copy(*args[:2])
     if name == "aten::_local_scalar_dense":
-        _count("wait")
         return _host(args[0]).item()
-    if name in WAITING:
-        _count("wait")
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def to_host(value: Any) -> Any:
