@@ -252,13 +252,11 @@ def test_a_sparsity_that_cannot_be_met_is_refused_at_once(save_tiny_model, data_
         make_pruner(folder, data_folder, method="homogeneous", sparsity=0.6)
 
 
-def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model, data_folder, tmp_path):
+def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model, data_folder):
     broken, quantized, foreign = (make_tiny_model() for _ in range(3))
     broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
     quantized.config.quantization_config = {"quant_method": "gptq"}
     foreign.config.auto_map = {"AutoModelForCausalLM": "code.Model"}
-    make_tiny_model().save_pretrained(tmp_path)
-    room = {"device_map": "auto", "max_memory": {"cpu": "60KB", "disk": "1GB"}, "offload_folder": tmp_path / "offload"}
     for model, word in (
         (make_pruner(save_tiny_model(), data_folder, method="uniform").prune().model, "already pruned"),
         (torch.compile(make_tiny_model()), "OptimizedModule"),
@@ -267,7 +265,6 @@ def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model
         (broken, "infinite"),
         (quantized, "full precision"),
         (foreign, "code"),
-        (AutoModelForCausalLM.from_pretrained(tmp_path, **room), "offloaded"),
     ):
         with pytest.raises(FFPError, match=word):
             FFPPruner(model, make_tokenizer(), FFPConfig())

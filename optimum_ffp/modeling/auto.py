@@ -4,7 +4,6 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -144,73 +143,52 @@ def note_untied(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def load_whole(
-    model_class: type, model_id: str | os.PathLike, **kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
+def load_whole(model_class: type, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """Load a model, and check that the checkpoint holds exactly its weights.
 
-    Transformers initialises missing weights at random and ignores unexpected ones.
+    Transformers initializes missing weights at random and ignores unexpected ones.
 
     Args:
         model_class: Class with `from_pretrained`.
         model_id: Hub id or folder.
         kwargs: Arguments of `from_pretrained`.
 
-    Returns:
-        The model, and the loading info of transformers.
-
     Raises:
         FFPError: If config and weights don't agree.
     """
-    # Mismatched weights are then listed in the loading info.
-    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_no_report)
     try:
-        model, info = model_class.from_pretrained(model_id, **kwargs)
+        # Mismatched weights are then listed in the loading info.
+        model, info = model_class.from_pretrained(
+            model_id, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
     finally:
         logger.removeFilter(_no_report)
-    unexpected = {key for key in info["unexpected_keys"] if not is_ignored(key, model.config.model_type)}
-    mismatched = {
+    unexpected = [key for key in info["unexpected_keys"] if not is_ignored(key, model.config.model_type)]
+    mismatched = [
         f"{key}, of shape {list(found)} in place of {list(wanted)}" for key, found, wanted in info["mismatched_keys"]
-    }
+    ]
     for problem, keys in (
         ("the weights have no", info["missing_keys"]),
         ("the config has no place for", unexpected),
         ("the weights have", mismatched),
     ):
         if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise FFPError(
-                f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)}{more}; put config.json "
-                "right, or download the checkpoint again"
+                f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)} (1 of {len(keys)}); "
+                "put config.json right, or download the checkpoint again"
             )
     note_untied(model)
-    return model, info
+    return model
 
 
 def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def _read_config(
-    model_id: str | os.PathLike, hub: dict[str, Any], kwargs: dict[str, Any]
-) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """Return the config, updated by arguments that are its attributes, and the remaining arguments for the model."""
-    # These are attributes of the config too, but must be passed to the model.
-    of_model = {name: kwargs[name] for name in ("dtype", "torch_dtype", "quantization_config") if name in kwargs}
-    rest = {name: value for name, value in kwargs.items() if name not in of_model}
-    config, unused = AutoConfig.from_pretrained(
-        model_id, return_unused_kwargs=True, **hub, **rest | {"trust_remote_code": False}
-    )
-    return config, unused | of_model
-
-
 class FFPModelForCausalLM:
     """Loads a pruned checkpoint as a `PreTrainedModel`, without `trust_remote_code`."""
-
-    def __init__(self) -> None:
-        raise OSError("FFPModelForCausalLM is loaded by FFPModelForCausalLM.from_pretrained(id_or_folder)")
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
@@ -221,8 +199,7 @@ class FFPModelForCausalLM:
 
         Args:
             model_id: Hub id or folder.
-            kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ..., and
-                attributes of the config, such as `use_cache`).
+            kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
 
         Raises:
             FFPError: If the checkpoint is not a pruned one, its family is not supported, or it names files or code
@@ -230,10 +207,8 @@ class FFPModelForCausalLM:
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
-        config = kwargs.pop("config", None)
-        if config is None:
-            with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
-                config, kwargs = _read_config(model_id, hub, kwargs)
+        with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
+            config = AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):
             model_class = pruned_model_class(get_family(config.model_type))
             ours = _auto_map(model_class)
@@ -245,12 +220,10 @@ class FFPModelForCausalLM:
             kwargs = attention_of(config) | kwargs
         else:
             raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
-        with_info = kwargs.pop("output_loading_info", False)
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             # Override the caller: remote code is not needed, and pickled weights can run code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
-            model, info = load_whole(model_class, model_id, config=config, **kwargs)
-        return (model, info) if with_info else model
+            return load_whole(model_class, model_id, config=config, **kwargs)
 
     @staticmethod
     def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, ours: dict[str, str]) -> None:

@@ -1,7 +1,5 @@
 """Checks that a model can be evaluated or pruned."""
 
-import math
-
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -18,7 +16,6 @@ NO_TOKENIZER = (
 )
 # A window of the first token ids, which usually include the start token, whose activations are the largest.
 FIRST_TOKENS = torch.arange(9)[None]
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
@@ -31,7 +28,7 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
 
     Raises:
         FFPError: If it is not an unmodified causal LM of transformers, its family is not supported, it is already
-            pruned or quantised, a weight is not finite or offloaded, or the tokenizer belongs to another model.
+            pruned or quantized, or the tokenizer belongs to another model.
     """
     known = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
     if not known or model.get_output_embeddings() is None:
@@ -40,12 +37,6 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
             "returns it, before torch.compile and with adapters merged"
         )
     check_prunable(model_id, model.config)
-    offloaded = sum(parameter.numel() for parameter in model.parameters() if parameter.is_meta)
-    if offloaded:
-        raise FFPError(
-            f"{offloaded:,} of {model.num_parameters():,} parameters are offloaded, and can't be sorted and pruned; "
-            "use more devices, dtype bfloat16, or device cpu"
-        )
     check_usable(model, tokenizer, model_id)
 
 
@@ -70,7 +61,7 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
         raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
     find_family(config)
     if not _is_native(config):
-        raise FFPError(f"{model_id} brings modelling code of its own, which can't be pruned; use one that needs none")
+        raise FFPError(f"{model_id} brings code of its own, which can't be pruned; use one that needs none")
     # Quantised GGUF files pass, since they are dequantised on loading.
     if is_quantised(config):
         raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
@@ -91,16 +82,7 @@ def _is_native(config: PretrainedConfig) -> bool:
 
 
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Raise `FFPError` if a weight is not finite, or the tokenizer has tokens without an embedding in the model."""
-    for name, parameter in model.named_parameters():
-        # Norms are not defined for the dtypes and classes of quantised weights.
-        plain = type(parameter.data) is torch.Tensor and parameter.dtype in FLOATS
-        known = plain and parameter.numel() and not parameter.is_meta
-        if known and not torch.linalg.vector_norm(parameter.detach(), math.inf).isfinite():
-            raise FFPError(
-                f"{name} of {model_id} has infinite or NaN values in {dtype_name(parameter.dtype)}; if it is float16, "
-                "try dtype bfloat16 or float32, otherwise download the model again"
-            )
+    """Raise `FFPError` if the tokenizer has tokens without an embedding in the model."""
     largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise FFPError(

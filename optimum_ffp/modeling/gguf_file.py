@@ -1,11 +1,12 @@
 """GGUF files of dense models, which transformers dequantises: checks before and after loading."""
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, convert_errors, one_line
 from ..utils.folders import expand
 
 
@@ -23,33 +24,23 @@ def check_gguf_installed() -> None:
         raise FFPError("GGUF files need the gguf package: pip install gguf")
 
 
+@lru_cache(maxsize=1)
 def open_gguf(model_id: str) -> "GGUFReader":
-    """Open a GGUF file to read its metadata.
-
-    Raises:
-        FFPError: If it can't be read, or transformers doesn't support its architecture.
-    """
+    """Open a GGUF file to read its metadata. Raises `FFPError` if it can't be read."""
     check_gguf_installed()
     from gguf import GGUFReader
 
-    try:
-        reader = GGUFReader(expand(model_id))
-        architecture = reader.fields["general.architecture"].contents()
-    except Exception as error:  # A broken file can raise any exception in the parser.
-        raise FFPError(f"{model_id} is not a readable GGUF file: {one_line(error)}") from None
-    if architecture in ("deci", "openelm"):
-        raise FFPError(
-            f"{model_id} has llama.cpp's architecture {architecture}, whose layers differ in size and which "
-            "transformers doesn't read; give the folder that it was exported from"
-        )
-    return reader
+    # A broken file can raise any exception in the parser.
+    with convert_errors(lambda error: f"{model_id} is not a readable GGUF file: {one_line(error)}"):
+        return GGUFReader(expand(model_id))
 
 
-def check_read_whole(model_id: str, reader: "GGUFReader", model: PreTrainedModel) -> None:
+def check_read_whole(model_id: str, model: PreTrainedModel) -> None:
     """Raise `FFPError` if a model lacks weights or rotary scaling of its file.
 
     Transformers silently skips tensors that it has no name for (biases, factors of a rotary embedding).
     """
+    reader = open_gguf(model_id)
     held, read = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
     scaled = [name for name in reader.fields if name.endswith("rope.scaling.type")]
     if held != read or any(reader.fields[name].contents() != "none" for name in scaled):

@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
-from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,9 +34,6 @@ from .gguf_file import check_read_whole, open_gguf
 from .multimodal import language_config, language_model, takes_images
 from .offloading import check_offload, offload_layers
 
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 logger = logging.getLogger(__name__)
 # Pickled weights are not read, since they can run code.
@@ -83,13 +79,11 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
             or quantised, its weights don't match its config, or it needs its own modelling code.
     """
-    _, extra = _locate(model_id)
-    reader = open_gguf(model_id) if extra else None
     whole = _read_whole_config(model_id, options)
     config = _check_dense(model_id, whole, options)
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
-    check_offload(options.offload, device, dtype, config, bool(extra))
-    model, tokenizer = _load(_dense_class(whole), model_id, options, reader, **attention_of(config))
+    check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
+    model, tokenizer = _load(_dense_class(whole), model_id, options, **attention_of(config))
     if options.offload != "none":
         offload_layers(model, device, options.offload)
     else:
@@ -125,13 +119,11 @@ def load_any(
         FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
             file completely.
     """
-    _, extra = _locate(model_id)
-    if extra and not gguf:
+    if model_id.endswith(".gguf") and not gguf:
         raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
-    reader = open_gguf(model_id) if extra else None
     whole = _read_whole_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(whole) else _dense_class(whole)
-    model, tokenizer = _load(kind, model_id, options, reader, **attention_of(language_config(whole)))
+    model, tokenizer = _load(kind, model_id, options, **attention_of(language_config(whole)))
     model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
@@ -148,8 +140,7 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
         FFPError: If there is no such model, or it was not pruned by optimum-ffp.
     """
     read_pruned_config(model_id, options)
-    own = replace(options, dtype="auto")
-    model, tokenizer = _load(FFPModelForCausalLM, model_id, own, None)
+    model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"))
     check_usable(model, tokenizer, model_id)
     return model, tokenizer
 
@@ -175,7 +166,7 @@ def _read_whole_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
         if extra:
-            config = copy.deepcopy(_read_gguf_config(source, extra["gguf_file"], _modified(model_id)))
+            config = copy.deepcopy(_read_gguf_config(model_id, source, extra["gguf_file"]))
         else:
             check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
@@ -188,20 +179,17 @@ def _dense_class(config: PretrainedConfig) -> type:
 
 
 @lru_cache(maxsize=1)
-def _read_gguf_config(folder: str, file: str, modified: int) -> PretrainedConfig:
+def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig:
     """Return the config of a GGUF file, which takes seconds to read: the vocabulary is parsed too."""
+    open_gguf(model_id)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
     config.dtype = torch.float32
     return config
 
 
-def _modified(file: str) -> int:
-    return expand(file).stat().st_mtime_ns
-
-
 def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a pruned model. Arguments and errors are those of `load_pruned`."""
-    if _locate(model_id)[1]:
+    if model_id.endswith(".gguf"):
         raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
     config = read_any_config(model_id, options)
     check_unquantised(model_id, config)
@@ -248,34 +236,32 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
 
 
 def _load(
-    kind: type,
-    model_id: str,
-    options: LoadOptions,
-    reader: "GGUFReader | None",
-    **placement: str,
+    model_class: type, model_id: str, options: LoadOptions, **placement: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
-    weights, tokenizer = _weight_options(options, extra), load_tokenizer(model_id, options)
+    arguments, tokenizer = placement | _weight_options(options, extra), load_tokenizer(model_id, options)
     # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-        if reader is None:
-            # Those of a folder have been checked with its config, and other classes check them themselves.
-            if kind is not FFPModelForCausalLM and not Path(source).is_dir():
-                check_checkpoint(source, **options.hub())
-            model = load_whole(kind, source, **placement, **weights)[0]
-            if kind is AutoModelForImageTextToText:
-                logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
-                model = language_model(model)
-                note_untied(model)
-                # Of older checkpoints it is the processor's.
-                path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
-                if path is not None and not tokenizer.chat_template:
-                    tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+        if extra:
+            # Without a config it would parse the file once more.
+            model = model_class.from_pretrained(source, config=read_any_config(model_id, options), **arguments)
+            check_read_whole(model_id, model)
             return model, tokenizer
-        # Without a config it would parse the file once more.
-        model = kind.from_pretrained(source, config=read_any_config(model_id, options), **placement, **weights)
-    check_read_whole(model_id, reader, model)
-    return model, tokenizer
+        if model_class is FFPModelForCausalLM:
+            return model_class.from_pretrained(source, **arguments), tokenizer
+        # Those of a folder have been checked with its config.
+        if not Path(source).is_dir():
+            check_checkpoint(source, **options.hub())
+        model = load_whole(model_class, source, **arguments)
+        if model_class is AutoModelForImageTextToText:
+            logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
+            model = language_model(model)
+            note_untied(model)
+            # Of older checkpoints it is the processor's.
+            path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
+            if path is not None and not tokenizer.chat_template:
+                tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+        return model, tokenizer
 
 
 def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
@@ -338,19 +324,15 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def _locate(model_id: str) -> tuple[str, dict[str, str]]:
+    """Return a Hub id or folder, and the arguments of transformers that name a GGUF file in it."""
     path = expand(model_id)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FFPError(f"there is no file {model_id}")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        # Adapters are rejected by check_checkpoint.
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise FFPError(f"{model_id} is a folder without config.json; give one that save_pretrained has written")
         return str(path), {}
-    if path.is_file():
-        raise FFPError(f"{model_id} is a file; give the folder of the model, {path.parent}, or a .gguf file")
-    if model_id.startswith((".", "/", "~", "\\")) or model_id.count("/") > 1 or not model_id.strip():
+    if path.is_file() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
         raise FFPError(f"there is no folder {model_id!r}; give a Hub id, a folder with config.json, or a .gguf file")
     return model_id, {}
 
@@ -362,15 +344,10 @@ def loading_errors(model_id: str, token: str | None) -> AbstractContextManager[N
 
 def _describe_failure(model_id: str, token: str | None, error: Exception) -> str:
     reason = one_line(error, token)
-    if constants.HF_HUB_OFFLINE and "offline" in str(error).lower():
-        reason = "it is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)"
     if "backend tokenizer" in str(error):
         reason = NO_TOKENIZER
     if "custom code" in reason:
         reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
     if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
-        reason = (
-            "it has no safetensors, and pickled weights, which can run code, are not read; convert it first: "
-            "load it with transformers and call save_pretrained"
-        )
+        reason = "it has no safetensors, and pickled weights can run code; load and save it with transformers first"
     return f"{model_id} can't be loaded as a causal LM: {reason}"

@@ -20,14 +20,14 @@ from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from tests.helpers import FILES, SETTINGS, make_pruner, make_tiny_model, make_tokenizer, with_start_token
 
 
-def test_loads_with_attributes_of_the_config(pruned):
+def test_loads_with_the_arguments_of_auto_classes(pruned):
     _, folder = pruned
-    options = {"use_cache": False, "dtype": torch.bfloat16, "attn_implementation": "eager"}
+    options = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
     ours, theirs = (
         one.from_pretrained(folder, trust_remote_code=True, **options)
         for one in (FFPModelForCausalLM, AutoModelForCausalLM)
     )
-    assert ours.config.use_cache is False and ours.config._attn_implementation == "eager"
+    assert ours.config._attn_implementation == "eager"
     assert ours.dtype == theirs.dtype == torch.bfloat16
     assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
     with pytest.raises(FFPError, match="unexpected keyword argument 'no_option'"):

@@ -82,7 +82,7 @@ def test_code_of_a_dense_model_never_runs(save_tiny_model, sprung, monkeypatch):
     base = save_tiny_model()
     set_trap(base / "evil.py", sprung)
     edit(base / "config.json", lambda c: c.update(auto_map={"AutoModelForCausalLM": "evil.Model"}))
-    refused(lambda: load_dense(str(base), CPU), "brings modelling code of its own")
+    refused(lambda: load_dense(str(base), CPU), "code of its own")
     load_any(str(base), CPU)
     edit(base / "config.json", lambda c: c.update(model_type="evil", auto_map={"AutoConfig": "evil.Config"}))
     for load in (

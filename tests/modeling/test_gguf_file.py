@@ -23,17 +23,6 @@ def test_a_file_is_the_model_that_it_was_written_from(tmp_path):
         assert tokenizer("the quick").input_ids == make_byte_level_tokenizer()("the quick").input_ids
 
 
-@pytest.mark.parametrize("architecture", ["deci", "openelm"])
-def test_architectures_that_transformers_does_not_read(architecture, tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    for load in (load_dense, lambda *arguments: load_any(*arguments, gguf=True)):
-        with pytest.raises(FFPError, match=f"architecture {architecture}, whose layers differ in size"):
-            load(str(tmp_path / "model.gguf"), CPU)
-
-
 def test_a_file_of_something_else(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
     with pytest.raises(FFPError, match="is not a readable GGUF file") as caught:

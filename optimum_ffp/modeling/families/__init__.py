@@ -19,7 +19,6 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_L
 
 # Models that also take images, and whose language model is of one of these families.
 MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def get_family(model_type: str) -> Family:
@@ -42,17 +41,7 @@ def get_family(model_type: str) -> Family:
 
 
 def find_family(config: PretrainedConfig) -> Family:
-    """Return the family record for a model's config.
-
-    Raises:
-        FFPError: If the model is a mixture of experts or its model type is not supported.
-    """
-    experts = next((getattr(config, name) for name in EXPERT_COUNTS if getattr(config, name, None)), None)
-    if experts is not None:
-        raise FFPError(
-            f"model type {config.model_type!r} is a mixture of {experts} experts, which can't be pruned: a router "
-            "sends each token to experts of one size; choose a dense model"
-        )
+    """Return the family record for a model's config. Raises `FFPError` if its model type is not supported."""
     return get_family(config.model_type)
 
 

@@ -8,7 +8,7 @@ from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.analysis.attention import find_ways
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
-from optimum_ffp.modeling.families import FAMILIES, find_family, find_units, get_family
+from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
 from optimum_ffp.modeling.families.base import quantisable_multiple
 from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
@@ -55,12 +55,6 @@ def test_layer_overrides_name_only_what_differs():
 def test_unsupported_family_lists_the_supported():
     with pytest.raises(FFPError, match="supported are arcee, .* gemma3_text, .* qwen3"):
         get_family("bert")
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_mixtures_of_experts_are_refused_with_the_reason(model_type):
-    with pytest.raises(FFPError, match="experts"):
-        find_family(AutoConfig.for_model(model_type))
 
 
 def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, caplog, tmp_path):
