@@ -1,1 +1,1 @@
-"""Policy search. Only `runner` and `evaluator` depend on the language model."""
+"""Policy search: methods and agents map scores to policies, and an evaluator says what these are worth."""

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
-from ..analysis.size_gradients import SizeGradients
 from ..checkpoint.result import Found
 from ..config.prune import GRADIENT_COST
 from ..errors import FFPError
 from ..evaluation import to_perplexity
+from .evaluator import CandidateEvaluator
 
 
 # Named arrays of a trained agent, for policy transfer.
@@ -41,22 +41,6 @@ def _parameters(units: Sequence[Unit]) -> np.ndarray:
     return np.array([unit.parameters for unit in units])
 
 
-class Evaluate(Protocol):
-    """Evaluator of policies on search windows.
-
-    Attributes:
-        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`.
-    """
-
-    dense_losses: np.ndarray
-
-    def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
-        """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
-
-    def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Return the losses of one policy on the windows of the given indices, and their size gradients."""
-
-
 @dataclass
 class SearchTask:
     """Input of a search: the mapping from scores to policies, the evaluator of policies, and the number of steps.
@@ -71,8 +55,7 @@ class SearchTask:
         budget: Bounds and parameters to keep at the target sparsity, for methods that don't map scores.
         is_homogeneous: Whether the dense model's own class can have the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
-        baselines: Policies without a search that are compared with the finalists, by name. They are not counted in
-            `steps`.
+        baselines: Policies without a search to compare with the finalists, by name, beside the `steps`.
         falls_back: Whether a baseline that is better than all candidates is the result of the search.
         on_evaluated: Called with the records of every batch of candidates, the number of evaluations that they count
             for, and the best perplexity so far.
@@ -83,7 +66,7 @@ class SearchTask:
 
     units: Sequence[Unit]
     map_scores: Callable[[np.ndarray, float], PruningPolicy]
-    evaluate: Evaluate
+    evaluate: CandidateEvaluator
     sparsity: float
     steps: int
     max_samples: int
@@ -218,7 +201,7 @@ class SearchTask:
             )
         perplexity, policy = best
         dense = float(self.evaluate.dense_losses.mean())
-        baselines = {name: to_perplexity(dense + float(excess[policy])) for name, policy in self.baselines.items()}
+        baselines = {name: to_perplexity(dense + float(excess[one])) for name, one in self.baselines.items()}
         return Found(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> np.ndarray:

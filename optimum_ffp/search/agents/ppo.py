@@ -28,9 +28,14 @@ ACTION_LIMIT = 10.0
 def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
     """Raise `FFPError` if a search can't start from the state of an agent."""
     sizes = [1, *config.hidden_sizes, len(units)]
-    layers = [f"mlp_extractor.policy_net.{2 * index}" for index in range(len(config.hidden_sizes))]
-    for name, before, after in zip([*layers, "action_net"], sizes, sizes[1:]):
-        _check_shape(state, f"{name}.weight", (after, before))
+    layers = [f"mlp_extractor.policy_net.{2 * index}.weight" for index in range(len(config.hidden_sizes))]
+    for name, shape in zip([*layers, "action_net.weight"], zip(sizes[1:], sizes)):
+        found = state[name].shape if name in state else None
+        if found != shape:
+            raise FFPError(
+                f"the warm-start agent has {name} of shape {found}, this search needs {shape}; warm-start from a "
+                "checkpoint of the same model, searched with the same agent and hidden_sizes"
+            )
 
 
 @global_generators_kept()
@@ -46,10 +51,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         task: The search task.
         config: Learning rate, clip range, hidden sizes, initial standard deviation of the actions, candidates and
             windows per update, `α_start`.
-        warm_start: Weights of an agent trained at another sparsity (policy transfer).
-
-    Raises:
-        FFPError: If `warm_start` is an agent for another number of units or with other hidden sizes.
+        warm_start: Weights of an agent trained at another sparsity (policy transfer), which `check_state` accepts.
     """
     evaluations = task.steps - task.finalists
     # Advantages need two candidates per update. What is left of the last update is spent on finalists.
@@ -76,7 +78,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     # Its own logger makes a folder per search among the temporary files and leaves it there.
     agent.set_logger(Logger(folder=None, output_formats=[]))
     if warm_start is not None:
-        restore_weights(agent, warm_start)
+        names = agent.policy.state_dict()
+        agent.policy.load_state_dict({name: torch.from_numpy(np.array(warm_start[name])) for name in names})
     recorder = _ScoreRecorder(task.sparsity)
     if updates:
         agent.learn(updates * candidates, callback=recorder)
@@ -107,27 +110,6 @@ class _ScoreRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def restore_weights(agent: PPO, weights: AgentState) -> None:
-    """Load weights of a trained agent (policy transfer).
-
-    Raises:
-        FFPError: If the weights are of another architecture.
-    """
-    own = agent.policy.state_dict()
-    for name, tensor in own.items():
-        _check_shape(weights, name, tuple(tensor.shape))
-    agent.policy.load_state_dict({name: torch.from_numpy(np.array(weights[name])) for name in own})
-
-
-def _check_shape(weights: AgentState, name: str, shape: tuple[int, ...]) -> None:
-    found = weights[name].shape if name in weights else None
-    if found != shape:
-        raise FFPError(
-            f"the warm-start agent has {name} of shape {found}, this search needs {shape}; warm-start from a "
-            "checkpoint of the same model, searched with the same agent and hidden_sizes"
-        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +148,7 @@ class ProgressiveSchedule:
 
 
 class PruningEnvironment(VecEnv):
-    """A vectorised one-step environment in which all candidates of an update are evaluated in one call.
+    """A vectorized one-step environment in which all candidates of an update are evaluated in one call.
 
     The state is the current target sparsity `σ_t`; the action is a raw score per unit; the reward is `PPL_dense / PPL`
     on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows. Updates take windows in

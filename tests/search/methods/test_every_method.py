@@ -7,7 +7,7 @@ from optimum_ffp.config import FFPConfig
 from optimum_ffp.config.fields import choices_of
 from optimum_ffp.config.prune import find_choice
 from optimum_ffp.errors import FFPError
-from tests.search.landscape import KINDS, KnownLandscape, run
+from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
 
 
 def test_every_method_has_a_name_in_the_config():
@@ -75,10 +75,8 @@ def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
 
 
 @pytest.mark.parametrize("agent", ["gradient", "ppo"])
-def test_agent_of_another_shape_is_refused(agent):
-    alien = {"features": np.zeros((3, 5)), "losses": np.zeros(3)}
-    with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
-        run(agent=agent, warm_start=alien)
+def test_an_agent_of_another_shape_is_refused(agent):
     other, _, _ = run("ffp", "ppo", steps=8, hidden_sizes=(32, 32))
-    with pytest.raises(FFPError, match="warm-start from a checkpoint of the same model"):
-        run(agent=agent, warm_start=other.agent)
+    for state in ({"losses": np.zeros(3)}, other.agent):
+        with pytest.raises(FFPError, match="same model"):
+            find_choice("agent", agent).check_state(state, UNITS, FFPConfig())
