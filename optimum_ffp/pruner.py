@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .allocation.budget import Budget
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import PushToHubMixin
 from .checkpoint.result import Found, PruningResult, package_versions
@@ -25,7 +24,7 @@ from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
 from .planning.estimate import estimate_prune
-from .search.runner import PolicySearch, budget_at, check_budget
+from .search.runner import PolicySearch, check_budget
 from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
@@ -113,13 +112,13 @@ class FFPPruner(PushToHubMixin):
         report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPPruner":
-        """Loads a dense model to prune.
+        """Load a dense model to prune.
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
             config: Options of the prune; the defaults if `None`.
-            work_folder: Folder for finished work, for `prune(resume=True)`.
-            report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
+            work_folder: As for the class.
+            report_to: As for the class.
             options: Fields of `LoadOptions`: `device`, `dtype`, `offload` (by default `"auto"`), `revision`,
                 `token`, ...
 
@@ -141,23 +140,13 @@ class FFPPruner(PushToHubMixin):
         model, tokenizer = load_dense(name, pinned)
         return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
 
-    def budget(self, sparsity: float) -> Budget:
-        """Returns the parameter budget and retention bounds at a sparsity.
-
-        The model is measured first where that decides what attention loses (option `attention`).
-
-        Raises:
-            FFPError: If the sparsity can't be met.
-        """
-        return budget_at(self.measured.units, sparsity, self.config)
-
     def prune(
         self,
         sparsity: float | None = None,
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         resume: bool = False,
     ) -> PruningResult:
-        """Searches, calibrates, slices and evaluates. A further call reuses what was measured.
+        """Search, calibrate, slice and evaluate. A further call reuses what was measured.
 
         Args:
             sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
@@ -176,7 +165,7 @@ class FFPPruner(PushToHubMixin):
         return self.finish(self.search(sparsity, warm_start))
 
     def open_journal(self, resume: bool = False) -> None:
-        """Starts saving finished work in the work folder, until `save_pretrained`.
+        """Start saving finished work in the work folder, until `save_pretrained`.
 
         `prune` calls it itself; callers of `search` and `finish` may call it first. Measurements are reused at any
         sparsity and with any `config`.
@@ -211,7 +200,7 @@ class FFPPruner(PushToHubMixin):
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         config: FFPConfig | None = None,
     ) -> Found:
-        """Finds the policy: the first half of `prune`.
+        """Find the policy: the first half of `prune`.
 
         Args:
             sparsity: As in `prune`.
@@ -242,7 +231,7 @@ class FFPPruner(PushToHubMixin):
 
     @memory_errors()
     def finish(self, search: Found, config: FFPConfig | None = None) -> PruningResult:
-        """Calibrates, slices and evaluates a policy: the second half of `prune`.
+        """Calibrate, slice and evaluate a policy: the second half of `prune`.
 
         Args:
             search: Result of `search`.
@@ -292,7 +281,7 @@ class FFPPruner(PushToHubMixin):
         return self.result
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False, keep_work: bool = False) -> None:
-        """Writes the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
+        """Write the last result as a checkpoint: weights, code, tokenizer, policy, agent, log, card and plots.
 
         Of several processes, which all call this, the main one writes.
 

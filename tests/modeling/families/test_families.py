@@ -10,6 +10,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
 from optimum_ffp.modeling.families.base import quantisable_multiple
+from optimum_ffp.search.runner import budget_at
 from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
 
@@ -78,7 +79,7 @@ def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, cap
 def test_bounds_leave_attention_whole_that_must_be(data_folder):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, max_retention=0.95, preset="paper", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
-    assert pruner.budget(0.3).largest.tolist()[::2] == 3 * [1]
+    assert budget_at(pruner.measured.units, 0.3, config).largest.tolist()[::2] == 3 * [1]
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
