@@ -86,6 +86,8 @@ class FFPPruner(PushToHubMixin):
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
+        for option in ("method", "criterion", "mapping"):
+            find_choice(option, getattr(config, option))
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
         offloads = self.options.offload != "none"

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config.prune import FISHER, find_choice
+from ..config.prune import find_choice, is_fisher_weighted
 from ..utils.cholesky import factorise, ridge_damping
 from .gram import Statistics
 
@@ -18,7 +18,7 @@ def order_groups(
     """Return the groups from most to least important. Ties keep their order in the model.
 
     Args:
-        criterion: Name of a module in `criteria`.
+        criterion: Name of a module in `criteria`, or of one elsewhere with dots in its name.
         weight: Weight of the output projection, shape `[out_features, features]`.
         statistics: Statistics of its input.
         block: Number of columns per group.
@@ -29,7 +29,7 @@ def order_groups(
     Returns:
         Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
     """
-    if criterion.startswith(FISHER):
+    if is_fisher_weighted(criterion):
         weight = root(fisher.to(weight.device)) @ weight.float()
     scores = find_choice("criterion", criterion).score(weight, statistics, block // sections)
     orders = torch.argsort(scores.view(sections, -1), descending=True, stable=True).cpu()

@@ -12,8 +12,6 @@ from .fields import Config, named_options, option
 from .texts import TextMix
 
 
-# Prefix of criteria whose weights are multiplied by the root of the Fisher matrix: they measure loss, not error.
-FISHER = "fisher-"
 # Cost of a forward and backward pass in forward passes, for counts of candidate evaluations and of tokens.
 GRADIENT_COST = 3
 # Where the weights of layers may be while they don't run, the fastest first.
@@ -328,14 +326,9 @@ class FFPConfig(Config):
         return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
     @property
-    def eliminates(self) -> bool:
-        """Whether groups are ranked by backward elimination."""
-        return self.criterion.removeprefix(FISHER) == "obs"
-
-    @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are collected, by a backward pass."""
-        return self.mapping == "curves" or self.criterion.startswith(FISHER)
+        return self.mapping == "curves" or is_fisher_weighted(self.criterion)
 
     @property
     def needs_factors(self) -> bool:
@@ -411,15 +404,36 @@ class FFPConfig(Config):
         return {name: value for name, value in options.items() if not saved or name in cls.option_names()}
 
 
+# The function of a module that is a choice, where it isn't `search`.
+FUNCTIONS = {"criterion": "score", "mapping": "map_scores", "calibration": "calibrate"}
+
+
 def find_choice(option: str, name: str) -> ModuleType:
     """Return the module of a choice. It is imported on demand: PPO's stable-baselines3 takes seconds.
 
     Args:
         option: An option whose choices are modules.
         name: One of its choices, or a module of another package with dots in its name.
+
+    Raises:
+        FFPError: If a module of another package can't be imported, or isn't one for this option.
     """
     package = FFPConfig.__dataclass_fields__[option].metadata["choices"]
-    return import_module(name if "." in name else f"..{package}.{name.replace('-', '_')}", __package__)
+    if "." not in name:
+        return import_module(f"..{package}.{name.replace('-', '_')}", __package__)
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise FFPError(f"{option} {name} can't be imported: {error}") from None
+    function = FUNCTIONS.get(option, "search")
+    if not hasattr(module, function):
+        raise FFPError(f"{option} {name} has no function {function!r}")
+    return module
+
+
+def is_fisher_weighted(criterion: str) -> bool:
+    """Return whether weights are multiplied by the root of the Fisher matrix for a criterion: its name says so."""
+    return criterion.rpartition(".")[2].startswith(("fisher-", "fisher_"))
 
 
 def check_sparsity(sparsity: float) -> None:
