@@ -1,6 +1,7 @@
 """FFPPruner: runs the stages of a prune."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from .compression.calibration import calibrate
 from .config import FFPConfig
 from .config.prune import find_choice
 from .data import DataSplits
+from .engine.token_counter import of_all_processes
 from .errors import FFPError
 from .hub.license import read_license
 from .modeling import is_homogeneous
@@ -220,14 +222,13 @@ class FFPPruner(PushToHubMixin):
         if agent is not None:
             self._check_agent(agent, config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
-        _ = self.measured.prepared
-        meter = StageMeter()
+        _ = self.measured.dense_losses
+        meter = StageMeter(counter=self.measured.layerwise.counter)
         with meter.stage("search"):
             policy_search = PolicySearch(self.measured, config)
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 result = policy_search.run(agent, tracker.log_evaluation)
-        meter.count("search", result.tokens_evaluated)
         result.cost = meter
         return result
 
@@ -252,17 +253,18 @@ class FFPPruner(PushToHubMixin):
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
         # The dense model's evaluation is counted in that of the measurements.
-        meter = StageMeter(measured.meter, search.cost)
+        meter = StageMeter(measured.meter, search.cost, counter=measured.layerwise.counter)
         test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)
         if config.reports_searched:
             losses["searched"] = test_losses("searched")
         with meter.stage("calibration"):
             calibration = calibrate(sorted_model, policy, measured.data, measured.start_token, config, journal)
-        meter.count("calibration", calibration.tokens)
         if config.calibration != "none":
             losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
             model = sorted_model.materialize(policy, calibration.weights, journal, config.method == "homogeneous")
+        stages = processes.from_main([*meter.tokens])
+        meter.tokens = Counter({stage: of_all_processes(meter.tokens[stage]) for stage in stages})
         self.result = PruningResult(
             model=model,
             tokenizer=self.tokenizer,

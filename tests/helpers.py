@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
@@ -398,12 +397,3 @@ def ridge_direct(
     retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
     coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
     return (retained + removed @ coefficients.T).to(weight.dtype)
-
-
-def count_operations(run: Callable[[], Any]) -> int:
-    """What torch counts with eager attention, but for attention to later tokens: half of it."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    attention = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
-    assert attention > 0
-    return counter.get_total_flops() - attention // 2

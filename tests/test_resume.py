@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,8 +74,21 @@ def test_resuming_takes_what_is_there(save_tiny_model, data_folder, tmp_path, mo
     evaluate_nothing(monkeypatch)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
     assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
+    assert again.cost.tokens == first.cost.tokens
     state = first.model.state_dict()
     assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_what_is_resumed_counts_as_many_tokens(save_tiny_model, data_folder, tmp_path):
+    folder = save_tiny_model()
+    expected = make_pruner(folder, data_folder, work_folder=tmp_path / "all").prune().cost.tokens
+    entries = sorted((tmp_path / "all").glob("*.entry.*"), key=lambda file: file.stat().st_mtime_ns)
+    for kept in range(2, len(entries), len(entries) // 5):
+        work = tmp_path / f"first-{kept}"
+        shutil.copytree(tmp_path / "all", work)
+        for file in entries[kept:]:
+            (work / file.name).unlink()
+        assert make_pruner(folder, data_folder, work_folder=work).prune(resume=True).cost.tokens == expected
 
 
 def test_search_and_finish_resume_by_themselves(save_tiny_model, data_folder, tmp_path, monkeypatch):

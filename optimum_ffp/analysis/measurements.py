@@ -123,7 +123,7 @@ class Measurements:
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
         self.ways = find_ways(model, self.layerwise.family, config)
-        self.meter = StageMeter()
+        self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
     @property
@@ -189,9 +189,9 @@ class Measurements:
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
-        if self._given_data is None:
+        if self._given_data is None and processes.is_main():
             written = request.count_written(self.config.texts, self.config.reported)
-            self.meter.count("data", sum(written.values()) * request.length)
+            self.meter.tokens["data"] += sum(written.values()) * request.length
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if self._given_data is not None:
@@ -233,8 +233,9 @@ class Measurements:
             )
             return found[0].tolist()
 
-        losses = np.array(self.journal.value("dense-losses", measure))
-        self.meter.count("search", windows.numel())
+        _ = self.prepared
+        with self.meter.stage("search"):
+            losses = np.array(self.layerwise.counter.value(self.journal, "dense-losses", measure))
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -284,5 +285,5 @@ class Measurements:
                 for test in self.data.tests
             ]
 
-        with (meter or self.meter).stage("evaluation", self.data.test_tokens):
-            return journal.value(f"test-losses-{name}", measure)
+        with (meter or self.meter).stage("evaluation"):
+            return self.layerwise.counter.value(journal, f"test-losses-{name}", measure)

@@ -11,7 +11,6 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..config.prune import GRADIENT_COST
 from ..engine import LayerRunner, LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit
@@ -75,12 +74,11 @@ def prepare(
     fishers: list[torch.Tensor | None] = [None] * len(ways[0])
     if config.needs_fishers:
         seen = windows[: config.fisher_samples]
-        with meter.stage("fisher", GRADIENT_COST * seen.numel()):
+        with meter.stage("fisher"):
             fishers = _fishers(layerwise, ways[0], seen, config.seed, dtype, relative, journal)
     preparation = _Preparation(
         layerwise, ways, config, fishers, dtype, relative, meter, journal.part(config.needs_factors)
     )
-    meter.count("statistics", windows.numel())
     if processes.count() == 1:
         found = with_halving_batches(partial(preparation.run, windows), config.batch_size)
     else:
@@ -107,7 +105,7 @@ def _fishers(
     """Return the Fisher matrices of all units in the main process, which orders them, and `None` in the others."""
 
     def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
-        found = journal.tensors(f"fisher-{index}", lambda: {"fisher": matrix})["fisher"]
+        found = layerwise.counter.tensors(journal, f"fisher-{index}", lambda: {"fisher": matrix})["fisher"]
         return found if processes.is_main() else None
 
     if all(journal.has(f"fisher-{index}") for index in range(len(units))):
@@ -143,7 +141,7 @@ class _Preparation:
                 with self.meter.stage("statistics"):
                     states, arguments = self.layerwise.enter(windows[processes.share(len(windows))])
                 for index, layer in self.layerwise.walk():
-                    runner = LayerRunner(layer, arguments[index], self.dtype)
+                    runner = self.layerwise.runner(layer, arguments[index], self.dtype)
                     if index in missing:
                         with self.meter.stage("statistics"):
                             statistics = self._collect(index, runner, states, windows.numel(), batch_size)
@@ -156,13 +154,14 @@ class _Preparation:
                     bar.update()
                     if index == missing[-1]:
                         break
-            for index in layers:
-                if index not in self.finished:
-                    self._keep(index, home, dict)
+            with self.meter.stage("statistics"):
+                for index in layers:
+                    if index not in self.finished:
+                        self._keep(index, home, dict)
         return [one for index in layers for one in self.finished[index]]
 
     def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
-        kept = self.journal.tensors(_entry(layer), measure)
+        kept = self.layerwise.counter.tensors(self.journal, _entry(layer), measure)
         members = members_of(self.ways[0], layer)
         self.finished[layer] = [
             OrderedUnit.unpack(kept, f"{member}.", [way[member] for way in self.ways], home) for member in members

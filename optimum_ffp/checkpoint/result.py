@@ -33,7 +33,7 @@ class Found:
         config: Options; `config.sparsity` is the target.
         dense_perplexity: Perplexity of the dense model on the search windows.
         candidate_evaluations: Number of policies evaluated.
-        tokens_evaluated: Tokens of these evaluations; those of a forward and backward pass count three times.
+        tokens_evaluated: Tokens that they read, in forward passes of the model.
         non_finite: Number of candidates whose loss is not finite.
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +9,9 @@ import torch
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import DataSplits
-from ..engine.operations import head_share
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal
-from .distillation import distil, distillation_tokens, split_windows, tokens_per_window
-from .last_norm import prediction_tokens
+from .distillation import distil, split_windows
 from .sorted_model import SortedModel
 
 
@@ -24,12 +21,10 @@ class Calibration(NamedTuple):
     Attributes:
         weights: Weights by the parameter's name, or `None` without calibration.
         record: Held-out errors of `layers` and of the `last_norm` by distillation, otherwise empty.
-        tokens: Tokens read, in forward passes of the model.
     """
 
     weights: dict[str, torch.Tensor] | None
     record: dict[str, Any]
-    tokens: int
 
 
 def calibrate(
@@ -51,25 +46,21 @@ def calibrate(
         journal: Saves the fits.
     """
     if config.calibration == "none":
-        return Calibration(None, {}, 0)
+        return Calibration(None, {})
     if config.calibration == "ridge":
         weights: dict[str, torch.Tensor] = {}
         for index, _ in sorted_model.layerwise.walk():
             weights |= journal.mapped(f"ridge-{index}", partial(_by_ridge, sorted_model, policy, index))
-        return Calibration(weights, {}, 0)
+        return Calibration(weights, {})
     held_out = data.search.first(config.held_out_samples)
     windows, dtype = data.calibration.tokens, autocast_dtype(sorted_model.model, config.search_dtype)
     split = [split_windows(one, config.distillation_parts, start_token) for one in (windows, held_out.tokens)]
     options = config.distillation_passes, config.distillation_rate, config.distillation_batch
     found = distil(sorted_model, policy, *split, *options, config.seed, start_token, dtype, journal)
-    read, tested = (len(one) * tokens_per_window(one.shape[1], start_token) for one in split)
-    rows = [{"layer": index} | fit.errors for index, fit in enumerate(found.layers)]
-    record, tokens = {"layers": rows}, distillation_tokens(read, tested, mean(fit.passes for fit in found.layers))
+    record = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(found.layers)]}
     if found.last_norm is not None:
         record["last_norm"] = found.last_norm.errors
-        share, length = head_share(sorted_model.model, config.seq_len), split[0].shape[1]
-        tokens += prediction_tokens(*map(len, split), length, found.last_norm.passes, share)
-    return Calibration(found.weights, record | replace(held_out, tokens=split[1]).describe(), tokens)
+    return Calibration(found.weights, record | replace(held_out, tokens=split[1]).describe())
 
 
 def _by_ridge(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:

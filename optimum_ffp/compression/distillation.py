@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from ..allocation.policy import PruningPolicy
-from ..config.prune import GRADIENT_COST
 from ..engine import Arguments, LayerRunner, LayerwiseModel
 from ..utils import processes
 from ..utils.heap import return_free_memory
@@ -47,18 +46,6 @@ class Distilled(NamedTuple):
         return {name: weight for fit in fits for name, weight in fit.weights.items()}
 
 
-def tokens_per_window(length: int, start_token: bool = False, parts: int = 1) -> int:
-    """Return the tokens that `distil` reads of a window of `length` tokens: those that are first tokens too, twice.
-
-    Args:
-        length: Window length.
-        start_token: Whether every text begins with a start token.
-        parts: Number of parts that the window is split into (`split_windows`).
-    """
-    length //= parts
-    return parts * (length + (0 if start_token else math.ceil(length / FIRST_TOKENS)))
-
-
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
     """Split windows into parts of equal length; a few last tokens may be left out.
 
@@ -73,18 +60,6 @@ def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) 
     length = windows.shape[1] // parts
     split = windows[:, : parts * length].reshape(-1, length)
     return torch.cat([windows[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1) if start_token else split
-
-
-def distillation_tokens(windows: int, held_out: int, passes: float) -> int:
-    """Return the tokens of `distil` in forward passes of the model.
-
-    Args:
-        windows: Number of tokens to train on, in `tokens_per_window`.
-        held_out: Number of held-out tokens, likewise.
-        passes: Number of passes over the windows, the mean over layers.
-    """
-    # Dense and pruned states are advanced once; the error is measured before training and after every pass.
-    return round(2 * (windows + held_out) + passes * GRADIENT_COST * windows + (1 + passes) * held_out)
 
 
 @torch.no_grad()
@@ -160,7 +135,7 @@ def distil(
         kinds.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
         for index, layer in layerwise.walk():
-            runs = [(LayerRunner(layer, sequences.arguments[index], dtype), sequences) for sequences in kinds]
+            runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in kinds]
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
@@ -168,7 +143,7 @@ def distil(
                 start = {name: one.detach().to(layerwise.stored_dtype) for name, one in layer.named_parameters()}
                 trainer = new_trainer(loss, start, sorted_model.prefixes[index], scale=loss.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
-                fits.append(Fit.unpack(journal.tensors(f"layer-{index}", train)))
+                fits.append(Fit.unpack(layerwise.counter.tensors(journal, f"layer-{index}", train)))
                 # They have weights of the layer.
                 del loss, start, trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
@@ -182,7 +157,7 @@ def distil(
     with loss.ready():
         start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
         train = partial(new_trainer(loss, start, "", scale=loss.scale).fit, passes, learning_rate, seed)
-        return Distilled(fits, Fit.unpack(journal.tensors("last-norm", train)))
+        return Distilled(fits, Fit.unpack(layerwise.counter.tensors(journal, "last-norm", train)))
 
 
 def windows_per_step(batch: int, length: int) -> int:

@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers.modeling_outputs import ModelOutput
 
-from ..config.prune import GRADIENT_COST
 from ..engine import LayerwiseModel, graphs_freed
 from ..utils.lm_head import POSITIONS, cast_once, logits_in_pieces
 from ..utils.precision import computing_in
@@ -92,18 +91,3 @@ class PredictionLoss:
 def _step(length: int) -> int:
     """Return how many positions apart those that are read of a window are."""
     return math.ceil(length / POSITIONS)
-
-
-def prediction_tokens(windows: int, held_out: int, length: int, passes: float, share: float) -> int:
-    """Return the tokens of the fit of the last norm in forward passes of the model.
-
-    Args:
-        windows: Number of windows to train on.
-        held_out: Number of held-out windows.
-        length: Window length.
-        passes: Number of passes over the windows.
-        share: Share of the head in a forward pass (`head_share`).
-    """
-    positions = math.ceil(length / _step(length))
-    # The head runs on states of both models, and back on those of the pruned one.
-    return round(share * positions * (passes * (1 + GRADIENT_COST) * windows + (1 + passes) * 2 * held_out))

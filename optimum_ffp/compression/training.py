@@ -31,13 +31,11 @@ class Fit:
             the pruned model.
         before: Error on held-out windows before training: mean of all tokens that are read.
         after: Error on held-out windows with these weights.
-        passes: Number of passes over the windows that they were trained for.
     """
 
     weights: dict[str, torch.Tensor]
     before: float
     after: float
-    passes: int
 
     @property
     def errors(self) -> dict[str, float]:
@@ -46,14 +44,13 @@ class Fit:
 
     def pack(self) -> dict[str, torch.Tensor]:
         """Return the fit as named tensors."""
-        return self.weights | {"": torch.tensor([self.before, self.after, self.passes], dtype=torch.float64)}
+        return self.weights | {"": torch.tensor([self.before, self.after], dtype=torch.float64)}
 
     @classmethod
     def unpack(cls, tensors: dict[str, torch.Tensor]) -> "Fit":
         """Return the fit from the tensors of `pack`."""
         weights = {name: tensor.cpu() for name, tensor in tensors.items() if name}
-        before, after, passes = tensors[""].tolist()
-        return cls(weights, before, after, int(passes))
+        return cls(weights, *tensors[""].tolist())
 
 
 class Trainer:
@@ -102,9 +99,8 @@ class Trainer:
             seed: Random seed for the order of the windows.
         """
         before = self._held_out_error(self.start)
-        best, kept, trained = before, self.start, 0
+        best, kept = before, self.start
         for rate in (learning_rate, BACK_OFF * learning_rate):
-            trained += passes
             for error, weights in self._passes(passes, rate, seed):
                 # An error that is not finite is not smaller.
                 if error < best:
@@ -112,7 +108,7 @@ class Trainer:
             if best < before:
                 break
         weights = {self.prefix + name: weight for name, weight in kept.items()}
-        return Fit(weights, before, best, trained).pack()
+        return Fit(weights, before, best).pack()
 
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""

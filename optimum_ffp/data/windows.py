@@ -93,11 +93,6 @@ class DataSplits:
         """Test windows of the first text."""
         return self.tests[0]
 
-    @property
-    def test_tokens(self) -> int:
-        """Number of tokens of the test windows of all texts."""
-        return sum(test.tokens.numel() for test in self.tests)
-
     def warnings(self, request: DataRequest) -> list[str]:
         """Return one line per role that has fewer windows than requested."""
         return [

@@ -3,6 +3,7 @@
 from .backward import UNKNOWN, backward_passes, graphs_freed
 from .layer_runner import Arguments, LayerRunner
 from .layerwise_model import LayerwiseModel
+from .token_counter import TokenCounter
 
 
-__all__ = ["UNKNOWN", "Arguments", "LayerRunner", "LayerwiseModel", "backward_passes", "graphs_freed"]
+__all__ = ["UNKNOWN", "Arguments", "LayerRunner", "LayerwiseModel", "TokenCounter", "backward_passes", "graphs_freed"]

@@ -68,7 +68,7 @@ def backward_passes(
             for index, layer in layerwise.walk():
                 inputs.append(states.clone())
                 with change(index):
-                    LayerRunner(layer, arguments[index], dtype).advance(states)
+                    layerwise.runner(layer, arguments[index], dtype).advance(states)
                 bar.update()
             # The states after the last layer are replaced by their gradients.
             with layerwise.ends_loaded(), graphs_freed():
@@ -78,7 +78,7 @@ def backward_passes(
                 with change(index), ExitStack() as hooks, graphs_freed():
                     for module, watcher in watchers(index).items():
                         hooks.callback(module.register_forward_hook(watcher).remove)
-                    runner = LayerRunner(layer, arguments[index], dtype)
+                    runner = layerwise.runner(layer, arguments[index], dtype)
                     for hidden, gradient in zip(inputs.pop().split(1), states.split(1)):
                         _go_back_through_layer(runner, hidden, gradient)
                 bar.update()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..utils.precision import computing_in
+from .token_counter import TokenCounter
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class LayerRunner:
         layer: The layer, with its weights loaded.
         arguments: Its arguments beside the hidden states.
         dtype: Autocast dtype; `None` for the model's own.
+        counter: Counts what the layer reads.
     """
 
-    def __init__(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None):
-        self.layer, self.arguments, self.dtype = layer, arguments, dtype
+    def __init__(
+        self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None, counter: TokenCounter | None = None
+    ):
+        self.layer, self.arguments, self.dtype, self.counter = layer, arguments, dtype, counter or TokenCounter(1)
         weight = next(layer.parameters())
         self.device, self.own_dtype = weight.device, weight.dtype
 
@@ -54,6 +58,8 @@ class LayerRunner:
             hidden: Hidden states before the layer, shape `[windows, window length, hidden size]`.
             weights: Tensors to use instead of the layer's parameters, by name. They may be in another dtype.
         """
+        backward = 0 if not torch.is_grad_enabled() else 1 if weights is None else 2
+        self.counter.layer_tokens += (1 + backward) * hidden.shape[0] * hidden.shape[1]
         used = {name: weight.to(self.own_dtype) for name, weight in (weights or {}).items()}
         with computing_in(self.device, self.dtype):
             inputs = (hidden.to(self.device, self.own_dtype), *self.arguments.positional)

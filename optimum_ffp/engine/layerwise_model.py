@@ -19,6 +19,7 @@ from ..utils.precision import computing_in
 from ..utils.tensors import put
 from .layer_runner import Arguments, LayerRunner
 from .layer_weights import LayerWeights
+from .token_counter import TokenCounter
 
 
 # Bytes of hidden states that are kept at once where windows can be taken one after another, or on an accelerator as
@@ -73,6 +74,7 @@ class LayerwiseModel:
         device: Device of the embeddings and of the head.
         dtype: Dtype to compute in.
         stored_dtype: Dtype of the weights while they are not used.
+        counter: Counts the tokens that the layers read.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class LayerwiseModel:
         # Otherwise tensors that are in another dtype than the model, such as some norms, stay in it.
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
+        self.counter = TokenCounter(len(self.layers))
         self._host_free = free_host_memory()
         # Whether heads and channels were sorted, which is done once and can't be undone.
         self.is_sorted = False
@@ -100,6 +103,10 @@ class LayerwiseModel:
     def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices; the weights of each are loaded until the next is asked for."""
         return self.weights.walk(backwards)
+
+    def runner(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None) -> LayerRunner:
+        """Return what runs one of the layers while its weights are loaded."""
+        return LayerRunner(layer, arguments, dtype, self.counter)
 
     @contextmanager
     def ends_loaded(self) -> Iterator[None]:
@@ -222,7 +229,7 @@ class LayerwiseModel:
             entered, arguments = self.enter(together, copies=len(candidates))
             states = [entered, *(entered.clone() for _ in candidates[1:])]
             for index, layer in self.walk():
-                runner = LayerRunner(layer, arguments[index], dtype)
+                runner = self.runner(layer, arguments[index], dtype)
                 for change, of_candidate in zip(candidates, states):
                     with change(index):
                         runner.advance(of_candidate, batch_size)

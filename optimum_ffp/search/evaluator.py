@@ -10,7 +10,6 @@ from ..allocation.policy import PruningPolicy
 from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
-from ..config.prune import GRADIENT_COST
 from ..utils.resume import Journal
 
 
@@ -31,7 +30,6 @@ class CandidateEvaluator:
 
     Attributes:
         evaluations: Number of candidate evaluations.
-        tokens: Number of tokens evaluated; those of a forward and backward pass count three times.
         non_finite: Number of evaluations with a loss that is not finite.
     """
 
@@ -47,31 +45,29 @@ class CandidateEvaluator:
     ):
         self.sorted_model, self.dense_losses, self.windows = sorted_model, dense_losses, windows
         self.compensated, self.batch_size, self.dtype = compensated, batch_size, dtype
+        self.counter = sorted_model.layerwise.counter
         self.journal = (journal or Journal()).part(windows.tolist(), compensated, str(dtype))
-        self.evaluations = self.tokens = self.non_finite = 0
+        self.evaluations = self.non_finite = 0
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
         losses = np.array(self._losses(policies, windows))
         self.evaluations += len(policies)
-        self.tokens += losses.size * self.windows.shape[1]
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
-        """Return the losses of one policy on the windows of the given indices, and their size gradients.
-
-        This takes a forward and a backward pass, whose tokens count three times.
-        """
+        """Return the losses of one policy on the windows of the given indices, and their size gradients."""
         chosen = self.windows[torch.from_numpy(windows)]
 
         def measure() -> list[list]:
             found = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)
             return [found.losses.tolist(), found.down.tolist(), found.up.tolist()]
 
-        found = SizeGradients(*map(np.array, self._journal_of(policy, windows).value("size_gradients", measure)))
+        found = SizeGradients(
+            *map(np.array, self.counter.value(self._journal_of(policy, windows), "size_gradients", measure))
+        )
         self.evaluations += 1
-        self.tokens += GRADIENT_COST * chosen.numel()
         self.non_finite += int(not np.isfinite(found.losses).all())
         return found
 
@@ -100,4 +96,4 @@ class CandidateEvaluator:
                 found.update(zip(together, measured.tolist()))
             return found[number]
 
-        return [journal.value("losses", partial(measure, number)) for number, journal in enumerate(journals)]
+        return [self.counter.value(one, "losses", partial(measure, number)) for number, one in enumerate(journals)]

@@ -16,6 +16,7 @@ from ..analysis.measurements import Measurements
 from ..checkpoint.result import Found
 from ..config import FFPConfig
 from ..config.prune import find_choice
+from ..engine.token_counter import of_all_processes
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -99,6 +100,8 @@ class PolicySearch:
             on_entry: Called with every new record of the log.
         """
         config, evaluator, data = self.config, self.evaluator, self.measured.data
+        counter = self.measured.layerwise.counter
+        read_before = counter.tokens
         method = find_choice("method", config.method)
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
@@ -137,7 +140,7 @@ class PolicySearch:
             )
         result.config = config
         result.candidate_evaluations = evaluator.evaluations
-        result.tokens_evaluated = evaluator.tokens
+        result.tokens_evaluated = of_all_processes(counter.tokens - read_before)
         result.non_finite = evaluator.non_finite
         result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
         result.windows = data.search.describe()

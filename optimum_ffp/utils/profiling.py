@@ -1,9 +1,11 @@
-"""Time, peak memory and tokens of every stage of a pruning run."""
+"""Time, peak memory and tokens of every stage of a prune."""
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import torch
@@ -20,49 +22,36 @@ class StageMeter:
 
     Args:
         before: Meters of earlier stages, whose values this one starts with.
+        counter: Counts tokens in its attribute `tokens`; none are counted without one.
 
     Attributes:
         seconds: Time per stage.
-        peak_bytes: Peak memory of the process per stage: accelerator memory if one is used, otherwise resident memory,
-            which is sampled twenty times per second.
-        tokens: Tokens per stage in forward passes of the model: a forward and backward pass counts as three. Work that
-            is resumed counts too, so that they don't depend on interruptions.
+        peak_bytes: Peak memory per stage: of the accelerator if one is used, otherwise resident memory.
+        tokens: Tokens per stage, in forward passes of the model.
     """
 
-    def __init__(self, *before: "StageMeter"):
-        self.seconds: dict[str, float] = {}
-        self.peak_bytes: dict[str, int] = {}
-        self.tokens: dict[str, int] = {}
+    def __init__(self, *before: "StageMeter", counter: Any = None):
+        self.counter = counter
+        self.seconds, self.peak_bytes, self.tokens = Counter(), Counter(), Counter()
         for meter in before:
-            for name, value in meter.seconds.items():
-                self.seconds[name] = self.seconds.get(name, 0.0) + value
-            for name, value in meter.peak_bytes.items():
-                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), value)
-            for name, value in meter.tokens.items():
-                self.count(name, value)
-
-    def count(self, name: str, tokens: int) -> None:
-        """Add tokens to a stage."""
-        if tokens:
-            self.tokens[name] = self.tokens.get(name, 0) + tokens
+            self.seconds += meter.seconds
+            self.peak_bytes |= meter.peak_bytes
+            self.tokens += meter.tokens
 
     @contextmanager
-    def stage(self, name: str, tokens: int = 0) -> Iterator[None]:
-        """Measure time and peak memory of the context, in which the stage reads a number of tokens.
-
-        An error gets the name of the innermost stage as its attribute `stage`.
-        """
-        self.count(name, tokens)
-        with _peak_memory() as peak:
-            start = time.perf_counter()
-            try:
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the context. An error gets the name of the innermost stage as its attribute `stage`."""
+        start, read = time.perf_counter(), self.counter.tokens if self.counter else 0
+        try:
+            with _peak_memory() as peak:
                 yield
-            except Exception as error:
-                error.stage = getattr(error, "stage", name)
-                raise
-            finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), *peak)
+        except Exception as error:
+            error.stage = getattr(error, "stage", name)
+            raise
+        self.seconds[name] += time.perf_counter() - start
+        self.peak_bytes[name] = max(self.peak_bytes[name], *peak)
+        if self.counter and self.counter.tokens > read:
+            self.tokens[name] += self.counter.tokens - read
         return_free_memory()
 
 
@@ -70,19 +59,22 @@ class StageMeter:
 def _peak_memory() -> Iterator[list[int]]:
     # An accelerator without allocated memory is not in use.
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
-        peak: list[int] = []
         torch.cuda.reset_peak_memory_stats()
+        peak: list[int] = []
         yield peak
         peak.append(torch.cuda.max_memory_allocated())
         return
-    process, done = psutil.Process(), threading.Event()
-    peak = [process.memory_info().rss]
+    process, done, peak = psutil.Process(), threading.Event(), [0]
 
     def sample() -> None:
-        while not done.wait(SAMPLING_SECONDS):
-            peak[0] = max(peak[0], process.memory_info().rss)
+        peak[0] = max(peak[0], process.memory_info().rss)
 
-    thread = threading.Thread(target=sample, daemon=True)
+    def watch() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            sample()
+
+    sample()
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield peak
@@ -90,4 +82,4 @@ def _peak_memory() -> Iterator[list[int]]:
         done.set()
         thread.join()
         # On a busy machine a short stage may end before the thread has had its turn.
-        peak[0] = max(peak[0], process.memory_info().rss)
+        sample()

@@ -9,9 +9,7 @@ from optimum_ffp.compression.distillation import (
     FIRST_TOKENS,
     Distilled,
     distil,
-    distillation_tokens,
     split_windows,
-    tokens_per_window,
 )
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
@@ -93,14 +91,17 @@ def test_what_gains_nothing_on_held_out_windows_stays_as_it_was(windows, unseen)
 @pytest.mark.parametrize("start_token", [False, True])
 def test_all_passes_of_a_layer_are_counted(windows, start_token):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-    length, held_out = windows.shape[1], windows[:3]
-    read = tokens_read(sorted_model.model.model.layers[1].mlp)
-    policy = random_policy(sorted_model, 2)
-    distilled = distil(sorted_model, policy, windows, held_out, 2, RATE, start_token=start_token)
-    passes, each = distilled.layers[1].passes, tokens_per_window(length, start_token)
-    # Forward passes that are differentiated count three times.
-    counted = sum(read) + 2 * passes * len(windows) * each
-    assert distillation_tokens(len(windows) * each, len(held_out) * each, passes) == counted
+    length, held_out, counter = windows.shape[1], windows[:3], sorted_model.layerwise.counter
+    # Runs the first layer once to know what it returns.
+    sorted_model.layerwise.enter(windows)
+    read, before = [tokens_read(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
+    distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE, start_token=start_token)
+    each = length if start_token else length * 9 // 8
+    # Forward passes that are differentiated count three times. Of a layer that gains nothing there are twice as many.
+    trained = [count - 2 * (len(windows) + len(held_out)) * each for count in map(sum, read)]
+    once = 2 * len(windows) * each
+    passes = [1 + (count > once + 3 * len(held_out) * each) for count in trained]
+    assert counter.layer_tokens - before == sum(map(sum, read)) + sum(2 * once * count for count in passes)
 
 
 def test_steps_are_relative_to_the_size_of_the_weights(windows):

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import softmax
 
 from optimum_ffp.compression.distillation import distil
-from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters, prediction_tokens
+from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy
 
 
 PASSES, RATE = 4, 0.01
@@ -96,21 +96,6 @@ def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
     if normed_before:
         pruned = sorted_model.materialize(policy, distilled.weights)
         assert distilled.last_norm.after == pytest.approx(float(divergences(pruned, model, held_out).mean()), rel=1e-3)
-
-
-@pytest.mark.parametrize("positions", [256, 5])
-def test_what_the_head_reads_is_counted(windows, positions, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.compression.last_norm.POSITIONS", positions)
-    model = make_tiny_model()
-    windows, held_out = torch.cat([windows, windows])[:10], windows[:5]
-    sorted_model, _ = make_sorted_model(model, windows)
-    read = tokens_read(model.lm_head)
-    passes = distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE).last_norm.passes
-    # A backward pass counts as two.
-    counted = sum(read) + 2 * passes * len(windows) * (24 if positions == 256 else 4.8)
-    length = windows.shape[1]
-    assert prediction_tokens(len(windows), len(held_out), length, passes, 1.0) == pytest.approx(counted, rel=0.05)
-    assert prediction_tokens(len(windows), len(held_out), length, passes, 0.25) == pytest.approx(counted / 4, rel=0.05)
 
 
 def test_what_fails_is_said_and_the_weights_are_put_back(windows, monkeypatch):
