@@ -22,15 +22,12 @@ class LayerWeights:
         layers: The decoder layers.
         device: Device to bring the weights of a layer to. `None` if all stay where they are.
         dtype: Dtype of floating-point weights there; their own if `None`.
-
-    Attributes:
-        loads: Number of times that a layer was brought to the device.
     """
 
     def __init__(
         self, layers: Sequence[nn.Module], device: torch.device | None = None, dtype: torch.dtype | None = None
     ):
-        self.layers, self.device, self.dtype, self.loads = list(layers), device, dtype, 0
+        self.layers, self.device, self.dtype = list(layers), device, dtype
         self._changes: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
 
     @property
@@ -111,7 +108,6 @@ class LayerWeights:
         layer, kept = self.layers[index], self._tensors(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         change, forget = self._changes.get(index, (lambda: None, lambda: None))
-        self.loads += 1
         try:
             for name in list(copies):
                 if self.device.type == "cuda":

@@ -142,7 +142,7 @@ def evaluate(
                 record["perplexity"], *record["other_texts"] = measured
             if suite:
                 score = partial(suite.score, network, candidate.tokenizer, limit)
-                record["tasks"] = with_halving_batches(score, batch_size, REMEDIES)
+                record["tasks"] = with_halving_batches(score, batch_size)
     compare_records(figures, texts)
     return figures
 
@@ -193,5 +193,5 @@ def _perplexities(
         elif predictions and predictions[number].fit(model, text.tokens):
             baseline = predictions[number]
         measure = partial(perplexity_record, model, text, keep=keep, baseline=baseline, label=f"Perplexity, {role}")
-        records.append(with_halving_batches(measure, batch_size, REMEDIES))
+        records.append(with_halving_batches(measure, batch_size))
     return records

@@ -36,8 +36,8 @@ BESIDE_WEIGHTS_BYTES = 32 * 2**20
 PINNED = 1.2
 # Bytes of the Gram matrices of a layer, per entry of the larger one.
 GRAMS_BYTES = 8
-# Bytes per parameter of a layer in distillation: weights, gradients and the moments of Adam in float32, and the weights
-# before training, after a pass and after the best one in the model's dtype.
+# Bytes per parameter of a layer in distillation: weights, gradients and the moments of Adam in float32, and in the
+# model's dtype the weights before training, after a pass and after the best one.
 TRAINING_BYTES = 28
 
 

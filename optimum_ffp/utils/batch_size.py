@@ -13,11 +13,10 @@ from ..errors import FFPError, one_line
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-# Messages of pinned memory, and of libraries of CUDA, beside those that accelerate knows.
-MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
-# Of NCCL, and of handles that find no memory beside what torch keeps.
-MESSAGES += (
-    "Cuda failure 2 'out of memory'",
+# Messages of pinned memory, of libraries of CUDA and of NCCL, beside those that accelerate knows.
+MESSAGES = (
+    "out of memory",
+    "ALLOC_FAILED",
     "Failed to CUDA calloc",
     "calling cusolverDnCreate",
     "calling cublasCreate",
@@ -46,30 +45,24 @@ def memory_errors(remedies: str = REMEDIES, stage: str = "loading") -> Iterator[
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether an error says that memory of a device, or of the host, doesn't suffice."""
-    found = str(error)
-    return should_reduce_batch_size(error) or any(text in found for text in MESSAGES)
+    return should_reduce_batch_size(error) or any(text in str(error) for text in MESSAGES)
 
 
-def with_halving_batches(run: Callable[[int], Result], batch_size: int, remedies: str = REMEDIES) -> Result:
+def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
     """Return the result of `run` for a batch size, which is halved until memory suffices.
+
+    Unlike `find_executable_batch_size` of accelerate, it doesn't empty the caches before every call.
 
     Args:
         run: Function of the batch size. Every call must start from the beginning.
         batch_size: Windows, passages or samples per forward pass.
-        remedies: What to choose if memory doesn't suffice for one.
-
-    Raises:
-        FFPError: If memory doesn't suffice for batches of one.
     """
     while True:
         try:
             return run(batch_size)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if batch_size == 1 or not out_of_memory(error):
                 raise
-            reason = one_line(error)
-        if batch_size == 1:
-            raise FFPError(f"memory doesn't suffice for one window ({reason}); choose {remedies}")
         clear_device_cache(garbage_collection=True)
         logger.warning("out of memory with batch size %d; retrying with %d", batch_size, batch_size // 2)
         batch_size //= 2

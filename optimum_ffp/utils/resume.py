@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..errors import FFPError
 from . import processes
 from .folders import PARTIAL, check_writable, locked, name_some, read_record, resolve
-from .json import from_exact_json, to_exact_json, to_json
+from .json import to_json
 
 
 RUN = "run.json"
@@ -95,11 +95,11 @@ class Journal:
         path = self._path(name, VALUE)
         if self.has(name):
             with _reading(path):
-                return from_exact_json(path.read_text(encoding="utf-8"))
-        text = to_exact_json(compute())
+                return json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         # Return the decoded JSON, so that a resumed run gets the same value.
-        return from_exact_json(text)
+        return json.loads(text)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from optimum_ffp.utils.json import from_exact_json, to_exact_json, to_json
+from optimum_ffp.utils.json import to_json
 
 
 FIGURES = {"loss": [0.1 + 0.2, math.nan], "more": ({"perplexity": math.inf, "tasks": [-math.inf, 3]}, None, "NaN")}
@@ -16,9 +16,3 @@ def read_strictly(text):
 def test_figures_that_are_not_finite_are_null_to_others():
     expected = {"loss": [0.1 + 0.2, None], "more": [{"perplexity": None, "tasks": [None, 3]}, None, "NaN"]}
     assert read_strictly(to_json(FIGURES)) == read_strictly(to_json(FIGURES, indent=2)) == expected
-
-
-def test_what_is_read_again_is_the_same():
-    text = to_exact_json(FIGURES)
-    read_strictly(text)
-    assert json.dumps(from_exact_json(text)) == json.dumps(FIGURES)

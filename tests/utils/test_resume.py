@@ -1,5 +1,4 @@
 import json
-import re
 
 import pytest
 import torch
@@ -22,8 +21,6 @@ def test_entries_are_computed_once(tmp_path):
     assert journal.value("losses", lambda: losses) is not losses
     journal.tensors("matrix", lambda: {"gram": matrix.T})
 
-    for file in (tmp_path / "work").glob("*.json"):
-        assert not re.search("NaN|Infinity", file.read_text())
     again = Journal.open(tmp_path / "work", {"seed": 0}, resume=True)
     found = again.value("losses", refuse)
     assert json.dumps(found) == json.dumps(losses)
