@@ -84,7 +84,7 @@ class FFPRecovery(PushToHubMixin):
         self.options = options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder)
-        self.record, self._begun, self._named_teacher = None, False, True
+        self.record, self._named_teacher = None, True
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
@@ -102,7 +102,7 @@ class FFPRecovery(PushToHubMixin):
         report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPRecovery":
-        """Loads a pruned model and the dense one that it was made from.
+        """Load a pruned model and the dense one that it was made from.
 
         Args:
             model_id: Folder or Hub id of the pruned model.
@@ -123,7 +123,12 @@ class FFPRecovery(PushToHubMixin):
         # What the result takes over is downloaded before the training, as the weights are.
         processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
-        teacher_id, dense = _load_teacher(name, teacher and os.fspath(teacher), tokenizer, given)
+        teacher_id, of_teacher = find_teacher(name, teacher and os.fspath(teacher), given)
+        dense, teacher_tokenizer = load_any(teacher_id, of_teacher, gguf=True)
+        check_unquantised(teacher_id, dense.config)
+        if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise FFPError(f"the tokenizers of {name} and of {teacher_id} differ; name the model that was pruned")
+        convert(dense, compute_dtype(dense.device, dense.dtype))
         recovery = cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
         # Otherwise the record has its commit too.
         recovery._named_teacher = teacher is not None
@@ -131,7 +136,7 @@ class FFPRecovery(PushToHubMixin):
 
     @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False) -> RecoveryRecord:
-        """Trains, and measures both models before and after.
+        """Train, and measure both models before and after.
 
         Args:
             resume: Whether to resume from the last checkpoint in the work folder.
@@ -143,7 +148,7 @@ class FFPRecovery(PushToHubMixin):
             FFPError: If the text can't be used, memory doesn't suffice, the loss is not finite, or the work folder
                 holds the state of another run.
         """
-        if self._begun:
+        if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
         data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
@@ -154,7 +159,6 @@ class FFPRecovery(PushToHubMixin):
         dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
         packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._pack))
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
-        self._begun = True
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
@@ -280,37 +284,25 @@ class FFPRecovery(PushToHubMixin):
         return self.journal.value(f"test-losses-{name}", measure)
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
-        """Trains the student; the result has its dtype."""
-        run = f"{Path(self.source).name}-recovered"
-        with Tracker(self.report_to, run, self.config.to_dict()) as tracker:
-            arguments = self.config, self.batch, self.bf16, tracker
-            training = Training(self.student, self.teacher, self.stored_dtype, *arguments)
-            return self._run(training, windows, held_out)
-
-    def _run(self, training: Training, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
+        """Train the student; the result has its dtype."""
         checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
-        try:
-            return training.run(windows, held_out, checkpoints)
-        except OSError as error:
-            resumes = ", then resume with --resume (resume=True)" if checkpoints else ""
-            raise FFPError(
-                f"the training stopped: {one_line(error)}; if the disk is full make room{resumes}"
-            ) from None
-
-
-def _load_teacher(
-    student_id: str, teacher_id: str | None, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
-) -> tuple[str, PreTrainedModel]:
-    """Loads the dense model, and returns its name too."""
-    teacher_id, options = find_teacher(student_id, teacher_id, options)
-    teacher, its_tokenizer = load_any(teacher_id, options, gguf=True)
-    check_unquantised(teacher_id, teacher.config)
-    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise FFPError(
-            f"the tokenizers of {student_id} and of the teacher {teacher_id} differ; the teacher must be the model "
-            "that was pruned, or another with the same tokenizer"
-        )
-    return teacher_id, convert(teacher, compute_dtype(teacher.device, teacher.dtype))
+        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.config.to_dict()) as tracker:
+            training = Training(
+                student=self.student,
+                teacher=self.teacher,
+                dtype=self.stored_dtype,
+                config=self.config,
+                batch=self.batch,
+                bf16=self.bf16,
+                tracker=tracker,
+            )
+            try:
+                return training.run(windows, held_out, checkpoints)
+            except OSError as error:
+                raise FFPError(
+                    f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with "
+                    "--resume (resume=True)"
+                ) from None
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
