@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .analysis.measurements import Measurements
-from .checkpoint.pushing import PushToHubMixin
+from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
 from .compression.calibration import calibrate
@@ -36,7 +36,7 @@ from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
 
 
-class FFPPruner(PushToHubMixin):
+class FFPPruner:
     """Prunes a model, at one or several sparsities.
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
@@ -298,16 +298,31 @@ class FFPPruner(PushToHubMixin):
         Raises:
             FFPError: If nothing has been pruned, or the folder exists and may not be replaced.
         """
-        write, journal = self._writer(), self.measured.journal
-        processes.on_main(lambda: write(directory, overwrite, journal.folder))
+        result, journal = self._finished(), self.measured.journal
+        processes.on_main(lambda: save_checkpoint(result, directory, overwrite, journal.folder))
         if not keep_work:
             journal.remove()
             self.measured.journal = Journal()
 
-    def _writer(self) -> Callable[..., Path]:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the last result to the Hub in one commit. Of several processes the main one does.
+
+        Args:
+            repo_id: `name` or `owner/name`; created if it does not exist, unless a pull request is opened.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, as for `hub.upload.push_folder`.
+
+        Returns:
+            URL of the commit, or of the pull request.
+
+        Raises:
+            FFPError: If there is no result, or the upload fails.
+        """
+        return push_result(partial(save_checkpoint, self._finished()), repo_id, **options)
+
+    def _finished(self) -> PruningResult:
         if self.result is None:
             raise FFPError("there is nothing to save yet; call prune() first")
-        return partial(save_checkpoint, self.result)
+        return self.result
 
     def _check_budget(self, config: FFPConfig) -> None:
         shapes = ([unit.unit for unit in units] for units in self.measured.ways)

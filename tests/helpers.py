@@ -19,12 +19,13 @@ from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
+from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.pareto import ParetoFront
-from optimum_ffp.checkpoint.result import Found, PruningResult
+from optimum_ffp.checkpoint.result import PruningResult
+from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
-from optimum_ffp.hub.upload import name_repository
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 
@@ -287,16 +288,6 @@ def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningRes
     return results
 
 
-def make_record(config: FFPConfig | None = None, **figures: Any) -> Found:
-    """A search, of which these figures matter."""
-    counts = {"candidate_evaluations": 12, "tokens_evaluated": 960, "non_finite": 0}
-    perplexities = {"dense_perplexity": 20.0, "best_perplexity": 30.0}
-    windows = {"dataset": "text", "split": "train", "windows": 2, "window_length": 24}
-    of_text = {"windows": windows, "calibrated_on": windows}
-    facts = {"policy": None, "log": [], "config": config or FFPConfig()}
-    return Found(**facts | counts | perplexities | of_text | figures)
-
-
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
     return greedy.map_scores(scores, Budget(sorted_model.units, 0.4, 0.1))
@@ -360,7 +351,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def published(folder: Path, repo_id: str) -> dict[str, bytes]:
     """What a push should make of a folder: the same but for the repository's name in the card."""
     files = contents(folder)
-    return files | {"README.md": name_repository(files["README.md"].decode(), repo_id).encode()}
+    return files | {"README.md": render_card(load_record(folder), repo_id).encode()}
 
 
 def smollm2_path() -> Path:

@@ -1,14 +1,12 @@
 """A small Hugging Face Hub on loopback: what `huggingface_hub` asks to create, push to and pull from a model.
 
-Every commit is kept, large files go the way of git LFS (Xet has to be switched off: `HF_HUB_DISABLE_XET=1`), and any
-request can be made to fail.
+Every commit is kept, and requests can be made to fail. Xet has to be switched off (`HF_HUB_DISABLE_XET=1`).
 """
 
 import base64
 import hashlib
 import json
 import re
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 
 TOKEN = "hf_secretOfTheTests"
-LFS_SUFFIXES = (".safetensors", ".png")
 
 
 @dataclass
@@ -35,35 +32,19 @@ class Commit:
 @dataclass
 class Repository:
     private: bool
-    branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": []})
+    commits: list[Commit] = field(default_factory=list)
 
-    @property
-    def commits(self) -> list[Commit]:
-        return self.branches["main"]
-
-    def commit(self, message: str, files: dict[str, bytes], branch: str = "main") -> Commit:
-        digest = hashlib.sha1(f"{len(self.branches[branch])} {message} {sorted(files)}".encode())
+    def commit(self, message: str, files: dict[str, bytes]) -> Commit:
+        digest = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode())
         for content in files.values():
             digest.update(hashlib.sha1(content).digest())
-        self.branches[branch].append(Commit(digest.hexdigest(), message, files))
-        return self.branches[branch][-1]
+        self.commits.append(Commit(digest.hexdigest(), message, files))
+        return self.commits[-1]
 
     def at(self, revision: str) -> Commit | None:
-        if revision in self.branches:
-            return self.branches[revision][-1]
-        return next(
-            (commit for commits in self.branches.values() for commit in commits if commit.oid == revision), None
-        )
-
-
-@dataclass
-class Fault:
-    """Answers what matches with an error, or, without a status, cuts the connection in the middle of the body."""
-
-    method: str
-    path: str
-    status: int | None
-    message: str
+        if revision == "main":
+            return self.commits[-1]
+        return next((commit for commit in self.commits if commit.oid == revision), None)
 
 
 @dataclass
@@ -74,20 +55,15 @@ class Hub:
         url: Where it listens.
         token: The one that it accepts, of user `me`.
         repositories: By id.
-        objects: LFS objects by SHA-256.
-        faults: What goes wrong.
+        faults: Method, pattern of the path, status and message of answers that are errors.
         requests: Method, path and status of everything that was asked.
     """
 
     url: str
     token: str
     repositories: dict[str, Repository] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[tuple[str, str, int, str]] = field(default_factory=list)
     requests: list[tuple[str, str, int]] = field(default_factory=list)
-
-    def fail(self, method: str, path: str, status: int | None, message: str = "") -> None:
-        self.faults.append(Fault(method, path, status, message))
 
 
 @contextmanager
@@ -122,17 +98,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        fault = next((f for f in self.hub.faults if f.method == self.command and re.search(f.path, path)), None)
-        if fault is not None and fault.status is None:
-            self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0)) // 2))
-            self.hub.requests.append((self.command, path, 0))
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-            return
         body = self._body()
         try:
-            if fault is not None:
-                raise HubError(fault.status, fault.message)
+            for method, pattern, status, message in self.hub.faults:
+                if method == self.command and re.search(pattern, path):
+                    raise HubError(status, message)
             for method, pattern, route in ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in method.split("|"):
@@ -143,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
             self._send(error.status, {"error": str(error)}, headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = handle_any
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -207,64 +177,20 @@ class Handler(BaseHTTPRequestHandler):
             self._send(409, answer | {"error": "You already created this model repo"})
             return
         repository = Repository(private=asked.get("private") or asked.get("visibility") == "private")
-        repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+        repository.commit("initial commit", {".gitattributes": b""})
         self.hub.repositories[repo_id] = repository
         self._send(200, answer)
 
     def validate_yaml(self, body: bytes) -> None:
-        try:
-            data = RepoCard(json.loads(body)["content"]).data.to_dict()
-            model_index_to_eval_results(data.get("model-index", []))
-        except (ValueError, KeyError, TypeError) as error:
-            self._send(400, {"errors": [{"message": str(error)}], "warnings": []})
-        else:
-            self._send(200, {"errors": [], "warnings": []})
-
-    def branch(self, body: bytes, repo_id: str, branch: str) -> None:
-        self._require_token()
-        repository = self._repository(repo_id)
-        if branch.startswith("refs/"):
-            raise HubError(400, f"Invalid reference for a branch: {branch}")
-        if branch in repository.branches:
-            raise HubError(409, f"Reference refs/heads/{branch} already exists")
-        repository.branches[branch] = [*repository.commits]
-        self._send(200, {})
+        data = RepoCard(json.loads(body)["content"]).data.to_dict()
+        model_index_to_eval_results(data.get("model-index", []))
+        self._send(200, {"errors": [], "warnings": []})
 
     def preupload(self, body: bytes, repo_id: str, revision: str) -> None:
         self._require_token()
-        there = self._commit(repo_id, revision).files
-        files = []
-        for asked in json.loads(body)["files"]:
-            path = asked["path"]
-            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
-            oid = oid_of(path, there[path]) if path in there else None
-            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self._send(200, {"files": files})
-
-    def lfs_batch(self, body: bytes, repo_id: str) -> None:
-        self._require_token()
-        self._repository(repo_id)
-        answers = []
-        for asked in json.loads(body)["objects"]:
-            oid = asked["oid"]
-            upload = {"href": f"{self.hub.url}/lfs/{oid}", "header": {}}
-            verify = {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/verify", "header": {}}
-            stored = oid in self.hub.objects
-            answers.append(asked | ({} if stored else {"actions": {"upload": upload, "verify": verify}}))
-        self._send(200, {"transfer": "basic", "objects": answers})
-
-    def lfs_put(self, body: bytes, oid: str) -> None:
-        if hashlib.sha256(body).hexdigest() != oid:
-            raise HubError(400, "the content has another SHA-256")
-        self.hub.objects[oid] = body
-        self._send(200, {})
-
-    def lfs_verify(self, body: bytes, repo_id: str) -> None:
-        self._require_token()
-        asked = json.loads(body)
-        if len(self.hub.objects.get(asked["oid"], b"")) != asked["size"]:
-            raise HubError(404, "there is no such object")
-        self._send(200, {})
+        self._commit(repo_id, revision)
+        mode = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+        self._send(200, {"files": [{"path": asked["path"]} | mode for asked in json.loads(body)["files"]]})
 
     def commit(self, body: bytes, repo_id: str, revision: str) -> None:
         self._require_token()
@@ -277,19 +203,11 @@ class Handler(BaseHTTPRequestHandler):
                     summary = value["summary"]
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
-                case "lfsFile":
-                    files[value["path"]] = self.hub.objects[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
-        repository, found = self.hub.repositories[repo_id], {}
-        if "create_pr=1" in urlsplit(self.path).query:
-            number = len([name for name in repository.branches if name.startswith("refs/pr/")]) + 1
-            found["pullRequestUrl"] = f"{self.hub.url}/{repo_id}/discussions/{number}"
-            repository.branches[f"refs/pr/{number}"] = [*repository.branches[revision]]
-            revision = f"refs/pr/{number}"
-        commit = repository.commit(summary, files, revision)
+        commit = self.hub.repositories[repo_id].commit(summary, files)
         url = f"{self.hub.url}/{repo_id}/commit/{commit.oid}"
-        self._send(200, {"success": True, "commitUrl": url, "commitOid": commit.oid} | found)
+        self._send(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
 
     def info(self, body: bytes, repo_id: str, revision: str = "main") -> None:
         commit = self._commit(repo_id, revision)
@@ -300,51 +218,36 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, body: bytes, repo_id: str, revision: str, folder: str | None = None) -> None:
         commit = self._commit(repo_id, revision)
         prefix = f"{folder}/" if folder else ""
-        entries = []
-        for path, content in commit.files.items():
-            if path.startswith(prefix):
-                entry = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
-                if path.endswith(LFS_SUFFIXES):
-                    entry["lfs"] = {"oid": oid_of(path, content), "size": len(content), "pointerSize": 134}
-                entries.append(entry)
+        entries = [
+            {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+            for path, content in commit.files.items()
+            if path.startswith(prefix)
+        ]
         if folder and not entries:
             raise HubError(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
         self._send(200, entries)
 
     def resolve(self, body: bytes, repo_id: str, revision: str, path: str) -> None:
         commit = self._commit(repo_id, revision)
-        headers = {"X-Repo-Commit": commit.oid, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit.oid, "Content-Type": "application/octet-stream"}
         if path not in commit.files:
             missing = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             self._send(404, {"error": "Entry not found"}, {"X-Repo-Commit": commit.oid} | missing)
             return
         content = commit.files[path]
-        headers["ETag"] = f'"{oid_of(path, content)}"'
-        if path.endswith(LFS_SUFFIXES):
-            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
-            self._send(200, content, headers)
-            return
-        first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self._send(206, content[first : last + 1], headers)
+        self._send(200, content, headers | {"ETag": f'"{git_hash(content)}"'})
 
 
-REPO, REVISION = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
+REPO, REVISION = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    ("POST", rf"/api/models/{REPO}/branch/(?P<branch>.+)", Handler.branch),
     ("POST", rf"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
     ("POST", rf"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
     ("GET", rf"/api/models/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", Handler.tree),
     ("GET", rf"/api/models/{REPO}/revision/{REVISION}", Handler.info),
     ("GET", rf"/api/models/{REPO}", Handler.info),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
-    ("POST", rf"/{REPO}\.git/info/lfs/verify", Handler.lfs_verify),
-    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
     ("GET|HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
 ]
 
@@ -353,11 +256,6 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def oid_of(path: str, content: bytes) -> str:
-    """What the Hub calls a file by: its SHA-256 under LFS, otherwise git's hash."""
-    return hashlib.sha256(content).hexdigest() if path.endswith(LFS_SUFFIXES) else git_hash(content)
-
-
-def uploaded(repository: Repository, commit: int = -1, branch: str = "main") -> dict[str, bytes]:
-    """What a commit holds but for what the Hub itself has added."""
-    return {name: data for name, data in repository.branches[branch][commit].files.items() if name != ".gitattributes"}
+def uploaded(repository: Repository) -> dict[str, bytes]:
+    """What the last commit holds but for what the Hub itself has added."""
+    return {name: data for name, data in repository.commits[-1].files.items() if name != ".gitattributes"}

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import snapshot_download
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.hub.upload import push_folder
 from tests.helpers import contents, published, smollm2_path
 
 
@@ -79,7 +79,7 @@ def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
 
 
 def test_it_comes_back_from_a_hub_as_it_went(pruner, folder, hub, tmp_path):
-    push_folder(folder, "me/SmolLM2-135M-ffp-20")
+    push_checkpoint(folder, "me/SmolLM2-135M-ffp-20")
     pulled = Path(snapshot_download("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache"))
     (pulled / ".gitattributes").unlink()
     assert contents(pulled) == published(folder, "me/SmolLM2-135M-ffp-20")

@@ -133,7 +133,8 @@ class PruningPolicy:
             | {"kept": size, "retention": round(rate, 6)}
             for unit, size, rate in zip(self.units, self.sizes, self.retentions)
         ]
-        return {"sparsity": self.sparsity, "units": rows}
+        parameters = {"dense": block_parameters(self.units), "pruned": self.kept_parameters}
+        return {"sparsity": self.sparsity, "parameters": parameters, "units": rows}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], units: Sequence[Unit]) -> "PruningPolicy":

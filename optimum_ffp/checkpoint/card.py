@@ -1,193 +1,87 @@
-"""Writes the model card from `model_card_template.md`."""
+"""Renders the model card, a function of `ffp_config.json` alone, from `model_card_template.md`."""
 
 import json
 import math
-import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from ..config import FFPConfig
-from ..config.texts import TextMix
+from ..config.texts import Text, TextMix
 from ..data import describe_size
-from ..errors import FFPError
-from ..hub.naming import dataset_name, escape, is_hub_id, model_name, short_name, without_folders
-from .gguf import plan_export
-from .result import PruningResult, final, package_versions
+from ..hub.naming import dataset_name
+from .view import describe_text, format_number, is_on_hub, measured_on, view_record
 
 
-TEMPLATE = "model_card_template.md"
-# optimum-ffp is not on a package index yet.
-INSTALL = "from a checkout of it: `pip install -e .`"
+CARD, TEMPLATE = "README.md", "model_card_template.md"
 
 
 def template_path() -> Path:
-    """Path of the template: in the installed package, or at the top of a checkout."""
+    """Return the path of the template: in the installed package, or at the top of a checkout."""
     packaged = Path(str(files("optimum_ffp"))) / TEMPLATE
     return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
 
 
-def write_card(result: PruningResult, folder: str | os.PathLike, plots: dict[str, str], name: str) -> None:
-    """Writes `README.md` with the figures, the plots and the code that loads the model.
+def render_card(record: Mapping[str, Any], name: str) -> str:
+    """Return the model card of a checkpoint.
 
     Args:
-        result: Result to describe.
-        folder: Folder of the checkpoint.
-        plots: File names of the plots in it, as returned by `write_plots`.
-        name: Final name of the folder; the commands in the card refer to it as `./NAME`.
+        record: Content of `ffp_config.json`.
+        name: What the commands of the card load: `./FOLDER`, or a repository of the Hub.
     """
-    fields = _fields(result, plots) | {
-        "python_name": json.dumps(f"./{name}", ensure_ascii=False),
-        "shell_name": shlex.quote(f"./{name}"),
-        "gguf_file": shlex.quote(f"{name}.gguf"),
-    }
-    card = ModelCard.from_template(_metadata(result), template_path=str(template_path()), **fields)
-    card.save(Path(folder) / "README.md")
+    view = view_record(record)
+    title = f"{view['name']}, {record['policy']['sparsity']:.0%} pruned".replace("%", " %")
+    title += ", recovered" if view["recoveries"] else ""
+    card = ModelCard.from_template(
+        _metadata(record, title),
+        template_path=str(template_path()),
+        **view,
+        title=title,
+        python_name=json.dumps(name, ensure_ascii=False),
+        shell_name=shlex.quote(name),
+        gguf_file=shlex.quote(f"{Path(name).name}.gguf"),
+        number=format_number,
+        text=describe_text,
+    )
+    return f"{card.content}\n"
 
 
-def _metadata(result: PruningResult) -> ModelCardData:
-    base, config = result.base_model, result.config
-    found = [] if result.given_data else [text.hub_dataset for text in (*config.texts, *config.reported)]
+def _metadata(record: Mapping[str, Any], title: str) -> ModelCardData:
+    provenance, recoveries = record["provenance"], record.get("recovery", [])
+    tests = measured_on(recoveries[-1] if recoveries else provenance)
+    steps = [*([] if provenance["given_data"] else [record]), *(recovery["options"] for recovery in recoveries)]
+    mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
+    sources = [text.hub_dataset for mix in mixes for text in mix]
     return ModelCardData(
-        base_model=base if is_hub_id(base) else None,
+        base_model=provenance["base_model"] if is_on_hub(provenance) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "optimum-ffp", "structured-pruning"],
-        datasets=list(dict.fromkeys(dataset[0] for dataset in found if dataset)) or None,
-        model_name=f"{short_name(base)}, {result.policy.sparsity:.0%} pruned",
-        eval_results=[
-            found
-            for windows, figures in result.tests
-            for found in evaluation_results(windows.describe(), final(figures))
-        ],
-        **result.license,
+        datasets=[*dict.fromkeys(source[0] for source in sources if source)] or None,
+        model_name=title,
+        eval_results=[*filter(None, map(_evaluation, tests))],
+        **provenance.get("license", {}),
     )
 
 
-def evaluation_results(test: Mapping[str, Any], perplexity: float) -> list[EvalResult]:
-    """The perplexity on test windows for a card's metadata; empty if it is not finite.
-
-    Args:
-        test: Record of `Windows.describe`.
-        perplexity: The perplexity.
-    """
+def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
+    """Return the perplexity of the final model on test windows for the metadata; `None` if it is not finite."""
+    perplexity = [*test["figures"].values()][-1]
     # The Hub stores this as JSON, which has no infinity.
-    if not math.isfinite(perplexity):
-        return []
-    (text, *_) = TextMix.parse(test["dataset"])
-    dataset_id, name = text.hub_dataset or (text.published, None)
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
-            dataset_type=dataset_id,
-            dataset_name=f"{dataset_name(test['dataset'])} ({describe_size(test)})",
-            dataset_config=name,
-            dataset_split=test["split"],
-            metric_type="perplexity",
-            metric_name="Perplexity",
-            metric_value=round(perplexity, 4),
-        )
-    ]
-
-
-def _fields(result: PruningResult, plots: dict[str, str]) -> dict[str, Any]:
-    base, config = result.base_model, result.config
-    return {
-        "name": model_name(base),
-        "base": _base_link(base, result.revision) if is_hub_id(base) else short_name(base),
-        "result": result,
-        "config": config,
-        "policy": result.policy,
-        "search": result.search,
-        "tests": [(escape(dataset_name(windows.dataset)), windows, figures) for windows, figures in result.tests],
-        "windows": result.search.calibrated_on,
-        "data": escape(dataset_name(result.search.calibrated_on["dataset"] if result.given_data else config.dataset)),
-        "plots": plots,
-        "versions": package_versions(),
-        "code_file": result.code_file,
-        "trust": ", trust_remote_code=True" if result.code_file else "",
-        "class_name": type(result.model).__name__,
-        "chat": _chats(result.tokenizer),
-        "gguf": _gguf_option(result),
-        # torchao quantises `nn.Linear` only; GPT-2 has `Conv1D` instead.
-        "linear": any(isinstance(module, nn.Linear) for module in result.model.base_model.modules()),
-        "install": INSTALL,
-        "command": command_line(result),
-    }
-
-
-def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template takes a message whose content is a text."""
-    if not getattr(tokenizer, "chat_template", None):
-        return False
-    try:
-        return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
-    except Exception:  # A template is a program and may raise anything.
-        return False
-
-
-def _base_link(base: str, revision: str | None) -> str:
-    link = f"[{base}](https://huggingface.co/{base})"
-    return f"{link} (revision [{revision[:12]}](https://huggingface.co/{base}/tree/{revision}))" if revision else link
-
-
-def _gguf_option(result: PruningResult) -> str | None:
-    """Options of `ffp export` for this model; `None` if llama.cpp can't run it."""
-    for option, pads in (("", False), (" --pad-uniform", True)):
-        with suppress(FFPError):
-            plan_export(result.model, result.tokenizer, pads)
-            return option
-    return None
-
-
-def command_line(result: PruningResult) -> str:
-    """The command that reproduces this prune: model, warm start, and all options that differ from the preset."""
-    config, search = result.config, result.search
-    values = without_folders(config.to_dict())
-    agent = search.warm_start
-    stated = {
-        "model": short_name(result.base_model),
-        "revision": result.revision,
-        "dtype": result.dtype,
-        "trust_remote_code": result.trust_remote_code or None,
-        "warm_start": short_name(agent) if agent and config.reads("agent") else None,
-        "sparsity": values["sparsity"],
-        **_stated_options(config, values),
-    }
-    return " ".join(["optimum-cli ffp prune", *option_words(stated)])
-
-
-def option_words(stated: Mapping[str, Any]) -> Iterator[str]:
-    """Yields options of a command line with their values, for those that are not `None`."""
-    for name, value in stated.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{option}" if value else f"--no-{option}"
-        elif isinstance(value, list):
-            yield f"--{option} {' '.join(map(str, value))}"
-        elif value is not None:
-            yield f"--{option} {shlex.quote(str(value))}"
-
-
-def _stated_options(config: FFPConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """The seed, and the options whose values differ from the preset's."""
-    for preset in (values["preset"], FFPConfig.preset):
-        # `reward` changes the defaults of other options.
-        defaults = FFPConfig(preset=preset, reward=values["reward"]).resolve().to_dict()
-        # The command line can't set an option to `None`: use the preset whose defaults have it.
-        if all(values[name] is not None or default is None for name, default in defaults.items()):
-            break
-    alone = FFPConfig(preset=preset)
-    defaults |= {"preset": FFPConfig.preset, "reward": alone.reward, "seed": None}
-    values = values | {"preset": preset}
-    in_files = ("sparsity", "fall_back", "relative_outputs")
-    read = [name for name in config.option_names() if name not in in_files and config.reads(name)]
-    return {name: values[name] for name in read if values[name] != defaults[name]}
+    if perplexity is None or not math.isfinite(perplexity):
+        return None
+    source = Text(test["dataset"]).hub_dataset or (test["dataset"], None)
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Text generation",
+        dataset_type=source[0],
+        dataset_name=f"{dataset_name(test['dataset'])} ({describe_size(test)})",
+        dataset_config=source[1],
+        dataset_split=test["split"],
+        metric_type="perplexity",
+        metric_name="Perplexity",
+        metric_value=round(perplexity, 4),
+    )

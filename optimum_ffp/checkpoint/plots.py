@@ -1,14 +1,14 @@
 """The plots of the model card and of the report."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from ..allocation.policy import GROUP_NAMES, Group
+from ..allocation.policy import GROUP_NAMES
 from ..data import describe_size
-from .result import PruningResult
 
 
 COLORS = {
@@ -23,39 +23,33 @@ KINDS = {"attention": "attention", "ffn": "FFN"}
 HATCHES = {"query_head": "///"}
 # The searched policy is often the no-search one, whose marker is larger to remain visible behind.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
-RECOVERY_PLOT = "recovery.png"
 # Inches: wide enough for 80 layers; text of 10 points is legible at half size.
 WIDTH, DPI = 9, 150
 
 
-def write_plots(result: PruningResult, folder: str | os.PathLike) -> dict[str, str]:
-    """Draws the policy and, if the result has them, the search, the held-out error and the Pareto front.
+def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Draw the policy and, if there are some, the search, the held-out error and the Pareto front.
 
     Args:
-        result: Result to draw.
-        folder: Folder to write to.
-
-    Returns:
-        File names by plot: `policy`, `search`, `calibration`, `pareto`.
+        record: Content of `ffp_config.json`.
+        log: One record per candidate evaluation.
+        folder: Folder to write `policy.png`, `search.png`, `calibration.png` and `pareto.png` to.
     """
-    drawn = {}
-    wanted: dict[str, tuple[Callable, float, Any]] = {
-        "policy": (_draw_policy, 4.4, True),
-        "search": (_draw_search, 6.4, len(result.log) > 1),
-        "calibration": (_draw_calibration, 4.8, result.calibration),
-        "pareto": (_draw_sweep, 4.6, result.search.front),
-    }
-    for name, (draw, height, needed) in wanted.items():
-        if needed:
-            figure = _new_figure(height)
-            draw(figure, result)
-            drawn[name] = f"{name}.png"
-            figure.savefig(Path(folder) / drawn[name], dpi=DPI)
-    return drawn
+    policy, search, provenance = record["policy"], record["search"], record["provenance"]
+    _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
+    if len(log) > 1:
+        _draw_search(log, search["perplexity"]["dense"]).savefig(folder / "search.png", dpi=DPI)
+    if layers := provenance["held_out"].get("layers"):
+        _draw_calibration(layers).savefig(folder / "calibration.png", dpi=DPI)
+    if front := search.get("front"):
+        point = provenance["parameters"]["pruned"] / 1e6, search["perplexity"]["best"]
+        title = "Size and perplexity on the search windows"
+        figure, _ = _draw_front(front["dense"], front["pruned"], title, point)
+        figure.savefig(folder / "pareto.png", dpi=DPI)
 
 
 def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str, path: str | os.PathLike) -> None:
-    """Draws the Pareto front of a sweep with its baselines: perplexity against parameters.
+    """Draw the Pareto front of a sweep with its baselines: perplexity against parameters.
 
     Args:
         dense: `parameters` and `search_perplexity` of the dense model.
@@ -63,18 +57,14 @@ def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: 
         windows: Description of the windows of the perplexities.
         path: File to write.
     """
-    figure = _new_figure(4.6)
-    axes = _draw_front(figure, dense, rows)
+    figure, axes = _draw_front(dense, rows, "Size and perplexity")
     # A name may be long, and have dollar signs, which would be read as formulas.
-    described = "\n".join(wrap(f"Perplexity: {windows}", 84))
-    axes.set_title(described, fontsize=9, parse_math=False)
-    figure.suptitle("Size and perplexity", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    axes.set_title("\n".join(wrap(f"Perplexity: {windows}", 84)), fontsize=9, parse_math=False)
     figure.savefig(path, dpi=DPI)
 
 
 def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: str | os.PathLike) -> None:
-    """Draws the divergence from the dense model and the perplexity in the course of a recovery.
+    """Draw the divergence from the dense model and the perplexity in the course of a recovery.
 
     Args:
         curve: `tokens`, `kl` and `perplexity` of every evaluation.
@@ -105,38 +95,38 @@ def _new_figure(height: float):
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _draw_policy(figure, result: PruningResult) -> None:
-    policy = result.policy
+def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
+    figure = _new_figure(4.4)
     panels = figure.subplots(2, sharex=True)
     for axes, (kind, label) in zip(panels, KINDS.items()):
-        rows = [
-            (unit.layer, 100 * rate, unit.group)
-            for unit, rate in zip(policy.units, policy.retentions)
-            if unit.kind == kind
-        ]
-        layers, rates, groups = zip(*rows)
-        hatches = [HATCHES.get(group, "") for group in groups] if len(set(groups)) > 1 else None
-        axes.bar(layers, rates, width=0.75, color=COLORS[kind], hatch=hatches, edgecolor="white", linewidth=0)
-        axes.axhline(100 * (1 - policy.sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
+        rows = [unit for unit in units if unit["unit"] == kind]
+        groups = _column(rows, "group")
+        axes.bar(
+            _column(rows, "layer"),
+            [100 * row["retention"] for row in rows],
+            width=0.75,
+            color=COLORS[kind],
+            hatch=[HATCHES.get(group, "") for group in groups] if len({*groups}) > 1 else None,
+            edgecolor="white",
+            linewidth=0,
+        )
+        axes.axhline(100 * (1 - sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
         axes.set(ylabel="kept [%]", ylim=(0, 105), yticks=range(0, 101, 25))
         axes.set_title(f"{label} ({_name_groups(groups)})", loc="left", fontsize=10)
-        axes.grid(axis="y", alpha=0.25)
-        axes.set_axisbelow(True)
-    _number_layers(panels[-1])
-    figure.suptitle(
-        f"Kept in every layer at {policy.sparsity:.1%} sparsity (dashed: all parameters together)", fontsize=11
-    )
+    _finish_layers(panels)
+    figure.suptitle(f"Kept in every layer at {sparsity:.1%} sparsity (dashed: all parameters together)", fontsize=11)
+    return figure
 
 
-def _name_groups(groups: Sequence[Group]) -> str:
+def _name_groups(groups: Sequence[str]) -> str:
     names = {name: GROUP_NAMES[name] for name in sorted(set(groups))}
     if len(names) > 1:
         names |= {name: f"{names[name]} (hatched)" for name in HATCHES}
     return ", ".join(names.values())
 
 
-def _draw_search(figure, result: PruningResult) -> None:
-    log = result.log
+def _draw_search(log: Sequence[dict[str, Any]], dense: float | None):
+    figure = _new_figure(6.4)
     perplexity, reward, curriculum = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
     finite = [entry for entry in log if entry["perplexity"] is not None]
     for final, label, marker, color in ((False, "candidate", "o", "attention"), (True, "finalist", "D", "best")):
@@ -148,9 +138,8 @@ def _draw_search(figure, result: PruningResult) -> None:
     failed = _column([entry for entry in log if entry["perplexity"] is None], "evaluation")
     if failed:
         reward.scatter(failed, [0] * len(failed), s=20, marker="x", color=COLORS["failed"], label="not finite")
-    perplexity.axhline(
-        result.search.dense_perplexity, color=COLORS["target"], linestyle="--", linewidth=1, label="dense"
-    )
+    if dense is not None:
+        perplexity.axhline(dense, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
     _compress(perplexity, _column(finite, "perplexity"))
     perplexity.set(ylabel="perplexity")
     reward.set(ylabel="reward\n(dense / perplexity)")
@@ -169,10 +158,12 @@ def _draw_search(figure, result: PruningResult) -> None:
         axes.margins(x=0.02)
     figure.suptitle("Search", fontsize=11)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    return figure
 
 
-def _draw_calibration(figure, result: PruningResult) -> None:
-    axes, rows = figure.subplots(), result.calibration["layers"]
+def _draw_calibration(rows: Sequence[dict[str, Any]]):
+    figure = _new_figure(4.8)
+    axes = figure.subplots()
     for offset, name, label, color in (
         (-0.2, "before", "after ridge regression", COLORS["target"]),
         (0.2, "error", "after distillation", COLORS["best"]),
@@ -180,38 +171,39 @@ def _draw_calibration(figure, result: PruningResult) -> None:
         layers = [row["layer"] + offset for row in rows]
         axes.bar(layers, [100 * row[name] for row in rows], width=0.4, color=color, label=label)
     axes.set(ylabel="error [%]", ylim=(0, None))
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-    _number_layers(axes)
+    _finish_layers([axes])
     figure.suptitle("Error of every distilled layer's output on held-out windows", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
-def _draw_sweep(figure, result: PruningResult) -> None:
-    front = result.search.front
-    axes = _draw_front(figure, front["dense"], front["pruned"])
-    figure.suptitle("Size and perplexity on the search windows", fontsize=11)
-    point = result.parameters / 1e6, result.search.best_perplexity
-    axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
-
-
-def _draw_front(figure, dense: dict[str, Any], rows: Sequence[dict[str, Any]]):
-    axes = figure.add_subplot()
-    origin = dense["parameters"] / 1e6, dense["search_perplexity"]
+def _draw_front(
+    dense: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    title: str,
+    point: tuple[float, float | None] | None = None,
+):
+    figure = _new_figure(4.6)
+    axes = figure.subplots()
+    origin, finite = (dense["parameters"] / 1e6, dense["search_perplexity"]), []
     for name, (color, marker, size) in FRONT.items():
-        measured = [row for row in rows if name in row["search_perplexity"]]
-        points = [(row["parameters"] / 1e6, row["search_perplexity"][name]) for row in measured]
-        axes.plot(*zip(*sorted([*points, origin])), color=color, marker=marker, markersize=size, label=name)
+        values = [(row["parameters"] / 1e6, row["search_perplexity"].get(name)) for row in rows]
+        points = [value for value in (*values, origin) if value[1] is not None and math.isfinite(value[1])]
+        finite += [perplexity for _, perplexity in points]
+        axes.plot(*zip(*sorted(points)), color=color, marker=marker, markersize=size, label=name)
     axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
-    _compress(axes, [origin[1], *(value for row in rows for value in row["search_perplexity"].values())])
+    if point is not None:
+        axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
+    _compress(axes, finite)
     axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
     axes.grid(alpha=0.25)
-    return axes
+    figure.suptitle(title, fontsize=11)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    return figure, axes
 
 
 def _compress(axes, perplexities: Sequence[float]) -> None:
-    """Makes the axis logarithmic if perplexities differ more than tenfold."""
+    """Make the axis logarithmic if perplexities differ more than tenfold."""
     from matplotlib.ticker import LogFormatter
 
     if perplexities and max(perplexities) > 10 * min(perplexities):
@@ -224,10 +216,13 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
-def _number_layers(axes) -> None:
-    axes.set(xlabel="layer")
-    axes.margins(x=0.01)
-    _only_whole_numbers(axes.xaxis)
+def _finish_layers(panels) -> None:
+    for axes in panels:
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    panels[-1].set(xlabel="layer")
+    panels[-1].margins(x=0.01)
+    _only_whole_numbers(panels[-1].xaxis)
 
 
 def _only_whole_numbers(axis, most: int = 16) -> None:

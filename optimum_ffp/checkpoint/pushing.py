@@ -1,64 +1,57 @@
-"""Upload of a result that no folder holds yet."""
+"""Uploads of checkpoints to the Hub, with a card for the repository."""
 
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import FFPError
 from ..hub.upload import check_push, push_folder
 from ..utils import processes
+from ..utils.folders import expand
+from .card import render_card
+from .saving import load_record
 
 
-class PushToHubMixin(ABC):
-    """Gives a class that can write its last result `push_to_hub`."""
+def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
+    """Upload a saved checkpoint in one commit, with the card rendered for the repository. The folder is not changed.
 
-    @abstractmethod
-    def _writer(self) -> Callable[[Path], Path]:
-        """What writes the last result as a checkpoint, given the folder. Raises `FFPError` if there is no result."""
+    Args:
+        folder: The checkpoint's folder.
+        repo_id: `name` or `owner/name`; created if it doesn't exist, unless a pull request is opened.
+        options: `private`, `token`, `revision`, `commit_message`, `create_pr`, as for `push_folder`.
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Uploads the last result to the Hub in one commit.
+    Returns:
+        The URL of the commit, or of the pull request.
 
-        Of several processes, which all call this, the main one uploads it.
+    Raises:
+        FFPError: If the folder holds no checkpoint, or the upload fails.
+    """
+    record = load_record(expand(folder))
+    if not record:
+        raise FFPError(f"{folder} holds no pruned model; nothing was uploaded")
+    return push_folder(expand(folder), repo_id, partial(render_card, record), **options)
 
-        Args:
-            repo_id: `name` or `owner/name`; created if it does not exist, unless a pull request is opened.
-            private: Whether the repository is private if it is created.
-            token: Access token for the Hub; the one stored by `hf auth login` if `None`.
-            revision: Branch to commit to, created if it does not exist; the main branch if `None`.
-            commit_message: Message of the commit, and title of a pull request.
-            create_pr: Whether to open a pull request with the commit, in a repository that exists.
 
-        Returns:
-            URL of the commit, or of the pull request.
+def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
+    """Save a result to a temporary folder and upload that; of several processes the main one does.
 
-        Raises:
-            FFPError: If there is no result, or the upload fails.
-        """
+    Args:
+        save: Writes the result as a checkpoint, given the folder.
+        repo_id: As for `push_checkpoint`.
+        options: As for `push_checkpoint`.
+    """
 
-        def push() -> str:
-            write = self._writer()
-            check_push(repo_id, token)
-            parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
-            folder = write(parent / repo_id.rpartition("/")[2])
-            try:
-                address = push_folder(folder, repo_id, private, token, revision, commit_message, create_pr)
-            except FFPError as error:
-                # Not removed: it may be the only copy of the result.
-                if str(folder) in str(error):
-                    raise
-                raise FFPError(f"{error}; the checkpoint is in {folder}") from None
-            shutil.rmtree(parent)
-            return address
+    def push() -> str:
+        check_push(repo_id, options.get("token"))
+        parent = Path(tempfile.mkdtemp(prefix="optimum-ffp-"))
+        folder = parent / repo_id.rpartition("/")[2]
+        save(folder)
+        url = push_checkpoint(folder, repo_id, **options)
+        # If the upload fails, this may be the only copy of the result.
+        shutil.rmtree(parent)
+        return url
 
-        return processes.on_main(push)
+    return processes.on_main(push)

@@ -224,6 +224,7 @@ class PruningResult:
             "compute_dtype": self.compute_dtype,
             "trust_remote_code": self.trust_remote_code,
             "given_data": self.given_data,
+            "license": dict(self.license),
             "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
@@ -235,8 +236,7 @@ class PruningResult:
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }
-        search = self.search.to_dict() | {"retentions": self.policy.retentions, "sizes": self.policy.sizes}
-        return {"policy": self.policy.to_dict(), "search": search, "provenance": provenance}
+        return {"policy": self.policy.to_dict(), "search": self.search.to_dict(), "provenance": provenance}
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:

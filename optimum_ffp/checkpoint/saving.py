@@ -1,27 +1,42 @@
-"""Saves a pruned model as a folder, completely or not at all."""
+"""Writes a pruned model as a folder, completely or not at all."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
 from ..errors import FFPError, one_line
+from ..hub.license import read_license
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
 from ..hub.validate_checkpoint import check_checkpoint
-from ..utils.folders import RECORD, SCHEMA_VERSION, check_output, expand, list_files, read_record, whole_folder
+from ..modeling.auto import is_pruned
+from ..utils.folders import (
+    RECORD,
+    SCHEMA_VERSION,
+    check_output,
+    expand,
+    list_files,
+    read_record,
+    recorded_files,
+    whole_folder,
+)
 from ..utils.json import to_json, write_json
 from ..utils.resume import has_written, run_id
-from .card import write_card
+from .card import CARD, render_card
+from .gguf import plan_export
 from .html_report import write_report
 from .plots import write_plots
 from .result import PruningResult
@@ -32,14 +47,14 @@ AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
 # Entries of a tokenizer's config of how it was loaded, and of a processor, which isn't saved.
 LOCAL = ("is_local", "local_files_only", "processor_class")
-# Beginnings of the names of tokenizers that add a start token in transformers 4 unless they are told not to.
-TOLD = ("Llama", "CodeLlama", "Gemma")
+# Beginnings of the names of tokenizers that add a start token in transformers 4 unless their config says otherwise.
+ADD_START_TOKEN = ("Llama", "CodeLlama", "Gemma")
 
 
 def save_checkpoint(
     result: PruningResult, directory: str | os.PathLike, overwrite: bool = False, work_folder: Path | None = None
 ) -> Path:
-    """Writes the checkpoint: weights, code, tokenizer, config, log, agent, plots, card and report.
+    """Write the checkpoint: weights, code, tokenizer, config, log, agent, plots, card and report.
 
     Args:
         result: Result to save.
@@ -53,55 +68,98 @@ def save_checkpoint(
     Raises:
         FFPError: If the folder exists and may not be replaced, or can't be written.
     """
-    return write_folder(partial(_write, result), directory, overwrite, work_folder)
+    return write_checkpoint(partial(_write, result), directory, overwrite, work_folder)
 
 
-def write_folder(
-    write: Callable[[Path, str], None], directory: str | os.PathLike, overwrite: bool, work_folder: Path | None = None
+def write_checkpoint(
+    write: Callable[[Path], dict[str, Any]],
+    directory: str | os.PathLike,
+    overwrite: bool,
+    work_folder: Path | None = None,
 ) -> Path:
-    """Writes a checkpoint completely or not at all, and returns its path.
+    """Write a checkpoint completely or not at all, and return its path; arguments are as for `save_checkpoint`.
 
-    Args:
-        write: Writes the files, given the folder to write to for now, and the checkpoint's name.
-        directory: As for `save_checkpoint`, as `overwrite` and `work_folder` are.
-        overwrite: As for `save_checkpoint`.
-        work_folder: As for `save_checkpoint`.
-
-    Raises:
-        FFPError: As `save_checkpoint`.
+    `write` writes all files but the record and the card into a folder, and returns the record.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     try:
         with whole_folder(path) as folder:
-            write(folder, Path(os.path.abspath(directory)).name)
-            record = read_record(folder) | {"schema_version": SCHEMA_VERSION, "files": sorted(list_files(folder))}
-            write_json(folder / RECORD, record | {"run": work_folder and run_id(work_folder)})
+            record = write(folder) | {"schema_version": SCHEMA_VERSION, "run": work_folder and run_id(work_folder)}
+            record["files"] = sorted(list_files(folder) | {RECORD, CARD})
+            write_json(folder / RECORD, record)
+            card = render_card(read_record(folder), f"./{Path(os.path.abspath(directory)).name}")
+            (folder / CARD).write_text(card, encoding="utf-8")
     except Exception as error:
         # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
         if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
             raise
-        kept = f"; what is finished is in {work_folder}: make room, then resume with --resume" if work_folder else ""
-        raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{kept}") from None
+        work = f"; what is finished is in {work_folder}: make room, then resume with --resume" if work_folder else ""
+        raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{work}") from None
     return path
 
 
-def _write(result: PruningResult, folder: Path, name: str) -> None:
+def _write(result: PruningResult, folder: Path) -> dict[str, Any]:
     save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
-    record = without_folders(result.config.to_dict() | result.to_dict())
-    write_json(folder / RECORD, record)
-    with open(folder / LOG_FILE, "w", encoding="utf-8") as file:
-        file.writelines(to_json(entry) + "\n" for entry in result.log)
+    record = result.config.to_dict() | result.to_dict() | {"model": describe_model(result.model, result.tokenizer)}
+    # As it is read again: without local folders, NaN and infinity.
+    record, log = (json.loads(to_json(content)) for content in (without_folders(record), result.log))
+    (folder / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in log), encoding="utf-8")
     if result.agent is not None:
         (folder / AGENT_FILE).parent.mkdir()
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
-    plots = write_plots(result, folder)
-    write_card(result, folder, plots, name)
-    write_report(result, folder, plots)
+    write_plots(record, log, folder)
+    write_report(record | {"files": sorted(list_files(folder))}, folder)
+    return record
+
+
+def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what the card says of how a model is used, for the record."""
+    return {
+        "class": type(model).__name__,
+        "code_file": f"{type(model).__module__.rpartition('.')[2]}.py" if is_pruned(model.config) else None,
+        "language_model_only": hasattr(model.config, "language_model_of"),
+        "chat": _chats(tokenizer),
+        # torchao quantizes `nn.Linear` only; GPT-2 has `Conv1D` instead.
+        "linear": any(isinstance(module, nn.Linear) for module in model.base_model.modules()),
+        "gguf": _gguf_options(model, tokenizer),
+    }
+
+
+def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template takes a message whose content is a text."""
+    try:
+        return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    except Exception:  # There may be none, and it is a program that may raise anything.
+        return False
+
+
+def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the options of `ffp export` for a model; `None` if llama.cpp can't run it."""
+    for options, pads in (("", False), (" --pad-uniform", True)):
+        with suppress(FFPError):
+            plan_export(model, tokenizer, pads)
+            return options
+    return None
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint, with the keys that records of earlier versions don't have."""
+    record = read_record(folder)
+    if not record or "schema_version" in record:
+        return record
+    files = recorded_files(record, list_files(folder))
+    model = {
+        "class": json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0],
+        "code_file": next((name for name in files if name.startswith("modeling_ffp_")), None),
+    }
+    unknown = {"language_model_only": False, "chat": False, "linear": False, "gguf": None}
+    record["provenance"]["license"] = read_license(folder)
+    return record | {"files": sorted(files), "model": model | unknown}
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Saves the weights, config and code of a model, and its generation config as it is.
+    """Save the weights, config and code of a model, and its generation config as it is.
 
     Many dense models have settings that transformers reads and refuses to save, such as a temperature without
     sampling.
@@ -115,7 +173,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
-    """Checks that `save_checkpoint` has written a folder, and returns its path.
+    """Check that `save_checkpoint` has written a folder, and return its path.
 
     Raises:
         FFPError: If the folder does not exist, holds something else, or its weights are missing or broken.
@@ -132,7 +190,7 @@ def check_saved(directory: str | os.PathLike) -> Path:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a tokenizer so that transformers 4 can load it too.
+    """Save a tokenizer so that transformers 4 can load it too.
 
     transformers 5 names the class of a tokenizer from `tokenizer.json` alone `TokenizersBackend`, which version 4
     doesn't know. Both know `PreTrainedTokenizerFast`, with which version 4 needs `model_input_names` to leave out
@@ -148,7 +206,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    if config.get("tokenizer_class", "").startswith(TOLD):
+    if config.get("tokenizer_class", "").startswith(ADD_START_TOKEN):
         tokens = tokenizer("a").input_ids
         for name, found in (("bos", tokens[:1]), ("eos", tokens[-1:])):
             index = getattr(tokenizer, f"{name}_token_id")
@@ -173,7 +231,7 @@ def find_agent(
     warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
     token: str | None = None,
 ) -> SavedAgent | None:
-    """The agent that a search starts from, with its source; loaded if `warm_start` is a path or Hub id."""
+    """Return the agent that a search starts from, with its source; loaded if `warm_start` is a path or Hub id."""
     if isinstance(warm_start, (str, os.PathLike)):
         return load_agent(warm_start, token)
     if warm_start is None or isinstance(warm_start, SavedAgent):
@@ -182,7 +240,7 @@ def find_agent(
 
 
 def load_agent(source: str | os.PathLike, token: str | None = None) -> SavedAgent:
-    """Loads the agent of a checkpoint.
+    """Load the agent of a checkpoint.
 
     Args:
         source: Folder or Hub id of the checkpoint; `id@revision` names a branch, tag or commit.

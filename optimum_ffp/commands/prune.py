@@ -96,8 +96,8 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, sparsities)
 
     from ..checkpoint.pareto import ParetoFront, front_files
+    from ..checkpoint.pushing import push_checkpoint
     from ..checkpoint.saving import SavedAgent, load_agent
-    from ..hub.upload import push_folder
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.estimate import estimate_prune
     from ..planning.preflight import find_problems
@@ -160,4 +160,4 @@ def prune(args: Namespace) -> None:
         if several:
             print(f"Pareto front: {', '.join(map(str, front.write(front_name)))}")
         for folder, repository in zip(folders, repositories):
-            print(f"uploaded: {push_folder(folder, repository, args.private)}")
+            print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")

@@ -56,12 +56,12 @@ class FFPPushCommand(BaseOptimumCLICommand):
 
 def push(args: Namespace) -> None:
     """Upload the folder of a pruned model in one commit."""
+    from ..checkpoint.pushing import push_checkpoint
     from ..checkpoint.saving import check_saved
-    from ..hub.upload import push_folder
     from ..planning.preflight import check_repositories
 
     folder = check_saved(args.folder)
     owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
     check_repositories([args.repository], None, owned)
     options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr")}
-    print(f"uploaded: {push_folder(folder, args.repository, **options)}")
+    print(f"uploaded: {push_checkpoint(folder, args.repository, **options)}")

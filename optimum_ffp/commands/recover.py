@@ -71,7 +71,7 @@ def recover(args: Namespace) -> None:
     """Check, lock, train, save and push."""
     config, folder = RecoveryConfig.from_args(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
 
-    from ..hub.upload import push_folder
+    from ..checkpoint.pushing import push_checkpoint
     from ..modeling.auto import is_pruned
     from ..modeling.checks import check_unquantised
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
@@ -121,4 +121,4 @@ def recover(args: Namespace) -> None:
     if processes.is_main():
         print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
         if args.push_to_hub:
-            print(f"uploaded: {push_folder(folder, repository, args.private)}")
+            print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..checkpoint.recovered import RecoveryRecord, name_before
+from ..checkpoint.recovered import RecoveryRecord
 from ..checkpoint.result import PruningResult
 from ..data import describe_windows
 from ..errors import FFPError
@@ -71,8 +71,7 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
         has_code: Whether the checkpoint has modelling code of its own.
     """
     first, last = record.curve[0], record.kept
-    *earlier, _ = read_record(folder)["recovery"]
-    names = {"pruned": name_before(len(earlier))}
+    names = {} if len(read_record(folder)["recovery"]) == 1 else {"pruned": "before this training"}
     rows = [
         ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
         (

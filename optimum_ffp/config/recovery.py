@@ -172,12 +172,6 @@ class RecoveryConfig(Config):
         """Texts to report perplexity on."""
         return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
-    def stated(self) -> dict[str, Any]:
-        """Return the options that differ from the defaults of the preset, and the seed."""
-        others = type(self)(preset=self.preset, lora=self.lora, max_tokens=self.max_tokens).resolve().to_dict()
-        others |= type(self).preset_values(self.preset) | {"seed": None, "lora": 0, "preset": "quick"}
-        return {name: value for name, value in self.to_dict().items() if value != others[name]}
-
     def derived(self) -> dict[str, Any]:
         """Return the defaults that follow other options."""
         return {

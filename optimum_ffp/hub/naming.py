@@ -45,11 +45,6 @@ def dataset_name(dataset: str) -> str:
     return TextMix.parse(dataset).describe()
 
 
-def escape(text: str) -> str:
-    """Return text for a row of a table of Markdown, in which a name may have any characters."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record for publication, with local folders removed from the names at any depth."""
 

@@ -4,6 +4,7 @@ import copy
 import importlib
 import logging
 import os
+import re
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
-from ..hub.validate_checkpoint import check_checkpoint, is_ignored
+from ..hub.validate_checkpoint import check_checkpoint
 from .families import FAMILIES, Family, get_family
 
 
 # Silence warnings on reading global sizes of a heterogeneous config, which pruned models do on purpose.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
+# Masks, frequencies and positions that earlier releases of transformers saved as buffers.
+SAVED_BUFFERS = r"((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
@@ -165,7 +168,7 @@ def load_whole(model_class: type, model_id: str | os.PathLike, **kwargs: Any) ->
         )
     finally:
         logger.removeFilter(_no_report)
-    unexpected = [key for key in info["unexpected_keys"] if not is_ignored(key, model.config.model_type)]
+    unexpected = [key for key in info["unexpected_keys"] if not re.search(SAVED_BUFFERS, key)]
     mismatched = [
         f"{key}, of shape {list(found)} in place of {list(wanted)}" for key, found, wanted in info["mismatched_keys"]
     ]

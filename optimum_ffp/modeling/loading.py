@@ -168,7 +168,7 @@ def _read_whole_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
         if extra:
             config = copy.deepcopy(_read_gguf_config(model_id, source, extra["gguf_file"]))
         else:
-            check_checkpoint(source, weights=Path(source).is_dir(), **options.hub())
+            check_checkpoint(source, **options.hub())
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
     config._name_or_path = model_id
     return config

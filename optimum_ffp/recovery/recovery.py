@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoint.pushing import PushToHubMixin
+from ..checkpoint.pushing import push_result
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..config import RecoveryConfig
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
-from ..hub.naming import short_name
 from ..modeling.checks import check_unquantised
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more GPUs, or another device"
 
 
-class FFPRecovery(PushToHubMixin):
+class FFPRecovery:
     """Recovers a pruned model by training it to give the predictions of the dense model.
 
     The training is `Trainer`'s, with everything that accelerate launches: several GPUs, DDP, FSDP 2. Of several
@@ -166,7 +165,6 @@ class FFPRecovery(PushToHubMixin):
         convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
-            stated=self._loaded() | self.config.stated(),
             source=self.source,
             teacher=self.teacher_id,
             window_length=self.batch.length,
@@ -187,7 +185,7 @@ class FFPRecovery(PushToHubMixin):
         return self.record
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
-        """Writes the recovered model as a checkpoint like that of the pruned model, with a card and record of both.
+        """Write the recovered model as a checkpoint like that of the pruned model, with a card and record of both.
 
         Args:
             directory: Folder to write. It is written completely or not at all.
@@ -197,21 +195,36 @@ class FFPRecovery(PushToHubMixin):
         Raises:
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
-        write = self._writer()
-        processes.on_main(lambda: write(directory, overwrite, work_folder=self.journal.folder))
+        record = self._finished()
+        processes.on_main(lambda: self._save(record, directory, overwrite, self.journal.folder))
         self.journal.remove()
         self.journal = Journal()
 
-    def _writer(self) -> Callable[..., Path]:
-        models = self._finished(), self.student, self.tokenizer
-        return partial(save_recovered, *models, hub=self.options.hub())
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the last result to the Hub in one commit. Of several processes the main one does.
 
-    def _loaded(self) -> dict[str, Any]:
-        """Options of the command line, by which the models were loaded."""
-        dtype = None if self.options.dtype == "auto" else str(self.options.dtype).removeprefix("torch.")
-        options = {"teacher": short_name(self.teacher_id)} if self._named_teacher else {}
-        options |= {"revision": self.options.revision, "dtype": dtype}
-        return options | {"trust_remote_code": self.options.trust_remote_code or None}
+        Args:
+            repo_id: `name` or `owner/name`; created if it does not exist, unless a pull request is opened.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, as for `hub.upload.push_folder`.
+
+        Returns:
+            URL of the commit, or of the pull request.
+
+        Raises:
+            FFPError: If there is no result, or the upload fails.
+        """
+        return push_result(partial(self._save, self._finished()), repo_id, **options)
+
+    def _save(
+        self,
+        record: RecoveryRecord,
+        directory: str | os.PathLike,
+        overwrite: bool = False,
+        work_folder: Path | None = None,
+    ) -> Path:
+        return save_recovered(
+            record, self.student, self.tokenizer, directory, overwrite, self.options.hub(), work_folder
+        )
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:

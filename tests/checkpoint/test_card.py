@@ -1,91 +1,70 @@
-import shlex
-from argparse import ArgumentParser, Namespace
-from types import SimpleNamespace
+"""The card is a function of the record alone. If the golden file differs on purpose, write what is rendered there."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from huggingface_hub import ModelCard
 
-from optimum_ffp import FFPConfig
-from optimum_ffp.checkpoint.card import command_line
-from optimum_ffp.commands.prune import parse_args_ffp_prune, read_config
-from tests.helpers import SETTINGS, make_pruner, make_record, make_tiny_model, make_tokenizer
+from optimum_ffp import FFPConfig, RecoveryConfig
+from optimum_ffp.checkpoint.card import render_card
 
 
-def read(command: str) -> Namespace:
-    """What `ffp prune` makes of a command."""
-    words = shlex.split(command)
-    assert words[:3] == ["optimum-cli", "ffp", "prune"]
-    parser = ArgumentParser()
-    parse_args_ffp_prune(parser)
-    return parser.parse_args(words[3:])
+FOLDER = Path(__file__).parent
 
 
-def command_of(config: FFPConfig, **more) -> str:
-    facts = {"base_model": "someone/model", "revision": None, "dtype": "float32", "trust_remote_code": False}
-    return command_line(SimpleNamespace(config=config, **facts | {"search": make_record()} | more))
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return json.loads((FOLDER / "record.json").read_text())
 
 
-UNUSUAL = {
-    "preset": "paper",
-    "sparsity": 0.1234567,
-    "dataset": "someone/text:english",
-    "eval_dataset": "wikitext2",
-    "ridge_lambda_relative": False,
-    "hidden_sizes": (32, 16),
-    "rate_precision": 0.02,
-    "search_dtype": "model",
-    "eval_samples": 7,
-    "reward": "compensated",
-    "calibration": "none",
-    "seed": 5,
-}
+def test_the_card_is_the_golden_one(record):
+    assert render_card(record, "me/tiny ffp") == (FOLDER / "card.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        UNUSUAL,
-        {"reward": "pruned"},
-        {"preset": "paper", "reward": "compensated"},
-        {"method": "uniform", "seed": 1},
-    ],
-)
-def test_command_repeats_the_config(options):
-    config = FFPConfig(**options)
-    assert read_config(read(command_of(config))).to_dict() == config.to_dict()
+def test_a_pruned_model_of_a_local_one(record):
+    del record["recovery"]
+    record["provenance"] |= {"base_model": "tiny", "revision": None, "trust_remote_code": True, "license": {}}
+    record["search"] |= {"warm_start": "my agent", "repeated_windows": {"search": 2, "test": 1}, "non_finite": 3}
+    record["provenance"]["perplexity"]["calibrated"] = None
+    card = render_card(record, "./out")
+    for text in (
+        "\n# tiny, 50 % pruned\n\ntiny pruned by",
+        "| 20.000 | **not finite** |",
+        "(3 candidates had a perplexity that is not finite)",
+        "**2 search windows and 1 test windows repeat calibration or search text**",
+        "prune -m tiny OUT --config ffp_config.json --dataset PATH --dtype float32 --trust-remote-code "
+        "--warm-start 'my agent'\n",
+        '"./out"',
+        "all figures in one file",
+    ):
+        assert text in card
+    data = ModelCard(card).data
+    assert data.base_model is None and data.license is None and data.datasets == ["Salesforce/wikitext"]
+    # Perplexities that are not finite are no results.
+    assert [result.metric_value for result in data.eval_results] == [40.0]
 
 
-def test_command_states_nothing_that_is_the_default():
-    assert command_of(FFPConfig(reward="pruned")).endswith("--sparsity 0.2 --reward pruned --seed 0")
+def test_a_model_without_code_whose_windows_were_given(record):
+    record["model"] |= {"code_file": None, "chat": False, "linear": False, "gguf": None, "language_model_only": True}
+    record["provenance"]["given_data"] = True
+    record["files"] = ["policy.png"]
+    record["calibration"] = "ridge"
+    del record["recovery"]
+    for unit in record["policy"]["units"]:
+        unit |= {"kept": unit["items"], "retention": 1.0, "group": "all_heads"} if unit["unit"] == "attention" else {}
+        unit |= {"kept": 24, "retention": 0.5} if unit["unit"] == "ffn" else {}
+    card = render_card(record, "me/it")
+    for text in ("FFN channels are\nremoved, the same number", "given from Python", "Attention stays whole"):
+        assert text in card
+    for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "every layer alone"):
+        assert text not in card
+    assert "The language model of org/tiny, which takes text alone," in card
 
 
-def test_command_says_how_the_model_was_loaded_and_what_the_agent_went_on_from():
-    search = make_record(warm_start="me/agents@" + "a" * 40)
-    facts = {"revision": "b" * 40, "dtype": "bfloat16", "trust_remote_code": True, "search": search}
-    args = read(command_of(FFPConfig(search_steps=32, sparsity=0.3), **facts))
-    assert (args.model, args.revision, args.dtype) == ("someone/model", "b" * 40, "bfloat16")
-    assert args.trust_remote_code and args.warm_start == "me/agents@" + "a" * 40
-    assert args.sparsity == [0.3] and args.search_steps == 32
-    # The folder of an agent is its own, and not the machine's; without a search none is read.
-    assert read(command_of(FFPConfig(), search=make_record(warm_start="/models/mine"))).warm_start == "mine"
-    assert "mine" not in command_of(FFPConfig(method="uniform"), search=make_record(warm_start="/models/mine"))
-
-
-@pytest.mark.slow
-def test_provenance_of_a_local_model_whose_agent_was_given_in_python(save_tiny_model, data_folder):
-    pruner = make_pruner(save_tiny_model(), data_folder)
-    first = pruner.prune(0.2)
-    assert first.search.warm_start is None
-    second = pruner.prune(0.3, warm_start=first.agent)
-    provenance = second.to_dict()["provenance"]
-    assert (provenance["revision"], provenance["dtype"]) == (None, "float32")
-    assert read(command_line(second)).warm_start == "an agent in memory"
-
-
-@pytest.mark.slow
-def test_dtype_of_a_model_that_was_loaded_by_the_caller(data_folder):
-    from optimum_ffp import FFPPruner
-
-    config = FFPConfig(dataset=str(data_folder), method="uniform", **SETTINGS)
-    pruner = FFPPruner(make_tiny_model().to(torch.bfloat16), make_tokenizer(), config)
-    assert read(command_line(pruner.prune(0.3))).dtype == "bfloat16"
+def test_a_record_is_a_config(record):
+    path = FOLDER / "record.json"
+    assert FFPConfig.from_file(path, dataset="wikitext2").num_samples == record["num_samples"]
+    options = RecoveryConfig.from_file(path, dataset="wikitext2").to_dict()
+    assert options["seed"] == 3 and options["dataset"] == "wikitext2"

@@ -34,7 +34,7 @@ def recover(run_ffp, pruned, folder, data_folder, tmp_path):
 def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
     code, output, errors = recover("--seed", "5")
     assert code == 0, errors
-    assert contents(tmp_path / "out").keys() == FILES | {"recovery.png"} and not list(tmp_path.glob("*.work"))
+    assert contents(tmp_path / "out").keys() == FILES | {"recovery-1.png"} and not list(tmp_path.glob("*.work"))
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".bin", ".pt", ".pth")]
     (record,) = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["recovery"]
     assert record["options"]["seed"] == 5 and len(record["curve"]) == 3
@@ -63,7 +63,7 @@ def test_adapters_are_merged_and_uploaded(recover, hub):
     code, output, errors = recover("--lora", "4", "--push-to-hub", "--hub-model-id", "me/recovered")
     assert code == 0, errors
     files = hub.repositories["me/recovered"].at("main").files
-    assert "uploaded: " in output and "recovery.png" in files
+    assert "uploaded: " in output and "recovery-1.png" in files
     assert b"LoRA adapters of rank 4 were trained and merged" in files["README.md"]
 
 

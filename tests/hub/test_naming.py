@@ -1,4 +1,4 @@
-from optimum_ffp.hub.naming import escape, model_name, short_name, without_folders
+from optimum_ffp.hub.naming import model_name, short_name, without_folders
 
 
 def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
@@ -10,7 +10,6 @@ def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
     assert short_name("/data/a:b") == "a:b"
     monkeypatch.chdir(tmp_path / "model")
     assert (short_name("."), short_name(".."), model_name("./")) == ("model", tmp_path.name, "model")
-    assert escape("my | <text>.txt") == r"my \| &lt;text>.txt"
     assert (model_name("meta-llama/Llama-2-7b-hf"), model_name("/models/smol.gguf")) == ("Llama-2-7b-hf", "smol")
 
 

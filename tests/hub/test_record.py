@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
-from optimum_ffp.hub.upload import push_folder
 
 
 def test_the_record_of_a_folder(tmp_path):
@@ -19,7 +19,7 @@ def test_the_record_of_a_folder(tmp_path):
 
 @pytest.mark.slow
 def test_the_record_of_a_repository(hub, folder, tmp_path):
-    push_folder(folder, "me/it")
+    push_checkpoint(folder, "me/it")
     first = hub.repositories["me/it"].commits[-1].oid
     cache = {"cache_dir": tmp_path / "cache"}
     assert prune_record("me/it", **cache) == prune_record("me/it", revision=first, **cache) == prune_record(folder)

@@ -104,7 +104,7 @@ def test_a_token_that_may_only_read(hub, monkeypatch):
 
 
 def test_a_hub_that_is_away_is_a_warning(hub, caplog):
-    hub.fail("GET", "/api/whoami-v2", 503, "Service Unavailable")
+    hub.faults.append(("GET", "/api/whoami-v2", 503, "Service Unavailable"))
     check_repositories(["me/mine"], TOKEN)
     assert "503" in caplog.text
 

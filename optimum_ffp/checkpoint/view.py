@@ -1,0 +1,111 @@
+"""What the card, the report and the plots show of a checkpoint's record."""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..config.texts import NAMED, Text, TextMix
+from ..hub.naming import dataset_name, model_name
+
+
+# Names of models in records of perplexities, from the dense one to the final one.
+FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
+
+
+def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is shown of a record: its entries, and what follows from them.
+
+    Args:
+        record: Content of `ffp_config.json`.
+    """
+    provenance, units = record["provenance"], record["policy"]["units"]
+    base, revision = provenance["base_model"], provenance["revision"]
+    read = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
+    recoveries = record.get("recovery", [])
+    return {
+        "record": record,
+        "policy": record["policy"],
+        "search": record["search"],
+        "calibration": provenance["held_out"],
+        "provenance": provenance,
+        "model": record["model"],
+        "name": model_name(base),
+        "base": base,
+        "base_url": f"https://huggingface.co/{base}" if is_on_hub(provenance) else None,
+        "removed": _removed(units),
+        "layers_differ": _layers_differ(units),
+        "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
+        "tests": measured_on(provenance),
+        "data": dataset_name(read),
+        "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
+        "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},
+        "command": " ".join(_command(record)),
+        "revision": revision,
+        "recoveries": [_view_recovery(recovery, number, record) for number, recovery in enumerate(recoveries, 1)],
+    }
+
+
+def is_on_hub(provenance: Mapping[str, Any]) -> bool:
+    """Return whether the dense model is one of the Hub, by the record: a local one has no folder there."""
+    return provenance["revision"] is not None or "/" in provenance["base_model"]
+
+
+def measured_on(step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the test windows of each text of a prune or a recovery, with `figures`: perplexities by model."""
+    tests = (step["perplexity"], *step["other_texts"])
+    return [test | {"figures": {name: test[name] for name in FIGURES if name in test}} for test in tests]
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` decimals; JSON has `null` for what is not finite."""
+    return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
+
+
+def describe_text(dataset: str) -> str:
+    """Return the names of texts, and their shares, for a table of Markdown."""
+    return dataset_name(dataset).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    plot, source = f"recovery-{number}.png", shlex.quote(recovery.get("source", "PRUNED"))
+    command = f"optimum-cli ffp recover -m {source} OUT --config ffp_config.json"
+    return recovery | {
+        "number": number,
+        # Checkpoints without a schema version have no number in the name of their last plot.
+        "plot": plot if plot in record["files"] else "recovery.png",
+        "before": "pruned" if number == 1 else "before this training",
+        "tests": measured_on(recovery),
+        "command": " ".join([command, *_local_texts(recovery["options"])]),
+    }
+
+
+def _command(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the words of the command that repeats a prune."""
+    provenance, warm_start = record["provenance"], record["search"]["warm_start"]
+    yield f"optimum-cli ffp prune -m {shlex.quote(provenance['base_model'])} OUT --config ffp_config.json"
+    yield from _local_texts(record)
+    yield from [f"--revision {provenance['revision']}"] * bool(provenance["revision"])
+    yield f"--dtype {provenance['dtype']}"
+    yield from ["--trust-remote-code"] * provenance["trust_remote_code"]
+    yield from [f"--warm-start {shlex.quote(warm_start)}"] * bool(warm_start)
+
+
+def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield options for texts that the record names without their folders."""
+    for option in ("dataset", "eval_dataset"):
+        names = TextMix.parse(options[option]).names if options[option] else []
+        if any(name not in ("self", *NAMED) and ("/" not in name or Text(name).builder) for name in names):
+            yield f"--{option.replace('_', '-')} PATH"
+
+
+def _removed(units: list[dict[str, Any]]) -> str:
+    names = {"attention": "attention heads", "ffn": "FFN channels"}
+    smaller = {unit["unit"] for unit in units if unit["kept"] < unit["items"]}
+    return " and ".join(name for kind, name in names.items() if kind in smaller)
+
+
+def _layers_differ(units: list[dict[str, Any]]) -> bool:
+    # Whole attention is the same, whatever its groups are.
+    sizes = {(unit["unit"], unit["retention"] < 1 and unit["group"], unit["retention"]) for unit in units}
+    return len(sizes) > len({kind for kind, _, _ in sizes})
