@@ -103,7 +103,6 @@ class FFPPruner:
         self.result: PruningResult | None = None
         self._license = read_license(self.model_id, **self.options.hub())
         self._dense_parameters = model.num_parameters()
-        self._check_budget(config)
         model.eval().requires_grad_(False)
 
     @classmethod
@@ -327,7 +326,7 @@ class FFPPruner:
     def _check_budget(self, config: FFPConfig) -> None:
         shapes = ([unit.unit for unit in units] for units in self.measured.ways)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
-        check_budget(shapes, config.sparsity, config, possible)
+        check_budget(shapes, config, possible)
 
     def _check_agent(self, agent: Mapping[str, np.ndarray], config: FFPConfig) -> None:
         if not config.reads("agent"):

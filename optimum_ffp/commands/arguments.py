@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config.fields import METAVARS, did_you_mean
-from ..config.prune import OFFLOADS
 from ..utils.folders import expand
 
 
@@ -71,26 +70,11 @@ def add_run_options(group: _ArgumentGroup) -> None:
     add_option(group, "report-to", nargs="+", default=(), metavar="NAME", help="Log to tensorboard, trackio or wandb.")
 
 
-def add_offload(group: _ArgumentGroup) -> None:
-    """Add `--offload`."""
-    add_option(
-        group,
-        "offload",
-        default="auto",
-        choices=("auto", *OFFLOADS),
-        help="Where the weights of layers are while they don't run: none (on the device), host (in host memory), disk "
-        "(in the files of the checkpoint), or auto (the first of them that memory suffices for, by --plan).",
-    )
-
-
 def add_device_options(group: _ArgumentGroup, of: str = "the weights") -> None:
     """Add `--device` and `--dtype`, the dtype `of` what is loaded."""
-    add_option(
-        group, "device", help="Device to run on: cpu, cuda, cuda:0, mps. Default: the accelerator if there is one."
-    )
-    add_option(
-        group, "dtype", default="auto", help=f"Dtype of {of}: auto (the checkpoint's), float32, bfloat16 or float16."
-    )
+    add_option(group, "device", help="Device to run on: cpu, cuda, cuda:0, mps. Default: the accelerator, if any.")
+    dtypes = "auto (the checkpoint's), float32, bfloat16 or float16"
+    add_option(group, "dtype", default="auto", help=f"Dtype of {of}: {dtypes}.")
 
 
 def add_num_processes(group: _ArgumentGroup) -> None:
@@ -126,8 +110,10 @@ def add_private(group: _ArgumentGroup) -> None:
     )
 
 
-def add_upload_options(group: _ArgumentGroup, naming: str = "") -> None:
-    """Add `--push-to-hub`, `--hub-model-id` and `--private`; `naming` says how several repositories are named."""
+def add_hub_group(parser: ArgumentParser, naming: str = "") -> None:
+    """Add the options of uploads and of `add_hub_options`; `naming` says how several repositories are named."""
+    group = parser.add_argument_group("The Hub")
     add_option(group, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
     add_option(group, "hub-model-id", metavar="ID", help=f"Repository to upload to{naming}. Default: the name of OUT.")
     add_private(group)
+    add_hub_options(group)

@@ -1,26 +1,15 @@
 """`optimum-cli ffp prune`."""
 
-import sys
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config import FFPConfig
+from ..config.prune import OFFLOADS
 from ..errors import FFPError
-from .arguments import (
-    add_device_options,
-    add_hub_options,
-    add_num_processes,
-    add_offload,
-    add_option,
-    add_run_options,
-    add_upload_options,
-    describe,
-    output_name,
-)
+from . import arguments
 from .errors import one_line_endings
 from .launching import run_in_processes
 
@@ -42,23 +31,30 @@ class FFPPruneCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        describe(parser, USAGE, DESCRIPTION, EXAMPLES)
+        arguments.describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Model and output")
-        add_option(model, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file.")
-        add_run_options(model)
+        arguments.add_option(
+            model, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file."
+        )
+        arguments.add_run_options(model)
         groups = FFPConfig.add_arguments(parser)
-        add_option(
+        arguments.add_option(
             groups["Search"],
             "warm-start",
             metavar="MODEL",
             help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION.",
         )
-        add_device_options(groups["Resources"])
-        add_offload(groups["Resources"])
-        add_num_processes(groups["Resources"])
-        hub = parser.add_argument_group("The Hub")
-        add_upload_options(hub, "; ID-10 and so on for several sparsities")
-        add_hub_options(hub)
+        arguments.add_device_options(groups["Resources"])
+        arguments.add_num_processes(groups["Resources"])
+        arguments.add_option(
+            groups["Resources"],
+            "offload",
+            default="auto",
+            choices=("auto", *OFFLOADS),
+            help="Where the weights of layers are while they don't run: none (on the device), host (in host memory), "
+            "disk (in the files of the checkpoint), or auto (the first of them that memory suffices for, by --plan).",
+        )
+        arguments.add_hub_group(parser, "; ID-10 and so on for several sparsities")
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
@@ -69,11 +65,10 @@ class FFPPruneCommand(BaseOptimumCLICommand):
 def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     """Return one folder per sparsity: the output folder, or one with the percentage in its name."""
     if args.output and len(sparsities) == 1:
-        return [output_name(args)]
-    folders = [f"{output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
-    twice = [folder for folder, count in Counter(folders).items() if count > 1]
-    if twice:
-        raise FFPError(f"two values of --sparsity have the same folder, {twice[0]}; give each once")
+        return [arguments.output_name(args)]
+    folders = [f"{arguments.output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+    if len({*folders}) < len(folders):
+        raise FFPError(f"two values of --sparsity have the same folder, among {', '.join(folders)}; give each once")
     return folders
 
 
@@ -103,15 +98,15 @@ def prune(args: Namespace) -> None:
     from ..planning.preflight import find_problems
     from ..pruner import FFPPruner
     from ..utils import processes
-    from ..utils.resume import begin_work, work_folder_of
+    from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .summary import prune_summary, show_plan
+    from .summary import begin, prune_summary, show_plan
 
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     check_trackers(args.report_to)
     work, several = work_folder_of(folders[0]), len(sparsities) > 1
-    front_name = f"{output_name(args)}-ffp-pareto"
+    front_name = f"{arguments.output_name(args)}-ffp-pareto"
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     estimate = estimate_prune(
         read_model_config(args.model, options),
@@ -134,12 +129,7 @@ def prune(args: Namespace) -> None:
     if args.plan:
         show_plan(estimate, folders[0], [*problems])
         return
-    if processes.is_main():
-        for problem in problems:
-            raise problem
-        for warning in estimate.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        begin_work(work, args.resume)
+    begin(estimate, problems, work, args.resume)
     agent = load_agent(args.warm_start) if args.warm_start is not None else None
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)

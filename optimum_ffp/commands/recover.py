@@ -1,6 +1,5 @@
 """`optimum-cli ffp recover`."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -8,16 +7,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config import RecoveryConfig
-from .arguments import (
-    add_device_options,
-    add_hub_options,
-    add_num_processes,
-    add_option,
-    add_run_options,
-    add_upload_options,
-    describe,
-    output_name,
-)
+from . import arguments
 from .errors import one_line_endings
 from .launching import run_in_processes
 
@@ -41,24 +31,22 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        describe(parser, USAGE, DESCRIPTION, EXAMPLES)
+        arguments.describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Models and output")
-        add_option(model, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
-        add_option(
+        arguments.add_option(model, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
+        arguments.add_option(
             model,
             "teacher",
             metavar="MODEL",
             help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the "
             "Hub.",
         )
-        add_run_options(model)
+        arguments.add_run_options(model)
         groups = RecoveryConfig.add_arguments(parser)
         of = "the dense model, and not of the result, which has that of the pruned one"
-        add_device_options(groups["Resources"], of)
-        add_num_processes(groups["Resources"])
-        hub = parser.add_argument_group("The Hub")
-        add_upload_options(hub)
-        add_hub_options(hub)
+        arguments.add_device_options(groups["Resources"], of)
+        arguments.add_num_processes(groups["Resources"])
+        arguments.add_hub_group(parser)
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
@@ -69,7 +57,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
 
 def recover(args: Namespace) -> None:
     """Check, lock, train, save and push."""
-    config, folder = RecoveryConfig.from_args(args), f"{output_name(args)}{'' if args.output else RECOVERED}"
+    config, folder = RecoveryConfig.from_args(args), f"{arguments.output_name(args)}{'' if args.output else RECOVERED}"
 
     from ..checkpoint.pushing import push_checkpoint
     from ..modeling.auto import is_pruned
@@ -80,9 +68,9 @@ def recover(args: Namespace) -> None:
     from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import find_teacher, with_dataset
     from ..utils import processes
-    from ..utils.resume import begin_work, work_folder_of
+    from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .summary import recovery_summary, show_plan
+    from .summary import begin, recovery_summary, show_plan
 
     processes.join(args.device)
     check_trackers(args.report_to)
@@ -109,12 +97,7 @@ def recover(args: Namespace) -> None:
     if args.plan:
         show_plan(estimate, folder, [*problems])
         return
-    if processes.is_main():
-        for problem in problems:
-            raise problem
-        for warning in estimate.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        begin_work(work, args.resume)
+    begin(estimate, problems, work, args.resume)
     recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
     record = recovery.recover(resume=args.resume)
     recovery.save_pretrained(folder, overwrite=args.overwrite)

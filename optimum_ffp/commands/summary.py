@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ..checkpoint.recovered import RecoveryRecord
 from ..checkpoint.result import PruningResult
@@ -12,12 +13,10 @@ from ..errors import FFPError
 from ..hub.naming import dataset_name
 from ..planning.estimate import Estimate, gib
 from ..planning.preflight import free_disk
+from ..utils import processes
 from ..utils.folders import read_record
+from ..utils.resume import begin_work
 from .errors import USER_ERROR
-
-
-# Labels of the models in `PruningResult.perplexities`.
-LABELS = {"dense": "dense", "searched": "before calibration", "calibrated": "after calibration"}
 
 
 def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
@@ -32,34 +31,29 @@ def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[
         sys.exit(USER_ERROR)
 
 
+def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: bool) -> None:
+    """Raise the first problem, print the warnings, and begin the work folder."""
+    if processes.is_main():
+        for problem in problems:
+            raise problem
+        for warning in estimate.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        begin_work(work, resume)
+
+
 def prune_summary(result: PruningResult, folder: str) -> str:
-    """Parameters, sparsity, perplexities, time per stage, and the code that loads the model."""
-    config = result.config
-    policy, search = result.policy, result.search
-    seconds, peaks = result.cost.seconds, result.cost.peak_bytes
-    total = sum(seconds.values())
-    several = len(result.tests) > 1
-    places = [f" on {dataset_name(windows.dataset)}" if several else "" for windows, _ in result.tests]
+    """Return what a prune has done, its windows, time per stage, and the code that loads the model."""
+    config, search, seconds, peaks = result.config, result.search, result.cost.seconds, result.cost.peak_bytes
     rows = [
-        ("parameters", f"{result.dense_parameters:,} -> {result.parameters:,}"),
-        ("sparsity of the blocks", f"{policy.sparsity:.4%} (target: {result.config.sparsity:.4%})"),
-        ("sparsity of the model", f"{result.model_sparsity:.4%}"),
-        *(
-            (f"perplexity{place}, {LABELS[name]}", f"{value:.4f}")
-            for place, (_, perplexities) in zip(places, result.tests)
-            for name, value in perplexities.items()
-        ),
         ("calibrated on", describe_windows(search.calibrated_on, config.num_samples)),
         ("searched on", describe_windows(search.windows, config.search_samples)),
         *(("measured on", describe_windows(windows.describe(), config.eval_samples)) for windows, _ in result.tests),
-        ("candidates", f"{search.candidate_evaluations}"),
-        *((f"tokens, {name}", f"{value:,}") for name, value in result.cost.tokens.items()),
-        ("tokens of the prune", f"{result.tokens:,}, in forward passes of the model"),
-        *((f"time, {name}", f"{value:.1f} s ({value / total:.0%})") for name, value in seconds.items()),
+        ("tokens", f"{result.tokens:,}, in forward passes of the model"),
+        *((f"time, {name}", f"{value:.1f} s") for name, value in seconds.items()),
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
-    return "\n".join([*_table(rows), *_load_lines(folder, result.code_file is not None)])
+    return "\n".join(["", repr(result), *_table(rows), *_load_lines(folder, result.code_file is not None)])
 
 
 def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str:

@@ -51,17 +51,18 @@ class Option:
     cli: Mapping[str, Any] = field(default_factory=dict)
 
 
-def option(default: Any, help: str, paper: Any = None, **others: Any) -> Any:
+def option(default: Any, help: str, group: str | None = None, paper: Any = None, **others: Any) -> Any:
     """Return the field of an option.
 
     Args:
         default: Its value if it isn't given; `None` for one that follows from others, or from the model.
         help: What it is, without the default.
+        group: Its group in `--help`, if it is an option of the command line.
         paper: Its value with the preset `paper`.
-        others: Attributes of `Option`.
+        others: Further attributes of `Option`.
     """
     presets = {} if paper is None else {"presets": {"paper": paper}}
-    return field(default=default, metadata=vars(Option(help, **presets, **others)))
+    return field(default=default, metadata=vars(Option(help, group, **presets, **others)))
 
 
 def named_options(cls: type[T]) -> type[T]:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,9 @@ REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
-PPO = ("agent", "ppo")
-DISTILLATION = ("calibration", "distillation")
+measured = partial(option, stage="measured")
+of_ppo = partial(option, when=("agent", "ppo"))
+of_distillation = partial(option, when=("calibration", "distillation"), stage="calibration")
 
 
 @named_options
@@ -43,69 +45,56 @@ class FFPConfig(Config):
         0.2,
         "Fraction of the parameters of attention and FFN to remove, between 0 and 1. On the command line several "
         "values write one folder each, and a plot of size against perplexity.",
-        group="Common options",
+        "Common options",
         cli={"nargs": "+", "metavar": "X"},
     )
-    dataset: str = option(
+    dataset: str = measured(
         "wikitext2,c4",
         "Text to prune with, ideally like the text the model is used on: wikitext2, c4, a Hub id, a "
         ".txt/.json/.jsonl/.parquet file (cut into train, validation and test), a folder with train, validation and "
         "test files, or self (text that the model generates, which is slow: lower num_samples); or a mix of them with "
         "the share of each, such as wikitext2:0.5,c4:0.3,self:0.2.",
-        group="Common options",
+        "Common options",
         paper="wikitext2",
-        stage="measured",
     )
-    eval_dataset: str | None = option(
+    eval_dataset: str | None = measured(
         None,
         "Text to report perplexity on, or several separated by commas, each reported by itself; same choices as for "
         "the dataset.",
-        group="Data",
-        stage="measured",
+        "Data",
         shown="the test split of the dataset, of each text of a mix but self",
         cli={"metavar": "DATASET"},
     )
-    text_column: str | None = option(
+    text_column: str | None = measured(
         None,
         "Dataset column with texts, or with conversations, which the chat template renders.",
-        group="Data",
-        stage="measured",
+        "Data",
         shown="the first that exists of text, messages, conversations, content, document, or else prompt with "
         "completion",
         cli={"metavar": "NAME"},
     )
-    seq_len: int | None = option(
+    seq_len: int | None = measured(
         None,
         "Tokens per window; all text is cut into windows (the paper: 2048).",
-        group="Data",
+        "Data",
         low=2,
-        stage="measured",
         shown=SEQ_LEN_DEFAULT,
     )
-    start_token: str = option(
+    start_token: str = measured(
         "auto",
         "Whether windows of text begin with a start token, one of their tokens: auto (if the tokenizer adds one) or "
         "never (as most published perplexities on WikiText-2 are measured).",
         choices=("auto", "never"),
-        stage="measured",
     )
-    num_samples: int = option(
-        128, "Number of calibration windows, from the train split.", group="Data", low=1, paper=32, stage="measured"
+    num_samples: int = measured(128, "Number of calibration windows, from the train split.", "Data", low=1, paper=32)
+    search_samples: int = measured(
+        32, "Number of search windows, from the validation split, to compare candidates on.", "Data", low=1, paper=4
     )
-    search_samples: int = option(
-        32,
-        "Number of search windows, from the validation split, to compare candidates on.",
-        group="Data",
-        low=1,
-        paper=4,
-        stage="measured",
-    )
-    eval_samples: int | None = option(
+    eval_samples: int | None = measured(
         None,
         "Number of test windows of each text, from the test split.",
-        group="Data",
+        "Data",
         low=1,
-        stage="measured",
         shown="all of a test split, the first 100 of a text without one",
     )
     method: str = option(
@@ -114,71 +103,63 @@ class FFPConfig(Config):
         "measurements of single layers), uniform (the same fraction in every layer), homogeneous (exactly the same "
         "number in every layer, so that the checkpoint needs no code of its own), or the baselines random and "
         "evolutionary.",
-        group="Pruning",
+        "Pruning",
         choices="search.methods",
     )
     preset: str = option(
         "default",
         "Values of the options that are not given: default, or paper for those of the FastForward Pruning paper.",
-        group="Pruning",
+        "Pruning",
         choices=("default", "paper"),
     )
-    criterion: str = option(
+    criterion: str = measured(
         "fisher-obs",
         "How heads and channels are ranked within a layer: fisher-obs (backward elimination, weighted by the Fisher "
         "matrix), obs (backward elimination), flap or wanda, or a function of your own as package.module.",
-        group="Pruning",
+        "Pruning",
         choices="analysis.criteria",
         paper="wanda",
-        stage="measured",
     )
-    attention: str | None = option(
+    attention: str | None = measured(
         None,
         "What attention loses: kv-groups (a KV head with its query heads), query-heads (the same number of query "
         "heads of every KV head) or auto (for every layer whichever costs less by its loss curve). Models with one KV "
         "head, or one for each query head, are pruned in the one way that there is; OLMo's attention stays whole.",
-        group="Pruning",
+        "Pruning",
         choices=("auto", "kv-groups", "query-heads"),
         paper="kv-groups",
-        stage="measured",
         shown="auto, or kv-groups with method homogeneous",
     )
     min_retention: float = option(
-        0.2, "Smallest fraction of heads, or of FFN channels, to keep in a layer.", group="Pruning", high=1
+        0.2, "Smallest fraction of heads, or of FFN channels, to keep in a layer.", "Pruning", high=1
     )
     max_retention: float = option(
-        1.0, "Largest fraction of heads, or of FFN channels, to keep in a layer.", group="Pruning", high=1
+        1.0, "Largest fraction of heads, or of FFN channels, to keep in a layer.", "Pruning", high=1
     )
     rate_precision: float | None = option(
         None, "Step that these fractions are rounded to.", high=1, paper=0.01, shown="no rounding"
     )
-    ffn_multiple: int | None = option(
+    ffn_multiple: int | None = measured(
         None,
         "FFN widths are multiples of this number of channels.",
-        group="Pruning",
+        "Pruning",
         low=1,
         paper=1,
-        stage="measured",
         shown="256 or 32 (block sizes of llama.cpp) if that leaves at least 32 steps, otherwise 1",
     )
-    relative_outputs: bool = option(
+    relative_outputs: bool = measured(
         True,
         "Whether every token counts relative to the size of a projection's output, in families that normalize it.",
         paper=False,
-        stage="measured",
     )
-    fisher_samples: int = option(
-        32,
-        "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
-        group="Pruning",
-        low=1,
-        stage="measured",
+    fisher_samples: int = measured(
+        32, "Number of calibration windows for the backward pass that estimates the Fisher matrix.", "Pruning", low=1
     )
-    seed: int = option(0, "Random seed.", group="Pruning", high=2**32 - 1, stage="measured")
+    seed: int = measured(0, "Random seed.", "Pruning", high=2**32 - 1)
     agent: str | None = option(
         None,
         "Search algorithm of method ffp: gradient (follows the gradient of the loss) or ppo (the paper's).",
-        group="Search",
+        "Search",
         choices="search.agents",
         paper="ppo",
         when=("method", "ffp"),
@@ -187,7 +168,7 @@ class FFPConfig(Config):
     search_steps: int | None = option(
         None,
         "Number of candidates (pruned models) to evaluate; one with a backward pass counts as three.",
-        group="Search",
+        "Search",
         low=1,
         paper=1000,
         when=SEARCHES,
@@ -198,13 +179,13 @@ class FFPConfig(Config):
         "Whether the uniform policy and that without a search are compared with the finalists of a search, and taken "
         "if they are better.",
         paper=False,
-        when=("method", "ffp", "random", "evolutionary"),
+        when=SEARCHES,
     )
     candidates: int = option(
         8,
         "Number of candidates per update of agent ppo, at once of method random or evolutionary, or in all of method "
         "homogeneous.",
-        group="Search",
+        "Search",
         low=1,
     )
     update_samples: int = option(
@@ -218,102 +199,78 @@ class FFPConfig(Config):
         "compensated",
         "When candidates are evaluated: pruned (before their weights are adapted) or compensated (after ridge "
         "regression).",
-        group="Search",
+        "Search",
         choices=("pruned", "compensated"),
         paper="pruned",
     )
-    mapping: str = option(
+    mapping: str = measured(
         "curves",
         "How the agent's score per layer becomes the size of the layer: curves (from the estimated loss of every "
         "size), greedy (Algorithm 1 of the paper) or water-filling.",
-        group="Search",
+        "Search",
         choices="allocation.mappings",
         paper="greedy",
-        stage="measured",
     )
-    search_dtype: str = option(
+    search_dtype: str = measured(
         "auto",
         "Dtype of matrix products in statistics, search and distillation of a float32 model: auto (bfloat16 where the "
         "hardware is known to be faster at it) or model (float32).",
         choices=("auto", "model"),
-        stage="measured",
     )
-    learning_rate: float = option(3e-3, "Learning rate of PPO.", group="Search", paper=1e-4, when=PPO)
-    alpha_start: float = option(
+    learning_rate: float = of_ppo(3e-3, "Learning rate of PPO.", "Search", paper=1e-4)
+    alpha_start: float = of_ppo(
         1.0,
         "Fraction of the sparsity and of the search windows that PPO's progressive schedule starts with; 1 is no "
         "schedule.",
         high=1,
         paper=0.3,
-        when=PPO,
     )
-    action_std: float = option(
+    action_std: float = of_ppo(
         0.1,
         "Standard deviation of PPO's actions before training; a warm start has that of its agent.",
         low=1e-6,
         paper=1.0,
-        when=PPO,
     )
-    clip_range: float = option(
-        0.2, "Clip range of PPO: limits the change of the agent per update.", high=1, paper=0.2, when=PPO
-    )
-    hidden_sizes: tuple[int, ...] = option(
-        (256, 128), "Widths of the hidden layers of PPO's network.", low=1, paper=(256, 128), when=PPO
+    clip_range: float = of_ppo(0.2, "Clip range of PPO: limits the change of the agent per update.", high=1, paper=0.2)
+    hidden_sizes: tuple[int, ...] = of_ppo(
+        (256, 128), "Widths of the hidden layers of PPO's network.", low=1, paper=(256, 128)
     )
     calibration: str = option(
         "distillation",
         "How the remaining weights are adapted: distillation (starts from ridge regression; every layer is trained to "
         "give the output of the dense layer, and the last norm to give its predictions), ridge (every layer alone, by "
         "ridge regression) or none.",
-        group="Calibration",
+        "Calibration",
         choices=("distillation", "ridge", "none"),
         paper="ridge",
         stage="calibration",
     )
-    ridge_lambda: float = option(
-        0.01, "Penalty λ of ridge regression.", group="Calibration", paper=0.01, stage="measured"
+    ridge_lambda: float = measured(0.01, "Penalty λ of ridge regression.", "Calibration", paper=0.01)
+    ridge_lambda_relative: bool = measured(
+        True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute."
     )
-    ridge_lambda_relative: bool = option(
-        True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute.", stage="measured"
+    held_out_samples: int = of_distillation(
+        4, "Number of search windows that the error of distillation is measured on.", low=1
     )
-    held_out_samples: int = option(
-        4,
-        "Number of search windows that the error of distillation is measured on.",
-        low=1,
-        when=DISTILLATION,
-        stage="calibration",
+    distillation_passes: int = of_distillation(
+        2, "Number of passes of distillation over the calibration windows.", low=1
     )
-    distillation_passes: int = option(
-        2,
-        "Number of passes of distillation over the calibration windows.",
-        low=1,
-        when=DISTILLATION,
-        stage="calibration",
-    )
-    distillation_rate: float = option(
+    distillation_rate: float = of_distillation(
         0.01,
         "Learning rate of distillation, relative to the size of the weights. It is multiplied by the root of "
         "distillation_batch.",
-        when=DISTILLATION,
-        stage="calibration",
     )
-    train_seq_len: int | None = option(
+    train_seq_len: int | None = of_distillation(
         None,
         "Least tokens per window of distillation: calibration windows are cut into as many parts of one length as "
         "have them, and shorter ones give more steps.",
         low=2,
-        when=DISTILLATION,
-        stage="calibration",
         shown="whole windows",
     )
-    distillation_batch: int = option(
-        1,
-        "Number of windows per step of distillation, and at least 512 tokens. Fewer steps may be worse.",
-        low=1,
-        when=DISTILLATION,
-        stage="calibration",
+    distillation_batch: int = of_distillation(
+        1, "Number of windows per step of distillation, and at least 512 tokens. Fewer steps may be worse.", low=1
     )
-    batch_size: int = option(1, "Windows per forward pass.", group="Resources", low=1)
+    batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
 
     @property
     def texts(self) -> TextMix:
@@ -361,7 +318,9 @@ class FFPConfig(Config):
 
     def check(self) -> None:
         """Check what no option can be checked for alone; all are resolved."""
-        check_sparsity(self.sparsity)
+        if not 0 < self.sparsity < 1:
+            hint = f"; for {self.sparsity:g} % give {self.sparsity / 100:g}" if 1 < self.sparsity < 100 else ""
+            raise FFPError(f"sparsity must be a number between 0 and 1, found {self.sparsity!r}{hint}")
         _, names = self.reported, self.texts.names
         if min(self.num_samples, self.search_samples) < len(names):
             raise FFPError(
@@ -434,14 +393,3 @@ def find_choice(option: str, name: str) -> ModuleType:
 def is_fisher_weighted(criterion: str) -> bool:
     """Return whether weights are multiplied by the root of the Fisher matrix for a criterion: its name says so."""
     return criterion.rpartition(".")[2].startswith(("fisher-", "fisher_"))
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Check that a sparsity is a number between 0 and 1, both excluded.
-
-    Raises:
-        FFPError: If it is not.
-    """
-    if not 0 < sparsity < 1:
-        hint = f"; for {sparsity:g} % give {sparsity / 100:g}" if 1 < sparsity < 100 else ""
-        raise FFPError(f"sparsity must be a number between 0 and 1, found {sparsity!r}{hint}")

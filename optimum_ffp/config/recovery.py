@@ -48,19 +48,19 @@ class RecoveryConfig(Config):
         "Text to train on: c4, wikitext2, a Hub id, a .txt/.json/.jsonl/.parquet file, a folder with train, "
         "validation and test files, or self (text that the dense model writes); or a mix of them with the share of "
         "each, such as text.jsonl:0.5,chats.jsonl:0.5.",
-        group="Common options",
+        "Common options",
         shown="the text that the model was pruned on, if it is a long one of the Hub, otherwise c4",
     )
     preset: str = option(
         "quick",
         "How much to train, in tokens: quick 2,000,000, standard 100,000,000, full 2,000,000,000.",
-        group="Common options",
+        "Common options",
         choices=tuple(BATCH_TOKENS),
     )
     max_tokens: int | str = option(
         2_000_000,
         "Number of tokens to train on, such as 400k, 2M or 1B; rounded up to whole steps.",
-        group="Common options",
+        "Common options",
         low=1,
         presets={"standard": 100_000_000, "full": 2_000_000_000},
         shown="the preset's",
@@ -70,14 +70,14 @@ class RecoveryConfig(Config):
         None,
         "Text to report perplexity on, or several separated by commas. Other text than that of the training shows "
         "what else was recovered.",
-        group="Data",
+        "Data",
         shown="the test split of the dataset, of each text of a mix but self",
         cli={"metavar": "DATASET"},
     )
     text_column: str | None = option(
         None,
         "Dataset column with texts, or with conversations, which the chat template renders.",
-        group="Data",
+        "Data",
         shown="the first that exists of text, messages, conversations, content, document, or else prompt with "
         "completion",
         cli={"metavar": "NAME"},
@@ -85,7 +85,7 @@ class RecoveryConfig(Config):
     seq_len: int | None = option(
         None,
         "Tokens per window; all text is packed into windows.",
-        group="Data",
+        "Data",
         low=2,
         shown=f"{SEQ_LEN_DEFAULT}; with few tokens or many processes down to 512",
     )
@@ -101,20 +101,20 @@ class RecoveryConfig(Config):
     eval_samples: int | None = option(
         None,
         "Number of test windows of each text, from the test split.",
-        group="Data",
+        "Data",
         low=1,
         shown="all of a test split, the first 100 of a text without one",
     )
     learning_rate: float | None = option(
         None,
         "Largest learning rate of AdamW.",
-        group="Training",
+        "Training",
         shown=f"{WEIGHT_RATE:g}, or {ADAPTER_RATE:g} with adapters",
     )
     batch_tokens: int | str | None = option(
         None,
         "Tokens per step, of all processes together; rounded to whole windows.",
-        group="Training",
+        "Training",
         low=1,
         presets=dict.fromkeys(BATCH_TOKENS),
         shown="the preset's, but at most 1/200 of max_tokens",
@@ -136,24 +136,24 @@ class RecoveryConfig(Config):
         low=1,
         shown="train to the end",
     )
-    seed: int = option(0, "Random seed.", group="Training", high=2**32 - 1)
+    seed: int = option(0, "Random seed.", "Training", high=2**32 - 1)
     lora: int = option(
         0,
         "Train LoRA adapters of this rank (32 without a number), which are merged, in place of all weights; needs "
         "peft.",
-        group="Training",
+        "Training",
         shown="0, all weights",
         cli={"nargs": "?", "const": 32},
     )
-    batch_size: int = option(1, "Windows per forward pass of a process.", group="Resources", low=1)
+    batch_size: int = option(1, "Windows per forward pass of a process.", "Resources", low=1)
     bf16: bool | None = option(
         None,
         "Whether to compute in bfloat16, with weights in float32.",
-        group="Resources",
+        "Resources",
         shown="if the hardware is faster at it",
     )
     gradient_checkpointing: bool = option(
-        False, "Whether to run layers again in the backward pass, to save memory.", group="Resources"
+        False, "Whether to run layers again in the backward pass, to save memory.", "Resources"
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..analysis.attention import find_ways
 from ..config import FFPConfig, RecoveryConfig
-from ..config.prune import GRADIENT_COST, check_sparsity
+from ..config.prune import GRADIENT_COST
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import ROOM, kept_bytes
@@ -136,9 +136,8 @@ def estimate_prune(
     with loading_errors(name, None):
         ways = find_ways(model, family, config)
     for sparsity in sparsities:
-        check_sparsity(sparsity)
         shapes = ([unit.unit for unit in units] for units in ways)
-        check_budget(shapes, sparsity, config, partial(is_homogeneous, model, family))
+        check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
     widest = max(unit.output.module.in_features for unit in ways[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_written(config.texts, config.reported).values())

@@ -35,7 +35,6 @@ def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budg
 
 def check_budget(
     ways: Iterable[Sequence[Unit]],
-    sparsity: float,
     config: FFPConfig,
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
 ) -> None:
@@ -43,8 +42,7 @@ def check_budget(
 
     Args:
         ways: Units by what attention may lose. Layers are alike, so that no mix of ways reaches less than all of them.
-        sparsity: Fraction of the block parameters to remove.
-        config: Retention bounds.
+        config: Sparsity and retention bounds.
         is_homogeneous: Whether the dense model's own class can have the sizes of a policy, for that method.
 
     Raises:
@@ -53,7 +51,7 @@ def check_budget(
     met, problem = [], None
     for units in ways:
         try:
-            budget = budget_at(units, sparsity, config)
+            budget = budget_at(units, config.sparsity, config)
             if config.method == "homogeneous":
                 homogeneous_policies(budget, is_homogeneous)
             met += [name for name, group in GROUPS.items() if group == units[0].group]

@@ -51,9 +51,9 @@ def test_what_either_way_can_meet_every_mix_of_them_does(heads, widths, by_query
     ffns = [Unit(layer, "ffn", width, 3 * hidden) for layer in range(layers)]
     ways = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
     assert len({block_parameters(way) for way in ways}) == 1
-    config = FFPConfig(min_retention=bounds[0], max_retention=bounds[1])
+    config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(ways, sparsity, config)
+        check_budget(ways, config)
     except FFPError:
         return
     units = [ways[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
@@ -78,10 +78,10 @@ def test_a_sparsity_that_one_way_can_not_meet_names_the_other():
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
     with pytest.raises(FFPError, match="at most 0.48 .* lower sparsity or .*, or choose attention 'kv-groups'$"):
-        check_budget(ways, 0.7, FFPConfig())
+        check_budget(ways, FFPConfig(sparsity=0.7))
     with pytest.raises(FFPError, match="lower sparsity or min_retention$"):
-        check_budget(ways, 0.9, FFPConfig())
-    check_budget(ways, 0.4, FFPConfig())
+        check_budget(ways, FFPConfig(sparsity=0.9))
+    check_budget(ways, FFPConfig(sparsity=0.4))
 
 
 def test_the_record_is_what_was_done(search):
