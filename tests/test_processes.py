@@ -61,9 +61,9 @@ PRETENDED = """
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from optimum.commands.optimum_cli import main
-initialise = PartialState.__init__
+initialize = PartialState.__init__
 def pretend(self, *args, **options):
-    initialise(self, *args, **options)
+    initialize(self, *args, **options)
     if vars(self).get("distributed_type") == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.MULTI_GPU
 PartialState.__init__ = pretend

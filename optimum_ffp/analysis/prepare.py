@@ -70,7 +70,7 @@ def prepare(
     if shortage := describe_shortage([unit.output.module.in_features for unit in ways[0]], windows.numel()):
         logger.warning(shortage)
     dtype = autocast_dtype(layerwise.model, config.search_dtype)
-    relative = layerwise.family.normalised_outputs and config.relative_outputs
+    relative = layerwise.family.normalized_outputs and config.relative_outputs
     fishers: list[torch.Tensor | None] = [None] * len(ways[0])
     if config.needs_fishers:
         seen = windows[: config.fisher_samples]

@@ -186,7 +186,7 @@ class PruningResult:
 
     @property
     def code_file(self) -> str | None:
-        """File of the checkpoint's modelling code; `None` if all layers are alike, so that it needs none."""
+        """File of the checkpoint's modeling code; `None` if all layers are alike, so that it needs none."""
         return f"{type(self.model).__module__.rpartition('.')[2]}.py" if is_pruned(self.model.config) else None
 
     @property

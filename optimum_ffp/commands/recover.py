@@ -61,7 +61,7 @@ def recover(args: Namespace) -> None:
 
     from ..checkpoint.pushing import push_checkpoint
     from ..modeling.auto import is_pruned
-    from ..modeling.checks import check_unquantised
+    from ..modeling.checks import check_unquantized
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
     from ..planning.estimate import estimate_recovery
     from ..planning.preflight import find_problems
@@ -78,7 +78,7 @@ def recover(args: Namespace) -> None:
     student = empty_model(read_pruned_config(args.model, options))
     teacher, teacher_options = find_teacher(args.model, args.teacher, options)
     dense = read_any_config(teacher, teacher_options)
-    check_unquantised(teacher, dense)
+    check_unquantized(teacher, dense)
     config = with_dataset(config, args.model, options)
     count = max(processes.local_count(), args.num_processes or 1)
     estimate = estimate_recovery(student, empty_model(dense), config, options, count)

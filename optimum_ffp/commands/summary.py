@@ -62,7 +62,7 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
     Args:
         record: Record of the recovery.
         folder: Folder of the checkpoint.
-        has_code: Whether the checkpoint has modelling code of its own.
+        has_code: Whether the checkpoint has modeling code of its own.
     """
     first, last = record.curve[0], record.kept
     names = {} if len(read_record(folder)["recovery"]) == 1 else {"pruned": "before this training"}

@@ -5,7 +5,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
-from ..utils.precision import dtype_name, is_quantised
+from ..utils.precision import dtype_name, is_quantized
 from .auto import is_pruned
 from .families import find_family
 
@@ -62,15 +62,15 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
     find_family(config)
     if not _is_native(config):
         raise FFPError(f"{model_id} brings code of its own, which can't be pruned; use one that needs none")
-    # Quantised GGUF files pass, since they are dequantised on loading.
-    if is_quantised(config):
-        raise FFPError(f"{model_id} is quantised; prune the model in full precision, then quantise the result")
+    # Quantized GGUF files pass, since they are dequantized on loading.
+    if is_quantized(config):
+        raise FFPError(f"{model_id} is quantized; prune the model in full precision, then quantize the result")
 
 
-def check_unquantised(model_id: str, config: PretrainedConfig) -> None:
-    """Raise `FFPError` if the weights of a model are quantised, and can neither be trained nor converted."""
-    if is_quantised(config):
-        raise FFPError(f"{model_id} is quantised; name the model in full precision that it was made from")
+def check_unquantized(model_id: str, config: PretrainedConfig) -> None:
+    """Raise `FFPError` if the weights of a model are quantized, and can neither be trained nor converted."""
+    if is_quantized(config):
+        raise FFPError(f"{model_id} is quantized; name the model in full precision that it was made from")
 
 
 def _is_native(config: PretrainedConfig) -> bool:

@@ -1,4 +1,4 @@
-"""GGUF files of dense models, which transformers dequantises: checks before and after loading."""
+"""GGUF files of dense models, which transformers dequantizes: checks before and after loading."""
 
 from functools import lru_cache
 from importlib.util import find_spec

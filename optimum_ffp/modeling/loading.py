@@ -28,7 +28,7 @@ from ..hub.record import prune_record
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_whole, note_untied, pruned_model_class
-from .checks import NO_TOKENIZER, check_prunable, check_unquantised, check_usable, largest_token
+from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
 from .families import get_family
 from .gguf_file import check_read_whole, open_gguf
 from .multimodal import language_config, language_model, takes_images
@@ -72,12 +72,12 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
 
     Args:
-        model_id: Hub id, folder, or a `.gguf` file, which is dequantised.
+        model_id: Hub id, folder, or a `.gguf` file, which is dequantized.
         options: Device, dtype and Hub options.
 
     Raises:
         FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
-            or quantised, its weights don't match its config, or it needs its own modelling code.
+            or quantized, its weights don't match its config, or it needs its own modeling code.
     """
     whole = _read_whole_config(model_id, options)
     config = _check_dense(model_id, whole, options)
@@ -113,7 +113,7 @@ def load_any(
     Args:
         model_id: Hub id or folder.
         options: Device, dtype and Hub options.
-        gguf: Whether `model_id` may be a `.gguf` file of a dense architecture, which is dequantised.
+        gguf: Whether `model_id` may be a `.gguf` file of a dense architecture, which is dequantized.
 
     Raises:
         FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
@@ -192,7 +192,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if model_id.endswith(".gguf"):
         raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
     config = read_any_config(model_id, options)
-    check_unquantised(model_id, config)
+    check_unquantized(model_id, config)
     if not is_pruned(config) and not prune_record(model_id, **options.hub()):
         raise FFPError(f"{model_id} was not pruned by optimum-ffp; name a model that was")
     return config
@@ -281,7 +281,7 @@ def _tokenizer_options() -> dict[str, bool]:
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
-    """Return options of `from_pretrained`: dequantise weights of a GGUF file, read other weights from safetensors."""
+    """Return options of `from_pretrained`: dequantize weights of a GGUF file, read other weights from safetensors."""
     dtype = resolve_dtype(options.dtype)
     if not extra:
         return options.hub() | SAFELY | {"dtype": dtype}

@@ -54,7 +54,7 @@ class FFPCohere2Model(Cohere2Model):
 
 
 class FFPCohere2ForCausalLM(Cohere2ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPErnie4_5Model(Ernie4_5Model):
 
 
 class FFPErnie4_5ForCausalLM(Ernie4_5ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

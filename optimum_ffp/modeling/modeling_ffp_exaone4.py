@@ -54,7 +54,7 @@ class FFPExaone4Model(Exaone4Model):
 
 
 class FFPExaone4ForCausalLM(Exaone4ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

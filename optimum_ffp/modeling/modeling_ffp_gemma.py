@@ -54,7 +54,7 @@ class FFPGemmaModel(GemmaModel):
 
 
 class FFPGemmaForCausalLM(GemmaForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -57,7 +57,7 @@ class FFPGemma2Model(Gemma2Model):
 
 
 class FFPGemma2ForCausalLM(Gemma2ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     # Some versions say that it does, and leave out the softcap of the attention.
     _supports_sdpa = False

@@ -57,7 +57,7 @@ class FFPGemma3Model(Gemma3TextModel):
 
 
 class FFPGemma3ForCausalLM(Gemma3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     # Before 5 it is that of the model that also takes images.
     base_model_prefix = "model"

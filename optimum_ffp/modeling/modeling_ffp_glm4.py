@@ -54,7 +54,7 @@ class FFPGlm4Model(Glm4Model):
 
 
 class FFPGlm4ForCausalLM(Glm4ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

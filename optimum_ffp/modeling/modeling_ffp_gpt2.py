@@ -50,7 +50,7 @@ class FFPGPT2Model(GPT2Model):
 
 
 class FFPGPT2ForCausalLM(GPT2LMHeadModel):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

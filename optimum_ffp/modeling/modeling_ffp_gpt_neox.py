@@ -67,7 +67,7 @@ class FFPGPTNeoXModel(GPTNeoXModel):
 
 
 class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -58,7 +58,7 @@ class FFPHunYuanDenseV1Model(HunYuanDenseV1Model):
 
 
 class FFPHunYuanDenseV1ForCausalLM(HunYuanDenseV1ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

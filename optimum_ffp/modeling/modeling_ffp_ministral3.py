@@ -58,7 +58,7 @@ class FFPMinistral3Model(Ministral3Model):
 
 
 class FFPMinistral3ForCausalLM(Ministral3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPOlmo2Model(Olmo2Model):
 
 
 class FFPOlmo2ForCausalLM(Olmo2ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPOlmo3Model(Olmo3Model):
 
 
 class FFPOlmo3ForCausalLM(Olmo3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -52,7 +52,7 @@ class FFPOPTModel(OPTModel):
 
 
 class FFPOPTForCausalLM(OPTForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

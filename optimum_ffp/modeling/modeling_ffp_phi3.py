@@ -73,7 +73,7 @@ class FFPPhi3Model(Phi3Model):
 
 
 class FFPPhi3ForCausalLM(Phi3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPQwen2Model(Qwen2Model):
 
 
 class FFPQwen2ForCausalLM(Qwen2ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPQwen3Model(Qwen3Model):
 
 
 class FFPQwen3ForCausalLM(Qwen3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -54,7 +54,7 @@ class FFPSmolLM3Model(SmolLM3Model):
 
 
 class FFPSmolLM3ForCausalLM(SmolLM3ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

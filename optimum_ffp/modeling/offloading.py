@@ -35,7 +35,7 @@ def check_offload(
         return
     if is_gguf:
         raise FFPError(
-            "the weights of a GGUF file are dequantised into memory, so offload 'disk' can't be used; save the model "
+            "the weights of a GGUF file are dequantized into memory, so offload 'disk' can't be used; save the model "
             "as safetensors first, or choose offload 'host' or 'none'"
         )
     own = config.dtype or torch.float32

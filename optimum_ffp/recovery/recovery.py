@@ -17,7 +17,7 @@ from ..config import RecoveryConfig
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
 from ..errors import FFPError, one_line
 from ..evaluation import window_losses
-from ..modeling.checks import check_unquantised
+from ..modeling.checks import check_unquantized
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
 from ..utils.batch_size import memory_errors
@@ -124,7 +124,7 @@ class FFPRecovery:
         student, tokenizer = load_pruned(name, given)
         teacher_id, of_teacher = find_teacher(name, teacher and os.fspath(teacher), given)
         dense, teacher_tokenizer = load_any(teacher_id, of_teacher, gguf=True)
-        check_unquantised(teacher_id, dense.config)
+        check_unquantized(teacher_id, dense.config)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise FFPError(f"the tokenizers of {name} and of {teacher_id} differ; name the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))

@@ -76,8 +76,8 @@ def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None 
     return model
 
 
-def is_quantised(config: PretrainedConfig) -> bool:
-    """Return whether the weights of a model with a config are quantised."""
+def is_quantized(config: PretrainedConfig) -> bool:
+    """Return whether the weights of a model with a config are quantized."""
     return getattr(config, "quantization_config", None) is not None
 
 
@@ -85,10 +85,10 @@ def is_quantised(config: PretrainedConfig) -> bool:
 def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
     """Convert the parameters of a model to its `compute_dtype`, and back afterwards.
 
-    A model that is quantised or spread over devices stays as it is.
+    A model that is quantized or spread over devices stays as it is.
     """
     found, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
-    fixed = hasattr(model, "hf_device_map") or is_quantised(model.config)
+    fixed = hasattr(model, "hf_device_map") or is_quantized(model.config)
     if fixed or found == model.dtype:
         yield
         return

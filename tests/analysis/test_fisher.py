@@ -80,7 +80,7 @@ def test_same_seed_same_matrices(windows):
 def test_where_a_norm_follows_the_length_of_an_output_has_no_weight(name, windows):
     model = make_tiny_model(name)
     family = get_family(model.config.model_type)
-    assert family.normalised_outputs
+    assert family.normalized_outputs
     units = find_units(model, family)[-1:]
     module = units[0].output.module
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from ...errors import FFPError
 from ...modeling.families.base import head_dimension
-from ...utils.precision import is_quantised
+from ...utils.precision import is_quantized
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def check_exportable(config: PretrainedConfig) -> None:
             f"llama.cpp has no architecture that this exporter writes for model type {model_type!r}; it exports "
             f"{', '.join(UNIFORM)}"
         )
-    if is_quantised(config):
-        raise FFPError("this model is quantised; export the one that it was quantised from")
+    if is_quantized(config):
+        raise FFPError("this model is quantized; export the one that it was quantized from")
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     expected, name = architecture.activation

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ...allocation.policy import Group, Unit
 
 
-# Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantisations (Q8_0, Q4_0).
+# Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantizations (Q8_0, Q4_0).
 QUANTISATION_BLOCKS = (256, 32)
 
 
@@ -38,7 +38,7 @@ class Family:
             it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
             dimension). The default is what transformers' grouped-query attention has.
         prunes_attention: Whether attention can lose heads.
-        normalised_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
+        normalized_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
             length of their outputs, so that errors count relative to it.
         prepare: Function to apply to a loaded dense model before its units are found; it may be applied again.
         title: Name of the family in the generated model code; the prefix of its classes if `None`.
@@ -60,7 +60,7 @@ class Family:
     default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = (("self_attn.num_key_value_groups", "heads_per_kv_head"),)
     prunes_attention: bool = True
-    normalised_outputs: bool = False
+    normalized_outputs: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
     title: str | None = None
     modeling: str | None = None
@@ -200,8 +200,8 @@ def members_of(units: Sequence[ModelUnit], layer: int) -> list[int]:
     return [index for index, unit in enumerate(units) if unit.unit.layer == layer]
 
 
-def quantisable_multiple(width: int) -> int:
-    """Return the multiple for FFN widths: the largest quantisation block that leaves at least 32 steps, or 1."""
+def quantizable_multiple(width: int) -> int:
+    """Return the multiple for FFN widths: the largest quantization block that leaves at least 32 steps, or 1."""
     return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
 
 
@@ -213,13 +213,13 @@ def find_units(
     Args:
         model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
         family: The family record.
-        ffn_multiple: FFN widths are multiples of this number of channels; `None` for `quantisable_multiple`.
+        ffn_multiple: FFN widths are multiples of this number of channels; `None` for `quantizable_multiple`.
         group: Groups of attention, one of `family.attention_groups`; the first of them if `None`.
     """
     if family.prepare:
         family.prepare(model)
     width = family.width(model.config)
-    multiple = quantisable_multiple(width) if ffn_multiple is None else ffn_multiple
+    multiple = quantizable_multiple(width) if ffn_multiple is None else ffn_multiple
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
         units.append(_attention(index, layer, family, model.config, group or family.attention_groups(model.config)[0]))

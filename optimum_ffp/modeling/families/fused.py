@@ -46,7 +46,7 @@ PHI3 = Family(
 )
 
 GLM4 = Family(
-    model_type="glm4", ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), normalised_outputs=True, title="GLM-4"
+    model_type="glm4", ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), normalized_outputs=True, title="GLM-4"
 )
 
 GPT_NEOX = Family(

@@ -14,12 +14,12 @@ LLAMA_LIKE = (
     Family(model_type="qwen3"),
     Family(model_type="hunyuan_v1_dense", title="HunYuan"),
     # Norms after attention and FFN act on the outputs of the output projections, whose size pruning doesn't change.
-    Family(model_type="gemma2", normalised_outputs=True, title="Gemma 2"),
-    Family(model_type="gemma3_text", normalised_outputs=True, title="Gemma 3"),
-    Family(model_type="exaone4", normalised_outputs=True, title="EXAONE 4"),
+    Family(model_type="gemma2", normalized_outputs=True, title="Gemma 2"),
+    Family(model_type="gemma3_text", normalized_outputs=True, title="Gemma 3"),
+    Family(model_type="exaone4", normalized_outputs=True, title="EXAONE 4"),
     # Query and key norms run across all heads, so that removing one would change those that stay.
-    Family(model_type="olmo2", prunes_attention=False, normalised_outputs=True, title="OLMo 2"),
-    Family(model_type="olmo3", prunes_attention=False, normalised_outputs=True, title="OLMo 3"),
+    Family(model_type="olmo2", prunes_attention=False, normalized_outputs=True, title="OLMo 2"),
+    Family(model_type="olmo3", prunes_attention=False, normalized_outputs=True, title="OLMo 3"),
     Family(model_type="gemma"),
     Family(model_type="granite"),
     Family(model_type="smollm3"),

@@ -235,7 +235,7 @@ def test_what_llama_cpp_cannot_run_is_refused(name, sizes, word, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantised_model_is_refused(tmp_path):
+def test_a_quantized_model_is_refused(tmp_path):
     model = make_model()
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(FFPError, match="quanti"):

@@ -58,7 +58,7 @@ class FFPStarcoder2Model(Starcoder2Model):
 
 
 class FFPStarcoder2ForCausalLM(Starcoder2ForCausalLM):
-    """The decoder with its language modelling head."""
+    """The decoder with its language modeling head."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

@@ -9,7 +9,7 @@ from optimum_ffp.analysis.attention import find_ways
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
-from optimum_ffp.modeling.families.base import quantisable_multiple
+from optimum_ffp.modeling.families.base import quantizable_multiple
 from optimum_ffp.search.runner import budget_at
 from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
@@ -83,5 +83,5 @@ def test_bounds_leave_attention_whole_that_must_be(data_folder):
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
-def test_widths_stay_quantisable_where_the_model_is_wide_enough(width, multiple):
-    assert quantisable_multiple(width) == multiple
+def test_widths_stay_quantizable_where_the_model_is_wide_enough(width, multiple):
+    assert quantizable_multiple(width) == multiple
