@@ -20,7 +20,7 @@ from tests.helpers import SMOLLM2
     sparsity=st.floats(0.01, 0.95),
     least=st.sampled_from([0.0, 0.2, 0.5]),
 )
-def test_they_are_all_that_meet_the_budget_with_layers_of_one_size(
+def test_homogeneous_policies_are_all_that_meet_the_budget(
     layers, heads, steps, multiple, sizes, sparsity, least
 ):
     of_head, of_channel, fixed = sizes
@@ -52,7 +52,7 @@ def test_they_are_all_that_meet_the_budget_with_layers_of_one_size(
         assert [policy.sizes[:2] for policy in policies] == [(max(wider), steps * multiple)]
 
 
-def test_smollm2_at_a_fifth_may_keep_any_number_of_its_three_kv_groups():
+def test_homogeneous_policies_of_smollm2():
     found = homogeneous_policies(Budget(SMOLLM2, 0.2, 0.2))
     assert all(policy.sizes == policy.sizes[:2] * 30 for policy in found)
     assert [policy.sizes[:2] for policy in found] == [(1, 1467), (2, 1297), (3, 1126)]
@@ -69,7 +69,7 @@ def test_layers_that_lose_different_kinds_of_heads_are_refused():
         homogeneous_policies(Budget(units, 0.2))
 
 
-def test_what_no_size_of_attention_meets_closely_is_met_with_all_channels():
+def test_coarse_attention_is_met_with_all_channels():
     units = [Unit(0, "attention", 2, 1000), Unit(0, "ffn", 4, 10)]
     found = homogeneous_policies(Budget(units, 0.3))
     assert [policy.sizes for policy in found] == [(1, 4)]

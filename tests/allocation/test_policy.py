@@ -38,7 +38,7 @@ def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
 
 
 @pytest.mark.parametrize("sizes", [(0, 12), (5, 12), (2, 17), (2,), (2, 12, 1), (2.0, 12), (True, 12), ("2", 12)])
-def test_sizes_that_can_not_be_are_refused(sizes):
+def test_wrong_sizes_are_refused(sizes):
     with pytest.raises(FFPError):
         PruningPolicy(UNITS, sizes)
 

@@ -47,7 +47,7 @@ def test_losses_are_compared_where_both_can_go():
     assert mean_losses(units, [np.array([9.0, 4.0, 0.0]), np.array([9.0, 1.5, 0.0])]) == pytest.approx([1.0, 0.75])
 
 
-def test_every_layer_takes_the_way_that_costs_less(windows):
+def test_every_layer_prunes_the_group_that_costs_less(windows):
     model = make_tiny_model(num_key_value_heads=2)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
     columns = model.model.layers[0].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)

@@ -77,7 +77,7 @@ def test_same_seed_same_matrices(windows):
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
-def test_where_a_norm_follows_the_length_of_an_output_has_no_weight(name, windows):
+def test_measurements_before_a_norm_are_scale_invariant(name, windows):
     model = make_tiny_model(name)
     family = get_family(model.config.model_type)
     assert family.normalized_outputs

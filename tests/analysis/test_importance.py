@@ -86,7 +86,7 @@ def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
     assert not torch.equal(order_groups("obs", weight, found, 1), expected)
 
 
-def test_what_is_left_of_a_matrix_takes_its_place():
+def test_a_matrix_is_compacted_in_place():
     # More rows than are copied at a time.
     matrix = torch.randn(2100, 2100, generator=torch.Generator().manual_seed(0))
     kept = torch.randperm(2100, generator=torch.Generator().manual_seed(1))[:1900].sort().values

@@ -61,14 +61,14 @@ def test_factors_are_of_the_sorted_model(prepared_with, windows):
     ],
     ids=["default", "no curves", "no factors"],
 )
-def test_nothing_is_measured_that_nothing_reads(prepared_with, options, stages):
+def test_only_what_is_read_is_measured(prepared_with, options, stages):
     prepared, meter = prepared_with(**options)
     assert list(meter.seconds) == stages
     assert (prepared.curves is not None) == (options.get("mapping") is None)
     assert (prepared.sorted_model.ridges is not None) == ("factorisation" in stages)
 
 
-def test_what_the_journal_has_is_not_measured_again(prepared_with, tmp_path, monkeypatch):
+def test_entries_of_the_journal_are_not_measured_again(prepared_with, tmp_path, monkeypatch):
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first, _ = prepared_with(journal)
     for name in ("collect_statistics", "collect_fisher"):

@@ -33,7 +33,7 @@ def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_so_they_are_without_query_heads(way, windows):
+def test_size_gradients_with_query_heads_pruned(way, windows):
     sizes, groups = WAYS[way]
     check_gradients(make_tiny_model("qwen3", **sizes), windows, groups)
 

@@ -76,7 +76,7 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
                 assert torch.equal(weight, parameter) == (fit not in gained)
 
 
-def test_what_gains_nothing_on_held_out_windows_stays_as_it_was(windows, unseen):
+def test_weights_that_gain_nothing_stay(windows, unseen):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = random_policy(sorted_model, 2)
     distilled = distil(sorted_model, policy, windows, unseen, 1, learning_rate=100.0)

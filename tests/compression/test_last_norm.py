@@ -98,7 +98,7 @@ def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
         assert distilled.last_norm.after == pytest.approx(float(divergences(pruned, model, held_out).mean()), rel=1e-3)
 
 
-def test_what_fails_is_said_and_the_weights_are_put_back(windows, monkeypatch):
+def test_weights_are_restored_after_a_failure(windows, monkeypatch):
     model = make_tiny_model().to(torch.bfloat16)
     layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
     before = {name: (tensor, tensor.dtype) for name, tensor in model.state_dict().items()}

@@ -50,7 +50,7 @@ def test_sliced_equals_masked_before_and_after_save(name, windows, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_so_it_does_without_query_heads(name, way, windows, tmp_path):
+def test_sliced_equals_masked_with_query_heads_pruned(name, way, windows, tmp_path):
     sizes, groups = WAYS[way]
     check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, groups)
 
@@ -80,7 +80,7 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_compensation_without_query_heads_is_the_direct_solution(way, windows):
+def test_compensation_with_query_heads_pruned_is_the_direct_solution(way, windows):
     sizes, groups = WAYS[way]
     model = make_tiny_model("qwen3", **sizes)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
@@ -181,7 +181,7 @@ def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, window
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_generation_without_query_heads(name, way, windows):
+def test_generation_with_query_heads_pruned(name, way, windows):
     sizes, groups = WAYS[way]
     check_generation(make_tiny_model(name, **sizes), windows, groups)
 

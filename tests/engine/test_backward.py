@@ -34,7 +34,7 @@ def output(tiny_model):
     return find_units(tiny_model, get_family(tiny_model.config.model_type))[2].output.module
 
 
-def test_they_are_those_of_the_loss(tiny_model, windows, output):
+def test_gradients_are_those_of_autograd(tiny_model, windows, output):
     losses, gradients = gradients_of(tiny_model, windows, output)
     seen = []
     with output.register_forward_hook(lambda module, inputs, found: seen.append(found.requires_grad_())):
@@ -46,7 +46,7 @@ def test_they_are_those_of_the_loss(tiny_model, windows, output):
             assert torch.allclose(gradient, by_autograd, rtol=1e-3, atol=1e-5)
 
 
-def test_pieces_of_the_head_add_up(tiny_model, windows, output, monkeypatch):
+def test_gradients_are_the_same_in_pieces_of_the_head(tiny_model, windows, output, monkeypatch):
     losses, gradients = gradients_of(tiny_model, windows[:2], output)
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
     in_pieces, same = gradients_of(tiny_model, windows[:2], output)
@@ -54,7 +54,7 @@ def test_pieces_of_the_head_add_up(tiny_model, windows, output, monkeypatch):
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(gradients, same))
 
 
-def test_positions_without_a_label_count_for_nothing(tiny_model, windows, output):
+def test_positions_without_a_label_have_no_gradient(tiny_model, windows, output):
     losses, (gradient,) = gradients_of(
         tiny_model,
         windows[:1],

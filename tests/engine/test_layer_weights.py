@@ -11,7 +11,7 @@ def layers():
     return [nn.Linear(4, 4) for _ in range(3)]
 
 
-def test_layers_that_stay_are_changed_at_once(layers):
+def test_resident_layers_are_changed_at_once(layers):
     weights, before = LayerWeights(layers), layers[1].weight.data
     weights.change(1, lambda: layers[1].weight.data.add_(1))
     assert weights.resident and torch.equal(layers[1].weight.data, before)
@@ -34,7 +34,7 @@ def test_backwards_and_one_alone(layers):
         assert layer is layers[2]
 
 
-def test_a_change_is_made_whenever_a_layer_is_brought(layers):
+def test_a_change_is_applied_whenever_a_layer_is_loaded(layers):
     weights, before = LayerWeights(layers, torch.device("cpu")), layers[1].weight.data.clone()
     left = []
     weights.change(

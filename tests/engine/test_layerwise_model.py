@@ -58,7 +58,7 @@ def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monke
     assert torch.equal(layerwise_of(tiny_model).losses(windows), together)
 
 
-def test_brought_layers_serve_as_many_windows_as_the_memory_holds(monkeypatch):
+def test_offloaded_layers_serve_as_many_windows_as_fit_in_memory(monkeypatch):
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 3)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.OFFLOADED_BYTES", 10)
     assert kept_bytes(True, 800, 2) == 3

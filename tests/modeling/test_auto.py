@@ -45,7 +45,7 @@ ANY_HEADS = {"mistral", "phi3"}
 
 @pytest.mark.parametrize("heads", [0, 1, 2])
 @pytest.mark.parametrize("name", ["llama", "mistral", "phi3", "gpt2", "opt", "gemma3"])
-def test_layers_that_are_alike_give_a_model_of_the_dense_class(name, heads, windows, tmp_path):
+def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows, tmp_path):
     model = make_tiny_model(name)
     # Either kind of group where there are two.
     groups = ("query_head",) if heads == 1 and name not in ("gpt2", "opt") else (None,)
@@ -90,6 +90,6 @@ def test_weights_that_the_config_does_not_describe_are_an_error(tmp_path, change
         load_whole(AutoModelForCausalLM, tmp_path)
 
 
-def test_layers_of_their_own_sizes_are_those_of_some_dense_models_too():
+def test_dense_models_with_a_config_per_layer_are_not_pruned_models():
     config = pytest.importorskip("transformers.models.gemma4").Gemma4TextConfig()
     assert config.is_heterogeneous and not is_pruned(config)

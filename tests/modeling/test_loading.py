@@ -70,7 +70,7 @@ def test_masks_of_earlier_releases_are_left_out(save_tiny_model, name, buffers, 
     assert "UNEXPECTED" not in "".join(capfd.readouterr())
 
 
-def test_integers_are_no_weights_all_the_same(save_tiny_model):
+def test_integer_weights_are_refused(save_tiny_model):
     base = save_tiny_model("gpt-neox")
     edit_weights(base, lambda w: w.update({"gpt_neox.layers.0.attention.dense.bias": torch.ones(32).byte()}))
     refused_by_both(base, "U8")
@@ -113,7 +113,7 @@ def test_a_folder_without_a_tokenizer(save_tiny_model, name):
     refused_by_both(base, "tokenizer.json")
 
 
-def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_tiny_model, tmp_path):
+def test_adapters_and_single_files_are_refused(save_tiny_model, tmp_path):
     base, adapter = save_tiny_model(), tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
@@ -121,7 +121,7 @@ def test_a_folder_of_an_adapter_and_a_file_of_a_model(save_tiny_model, tmp_path)
     refused_by_both(base / "config.json", "no folder")
 
 
-def test_every_process_reads_all_weights_whatever_fsdp_was_told(save_tiny_model, monkeypatch):
+def test_every_process_reads_all_weights_under_fsdp(save_tiny_model, monkeypatch):
     """Every one measures both models, and some versions of transformers would give zeros to all but the first."""
     found = []
     load = AutoModelForCausalLM.from_pretrained

@@ -46,7 +46,7 @@ def save_tiny(folder, name, **changes):
     return model
 
 
-def test_every_one_has_a_tiny_model():
+def test_every_multimodal_family_has_a_tiny_model():
     assert set(LANGUAGE) == set(MULTIMODAL)
 
 
@@ -116,7 +116,7 @@ def test_its_chat_template_may_want_content_in_parts(tmp_path):
     assert render(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
 
 
-def test_what_can_not_be_is_refused(tmp_path):
+def test_wrong_use_of_multimodal_models_is_refused(tmp_path):
     whole = save_tiny(tmp_path, "gemma3")
     with pytest.raises(FFPError, match="images"):
         FFPPruner(whole, make_tokenizer(), FFPConfig())

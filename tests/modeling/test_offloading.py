@@ -24,12 +24,12 @@ def test_layers_on_disk_are_views_of_the_files(save_tiny_model):
         ({"offload": "cloud"}, "cloud"),
     ],
 )
-def test_what_can_not_be_offloaded_is_said(save_tiny_model, options, message):
+def test_offload_that_is_not_possible_is_refused(save_tiny_model, options, message):
     with pytest.raises(FFPError, match=message):
         load_dense(str(save_tiny_model()), LoadOptions(device="cpu", **options))
 
 
-def test_what_does_not_fit_into_memory_needs_a_folder(save_tiny_model, data_folder):
+def test_offload_to_disk_needs_a_work_folder(save_tiny_model, data_folder):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     with pytest.raises(FFPError, match="offload 'disk' needs a work_folder"):
         FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
@@ -42,7 +42,7 @@ def test_a_prune_from_disk_is_the_same_bit_for_bit(save_tiny_model, data_folder,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["phi3", "gpt2"])
-def test_so_is_that_of_other_families(save_tiny_model, name, data_folder, tmp_path):
+def test_a_prune_from_disk_is_the_same_for_other_families(save_tiny_model, name, data_folder, tmp_path):
     check_prune_from_disk(save_tiny_model(name), data_folder, tmp_path, {})
 
 

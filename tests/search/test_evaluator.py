@@ -34,7 +34,7 @@ def test_it_counts_what_it_reads(sorted_model, windows):
     assert (evaluate.evaluations, evaluate.tokens, evaluate.non_finite) == (3, 24 * (2 * 3 + 3 * 2), 0)
 
 
-def test_what_the_journal_has_is_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
+def test_entries_of_the_journal_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
     policy = random_policy(sorted_model, 0)
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)([policy], np.arange(6))

@@ -36,7 +36,7 @@ def search(save_tiny_model, data_folder):
     bounds=st.tuples(st.floats(0, 1), st.floats(0.5, 1)).map(sorted),
     data=st.data(),
 )
-def test_what_either_way_can_meet_every_mix_of_them_does(heads, widths, by_query_heads, sparsity, bounds, data):
+def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads, sparsity, bounds, data):
     (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
     queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
     kv_groups = partial(Unit, kind="attention", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
@@ -71,7 +71,7 @@ def test_what_either_way_can_meet_every_mix_of_them_does(heads, widths, by_query
         assert PruningPolicy.from_dict(saved, units) == policy
 
 
-def test_a_sparsity_that_one_way_can_not_meet_names_the_other():
+def test_an_infeasible_sparsity_names_the_other_groups():
     ffn = Unit(0, "ffn", 100, 1)
     ways = [
         [Unit(0, "attention", 10, 90), ffn],

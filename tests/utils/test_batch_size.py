@@ -29,7 +29,7 @@ def test_one_window_too_many_is_an_error():
         with_halving_batches(run, 4)
 
 
-def test_what_says_that_memory_has_run_out():
+def test_errors_of_memory_are_recognized():
     for message in ("CUDA out of memory. Tried to allocate", "CUDA error: out of memory\nCUDA kernel errors might"):
         assert out_of_memory(RuntimeError(message))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))

@@ -6,10 +6,8 @@ import torch
 from optimum_ffp.utils.precision import (
     autocast_dtype,
     compute_dtype,
-    computes_in_bfloat16,
     computing_in,
     float32_products,
-    frozen_dtype,
     in_compute_dtype,
 )
 from tests.helpers import make_tiny_model
@@ -44,20 +42,6 @@ def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
         assert compute_dtype(CARD, dtype) == (dtype if native or dtype == torch.float16 else torch.float32)
         assert compute_dtype(torch.device("mps"), dtype) == dtype
     assert compute_dtype(CPU, torch.float32) == compute_dtype(CARD, torch.float32) == torch.float32
-
-
-def test_a_training_computes_in_bfloat16_where_the_hardware_does_or_the_user_says_so(monkeypatch):
-    monkeypatch.setattr("optimum_ffp.utils.precision.multiplies", lambda device, dtype: dtype == torch.bfloat16)
-    assert [computes_in_bfloat16(CPU, choice) for choice in (None, True, False)] == [True, True, False]
-    monkeypatch.setattr("optimum_ffp.utils.precision.multiplies", lambda device, dtype: False)
-    assert [computes_in_bfloat16(CPU, choice) for choice in (None, True, False)] == [False, True, False]
-
-
-def test_weights_beside_adapters_are_not_in_float16_without_autocast(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
-    assert frozen_dtype(CARD, torch.float16, bf16=False) == torch.float32
-    assert frozen_dtype(CARD, torch.float16, bf16=True) == torch.float16
-    assert frozen_dtype(CARD, torch.bfloat16, bf16=False) == torch.bfloat16
 
 
 def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
@@ -103,11 +87,6 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
         torch.set_float32_matmul_precision(before)
     assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
-
-
-def test_a_cpu_without_amx_multiplies_bfloat16_as_float32():
-    with float32_products(torch.eye(2, dtype=torch.bfloat16)):
-        assert precisions() == ["tf32", "tf32"]
 
 
 def test_an_error_puts_the_precision_back():

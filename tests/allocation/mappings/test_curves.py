@@ -54,7 +54,7 @@ def test_a_curve_with_a_large_multiplier_gets_more():
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_part_with_a_large_multiplier_is_kept_and_one_with_a_small_goes():
+def test_parts_with_large_multipliers_are_kept():
     units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
     mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
     scores = np.zeros((3, 4))
@@ -76,7 +76,7 @@ def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
     assert costs[0] == pytest.approx(costs[1])
 
 
-def test_falls_are_what_the_curve_falls_by_part_by_part():
+def test_drops_are_the_differences_of_the_curve_by_part():
     units = tuple(Unit(layer, "ffn", 24, 10) for layer in range(2))
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
     fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))

@@ -26,7 +26,7 @@ def test_no_more_evaluations_than_asked(method, agent, steps):
 
 
 @pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_nothing_ends_above_the_baselines(method, agent):
+def test_no_search_ends_worse_than_its_baselines(method, agent):
     result, landscape, task = run(method, agent, steps=3, seed=1)
     assert landscape.loss(result.policy) <= min(map(landscape.loss, task.baselines.values()), default=np.inf)
     for name, policy in task.baselines.items():
@@ -41,7 +41,7 @@ def test_same_seed_same_policy(method, agent):
 
 
 @pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_what_is_kept_is_the_best_seen_at_the_target_and_full_fidelity(method, agent):
+def test_the_result_is_the_best_at_the_target_on_all_windows(method, agent):
     result, landscape, _ = run(method, agent)
     finals = [entry for entry in result.log if entry["final"]]
     assert finals and all(entry["samples"] == 8 and entry["target_sparsity"] == 0.3 for entry in finals)
