@@ -37,7 +37,7 @@ class Evaluation(dict[str, dict[str, Any]]):
         return comparison_table(self)
 
 
-@memory_errors(REMEDIES)
+@memory_errors(REMEDIES, stage="the evaluation")
 def evaluate(
     model: Source,
     baseline: Source | Sequence[Source] | None = None,

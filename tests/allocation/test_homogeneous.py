@@ -20,9 +20,7 @@ from tests.helpers import SMOLLM2
     sparsity=st.floats(0.01, 0.95),
     least=st.sampled_from([0.0, 0.2, 0.5]),
 )
-def test_homogeneous_policies_are_all_that_meet_the_budget(
-    layers, heads, steps, multiple, sizes, sparsity, least
-):
+def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps, multiple, sizes, sparsity, least):
     of_head, of_channel, fixed = sizes
     units = [
         unit
