@@ -8,10 +8,9 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
-from optimum_ffp.checkpoint.pushing import push_checkpoint
+from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import contents, published, smollm2_path
+from tests.helpers import smollm2_path
 
 
 pytestmark = [
@@ -74,13 +73,3 @@ def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
     perplexity, text = done.stdout.strip().splitlines()
     assert float(perplexity) == pytest.approx(pruner.result.perplexity, rel=1e-3)
     assert text.startswith("The capital of France is")
-
-
-def test_it_comes_back_from_a_hub_as_it_went(pruner, folder, hub, tmp_path):
-    push_checkpoint(folder, "me/SmolLM2-135M-ffp-20")
-    pulled = Path(snapshot_download("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache"))
-    (pulled / ".gitattributes").unlink()
-    assert contents(pulled) == published(folder, "me/SmolLM2-135M-ffp-20")
-    again = FFPModelForCausalLM.from_pretrained("me/SmolLM2-135M-ffp-20", cache_dir=tmp_path / "cache")
-    tokens = torch.arange(100, 116)[None]
-    assert torch.equal(again(tokens).logits, pruner.result.model(tokens).logits)
