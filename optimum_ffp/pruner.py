@@ -15,7 +15,6 @@ from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import find_agent, save_checkpoint
-from .compression.calibration import calibrate
 from .config import FFPConfig
 from .config.prune import find_choice
 from .data import DataSplits
@@ -88,7 +87,7 @@ class FFPPruner:
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
-        for option in ("method", "criterion", "mapping"):
+        for option in ("method", "criterion", "mapping", "calibration"):
             find_choice(option, getattr(config, option))
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -257,7 +256,9 @@ class FFPPruner:
         if config.reports_searched:
             losses["searched"] = test_losses("searched")
         with meter.stage("calibration"):
-            calibration = calibrate(sorted_model, policy, measured.data, measured.start_token, config, journal)
+            calibration = find_choice("calibration", config.calibration).calibrate(
+                sorted_model, policy, measured.data, measured.start_token, config, journal
+            )
         if config.calibration != "none":
             losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):

@@ -241,7 +241,7 @@ class FFPConfig(Config):
         "give the output of the dense layer, and the last norm to give its predictions), ridge (every layer alone, by "
         "ridge regression) or none.",
         "Calibration",
-        choices=("distillation", "ridge", "none"),
+        choices="compression.calibrations",
         paper="ridge",
         stage="calibration",
     )

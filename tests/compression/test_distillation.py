@@ -1,16 +1,13 @@
 """Distilled layers against errors that are computed from the outputs of whole models."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.distillation import (
-    FIRST_TOKENS,
-    Distilled,
-    distil,
-    split_windows,
-)
+from optimum_ffp.compression.calibrations.distillation import FIRST_TOKENS, Distilled, distill, split_windows
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
 
@@ -18,6 +15,7 @@ from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tok
 # The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
 # hold out some of the windows that it sees.
 PASSES, RATE = 8, 0.01
+learn = partial(distill, passes=PASSES, learning_rate=RATE)
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def layer_error(model, dense, windows, layer, seen):
 def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
-    distilled = distil(sorted_model, policy, windows, held_out, PASSES, RATE)
+    distilled = learn(sorted_model, policy, windows, held_out)
     pruned, fits = sorted_model.materialize(policy, distilled.weights), distilled.layers
     for layer in (0, 1):
         assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer, windows), rel=1e-3)
@@ -62,7 +60,7 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     model, policy = sorted_model.model, random_policy(sorted_model, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    distilled = distil(sorted_model, policy, windows, windows[:3], PASSES, RATE)
+    distilled = learn(sorted_model, policy, windows, windows[:3])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     fits = [*distilled.layers, distilled.last_norm]
@@ -79,12 +77,12 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
 def test_weights_that_gain_nothing_stay(windows, unseen):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = random_policy(sorted_model, 2)
-    distilled = distil(sorted_model, policy, windows, unseen, 1, learning_rate=100.0)
+    distilled = learn(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
     assert all(fit.after == fit.before for fit in [*distilled.layers, distilled.last_norm])
     found = distilled.weights
     assert all(torch.equal(found[name], weight) for name, weight in sorted_model.compensated(policy).items())
     # Where nothing is pruned, nothing is wrong.
-    distilled = distil(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, 1, RATE)
+    distilled = learn(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, passes=1)
     assert all(fit.after < 1e-8 for fit in [*distilled.layers, distilled.last_norm])
 
 
@@ -95,7 +93,7 @@ def test_all_passes_of_a_layer_are_counted(windows, start_token):
     # Runs the first layer once to know what it returns.
     sorted_model.layerwise.enter(windows)
     read, before = [tokens_read(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
-    distil(sorted_model, random_policy(sorted_model, 2), windows, held_out, 2, RATE, start_token=start_token)
+    learn(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
     each = length if start_token else length * 9 // 8
     # Forward passes that are differentiated count three times. Of a layer that gains nothing there are twice as many.
     trained = [count - 2 * (len(windows) + len(held_out)) * each for count in map(sum, read)]
@@ -113,7 +111,7 @@ def test_steps_are_relative_to_the_size_of_the_weights(windows):
     errors = []
     for model in (make_tiny_model(), scaled):
         sorted_model, _ = make_sorted_model(model, windows)
-        distilled = distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], PASSES, RATE)
+        distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
         errors.append([fit.after for fit in distilled.layers])
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
@@ -124,7 +122,7 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
     for start_token in (False, True):
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         policy = random_policy(sorted_model, 2)
-        distilled = distil(sorted_model, policy, windows, windows[:3], PASSES, RATE, start_token=start_token)
+        distilled = learn(sorted_model, policy, windows, windows[:3], start_token=start_token)
         pruned = sorted_model.materialize(policy, distilled.weights)
         errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
     assert errors[False] < 0.95 * errors[True]
@@ -137,7 +135,7 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
 def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windows, dtype):
     sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
     # Most steps are smaller than what bfloat16 can add to a weight.
-    distilled = distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], PASSES, 0.003)
+    distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
     assert all(weight.dtype == dtype for weight in distilled.weights.values())
     assert distilled.layers[0].after < 0.99 * distilled.layers[0].before
 
@@ -145,7 +143,7 @@ def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windo
 def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_path):
     def calibrate(journal: Journal) -> Distilled:
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        return distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], 2, RATE, journal=journal)
+        return learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=2, journal=journal)
 
     expected = calibrate(Journal(tmp_path))
     for name in ("layer-1", "layer-2", "last-norm"):
@@ -168,7 +166,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
 
 
 def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", 1)
+    monkeypatch.setattr("optimum_ffp.compression.calibrations.distillation.STEP_TOKENS", 1)
     steps = []
 
     def watched(optimiser, *args):
@@ -180,7 +178,7 @@ def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypat
     def first_layer(batch: int) -> tuple[list[list[torch.Tensor]], list[float]]:
         steps.clear()
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        distil(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], 1, RATE, batch)
+        learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1, batch=batch)
         # Nothing is learned, so that every layer, and the last norm, tries a second time.
         taken = len(steps) // (2 * (1 + len(sorted_model.layerwise.layers)))
         return [gradients for gradients, _ in steps[:taken]], steps[0][1]

@@ -2,20 +2,25 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from ..allocation.policy import PruningPolicy
-from ..engine import Arguments, LayerRunner, LayerwiseModel
-from ..utils import processes
-from ..utils.heap import return_free_memory
-from ..utils.progress import progress_bar
-from ..utils.resume import Journal
-from .last_norm import PredictionLoss, last_norm_parameters
-from .sorted_model import SortedModel
-from .training import Fit, Trainer
+from ...allocation.policy import PruningPolicy
+from ...config import FFPConfig
+from ...data import DataSplits
+from ...engine import Arguments, LayerRunner, LayerwiseModel
+from ...utils import processes
+from ...utils.heap import return_free_memory
+from ...utils.precision import autocast_dtype
+from ...utils.progress import progress_bar
+from ...utils.resume import Journal
+from ..calibration import Calibration
+from ..last_norm import PredictionLoss, last_norm_parameters
+from ..sorted_model import SortedModel
+from ..training import Fit, Trainer
 
 
 # Least tokens per step of the optimiser.
@@ -46,6 +51,36 @@ class Distilled(NamedTuple):
         return {name: weight for fit in fits for name, weight in fit.weights.items()}
 
 
+def calibrate(
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    data: DataSplits,
+    start_token: bool,
+    config: FFPConfig,
+    journal: Journal,
+) -> Calibration:
+    """Train every layer on the calibration windows, with search windows held out (`distill`)."""
+    held_out = data.search.first(config.held_out_samples)
+    held_out = replace(held_out, tokens=split_windows(held_out.tokens, config.distillation_parts, start_token))
+    distilled = distill(
+        sorted_model,
+        policy,
+        split_windows(data.calibration.tokens, config.distillation_parts, start_token),
+        held_out.tokens,
+        passes=config.distillation_passes,
+        learning_rate=config.distillation_rate,
+        batch=config.distillation_batch,
+        seed=config.seed,
+        start_token=start_token,
+        dtype=autocast_dtype(sorted_model.model, config.search_dtype),
+        journal=journal,
+    )
+    record = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
+    if distilled.last_norm is not None:
+        record["last_norm"] = distilled.last_norm.errors
+    return Calibration(distilled.weights, record | held_out.describe())
+
+
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
     """Split windows into parts of equal length; a few last tokens may be left out.
 
@@ -63,11 +98,12 @@ def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) 
 
 
 @torch.no_grad()
-def distil(
+def distill(
     sorted_model: SortedModel,
     policy: PruningPolicy,
     windows: torch.Tensor,
     held_out: torch.Tensor,
+    *,
     passes: int = 2,
     learning_rate: float = 0.01,
     batch: int = 1,
