@@ -127,7 +127,7 @@ class PruningPolicy:
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable form: one row per unit, with its size in the dense and in the pruned model."""
+        """Return a JSON-serializable form: one row per unit, with its size in the dense and in the pruned model."""
         rows = [
             {"layer": unit.layer, "unit": unit.kind, "group": unit.group, "items": unit.groups}
             | {"kept": size, "retention": round(rate, 6)}

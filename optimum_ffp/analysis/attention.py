@@ -108,7 +108,7 @@ def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | N
     return OrderedUnit(unit, order_groups(config.criterion, weight, statistics, block, fisher, unit.sections))
 
 
-def factorise_unit(
+def factorize_unit(
     ordered: OrderedUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
 ) -> OrderedUnit:
     """Add the ridge factor, and the loss curve if `config.mapping` needs it. The model is not sorted yet.

@@ -3,7 +3,7 @@
 import torch
 
 from ..config.prune import find_choice, is_fisher_weighted
-from ..utils.cholesky import factorise, ridge_damping
+from ..utils.cholesky import factorize, ridge_damping
 from .gram import Statistics
 
 
@@ -42,5 +42,5 @@ def root(matrix: torch.Tensor) -> torch.Tensor:
     It is the transposed Cholesky factor: scores only depend on `Rᵀ R`, and an eigendecomposition, which would give the
     symmetric root, takes ten times as long. Directions without any loss get that of a rounding error.
     """
-    factor, _ = factorise(matrix, ridge_damping(matrix, 0.0))
+    factor, _ = factorize(matrix, ridge_damping(matrix, 0.0))
     return factor.T.float()

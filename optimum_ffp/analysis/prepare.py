@@ -23,7 +23,7 @@ from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.tensors import pin
-from .attention import OrderedUnit, choose_groups, factorise_unit, order_unit
+from .attention import OrderedUnit, choose_groups, factorize_unit, order_unit
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
 
@@ -191,8 +191,8 @@ class _Preparation:
             with self.meter.stage("importance"):
                 ordered = [order_unit(unit, *measured, config) for unit in ways.values()]
             if config.needs_factors:
-                with self.meter.stage("factorisation"):
-                    ordered = [factorise_unit(one, *measured, config) for one in ordered]
+                with self.meter.stage("factorization"):
+                    ordered = [factorize_unit(one, *measured, config) for one in ordered]
             packed |= choose_groups(ordered).pack(f"{member}.")
         return packed
 

@@ -2,14 +2,14 @@
 
 import torch
 
-from ..utils.cholesky import factorise, ridge_damping
+from ..utils.cholesky import factorize, ridge_damping
 
 
 class PrefixRidge:
     """Compensated weights of every prefix of a unit from one Cholesky factor.
 
     Prefixes are nested, so with `H + λI = L Lᵀ` in the sorted order the solution of Eq. 6-7 for the first `k` columns
-    is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorisation.
+    is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorization.
 
     Args:
         factor: `L`, float32, shape `[features, features]`. It stays on its device and is moved to that of a weight
@@ -36,7 +36,7 @@ class PrefixRidge:
             order: Columns from most to least important, shape `[features]`; `None` if `H` is in the sorted order.
         """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
-        factor, _ = factorise(gram, ridge_damping(gram, ridge_lambda, relative), order)
+        factor, _ = factorize(gram, ridge_damping(gram, ridge_lambda, relative), order)
         # As a file has it: products with another layout of the same matrix differ in the last digits.
         return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 

@@ -105,7 +105,7 @@ class LayerWeights:
 
     @contextmanager
     def _brought(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
-        layer, kept = self.layers[index], self._tensors(index)
+        layer, originals = self.layers[index], self._tensors(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         change, forget = self._changes.get(index, (lambda: None, lambda: None))
         try:
@@ -117,7 +117,7 @@ class LayerWeights:
             change()
             yield layer
         finally:
-            for name, tensor in kept.items():
+            for name, tensor in originals.items():
                 put(tensors[name], tensor)
             forget()
 

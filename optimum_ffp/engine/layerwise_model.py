@@ -27,7 +27,7 @@ from .token_counter import TokenCounter
 # device once for all of these windows it is a share of the free host memory, if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 # Free memory of a device, relative to the hidden states that are kept on it.
-ROOM = 8
+HEADROOM = 8
 
 # Changes a layer, whose index is given and whose weights are loaded, for the duration of a context. The number of
 # layers stands for what follows the last one.
@@ -39,7 +39,7 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def kept_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
+def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
     """Return how many bytes of hidden states a process keeps at once.
 
     Args:
@@ -49,7 +49,7 @@ def kept_bytes(resident: bool, free: int, processes: int, device_free: int | Non
         device_free: Free bytes on the accelerator; `None` without one.
     """
     if resident:
-        return max(RESIDENT_BYTES, (device_free or 0) // (ROOM + 1))
+        return max(RESIDENT_BYTES, (device_free or 0) // (HEADROOM + 1))
     return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
 
 
@@ -60,7 +60,7 @@ class Reached(Exception):
 class LayerwiseModel:
     """Runs a causal LM layer by layer: all windows go through a layer before the next.
 
-    Hidden states are on the device if there is room for `ROOM` times as many, otherwise in host memory.
+    Hidden states are on the device if there is room for `HEADROOM` times as many, otherwise in host memory.
 
     Args:
         model: The model. Its embeddings, last norm and head are on the device.
@@ -117,14 +117,14 @@ class LayerwiseModel:
         in_layers = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         tensors = [one for one in tensors if id(one) not in in_layers and one.dtype == self.stored_dtype]
-        kept = [tensor.data for tensor in tensors]
+        originals = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
                 put(tensor, tensor.data.to(self.dtype))
             yield
         finally:
-            for tensor, stored in zip(tensors, kept):
-                put(tensor, stored)
+            for tensor, original in zip(tensors, originals):
+                put(tensor, original)
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -143,8 +143,8 @@ class LayerwiseModel:
         """
         size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
         device_free = free_device_memory(self.device)
-        kept = kept_bytes(self.weights.resident, self._host_free, processes.local_count(), device_free)
-        return max(1, kept // size)
+        budget = hidden_state_bytes(self.weights.resident, self._host_free, processes.local_count(), device_free)
+        return max(1, budget // size)
 
     @torch.no_grad()
     def enter(
@@ -168,9 +168,9 @@ class LayerwiseModel:
         with self.ends_loaded():
             hidden, first = self._reach_first(windows[:1])
             arguments = self._pass_through(windows[:1], hidden, first)
-            shape, kept = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
+            shape, dtype = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
             # One tensor, so that the heap is not fragmented.
-            states = torch.empty(shape, dtype=kept, device=self._place(shape, kept, copies))
+            states = torch.empty(shape, dtype=dtype, device=self._place(shape, dtype, copies))
             for entered, together in zip(states.split(batch_size), windows.split(batch_size)):
                 entered.copy_(self._reach_first(together)[0])
         return states, arguments
@@ -224,7 +224,7 @@ class LayerwiseModel:
         if self.weights.resident and len(candidates) > 1:
             one_by_one = [self.losses(windows, [change], dtype, batch_size, on_layer) for change in candidates]
             return torch.cat(one_by_one)
-        found = []
+        losses = []
         for together in windows.split(self.at_once(windows, len(candidates))):
             entered, arguments = self.enter(together, copies=len(candidates))
             states = [entered, *(entered.clone() for _ in candidates[1:])]
@@ -234,13 +234,13 @@ class LayerwiseModel:
                     with change(index):
                         runner.advance(of_candidate, batch_size)
                 on_layer()
-            of_head = []
+            of_candidates = []
             with self.ends_loaded():
                 for change, of_candidate in zip(candidates, states):
                     with change(len(self.layers)):
-                        of_head.append(self._head_losses(of_candidate, together, dtype, batch_size))
-            found.append(torch.stack(of_head))
-        return torch.cat(found, 1)
+                        of_candidates.append(self._head_losses(of_candidate, together, dtype, batch_size))
+            losses.append(torch.stack(of_candidates))
+        return torch.cat(losses, 1)
 
     def _head_losses(
         self, states: torch.Tensor, windows: torch.Tensor, dtype: torch.dtype | None, batch_size: int
@@ -264,7 +264,7 @@ class LayerwiseModel:
     def _place(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
         needed = torch.Size(shape).numel() * dtype.itemsize * copies
         free = free_device_memory(self.device)
-        return self.device if free is not None and free > ROOM * needed else torch.device("cpu")
+        return self.device if free is not None and free > HEADROOM * needed else torch.device("cpu")
 
     def _reach_first(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
         """Return the hidden states before the first layer, and its other arguments."""

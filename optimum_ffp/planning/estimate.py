@@ -12,7 +12,7 @@ from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
-from ..engine.layerwise_model import ROOM, kept_bytes
+from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
@@ -151,10 +151,12 @@ def estimate_prune(
     else:
         check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
     for place in places:
-        found = _estimate_at(place, model, ways[0], config, sparsities, written, saves_work, local_processes, machine)
-        if not found.warnings:
+        estimate = _estimate_at(
+            place, model, ways[0], config, sparsities, written, saves_work, local_processes, machine
+        )
+        if not estimate.warnings:
             break
-    return found
+    return estimate
 
 
 def _estimate_at(
@@ -199,13 +201,13 @@ def _estimate_at(
 
     # Hidden states, which are kept between layers.
     window = length * shape.hidden_size * own
-    portion = kept_bytes(place == "none" and own == stored, machine.host, local_processes, max(0, room))
+    portion = hidden_state_bytes(place == "none" and own == stored, machine.host, local_processes, max(0, room))
     backward = (len(layers) + 2) * max(config.fisher_samples, config.update_samples) * window
     read = max(min(portion, backward), config.num_samples * window)
     # Those of the dense and of the pruned model, and of an eighth of the tokens as first tokens.
     trained = 9 * (config.num_samples + config.held_out_samples) * window // 4 * distills
     read, trained = (
-        (states, 0) if on_accelerator and ROOM * states < room else (0, states // local_processes)
+        (states, 0) if on_accelerator and HEADROOM * states < room else (0, states // local_processes)
         for states in (read, trained)
     )
 

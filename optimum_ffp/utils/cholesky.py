@@ -58,7 +58,7 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
     return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
-def factorise(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Return the Cholesky factor of `H + d I`.
 
     It takes the place of a copy of the matrix, since every matrix in float64 takes 1 GB for the largest unit of a 7B

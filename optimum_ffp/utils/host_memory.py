@@ -15,9 +15,9 @@ ANONYMOUS = ("anon", "total_rss")
 
 def free_host_memory() -> int:
     """Return the bytes of host memory available to this process, including those that it uses."""
-    own, memory = psutil.Process().memory_info(), psutil.virtual_memory()
+    process, memory = psutil.Process().memory_info(), psutil.virtual_memory()
     # Pages of mapped files are available already.
-    used = own.rss - getattr(own, "shared", 0)
+    used = process.rss - getattr(process, "shared", 0)
     return min([memory.available + used, memory.total, *_available(used)])
 
 
@@ -31,8 +31,8 @@ def _available(used: int) -> Iterator[int]:
 
 def _anonymous(path: Path) -> int:
     lines = path.read_text().splitlines() if path.is_file() else []
-    found = dict(line.split() for line in lines)
-    return next((int(found[name]) for name in ANONYMOUS if name in found), 0)
+    counts = dict(line.split() for line in lines)
+    return next((int(counts[name]) for name in ANONYMOUS if name in counts), 0)
 
 
 def _limit_files() -> Iterator[Path]:

@@ -11,7 +11,7 @@ def to_json(record: Any, indent: int | None = None) -> str:
     """Return JSON for other programs. NaN and infinity become `null`.
 
     Args:
-        record: Any JSON-serialisable object.
+        record: Any JSON-serializable object.
         indent: Number of spaces of indentation; a single line if `None`.
     """
     return json.dumps(_finite(record), indent=indent, allow_nan=False)

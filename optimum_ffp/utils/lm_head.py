@@ -79,15 +79,15 @@ def losses_in_pieces(
     return torch.cat(losses, 1).cpu().double().mean(1)
 
 
-def divergences(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Return `KL(expected ‖ found)` of the next token at every position, in nats, shape `[windows, positions]`.
+def divergences(expected: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Return `KL(expected ‖ predicted)` of the next token at every position, in nats, shape `[windows, positions]`.
 
     Args:
         expected: Logits, shape `[windows, positions, vocabulary]`.
-        found: Logits, of the same shape.
+        predicted: Logits, of the same shape.
     """
-    expected, found = (logits.float().log_softmax(-1) for logits in (expected, found))
-    return (expected.exp() * (expected - found)).sum(-1)
+    expected, predicted = (logits.float().log_softmax(-1) for logits in (expected, predicted))
+    return (expected.exp() * (expected - predicted)).sum(-1)
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -117,12 +117,12 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
     """Call a module without its hooks for the duration of the context, as FSDP has them to gather weights."""
-    kept = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
-    vars(module).update({name: type(hooks)() for name, hooks in kept.items()})
+    hooks_by_name = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
+    vars(module).update({name: type(hooks)() for name, hooks in hooks_by_name.items()})
     try:
         yield
     finally:
-        vars(module).update(kept)
+        vars(module).update(hooks_by_name)
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

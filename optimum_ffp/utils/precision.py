@@ -87,18 +87,18 @@ def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
 
     A model that is quantized or spread over devices stays as it is.
     """
-    found, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
+    dtype, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
     fixed = hasattr(model, "hf_device_map") or is_quantized(model.config)
-    if fixed or found == model.dtype:
+    if fixed or dtype == model.dtype:
         yield
         return
     stored = [parameter.dtype for parameter in parameters]
-    convert(model, found)
+    convert(model, dtype)
     try:
         yield
     finally:
-        for parameter, dtype in zip(parameters, stored):
-            parameter.data = parameter.data.to(dtype)
+        for parameter, original in zip(parameters, stored):
+            parameter.data = parameter.data.to(original)
 
 
 def _cpu_multiplies(dtype: torch.dtype) -> bool:

@@ -55,8 +55,8 @@ def test_factors_are_of_the_sorted_model(prepared_with, windows):
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        ({}, ["fisher", "statistics", "importance", "factorisation"]),
-        (PLAIN, ["statistics", "importance", "factorisation"]),
+        ({}, ["fisher", "statistics", "importance", "factorization"]),
+        (PLAIN, ["statistics", "importance", "factorization"]),
         (PLAINEST, ["statistics", "importance"]),
     ],
     ids=["default", "no curves", "no factors"],
@@ -65,7 +65,7 @@ def test_only_what_is_read_is_measured(prepared_with, options, stages):
     prepared, meter = prepared_with(**options)
     assert list(meter.seconds) == stages
     assert (prepared.curves is not None) == (options.get("mapping") is None)
-    assert (prepared.sorted_model.ridges is not None) == ("factorisation" in stages)
+    assert (prepared.sorted_model.ridges is not None) == ("factorization" in stages)
 
 
 def test_entries_of_the_journal_are_not_measured_again(prepared_with, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_ffp.engine import LayerwiseModel
-from optimum_ffp.engine.layerwise_model import ROOM, kept_bytes
+from optimum_ffp.engine.layerwise_model import HEADROOM, hidden_state_bytes
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import layerwise_of, make_sorted_model, make_tiny_model, random_policy
@@ -61,10 +61,13 @@ def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monke
 def test_offloaded_layers_serve_as_many_windows_as_fit_in_memory(monkeypatch):
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 3)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.OFFLOADED_BYTES", 10)
-    assert kept_bytes(True, 800, 2) == 3
+    assert hidden_state_bytes(True, 800, 2) == 3
     # On an accelerator as many as have room there beside what else is computed.
-    assert kept_bytes(True, 800, 2, device_free=900) == 900 // (ROOM + 1) and kept_bytes(True, 0, 1, 9) == 3
-    assert [kept_bytes(False, free, 2) for free in (800, 40)] == [50, 10]
+    assert (
+        hidden_state_bytes(True, 800, 2, device_free=900) == 900 // (HEADROOM + 1)
+        and hidden_state_bytes(True, 0, 1, 9) == 3
+    )
+    assert [hidden_state_bytes(False, free, 2) for free in (800, 40)] == [50, 10]
 
 
 def test_weights_in_another_dtype_than_the_model_stay_in_it():

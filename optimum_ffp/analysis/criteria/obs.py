@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ...utils.cholesky import ROWS, factorise, ridge_damping
+from ...utils.cholesky import ROWS, factorize, ridge_damping
 from ..gram import Statistics
 
 
@@ -31,7 +31,7 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
     """
     weight = weight.float()
     gram = statistics.gram.to(weight.device)
-    factor, _ = factorise(gram, ridge_damping(gram, DAMPING))
+    factor, _ = factorize(gram, ridge_damping(gram, DAMPING))
     inverse = torch.cholesky_inverse(factor, out=factor).mT.float()
     del factor
     left = torch.arange(len(gram) // block, device=weight.device)
