@@ -68,15 +68,6 @@ def test_a_prune_is_stopped_before_it_loads_anything(
     assert code == 2 and word in errors and not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_too_little_memory_is_a_warning(run_ffp, save_tiny_model, data_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": -(2**40), "total": 2**40}))
-    command = ["prune", "-m", save_tiny_model(), tmp_path / "out", *FAST, "--dataset", data_folder]
-    code, _, errors = run_ffp(*command, "--method", "uniform")
-    (line,) = [line for line in errors.splitlines() if line.startswith("warning: ")]
-    assert code == 0 and "memory" in line
-
-
 def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2 * GIB, GIB, GIB))
     work = tmp_path / "work"
@@ -88,15 +79,12 @@ def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
     check_disk(tmp_path / "out", GIB + 500, work)
 
 
-def test_the_hub_is_asked_once_for_all_repositories(hub):
+def test_the_hub_is_asked_once_for_all_repositories(hub, monkeypatch):
     check_repositories(["mine", "me/mine"], TOKEN)
     check_repositories([])
     assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
     with pytest.raises(FFPError, match="401"):
         check_repositories(["me/mine"], "hf_wrong")
-
-
-def test_a_token_that_may_only_read(hub, monkeypatch):
     answer = {"name": "me", "auth": {"accessToken": {"role": "read"}}}
     monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: answer)
     with pytest.raises(FFPError, match="write access"):
