@@ -16,7 +16,7 @@ LAYERS = [
     {"allocation", "utils"},
     {"hub"},
     {"data", "modeling"},
-    {"engine"},
+    {"engine", "export"},
     {"checkpoint", "compression", "evaluation"},
     {"analysis", "recovery"},
     {"search"},

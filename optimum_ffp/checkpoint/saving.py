@@ -18,6 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
 from ..errors import FFPError, one_line
+from ..export import plan_export
 from ..hub.license import read_license
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
@@ -36,7 +37,6 @@ from ..utils.folders import (
 from ..utils.json import to_json, write_json
 from ..utils.resume import has_written, run_id
 from .card import CARD, render_card
-from .gguf import plan_export
 from .html_report import write_report
 from .plots import write_plots
 from .result import PruningResult

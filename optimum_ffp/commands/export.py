@@ -55,7 +55,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
 def export(args: Namespace) -> None:
     """Load a model and write it as a GGUF file."""
-    from ..checkpoint.gguf import check_exportable, export_gguf, plan_export
+    from ..export import check_exportable, export_gguf, plan_export
     from ..modeling.gguf_file import check_gguf_installed
     from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
     from ..utils.folders import check_apart, check_file

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
-from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders
+from optimum_ffp.export import export_gguf
 from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model
 
 

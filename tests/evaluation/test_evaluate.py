@@ -164,7 +164,7 @@ def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
 @pytest.mark.slow
 def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path):
     pytest.importorskip("gguf")
-    from optimum_ffp.checkpoint.gguf import export_gguf
+    from optimum_ffp.export import export_gguf
 
     (tmp_path / "sample.txt").write_text(SAMPLE * 40)
     tokenizer = with_start_token(make_byte_level_tokenizer())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.errors import FFPError
+from optimum_ffp.export import export_gguf
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
 from tests.helpers import make_byte_level_tokenizer, make_tiny_model
 

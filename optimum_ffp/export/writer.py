@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...errors import FFPError
-from ...modeling.families.base import head_dimension
-from ...modeling.gguf_file import check_gguf_installed
-from ...utils.folders import expand, whole_file
+from ..errors import FFPError
+from ..modeling.families.base import head_dimension
+from ..modeling.gguf_file import check_gguf_installed
+from ..utils.folders import expand, whole_file
 from .architectures import (
     Architecture,
     LayerSizes,
@@ -22,13 +22,10 @@ from .tensors import layer_sizes, tensors
 from .tokenizer import read_tokenizer, write_tokenizer
 
 
-OUTPUT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-
-
 def plan_export(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_uniform: bool = False
 ) -> tuple[Architecture, LayerSizes | None]:
-    """Returns the architecture for a model, and the size that its layers are padded to if they are.
+    """Return the architecture for a model, and the size that its layers are padded to if they are.
 
     Args:
         model: A causal LM, dense or pruned, for example on the meta device.
@@ -53,7 +50,7 @@ def export_gguf(
     output_type: str = "f16",
     pad_uniform: bool = False,
 ) -> Architecture:
-    """Writes a dense or pruned model as one GGUF file.
+    """Write a dense or pruned model as one GGUF file.
 
     Matrices are written in the output type, vectors in float32. As in llama.cpp's own tools, matrices whose rows are
     not a multiple of the block size 32 are float16, and with `q4_0` embeddings are `q8_0`.
@@ -62,7 +59,7 @@ def export_gguf(
         model: A causal LM, dense or pruned.
         tokenizer: Tokenizer of the model.
         path: File to write. It is written completely or not at all.
-        output_type: One of `OUTPUT_TYPES`.
+        output_type: `"f32"`, `"f16"`, `"bf16"`, `"q8_0"` or `"q4_0"`.
         pad_uniform: Whether to pad all layers with zeros to the size of the largest, for the standard architecture.
 
     Returns:
@@ -75,7 +72,8 @@ def export_gguf(
     architecture, padded = plan_export(model, tokenizer, pad_uniform)
     import gguf
 
-    path, sizes = expand(path), [padded] * len(model.base_model.layers) if padded else layer_sizes(model)
+    path = expand(path)
+    sizes = [padded] * len(model.base_model.layers) if padded else layer_sizes(model)
     try:
         with whole_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)
@@ -110,9 +108,10 @@ def _tensor_type(types, name: str, tensor: torch.Tensor, output_type: str):
 
 
 def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, sizes: list[LayerSizes]) -> None:
-    columns = {name: [getattr(size, name) for size in sizes] for name in ("heads", "kv_heads", "width")}
-    uniform = len(set(sizes)) == 1
-    heads, kv_heads, width = (column[0] if uniform else column for column in columns.values())
+    def per_layer(name: str) -> int | list[int]:
+        values = [getattr(size, name) for size in sizes]
+        return values[0] if len(set(sizes)) == 1 else values
+
     window = getattr(config, "sliding_window", None)
     context = config.max_position_embeddings
     if window and architecture.sliding:
@@ -125,9 +124,9 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_feed_forward_length(width)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
+    writer.add_feed_forward_length(per_layer("width"))
+    writer.add_head_count(per_layer("heads"))
+    writer.add_head_count_kv(per_layer("kv_heads"))
     # Otherwise llama.cpp derives them from the number of heads of the first layer.
     writer.add_key_length(dimension)
     writer.add_value_length(dimension)

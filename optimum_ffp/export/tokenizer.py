@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...errors import FFPError
+from ..errors import FFPError
 
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ BYTE_TOKENS = {f"<0x{value:02X}>" for value in range(256)}
 
 
 def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Adds all `tokenizer.*` keys.
+    """Add all `tokenizer.*` keys.
 
     Args:
         writer: Writer of the file.
@@ -70,7 +70,7 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
 
 
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str | None]:
-    """The content of a tokenizer's `tokenizer.json`, and llama.cpp's name of how a byte-level one splits words.
+    """Return the content of a tokenizer's `tokenizer.json`, and llama.cpp's name of how a byte-level one splits words.
 
     Raises:
         FFPError: If llama.cpp does not support the tokenizer.
@@ -119,21 +119,21 @@ def _scores(names: list[str], merges: list[str]) -> list[float]:
 
 def _splitter(pre_tokenizer: dict[str, Any] | None) -> str:
     steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    found = []
+    rules = []
     for step in steps:
         match step["type"]:
             case "ByteLevel":
-                found.append(("ByteLevel", step.get("use_regex", True)))
+                rules.append(("ByteLevel", step.get("use_regex", True)))
             case "Digits":
-                found.append(("Digits", step["individual_digits"]))
+                rules.append(("Digits", step["individual_digits"]))
             case "Split":
-                found.append(("Split", step["pattern"].get("Regex")))
+                rules.append(("Split", step["pattern"].get("Regex")))
             case other:
-                found.append((other, None))
+                rules.append((other, None))
     for name, expected in SPLITTERS.items():
-        if found == expected:
+        if rules == expected:
             return name
     raise FFPError(
-        f"the tokenizer splits words by {found}, for which this exporter knows no name of llama.cpp's; it knows those "
+        f"the tokenizer splits words by {rules}, for which this exporter knows no name of llama.cpp's; it knows those "
         f"of {', '.join(SPLITTERS)}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ...modeling.families.base import head_dimension
+from ..modeling.families.base import head_dimension
 from .architectures import Architecture, LayerSizes, rotary_parameters
 
 
@@ -14,13 +14,13 @@ QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q",
 
 
 def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
-    """Sizes of all layers, from the shapes of the weights."""
+    """Return the sizes of all layers, from the shapes of the weights."""
     dimension = head_dimension(model.config)
     return [
         LayerSizes(
-            layer.self_attn.q_proj.out_features // dimension,
-            layer.self_attn.k_proj.out_features // dimension,
-            layer.mlp.gate_proj.out_features,
+            heads=layer.self_attn.q_proj.out_features // dimension,
+            kv_heads=layer.self_attn.k_proj.out_features // dimension,
+            width=layer.mlp.gate_proj.out_features,
         )
         for layer in model.base_model.layers
     ]
@@ -29,7 +29,7 @@ def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
 def tensors(
     model: PreTrainedModel, architecture: Architecture, padded: LayerSizes | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields all tensors with their GGUF names, float32.
+    """Yield all tensors with their GGUF names, float32.
 
     Args:
         model: The model.
@@ -50,15 +50,15 @@ def tensors(
         yield "rope_freqs.weight", factors
     dimension = head_dimension(model.config)
     for index, layer in enumerate(base.layers):
-        found = dict(_layer(layer, dimension, padded))
+        weights = dict(_layer(layer, dimension, padded))
         if architecture.interleaved:
-            for module, kind in found:
+            for module, kind in weights:
                 if module in (QUERY, KEY):
-                    found[module, kind] = interleave(found[module, kind], dimension)
+                    weights[module, kind] = interleave(weights[module, kind], dimension)
         if architecture.fused:
-            parts = [found.pop((module, "weight")) for module in (QUERY, KEY, VALUE)]
-            found[QUERY_KEY_VALUE, "weight"] = torch.cat(parts)
-        for (module, kind), tensor in found.items():
+            parts = [weights.pop((module, "weight")) for module in (QUERY, KEY, VALUE)]
+            weights[QUERY_KEY_VALUE, "weight"] = torch.cat(parts)
+        for (module, kind), tensor in weights.items():
             if module.endswith("norm"):
                 tensor = tensor + architecture.norm_offset
             yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
@@ -67,7 +67,7 @@ def tensors(
 def _layer(
     layer: torch.nn.Module, dimension: int, padded: LayerSizes | None
 ) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
-    """Parameters by module and kind (`"weight"` or `"bias"`)."""
+    """Yield the parameters by module and kind (`"weight"` or `"bias"`)."""
     # By projection: the number of sections before and after padding, and the size of each after it.
     rows: dict[str, tuple[int, int, int]] = {}
     columns: dict[str, tuple[int, int, int]] = {}
@@ -100,13 +100,13 @@ def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-    """Permutes the rows of each head from halves to pairs: row `i` of the second half follows row `i` of the first."""
+    """Permute the rows of each head from halves to pairs: row `i` of the second half follows row `i` of the first."""
     halves = tensor.view(-1, 2, dimension // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
-    """Divisor per frequency of the rotary embedding, if it depends on the frequency (Llama 3.1), otherwise `None`."""
+    """Return the divisor per frequency of the rotary embedding (Llama 3.1); `None` if it is the same for all."""
     parameters = rotary_parameters(config)
     if parameters.get("rope_type", "default") != "llama3":
         return None
@@ -114,6 +114,6 @@ def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
     exponents = torch.arange(0, dimension, 2, dtype=torch.float64) / dimension
     wavelengths = 2 * math.pi * parameters["rope_theta"] ** exponents
     turns = parameters["original_max_position_embeddings"] / wavelengths
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    low = parameters["low_freq_factor"]
+    smooth = ((turns - low) / (parameters["high_freq_factor"] - low)).clamp(0, 1)
     return (1 / ((1 - smooth) / parameters["factor"] + smooth)).float()

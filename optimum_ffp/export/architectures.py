@@ -1,7 +1,7 @@
 """Chooses the architecture of llama.cpp for a model.
 
 Most architectures of llama.cpp have one size for all layers. Two that fit our models have a size per layer in both
-their loader and their graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalises queries and
+their loader and their graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalizes queries and
 keys as Qwen3 does, and always ties its embeddings).
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ...errors import FFPError
-from ...modeling.families.base import head_dimension
-from ...utils.precision import is_quantized
+from ..errors import FFPError
+from ..modeling.families.base import head_dimension
+from ..utils.precision import is_quantized
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Architecture:
         all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.
         norm_offset: What is added to the weights of norms: transformers multiplies by one more in Gemma, llama.cpp
             doesn't.
-        activation: Activation function of the FFN in transformers, and how it is called.
+        activation: Activation function of the FFN, by its name in transformers.
         sliding: Whether it has sliding windows. Elsewhere attention is full, and the context as long as the window.
-        fixed: What llama.cpp takes for granted, by a function of the config: name, value found, value expected.
+        fixed: What llama.cpp takes for granted, by a function of the config: names, values and what they must be.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Architecture:
     fused: bool = False
     all_heads: bool = False
     norm_offset: float = 0.0
-    activation: tuple[str, str] = ("silu", "SiLU")
+    activation: str = "silu"
     sliding: bool = False
     fixed: Callable[[PretrainedConfig], tuple[tuple[str, Any, Any], ...]] = lambda config: ()
 
@@ -69,7 +69,7 @@ UNIFORM = {
     "qwen2": Architecture("qwen2", all_heads=True),
     "qwen3": Architecture("qwen3"),
     "gemma3_text": Architecture(
-        "gemma3", norm_offset=1.0, activation=("gelu_pytorch_tanh", "GELU (tanh)"), sliding=True, fixed=_gemma3
+        "gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh", sliding=True, fixed=_gemma3
     ),
 }
 # Architectures with a size per layer. `deci` adds biases to query, key and value if there are any, as for Qwen2.
@@ -91,25 +91,26 @@ class LayerSizes:
 
 
 def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes:
-    """The size to pad all layers to for an architecture with one size for all layers."""
-    width, kv_heads = max(size.width for size in sizes), max(size.kv_heads for size in sizes)
+    """Return the size to pad all layers to for an architecture with one size for all layers."""
+    width = max(size.width for size in sizes)
+    kv_heads = max(size.kv_heads for size in sizes)
     # Layers may differ in the number of query heads per KV head too.
     heads = kv_heads * max(size.heads // size.kv_heads for size in sizes)
     if UNIFORM[config.model_type].all_heads:
         # The fewest query heads per KV head of which the hidden size has whole groups.
-        least, every = heads // kv_heads, all_heads(config)
-        group = next(size for size in range(least, every + 1) if every % size == 0)
-        heads, kv_heads = every, every // group
-    return LayerSizes(heads, kv_heads, width)
+        smallest, heads = heads // kv_heads, all_heads(config)
+        group = next(size for size in range(smallest, heads + 1) if heads % size == 0)
+        kv_heads = heads // group
+    return LayerSizes(heads=heads, kv_heads=kv_heads, width=width)
 
 
 def all_heads(config: PretrainedConfig) -> int:
-    """Number of query heads that are together as wide as the hidden size."""
+    """Return the number of query heads that are together as wide as the hidden size."""
     return config.hidden_size // head_dimension(config)
 
 
 def check_exportable(config: PretrainedConfig) -> None:
-    """Raises `FFPError` if models with this config can't be exported at any size."""
+    """Raise `FFPError` if models with this config can't be exported at any size."""
     model_type = config.model_type
     if model_type not in UNIFORM:
         raise FFPError(
@@ -120,24 +121,23 @@ def check_exportable(config: PretrainedConfig) -> None:
         raise FFPError("this model is quantized; export the one that it was quantized from")
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
-    expected, name = architecture.activation
-    if activation != expected:
-        raise FFPError(f"llama.cpp's {model_type} has a {name} in its FFN, this model a {activation}")
+    if activation != architecture.activation:
+        raise FFPError(f"llama.cpp's {model_type} has {architecture.activation} in its FFN, this model {activation}")
     kind = rotary_parameters(config).get("rope_type", "default")
     if kind not in ROTARY_TYPES:
         raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
-    for what, found, expected in architecture.fixed(config):
-        if found != expected:
-            raise FFPError(f"llama.cpp's {architecture.name} has {expected!r} as {what}, this model {found!r}")
+    for name, value, expected in architecture.fixed(config):
+        if value != expected:
+            raise FFPError(f"llama.cpp's {architecture.name} has {expected!r} as {name}, this model {value!r}")
 
 
 def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:
-    """Parameters of the rotary embedding, of layers with full attention where others have theirs."""
+    """Return the parameters of the rotary embedding, of layers with full attention where others have theirs."""
     return config.rope_parameters.get("full_attention", config.rope_parameters)
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:
-    """The architecture for a model with these layer sizes.
+    """Return the architecture for a model with these layer sizes.
 
     Raises:
         FFPError: If llama.cpp has none; the message says why and what would work.

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from optimum_ffp.checkpoint.gguf import export_gguf
 from optimum_ffp.errors import FFPError
+from optimum_ffp.export import export_gguf
 from tests.helpers import (
     CONFIGS,
     WAYS,
@@ -248,7 +248,7 @@ def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
 
 
 def test_every_exported_model_type_has_a_tiny_model():
-    from optimum_ffp.checkpoint.gguf.architectures import PER_LAYER, UNIFORM
+    from optimum_ffp.export.architectures import PER_LAYER, UNIFORM
 
     assert set(PER_LAYER) < set(UNIFORM) <= {model_type for model_type, _ in CONFIGS.values()}
 
