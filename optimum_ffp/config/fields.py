@@ -118,9 +118,10 @@ class Config:
         return [one.name for one in fields(cls)]
 
     @classmethod
-    def preset_values(cls, preset: str | None) -> dict[str, Any]:
+    def preset_values(cls, preset: Any) -> dict[str, Any]:
         """Return the values that a preset sets."""
-        return {one.name: one.metadata["presets"][preset] for one in fields(cls) if preset in one.metadata["presets"]}
+        set_by = {one.name: one.metadata["presets"] for one in fields(cls) if str(preset) in one.metadata["presets"]}
+        return {name: presets[preset] for name, presets in set_by.items()}
 
     def of_stage(self, *stages: str) -> dict[str, Any]:
         """Return the options that these stages depend on first."""
