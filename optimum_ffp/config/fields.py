@@ -65,6 +65,12 @@ def option(default: Any, help: str, group: str | None = None, paper: Any = None,
     return field(default=default, metadata=vars(Option(help, group, **presets, **others)))
 
 
+def same_as(config: "type[Config]", name: str) -> Any:
+    """Return a field like that of another config."""
+    one = config.__dataclass_fields__[name]
+    return field(default=one.default, metadata=one.metadata)
+
+
 def named_options(cls: type[T]) -> type[T]:
     """Let a config dataclass take the values of its preset, say "did you mean", and document its options."""
     init = cls.__init__

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import FFPError
-from .fields import Config, named_options, option
-from .prune import SEQ_LEN_DEFAULT
+from .fields import Config, named_options, option, same_as
+from .prune import SEQ_LEN_DEFAULT, FFPConfig
 from .texts import TextMix
 
 
@@ -66,22 +66,8 @@ class RecoveryConfig(Config):
         shown="the preset's",
         cli={"metavar": "TOKENS"},
     )
-    eval_dataset: str | None = option(
-        None,
-        "Text to report perplexity on, or several separated by commas. Other text than that of the training shows "
-        "what else was recovered.",
-        "Data",
-        shown="the test split of the dataset, of each text of a mix but self",
-        cli={"metavar": "DATASET"},
-    )
-    text_column: str | None = option(
-        None,
-        "Dataset column with texts, or with conversations, which the chat template renders.",
-        "Data",
-        shown="the first that exists of text, messages, conversations, content, document, or else prompt with "
-        "completion",
-        cli={"metavar": "NAME"},
-    )
+    eval_dataset: str | None = same_as(FFPConfig, "eval_dataset")
+    text_column: str | None = same_as(FFPConfig, "text_column")
     seq_len: int | None = option(
         None,
         "Tokens per window; all text is packed into windows.",
@@ -98,13 +84,7 @@ class RecoveryConfig(Config):
     held_out_samples: int = option(
         16, "Number of windows, from the validation split, to follow the training on.", low=1
     )
-    eval_samples: int | None = option(
-        None,
-        "Number of test windows of each text, from the test split.",
-        "Data",
-        low=1,
-        shown="all of a test split, the first 100 of a text without one",
-    )
+    eval_samples: int | None = same_as(FFPConfig, "eval_samples")
     learning_rate: float | None = option(
         None,
         "Largest learning rate of AdamW.",
