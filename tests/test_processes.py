@@ -16,7 +16,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "f
 COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 # Numbers of windows that two processes can't share evenly.
 SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
-SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12", "--search-dtype", "model"]
+SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12"]
 
 
 def run_in_two(*words: str | Path) -> subprocess.CompletedProcess:
@@ -29,7 +29,8 @@ def read_record(folder: Path) -> dict:
 
 
 def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_folder, tmp_path, run_ffp):
-    words = ["--dataset", str(data_folder), *SIZES]
+    (tmp_path / "options.json").write_text('{"search_dtype": "model"}')
+    words = ["--dataset", str(data_folder), *SIZES, "--config", str(tmp_path / "options.json")]
     model, one, two = (str(path) for path in (save_tiny_model("llama"), tmp_path / "one", tmp_path / "two"))
     assert run_ffp("prune", "-m", model, one, *words)[0] == 0
     run = run_in_two("prune", "-m", model, two, *words)

@@ -249,9 +249,6 @@ def _load(
             return model, tokenizer
         if model_class is FFPModelForCausalLM:
             return model_class.from_pretrained(source, **arguments), tokenizer
-        # Those of a folder have been checked with its config.
-        if not Path(source).is_dir():
-            check_checkpoint(source, **options.hub())
         model = load_whole(model_class, source, **arguments)
         if model_class is AutoModelForImageTextToText:
             logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")

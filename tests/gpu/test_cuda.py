@@ -1,5 +1,6 @@
 """Whole prunes on a real card, against those of the CPU. Skipped where there is none."""
 
+import json
 import subprocess
 import sys
 
@@ -70,12 +71,13 @@ def test_a_card_recovers_along_the_curve_of_the_cpu(pruned, folder, data_folder,
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
-def test_two_cards_find_the_policy_of_one(save, data_folder, tmp_path):
-    folder, outputs = save("llama", torch.float32), []
+def test_two_cards_prune_to_the_perplexity_of_one(save, data_folder, tmp_path):
+    folder, found = save("llama", torch.float32), []
     for count in (1, 2):
         command = ["ffp", "prune", "-m", folder, str(tmp_path / str(count)), "--dataset", str(data_folder)]
         command += ["--seq-len", "24", "--num-samples", "9", "--fisher-samples", "4", "--search-samples", "4"]
         command += ["--search-steps", "12", "--num-processes", str(count)]
         subprocess.run([sys.executable, "-m", "optimum.commands.optimum_cli", *command], check=True)
-        outputs.append((tmp_path / str(count) / "config.json").read_bytes())
-    assert outputs[0] == outputs[1]
+        record = json.loads((tmp_path / str(count) / "ffp_config.json").read_text())
+        found.append(record["provenance"]["perplexity"]["calibrated"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
