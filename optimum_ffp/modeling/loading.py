@@ -105,22 +105,17 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
     return replace(options, revision=commit or options.revision)
 
 
-def load_any(
-    model_id: str, options: LoadOptions, gguf: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
 
     Args:
-        model_id: Hub id or folder.
+        model_id: Hub id, folder, or a `.gguf` file of a dense architecture, which is dequantized.
         options: Device, dtype and Hub options.
-        gguf: Whether `model_id` may be a `.gguf` file of a dense architecture, which is dequantized.
 
     Raises:
         FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
             file completely.
     """
-    if model_id.endswith(".gguf") and not gguf:
-        raise FFPError(f"{model_id} is a GGUF file already; give a folder or a Hub id")
     whole = _read_whole_config(model_id, options)
     kind = FFPModelForCausalLM if is_pruned(whole) else _dense_class(whole)
     model, tokenizer = _load(kind, model_id, options, **attention_of(language_config(whole)))

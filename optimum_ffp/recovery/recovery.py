@@ -123,7 +123,7 @@ class FFPRecovery:
         processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
         teacher_id, of_teacher = find_teacher(name, teacher and os.fspath(teacher), given)
-        dense, teacher_tokenizer = load_any(teacher_id, of_teacher, gguf=True)
+        dense, teacher_tokenizer = load_any(teacher_id, of_teacher)
         check_unquantized(teacher_id, dense.config)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise FFPError(f"the tokenizers of {name} and of {teacher_id} differ; name the model that was pruned")

@@ -17,7 +17,7 @@ def test_a_file_is_the_model_that_it_was_written_from(tmp_path):
     model, path = make_tiny_model("llama", vocab_size=600), tmp_path / "model.gguf"
     export_gguf(model, make_byte_level_tokenizer(), path, "f32")
     expected = model.state_dict()
-    for loaded, tokenizer in (load_any(str(path), CPU, gguf=True), load_dense(str(path), CPU)):
+    for loaded, tokenizer in (load_any(str(path), CPU), load_dense(str(path), CPU)):
         assert loaded.dtype == torch.float32 and loaded.state_dict().keys() == expected.keys()
         assert all(torch.allclose(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
         assert tokenizer("the quick").input_ids == make_byte_level_tokenizer()("the quick").input_ids
