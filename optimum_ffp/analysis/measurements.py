@@ -117,7 +117,7 @@ class Measurements:
         note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
         for _, windows in data.roles() if data else ():
-            window_length(windows.length, model.config, "the windows' length")
+            window_length(windows.length, model.config)
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         self.config = self.resolved(config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)

@@ -172,9 +172,8 @@ def _take(pieces: Iterable[str], text: Text) -> str:
 def _mix(parts: Sequence[Windows], dataset: str, request: DataRequest) -> Windows:
     if not parts:
         return Windows(torch.empty(0, request.length, dtype=torch.long), dataset, "")
-    if len(parts) == 1:
-        return parts[0]
     tokens = torch.cat([part.tokens for part in parts])
+    # Of one text too, whose windows that follow each other are often of one block.
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(request.seed))
-    split = ", ".join(f"{len(part)} of {part.split}" for part in parts)
+    split = parts[0].split if len(parts) == 1 else ", ".join(f"{len(part)} of {part.split}" for part in parts)
     return Windows(tokens[order], dataset, split, all(part.start_token for part in parts))

@@ -79,13 +79,12 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
         )
 
 
-def window_length(seq_len: int | None, config: PretrainedConfig, option: str = "seq_len") -> int:
+def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
     """Return the tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
     Args:
         seq_len: What was asked for, if anything was.
         config: Config of the model.
-        option: Name of the option that asked for it.
 
     Raises:
         FFPError: If `seq_len` is larger than the number of positions.
@@ -94,7 +93,7 @@ def window_length(seq_len: int | None, config: PretrainedConfig, option: str = "
     if seq_len is None:
         return min(positions or LONGEST, LONGEST)
     if positions and seq_len > positions:
-        raise FFPError(f"{option} {seq_len} is more than the {positions} positions that the model knows; lower it")
+        raise FFPError(f"seq_len {seq_len} is more than the {positions} positions that the model knows; lower it")
     return seq_len
 
 

@@ -10,12 +10,12 @@ from ..config.texts import LINES, NAMED, Text
 from ..errors import FFPError, named_line
 
 
-# Columns that are read by default: the first of `KNOWN_COLUMNS` that holds texts or conversations, respectively.
-TEXT_COLUMNS = ("text", "content", "document")
-CHAT_COLUMNS = ("messages", "conversations")
-KNOWN_COLUMNS = ("text", *CHAT_COLUMNS, "content", "document")
-# Read together where none of the others is there, as by TRL.
-COMPLETION_COLUMNS = ("prompt", "completion")
+# Columns that are read by default: the first that hold texts or conversations. A prompt and its completion, which are
+# read together, are named as by TRL.
+KNOWN_COLUMNS = (
+    *(("text",), ("messages",), ("conversations",), ("content",), ("document",)),
+    ("prompt", "completion"),
+)
 # Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
 # First rows, by which the column is found.
@@ -86,7 +86,7 @@ def check_text(text: Text, text_column: str | None = None, token: str | None = N
 
 
 def choose_columns(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> tuple[str, ...]:
-    """Return the names of the columns to read: one, or `COMPLETION_COLUMNS`.
+    """Return the names of the columns to read together.
 
     Other columns of strings than those of known names are not guessed: they may be ids or sources.
 
@@ -101,21 +101,17 @@ def choose_columns(head: Sequence[Mapping[str, Any]], wanted: str | None, label:
     if not head:
         raise FFPError(f"{label} holds no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
-    for name in [wanted] if wanted else KNOWN_COLUMNS:
-        value = next((row[name] for row in head if row.get(name) not in (None, [])), None)
-        is_text = isinstance(value, str) and (wanted or name in TEXT_COLUMNS)
-        if is_text or (_is_conversation(value) and (wanted or name in CHAT_COLUMNS)):
-            return (name,)
+    for columns in [(wanted,)] if wanted else KNOWN_COLUMNS:
+        if any(_join([row.get(name) for name in columns]) for row in head):
+            return columns
     if wanted:
         raise FFPError(
             f"{label} has no column {wanted!r} of texts or conversations; its columns are {', '.join(names)}"
         )
-    if any(_join([row.get(name) for name in COMPLETION_COLUMNS]) for row in head):
-        return COMPLETION_COLUMNS
+    known = ", ".join(map(" with ".join, KNOWN_COLUMNS))
     raise FFPError(
-        f"{label} has the columns {', '.join(names)}, and none of them is known to hold text "
-        f"({', '.join(TEXT_COLUMNS)}, or {' with '.join(COMPLETION_COLUMNS)}) or conversations "
-        f"({', '.join(CHAT_COLUMNS)}); name the text column by --text-column NAME (text_column)"
+        f"{label} has the columns {', '.join(names)}, and none that is known to hold text ({known}); name the text "
+        "column by --text-column NAME (text_column)"
     )
 
 
@@ -158,7 +154,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[s
 
 
 def _join(values: Sequence[Any]) -> Row | None:
-    """The row of one column or of `COMPLETION_COLUMNS`; `None` if they hold something else."""
+    """The row of columns that are read together; `None` if they hold something else."""
     if all(isinstance(value, str) for value in values):
         return "".join(values)
     if all(map(_is_conversation, values)):

@@ -10,7 +10,7 @@ from ..config.texts import Text, TextMix
 from ..errors import FFPError
 from ..utils.seeds import seed_of
 from .cutting import cut_blocks, cut_windows, find_start_token
-from .loading import MOST_CHARACTERS, read_parts
+from .loading import CHARACTERS_PER_TOKEN, MOST_CHARACTERS, read_parts
 from .request import DataRequest
 from .self_generated import sample_from_model
 
@@ -60,7 +60,8 @@ def training_windows(
             found.append(sampled.int())
         elif number:
             parts, rest = read_parts(Text(name), tokenizer, request)
-            blocks = cut_blocks(chain(parts["calibration"].pieces, rest), MOST_CHARACTERS // 4)
+            size = min(request.length * CHARACTERS_PER_TOKEN * number, MOST_CHARACTERS)
+            blocks = cut_blocks(chain(parts["calibration"].pieces, rest), size)
             windows = cut_windows(blocks, tokenizer, model, request.length, name, start)
             once = [window.int() for window in islice(windows, number)]
             if not once:
