@@ -168,7 +168,7 @@ def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, 
     pruners = [FFPPruner.from_pretrained(tmp_path, config, dtype=name, device="cpu") for name in ("auto", "float32")]
     result, reference = (pruner.prune() for pruner in pruners)
     assert result.policy == reference.policy
-    assert result.perplexity == pytest.approx(reference.perplexity, rel=1e-3)
+    assert result.perplexity == pytest.approx(reference.perplexity, rel=2e-3)
     assert {tensor.dtype for tensor in result.model.parameters()} == {dtype}
     # What is reported is what the saved weights give in float32.
     losses = window_losses(result.model.float(), pruners[0].measured.data.tests[0].tokens)
@@ -228,12 +228,12 @@ def test_windows_are_as_long_as_the_model_knows(save_tiny_model, data_folder):
 
 def test_too_little_text_is_refused_and_little_text_is_a_warning(data_folder, tmp_path, caplog):
     text = tmp_path / "text.txt"
-    text.write_text(make_text(80))
+    text.write_text(make_text(100))
     config = FFPConfig(dataset=str(text), seq_len=16)
     with pytest.raises(FFPError, match="too few"):
         FFPPruner(make_tiny_model(intermediate_size=1024), make_tokenizer(), config).prune()
     assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).measured.data.calibration) == 3
-    assert "3 of the 128 calibration windows" in caplog.text
+    assert "3 of the 128 windows" in caplog.text
 
 
 def test_roles_do_not_share_windows(save_tiny_model, data_folder):
