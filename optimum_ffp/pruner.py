@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
-from .checkpoint.saving import find_agent, save_checkpoint
+from .checkpoint.saving import load_agent, save_checkpoint
 from .config import FFPConfig
 from .config.prune import find_choice
 from .data import DataSplits
@@ -216,7 +216,7 @@ class FFPPruner:
         config = config if sparsity is None else replace(config, sparsity=sparsity)
         self.measured.check(config)
         self._check_budget(config)
-        agent = find_agent(warm_start, self.options.token)
+        agent = load_agent(warm_start, self.options.token)
         if agent is not None:
             self._check_agent(agent, config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..data import describe_windows
 from ..errors import FFPError
 from ..hub.naming import without_folders
 from ..utils.folders import RECORD
@@ -27,7 +26,7 @@ class ParetoFront:
         self.record = record or {}
 
     def add(self, result: PruningResult) -> None:
-        """Adds the result at one sparsity."""
+        """Add the result at one sparsity."""
         search = result.search
         dense = {
             "parameters": result.dense_parameters,
@@ -47,27 +46,16 @@ class ParetoFront:
         self.record = {"dense": dense, "pruned": pruned, **windows}
 
     def write(self, stem: str | os.PathLike) -> list[Path]:
-        """Writes `STEM.json` and `STEM.png`.
-
-        Args:
-            stem: Path without a suffix.
-
-        Returns:
-            Paths of the two files.
-
-        Raises:
-            FFPError: If they can't be written.
-        """
+        """Write `STEM.json` and `STEM.png`, and return their paths. Raises `FFPError` if they can't be written."""
         files = [Path(name) for name in front_files(stem)]
-        windows = describe_windows(self.record["search_windows"])
         try:
             write_json(files[0], self.record)
-            write_front(self.record["dense"], self.record["pruned"], windows, files[1])
+            write_front(self.record, files[1])
         except OSError as error:
             raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None
         return files
 
 
 def front_files(stem: str | os.PathLike) -> dict[str, bytes]:
-    """Names of the files of `ParetoFront.write`, with their first bytes."""
+    """Return the names of the files of `ParetoFront.write`, with their first bytes."""
     return {f"{stem}.json": b'{"dense":', f"{stem}.png": b"\x89PNG"}

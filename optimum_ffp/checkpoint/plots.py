@@ -1,14 +1,13 @@
 """The plots of the model card and of the report."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from ..allocation.policy import GROUP_NAMES
-from ..data import describe_size
+from ..data import describe_size, describe_windows
 
 
 COLORS = {
@@ -43,27 +42,40 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
         _draw_calibration(layers).savefig(folder / "calibration.png", dpi=DPI)
     if front := search.get("front"):
         point = provenance["parameters"]["pruned"] / 1e6, search["perplexity"]["best"]
-        title = "Size and perplexity on the search windows"
-        figure, _ = _draw_front(front["dense"], front["pruned"], title, point)
-        figure.savefig(folder / "pareto.png", dpi=DPI)
+        write_front(front, folder / "pareto.png", point)
 
 
-def write_front(dense: dict[str, Any], rows: Sequence[dict[str, Any]], windows: str, path: str | os.PathLike) -> None:
-    """Draw the Pareto front of a sweep with its baselines: perplexity against parameters.
+def write_front(front: Mapping[str, Any], path: Path, point: tuple[float, float | None] | None = None) -> None:
+    """Draw the Pareto front of several sparsities: perplexity on the search windows against parameters.
 
     Args:
-        dense: `parameters` and `search_perplexity` of the dense model.
-        rows: `parameters` and `search_perplexity` (by name in `FRONT`) of every sparsity.
-        windows: Description of the windows of the perplexities.
+        front: Record of `ParetoFront`.
         path: File to write.
+        point: Millions of parameters and perplexity of a model to mark.
     """
-    figure, axes = _draw_front(dense, rows, "Size and perplexity")
+    dense, rows, figure = front["dense"], front["pruned"], _new_figure(4.6)
+    axes, finite = figure.subplots(), []
+    origin = dense["parameters"] / 1e6, dense["search_perplexity"]
+    for name, (color, marker, size) in FRONT.items():
+        values = [(row["parameters"] / 1e6, row["search_perplexity"].get(name)) for row in rows]
+        points = [value for value in (*values, origin) if value[1] is not None and math.isfinite(value[1])]
+        finite += [perplexity for _, perplexity in points]
+        axes.plot(*zip(*sorted(points)), color=color, marker=marker, markersize=size, label=name)
+    axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
+    if point is not None:
+        axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
+    _compress(axes, finite)
+    axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
+    axes.grid(alpha=0.25)
     # A name may be long, and have dollar signs, which would be read as formulas.
-    axes.set_title("\n".join(wrap(f"Perplexity: {windows}", 84)), fontsize=9, parse_math=False)
+    windows = "\n".join(wrap(f"Perplexity: {describe_windows(front['search_windows'])}", 84))
+    axes.set_title(windows, fontsize=9, parse_math=False)
+    figure.suptitle("Size and perplexity", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
-def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: str | os.PathLike) -> None:
+def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: Path) -> None:
     """Draw the divergence from the dense model and the perplexity in the course of a recovery.
 
     Args:
@@ -175,31 +187,6 @@ def _draw_calibration(rows: Sequence[dict[str, Any]]):
     figure.suptitle("Error of every distilled layer's output on held-out windows", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
-
-
-def _draw_front(
-    dense: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
-    title: str,
-    point: tuple[float, float | None] | None = None,
-):
-    figure = _new_figure(4.6)
-    axes = figure.subplots()
-    origin, finite = (dense["parameters"] / 1e6, dense["search_perplexity"]), []
-    for name, (color, marker, size) in FRONT.items():
-        values = [(row["parameters"] / 1e6, row["search_perplexity"].get(name)) for row in rows]
-        points = [value for value in (*values, origin) if value[1] is not None and math.isfinite(value[1])]
-        finite += [perplexity for _, perplexity in points]
-        axes.plot(*zip(*sorted(points)), color=color, marker=marker, markersize=size, label=name)
-    axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
-    if point is not None:
-        axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
-    _compress(axes, finite)
-    axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
-    axes.grid(alpha=0.25)
-    figure.suptitle(title, fontsize=11)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    return figure, axes
 
 
 def _compress(axes, perplexities: Sequence[float]) -> None:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
 from ..data import Windows
-from ..modeling.auto import is_pruned
 from ..utils import processes
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
@@ -98,7 +97,7 @@ class PruningResult:
         compute_dtype: Name of the dtype that losses on test windows were computed in.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
-        license: Fields of the licence of the dense model's card.
+        license: Fields of the license of the dense model's card.
         given_data: Whether the windows were given, instead of the datasets that the options name.
     """
 
@@ -161,33 +160,6 @@ class PruningResult:
     def tokens(self) -> int:
         """Tokens of the prune in forward passes of the model, of all stages but the evaluation on test windows."""
         return sum(tokens for stage, tokens in self.cost.tokens.items() if stage != "evaluation")
-
-    @property
-    def prunes_attention(self) -> bool:
-        """Whether attention could lose heads."""
-        return any(unit.kind == "attention" and unit.group != "all_heads" for unit in self.policy.units)
-
-    @property
-    def removed(self) -> str:
-        """What has been removed, in words."""
-        names = {"attention": "attention heads", "ffn": "FFN channels"}
-        rates = [*zip(self.policy.units, self.policy.retentions)]
-        found = [name for kind, name in names.items() if any(rate < 1 for unit, rate in rates if unit.kind == kind)]
-        return " and ".join(found)
-
-    @property
-    def layers_differ(self) -> bool:
-        """Whether not all layers keep the same."""
-        kept: dict[str, set[tuple[str, float]]] = {}
-        for unit, rate in zip(self.policy.units, self.policy.retentions):
-            # What is whole is alike, whatever it may lose.
-            kept.setdefault(unit.kind, set()).add((unit.group if rate < 1 else "", rate))
-        return any(len(rates) > 1 for rates in kept.values())
-
-    @property
-    def code_file(self) -> str | None:
-        """File of the checkpoint's modeling code; `None` if all layers are alike, so that it needs none."""
-        return f"{type(self.model).__module__.rpartition('.')[2]}.py" if is_pruned(self.model.config) else None
 
     @property
     def model_sparsity(self) -> float:

@@ -215,54 +215,43 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 class SavedAgent(dict[str, np.ndarray]):
-    """Weights of an agent by name.
-
-    Args:
-        weights: Arrays by name.
-        source: Checkpoint of the agent: a folder, or `id@commit`.
-    """
+    """Weights of an agent by name, and their `source`: a folder, or `id@commit`."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], source: str):
         super().__init__(weights)
         self.source = source
 
 
-def find_agent(
-    warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None,
-    token: str | None = None,
+def load_agent(
+    warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None, token: str | None = None
 ) -> SavedAgent | None:
-    """Return the agent that a search starts from, with its source; loaded if `warm_start` is a path or Hub id."""
-    if isinstance(warm_start, (str, os.PathLike)):
-        return load_agent(warm_start, token)
-    if warm_start is None or isinstance(warm_start, SavedAgent):
-        return warm_start
-    return SavedAgent(warm_start, "an agent in memory")
-
-
-def load_agent(source: str | os.PathLike, token: str | None = None) -> SavedAgent:
-    """Load the agent of a checkpoint.
+    """Return the agent that a search starts from, with its source.
 
     Args:
-        source: Folder or Hub id of the checkpoint; `id@revision` names a branch, tag or commit.
+        warm_start: Folder or Hub id of a checkpoint, where `id@revision` names a branch, tag or commit; or weights.
         token: Access token for the Hub.
 
     Raises:
         FFPError: If the checkpoint has no agent, or the file is broken.
     """
-    folder = expand(source)
-    path, name = folder / AGENT_FILE, os.fspath(source)
-    if not path.is_file():
-        if folder.is_dir():
-            raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
-        repo_id, _, revision = os.fspath(source).partition("@")
+    if warm_start is None or isinstance(warm_start, SavedAgent):
+        return warm_start
+    if isinstance(warm_start, Mapping):
+        return SavedAgent(warm_start, "an agent in memory")
+    folder, source = expand(warm_start), os.fspath(warm_start)
+    path = folder / AGENT_FILE
+    if folder.is_dir() and not path.is_file():
+        raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
+    if not folder.is_dir():
+        repo_id, _, revision = source.partition("@")
         try:
             path = Path(hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token))
         # The HTTP library raises its own exceptions too.
         except Exception as error:
             reason = describe_failure(error, token)
             raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
-        name = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
+        source = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
     try:
-        return SavedAgent(load_file(path), name)
+        return SavedAgent(load_file(path), source)
     except (SafetensorError, OSError) as error:
         raise FFPError(f"{path} is not a valid safetensors file: {error}") from None

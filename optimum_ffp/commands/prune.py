@@ -130,7 +130,7 @@ def prune(args: Namespace) -> None:
         show_plan(estimate, folders[0], [*problems])
         return
     begin(estimate, problems, work, args.resume)
-    agent = load_agent(args.warm_start) if args.warm_start is not None else None
+    agent = load_agent(args.warm_start)
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)
     front = ParetoFront()

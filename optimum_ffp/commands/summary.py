@@ -11,6 +11,7 @@ from ..checkpoint.result import PruningResult
 from ..data import describe_windows
 from ..errors import FFPError
 from ..hub.naming import dataset_name
+from ..modeling.auto import is_pruned
 from ..planning.estimate import Estimate, gib
 from ..planning.preflight import free_disk
 from ..utils import processes
@@ -53,7 +54,8 @@ def prune_summary(result: PruningResult, folder: str) -> str:
         ("peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"),
         ("saved in", folder),
     ]
-    return "\n".join(["", repr(result), *_table(rows), *_load_lines(folder, result.code_file is not None)])
+    loads = _load_lines(folder, is_pruned(result.model.config))
+    return "\n".join(["", repr(result), *_table(rows), *loads])
 
 
 def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from optimum_ffp.checkpoint.plots import write_front, write_plots, write_recovery
+from optimum_ffp.checkpoint.plots import write_plots, write_recovery
 
 
 def make_record(layers: int) -> dict:
@@ -17,7 +17,9 @@ def make_record(layers: int) -> dict:
         for kind, group in (("attention", "kv_group" if layer % 2 else "query_head"), ("ffn", "channel"))
     ]
     row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "no-search": None, "searched": 30.0}}
+    windows = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24}
     front = {"dense": {"parameters": 10_000_000, "search_perplexity": 20.0}, "pruned": [row]}
+    front |= {"search_windows": windows}
     errors = [{"layer": layer, "before": generator.random(), "error": generator.random()} for layer in range(layers)]
     return {
         "policy": {"sparsity": 0.3, "units": units},
@@ -69,10 +71,9 @@ def test_plots_without_data_are_left_out(tmp_path):
 def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layers, evaluations):
     record = make_record(layers)
     write_plots(record, make_log(evaluations), tmp_path)
-    write_front(*record["search"]["front"].values(), "a name with $ " * 9, tmp_path / "front.png")
     curve = [{"tokens": 1000 * step, "kl": 1.0 / (1 + step), "perplexity": 20.0} for step in range(9)]
     write_recovery(curve, {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
-    assert len(figures) == 6
+    assert len(figures) == 5
     for figure in figures:
         figure.canvas.draw()
         assert all(axes.has_data() for axes in figure.axes)
