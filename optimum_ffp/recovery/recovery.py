@@ -201,17 +201,10 @@ class FFPRecovery:
         self.journal = Journal()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the last result to the Hub in one commit. Of several processes the main one does.
+        """Upload the last result to the Hub in one commit, and return its URL; of several processes the main one does.
 
-        Args:
-            repo_id: `name` or `owner/name`; created if it does not exist, unless a pull request is opened.
-            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, as for `hub.upload.push_folder`.
-
-        Returns:
-            URL of the commit, or of the pull request.
-
-        Raises:
-            FFPError: If there is no result, or the upload fails.
+        Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the upload
+        fails.
         """
         return push_result(partial(self._save, self._finished()), repo_id, **options)
 
