@@ -307,8 +307,8 @@ class FFPPruner:
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the last result to the Hub in one commit, and return its URL; of several processes the main one does.
 
-        Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the upload
-        fails.
+        Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the
+        upload fails.
         """
         return push_result(partial(save_checkpoint, self._finished()), repo_id, **options)
 
