@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..errors import FFPError
 
 
-# Fraction of a unit's groups by which neighbouring policies differ.
+# Fraction of a unit's groups by which neighboring policies differ.
 STEP = 1 / 12
 Group = Literal["kv_group", "query_head", "channel", "all_heads"]
 GROUP_NAMES: dict[Group, str] = {
@@ -61,7 +61,7 @@ class Unit:
 
     @property
     def step(self) -> int:
-        """Number of groups by which neighbouring sizes differ: about a twelfth, a multiple of `multiple`, not 0."""
+        """Number of groups by which neighboring sizes differ: about a twelfth, a multiple of `multiple`, not 0."""
         return self.multiple * max(1, round(self.groups * STEP / self.multiple))
 
     @property
@@ -120,7 +120,7 @@ class PruningPolicy:
         # Subtract integers before dividing, so that an exactly met budget has no rounding error.
         return (total - self.kept_parameters) / total
 
-    def neighbours(self) -> tuple["PruningPolicy", "PruningPolicy"]:
+    def neighbors(self) -> tuple["PruningPolicy", "PruningPolicy"]:
         """Return the policies with every unit one step smaller and one step larger, within its bounds."""
         down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
         up = tuple(min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))

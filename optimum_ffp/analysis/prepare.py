@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..engine import LayerRunner, LayerwiseModel
+from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit
 from ..modeling.families.base import members_of
@@ -69,131 +69,131 @@ def prepare(
         )
     if shortage := describe_shortage([unit.output.module.in_features for unit in ways[0]], windows.numel()):
         logger.warning(shortage)
-    dtype = autocast_dtype(layerwise.model, config.search_dtype)
-    relative = layerwise.family.normalized_outputs and config.relative_outputs
-    fishers: list[torch.Tensor | None] = [None] * len(ways[0])
+    preparation = _Preparation(layerwise, ways, config, meter, journal)
     if config.needs_fishers:
-        seen = windows[: config.fisher_samples]
         with meter.stage("fisher"):
-            fishers = _fishers(layerwise, ways[0], seen, config.seed, dtype, relative, journal)
-    preparation = _Preparation(
-        layerwise, ways, config, fishers, dtype, relative, meter, journal.part(config.needs_factors)
-    )
+            preparation.collect_fishers(windows[: config.fisher_samples])
     if processes.count() == 1:
-        found = with_halving_batches(partial(preparation.run, windows), config.batch_size)
+        units = with_halving_batches(partial(preparation.order_units, windows), config.batch_size)
     else:
         # The others could not know that one of them starts again.
-        found = preparation.run(windows, config.batch_size)
-    del fishers
-    ridges = [PrefixRidge(one.factor) for one in found] if config.needs_factors else None
+        units = preparation.order_units(windows, config.batch_size)
+    del preparation
+    ridges = [PrefixRidge(one.factor) for one in units] if config.needs_factors else None
     layerwise.is_sorted = True
-    sorted_model = SortedModel(layerwise, [one.unit for one in found], [one.order for one in found], ridges)
-    if config.mapping != "curves":
-        return Prepared(sorted_model, None)
-    return Prepared(sorted_model, CurveMapping([one.curve for one in found]))
+    sorted_model = SortedModel(layerwise, [one.unit for one in units], [one.order for one in units], ridges)
+    curves = CurveMapping([one.curve for one in units]) if config.mapping == "curves" else None
+    return Prepared(sorted_model, curves)
 
 
-def _fishers(
-    layerwise: LayerwiseModel,
-    units: Sequence[ModelUnit],
-    windows: torch.Tensor,
-    seed: int,
-    dtype: torch.dtype | None,
-    relative: bool,
-    journal: Journal,
-) -> list[torch.Tensor | None]:
-    """Return the Fisher matrices of all units in the main process, which orders them, and `None` in the others."""
-
-    def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
-        found = layerwise.counter.tensors(journal, f"fisher-{index}", lambda: {"fisher": matrix})["fisher"]
-        return found if processes.is_main() else None
-
-    if all(journal.has(f"fisher-{index}") for index in range(len(units))):
-        return [keep(index) for index in range(len(units))]
-    return collect_fisher(layerwise, units, windows, seed, dtype, relative, keep)
-
-
-@dataclass
 class _Preparation:
     """Orders and factors the units layer by layer, while the Gram matrices of a layer are there.
 
-    Processes share the windows; the main one orders and factors.
+    Processes share the windows; the main one orders and factors. What is finished stays finished when memory runs out
+    in a later layer.
     """
 
-    layerwise: LayerwiseModel
-    ways: Sequence[Sequence[ModelUnit]]
-    config: FFPConfig
-    fishers: list[torch.Tensor | None]
-    dtype: torch.dtype | None
-    relative: bool
-    meter: StageMeter
-    journal: Journal
-    # By layer: what is finished stays finished when memory runs out in a later one.
-    finished: dict[int, list[OrderedUnit]] = field(default_factory=dict)
+    def __init__(
+        self,
+        layerwise: LayerwiseModel,
+        ways: Sequence[Sequence[ModelUnit]],
+        config: FFPConfig,
+        meter: StageMeter,
+        journal: Journal,
+    ):
+        self.layerwise, self.ways, self.config, self.meter, self.journal = layerwise, ways, config, meter, journal
+        self.dtype = autocast_dtype(layerwise.model, config.search_dtype)
+        self.relative = layerwise.family.normalized_outputs and config.relative_outputs
+        self.home = matrix_device(layerwise, ways[0])
+        self.layers = range(len(layerwise.layers))
+        self.of_layers = journal.part(config.needs_factors)
+        # By unit, in the main process, which orders them.
+        self.fishers: list[torch.Tensor | None] = [None] * len(ways[0])
+        self.finished: dict[int, list[OrderedUnit]] = {}
 
-    def run(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
+    def collect_fishers(self, windows: torch.Tensor) -> None:
+        """Collect the Fisher matrices of all units, or read them from the journal."""
+
+        def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
+            entry = self.layerwise.counter.tensors(self.journal, f"fisher-{index}", lambda: {"fisher": matrix})
+            return entry["fisher"] if processes.is_main() else None
+
+        units = self.ways[0]
+        if all(self.journal.has(f"fisher-{index}") for index in range(len(units))):
+            self.fishers = [keep(index) for index in range(len(units))]
+        else:
+            self.fishers = collect_fisher(
+                self.layerwise,
+                units,
+                windows,
+                seed=self.config.seed,
+                dtype=self.dtype,
+                relative=self.relative,
+                keep=keep,
+            )
+
+    def order_units(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
         """Return all units in order."""
-        layers = range(len(self.layerwise.layers))
-        home = matrix_device(self.layerwise, self.ways[0])
-        missing = [index for index in layers if index not in self.finished and not self.journal.has(_entry(index))]
-        with progress_bar(len(layers), "Statistics", "layer") as bar:
-            if missing:
-                with self.meter.stage("statistics"):
-                    states, arguments = self.layerwise.enter(windows[processes.share(len(windows))])
-                for index, layer in self.layerwise.walk():
-                    runner = self.layerwise.runner(layer, arguments[index], self.dtype)
-                    if index in missing:
-                        with self.meter.stage("statistics"):
-                            statistics = self._collect(index, runner, states, windows.numel(), batch_size)
-                        order = partial(self._order, index, statistics)
-                        self._keep(index, home, partial(processes.tensors_on_main, order))
-                        del statistics, order
-                    else:
-                        with self.meter.stage("statistics"):
-                            runner.advance(states, batch_size)
-                    bar.update()
-                    if index == missing[-1]:
-                        break
-            with self.meter.stage("statistics"):
-                for index in layers:
-                    if index not in self.finished:
-                        self._keep(index, home, dict)
-        return [one for index in layers for one in self.finished[index]]
+        missing = [one for one in self.layers if one not in self.finished and not self.of_layers.has(_entry(one))]
+        if missing:
+            self._measure(windows, missing, batch_size)
+        with self.meter.stage("statistics"):
+            for layer in self.layers:
+                if layer not in self.finished:
+                    self._keep(layer, dict)
+        return [unit for layer in self.layers for unit in self.finished[layer]]
 
-    def _keep(self, layer: int, home: torch.device, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
-        kept = self.layerwise.counter.tensors(self.journal, _entry(layer), measure)
-        members = members_of(self.ways[0], layer)
-        self.finished[layer] = [
-            OrderedUnit.unpack(kept, f"{member}.", [way[member] for way in self.ways], home) for member in members
+    def _measure(self, windows: torch.Tensor, missing: Sequence[int], batch_size: int) -> None:
+        """Run the windows through all layers up to the last that is missing, and order the units of those that are."""
+        with self.meter.stage("statistics"):
+            states, arguments = self.layerwise.enter(windows[processes.share(len(windows))])
+        with progress_bar(len(self.layers), "Statistics", "layer") as bar:
+            for index, layer in self.layerwise.walk():
+                runner = self.layerwise.runner(layer, arguments[index], self.dtype)
+                members = members_of(self.ways[0], index) if index in missing else []
+                with self.meter.stage("statistics"):
+                    statistics = collect_statistics(
+                        runner,
+                        [self.ways[0][member] for member in members],
+                        states,
+                        tokens=windows.numel(),
+                        batch_size=batch_size,
+                        relative=self.relative,
+                    )
+                if members:
+                    self._keep(index, partial(processes.tensors_on_main, partial(self._order, index, statistics)))
+                del statistics
+                bar.update()
+                if index == missing[-1]:
+                    break
+
+    def _keep(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
+        entry = self.layerwise.counter.tensors(self.of_layers, _entry(layer), measure)
+        units = [
+            OrderedUnit.unpack(entry, f"{member}.", [way[member] for way in self.ways], self.home)
+            for member in members_of(self.ways[0], layer)
         ]
-        borrowed = self.layerwise.device.type == "cuda" and home.type == "cpu" and not self.journal.on_disk
+        borrowed = self.layerwise.device.type == "cuda" and self.home.type == "cpu" and not self.journal.on_disk
         if borrowed and self.config.needs_factors:
             # Pinned, since the GPU gets one factor at a time.
-            self.finished[layer] = [replace(one, factor=pin(one.factor)) for one in self.finished[layer]]
-
-    def _collect(
-        self, layer: int, runner: LayerRunner, states: torch.Tensor, tokens: int, batch_size: int
-    ) -> list[Statistics]:
-        """Return the statistics of the units of one layer, and advance the states."""
-        units = [self.ways[0][member] for member in members_of(self.ways[0], layer)]
-        return collect_statistics(runner, units, states, tokens, batch_size, self.relative)
+            units = [replace(one, factor=pin(one.factor)) for one in units]
+        self.finished[layer] = units
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""
-        config, members = self.config, members_of(self.ways[0], layer)
-        packed: dict[str, torch.Tensor] = {}
-        for member in members:
-            found = statistics.pop(0)
-            measured = found.to(algebra_device(found.gram.device, len(found.gram))), self.fishers[member]
-            del found
+        config, packed = self.config, {}
+        for member in members_of(self.ways[0], layer):
+            of_unit, fisher = statistics.pop(0), self.fishers[member]
+            of_unit = of_unit.to(algebra_device(of_unit.gram.device, len(of_unit.gram)))
             # Ways differ in the units of attention.
             ways = {way[member].unit: way[member] for way in self.ways}
             with self.meter.stage("importance"):
-                ordered = [order_unit(unit, *measured, config) for unit in ways.values()]
+                ordered = [order_unit(unit, of_unit, fisher, config) for unit in ways.values()]
             if config.needs_factors:
                 with self.meter.stage("factorization"):
-                    ordered = [factorize_unit(one, *measured, config) for one in ordered]
+                    ordered = [factorize_unit(one, of_unit, fisher, config) for one in ordered]
             packed |= choose_groups(ordered).pack(f"{member}.")
+            del of_unit
         return packed
 
 

@@ -16,12 +16,12 @@ from ..utils import processes
 
 @dataclass(frozen=True)
 class SizeGradients:
-    """Losses of a policy, and their first-order changes when one unit at a time changes to a neighbouring size.
+    """Losses of a policy, and their first-order changes when one unit at a time changes to a neighboring size.
 
     Attributes:
         losses: Nats per token, shape `[windows]`.
-        down: Change for the unit's size in the smaller of `policy.neighbours()`, shape `[windows, units]`.
-        up: Change for the unit's size in the larger of `policy.neighbours()`, shape `[windows, units]`.
+        down: Change for the unit's size in the smaller of `policy.neighbors()`, shape `[windows, units]`.
+        up: Change for the unit's size in the larger of `policy.neighbors()`, shape `[windows, units]`.
     """
 
     losses: np.ndarray
@@ -35,7 +35,7 @@ def measure_size_gradients(
     """Measure the size gradients of all units with one forward and one backward pass per window.
 
     The output of a compensated unit is `Σ_{j<k} V_j z_j` for every size `k` (see `PrefixRidge.components`). The model
-    runs with the inputs of the larger neighbour; the policy's output weights are padded with zeros, so that the
+    runs with the inputs of the larger neighbor; the policy's output weights are padded with zeros, so that the
     additional columns have no effect. With the loss gradient `g` at the output, adding the columns `k` to `l` changes
     the loss by `Σ_tokens Σ_{k≤j<l} (g·V_j) z_j`. Removing columns before `k` changes it by the negative of the same
     sum over the removed columns.
@@ -47,7 +47,7 @@ def measure_size_gradients(
         dtype: Autocast dtype; `None` for the model's own.
     """
     share = windows[processes.share(len(windows))]
-    down, up = policy.neighbours()
+    down, up = policy.neighbors()
     # By unit and window; they stay on the device, which would wait for every transfer.
     changes: list[list[torch.Tensor]] = [[] for _ in policy.units]
 

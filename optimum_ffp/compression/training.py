@@ -117,14 +117,14 @@ class Trainer:
         steps = max(map(len, self.parts))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         # On a GPU one kernel reads and writes everything once.
-        optimiser = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
-        schedule = LambdaLR(optimiser, lambda step: _rate(step, passes * steps))
+        optimizer = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
+        schedule = LambdaLR(optimizer, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
             orders = [part[torch.randperm(len(part), generator=generator)].tolist() for part in self.parts]
             for chosen in zip_longest(*orders):
                 self._differentiate(masters, [window for window in chosen if window is not None])
-                optimiser.step()
-                optimiser.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
                 schedule.step()
             rounded = {name: weight.detach().to(self.start[name], copy=True) for name, weight in masters.items()}
             yield self._held_out_error(rounded), rounded

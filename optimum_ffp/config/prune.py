@@ -304,7 +304,7 @@ class FFPConfig(Config):
 
     @property
     def reports_searched(self) -> bool:
-        """Whether perplexity before calibration is reported; not if the search optimises compensated candidates."""
+        """Whether perplexity before calibration is reported; not if the search optimizes compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
 
     def derived(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Architecture:
 
     Attributes:
         name: `general.architecture`.
-        interleaved: Whether the rotary embedding rotates neighbouring rows of a head instead of its halves, so that
+        interleaved: Whether the rotary embedding rotates neighboring rows of a head instead of its halves, so that
             rows of query and key are permuted.
         fused: Whether query, key and value are one tensor.
         all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.

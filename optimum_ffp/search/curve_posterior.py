@@ -47,7 +47,7 @@ def to_scores(multipliers: np.ndarray) -> np.ndarray:
 class MultiplierRegression:
     """Bayesian linear regression of measured size gradients on the decreases of the curves.
 
-    Between the sizes of two neighbouring policies the curve of a unit decreases by `C_p` in part `p`, with the total
+    Between the sizes of two neighboring policies the curve of a unit decreases by `C_p` in part `p`, with the total
     `C = Σ C_p`, and the actual change of the loss is `Σ T_p C_p`. The size gradient `D` is the first-order change at
     one of the two policies. Components of a unit's output are independent, so that the curve is also the second-order
     term, up to the curvature `q` at the pruned model:
@@ -80,8 +80,8 @@ class MultiplierRegression:
         """Add the equations measured at one policy, but for units whose gradient is not finite.
 
         Args:
-            down: First-order change of the loss for the smaller neighbouring size, shape `[windows, units]`.
-            up: First-order change of the loss for the larger neighbouring size, shape `[windows, units]`.
+            down: First-order change of the loss for the smaller neighboring size, shape `[windows, units]`.
+            up: First-order change of the loss for the larger neighboring size, shape `[windows, units]`.
             falls_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
             falls_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
         """

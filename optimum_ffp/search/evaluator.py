@@ -51,49 +51,46 @@ class CandidateEvaluator:
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
-        losses = np.array(self._losses(policies, windows))
+        chosen, measured = self.windows[torch.from_numpy(windows)], {}
+        journals = {policy: self._journal_of(policy, windows) for policy in policies}
+
+        def measure(policy: PruningPolicy) -> list[float]:
+            # One by one, so that what is finished is saved; but together where weights have to be brought for them.
+            if policy not in measured:
+                together = [policy]
+                if not self.sorted_model.layerwise.weights.resident:
+                    together = [one for one, journal in journals.items() if not journal.has("losses")]
+                losses = policy_losses(
+                    self.sorted_model,
+                    together,
+                    chosen,
+                    compensated=self.compensated,
+                    batch_size=self.batch_size,
+                    dtype=self.dtype,
+                )
+                measured.update(zip(together, losses.tolist()))
+            return measured[policy]
+
+        for policy, journal in journals.items():
+            measured[policy] = self.counter.value(journal, "losses", partial(measure, policy))
+        losses = np.array([measured[policy] for policy in policies])
         self.evaluations += len(policies)
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
         return losses
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
         """Return the losses of one policy on the windows of the given indices, and their size gradients."""
-        chosen = self.windows[torch.from_numpy(windows)]
 
         def measure() -> list[list]:
-            found = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)
-            return [found.losses.tolist(), found.down.tolist(), found.up.tolist()]
+            chosen = self.windows[torch.from_numpy(windows)]
+            gradients = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)
+            return [gradients.losses.tolist(), gradients.down.tolist(), gradients.up.tolist()]
 
-        found = SizeGradients(
-            *map(np.array, self.counter.value(self._journal_of(policy, windows), "size_gradients", measure))
-        )
+        entry = self.counter.value(self._journal_of(policy, windows), "size_gradients", measure)
+        gradients = SizeGradients(*map(np.array, entry))
         self.evaluations += 1
-        self.non_finite += int(not np.isfinite(found.losses).all())
-        return found
+        self.non_finite += int(not np.isfinite(gradients.losses).all())
+        return gradients
 
     def _journal_of(self, policy: PruningPolicy, windows: np.ndarray) -> Journal:
         return self.journal.part(policy.sizes, windows.tolist())
-
-    def _losses(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> list[list[float]]:
-        chosen = self.windows[torch.from_numpy(windows)]
-        journals = [self._journal_of(one, windows) for one in policies]
-        found: dict[int, list[float]] = {}
-
-        def measure(number: int) -> list[float]:
-            # One by one, so that what is finished is saved; but together where weights have to be brought for them.
-            if number not in found:
-                together = [number]
-                if not self.sorted_model.layerwise.weights.resident:
-                    together = [other for other, journal in enumerate(journals) if not journal.has("losses")]
-                measured = policy_losses(
-                    self.sorted_model,
-                    [policies[other] for other in together],
-                    chosen,
-                    compensated=self.compensated,
-                    batch_size=self.batch_size,
-                    dtype=self.dtype,
-                )
-                found.update(zip(together, measured.tolist()))
-            return found[number]
-
-        return [self.counter.value(one, "losses", partial(measure, number)) for number, one in enumerate(journals)]

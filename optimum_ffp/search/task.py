@@ -123,7 +123,7 @@ class SearchTask:
 
         Returns:
             First-order changes of the loss when one unit at a time changes to its smaller and to its larger size of
-            `policy.neighbours()`, in nats per token, each of shape `[windows, units]`.
+            `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
         """
         gradients = self.evaluate.size_gradients(policy, windows)
         self._account([policy], gradients.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)

@@ -21,7 +21,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
         repaired = torch.zeros_like(weight)
         repaired[:, :kept] = ridge_direct(weight, gram, kept, 0.01)
         change = repaired - weight
-        # Eq. 6 minimises over S for the removed channels: its objective is the damped metric of the change.
+        # Eq. 6 minimizes over S for the removed channels: its objective is the damped metric of the change.
         assert np.isclose(curve[kept], (change @ damped * change).sum(), rtol=1e-3)
     assert curve[12] == 0 and (np.diff(curve) <= 1e-9).all()
 

@@ -41,22 +41,22 @@ def test_size_gradients_with_query_heads_pruned(way, windows):
 def check_gradients(model, windows, groups=(None,)):
     sorted_model, _ = make_sorted_model(model.double(), windows, groups)
     policy = random_policy(sorted_model, 2)
-    down, up = policy.neighbours()
+    down, up = policy.neighbors()
     found = measure_size_gradients(sorted_model, policy, windows)
     assert found.losses == pytest.approx(_losses(sorted_model, policy, policy, windows, 0, 0.0), rel=1e-6)
     for index in range(len(policy.units)):
-        for neighbour, slope in ((down, found.down), (up, found.up)):
-            below, above = (_losses(sorted_model, policy, neighbour, windows, index, step) for step in (-STEP, STEP))
+        for neighbor, slope in ((down, found.down), (up, found.up)):
+            below, above = (_losses(sorted_model, policy, neighbor, windows, index, step) for step in (-STEP, STEP))
             expected = (above - below) / (2 * STEP)
             assert np.allclose(slope[:, index], expected, atol=3e-4 + 1e-2 * np.abs(expected).max())
 
 
-def _losses(sorted_model, policy, neighbour, windows, index, step):
-    """Losses where one unit's output weight is moved this share of the way to that of its neighbour."""
-    _, up = policy.neighbours()
+def _losses(sorted_model, policy, neighbor, windows, index, step):
+    """Losses where one unit's output weight is moved this share of the way to that of its neighbor."""
+    _, up = policy.neighbors()
     weights = {}
     for i, unit in enumerate(sorted_model.model_units):
-        here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbour, up))
+        here, there, width = (one.sizes[i] * unit.output.block for one in (policy, neighbor, up))
         weight, other = (
             nn.functional.pad(
                 sorted_model.ridges[i].compensated(sorted_model.dense_output(i), size), (0, width - size)
@@ -70,16 +70,16 @@ def _losses(sorted_model, policy, neighbour, windows, index, step):
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()
 
 
-def test_neighbours_are_a_step_away_and_within_the_unit(tiny_model, windows):
+def test_neighbors_are_a_step_away_and_within_the_unit(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
-    down, up = dense.neighbours()
+    down, up = dense.neighbors()
     assert up == dense
     # A group stays, so that a unit of one has no smaller size.
     steps = [min(unit.step, unit.groups - 1) for unit in sorted_model.units]
     assert [full - size for full, size in zip(dense.sizes, down.sizes)] == steps
     least = PruningPolicy(sorted_model.units, tuple(unit.multiple for unit in sorted_model.units))
-    assert least.neighbours()[0] == least
+    assert least.neighbors()[0] == least
 
 
 def test_the_model_is_left_as_it_was(tiny_model, windows):

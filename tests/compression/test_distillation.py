@@ -169,9 +169,9 @@ def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypat
     monkeypatch.setattr("optimum_ffp.compression.calibrations.distillation.STEP_TOKENS", 1)
     steps = []
 
-    def watched(optimiser, *args):
-        rates = [group["initial_lr"] for group in optimiser.param_groups]
-        steps.append(([group["params"][0].grad.clone() for group in optimiser.param_groups], rates))
+    def watched(optimizer, *args):
+        rates = [group["initial_lr"] for group in optimizer.param_groups]
+        steps.append(([group["params"][0].grad.clone() for group in optimizer.param_groups], rates))
 
     monkeypatch.setattr("torch.optim.Adam.step", watched)
 

@@ -51,8 +51,8 @@ class KnownLandscape:
         total = sum(t * curve[size] for t, curve, size in zip(MULTIPLIERS, CURVES, policy.sizes))
         rise = np.nan if self.broken else 1 + 2 * self.interaction * total
         changes = []
-        for neighbour in policy.neighbours():
-            sizes = zip(MULTIPLIERS, CURVES, policy.sizes, neighbour.sizes)
+        for neighbor in policy.neighbors():
+            sizes = zip(MULTIPLIERS, CURVES, policy.sizes, neighbor.sizes)
             change = [t * rise * (c[there] - c[here]) - abs(c[there] - c[here]) for t, c, here, there in sizes]
             changes.append(np.array(change) * self.difficulty[windows, None])
         return SizeGradients(losses, *changes)

@@ -134,9 +134,9 @@ def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
         MultiplierRegression(UNITS[:10]).restore(regression.state())
 
 
-def test_neighbouring_policies_differ_by_one_part():
+def test_neighboring_policies_differ_by_one_part():
     kept = PruningPolicy(UNITS, tuple(unit.groups // 2 for unit in UNITS))
-    for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbours()[1].sizes):
+    for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbors()[1].sizes):
         assert (larger - size) * PARTS == unit.groups
 
 

@@ -1,4 +1,4 @@
-"""Loss curves: the loss of every size of every unit, and the policy that minimises their sum under a budget."""
+"""Loss curves: the loss of every size of every unit, and the policy that minimizes their sum under a budget."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ SCORE_LIMIT = 20.0
 class CurveMapping:
     """Allocates the budget where the loss curves fall fastest; scores are logarithms of curve multipliers.
 
-    Minimises `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
+    Minimizes `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
     segments is optimal. The order is the same for every budget, so one set of scores serves all sparsities. Scores of
     zero give the no-search policy, which depends on the curves alone. A unit may also have several scores, one per
     part of its curve, where all parts cover the same number of groups: the decrease of each part is then multiplied

@@ -8,7 +8,7 @@ from ...utils.cholesky import ROWS, factorize, ridge_damping
 from ..gram import Statistics
 
 
-# λ of the ridge regression whose loss is minimised.
+# λ of the ridge regression whose loss is minimized.
 DAMPING = 0.01
 # Number of portions in which groups are removed: more hardly change the order, and each costs a low-rank update.
 PORTIONS = 96

@@ -23,7 +23,7 @@ from ..sorted_model import SortedModel
 from ..training import Fit, Trainer
 
 
-# Least tokens per step of the optimiser.
+# Least tokens per step of the optimizer.
 STEP_TOKENS = 512
 # One of so many tokens of a window without a start token is also read as a first token.
 FIRST_TOKENS = 8

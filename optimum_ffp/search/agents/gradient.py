@@ -54,7 +54,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         windows = order[task.windows(config.update_samples, update * config.update_samples)]
         policy = task.map_scores(_damped(multipliers[-1]), task.sparsity)
         down, up = task.size_gradients(policy, windows)
-        smaller, larger = policy.neighbours()
+        smaller, larger = policy.neighbors()
         falls_down = task.curves.falls(smaller, policy, PARTS)
         regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
         multipliers.append(regression.solve())
