@@ -41,6 +41,7 @@ def layer_error(model, dense, windows, layer, seen):
     return float(torch.cat([token_errors(model, dense, ids, layer, seen) for ids in (windows, first)]).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["kv_group", "query_head"])
 def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
@@ -102,6 +103,7 @@ def test_all_passes_of_a_layer_are_counted(windows, start_token):
     assert counter.layer_tokens - before == sum(map(sum, read)) + sum(2 * once * count for count in passes)
 
 
+@pytest.mark.slow
 def test_steps_are_relative_to_the_size_of_the_weights(windows):
     """A model whose keys are a thousand times as large and whose queries as small is the same, and learns the same."""
     scaled = make_tiny_model()
@@ -116,6 +118,7 @@ def test_steps_are_relative_to_the_size_of_the_weights(windows):
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
     dense, errors = make_tiny_model(), {}
     first = windows[:, ::FIRST_TOKENS].reshape(-1, 1)
@@ -131,6 +134,7 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
     assert distilled.layers[0].after == pytest.approx(float(of_windows), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windows, dtype):
     sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
@@ -165,6 +169,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
     assert split_windows(windows, 3, start_token=True).tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
     monkeypatch.setattr("optimum_ffp.compression.calibrations.distillation.STEP_TOKENS", 1)
     steps = []

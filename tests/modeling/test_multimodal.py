@@ -65,6 +65,7 @@ def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp
     assert model.name_or_path == model.config._name_or_path == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_path):
     save_tiny(tmp_path / "dense", "gemma3")
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)
@@ -83,6 +84,7 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_p
     assert weight_bytes(dense, tmp_path / "dense") == 4 * dense.num_parameters()
 
 
+@pytest.mark.slow
 def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):
     save_tiny(tmp_path / "dense", "llava")
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)

@@ -35,7 +35,7 @@ def test_offload_to_disk_needs_a_work_folder(save_tiny_model, data_folder):
         FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
 
 
-@pytest.mark.parametrize("options", [{}, {"calibration": "ridge", "method": "evolutionary"}])
+@pytest.mark.parametrize("options", [{"calibration": "ridge"}, pytest.param({}, marks=pytest.mark.slow)])
 def test_a_prune_from_disk_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, options):
     check_prune_from_disk(save_tiny_model(), data_folder, tmp_path, options)
 

@@ -9,6 +9,7 @@ from optimum_ffp.utils.batch_size import memory_errors, out_of_memory, with_halv
 from tests.helpers import make_pruner
 
 
+@pytest.mark.slow
 def test_batches_are_halved_until_they_fit():
     tried = []
 

@@ -9,6 +9,7 @@ from optimum_ffp.utils.heap import return_free_memory
 from optimum_ffp.utils.profiling import StageMeter
 
 
+@pytest.mark.slow
 def test_a_stage_that_comes_again_adds_to_its_time_and_keeps_its_peak():
     # What earlier tests have left must not be released in between.
     gc.collect()

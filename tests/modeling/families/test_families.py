@@ -58,6 +58,7 @@ def test_unsupported_family_lists_the_supported():
         get_family("bert")
 
 
+@pytest.mark.slow
 def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, caplog, tmp_path):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, attention="query-heads", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)

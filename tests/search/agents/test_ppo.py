@@ -103,6 +103,7 @@ def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
     landscape = WideLandscape()
     start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
