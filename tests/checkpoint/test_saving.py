@@ -173,6 +173,7 @@ def test_a_bug_is_not_taken_for_a_full_disk(pruned, tmp_path, monkeypatch):
         save_checkpoint(pruned[0].result, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_files_of_a_tokenizer_with_code_are_recorded(pruned, tmp_path, monkeypatch):
     def save(tokenizer, folder):
         save_tokenizer(tokenizer, folder)

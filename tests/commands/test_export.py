@@ -48,6 +48,7 @@ def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
     assert len(fields["tokenizer.ggml.tokens"].data) == rows and "tokenizer.ggml.padding_token_id" not in fields
 
 
+@pytest.mark.slow
 def test_a_second_export_into_one_file_ends_at_once(hold, run, model, tmp_path):
     kill = hold(tmp_path / "out.gguf")
     code, _, errors = run("-m", model, tmp_path / "out.gguf")

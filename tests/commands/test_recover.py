@@ -52,12 +52,14 @@ def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
     assert recover("--overwrite", "--max-tokens", "96", "--learning-rate", "1e-5")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_output_has_a_name_of_its_own(recover, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recover("--max-tokens", "96", "--learning-rate", "1e-5", out=None)[0] == 0
     assert (tmp_path / "tiny ffp-recovered" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_and_uploaded(recover, hub):
     pytest.importorskip("peft")
     code, output, errors = recover("--lora", "4", "--push-to-hub", "--hub-model-id", "me/recovered")
@@ -67,6 +69,7 @@ def test_adapters_are_merged_and_uploaded(recover, hub):
     assert b"LoRA adapters of rank 4 were trained and merged" in files["README.md"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
     assert recover(out=tmp_path / "whole")[0] == 0
     training_step = RecoveryTrainer.training_step
@@ -92,6 +95,7 @@ def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
     assert files[0] == files[1] and not list(tmp_path.glob("*.work"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_training_in_one_line(recover, monkeypatch):
     monkeypatch.setattr(RecoveryTrainer, "_save_checkpoint", Mock(side_effect=OSError(28, "No space left on device")))
     code, _, errors = recover()

@@ -120,6 +120,7 @@ def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
     assert "weight_bytes" not in found["model"] and "weight_bytes" in found["baseline"]
 
 
+@pytest.mark.slow
 def test_every_text_is_reported_alone(places, tmp_path):
     pruned, dense, data = places
     (tmp_path / "my.txt").write_text(make_text(1500, 9))
@@ -205,6 +206,7 @@ def test_what_is_not_finite_is_printed(places):
     assert math.isnan(found["model"]["perplexity"]["perplexity"]) and "nan" in str(found)
 
 
+@pytest.mark.slow
 def test_batches_are_halved_where_memory_runs_out(places, monkeypatch):
     decoder = type(make_tiny_model().model)
     forward, options = decoder.forward, {"dataset": str(places[2]), "eval_samples": 2}

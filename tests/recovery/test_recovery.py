@@ -75,6 +75,7 @@ def test_a_recovered_model_is_pushed(recovered, hub):
     assert {name for name in saved if pushed[name] != saved[name]} == {"README.md", "ffp_config.json"}
 
 
+@pytest.mark.slow
 def test_a_resumed_recovery_ends_with_the_same_weights(recovered, make_recovery, tmp_path, monkeypatch):
     training_step = RecoveryTrainer.training_step
 
@@ -98,6 +99,7 @@ def test_a_resumed_recovery_ends_with_the_same_weights(recovered, make_recovery,
     assert all(torch.equal(weight, weights[name]) for name, weight in resumed.student.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)
@@ -110,6 +112,7 @@ def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
     assert events.read_bytes().count(b"eval/kl") == 2 and b"train/loss" in events.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2])
 def test_computing_in_bfloat16_leaves_rotary_frequencies_and_figures(
     make_recovery, folder, pruned, tmp_path, monkeypatch, lora
@@ -137,6 +140,7 @@ def test_computing_in_bfloat16_leaves_rotary_frequencies_and_figures(
     assert record.dtype == "bfloat16" and {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_a_mix_is_trained_on_and_reported_one_by_one(make_recovery, data, tmp_path):
     other = copytree(data, tmp_path / "other")
     for file in other.iterdir():
@@ -150,6 +154,7 @@ def test_a_mix_is_trained_on_and_reported_one_by_one(make_recovery, data, tmp_pa
     assert len(content["other_texts"]) == 1
 
 
+@pytest.mark.slow
 def test_a_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_path):
     recovery = make_recovery(recovered[1], evaluations=1, learning_rate=1e-5)
     recovery.recover()

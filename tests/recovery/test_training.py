@@ -72,6 +72,7 @@ def test_how_a_step_is_divided_changes_nothing(trained, change):
     assert [point["kl"] for point in divided] == pytest.approx([point["kl"] for point in trained.curve], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted, tmp_path, monkeypatch):
     folder, steps = copytree(interrupted, tmp_path / "work"), []
     training_step = RecoveryTrainer.training_step
@@ -100,6 +101,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(interrupted, tmp_path, fil
         train(folder)
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
     """Weights that are ruined after some steps."""
     step, steps = torch.optim.AdamW.step, []
@@ -121,6 +123,7 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
         assert torch.equal(weight, early.model.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "word"), [(3.0, "lower"), (1e30, "finite")])
 def test_a_training_that_gains_nothing_is_an_error(learning_rate, word):
     with pytest.raises(FFPError, match=word):
@@ -132,6 +135,7 @@ def test_weights_are_rounded_to_their_dtype():
     assert {one.dtype for one in trained.model.parameters()} == {trained.model.config.dtype} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
     pytest.importorskip("peft")
@@ -144,6 +148,7 @@ def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
     assert not any("lora" in key for key in trained.model.state_dict())
 
 
+@pytest.mark.slow
 def test_nothing_is_dropped():
     """The dense model, of which the loss is, drops nothing either."""
     curves = []
