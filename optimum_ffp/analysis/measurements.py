@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
+from ..config.texts import TextMix
 from ..data import (
     DataRequest,
     DataSplits,
@@ -117,6 +118,8 @@ class Measurements:
         note_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
         for _, windows in data.roles() if data else ():
+            # Its name is published.
+            TextMix.parse(windows.dataset)
             window_length(windows.length, model.config)
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         self.config = self.resolved(config)

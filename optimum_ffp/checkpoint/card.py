@@ -12,7 +12,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config.texts import Text, TextMix
 from ..data import describe_size
-from ..hub.naming import dataset_name
 from .view import describe_text, format_number, is_on_hub, measured_on, view_record
 
 
@@ -78,7 +77,7 @@ def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
         task_type="text-generation",
         task_name="Text generation",
         dataset_type=source[0],
-        dataset_name=f"{dataset_name(test['dataset'])} ({describe_size(test)})",
+        dataset_name=f"{TextMix.parse(test['dataset']).describe()} ({describe_size(test)})",
         dataset_config=source[1],
         dataset_split=test["split"],
         metric_type="perplexity",

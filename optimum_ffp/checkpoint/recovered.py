@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.prune import GRADIENT_COST
+from ..config.texts import Text
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import prune_record
@@ -99,7 +100,7 @@ class RecoveryRecord:
             del record[name]
         first, *others = (figures | test for test, figures in self.figures)
         record["source"] = short_name(self.source)
-        record["passes"] = {short_name(name): count for name, count in self.passes.items()}
+        record["passes"] = {Text(name).published: count for name, count in self.passes.items()}
         return record | {"tokens": self.tokens, "perplexity": first, "other_texts": others}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..config.texts import NAMED, Text, TextMix
-from ..hub.naming import dataset_name, model_name
+from ..hub.naming import model_name
 
 
 # Names of models in records of perplexities, from the dense one to the final one.
@@ -37,7 +37,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "layers_differ": _layers_differ(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
-        "data": dataset_name(read),
+        "data": TextMix.parse(read).describe(),
         "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},
         "command": " ".join(_command(record)),
@@ -64,7 +64,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 def describe_text(dataset: str) -> str:
     """Return the names of texts, and their shares, for a table of Markdown."""
-    return dataset_name(dataset).replace("|", "\\|").replace("<", "&lt;")
+    return TextMix.parse(dataset).describe().replace("|", "\\|").replace("<", "&lt;")
 
 
 def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..checkpoint.recovered import RecoveryRecord
 from ..checkpoint.result import PruningResult
+from ..config.texts import TextMix
 from ..data import describe_windows
 from ..errors import FFPError
-from ..hub.naming import dataset_name
 from ..modeling.auto import is_pruned
 from ..planning.estimate import Estimate, gib
 from ..planning.preflight import free_disk
@@ -69,19 +69,23 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
     first, last = record.curve[0], record.kept
     names = {} if len(read_record(folder)["recovery"]) == 1 else {"pruned": "before this training"}
     rows = [
-        ("trained on", f"{record.tokens:,} tokens of {dataset_name(record.options['dataset'])}"),
+        ("trained on", f"{record.tokens:,} tokens of {TextMix.parse(record.options['dataset']).describe()}"),
         (
             "steps",
             f"{record.curve[-1]['step']} of {record.windows_per_step} windows of {record.window_length} tokens",
         ),
         *([("weights", f"those after {last['tokens']:,} tokens, the best")] if last != record.curve[-1] else []),
-        *((f"passes over {dataset_name(name)}", f"{count:.2f}") for name, count in record.passes.items() if count > 1),
+        *(
+            (f"passes over {TextMix.parse(name).describe()}", f"{count:.2f}")
+            for name, count in record.passes.items()
+            if count > 1
+        ),
         ("divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"),
         ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
         ("held out", describe_windows(record.held_out)),
     ]
     for test, found in record.figures:
-        place = f" on {dataset_name(test['dataset'])}" if len(record.tests) > 1 else ""
+        place = f" on {TextMix.parse(test['dataset']).describe()}" if len(record.tests) > 1 else ""
         rows += [(f"perplexity{place}, {names.get(name, name)}", f"{value:.4f}") for name, value in found.items()]
         rows.append(("measured on", describe_windows(test)))
     rows += [

@@ -152,7 +152,7 @@ def _sample(
     tokens = sample_from_model(model, tokenizer, count or request.search or 1, request.length, seed)
     start = find_start_token(tokenizer, request.start_token)
     begins = start is not None and bool((tokens[:, 0] == start).all())
-    return Windows(tokens, "self", "text sampled from the model", begins)
+    return Windows(tokens, "self", "sampled", begins)
 
 
 def _take(pieces: Iterable[str], text: Text) -> str:

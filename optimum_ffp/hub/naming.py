@@ -26,9 +26,9 @@ def is_hub_id(model_id: str) -> bool:
 
 
 def short_name(source: str) -> str:
-    """Return a model's or text's name without local folders."""
-    # Strip the configuration of a dataset (`id:name`) or the revision of an agent (`id@revision`).
-    repo_id = re.sub(r"[:@][\w.-]+$", "", source)
+    """Return a model's name without local folders."""
+    # Strip the revision of an agent (`id@revision`).
+    repo_id = re.sub(r"@[\w.-]+$", "", source)
     if not source or is_hub_id(repo_id) and not Path(source).exists():
         return source
     # Without the folders that "." and ".." stand for.
@@ -38,11 +38,6 @@ def short_name(source: str) -> str:
 def model_name(base: str) -> str:
     """Return a base model's name without its owner."""
     return short_name(base).rpartition("/")[2].removesuffix(".gguf")
-
-
-def dataset_name(dataset: str) -> str:
-    """Return a description of the source of text, with the shares of a mix."""
-    return TextMix.parse(dataset).describe()
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_a_mix_has_its_shares_and_each_text_is_reported_by_itself(data_folder, t
     assert shares_of(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
     assert shares_of(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
     assert [len(data.calibration), len(data.search)] == [8, 3] and data.calibration.dataset == mix
-    parts = ("4 of train", "2 of calibration part of other.txt", "2 of text sampled from the model")
+    parts = ("4 of train", "2 of calibration part of other.txt", "2 of sampled")
     assert data.calibration.split == ", ".join(parts)
     assert rows_of(data.calibration, data.search) == rows_of(again.calibration, again.search)
     assert [(test.dataset, test.split, len(test)) for test in data.tests] == [

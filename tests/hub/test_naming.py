@@ -5,7 +5,7 @@ def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
     assert short_name(str(tmp_path / "model")) == "model"
-    for source in ("owner/text:english", "owner/pruned@v1.0"):
+    for source in ("owner/model", "owner/pruned@v1.0"):
         assert short_name(source) == source
     assert short_name("/data/a:b") == "a:b"
     monkeypatch.chdir(tmp_path / "model")
