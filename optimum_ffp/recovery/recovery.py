@@ -83,7 +83,7 @@ class FFPRecovery:
         self.options = options or LoadOptions()
         self.config = with_dataset(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder)
-        self.record, self._named_teacher = None, True
+        self.record: RecoveryRecord | None = None
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
@@ -122,16 +122,13 @@ class FFPRecovery:
         # What the result takes over is downloaded before the training, as the weights are.
         processes.on_main(lambda: str(source_folder(name, given.hub())))
         student, tokenizer = load_pruned(name, given)
-        teacher_id, of_teacher = find_teacher(name, teacher and os.fspath(teacher), given)
-        dense, teacher_tokenizer = load_any(teacher_id, of_teacher)
+        teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), given)
+        dense, teacher_tokenizer = load_any(teacher_id, teacher_options)
         check_unquantized(teacher_id, dense.config)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise FFPError(f"the tokenizers of {name} and of {teacher_id} differ; name the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))
-        recovery = cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
-        # Otherwise the record has its commit too.
-        recovery._named_teacher = teacher is not None
-        return recovery
+        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
 
     @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False) -> RecoveryRecord:
