@@ -126,8 +126,8 @@ class Config:
     @classmethod
     def preset_values(cls, preset: Any) -> dict[str, Any]:
         """Return the values that a preset sets."""
-        set_by = {one.name: one.metadata["presets"] for one in fields(cls) if str(preset) in one.metadata["presets"]}
-        return {name: presets[preset] for name, presets in set_by.items()}
+        presets = {one.name: one.metadata["presets"] for one in fields(cls)}
+        return {name: values[preset] for name, values in presets.items() if str(preset) in values}
 
     def of_stage(self, *stages: str) -> dict[str, Any]:
         """Return the options that these stages depend on first."""
@@ -136,7 +136,7 @@ class Config:
     def reads(self, name: str) -> bool:
         """Return whether an option has an effect, given the values of the others."""
         when = self.__dataclass_fields__[name].metadata["when"]
-        return not when or getattr(self, when[0]) in when[1:] and self.reads(when[0])
+        return not when or getattr(self.resolve(), when[0]) in when[1:] and self.reads(when[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options, as they are saved."""
@@ -175,10 +175,12 @@ class Config:
         groups: dict[str, _ArgumentGroup] = {}
         for one in fields(cls):
             title = one.metadata["group"]
-            if title:
-                group = groups.setdefault(title, groups.get(title) or parser.add_argument_group(title))
-                help = f"{one.metadata['help']} Default: {shown_default(one)}.".replace("%", "%%")
-                group.add_argument(f"--{one.name.replace('_', '-')}", help=help, **_argument(one))
+            if title is None:
+                continue
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            help = f"{one.metadata['help']} Default: {shown_default(one)}.".replace("%", "%%")
+            groups[title].add_argument(f"--{one.name.replace('_', '-')}", help=help, **_argument(one))
         return groups
 
     @classmethod
@@ -188,7 +190,7 @@ class Config:
         given = {name: value for name, value in given.items() if value is not None}
         config = cls.from_file(args.config, **given) if args.config is not None else cls(**given)
         for name in given:
-            if not config.resolve().reads(name):
+            if not config.reads(name):
                 other, *values = config.__dataclass_fields__[name].metadata["when"]
                 logger.warning(f"--{name.replace('_', '-')} has no effect: only {other} {', '.join(values)} reads it")
         return config

@@ -164,6 +164,7 @@ def test_broken_files_are_refused(tmp_path, content):
 def test_an_option_is_read_with_what_it_depends_on():
     assert FFPConfig().reads("search_steps") and not FFPConfig().reads("learning_rate")
     assert FFPConfig(agent="ppo").reads("learning_rate")
+    assert FFPConfig(reward="pruned").reads("learning_rate")
     # The agent itself is not read by this method.
     assert not FFPConfig(agent="ppo", method="random").reads("learning_rate")
 
