@@ -23,7 +23,7 @@ weights_breaks = st.one_of(
     st.tuples(st.just("noise"), st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))),
     st.tuples(st.just("text"), st.sampled_from(["", "not a checkpoint"])),
     st.tuples(st.just("shape"), st.sampled_from([[48, 32], [0], [2**40, 2**40], [-1, 4], []])),
-    st.tuples(st.just("dtype"), st.sampled_from(["I32", "F16", "F64", "BOOL", "X9"])),
+    st.tuples(st.just("dtype"), st.sampled_from(["F16", "F64", "BOOL", "X9"])),
     st.tuples(st.just("data_offsets"), st.sampled_from([[0, 4], [-4, 8], [2**40, 2**41], [8, 4]])),
     st.tuples(st.sampled_from(["rename", "remove"]), st.none()),
 )
@@ -56,7 +56,7 @@ def break_weights(content: bytes, broken: tuple[str, Any], tensor: int) -> bytes
 
 
 @pytest.mark.slow
-@settings(fuzz, max_examples=40)
+@settings(fuzz, max_examples=12)
 @given(broken=weights_breaks, tensor=st.integers(0, 30))
 def test_broken_weights_never_load_as_another_model(pruned, windows, broken, tensor):
     files = contents(pruned[1])
