@@ -27,7 +27,6 @@ from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
-from optimum_ffp.modeling.loading import LoadOptions
 
 
 VOCABULARY = 128
@@ -118,8 +117,6 @@ WAYS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "one KV head": ({"num_key_value_heads": 1}, ("query_head",)),
     "both ways": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
 }
-# Of plans, where the command line places a model.
-ON_CPU = LoadOptions("cpu", offload="auto")
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 # Of a checkpoint of a llama.
 FILES = {

@@ -37,17 +37,17 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """Adds the options."""
+        """Add the options."""
         return parse_args_ffp_evaluate(parser)
 
     def run(self) -> None:
-        """Runs the command; an `FFPError` ends it with one line and exit code 2."""
+        """Run the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_endings():
             run_evaluate(self.args)
 
 
 def run_evaluate(args: Namespace) -> None:
-    """Prints the figures of `evaluate`, and writes them with their settings."""
+    """Print the figures of `evaluate`, and write them with their settings."""
     from ..checkpoint.result import package_versions
     from ..errors import FFPError
     from ..evaluation import evaluate
@@ -70,7 +70,7 @@ def run_evaluate(args: Namespace) -> None:
 
 
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
-    """Adds the options of `optimum-cli ffp evaluate`."""
+    """Add the options of `optimum-cli ffp evaluate`."""
     description = (
         "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline, and the divergence "
         "of its predictions from the baseline's."
