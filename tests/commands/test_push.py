@@ -30,6 +30,7 @@ def test_a_folder_is_uploaded_in_one_commit(run_ffp, hub, folder):
 )
 def test_refusals_are_one_line(run_ffp, hub, folder, save_tiny_model, case, words, message):
     hub.repositories["me/public"] = Repository(private=False)
+    hub.repositories["me/public"].commit("initial commit", {})
     if case == "no folder":
         shutil.rmtree(folder)
     if case == "no weights":
@@ -37,4 +38,4 @@ def test_refusals_are_one_line(run_ffp, hub, folder, save_tiny_model, case, word
     code, _, errors = run_ffp("push", save_tiny_model() if case == "dense" else folder, *words)
     (line,) = errors.strip().splitlines()
     assert code == 2 and line.startswith("error: ") and message in line
-    assert [*hub.repositories] == ["me/public"]
+    assert [*hub.repositories] == ["me/public"] and len(hub.repositories["me/public"].commits) == 1
