@@ -49,13 +49,13 @@ def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
     # What exists is replaced on demand alone.
     assert "--overwrite" in recover()[2]
-    assert recover("--overwrite", "--max-tokens", "96", "--learning-rate", "1e-5")[0] == 0
+    assert recover("--overwrite")[0] == 0
 
 
 @pytest.mark.slow
 def test_the_output_has_a_name_of_its_own(recover, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recover("--max-tokens", "96", "--learning-rate", "1e-5", out=None)[0] == 0
+    assert recover(out=None)[0] == 0
     assert (tmp_path / "tiny ffp-recovered" / "model.safetensors").is_file()
 
 
