@@ -218,7 +218,7 @@ class FFPPruner:
         self._check_budget(config)
         agent = load_agent(warm_start, self.options.token)
         if agent is not None:
-            self._check_agent(agent, config)
+            check_agent(agent, [unit.unit for unit in self.measured.ways[0]], config)
         # Measured here, outside the stage `search`: the measurements have stages of their own.
         _ = self.measured.dense_losses
         meter = StageMeter(counter=self.measured.layerwise.counter)
@@ -321,10 +321,3 @@ class FFPPruner:
         shapes = ([unit.unit for unit in units] for units in self.measured.ways)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
         check_budget(shapes, config, possible)
-
-    def _check_agent(self, agent: Mapping[str, np.ndarray], config: FFPConfig) -> None:
-        if not config.reads("agent"):
-            raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
-        units = [unit.unit for unit in self.measured.ways[0]]
-        find_choice("agent", config.agent).check_state(agent, units, config)
-        check_agent(agent, units)

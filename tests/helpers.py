@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,18 @@ def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningRes
         results[-1].search.front = front.record
         agent, pruner.config.search_steps = results[-1].agent, steps // 2
     return results
+
+
+@contextmanager
+def applied(
+    sorted_model: SortedModel, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[PreTrainedModel]:
+    """Apply a policy to the whole model, all weights of which are loaded, for the duration of the context."""
+    change = sorted_model.change(policy, weights)
+    with ExitStack() as stack:
+        for layer in range(len(sorted_model.layerwise.layers) + 1):
+            stack.enter_context(change(layer))
+        yield sorted_model.model
 
 
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:

@@ -10,7 +10,7 @@ import pytest
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import smollm2_path
+from tests.helpers import applied, smollm2_path
 
 
 pytestmark = [
@@ -59,7 +59,7 @@ def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
     assert total == 106_168_320
     assert 0 <= result.policy.sparsity - 0.2 < quantum / total
     assert result.parameters == 134_515_008 - (total - result.policy.kept_parameters)
-    with pruner.measured.prepared.sorted_model.applied(result.policy) as plain:
+    with applied(pruner.measured.prepared.sorted_model, result.policy) as plain:
         uncalibrated = float(window_losses(plain, pruner.measured.data.test.tokens).mean().exp())
     # 38.7, 46.4 and 51.1 when this was written.
     dense, calibrated = result.tests[0][1]["dense"], result.perplexity

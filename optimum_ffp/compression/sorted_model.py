@@ -1,7 +1,7 @@
 """A model with its groups sorted by importance, so that every policy keeps a prefix of every unit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -179,22 +179,6 @@ class SortedModel:
                 self._set(members, [unit.groups for unit in self.units], own)
 
         return applied_to
-
-    @contextmanager
-    def applied(
-        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> Iterator[PreTrainedModel]:
-        """Apply a policy to the whole model, all weights of which are loaded, for the duration of the context.
-
-        Args:
-            policy: Number of groups to keep per unit.
-            weights: As for `change`.
-        """
-        change = self.change(policy, weights)
-        with ExitStack() as stack:
-            for layer in range(len(self.layerwise.layers) + 1):
-                stack.enter_context(change(layer))
-            yield self.model
 
     def _is_of(self, layer: int, name: str) -> bool:
         """Whether a parameter belongs to a layer or, for the number of layers, to what is outside of them."""

@@ -10,7 +10,8 @@ from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..checkpoint.result import Found
-from ..config.prune import GRADIENT_COST
+from ..config import FFPConfig
+from ..config.prune import GRADIENT_COST, find_choice
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from .evaluator import CandidateEvaluator
@@ -27,8 +28,11 @@ def finalist_count(steps: int) -> int:
     return min(max(2, steps // 16), steps)
 
 
-def check_agent(state: AgentState, units: Sequence[Unit]) -> None:
-    """Raise `FFPError` if an agent is of a model of other sizes; those that earlier versions saved don't say."""
+def check_agent(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
+    """Raise `FFPError` if a search can't start from an agent. Those of earlier versions don't say of which sizes."""
+    if not config.reads("agent"):
+        raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
+    find_choice("agent", config.agent).check_state(state, units, config)
     parameters = state.get(UNIT_PARAMETERS)
     if parameters is not None and not np.array_equal(parameters, _parameters(units)):
         raise FFPError(

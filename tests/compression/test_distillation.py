@@ -9,7 +9,7 @@ from torch import nn
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations.distillation import FIRST_TOKENS, Distilled, distill, split_windows
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import applied, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
 # The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
@@ -67,7 +67,7 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
     fits = [*distilled.layers, distilled.last_norm]
     gained = [fit for fit in fits if fit.after < fit.before]
     assert gained and len(distilled.layers) == model.config.num_hidden_layers
-    with sorted_model.applied(policy, sorted_model.compensated(policy)):
+    with applied(sorted_model, policy, sorted_model.compensated(policy)):
         for fit in fits:
             for name, weight in fit.weights.items():
                 parameter = model.get_parameter(name)

@@ -10,7 +10,7 @@ from optimum_ffp.compression.calibrations.distillation import distill
 from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import applied, make_sorted_model, make_tiny_model, random_policy
 
 
 PASSES, RATE = 4, 0.01
@@ -81,8 +81,8 @@ def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
     losses = layerwise.losses(windows, [sorted_model.change(policy, weights) for weights in (own, distilled.weights)])
     expected = [LayerwiseModel(model, layerwise.family).losses(windows)[0] for model in (before, pruned)]
     assert torch.allclose(losses, torch.stack(expected), atol=1e-5) and not torch.allclose(*losses, atol=1e-5)
-    with sorted_model.applied(policy, distilled.weights) as applied, torch.no_grad():
-        assert torch.allclose(applied(windows).logits, pruned(windows).logits, atol=1e-4)
+    with applied(sorted_model, policy, distilled.weights) as changed_model, torch.no_grad():
+        assert torch.allclose(changed_model(windows).logits, pruned(windows).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("normed_before", [True, False])

@@ -10,7 +10,7 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import EVERY_MODEL, WAYS, make_sorted_model, make_tiny_model, random_policy, ridge_direct
+from tests.helpers import EVERY_MODEL, WAYS, applied, make_sorted_model, make_tiny_model, random_policy, ridge_direct
 
 
 SLOW = pytest.mark.slow
@@ -62,7 +62,7 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
     policy = random_policy(sorted_model, 0)
     expected = masked(dense, orders, policy)(windows).logits
 
-    with sorted_model.applied(policy) as model:
+    with applied(sorted_model, policy) as model:
         assert agree(model(windows).logits, expected)
     sliced = sorted_model.materialize(policy)
     assert agree(sliced(windows).logits, expected)
@@ -110,7 +110,7 @@ def test_compensation_with_query_heads_pruned_is_the_direct_solution(way, window
     )
     outputs = []
     with (
-        sorted_model.applied(policy, dict([sorted_model.named_output(2, found)])) as pruned,
+        applied(sorted_model, policy, dict([sorted_model.named_output(2, found)])) as pruned,
         unit.output.module.register_forward_hook(lambda module, _, output: outputs.append(output.flatten(0, -2))),
     ):
         pruned(windows)
@@ -129,7 +129,7 @@ def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before = sorted_model.model(windows).logits
     policy = random_policy(sorted_model, 0)
-    with pytest.raises(RuntimeError), sorted_model.applied(policy, sorted_model.compensated(policy)):
+    with pytest.raises(RuntimeError), applied(sorted_model, policy, sorted_model.compensated(policy)):
         raise RuntimeError
     assert torch.equal(sorted_model.model(windows).logits, before)
 
@@ -138,12 +138,12 @@ def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
 def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before, policy = sorted_model.model(windows).logits, random_policy(sorted_model, 0)
-    with sorted_model.applied(policy) as model:
+    with applied(sorted_model, policy) as model:
         plain = model(windows).logits
         layers = sorted_model.family.layers
         names = [name for name, _ in model.named_parameters() if f"{layers}.1." in name]
         weights = {name: 1.1 * model.get_parameter(name).data for name in names}
-    with sorted_model.applied(policy, weights) as model:
+    with applied(sorted_model, policy, weights) as model:
         replaced = model(windows).logits
     assert (replaced - plain).abs().max() > 1e-3
     assert agree(sorted_model.materialize(policy, weights)(windows).logits, replaced)
@@ -153,7 +153,7 @@ def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, win
 def test_candidates_run_on_views(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     storage = {id(unit): unit.output.module.weight.data_ptr() for unit in sorted_model.model_units}
-    with sorted_model.applied(random_policy(sorted_model, 0)):
+    with applied(sorted_model, random_policy(sorted_model, 0)):
         for unit in sorted_model.model_units:
             assert unit.output.module.weight.data_ptr() == storage[id(unit)]
 
@@ -169,7 +169,7 @@ def test_compensation_brings_outputs_closer(tiny_model, windows):
         sizes[1] = 20
         one_pruned = PruningPolicy(sorted_model.units, tuple(sizes))
         for outputs in (None, sorted_model.compensated(one_pruned)):
-            with sorted_model.applied(one_pruned, outputs) as model:
+            with applied(sorted_model, one_pruned, outputs) as model:
                 model(windows)
     plain, repaired = (seen[1] - seen[0]).norm(), (seen[2] - seen[0]).norm()
     assert repaired < 0.95 * plain

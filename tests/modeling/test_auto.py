@@ -9,7 +9,7 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.modeling import pruned_config, pruned_model_class
 from optimum_ffp.modeling.auto import is_pruned, load_whole
 from optimum_ffp.modeling.families import get_family
-from tests.helpers import make_sorted_model, make_tiny_model, prune_by_hand
+from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
 
 
 def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
@@ -51,8 +51,8 @@ def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows
     groups = ("query_head",) if heads == 1 and name not in ("gpt2", "opt") else (None,)
     sorted_model, _ = make_sorted_model(model, windows, groups)
     policy = alike(sorted_model.units, heads)
-    with sorted_model.applied(policy) as applied, torch.no_grad():
-        expected = applied(windows).logits
+    with applied(sorted_model, policy) as changed_model, torch.no_grad():
+        expected = changed_model(windows).logits
     is_homogeneous = sorted_model.is_homogeneous(policy)
     pruned = sorted_model.materialize(policy, homogeneous=is_homogeneous)
     assert is_homogeneous == (type(pruned) is type(model))
