@@ -41,7 +41,7 @@ TABLE = [
     (f"{PRUNE} -m BERT", "bert"),
     (f"{PRUNE} -m QUANTIZED", "precision"),
     (f"{PRUNE} -m OWN_CODE", "code"),
-    (f"{PRUNE} -m TRUNCATED", "safetensors"),
+    (f"{PRUNE} -m TRUNCATED", "TRUNCATED"),
     (f"{PRUNE} --warm-start EMPTY", "agent"),
     ("prune -m MODEL EMPTY --dataset DATA", "overwrite"),
     ("prune -m MODEL MODEL --dataset DATA --overwrite", "input"),
