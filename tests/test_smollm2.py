@@ -36,8 +36,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=8, do_sample=Fals
 def pruner(tmp_path_factory) -> FFPPruner:
     # Real English, and much of it, which comes with Python.
     text = tmp_path_factory.mktemp("text") / "topics.txt"
-    text.write_text("\n\n".join(topics.values())[:40_000])
-    sizes = {"seq_len": 128, "num_samples": 16, "fisher_samples": 2, "search_samples": 2, "eval_samples": 4}
+    text.write_text("\n\n".join(topics.values())[:80_000])
+    sizes = {"seq_len": 128, "num_samples": 40, "fisher_samples": 2, "search_samples": 2, "eval_samples": 4}
     # Wanda needs no elimination, ridge regression no training.
     quick = {"search_steps": 4, "criterion": "wanda", "calibration": "ridge"}
     config = FFPConfig(sparsity=0.2, dataset=str(text), **sizes, **quick)
@@ -61,7 +61,7 @@ def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
     assert result.parameters == 134_515_008 - (total - result.policy.kept_parameters)
     with applied(pruner.measured.prepared.sorted_model, result.policy) as plain:
         uncalibrated = float(window_losses(plain, pruner.measured.data.test.tokens).mean().exp())
-    # 38.7, 46.4 and 51.1 when this was written.
+    # 22.4, 26.4 and 30.1 when this was written.
     dense, calibrated = result.tests[0][1]["dense"], result.perplexity
     assert 20 < dense < calibrated < min(uncalibrated, 1.3 * dense)
 

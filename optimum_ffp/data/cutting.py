@@ -45,6 +45,7 @@ def cut_windows(
     length: int,
     label: str,
     start: int | None = None,
+    one_per_block: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Encode blocks of text one after another, and yield each window as soon as there are tokens for it.
 
@@ -56,6 +57,8 @@ def cut_windows(
         label: Name of the text in errors.
         start: Start token (`find_start_token`), the first of the `length` tokens of every window. It is not added
             where the text has it, as chat templates often write it.
+        one_per_block: Whether what follows the first window of a block is dropped, for windows of as many places as
+            there are.
 
     Yields:
         Token ids, int64, shape `[length]`; what is left at the end, shorter than a window, is dropped.
@@ -75,7 +78,7 @@ def cut_windows(
             if len(rest) < taken:
                 break
             yield torch.tensor([*added, *rest[:taken]])
-            rest = rest[taken:]
+            rest = rest[:0] if one_per_block else rest[taken:]
 
 
 def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:

@@ -127,7 +127,7 @@ def _load_text(
     generator = torch.Generator().manual_seed(request.seed)
     found = {}
     for role, count in wanted.items():
-        part, label = parts[role], f"{text.name} ({parts[role].source})"
+        part, label, spread = parts[role], f"{text.name} ({parts[role].source})", False
         if role == "test":
             count = count or (None if part.source == "test" else TEST_WINDOWS)
             size = request.length * CHARACTERS_PER_TOKEN * count if count else MOST_CHARACTERS
@@ -135,7 +135,10 @@ def _load_text(
         else:
             blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
             blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
-        windows = [*islice(cut_windows(blocks, tokenizer, model, request.length, label, start), count)]
+            # A block may have less than a window, and the next one then adds to it.
+            spread = len(blocks) >= 2 * count
+        windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=spread)
+        windows = [*islice(windows, count)]
         if not windows:
             raise FFPError(
                 f"{label} has less than one window of {request.length} tokens; give more text, or lower seq_len"

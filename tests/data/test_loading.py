@@ -56,6 +56,14 @@ def test_the_seed_picks_calibration_windows_and_leaves_test_windows(data_folder)
     assert torch.equal(first.test.tokens, other.test.tokens)
 
 
+def test_few_windows_are_spread_over_a_long_text(tmp_path):
+    # A block is shorter than the run of a word, so that two windows of one block begin with the same word.
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(f"w{run}" for run in range(3, 123) for _ in range(40)))
+    windows = load(tmp_path, replace(REQUEST, calibration=4)).calibration
+    assert len(set(windows.tokens[:, 0].tolist())) == 4
+
+
 @pytest.mark.parametrize("between", ["\n", " "], ids=["lines", "one-line"])
 def test_one_file_is_cut_into_disjoint_parts(tmp_path, between):
     text = " ".join(f"w{number % 125 + 3}" for number in range(0, 7 * 125 * 125, 7)[:3000])
