@@ -80,7 +80,7 @@ def main() -> None:
             pruner = FFPPruner.from_pretrained(args.model, config, args.work and args.work / name)
             pruner.open_journal(resume=args.work is not None)
         # All options but those of calibration.
-        asked = config.of_stage("measured", "search")
+        asked = config.for_stages("measured", "search")
         if found is None or asked != searched:
             found, searched = pruner.search(config=config), asked
         result = pruner.finish(found, config)

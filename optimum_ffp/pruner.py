@@ -187,7 +187,7 @@ class FFPPruner:
             return
         identity = {
             "model": self._fingerprint,
-            "config": self.measured.config.of_stage("measured"),
+            "config": self.measured.config.for_stages("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
@@ -245,7 +245,7 @@ class FFPPruner:
             FFPError: If the config differs in options that `measured` depends on.
         """
         measured, policy = self.measured, search.policy
-        calibrated_with = (config or search.config).of_stage("calibration")
+        calibrated_with = (config or search.config).for_stages("calibration")
         config = replace(search.config, **calibrated_with)
         measured.check(config)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)

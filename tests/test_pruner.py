@@ -148,7 +148,7 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
         assert pruner.measured.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
-    measured = {*pruner.config.of_stage("measured"), "batch_size", "reward", "calibration"}
+    measured = {*pruner.config.for_stages("measured"), "batch_size", "reward", "calibration"}
     assert read & {*FFPConfig.option_names()} <= measured
 
 

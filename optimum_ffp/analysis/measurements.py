@@ -174,7 +174,7 @@ class Measurements:
 
     def differences(self, config: FFPConfig) -> list[str]:
         """Return messages on the options whose values require other measurements; empty if there are none."""
-        before, now = self.config.of_stage("measured"), self.resolved(config).of_stage("measured")
+        before, now = self.config.for_stages("measured"), self.resolved(config).for_stages("measured")
         found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if config.needs_factors and not self.config.needs_factors:
             found.append("reward and calibration didn't need ridge regression and now do")
@@ -193,7 +193,7 @@ class Measurements:
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
         if self._given_data is None and processes.is_main():
-            written = request.count_written(self.config.texts, self.config.reported)
+            written = request.count_generated(self.config.texts, self.config.reported)
             self.meter.tokens["data"] += sum(written.values()) * request.length
         widest = max(unit.output.module.in_features for unit in self.ways[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
@@ -206,7 +206,7 @@ class Measurements:
 
     def _load(self, request: DataRequest) -> DataSplits:
         config, layerwise = self.config, self.layerwise
-        writes = self._given_data is None and (config.texts.written or config.reported.written)
+        writes = self._given_data is None and (config.texts.includes_self or config.reported.includes_self)
         if writes and layerwise.weights.offloaded:
             raise FFPError(NEEDS_WEIGHTS)
         with layerwise.loaded() if writes else nullcontext():

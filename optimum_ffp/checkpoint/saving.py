@@ -27,12 +27,12 @@ from ..modeling.auto import is_pruned
 from ..utils.folders import (
     RECORD,
     SCHEMA_VERSION,
+    atomic_folder,
     check_output,
     expand,
     list_files,
     read_record,
     recorded_files,
-    whole_folder,
 )
 from ..utils.json import to_json, write_json
 from ..utils.resume import has_written, run_id
@@ -83,7 +83,7 @@ def write_checkpoint(
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     try:
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             record = write(folder) | {"schema_version": SCHEMA_VERSION, "run": work_folder and run_id(work_folder)}
             record["files"] = sorted(list_files(folder) | {RECORD, CARD})
             write_json(folder / RECORD, record)

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _Ar
 from pathlib import Path
 from typing import Any
 
-from ..config.fields import METAVARS, did_you_mean
+from ..config.fields import METAVARS, suggest_name
 from ..utils.folders import expand
 
 
@@ -18,7 +18,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
     def parse_known_args(args=None, namespace=None):
         namespace, unknown = parse(args, namespace)
         for word in unknown:
-            hint = did_you_mean(word.partition("=")[0], [*parser._option_string_actions])
+            hint = suggest_name(word.partition("=")[0], [*parser._option_string_actions])
             parser.error(f"unrecognized argument {word}{hint}")
         return namespace, unknown
 

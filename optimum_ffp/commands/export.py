@@ -58,9 +58,9 @@ def export(args: Namespace) -> None:
     from ..export import check_exportable, export_gguf, plan_export
     from ..modeling.gguf_file import check_gguf_installed
     from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
-    from ..utils.folders import check_apart, check_file
+    from ..utils.folders import check_file, check_output_is_not_input
 
-    check_apart(args.output, [args.model])
+    check_output_is_not_input(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
     given = {name: getattr(args, name) for name in ("revision", "trust_remote_code")}
     options = LoadOptions(device="cpu", **given)

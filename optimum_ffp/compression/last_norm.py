@@ -10,7 +10,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers.modeling_outputs import ModelOutput
 
 from ..engine import LayerwiseModel, graphs_freed
-from ..utils.lm_head import POSITIONS, cast_once, logits_in_pieces
+from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype
 from ..utils.precision import computing_in
 
 
@@ -64,7 +64,7 @@ class PredictionLoss:
         with torch.no_grad():
             decoded = replace(self._decoded, last_hidden_state=self.dense[read].to(found.device))
             # Few enough for one piece.
-            ((_, target),) = logits_in_pieces(self.layerwise.model, decoded)
+            ((_, target),) = chunked_logits(self.layerwise.model, decoded)
         found, target = (log_softmax(logits[0].float(), -1) for logits in (found, target))
         return kl_div(found, target, reduction="batchmean", log_target=True)
 
@@ -72,7 +72,12 @@ class PredictionLoss:
     def ready(self) -> Iterator[None]:
         """Run the dense model's norm once, and have the head where it is used for the duration of the context."""
         layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
-        with layerwise.ends_loaded(), graphs_freed(), computing, cast_once(layerwise.model, layerwise.device):
+        with (
+            layerwise.ends_loaded(),
+            graphs_freed(),
+            computing,
+            head_in_autocast_dtype(layerwise.model, layerwise.device),
+        ):
             projected = []
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():

@@ -1,11 +1,11 @@
-"""Writes the tables of options in a page: `python -m optimum_ffp.config.table docs/options.md`, by `make style`."""
+"""Write the tables of options in a page: `python -m optimum_ffp.config.table docs/options.md`, by `make style`."""
 
 import re
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from .fields import Config, shown_default
+from .fields import Config, format_default
 from .prune import FFPConfig
 from .recovery import RecoveryConfig
 
@@ -13,23 +13,28 @@ from .recovery import RecoveryConfig
 HEAD = ["| option | default | `--preset paper` | read with | |", "|---|---|---|---|---|"]
 
 
-def option_table(kind: type[Config]) -> str:
-    """Return the table of all options of a config, with dashes where they are options of the command line."""
+def option_table(config_class: type[Config]) -> str:
+    """Return the table of all options of a config; those of the command line are written with dashes."""
     rows = []
-    for one in fields(kind):
-        said = one.metadata
-        name = f"--{one.name.replace('_', '-')}" if said["group"] else one.name
-        paper = said["presets"].get("paper", "")
-        when = f"`{said['when'][0]}` {', '.join(said['when'][1:])}" if said["when"] else ""
-        rows.append(f"| `{name}` | {shown_default(one)} | {paper} | {when} | {said['help']} |")
+    for field in fields(config_class):
+        metadata = field.metadata
+        name = f"--{field.name.replace('_', '-')}" if metadata["group"] else field.name
+        paper = metadata["presets"].get("paper", "")
+        when = f"`{metadata['when'][0]}` {', '.join(metadata['when'][1:])}" if metadata["when"] else ""
+        rows.append(f"| `{name}` | {format_default(field)} | {paper} | {when} | {metadata['help']} |")
     return "\n".join([*HEAD, *rows])
 
 
 def with_tables(page: str) -> str:
-    """Return the text of a page with the tables between its markers as they are now."""
-    for kind in (FFPConfig, RecoveryConfig):
-        begin, end = f"<!-- {kind.__name__} -->\n", f"\n<!-- end of {kind.__name__} -->"
-        page = re.sub(f"(?<={begin}).*?(?={end})", lambda _, kind=kind: option_table(kind), page, flags=re.DOTALL)
+    """Return the text of a page with the tables between its markers updated."""
+    for config_class in (FFPConfig, RecoveryConfig):
+        begin, end = f"<!-- {config_class.__name__} -->\n", f"\n<!-- end of {config_class.__name__} -->"
+        page = re.sub(
+            f"(?<={begin}).*?(?={end})",
+            lambda _, config_class=config_class: option_table(config_class),
+            page,
+            flags=re.DOTALL,
+        )
     return page
 
 

@@ -53,10 +53,10 @@ class DataRequest:
             token=token,
         )
 
-    def count_written(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
+    def count_generated(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
         """Return the number of windows per role that the model writes."""
         counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in ("calibration", "search")}
-        return counts | {"test": (self.test or self.search or 1) if reported.written else 0}
+        return counts | {"test": (self.test or self.search or 1) if reported.includes_self else 0}
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..utils.lm_head import logits_in_pieces
+from ..utils.lm_head import chunked_logits
 from ..utils.precision import computing_in
 from ..utils.progress import progress_bar
 from .layer_runner import LayerRunner
@@ -116,7 +116,7 @@ def _go_back_through_head(
         decoded = layerwise.decoded(hidden)
         # The backward pass of the head runs piece by piece, before that of the last norm.
         ending = decoded.last_hidden_state.detach().requires_grad_()
-        for start, logits in logits_in_pieces(model, replace(decoded, last_hidden_state=ending)):
+        for start, logits in chunked_logits(model, replace(decoded, last_hidden_state=ending)):
             likelihoods.append(_go_back_through_piece(logits, window.to(logits.device), start, labels_of))
             del logits
     decoded.last_hidden_state.backward(ending.grad)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..utils.tensors import put
+from ..utils.tensors import replace_value
 
 
 class LayerWeights:
@@ -113,12 +113,12 @@ class LayerWeights:
                 if self.device.type == "cuda":
                     # The next copy may not take its memory before the layer has run.
                     copies[name].record_stream(torch.cuda.current_stream(self.device))
-                put(tensors[name], copies.pop(name))
+                replace_value(tensors[name], copies.pop(name))
             change()
             yield layer
         finally:
             for name, tensor in originals.items():
-                put(tensors[name], tensor)
+                replace_value(tensors[name], tensor)
             forget()
 
     def _tensors(self, index: int) -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ from ..modeling.families import Family, decoder_layers
 from ..utils import processes
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
-from ..utils.lm_head import decode, losses_in_pieces, replaced_forward
+from ..utils.lm_head import chunked_losses, decode, replaced_forward
 from ..utils.precision import computing_in
-from ..utils.tensors import put
+from ..utils.tensors import replace_value
 from .layer_runner import Arguments, LayerRunner
 from .layer_weights import LayerWeights
 from .token_counter import TokenCounter
@@ -120,11 +120,11 @@ class LayerwiseModel:
         originals = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
-                put(tensor, tensor.data.to(self.dtype))
+                replace_value(tensor, tensor.data.to(self.dtype))
             yield
         finally:
             for tensor, original in zip(tensors, originals):
-                put(tensor, original)
+                replace_value(tensor, original)
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -248,7 +248,7 @@ class LayerwiseModel:
         with computing_in(self.device, dtype):
             return torch.cat(
                 [
-                    losses_in_pieces(self.model, self.decoded(batch), tokens)
+                    chunked_losses(self.model, self.decoded(batch), tokens)
                     for batch, tokens in zip(states.split(batch_size), windows.split(batch_size))
                 ]
             )

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import decoder_of, divergences, logits_in_pieces
+from ..utils.lm_head import chunked_logits, decoder_of, divergences
 
 
 class Predictions:
@@ -46,7 +46,7 @@ class Predictions:
     def logits(self, windows: slice) -> Iterator[torch.Tensor]:
         """Yield the logits of a batch, `[windows, at most POSITIONS, vocabulary]`: a piece of every window at once."""
         states = torch.stack(self._states[windows]).to(self._decoded.last_hidden_state.device)
-        for _, logits in logits_in_pieces(self.head, replace(self._decoded, last_hidden_state=states)):
+        for _, logits in chunked_logits(self.head, replace(self._decoded, last_hidden_state=states)):
             yield logits
 
 
@@ -80,7 +80,7 @@ class Comparison:
             decoded: Output of `decode` for the batch.
 
         Returns:
-            A function that takes the model's logits, a piece of every window at a time as `logits_in_pieces` yields
+            A function that takes the model's logits, a piece of every window at a time as `chunked_logits` yields
             them.
         """
         first, self._count = self._count, self._count + len(decoded.last_hidden_state)

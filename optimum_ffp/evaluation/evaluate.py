@@ -93,7 +93,7 @@ def evaluate(
             raise FFPError(f"{name} must be at least {minimum}, found {arguments[name]}")
     if limit is not None and limit <= 0:
         raise FFPError(f"limit must be a number of samples, or a fraction of them below 1, found {limit:g}")
-    if dataset and TextMix.parse(dataset).written:
+    if dataset and TextMix.parse(dataset).includes_self:
         raise FFPError("perplexity on text that a model has generated says little; name another dataset than self")
 
     options = LoadOptions(**load_options)

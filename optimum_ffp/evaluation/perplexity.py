@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import decode, losses_in_pieces
+from ..utils.lm_head import chunked_losses, decode
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def window_losses(
     for batch in windows.split(batch_size):
         decoded = decode(model, batch)
         on_logits = on_decoded(decoded) if on_decoded else None
-        losses.append(losses_in_pieces(model, decoded, batch, on_logits))
+        losses.append(chunked_losses(model, decoded, batch, on_logits))
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..errors import FFPError
 from ..modeling.families.base import head_dimension
 from ..modeling.gguf_file import check_gguf_installed
-from ..utils.folders import expand, whole_file
+from ..utils.folders import atomic_file, expand
 from .architectures import (
     Architecture,
     LayerSizes,
@@ -75,7 +75,7 @@ def export_gguf(
     path = expand(path)
     sizes = [padded] * len(model.base_model.layers) if padded else layer_sizes(model)
     try:
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)
             write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
             _write_sizes(writer, model.config, architecture, sizes)

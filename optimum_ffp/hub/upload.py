@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
-from ..utils.folders import RECORD, list_files, name_some, read_record, recorded_files
+from ..utils.folders import RECORD, abbreviate, list_files, read_record, recorded_files
 
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _uploaded(folder: Path) -> dict[str, Path | bytes]:
     names = {*filter_repo_objects(list_files(folder), ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     uploaded = recorded_files(read_record(folder), names) | {name for name in names if BESIDE.fullmatch(name)}
     if others := names - uploaded:
-        logger.warning("not of the checkpoint, and not uploaded: %s", name_some(others))
+        logger.warning("not of the checkpoint, and not uploaded: %s", abbreviate(others))
     return {name: folder / name for name in sorted(uploaded)}
 
 

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
-from ..utils.tensors import pin, put
+from ..utils.tensors import pin, replace_value
 from .families import decoder_layers
 
 
@@ -57,9 +57,9 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
     layers = {id(tensor) for tensor in _tensors(decoder_layers(model))}
     for tensor in _tensors(model):
         if id(tensor) not in layers:
-            put(tensor, tensor.data.to(device))
+            replace_value(tensor, tensor.data.to(device))
         elif offload == "host":
-            put(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
+            replace_value(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
 
 
 def shard_layers(model: PreTrainedModel) -> None:

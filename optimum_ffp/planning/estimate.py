@@ -140,7 +140,7 @@ def estimate_prune(
         check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
     widest = max(unit.output.module.in_features for unit in ways[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
-    written = sum(DataRequest.of(config).count_written(config.texts, config.reported).values())
+    written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
     places = [options.offload]
     if options.offload == "auto":
         places = ["none"]
@@ -293,7 +293,7 @@ def estimate_recovery(
         weights += 4 * trained
     # In float32: gradients, those that processes exchange, and both moments of Adam.
     weights += trained * (12 + 4 * (shares > 1)) + teacher.num_parameters() * (size if bf16 else dense.itemsize)
-    if processes.divide_models():
+    if processes.shards_models():
         # FSDP gathers a layer of both models, and the next one, while it runs.
         largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
         weights = weights // shares + 6 * size * largest

@@ -13,7 +13,7 @@ from ..config import FFPConfig, RecoveryConfig
 from ..data import check_text
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
-from ..utils.folders import check_apart, check_file, check_output, expand, first_existing
+from ..utils.folders import check_file, check_output, check_output_is_not_input, expand, first_existing
 from ..utils.resume import check_work_folder, has_written
 from .estimate import gib
 
@@ -54,7 +54,7 @@ def find_problems(
     """
     texts = {text.name: text for text in (*config.texts, *config.reported)}
     files = files or {}
-    checks = [partial(check_apart, output, [*models, *texts]) for output in (*folders, *files)]
+    checks = [partial(check_output_is_not_input, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
     checks += [
@@ -85,7 +85,7 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     if needed > free:
         raise FFPError(
             f"the checkpoint and the work to resume from take {gib(needed)} of disk, and {folder} has room for "
-            f"{gib(free)}; make room, or name a folder on another disk"
+            f"{gib(free)}; free disk space, or name a folder on another disk"
         )
 
 

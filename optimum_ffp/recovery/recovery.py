@@ -232,7 +232,7 @@ class FFPRecovery:
             "config": self.config.to_dict(),
             "windows_per_step": self.batch.windows,
             # Its checkpoints are other files.
-            "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.divide_models() else None,
+            "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.shards_models() else None,
             "versions": package_versions(),
         }
         self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)

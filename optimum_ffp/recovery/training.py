@@ -16,7 +16,7 @@ from ..errors import FFPError
 from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import convert, frozen_dtype
-from ..utils.tensors import put
+from ..utils.tensors import replace_value
 from ..utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
@@ -87,7 +87,7 @@ class Training:
         """
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
-        if processes.divide_models():
+        if processes.shards_models():
             # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
             self.student.cpu()
             shard_layers(self.teacher)
@@ -122,7 +122,7 @@ class Training:
             eval_dataset=TokenWindows(held_out),
             callbacks=callbacks,
         )
-        if processes.divide_models() and self.bf16:
+        if processes.shards_models() and self.bf16:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
             # Accelerate would have gradients and the loss in bfloat16 too.
@@ -185,7 +185,7 @@ class Training:
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
             # FSDP would keep whole gradients until the last of the windows of a step.
-            accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": processes.divide_models()}},
+            accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": processes.shards_models()}},
         )
         # Otherwise that of a config of accelerate would take the place of `bf16`.
         arguments.mixed_precision = "bf16" if self.bf16 else "no"
@@ -195,7 +195,7 @@ class Training:
 
     def _unwrapped(self, trainer: RecoveryTrainer) -> Any:
         """The trained model as it was before `Trainer` wrapped it."""
-        if not processes.divide_models():
+        if not processes.shards_models():
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         # FSDP leaves every process a part of the weights.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -208,7 +208,7 @@ class Training:
         trained = dict(self.student.named_buffers())
         for name, buffer in base.named_buffers():
             if buffer.is_meta:
-                put(buffer, trained[name].to("cpu", copy=True))
+                replace_value(buffer, trained[name].to("cpu", copy=True))
         return whole
 
     def _merged(self, model: Any) -> PreTrainedModel:

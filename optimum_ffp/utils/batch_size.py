@@ -1,4 +1,4 @@
-"""What happens when memory runs out: retries with smaller batches, or an end in one line."""
+"""Handling of out-of-memory errors: retries with smaller batches, or a one-line error."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from ..errors import FFPError, one_line
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-# Messages of pinned memory, of libraries of CUDA and of NCCL, beside those that accelerate knows.
+# Out-of-memory messages of pinned memory, CUDA libraries and NCCL that accelerate doesn't recognize.
 MESSAGES = (
     "out of memory",
     "ALLOC_FAILED",
@@ -29,29 +29,29 @@ def memory_errors(remedies: str = REMEDIES, stage: str = "loading") -> Iterator[
     """Convert an out-of-memory error to an `FFPError` with one line, which names the stage.
 
     Args:
-        remedies: What to choose then.
-        stage: Name of the stage if it is none that a `StageMeter` measures.
+        remedies: Advice for the error message.
+        stage: Name of the stage, for code that no `StageMeter` measures.
     """
     try:
         yield
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        # The tensors of the calls that failed would be kept with the error.
+        # The traceback would keep the tensors of the failed calls alive.
         clear_frames(error.__traceback__)
         stage, reason = getattr(error, "stage", stage), one_line(error)
-        raise FFPError(f"memory doesn't suffice for {stage} ({reason}); choose {remedies}") from None
+        raise FFPError(f"out of memory in {stage} ({reason}); try {remedies}") from None
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory of a device, or of the host, doesn't suffice."""
+    """Return whether an error means that device or host memory is exhausted."""
     return should_reduce_batch_size(error) or any(text in str(error) for text in MESSAGES)
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
-    """Return the result of `run` for a batch size, which is halved until memory suffices.
+    """Return the result of `run`, halving the batch size while it runs out of memory.
 
-    Unlike `find_executable_batch_size` of accelerate, it doesn't empty the caches before every call.
+    Unlike `find_executable_batch_size` of accelerate, it doesn't clear caches before every call.
 
     Args:
         run: Function of the batch size. Every call must start from the beginning.

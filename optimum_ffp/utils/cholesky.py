@@ -8,10 +8,10 @@ from ..errors import FFPError
 from .device_memory import free_device_memory
 
 
-# Peak of temporaries while a unit is ordered and factored, in bytes per entry of its Gram matrix: one in float64, one
-# in float32, and what is as large as the output projection.
+# Peak of temporaries for ordering and factoring a unit, in bytes per entry of its Gram matrix: a float64 copy, a
+# float32 copy, and as much again for the output projection.
 ALGEBRA_BYTES = 20
-# Number of rows that are copied at a time.
+# Number of rows to copy at a time.
 ROWS = 1024
 # Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
@@ -22,10 +22,10 @@ ATTEMPTS = 16
 
 
 def algebra_device(device: torch.device, features: int) -> torch.device:
-    """Return where to order, factor and fit a unit: on the device of its layer, or in host memory.
+    """Return the device for ordering, factoring and fitting a unit: that of its layer, or the CPU.
 
     Args:
-        device: Device of the layer. It has no room for the matrices of a large unit, or no float64 at all (MPS).
+        device: Device of the layer. Its memory may be too small for a large unit, or it lacks float64 (MPS).
         features: Number of columns of the unit's output projection.
     """
     host, free = torch.device("cpu"), free_device_memory(device)
@@ -49,7 +49,7 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
     Args:
         gram: `H`, shape `[features, features]`.
         ridge_lambda: λ.
-        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+        relative: Whether λ is a multiple of `mean(diag H)` rather than absolute.
 
     Returns:
         λ (times the mean diagonal if relative), at least the rounding error of `H`, and positive if `H` is zero.
@@ -61,23 +61,22 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
 def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Return the Cholesky factor of `H + d I`.
 
-    It takes the place of a copy of the matrix, since every matrix in float64 takes 1 GB for the largest unit of a 7B
-    model.
+    The factorization is in place on a copy, since a float64 matrix takes 1 GB for the largest unit of a 7B model.
 
     Args:
         gram: `H`, shape `[features, features]`. It is not changed.
-        damping: `d`. It is multiplied by ten as long as rounding errors make `H + d I` indefinite.
+        damping: `d`, multiplied by ten while rounding errors make `H + d I` indefinite.
         order: Order of rows and columns to factor `H` in, shape `[features]`; its own if `None`.
 
     Returns:
-        The factor, float64, shape `[features, features]`, by columns in memory, and the `d` that was used.
+        The factor, float64, column-major, shape `[features, features]`, and the `d` that was used.
 
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.
     """
     failed = torch.empty((), dtype=torch.int32, device=gram.device)
     for attempt in range(ATTEMPTS):
-        # LAPACK has matrices by columns: only then is the factor computed in place.
+        # LAPACK is column-major: only then is the factor computed in place.
         factor = _ordered(gram, order).mT
         factor.diagonal().add_(damping * 10**attempt)
         torch.linalg.cholesky_ex(factor, out=(factor, failed))
@@ -97,18 +96,18 @@ def _ordered(gram: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     return matrix
 
 
-def check_finite(squares: torch.Tensor, what: str) -> None:
+def check_finite(squares: torch.Tensor, label: str) -> None:
     """Check that measured values are finite before they are used in a solve.
 
     Args:
         squares: Sums of squares. The diagonal suffices for a Gram matrix, since no other entry is larger.
-        what: Description of the values for the error message.
+        label: Description of the values for the error message.
 
     Raises:
         FFPError: If any value is NaN or infinite.
     """
     if not torch.isfinite(squares).all():
         raise FFPError(
-            f"{what} is not finite: it exceeds the range of the model's dtype, or weights before it are damaged; "
+            f"{label} is not finite: it exceeds the range of the model's dtype, or weights before it are corrupt; "
             "load the model with dtype float32 or bfloat16 (--dtype float32)"
         )

@@ -4,11 +4,10 @@ import torch
 
 
 def free_device_memory(device: torch.device) -> int | None:
-    """Return the bytes of an accelerator that new tensors can take; `None` for the CPU, what shares its memory and
-    what doesn't tell.
+    """Return the free memory of an accelerator in bytes; `None` for the CPU, devices that share its memory, and
+    backends that don't report it.
 
-    Blocks that torch keeps of tensors that are gone count as free: it uses them again, or returns them when memory
-    runs out.
+    Cached blocks of torch's allocator count as free, since they are reused, or released when memory runs out.
     """
     backend = getattr(torch, device.type, None)
     if not hasattr(backend, "mem_get_info"):
@@ -16,7 +15,7 @@ def free_device_memory(device: torch.device) -> int | None:
     try:
         free = backend.mem_get_info(device)[0]
     except RuntimeError:
-        # Some integrated graphics processors can't be asked.
+        # Some integrated GPUs don't support the query.
         return None
     return free + backend.memory_reserved(device) - backend.memory_allocated(device)
 

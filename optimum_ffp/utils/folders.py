@@ -17,15 +17,15 @@ from ..errors import FFPError
 
 
 RECORD = "ffp_config.json"
-# Version of the keys of the record. Records of optimum-ffp 0.1 have none.
+# Version of the record's schema. Records of optimum-ffp 0.1 have none.
 SCHEMA_VERSION = 1
 # Maximum number of bytes in the name of a file or folder.
 MAX_NAME_BYTES = 255
-# Suffixes of outputs that are not completely written, and of outputs that are about to be deleted.
+# Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
-# Lock files that this process holds.
+# Lock files held by this process.
 LOCKED: set[Path] = set()
-# Files of checkpoints whose record has no `schema_version`, and so doesn't list all of them.
+# Files of checkpoints whose record has no `schema_version` and doesn't list all files.
 LEGACY_FILES = (
     *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
     *("policy.png", "search.png", "calibration.png", "pareto.png", "recovery.png", "recovery-*.png"),
@@ -39,15 +39,15 @@ LEGACY_FILES = (
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """Return the path with `~` expanded; of an unknown user it stays, where `Path.expanduser` raises an error.
+    """Return the path with `~` expanded. Unlike `Path.expanduser`, leave `~` of unknown users as it is.
 
     Raises:
-        FFPError: If a name in it is longer than file systems allow.
+        FFPError: If a name in it is too long for a file system.
     """
     expanded = Path(os.path.expanduser(path))
     for name in expanded.parts:
         if len(os.fsencode(name)) > MAX_NAME_BYTES:
-            raise FFPError(f"{name[:40]}... is no name of a file, which has at most {MAX_NAME_BYTES} bytes")
+            raise FFPError(f"{name[:40]}... is not a valid file name: it has more than {MAX_NAME_BYTES} bytes")
     return expanded
 
 
@@ -56,8 +56,8 @@ def resolve(path: str | os.PathLike) -> Path:
     return Path(os.path.realpath(expand(path)))
 
 
-def name_some(names: Iterable[str]) -> str:
-    """Return the first three names as text, with the number of the remaining ones."""
+def abbreviate(names: Iterable[str]) -> str:
+    """Return the first three names and the number of the others as text."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -78,30 +78,30 @@ def list_files(folder: Path) -> set[str]:
 
 
 def file_patterns(record: dict[str, Any]) -> list[str]:
-    """Return patterns of the names of the files that optimum-ffp has written, by a checkpoint's record."""
+    """Return patterns for the files that optimum-ffp has written, according to a checkpoint's record."""
     legacy = () if "schema_version" in record else LEGACY_FILES
     return [*legacy, *map(escape, record.get("files", []))]
 
 
 def recorded_files(record: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """Return those of the names that are files of a checkpoint, by its record."""
+    """Return the names that are files of a checkpoint according to its record."""
     patterns = file_patterns(record)
     return {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
 
 
-def check_apart(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
+def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
     """Raise `FFPError` if an output folder or file is, or contains, one of the inputs."""
     path = resolve(output)
     for source in sources:
-        read = resolve(source)
-        if read.exists() and read.is_relative_to(path):
+        resolved = resolve(source)
+        if resolved.exists() and resolved.is_relative_to(path):
             raise FFPError(f"{output} is or contains {source}, an input of this command; name another output")
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Return the resolved output folder after checking that it can be written.
+    """Check that an output folder can be written, and return its resolved path.
 
-    An existing folder is only replaced if `overwrite` is set, and if it is empty or a checkpoint of optimum-ffp
+    An existing folder may only be replaced with `overwrite`, and only if it is empty or a checkpoint of optimum-ffp
     without other files.
 
     Raises:
@@ -111,8 +111,12 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
     if path.is_dir():
         record, names = read_record(path), list_files(path)
         if foreign := names - recorded_files(record, names) if record else {entry.name for entry in path.iterdir()}:
-            kind = "contains other files than the checkpoint's" if record else "is not a checkpoint of optimum-ffp"
-            raise FFPError(f"{directory} {kind} and is never replaced: {name_some(foreign)}; name another folder")
+            kind = (
+                "contains files that are not part of the checkpoint"
+                if record
+                else "is not a checkpoint of optimum-ffp"
+            )
+            raise FFPError(f"{directory} {kind} and is never replaced: {abbreviate(foreign)}; name another folder")
         if not overwrite:
             raise FFPError(
                 f"{directory} exists; name another folder, or give --overwrite (overwrite=True) to replace it"
@@ -123,12 +127,12 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
     return path
 
 
-def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) -> Path:
-    """Return the absolute path of an output file after checking that it can be written.
+def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = False) -> Path:
+    """Check that an output file can be written, and return its absolute path.
 
     Args:
         file: Path of the file.
-        begins: First bytes of all files of this type, without whitespace: other files are never replaced.
+        signature: First bytes of all files of this type, without whitespace. Files of other types are never replaced.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
@@ -144,18 +148,18 @@ def check_file(file: str | os.PathLike, begins: bytes, overwrite: bool = False) 
     if not overwrite:
         raise FFPError(f"{file} exists; name another file, or give --overwrite to replace it")
     try:
-        with open(path, "rb+" if path.is_file() else "wb") as opened:
-            head = b"".join(opened.read(64).split()) if path.is_file() else b""
+        with open(path, "rb+" if path.is_file() else "wb") as stream:
+            head = b"".join(stream.read(64).split()) if path.is_file() else b""
     except OSError as error:
         raise FFPError(f"{file} can't be written: {error.strerror}; name another file") from None
-    if head and not head.startswith(begins):
-        raise FFPError(f"{file} is of another file type and is never replaced; name another file")
+    if head and not head.startswith(signature):
+        raise FFPError(f"{file} has another file type and is never replaced; name another file")
     return path
 
 
 def first_existing(path: Path) -> Path:
     """Return the path, or the first of its parents that exists."""
-    # The drive of a path on Windows may be missing, and is its own parent.
+    # On Windows the drive may be missing, and is its own parent.
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -165,18 +169,16 @@ def check_writable(path: Path, label: str | os.PathLike) -> None:
     """Raise `FFPError` if the first existing parent of `path` can't be written to."""
     parent = first_existing(path.parent)
     try:
-        # Permissions don't tell whether a disk is mounted read-only.
+        # Permissions don't show that a file system is mounted read-only.
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise FFPError(
-            f"{label} can't be written: {parent} is not a folder that you may write to ({error.strerror})"
-        ) from None
+        raise FFPError(f"{label} can't be written: {parent} is not a writable folder ({error.strerror})") from None
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a path against other processes, not against this one, by a file beside it.
+    """Lock a path against other processes with a lock file next to it; reentrant within this process.
 
     Raises:
         FFPError: If another process holds the lock, or the file can't be created.
@@ -190,7 +192,7 @@ def locked(path: Path) -> Iterator[None]:
             file.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(WeakFileLock(file, timeout=1))
         except TimeoutError:
-            raise FFPError(f"{path} is in use by another run; wait for its end, or name another folder") from None
+            raise FFPError(f"{path} is in use by another run; wait until it ends, or name another folder") from None
         except OSError as error:
             raise FFPError(f"{path} can't be written: {error}") from None
         stack.callback(file.unlink, missing_ok=True)
@@ -200,11 +202,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that replaces it if the context succeeds and is deleted otherwise."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `path` if the context succeeds, and is deleted otherwise."""
     staging, replaced = (path.with_name(f".{path.name}{suffix}") for suffix in (PARTIAL, REPLACED))
     with locked(path):
-        # What a killed process has left.
+        # Clean up after a killed process.
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         for folder in (staging, replaced):
@@ -224,8 +226,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `file` that replaces it if the context succeeds and is deleted otherwise."""
+def atomic_file(file: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `file` if the context succeeds, and is deleted otherwise."""
     # Links are followed.
     path = resolve(file)
     staging = path.with_name(f".{path.name}{PARTIAL}")
@@ -238,7 +240,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def _make_readable(folder: Path) -> None:
-    """Give files the permissions of new ones: safetensors makes its files private."""
+    """Set default permissions, since safetensors creates private files."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Standard JSON of records, which has no literals for NaN and infinity."""
+"""Standard JSON, without literals for NaN and infinity."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """Return JSON for other programs. NaN and infinity become `null`.
+    """Serialize to standard JSON. NaN and infinity become `null`.
 
     Args:
         record: Any JSON-serializable object.
@@ -18,7 +18,7 @@ def to_json(record: Any, indent: int | None = None) -> str:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write JSON for other programs to a file, indented."""
+    """Write indented standard JSON to a file."""
     path.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Logits of a few positions at a time, so that those of a whole window are never in memory at once."""
+"""Logits in chunks of positions, so that those of a whole window are never materialized."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
-        device: Device that it runs on, if its weights are elsewhere.
+        device: Device to run on, if the weights are elsewhere.
 
     Returns:
         Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
@@ -30,7 +30,7 @@ def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | 
     return decoder_of(model)(tokens.to(device or model.device), use_cache=False)
 
 
-def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
+def chunked_logits(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
     """Run the head on outputs of `decode`, including the model's processing of logits (soft caps, scales).
 
     Args:
@@ -41,18 +41,18 @@ def logits_in_pieces(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[
         The first position of a chunk, then its logits for each output, shape `[windows, at most POSITIONS,
         vocabulary]`.
     """
-    with cast_once(model, decoded[0].last_hidden_state.device):
+    with head_in_autocast_dtype(model, decoded[0].last_hidden_state.device):
         for start in range(0, decoded[0].last_hidden_state.shape[1], POSITIONS):
-            # A copy: a product with a strided view would first copy the whole weight of the head.
-            pieces = (
-                replace(one, last_hidden_state=torch.stack([row[start:][:POSITIONS] for row in one.last_hidden_state]))
-                for one in decoded
+            # A contiguous copy: with a strided view, matmul would first copy the head's weight.
+            chunks = (
+                replace(output, last_hidden_state=torch.stack([row[start:][:POSITIONS] for row in output[0]]))
+                for output in decoded
             )
-            # Don't bind chunks; each is freed before the next.
-            yield start, *(head_logits(model, piece) for piece in pieces)
+            # Don't bind chunks, so that each is freed before the next.
+            yield start, *(head_logits(model, chunk) for chunk in chunks)
 
 
-def losses_in_pieces(
+def chunked_losses(
     model: PreTrainedModel,
     decoded: ModelOutput,
     tokens: torch.Tensor,
@@ -70,12 +70,12 @@ def losses_in_pieces(
         Losses, float64, in host memory, shape `[windows]`.
     """
     losses = []
-    for start, logits in logits_in_pieces(model, decoded):
+    for start, logits in chunked_logits(model, decoded):
         losses.append(_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]]))
         if on_logits:
             on_logits(logits)
         del logits
-    # One transfer for all pieces, as the device waits for each.
+    # A single transfer for all chunks, since each synchronizes the device.
     return torch.cat(losses, 1).cpu().double().mean(1)
 
 
@@ -91,8 +91,8 @@ def divergences(expected: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the losses of the positions of a piece, of which the last may have no target."""
-    # The vocabulary must be the last dimension: the softmax over a strided one loses four digits in float32.
+    """Return the losses of a chunk. Its last position may have no target."""
+    # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
     predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
     losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
     return losses.view(targets.shape)
@@ -102,21 +102,21 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's `forward` for the duration of the context.
 
-    A `forward` that was already replaced, as accelerate does for models on several devices, is restored.
+    Restore a `forward` that was already replaced, as accelerate does for models on several devices.
     """
-    before = vars(module).get("forward")
+    original = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if before is not None:
-            module.forward = before
+        if original is not None:
+            module.forward = original
 
 
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Call a module without its hooks for the duration of the context, as FSDP has them to gather weights."""
+    """Disable a module's hooks, such as FSDP's that gather weights, for the duration of the context."""
     hooks_by_name = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
     vars(module).update({name: type(hooks)() for name, hooks in hooks_by_name.items()})
     try:
@@ -126,31 +126,31 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return what is before the head of a causal LM."""
+    """Return the decoder of a causal LM, without the head."""
     decoder = model.get_decoder()
-    # base_model_prefix of Llama4ForCausalLM and MllamaForCausalLM names an attribute that they don't have.
+    # Llama4ForCausalLM and MllamaForCausalLM lack the attribute that their base_model_prefix names.
     return model.model if decoder is model else decoder
 
 
 def head_logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
     """Return the logits of an output of `decode`, with the model's processing of logits (soft caps, scales)."""
     hidden = decoded.last_hidden_state
-    unread = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     with replaced_forward(decoder_of(model), lambda *inputs, **options: decoded):
-        # Without the model's hooks, since its own forward pass may be what calls this.
-        return model.forward(unread, use_cache=False).logits
+        # Bypass the model's hooks, since its own forward pass may call this.
+        return model.forward(placeholder, use_cache=False).logits
 
 
 @contextmanager
-def cast_once(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Cast the head's weight to the autocast dtype of a device once, instead of for every chunk."""
+def head_in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Cast the head's weight to the autocast dtype of a device once instead of for every chunk."""
     device = device.type
     if model.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         yield
         return
     head = model.get_output_embeddings()
     if head.weight.requires_grad:
-        # Autocast keeps its cast of weights that are trained.
+        # Autocast caches its cast of trainable weights.
         yield
         return
     weight = head.weight.data

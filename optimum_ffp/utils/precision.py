@@ -10,10 +10,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 
 Model = TypeVar("Model", bound=nn.Module)
-# Names of functions that tell whether a CPU multiplies a dtype faster than float32. The bfloat16 products of AVX-512
-# alone are not: they took twice as long on an Emerald Rapids without AMX.
+# Functions of `torch.cpu` that report whether it multiplies a dtype faster than float32. AVX-512 alone is not enough:
+# its bfloat16 products took twice as long on an Emerald Rapids without AMX.
 INSTRUCTIONS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
-# What `torch.set_float32_matmul_precision` sets for CUDA and for CPUs.
+# Backend settings of `torch.set_float32_matmul_precision` for CUDA and for CPUs.
 BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
@@ -31,44 +31,44 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
     """
     if choice != "auto" or model.dtype != torch.float32:
         return None
-    return torch.bfloat16 if multiplies(model.device, torch.bfloat16) else None
+    return torch.bfloat16 if has_fast_matmul(model.device, torch.bfloat16) else None
 
 
-def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+def has_fast_matmul(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a CUDA GPU or the CPU is known to multiply a 16-bit dtype faster than float32."""
     if device.type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and _cpu_multiplies(dtype)
+    return device.type == "cpu" and _cpu_has_fast_matmul(dtype)
 
 
 def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
-    """Return whether a training computes in bfloat16; without a choice, where the hardware does so itself."""
-    return multiplies(device, torch.bfloat16) if choice is None else choice
+    """Return whether to train in bfloat16; without a choice, only if the hardware supports it natively."""
+    return has_fast_matmul(device, torch.bfloat16) if choice is None else choice
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 
-    A CPU that has no instructions for 16-bit numbers takes some fifty times as long for them as for float32. A GPU
-    older than Ampere emulates bfloat16, and has no attention for it but one that keeps the scores of all tokens.
+    CPUs without 16-bit instructions are about fifty times slower in 16 bits than in float32. GPUs older than Ampere
+    emulate bfloat16, and their only attention kernel for it materializes all scores.
     """
-    emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not multiplies(device, dtype)
+    emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not has_fast_matmul(device, dtype)
     return torch.float32 if emulated else dtype
 
 
 def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.dtype:
-    """Return the dtype of weights of a dtype that are not trained themselves, while adapters beside them are.
+    """Return the dtype for frozen weights of a dtype while adapters are trained.
 
-    Gradients of float16 would be too small for it, without a scale.
+    Gradients would underflow in float16 without loss scaling.
     """
     return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
 
 
 def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None = None) -> Model:
-    """Move a model, with its parameters in a dtype, and return it.
+    """Convert the parameters of a model to a dtype in place, move it to a device, and return it.
 
-    Buffers stay in theirs, as when transformers loads a model: in 16 bits the frequencies of rotary embeddings are off
-    by radians at the end of a window.
+    Buffers keep their dtype, as when transformers loads a model: with 16-bit frequencies, rotary embeddings are off by
+    radians at the end of a window.
     """
     model = model if device is None else model.to(device)
     for parameter in model.parameters():
@@ -77,31 +77,31 @@ def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None 
 
 
 def is_quantized(config: PretrainedConfig) -> bool:
-    """Return whether the weights of a model with a config are quantized."""
+    """Return whether a config is that of a quantized model."""
     return getattr(config, "quantization_config", None) is not None
 
 
 @contextmanager
 def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
-    """Convert the parameters of a model to its `compute_dtype`, and back afterwards.
+    """Convert the parameters of a model to its `compute_dtype` for the duration of the context.
 
-    A model that is quantized or spread over devices stays as it is.
+    Quantized models and models on several devices are left unchanged.
     """
     dtype, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
-    fixed = hasattr(model, "hf_device_map") or is_quantized(model.config)
-    if fixed or dtype == model.dtype:
+    is_fixed = hasattr(model, "hf_device_map") or is_quantized(model.config)
+    if is_fixed or dtype == model.dtype:
         yield
         return
-    stored = [parameter.dtype for parameter in parameters]
+    original_dtypes = [parameter.dtype for parameter in parameters]
     convert(model, dtype)
     try:
         yield
     finally:
-        for parameter, original in zip(parameters, stored):
-            parameter.data = parameter.data.to(original)
+        for parameter, original_dtype in zip(parameters, original_dtypes):
+            parameter.data = parameter.data.to(original_dtype)
 
 
-def _cpu_multiplies(dtype: torch.dtype) -> bool:
+def _cpu_has_fast_matmul(dtype: torch.dtype) -> bool:
     return getattr(torch.cpu, INSTRUCTIONS[dtype], bool)()
 
 
@@ -114,20 +114,20 @@ def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autoc
 def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield the factors of matrix products in float32, with autocast disabled.
 
-    If all factors are bfloat16, hardware that is faster at it may multiply them in bfloat16, and those in float16 as
-    TF32, which has as many digits: it accumulates in float32, so nothing is lost, at a fraction of the cost.
+    If all factors are bfloat16, hardware that is faster at it may multiply them in bfloat16, and float16 factors in
+    TF32, which has as many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
     """
     device, dtypes = factors[0].device, {factor.dtype for factor in factors}
-    lossless = "high" if dtypes <= {*INSTRUCTIONS} else "highest"
-    if dtypes == {torch.bfloat16} and multiplies(device, torch.bfloat16):
-        lossless = "medium"
-    with _multiplying_float32(lossless), computing_in(device, None):
+    precision = "high" if dtypes <= {*INSTRUCTIONS} else "highest"
+    if dtypes == {torch.bfloat16} and has_fast_matmul(device, torch.bfloat16):
+        precision = "medium"
+    with _multiplying_float32(precision), computing_in(device, None):
         yield tuple(factor.float() for factor in factors)
 
 
 @contextmanager
 def _multiplying_float32(precision: str) -> Iterator[None]:
-    """Set the precision of float32 products, as torch does, for the duration of the context."""
+    """Set the precision of float32 matmuls for the duration of the context."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     if not all(hasattr(backend, "fp32_precision") for backend in backends):
         # torch before 2.9.
@@ -138,7 +138,7 @@ def _multiplying_float32(precision: str) -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    # Once a user, or transformers by `tf32`, has set one of them torch refuses to tell the precision of all.
+    # Once one of them was set, as by `tf32` in transformers, torch refuses to report the overall precision.
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend, name in zip(backends, BACKEND_PRECISIONS[precision]):

@@ -1,4 +1,4 @@
-"""Processes of a run, started by `accelerate launch` or `torchrun`: each takes a share of the windows."""
+"""Distributed runs, started by `accelerate launch` or `torchrun`: every process takes a share of the windows."""
 
 import logging
 import os
@@ -19,37 +19,37 @@ TIMEOUT = timedelta(days=1)
 
 
 def join(device: str | None = None) -> None:
-    """Join the other processes of a run; alone, do nothing.
+    """Initialize the process group; no-op in a single process.
 
     Args:
         device: Device of the model, as in `LoadOptions`.
 
     Raises:
-        FFPError: If a device is named that the processes would have to share.
+        FFPError: If `device` has an index, so that all processes would share it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     from accelerate import PartialState
 
     if ":" in str(device):
-        raise FFPError(f"with several processes every one has a device of its own; leave out device {device!r}")
+        raise FFPError(f"every process uses its own device; leave out device {device!r}")
     PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=TIMEOUT)
     if not is_main():
-        # All say the same.
+        # All processes log the same.
         logging.getLogger("optimum_ffp").setLevel(logging.ERROR)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
 
 
 def leave() -> None:
-    """Leave the other processes, at the end of a run."""
+    """Destroy the process group at the end of a run."""
     if count() > 1:
         dist.destroy_process_group()
 
 
 def count() -> int:
     """Return the number of processes of this run."""
-    # Some builds of torch have no distributed.
+    # Some builds of torch lack distributed.
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -69,12 +69,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes, prints and uploads."""
+    """Return whether this is the main process, which writes, prints and uploads."""
     return rank() == 0
 
 
-def divide_models() -> bool:
-    """Return whether `accelerate launch` was told to shard models among the processes (FSDP), on accelerators."""
+def shards_models() -> bool:
+    """Return whether `accelerate launch` shards models over the processes (FSDP), on accelerators."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType, parse_flag_from_env
 
@@ -84,20 +84,20 @@ def divide_models() -> bool:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes reach this point."""
     if count() > 1:
         dist.barrier()
 
 
 def share(total: int) -> slice:
-    """Return the part that this process takes of a number of windows; parts are contiguous and as even as possible."""
-    size, rest = divmod(total, count())
-    start = rank() * size + min(rank(), rest)
-    return slice(start, start + size + (rank() < rest))
+    """Return the slice of a number of windows for this process; slices are contiguous and as even as possible."""
+    size, remainder = divmod(total, count())
+    start = rank() * size + min(rank(), remainder)
+    return slice(start, start + size + (rank() < remainder))
 
 
 def from_main(value: Value) -> Value:
-    """Return the value that the main process gives; those of the others are ignored."""
+    """Broadcast the value of the main process; those of the others are ignored."""
     if count() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -106,12 +106,12 @@ def from_main(value: Value) -> Value:
 
 
 def on_main(compute: Callable[[], Value]) -> Value:
-    """Return what the main process computes."""
+    """Compute a value in the main process and broadcast it."""
     return from_main(compute() if is_main() else None)
 
 
 def tensors_on_main(compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the named tensors that the main process computes; with several processes they are in host memory."""
+    """Compute named tensors in the main process and broadcast them; with several processes, in host memory."""
     if count() == 1:
         return compute()
     tensors = compute() if is_main() else {}
@@ -120,7 +120,7 @@ def tensors_on_main(compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes in order, in host memory if there are several.
+    """Return the rows of all processes in order; with several processes, in host memory.
 
     Args:
         rows: One row per window of this process's `share`.
@@ -133,11 +133,11 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def sum_(tensor: torch.Tensor) -> torch.Tensor:
-    """Replace a tensor by its sum over all processes, in each of them, and return it."""
+    """All-reduce a tensor in place by summation, and return it."""
     if count() > 1:
         from accelerate import PartialState
 
-        # A backend of accelerators alone takes no tensors in host memory.
+        # Accelerator-only backends don't accept CPU tensors.
         total = tensor.to(PartialState().device)
         dist.all_reduce(total)
         tensor.copy_(total)

@@ -21,8 +21,8 @@ class StageMeter:
     """Time, peak memory and tokens of named stages. Times and tokens of a repeated stage add up.
 
     Args:
-        before: Meters of earlier stages, whose values this one starts with.
-        counter: Counts tokens in its attribute `tokens`; none are counted without one.
+        previous: Meters of earlier stages, whose values are the starting point.
+        counter: Object that counts tokens in its attribute `tokens`; tokens are not counted if `None`.
 
     Attributes:
         seconds: Time per stage.
@@ -30,18 +30,18 @@ class StageMeter:
         tokens: Tokens per stage, in forward passes of the model.
     """
 
-    def __init__(self, *before: "StageMeter", counter: Any = None):
+    def __init__(self, *previous: "StageMeter", counter: Any = None):
         self.counter = counter
         self.seconds, self.peak_bytes, self.tokens = Counter(), Counter(), Counter()
-        for meter in before:
+        for meter in previous:
             self.seconds += meter.seconds
             self.peak_bytes |= meter.peak_bytes
             self.tokens += meter.tokens
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure the context. An error gets the name of the innermost stage as its attribute `stage`."""
-        start, read = time.perf_counter(), self.counter.tokens if self.counter else 0
+        """Measure the context. Exceptions get the name of the innermost stage as attribute `stage`."""
+        start, tokens_before = time.perf_counter(), self.counter.tokens if self.counter else 0
         try:
             with _peak_memory() as peak:
                 yield
@@ -50,8 +50,8 @@ class StageMeter:
             raise
         self.seconds[name] += time.perf_counter() - start
         self.peak_bytes[name] = max(self.peak_bytes[name], *peak)
-        if self.counter and self.counter.tokens > read:
-            self.tokens[name] += self.counter.tokens - read
+        if self.counter and self.counter.tokens > tokens_before:
+            self.tokens[name] += self.counter.tokens - tokens_before
         return_free_memory()
 
 
@@ -64,13 +64,13 @@ def _peak_memory() -> Iterator[list[int]]:
         yield peak
         peak.append(torch.cuda.max_memory_allocated())
         return
-    process, done, peak = psutil.Process(), threading.Event(), [0]
+    process, stop, peak = psutil.Process(), threading.Event(), [0]
 
     def sample() -> None:
         peak[0] = max(peak[0], process.memory_info().rss)
 
     def watch() -> None:
-        while not done.wait(SAMPLING_SECONDS):
+        while not stop.wait(SAMPLING_SECONDS):
             sample()
 
     sample()
@@ -79,7 +79,7 @@ def _peak_memory() -> Iterator[list[int]]:
     try:
         yield peak
     finally:
-        done.set()
+        stop.set()
         thread.join()
-        # On a busy machine a short stage may end before the thread has had its turn.
+        # On a busy machine a short stage may end before the thread has run.
         sample()

@@ -1,4 +1,4 @@
-"""Intermediate results of a run in a folder, from which another process can resume."""
+"""Work folders with intermediate results, from which an interrupted run can resume."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import PARTIAL, check_writable, locked, name_some, read_record, resolve
+from .folders import PARTIAL, abbreviate, check_writable, locked, read_record, resolve
 from .json import to_json
 
 
 RUN = "run.json"
-# Marks a folder with that file as a work folder. An incompatible change of the entries needs another number.
+# Content of `run.json` that marks a work folder. Increment the number when entries change incompatibly.
 FORMAT = "optimum-ffp work folder, 2"
 # Suffixes of entries.
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
-# Folder of the checkpoints of `Trainer`.
+# Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
@@ -36,17 +36,16 @@ SAMPLED_ENTRIES = 1024
 
 @dataclass
 class Journal:
-    """Expensive results by name, each saved when it is computed.
+    """Store of expensive results by name, each saved once computed.
 
-    Pruning is deterministic: a run that reads the saved results instead of computing them ends with the same weights.
-    Every entry is a file, which is written, flushed to disk and then renamed, so that no entry is ever incomplete.
-    Several processes use a journal in step, and compute the same results: the main one writes them.
+    Pruning is deterministic: a run that reads saved results instead of computing them ends with the same weights.
+    Every entry is a file that is written, flushed to disk and then renamed, so that no entry is ever incomplete.
+    In distributed runs all processes make the same calls and compute the same results, and the main process writes.
 
     Attributes:
-        folder: Folder of the entries, created with the first one; `None` saves nothing.
-        identity: Everything that the entries depend on: model, settings, versions of libraries.
-        on_disk: Whether tensors are views of the memory-mapped files as soon as they are saved, so that they take no
-            memory of their own.
+        folder: Folder of the entries, created with the first entry; nothing is saved if `None`.
+        identity: Everything that the entries depend on: model, settings, library versions.
+        on_disk: Whether to return saved tensors as views of memory-mapped files, which take no additional memory.
         prefix: Prefix of the names of entries.
         lock: Holds the lock of an open journal until it is removed or this process ends.
     """
@@ -118,7 +117,7 @@ class Journal:
             return load_file(path)
 
     def mapped(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Return tensors that are only worth a file if they are then views of it (`on_disk`), or compute them."""
+        """Like `tensors` if `on_disk` is set; otherwise compute the tensors without saving them."""
         return self.tensors(name, compute) if self.on_disk else compute()
 
     def has(self, name: str) -> bool:
@@ -148,51 +147,51 @@ class Journal:
 
 
 def work_folder_of(output: str | os.PathLike) -> Path:
-    """Return the work folder of an output folder: beside it, so that the same command finds it again."""
+    """Return the work folder for an output folder, next to it, where the same command finds it again."""
     return Path(f"{resolve(output)}.work")
 
 
 def run_id(folder: Path) -> str | None:
-    """Return what identifies the run that a work folder belongs to, in the records of its outputs."""
+    """Return the id of the run that a work folder belongs to, which records of its outputs contain."""
     return _read_run(folder).get("id")
 
 
 def has_written(folder: Path | None, output: str | os.PathLike) -> bool:
-    """Return whether the run of a work folder has written an output, and so may replace it when it is resumed."""
+    """Return whether the run of a work folder has written an output, which it may then replace when resumed."""
     run = folder and run_id(folder)
     return run is not None and read_record(output).get("run") == run
 
 
 def begin_work(folder: Path, resume: bool) -> None:
-    """Discard the entries of a work folder unless a run resumes from them."""
+    """Delete the entries of a work folder unless a run resumes from them."""
     with locked(folder):
         if not resume:
             remove_work(folder)
         elif not _read_run(folder):
-            print(f"there is nothing to resume in {folder}: starting from the beginning", file=sys.stderr)
+            print(f"nothing to resume in {folder}; starting from the beginning", file=sys.stderr)
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:
-    """Raise `FFPError` if a folder has other files, or entries of a run that is neither resumed nor discarded."""
+    """Raise `FFPError` if a folder contains other files, or entries of a run that is neither resumed nor discarded."""
     path = resolve(folder)
     if not path.is_dir():
         check_writable(path / RUN, folder)
     elif _read_run(path):
         if not (resume or overwrite):
             raise FFPError(
-                f"{folder} contains the state of an earlier run; resume it with --resume (resume=True), or begin "
-                "again with --overwrite, or by deleting that folder"
+                f"{folder} contains the state of an earlier run; resume it with --resume (resume=True), or start "
+                "over with --overwrite, or by deleting that folder"
             )
-    # A process may have been killed while it wrote that file.
+    # A process may have been killed while writing that file.
     elif foreign := [entry.name for entry in path.iterdir() if entry.name != RUN + PARTIAL]:
         raise FFPError(
-            f"{folder} is not a work folder of optimum-ffp: it contains {name_some(foreign)}; move it away, or name "
+            f"{folder} is not a work folder of optimum-ffp: it contains {abbreviate(foreign)}; move it away, or name "
             "another folder"
         )
 
 
 def remove_work(folder: Path) -> None:
-    """Remove the entries of a work folder, and the folder if it contains no other files."""
+    """Delete the entries of a work folder, and the folder if it contains no other files."""
     if not _read_run(folder):
         return
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -204,7 +203,7 @@ def remove_work(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    """Return `id` and `identity` of the run that a work folder belongs to; empty if it is none."""
+    """Return the content of `run.json` in a work folder; empty for other folders."""
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -218,7 +217,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     # Invalid JSON and invalid UTF-8 raise ValueError; unexpected objects raise TypeError.
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
-        raise FFPError(f"{path} is damaged: {error}; delete it and resume") from None
+        raise FFPError(f"{path} is corrupt: {error}; delete it and resume") from None
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -228,15 +227,17 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    # safetensors raises its own error if the disk is full.
+    # safetensors raises its own exception if the disk is full.
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise FFPError(f"{path.parent} can't be written: {error}; make room, then resume with --resume") from None
+        raise FFPError(
+            f"{path.parent} can't be written: {error}; free disk space, then resume with --resume"
+        ) from None
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    for key in sorted(before.keys() | now.keys()):
-        old, new, label = before.get(key), now.get(key), f"{name}{key}"
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(before.keys() | after.keys()):
+        old, new, label = before.get(key), after.get(key), f"{prefix}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new, f"{label}.")
         elif old != new:

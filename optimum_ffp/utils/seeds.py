@@ -9,13 +9,13 @@ import torch
 
 
 def seed_of(*keys: int) -> int:
-    """Return a seed that depends on several numbers, such as the seed of a run and the index of a window."""
+    """Derive a seed from several numbers, such as the seed of a run and the index of a window."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
-def global_generators_kept() -> Iterator[None]:
-    """Restore the generators of Python, numpy and torch, which some libraries seed themselves, at the end."""
+def preserved_global_generators() -> Iterator[None]:
+    """Restore the global generators of Python, numpy and torch afterwards, since some libraries seed them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

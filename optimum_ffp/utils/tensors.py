@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def pin(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy in pinned host memory, which CUDA reads directly; in other memory if there is too little."""
+    """Return a copy in pinned host memory, or in pageable memory if it is exhausted."""
     try:
         return tensor.pin_memory()
     except RuntimeError as error:
@@ -25,10 +25,10 @@ def pin(tensor: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _warn() -> None:
-    logger.warning("there is too little pinned memory; copies to the GPU will be slower")
+    logger.warning("pinned memory is exhausted; copies to the GPU will be slower")
 
 
-def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a parameter or buffer another value, which may be on another device."""
+def replace_value(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Replace the value of a parameter or buffer; the new value may be on another device."""
     value = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     torch.utils.swap_tensors(tensor, value)

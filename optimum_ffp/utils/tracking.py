@@ -1,4 +1,4 @@
-"""Live tracking of a search or a training with TensorBoard, Trackio or Weights & Biases, by accelerate's trackers."""
+"""Experiment tracking with TensorBoard, Trackio or Weights & Biases, using accelerate's trackers."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_trackers(names: str | Sequence[str]) -> list[str]:
-    """Check that trackers are available, and return their names; there are none in `"none"`, as for `Trainer`."""
+    """Check that trackers are available, and return their names. `"none"` disables tracking, as in `Trainer`."""
     names = [names] if isinstance(names, str) else [*names]
     for name in names if names != ["none"] else ():
         if name not in PACKAGES:
@@ -30,7 +30,7 @@ def check_trackers(names: str | Sequence[str]) -> list[str]:
 
 
 class Tracker:
-    """Logs one run to trackers, in the main process. A tracker that fails is dropped with a warning.
+    """Logs a run to trackers in the main process. A tracker that fails is dropped with a warning.
 
     TensorBoard writes to `TENSORBOARD_LOGGING_DIR`, by default `runs`. The project is `TRACKIO_PROJECT` or
     `WANDB_PROJECT`, by default `optimum-ffp`.
@@ -57,7 +57,7 @@ class Tracker:
         self.log({f"search/{name}": entry.get(name) for name in CURVES}, entry["evaluation"])
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
-        """Log numbers of one step by name; those that are `None` or not finite are left out."""
+        """Log named values of one step, except those that are `None` or not finite."""
         values = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         self._for_each(lambda name: self._trackers[name].log(values, step=step))
 
@@ -65,7 +65,7 @@ class Tracker:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        # accelerate's trackers log messages, which raises an error before its state is initialized.
+        # accelerate's trackers log messages, which raises an error unless its state is initialized.
         PartialState()
         if name == "tensorboard":
             options = {"run_name": self.run, "logging_dir": os.environ.get("TENSORBOARD_LOGGING_DIR", "runs")}
@@ -83,7 +83,7 @@ class Tracker:
                 action(name)
             except Exception as error:
                 del self._trackers[name]
-                logger.warning("nothing more is reported to %s: %s", name, error)
+                logger.warning("reporting to %s stopped: %s", name, error)
 
 
 def _plain(value: Any) -> str | int | float | bool:

@@ -52,7 +52,7 @@ TABLE = [
     (f"{RECOVER} --learning-rate x", "learning-rate"),
     (f"{RECOVER} --batch-size 0", "batch_size"),
     (f"{RECOVER} --preset paper", "standard"),
-    (f"{RECOVER} --eval-dataset self", "own"),
+    (f"{RECOVER} --eval-dataset self", "generated"),
     (f"{RECOVER} --config BROKEN", "config"),
     (f"{RECOVER} --num-processes 0", "num_processes"),
     (f"{RECOVER} --report-to mlflow", "mlflow"),

@@ -104,7 +104,7 @@ REFUSED = [
     (RecoveryConfig, {"label_share": 1.5}, "label_share"),
     (RecoveryConfig, {"lora": -1}, "lora"),
     (RecoveryConfig, {"patience": 0}, "patience"),
-    (RecoveryConfig, {"eval_dataset": "self"}, "own"),
+    (RecoveryConfig, {"eval_dataset": "self"}, "generated"),
 ]
 
 
@@ -143,7 +143,7 @@ def test_records_of_earlier_versions(tmp_path, caplog):
     for selected in ({"grad": False}, {"agent": "bandit"}, {"calibration": "sequential"}):
         with pytest.raises(FFPError, match="removed"):
             FFPConfig.from_file(save(selected, tmp_path))
-    with pytest.raises(FFPError, match="prune alone"):
+    with pytest.raises(FFPError, match="without a recovery"):
         RecoveryConfig.from_file(save({"policy": {}}, tmp_path))
 
 

@@ -49,7 +49,7 @@ def test_texts_are_published_and_described_without_folders(tmp_path):
     mix = TextMix.parse("/data/my.txt:0.5,owner/text:english:0.3,self:0.2")
     assert mix.published == "my.txt:0.5,owner/text:english:0.3,self:0.2"
     assert mix.describe() == "50 % my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
-    assert mix.written and mix.reported.names == ["/data/my.txt", "owner/text:english"]
+    assert mix.includes_self and mix.reported.names == ["/data/my.txt", "owner/text:english"]
     assert TextMix.parse("self").reported.names == ["self"]
     assert TextMix.parse(str(tmp_path)).published == tmp_path.name
     same_name = TextMix.parse("/data/en/text.txt,/data/de/text.txt").published

@@ -135,7 +135,7 @@ def test_text_sampled_from_the_model_is_seeded_and_disjoint():
     data, again = load("self"), load("self")
     windows = rows_of(data.calibration, data.search, data.test)
     assert len(set(windows)) == 15 and windows == rows_of(again.calibration, again.search, again.test)
-    assert REQUEST.count_written(*2 * [TextMix.parse("self")]) == {"calibration": 8, "search": 3, "test": 4}
+    assert REQUEST.count_generated(*2 * [TextMix.parse("self")]) == {"calibration": 8, "search": 3, "test": 4}
 
 
 def test_there_are_no_windows_of_roles_that_are_not_asked_for(data_folder):

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.utils.folders import RECORD, check_apart, check_file, check_output, locked, whole_file, whole_folder
+from optimum_ffp.utils.folders import (
+    RECORD,
+    atomic_file,
+    atomic_folder,
+    check_file,
+    check_output,
+    check_output_is_not_input,
+    locked,
+)
 
 
 OLD_RECORD = {"ffp_version": "0", "policy": {}}
@@ -26,15 +34,15 @@ def write_record(folder: Path, **entries) -> None:
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as staging:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as staging:
         (staging / "half").touch()
         raise KeyboardInterrupt
     assert os.listdir(target.parent) == []
     for name in ("first", "second"):
-        with whole_folder(target) as staging:
+        with atomic_folder(target) as staging:
             (staging / name).touch()
         assert os.listdir(target) == [name] and os.listdir(target.parent) == ["out"]
-        with pytest.raises(OSError), whole_folder(target):
+        with pytest.raises(OSError), atomic_folder(target):
             raise OSError("disk full")
         assert os.listdir(target) == [name] and os.listdir(target.parent) == ["out"]
 
@@ -51,29 +59,29 @@ def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupted)
-        with pytest.raises(KeyboardInterrupt), whole_folder(target):
+        with pytest.raises(KeyboardInterrupt), atomic_folder(target):
             pass
     assert os.listdir(tmp_path) == ["out"] and os.listdir(target) == ["first"]
     # A process that was killed there.
     target.rename(tmp_path / ".out.replaced")
     (tmp_path / ".out.partial").mkdir()
-    with pytest.raises(OSError), whole_folder(target):
+    with pytest.raises(OSError), atomic_folder(target):
         raise OSError
     assert os.listdir(tmp_path) == ["out"] and os.listdir(target) == ["first"]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    with whole_file(tmp_path / "link") as staging:
+    with atomic_file(tmp_path / "link") as staging:
         staging.write_text("1")
-    with pytest.raises(OSError), whole_file(tmp_path / "link") as staging:
+    with pytest.raises(OSError), atomic_file(tmp_path / "link") as staging:
         staging.write_text("2")
         raise OSError
     assert (tmp_path / "file").read_text() == "1" and sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 def test_private_files_get_default_permissions(tmp_path):
-    with whole_folder(tmp_path / "out") as staging:
+    with atomic_folder(tmp_path / "out") as staging:
         (staging / "search").mkdir(mode=0o700)
         (staging / "search" / "agent.safetensors").touch(mode=0o600)
     (tmp_path / "new").touch()
@@ -105,7 +113,7 @@ def test_files_that_the_record_does_not_list_are_never_deleted(checkpoint):
     (checkpoint / "my").mkdir()
     for name in ("my/notes[1].txt", "tokenizer.json", "c", "d"):
         (checkpoint / name).touch()
-    with pytest.raises(FFPError, match="other files .* c, d, my/notes.1..txt and 1 more"):
+    with pytest.raises(FFPError, match="part of the checkpoint .* c, d, my/notes.1..txt and 1 more"):
         check_output(checkpoint, overwrite=True)
     # A record of an earlier version lists unusual names alone.
     write_record(checkpoint, files=["my/notes[1].txt", "c"])
@@ -119,9 +127,9 @@ def test_inputs_are_not_overwritten(data_folder, tmp_path):
     file = data_folder / "train.txt"
     for output in (data_folder, tmp_path, file):
         with pytest.raises(FFPError, match="input of this command"):
-            check_apart(f"{output}/", ["wikitext2", file])
-    check_apart(data_folder / "out", [file, data_folder])
-    check_apart(tmp_path / "dat", [file])
+            check_output_is_not_input(f"{output}/", ["wikitext2", file])
+    check_output_is_not_input(data_folder / "out", [file, data_folder])
+    check_output_is_not_input(tmp_path / "dat", [file])
 
 
 def test_output_files_are_checked(tmp_path):
@@ -145,7 +153,7 @@ def test_output_files_are_checked(tmp_path):
 def test_a_lock_ends_with_its_process(hold, tmp_path):
     folder = tmp_path / "new" / "out"
     kill = hold(folder)
-    with pytest.raises(FFPError, match="in use"), whole_folder(folder):
+    with pytest.raises(FFPError, match="in use"), atomic_folder(folder):
         pass
     kill()
     with locked(folder):

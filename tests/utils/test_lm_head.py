@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from optimum_ffp.utils.lm_head import decode, logits_in_pieces
+from optimum_ffp.utils.lm_head import chunked_logits, decode
 
 
 def test_pieces_are_the_models_own_logits(tiny_model, windows, monkeypatch):
     expected = tiny_model(windows).logits
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
-    pieces = list(logits_in_pieces(tiny_model, decode(tiny_model, windows)))
+    pieces = list(chunked_logits(tiny_model, decode(tiny_model, windows)))
     assert [start for start, _ in pieces] == [0, 7, 14, 21]
     assert torch.allclose(torch.cat([logits for _, logits in pieces], 1), expected, atol=1e-5)
     assert torch.equal(tiny_model(windows).logits, expected)
@@ -18,7 +18,7 @@ def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(tiny_model, win
     before = head.weight.clone()
     with torch.autocast("cpu", torch.bfloat16):
         expected, decoded = tiny_model(windows).logits, decode(tiny_model, windows)
-        pieces = logits_in_pieces(tiny_model, decoded, decoded)
+        pieces = chunked_logits(tiny_model, decoded, decoded)
         start, logits, again = next(pieces)
         assert head.weight.dtype == torch.bfloat16 and torch.equal(logits, again) and start == 0
         assert torch.equal(logits, expected[:, : logits.shape[1]])
@@ -35,5 +35,5 @@ def test_decoder_is_left_as_it_was_when_the_head_fails(tiny_model, windows, monk
     decoder.forward = wrapped
     monkeypatch.setattr(tiny_model.get_output_embeddings(), "forward", lambda hidden: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        next(logits_in_pieces(tiny_model, decoded))
+        next(chunked_logits(tiny_model, decoded))
     assert decoder.forward is wrapped

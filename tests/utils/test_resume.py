@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
 
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     monkeypatch.setattr("optimum_ffp.utils.resume.save_file", fail)
-    with pytest.raises(FFPError, match="make room"):
+    with pytest.raises(FFPError, match="free disk space"):
         journal.tensors("x", lambda: {"y": torch.zeros(1)})
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["run.json"]
 
@@ -113,7 +113,7 @@ def test_the_state_of_another_run_is_refused(tmp_path):
 def test_damaged_entries_are_named(tmp_path, content):
     for kind, read in (("json", Journal(tmp_path).value), ("safetensors", Journal(tmp_path).tensors)):
         (tmp_path / f"x.entry.{kind}").write_bytes(content)
-        with pytest.raises(FFPError, match=f"x.entry.{kind} is damaged"):
+        with pytest.raises(FFPError, match=f"x.entry.{kind} is corrupt"):
             read("x", refuse)
 
 

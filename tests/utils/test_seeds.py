@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from optimum_ffp.utils.seeds import global_generators_kept, seed_of
+from optimum_ffp.utils.seeds import preserved_global_generators, seed_of
 
 
 def test_seeds_depend_on_every_number_and_their_order():
@@ -26,7 +26,7 @@ def test_generators_of_others_go_on_as_they_were(fails):
     expected = draw()
     seed()
     try:
-        with global_generators_kept():
+        with preserved_global_generators():
             random.seed(0), np.random.seed(0), torch.manual_seed(0)
             draw()
             if fails:

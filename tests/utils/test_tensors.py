@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_ffp.utils.tensors import pin, put
+from optimum_ffp.utils.tensors import pin, replace_value
 
 
 def test_a_parameter_gets_another_value_and_stays_the_same_object():
     layer, value = nn.Linear(2, 2, bias=False), torch.ones(3, 2)
     weight = layer.weight
-    put(weight, value)
+    replace_value(weight, value)
     assert layer.weight is weight and isinstance(weight, nn.Parameter) and torch.equal(weight, value)
 
 

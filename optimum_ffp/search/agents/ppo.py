@@ -17,7 +17,7 @@ from ...allocation.policy import Unit
 from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ...errors import FFPError
-from ...utils.seeds import global_generators_kept
+from ...utils.seeds import preserved_global_generators
 from ..task import AgentState, SearchTask
 
 
@@ -38,7 +38,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
             )
 
 
-@global_generators_kept()
+@preserved_global_generators()
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
