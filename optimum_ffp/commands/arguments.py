@@ -1,5 +1,6 @@
 """Options that several commands share, and the parser that says "did you mean"."""
 
+import logging
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _ArgumentGroup
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 from ..config.fields import METAVARS, suggest_name
 from ..utils.folders import expand
+
+
+logger = logging.getLogger(__name__)
 
 
 def describe(parser: ArgumentParser, usage: str, description: str, examples: str) -> None:
@@ -86,6 +90,13 @@ def add_num_processes(group: _ArgumentGroup) -> None:
         help="Number of processes on this machine that share the work, one for each accelerator or share of the CPU. "
         "Default: 1, or those of accelerate launch or torchrun.",
     )
+
+
+def warn_of_hub_options(args: Namespace) -> None:
+    """Warn of options of uploads that nothing reads without `--push-to-hub`."""
+    for name in ("hub_model_id", "private"):
+        if getattr(args, name) is not None and not args.push_to_hub:
+            logger.warning(f"--{name.replace('_', '-')} has no effect: only --push-to-hub reads it")
 
 
 def add_hub_options(group: _ArgumentGroup) -> None:

@@ -89,6 +89,7 @@ def prune(args: Namespace) -> None:
     sparsities = sparsities or [config.sparsity]
     folders = output_folders(args, sparsities)
     repositories = repository_names(args, folders, sparsities)
+    arguments.warn_of_hub_options(args)
 
     from ..checkpoint.pareto import ParetoFront, front_files
     from ..checkpoint.pushing import push_checkpoint

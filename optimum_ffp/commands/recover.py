@@ -58,6 +58,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
 def recover(args: Namespace) -> None:
     """Check, lock, train, save and push."""
     config, folder = RecoveryConfig.from_args(args), f"{arguments.output_name(args)}{'' if args.output else RECOVERED}"
+    arguments.warn_of_hub_options(args)
 
     from ..checkpoint.pushing import push_checkpoint
     from ..modeling.auto import is_pruned

@@ -83,10 +83,11 @@ def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tm
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"sparsity": 0.3, "clip_range": 0.5, "slope_samples": 3}))
     words = ("-m", save_tiny_model(), "--plan", "--config", file)
-    code, output, errors = run(*words, "--learning-rate", 1e-3)
+    code, output, errors = run(*words, "--learning-rate", 1e-3, "--hub-model-id", "it")
     assert code == 0 and "tokens" in output, errors
     # What a file holds need not be read, or known.
     assert "learning-rate has no effect" in caplog.text and "clip" not in caplog.text
+    assert "hub-model-id has no effect" in caplog.text
     assert "no option slope_samples" in caplog.text
     caplog.clear()
     assert run(*words, "--agent", "ppo", "--learning-rate", 1e-3)[0] == 0
