@@ -98,6 +98,7 @@ class FFPPruner:
         # Computed before weights are converted, heads and channels reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self.measured = Measurements(model, tokenizer, config, data, device, self.options.token)
+        self._check_budget(config)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         self._license = read_license(self.model_id, **self.options.hub())

@@ -246,6 +246,8 @@ def test_roles_do_not_share_windows(save_tiny_model, data_folder):
 def test_a_sparsity_that_cannot_be_met_is_refused_at_once(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match="0.9"):
         make_pruner(save_tiny_model(), data_folder, sparsity=0.9)
+    with pytest.raises(FFPError, match="0.9"):
+        pruner_of(make_tiny_model(), data_folder, sparsity=0.9)
     # GPT-2's class keeps all heads; with layers of different sizes it would do.
     folder = save_tiny_model("gpt2")
     make_pruner(folder, data_folder, sparsity=0.6)
