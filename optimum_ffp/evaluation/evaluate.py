@@ -171,6 +171,8 @@ class _Candidate:
 
 def _candidate(source: Source, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions) -> _Candidate:
     if isinstance(source, PreTrainedModel):
+        if tokenizer is None and not source.name_or_path:
+            raise FFPError("a model that wasn't loaded from a folder or the Hub needs tokenizer=...")
         name = source.name_or_path or type(source).__name__
         return _Candidate(name, None, options, source, tokenizer or load_tokenizer(name, options))
     name = os.fspath(source)

@@ -235,3 +235,8 @@ def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkey
     assert found["baseline"]["weight_bytes"] == (snapshot / "model.safetensors").stat().st_size
     with pytest.raises(FFPError, match="someone/model"):
         evaluate(places[0], "someone/model@v2", **options)
+
+
+def test_a_loaded_model_from_nowhere_needs_its_tokenizer():
+    with pytest.raises(FFPError, match="tokenizer="):
+        evaluate(make_tiny_model(), dataset=None)
