@@ -18,7 +18,7 @@ from .checkpoint.saving import load_agent, save_checkpoint
 from .config import FFPConfig
 from .config.prune import find_choice
 from .data import DataSplits
-from .engine.token_counter import of_all_processes
+from .engine.token_counter import total_tokens
 from .errors import FFPError
 from .hub.license import read_license
 from .modeling import is_homogeneous
@@ -41,7 +41,7 @@ class FFPPruner:
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
     `prune`. Between calls `config` may change in options that are read later (`sparsity`, `method`, `calibration`,
     ...); changing an option that `measured` depends on is an error. Several processes, as of `accelerate launch`,
-    share the work and all have the results; every one of them must make the same calls.
+    share the work and all get the results; all of them must make the same calls.
 
     Args:
         model: The dense model, of a supported family. The pruner modifies it: `requires_grad` is turned off, and its
@@ -93,11 +93,11 @@ class FFPPruner:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         offloads = self.options.offload != "none"
         if self.options.offload == "disk" and work_folder is None:
-            raise FFPError("offload 'disk' needs a work_folder, for what doesn't fit into memory either")
+            raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
         device = resolve_device(self.options.device) if offloads else None
-        # Computed before weights are converted, heads and channels reordered.
+        # Computed before weights are converted and reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
-        self.measured = Measurements(model, tokenizer, config, data, device, self.options.token)
+        self.measured = Measurements(model, tokenizer, config, data=data, device=device, token=self.options.token)
         self._check_budget(config)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
@@ -141,7 +141,9 @@ class FFPPruner:
             )
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
         model, tokenizer = load_dense(name, pinned)
-        return cls(model, tokenizer, config, name, work_folder, report_to, pinned)
+        return cls(
+            model, tokenizer, config, model_id=name, work_folder=work_folder, report_to=report_to, options=pinned
+        )
 
     def prune(
         self,
@@ -183,8 +185,7 @@ class FFPPruner:
             if resume:
                 raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
             return
-        # The journal of an earlier call is reused.
-        if self.measured.journal.folder is not None:
+        if self.measured.journal.folder is not None:  # Opened by an earlier call.
             return
         identity = {
             "model": self._fingerprint,
@@ -194,7 +195,8 @@ class FFPPruner:
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
         }
-        self.measured.journal = Journal.open(self.work_folder, identity, resume, self.options.offload == "disk")
+        on_disk = self.options.offload == "disk"
+        self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
     @memory_errors()
     def search(
@@ -203,7 +205,7 @@ class FFPPruner:
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         config: FFPConfig | None = None,
     ) -> Found:
-        """Find the policy: the first half of `prune`.
+        """Search for a policy: the first half of `prune`.
 
         Args:
             sparsity: As in `prune`.
@@ -219,8 +221,8 @@ class FFPPruner:
         self._check_budget(config)
         agent = load_agent(warm_start, self.options.token)
         if agent is not None:
-            check_agent(agent, [unit.unit for unit in self.measured.ways[0]], config)
-        # Measured here, outside the stage `search`: the measurements have stages of their own.
+            check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
+        # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses
         meter = StageMeter(counter=self.measured.layerwise.counter)
         with meter.stage("search"):
@@ -237,7 +239,7 @@ class FFPPruner:
 
         Args:
             search: Result of `search`.
-            config: Options of calibration, to calibrate one policy in several ways; those of the search if `None`.
+            config: Options of calibration, to compare several with one policy; those of the search if `None`.
 
         Returns:
             The pruned model and its record; also stored as `self.result`.
@@ -263,9 +265,11 @@ class FFPPruner:
         if config.calibration != "none":
             losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
-            model = sorted_model.materialize(policy, calibration.weights, journal, config.method == "homogeneous")
+            model = sorted_model.materialize(
+                policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
+            )
         stages = processes.from_main([*meter.tokens])
-        meter.tokens = Counter({stage: of_all_processes(meter.tokens[stage]) for stage in stages})
+        meter.tokens = Counter({stage: total_tokens(meter.tokens[stage]) for stage in stages})
         self.result = PruningResult(
             model=model,
             tokenizer=self.tokenizer,
@@ -292,8 +296,8 @@ class FFPPruner:
 
         Args:
             directory: Folder to write. It is written completely or not at all.
-            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One that
-                this prune has written before it was killed and resumed is replaced in any case.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. Output
+                of an interrupted run of this prune is always replaced.
             keep_work: Whether to keep the work folder, for prunes at further sparsities.
 
         Raises:
@@ -319,6 +323,6 @@ class FFPPruner:
         return self.result
 
     def _check_budget(self, config: FFPConfig) -> None:
-        shapes = ([unit.unit for unit in units] for units in self.measured.ways)
+        shapes = ([unit.unit for unit in units] for units in self.measured.unit_variants)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
         check_budget(shapes, config, possible)

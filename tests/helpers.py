@@ -249,8 +249,8 @@ def statistics_of(
 ) -> list[Statistics]:
     """The statistics of units of all layers, one after another."""
     layerwise, found = layerwise_of(model), []
-    states, arguments = layerwise.enter(windows)
-    for index, layer in layerwise.walk():
+    states, arguments = layerwise.embed(windows)
+    for index, layer in layerwise.iter_layers():
         own = [unit for unit in units if unit.unit.layer == index]
         runner = LayerRunner(layer, arguments[index], None)
         found += collect_statistics(runner, own, states, windows.numel(), batch_size, relative)

@@ -1,4 +1,4 @@
-"""Parameter budget: bounds per unit, the parameters to keep in total, and sizes that meet both. Only needs numpy."""
+"""Parameter budget: bounds per unit, the parameters to keep in total, and sizes that meet both. Uses only numpy."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class Budget:
     """Bounds per unit and the number of parameters to keep in total.
 
     Every mapping returns a policy whose kept parameters are at most `(1 - sparsity) * Σ w_i` and less than one
-    smallest quantum below it, provided that the units with the smallest quantum have at least one largest quantum of
-    room between their bounds (true of every transformer: FFN channels are fine-grained, KV groups coarse). Without
-    that room the gap is still smaller than the largest quantum.
+    smallest quantum below it, provided that the bounds of the units with the smallest quantum are at least one largest
+    quantum apart (true of every transformer: FFN channels are fine-grained, KV groups coarse). Otherwise the gap is
+    still smaller than the largest quantum.
 
     Args:
         units: The units of the model.
@@ -27,7 +27,7 @@ class Budget:
 
     Attributes:
         allowed: Maximum number of parameters of the kept groups in total.
-        least_sparsity: Sparsity of the largest policy within the bounds.
+        min_sparsity: Sparsity of the largest policy within the bounds.
         feasible: Smallest and largest feasible sparsity, rounded to four places.
 
     Raises:
@@ -53,7 +53,7 @@ class Budget:
         steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
-        # A single group stays.
+        # A single group is never removed.
         self.largest[self.groups == 1] = 1
         self._check_bounds()
 
@@ -61,16 +61,17 @@ class Budget:
         fixed = sum(unit.fixed_parameters for unit in units)
         # Exact decimal arithmetic: in binary 1 - 0.775 is slightly less than 0.225.
         self.allowed = math.floor((1 - Fraction(str(sparsity))) * total) - fixed
-        least, most = self.parameters(self.smallest), self.parameters(self.largest)
-        self.least_sparsity = 1 - (most + fixed) / total
-        fewest, highest = (Fraction(total - fixed - kept, total) * 10**4 for kept in (most, least))
-        low, high = self.feasible = math.ceil(fewest) / 1e4, math.floor(highest) / 1e4
-        if self.allowed < least:
+        min_kept, max_kept = self.parameters(self.smallest), self.parameters(self.largest)
+        self.min_sparsity = 1 - (max_kept + fixed) / total
+        low = math.ceil(Fraction(total - fixed - max_kept, total) * 10**4) / 1e4
+        high = math.floor(Fraction(total - fixed - min_kept, total) * 10**4) / 1e4
+        self.feasible = low, high
+        if self.allowed < min_kept:
             raise FFPError(
                 f"sparsity {sparsity} can't be met: with min_retention {min_retention:g} at most {high:g} of the "
                 "block parameters can be removed; lower sparsity or min_retention"
             )
-        if self.allowed >= most + self.quanta.min():
+        if self.allowed >= max_kept + self.quanta.min():
             raise FFPError(
                 f"sparsity {sparsity} can't be met: with max_retention {max_retention:g} at least {low:g} of the "
                 "block parameters are removed; raise sparsity or max_retention"
@@ -115,7 +116,7 @@ class Budget:
         """Return the policy of sizes that are corrected in the order of preference until the budget is met.
 
         Fine-grained units are corrected before coarse ones, whose steps may exceed the whole correction. If only
-        coarse units have room left, one grows and the least preferred fine-grained units shrink by the difference.
+        coarse units can still grow, one does and the least preferred fine-grained units shrink by the difference.
 
         Args:
             sizes: Number of groups of every unit, whole steps, shape `[units]`.

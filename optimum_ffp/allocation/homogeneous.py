@@ -1,4 +1,4 @@
-"""Policies whose layers are all alike. Only needs numpy."""
+"""Policies with the same sizes in all layers. Depends only on numpy."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ def homogeneous_policies(
     """Return the policies that keep the same number of heads and of channels in every layer.
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget: it keeps at
-    most `budget.allowed` parameters, and less than a step of all FFNs below it. Where FFNs would have to be wider than
-    the bounds allow attention is too small, so that the policy would be sparser than it must be; of those only the
-    largest possible one is returned, where there are no others.
+    most `budget.allowed` parameters, and less than a step of all FFNs below it. If attention is so small that FFNs
+    reach their bound, a policy is sparser than necessary; the largest possible one of those is returned only if there
+    are no others.
 
     Args:
-        budget: Bounds per unit and the number of parameters to keep, of a model whose layers are alike.
-        is_possible: Whether the model's class can have the sizes of a policy.
+        budget: Bounds per unit and the number of parameters to keep, of a model with equal layers.
+        is_possible: Whether the model's class supports the sizes of a policy.
 
     Raises:
         FFPError: If layers lose heads of different kinds, or no policy is possible.
@@ -29,24 +29,24 @@ def homogeneous_policies(
     attention = np.array([unit.kind == "attention" for unit in budget.units])
     if len({unit.group for unit in budget.units}) > 2:
         raise FFPError(
-            "some layers of this model lose KV groups and others query heads, so that they can't be alike; choose "
+            "some layers of this model lose KV groups and others query heads, so their sizes can't be equal; choose "
             "attention 'kv-groups' or 'query-heads'"
         )
     heads, channels = int(np.flatnonzero(attention)[0]), int(np.flatnonzero(~attention)[0])
     step = int(budget.quanta[~attention].sum())
-    found, sparser = [], []
+    exact, sparser = [], []
     for size in range(budget.smallest[heads], budget.largest[heads] + 1, budget.multiples[heads]):
-        left = budget.allowed - size * int(budget.group_parameters[attention].sum())
-        width = left // step * int(budget.multiples[channels])
+        remaining = budget.allowed - size * int(budget.group_parameters[attention].sum())
+        width = remaining // step * int(budget.multiples[channels])
         if width >= budget.smallest[channels]:
             fits = width <= budget.largest[channels]
             policy = budget.policy(np.where(attention, size, min(width, budget.largest[channels])))
-            (found if fits else sparser).append(policy)
-    found = [policy for policy in found if is_possible(policy)]
-    found = found or [policy for policy in sparser if is_possible(policy)][-1:]
-    if not found:
+            (exact if fits else sparser).append(policy)
+    policies = [policy for policy in exact if is_possible(policy)]
+    policies = policies or [policy for policy in sparser if is_possible(policy)][-1:]
+    if not policies:
         raise FFPError(
-            f"sparsity {budget.sparsity:g} can't be met by layers that are all alike: the model's own class can't "
-            "have the numbers of heads that are left; choose method 'ffp', or a lower sparsity"
+            f"sparsity {budget.sparsity:g} can't be met with the same sizes in all layers: the model's own class "
+            "doesn't support the remaining numbers of heads; choose method 'ffp', or a lower sparsity"
         )
-    return found
+    return policies

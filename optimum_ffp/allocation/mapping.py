@@ -1,4 +1,4 @@
-"""Functions shared by the mappings from raw scores to policies, and the uniform mapping. Only needs numpy."""
+"""Functions shared by the mappings from raw scores to policies, and the uniform mapping. Depends only on numpy."""
 
 import numpy as np
 
@@ -28,10 +28,10 @@ def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     # Sums are rounded instead of sizes, since equal sizes would all be rounded the same way.
     sums = np.floor(np.cumsum(rates * budget.groups / budget.multiples) + 1e-6)
     sizes = np.diff(sums, prepend=0).astype(np.int64) * budget.multiples
-    # Steps of attention may be smaller than those that are left over.
-    able = np.flatnonzero((budget.quanta == budget.quanta.min()) & (sizes < budget.largest))
+    # Steps of attention may be smaller than the remaining ones.
+    growable = np.flatnonzero((budget.quanta == budget.quanta.min()) & (sizes < budget.largest))
     steps = max(0, (budget.allowed - budget.parameters(sizes)) // int(budget.quanta.min()))
-    chosen = able[np.linspace(0, len(able), min(steps, len(able)), endpoint=False, dtype=int)]
+    chosen = growable[np.linspace(0, len(growable), min(steps, len(growable)), endpoint=False, dtype=int)]
     sizes[chosen] += budget.multiples[chosen]
     return budget.correct(sizes, np.arange(len(rates)))
 
@@ -44,7 +44,7 @@ def level_ffns(rates: np.ndarray, attention_steps: np.ndarray, budget: Budget) -
         attention_steps: Number of steps to keep per unit, shape `[units]`; only those of attention are used.
         budget: Bounds and number of parameters to keep.
     """
-    # A step of attention is a large share of it, so that FFNs share the difference that its rounding leaves.
+    # FFNs absorb the rounding of attention, whose steps are large.
     ffns = np.array([unit.kind == "ffn" for unit in budget.units])
     members = ffns if ffns.any() else ~ffns
     sizes = np.clip(attention_steps * budget.multiples, budget.smallest, budget.largest) * ~members

@@ -16,7 +16,7 @@ GROUP_NAMES: dict[Group, str] = {
     "channel": "channels",
     "all_heads": "all heads",
 }
-# Groups of units and of saved policies that don't name theirs.
+# Default groups, also of saved policies that don't name theirs.
 DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel"}
 
 
@@ -33,8 +33,8 @@ class Unit:
             value projections if groups are query heads).
         multiple: Sizes are multiples of this number of groups.
         group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
-            every KV head; `"channel"` of an FFN; or `"all_heads"` of attention that stays whole, a single group. By
-            default KV groups in attention.
+            every KV head; `"channel"` of an FFN; or `"all_heads"`, the single group of attention that is not pruned.
+            By default KV groups in attention.
     """
 
     layer: int
@@ -144,16 +144,16 @@ class PruningPolicy:
             FFPError: If the record is malformed, belongs to a model of another shape, or has other groups.
         """
         try:
-            found = [
+            shapes = [
                 (row["layer"], row["unit"], row["items"], row.get("group", DEFAULT_GROUPS.get(row["unit"])))
                 for row in data["units"]
             ]
             sizes = tuple(row["kept"] for row in data["units"])
         except (AttributeError, KeyError, TypeError) as error:
             raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
-        if found != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
+        if shapes != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
             raise FFPError(
-                "the saved policy belongs to a model with other layers, heads or FFN widths than this one, or whose "
-                "attention was pruned in another way (attention)"
+                "the saved policy belongs to a model with other layers, heads or FFN widths than this one, or was "
+                "pruned with another value of attention"
             )
         return cls(tuple(units), sizes)

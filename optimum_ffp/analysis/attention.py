@@ -1,4 +1,4 @@
-"""What attention can lose: KV groups or query heads, for every layer whichever costs less loss."""
+"""Prunable groups of attention: KV groups or query heads, chosen per layer by the lower loss."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 GROUPS: dict[str, Group] = {"kv-groups": "kv_group", "query-heads": "query_head"}
 
 
-def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tuple[list[ModelUnit], ...]:
-    """Return the units of a dense model for every kind of group that its attention may lose.
+def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig) -> tuple[list[ModelUnit], ...]:
+    """Return the units of a dense model, once for every kind of attention group that can be pruned.
 
     Args:
         model: The dense model.
         family: The family record of the model.
-        config: `attention`; the choice is only left open where loss curves can make it.
+        config: `attention`. The choice is left open only if loss curves can make it.
 
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
@@ -41,23 +41,23 @@ def find_ways(model: PreTrainedModel, family: Family, config: FFPConfig) -> tupl
         possible = (wanted,)
     elif config.mapping != "curves":
         possible = possible[:1]
-    # KV groups are the default of a preset and of a method, not a choice that somebody made.
+    # KV groups may be the default of a preset or method, so only query heads were chosen explicitly.
     if wanted == "query_head" and wanted not in possible:
         name = model.config._name_or_path or "the model"
-        found = "stays whole" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
-        _warn_once(f"attention {config.attention} isn't possible for {name}; it {found}")
+        outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
+        _warn_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
     return tuple(find_units(model, family, config.ffn_multiple, group) for group in possible)
 
 
 @cache
 def _warn_once(message: str) -> None:
-    # A prune finds the units for its plan too.
+    # The plan of a prune finds the units too.
     logger.warning(message)
 
 
 @dataclass(frozen=True)
 class OrderedUnit:
-    """A unit with the order of its groups, and what is known of it in that order.
+    """A unit with the order of its groups, and its ridge factor and loss curve in that order.
 
     Attributes:
         unit: The unit.
@@ -82,36 +82,37 @@ class OrderedUnit:
 
     @classmethod
     def unpack(
-        cls, tensors: Mapping[str, torch.Tensor], prefix: str, ways: Sequence[ModelUnit], device: torch.device
+        cls, tensors: Mapping[str, torch.Tensor], prefix: str, variants: Sequence[ModelUnit], device: torch.device
     ) -> "OrderedUnit":
         """Return the unit from the tensors of `pack`.
 
         Args:
             tensors: Tensors by name.
             prefix: Prefix of their names.
-            ways: The unit by what attention may lose.
+            variants: The unit by kind of group.
             device: Device of the factor.
         """
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        group = [*GROUP_NAMES][int(own["group"])]
-        factor = own["factor"].to(device) if "factor" in own else None
-        curve = own["curve"].numpy() if "curve" in own else None
-        return cls(next(unit for unit in ways if unit.unit.group == group), own["order"].cpu(), factor, curve)
+        entry = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        group = [*GROUP_NAMES][int(entry["group"])]
+        return cls(
+            unit=next(unit for unit in variants if unit.unit.group == group),
+            order=entry["order"].cpu(),
+            factor=entry["factor"].to(device) if "factor" in entry else None,
+            curve=entry["curve"].numpy() if "curve" in entry else None,
+        )
 
 
 def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig) -> OrderedUnit:
-    """Order a unit's groups by `config.criterion`, as `order_groups`, where the statistics are.
-
-    The model is not sorted yet.
-    """
+    """Order a unit's groups by `config.criterion` on the device of the statistics. The model is not sorted yet."""
     weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
-    return OrderedUnit(unit, order_groups(config.criterion, weight, statistics, block, fisher, unit.sections))
+    order = order_groups(config.criterion, weight, statistics, block=block, fisher=fisher, sections=unit.sections)
+    return OrderedUnit(unit, order)
 
 
 def factorize_unit(
     ordered: OrderedUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
 ) -> OrderedUnit:
-    """Add the ridge factor, and the loss curve if `config.mapping` needs it. The model is not sorted yet.
+    """Add the ridge factor, and the loss curve if `config.mapping` requires it. The model is not sorted yet.
 
     Args:
         ordered: The unit with its order.
@@ -128,7 +129,7 @@ def factorize_unit(
     return replace(ordered, factor=ridge.factor, curve=curve)
 
 
-def choose_groups(candidates: Sequence[OrderedUnit]) -> OrderedUnit:
+def choose_variant(candidates: Sequence[OrderedUnit]) -> OrderedUnit:
     """Return the candidate with the lowest mean loss (`mean_losses`).
 
     Args:
@@ -136,24 +137,24 @@ def choose_groups(candidates: Sequence[OrderedUnit]) -> OrderedUnit:
     """
     if len(candidates) == 1:
         return candidates[0]
-    losses = mean_losses([one.unit.unit for one in candidates], [one.curve for one in candidates])
+    losses = mean_losses([ordered.unit.unit for ordered in candidates], [ordered.curve for ordered in candidates])
     return candidates[int(np.argmin(losses))]
 
 
 def mean_losses(units: Sequence[Unit], curves: Sequence[np.ndarray]) -> list[float]:
-    """Return the mean of every curve's lower hull over the removed parameters that all units can lose.
+    """Return the mean of every curve's lower hull over the range of removed parameters that all units reach.
 
     Args:
         units: Units of one layer's attention, by different groups.
         curves: Loss by number of kept groups, each of shape `[groups + 1]`. A unit keeps at least one group.
     """
-    reach = min((unit.groups - 1) * unit.group_parameters for unit in units)
+    most_removed = min((unit.groups - 1) * unit.group_parameters for unit in units)
     means = []
     for unit, curve in zip(units, curves):
         removed = np.arange(unit.groups) * unit.group_parameters
         losses = np.asarray(curve)[unit.groups - np.arange(unit.groups)]
         corners = lower_hull(removed, losses)
-        places = np.append(removed[corners][removed[corners] < reach], reach)
-        heights = np.interp(places, removed[corners], losses[corners])
-        means.append(float(np.diff(places) @ (heights[1:] + heights[:-1]) / (2 * reach)))
+        points = np.append(removed[corners][removed[corners] < most_removed], most_removed)
+        hull = np.interp(points, removed[corners], losses[corners])
+        means.append(float(np.diff(points) @ (hull[1:] + hull[:-1]) / (2 * most_removed)))
     return means

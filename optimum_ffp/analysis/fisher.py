@@ -29,8 +29,8 @@ def collect_fisher(
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
-    backward pass per window gives the matrices of all units. Windows are shared among processes. Sums are where ridge
-    factors will be.
+    backward pass per window gives the matrices of all units. Processes share the windows. Matrices are accumulated on
+    the device of the ridge factors.
 
     Args:
         layerwise: The dense model.
@@ -39,7 +39,7 @@ def collect_fisher(
         seed: Random seed of the labels; every window has a generator of its own.
         dtype: Autocast dtype; `None` for the model's own.
         relative: Whether the gradient of every token is multiplied by the norm of the projection's output.
-        keep: Takes the index of every unit and its matrix as soon as it is finished, and returns what to keep.
+        keep: Called with the index and the finished matrix of every unit; its result is returned for that unit.
 
     Returns:
         One float32 matrix per unit in host memory, shape `[out_features, out_features]`, in nats per token.
@@ -47,14 +47,14 @@ def collect_fisher(
     Raises:
         FFPError: If the gradient at a unit's output is not finite.
     """
-    own, home = processes.share(len(windows)), matrix_device(layerwise, units)
+    share, device = processes.share(len(windows)), matrix_device(layerwise, units)
     sums: dict[int, torch.Tensor] = {}
-    kept: dict[int, torch.Tensor] = {}
+    matrices: dict[int, torch.Tensor | None] = {}
 
     def sum_of(index: int) -> torch.Tensor:
         if index not in sums:
             features = units[index].output.module.out_features
-            sums[index] = torch.zeros(features, features, device=home)
+            sums[index] = torch.zeros(features, features, device=device)
         return sums[index]
 
     def watch(index: int):
@@ -74,13 +74,18 @@ def collect_fisher(
             matrix = processes.sum_(sum_of(index)).div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
-            kept[index] = keep(index, matrix.cpu())
+            matrices[index] = keep(index, matrix.cpu())
 
-    sample = _Sampler(seed, own.start)
     backward_passes(
-        layerwise, windows[own], watchers, sample, dtype=dtype, on_layer=finish, description="Fisher matrices"
+        layerwise,
+        windows[share],
+        watchers=watchers,
+        labels_of=_Sampler(seed, share.start),
+        dtype=dtype,
+        on_layer=finish,
+        description="Fisher matrices",
     )
-    return [kept[index] for index in range(len(units))]
+    return [matrices[index] for index in range(len(units))]
 
 
 def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
@@ -90,12 +95,7 @@ def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: tor
 
 
 class _Sampler:
-    """Samples labels from the model, of windows that come in order.
-
-    Args:
-        seed: Random seed.
-        window: Index of the first window.
-    """
+    """Samples labels from the model, for windows in order from the index `window`."""
 
     def __init__(self, seed: int, window: int):
         self._seed, self._window = seed, window

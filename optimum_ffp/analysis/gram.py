@@ -34,7 +34,7 @@ class Statistics:
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
     def to(self, device: torch.device) -> "Statistics":
-        """Return the statistics on a device."""
+        """Move the statistics to a device."""
         return Statistics(self.gram.to(device), self.mean.to(device))
 
 
@@ -74,9 +74,9 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
     Norms are at least a millionth of the largest, so that tokens without an output have finite weights.
     """
     norms = output.detach().flatten(0, -2).float().norm(dim=-1, keepdim=True)
-    least = 1e-6 * norms.max()
-    # Without a transfer to host memory, which the device would wait for.
-    return torch.maximum(norms, torch.where(least > 0, least, 1.0))
+    smallest = 1e-6 * norms.max()
+    # Compare on the device: a transfer to the host would synchronize.
+    return torch.maximum(norms, torch.where(smallest > 0, smallest, 1.0))
 
 
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:
@@ -88,7 +88,7 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
 
 
 class _Accumulator:
-    """Sums over the tokens that a projection reads. Memory is independent of the number of windows."""
+    """Accumulates sums over the input tokens of a projection, in memory independent of the number of windows."""
 
     def __init__(self, module: nn.Linear, relative: bool):
         features, device = module.in_features, module.weight.device
@@ -137,6 +137,6 @@ def collect_statistics(
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
         runner.advance(states, batch_size)
     statistics = [accumulator.finish(tokens) for accumulator in accumulators]
-    for unit, found in zip(units, statistics):
-        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+    for unit, of_unit in zip(units, statistics):
+        check_finite(of_unit.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -18,13 +18,13 @@ def order_groups(
     """Return the groups from most to least important. Ties keep their order in the model.
 
     Args:
-        criterion: Name of a module in `criteria`, or of one elsewhere with dots in its name.
+        criterion: Name of a module in `criteria`, or the dotted name of any other module.
         weight: Weight of the output projection, shape `[out_features, features]`.
         statistics: Statistics of its input.
         block: Number of columns per group.
         fisher: `G = E[g gᵀ]` of its output, shape `[out_features, out_features]`, for criteria weighted by it.
         sections: Number of sections of columns, each of which has `block / sections` columns of every group and is
-            ordered by itself: the KV heads, if a group is one query head of each.
+            ordered separately: the KV heads, if a group is one query head of each.
 
     Returns:
         Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
@@ -40,7 +40,7 @@ def root(matrix: torch.Tensor) -> torch.Tensor:
     """Return `R` with `Rᵀ R = matrix` for a symmetric, positive semi-definite matrix; float32.
 
     It is the transposed Cholesky factor: scores only depend on `Rᵀ R`, and an eigendecomposition, which would give the
-    symmetric root, takes ten times as long. Directions without any loss get that of a rounding error.
+    symmetric root, takes ten times as long. Directions with no loss get one the size of a rounding error.
     """
     factor, _ = factorize(matrix, ridge_damping(matrix, 0.0))
     return factor.T.float()

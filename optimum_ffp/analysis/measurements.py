@@ -38,7 +38,7 @@ from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
-from .attention import find_ways
+from .attention import find_unit_variants
 from .prepare import Prepared, prepare
 
 
@@ -61,22 +61,22 @@ def policy_losses(
         sorted_model: The model with its groups sorted.
         policies: Numbers of groups that each unit keeps.
         windows: Token ids, shape `[windows, window length]`. Processes share them.
-        weights: Tensors that replace the dense model's own, by the parameter's name.
-        compensated: Whether output weights are those after ridge regression.
+        weights: Tensors that replace parameters of the dense model, by name.
+        compensated: Whether to use the output weights after ridge regression.
         batch_size: Windows per forward pass, halved if memory runs out.
         dtype: Autocast dtype; `None` for the model's own.
-        description: Of the progress bar, if there is one.
+        description: Description of the progress bar; no bar if `None`.
     """
-    layerwise, own = sorted_model.layerwise, windows[processes.share(len(windows))]
+    layerwise, share = sorted_model.layerwise, windows[processes.share(len(windows))]
     changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
 
     def measure(size: int) -> torch.Tensor:
-        layers = len(layerwise.layers) * math.ceil(len(own) / layerwise.at_once(own, len(policies)))
+        layers = len(layerwise.layers) * math.ceil(len(share) / layerwise.chunk_size(share, len(policies)))
         with progress_bar(layers, description or "", "layer", description is not None) as bar:
-            return layerwise.losses(own, changes, dtype, size, bar.update)
+            return layerwise.losses(share, changes, dtype=dtype, batch_size=size, on_layer=bar.update)
 
-    none = torch.empty(len(policies), 0, dtype=torch.float64)
-    losses = with_halving_batches(measure, batch_size) if len(own) else none
+    no_losses = torch.empty(len(policies), 0, dtype=torch.float64)
+    losses = with_halving_batches(measure, batch_size) if len(share) else no_losses
     return processes.gather(losses.T).T.numpy()
 
 
@@ -91,19 +91,19 @@ class Measurements:
         tokenizer: The tokenizer of the model.
         config: Options of the measurements. Later changes of this object have no effect.
         data: Windows to use instead of those of the config's datasets.
-        device: Device to bring the weights of one layer at a time to; `None` if all are where they run.
+        device: Device to move the weights of one layer at a time to; `None` if all stay on their device.
         token: Access token of the Hub, for the datasets.
 
     Attributes:
         config: A copy of the config, with `seq_len` resolved to a number.
-        ways: Units of the model by what attention may lose, as `find_ways` returns them. With one way they are known
-            before anything is measured.
+        unit_variants: Units of the model by kind of attention group, as `find_unit_variants` returns them. A single
+            variant is known before anything is measured.
         meter: Time, peak memory and tokens per stage.
-        journal: Saves the measurements. By default nothing is saved; may be replaced by a journal in a folder.
+        journal: Saves the measurements. Saves nothing until it is replaced by a journal in a folder.
 
     Raises:
         FFPError: If the model's family is not supported, the windows exceed its number of positions, or given ones
-            have tokens that it doesn't know.
+            have tokens outside its vocabulary.
     """
 
     def __init__(
@@ -125,19 +125,19 @@ class Measurements:
         self.config = self.resolved(config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
-        self.ways = find_ways(model, self.layerwise.family, config)
+        self.unit_variants = find_unit_variants(model, self.layerwise.family, config)
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
     @property
     def compute_dtypes(self) -> list[str]:
-        """Dtypes of layers while they run, and of their products under autocast, which depend on the hardware too."""
-        own = self.layerwise.dtype
-        return [dtype_name(dtype or own) for dtype in (own, autocast_dtype(self.model, self.config.search_dtype))]
+        """Dtype that layers compute in and dtype of autocast; both depend on the hardware too."""
+        dtype, autocast = self.layerwise.dtype, autocast_dtype(self.model, self.config.search_dtype)
+        return [dtype_name(dtype), dtype_name(autocast or dtype)]
 
     @cached_property
     def given_data(self) -> str | None:
-        """Digest of the windows that are used instead of datasets, `None` without."""
+        """Digest of the windows passed instead of datasets; `None` without."""
         if self._given_data is None:
             return None
         digest = hashlib.sha256()
@@ -155,7 +155,7 @@ class Measurements:
     @property
     def model_units(self) -> Sequence[ModelUnit]:
         """Attention and FFN of every layer, with their projections."""
-        return self.ways[0] if len(self.ways) == 1 else self.prepared.sorted_model.model_units
+        return self.unit_variants[0] if len(self.unit_variants) == 1 else self.prepared.sorted_model.model_units
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -163,7 +163,7 @@ class Measurements:
         return tuple(unit.unit for unit in self.model_units)
 
     def resolved(self, config: FFPConfig) -> FFPConfig:
-        """Return a copy of a config with `seq_len` set; with given windows it is that of those for calibration.
+        """Return a copy of a config with `seq_len` set, to the length of the calibration windows if they were passed.
 
         Raises:
             FFPError: If it is larger than the model's number of positions.
@@ -173,17 +173,19 @@ class Measurements:
         return replace(config.resolve(), seq_len=self._given_data.calibration.length)
 
     def differences(self, config: FFPConfig) -> list[str]:
-        """Return messages on the options whose values require other measurements; empty if there are none."""
+        """Return a message for every option whose value requires new measurements."""
         before, now = self.config.for_stages("measured"), self.resolved(config).for_stages("measured")
-        found = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
+        changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if config.needs_factors and not self.config.needs_factors:
-            found.append("reward and calibration didn't need ridge regression and now do")
-        return found
+            changed.append("reward and calibration didn't need ridge regression and now do")
+        return changed
 
     def check(self, config: FFPConfig) -> None:
-        """Raise `FFPError` if a config requires other measurements."""
-        if found := self.differences(config):
-            raise FFPError(f"{'; '.join(found)}: measurements are made once; make a new FFPPruner with this config")
+        """Raise `FFPError` if a config requires new measurements."""
+        if changed := self.differences(config):
+            raise FFPError(
+                f"{'; '.join(changed)}: measurements are made once; create a new FFPPruner with this config"
+            )
 
     @cached_property
     def data(self) -> DataSplits:
@@ -195,10 +197,10 @@ class Measurements:
         if self._given_data is None and processes.is_main():
             written = request.count_generated(self.config.texts, self.config.reported)
             self.meter.tokens["data"] += sum(written.values()) * request.length
-        widest = max(unit.output.module.in_features for unit in self.ways[0])
+        widest = max(unit.output.module.in_features for unit in self.unit_variants[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if self._given_data is not None:
-            # They are as many as they should be.
+            # Windows that were passed are as many as they should be.
             request = replace(request, calibration=len(data.calibration), search=len(data.search), test=None)
         for warning in data.warnings(request):
             logger.warning(warning)
@@ -216,13 +218,13 @@ class Measurements:
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.layerwise, self.ways, self.config, windows, self.meter, self.journal)
+        return prepare(self.layerwise, self.unit_variants, self.config, windows, self.meter, self.journal)
 
     @cached_property
     def dense_losses(self) -> np.ndarray:
         """Losses of the dense model on the search windows, in nats per token, shape `[windows]`.
 
-        They are computed in the same dtype as those of candidates.
+        Computed in the same dtype as those of candidates.
 
         Raises:
             FFPError: If the perplexity is not finite.
@@ -231,10 +233,10 @@ class Measurements:
         dtype, dense = autocast_dtype(self.model, config.search_dtype), PruningPolicy.dense(self.units)
 
         def measure() -> list[float]:
-            found = policy_losses(
+            losses = policy_losses(
                 self.prepared.sorted_model, [dense], windows, batch_size=config.batch_size, dtype=dtype
             )
-            return found[0].tolist()
+            return losses[0].tolist()
 
         _ = self.prepared
         with self.meter.stage("search"):
@@ -242,7 +244,7 @@ class Measurements:
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
-                "dtype of more bits, or another dataset, or download the model again"
+                "wider dtype, or another dataset, or download the model again"
             )
         return losses
 
@@ -264,14 +266,14 @@ class Measurements:
     ) -> list[list[float]]:
         """Return the losses of a policy on the test windows of each text, in nats per token.
 
-        It is evaluated on views of the dense model, so that only one model is in memory.
+        The policy runs on views of the dense model, so that only one model is in memory.
 
         Args:
             policy: Number of groups that each unit keeps.
             name: Label of the progress bar and of the journal entry.
             journal: Saves the losses.
             batch_size: Windows per forward pass, halved if memory runs out.
-            weights: Tensors that replace the dense model's own, by the parameter's name.
+            weights: Tensors that replace parameters of the dense model, by name.
             meter: Measures the stage; the meter of the measurements if `None`.
         """
 

@@ -23,7 +23,7 @@ from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.tensors import pin
-from .attention import OrderedUnit, choose_groups, factorize_unit, order_unit
+from .attention import OrderedUnit, choose_variant, factorize_unit, order_unit
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
 
@@ -46,7 +46,7 @@ class Prepared:
 
 def prepare(
     layerwise: LayerwiseModel,
-    ways: Sequence[Sequence[ModelUnit]],
+    variants: Sequence[Sequence[ModelUnit]],
     config: FFPConfig,
     windows: torch.Tensor,
     meter: StageMeter,
@@ -56,7 +56,7 @@ def prepare(
 
     Args:
         layerwise: The dense model. Its heads and channels are reordered.
-        ways: The units of the model, as `find_ways` returns them. Of two ways the better is chosen per layer.
+        variants: The units, as `find_unit_variants` returns them. Of two variants the better is chosen per layer.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
         meter: Measures time and peak memory of every stage.
@@ -64,51 +64,56 @@ def prepare(
     """
     if layerwise.is_sorted:
         raise FFPError(
-            "the heads and channels of this model were sorted by a prune that did not finish; load it again: make "
-            "another FFPPruner"
+            "the heads and channels of this model were sorted by a prune that did not finish; load it again in a new "
+            "FFPPruner"
         )
-    if shortage := describe_shortage([unit.output.module.in_features for unit in ways[0]], windows.numel()):
+    if shortage := describe_shortage([unit.output.module.in_features for unit in variants[0]], windows.numel()):
         logger.warning(shortage)
-    preparation = _Preparation(layerwise, ways, config, meter, journal)
+    preparation = _Preparation(layerwise, variants, config, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):
             preparation.collect_fishers(windows[: config.fisher_samples])
     if processes.count() == 1:
         units = with_halving_batches(partial(preparation.order_units, windows), config.batch_size)
     else:
-        # The others could not know that one of them starts again.
+        # A process can't start again alone: the sums are of all processes.
         units = preparation.order_units(windows, config.batch_size)
     del preparation
-    ridges = [PrefixRidge(one.factor) for one in units] if config.needs_factors else None
     layerwise.is_sorted = True
-    sorted_model = SortedModel(layerwise, [one.unit for one in units], [one.order for one in units], ridges)
-    curves = CurveMapping([one.curve for one in units]) if config.mapping == "curves" else None
+    sorted_model = SortedModel(
+        layerwise,
+        units=[ordered.unit for ordered in units],
+        orders=[ordered.order for ordered in units],
+        ridges=[PrefixRidge(ordered.factor) for ordered in units] if config.needs_factors else None,
+    )
+    curves = CurveMapping([ordered.curve for ordered in units]) if config.mapping == "curves" else None
     return Prepared(sorted_model, curves)
 
 
 class _Preparation:
-    """Orders and factors the units layer by layer, while the Gram matrices of a layer are there.
+    """Orders and factors the units layer by layer, so that only one layer's Gram matrices are in memory.
 
-    Processes share the windows; the main one orders and factors. What is finished stays finished when memory runs out
-    in a later layer.
+    Processes share the windows; the main one orders and factors. Finished layers are reused if memory runs out in a
+    later one.
     """
 
     def __init__(
         self,
         layerwise: LayerwiseModel,
-        ways: Sequence[Sequence[ModelUnit]],
+        variants: Sequence[Sequence[ModelUnit]],
         config: FFPConfig,
         meter: StageMeter,
         journal: Journal,
     ):
-        self.layerwise, self.ways, self.config, self.meter, self.journal = layerwise, ways, config, meter, journal
+        self.layerwise, self.variants, self.config = layerwise, variants, config
+        self.meter, self.journal = meter, journal
         self.dtype = autocast_dtype(layerwise.model, config.search_dtype)
         self.relative = layerwise.family.normalized_outputs and config.relative_outputs
-        self.home = matrix_device(layerwise, ways[0])
+        self.matrix_device = matrix_device(layerwise, variants[0])
         self.layers = range(len(layerwise.layers))
-        self.of_layers = journal.part(config.needs_factors)
-        # By unit, in the main process, which orders them.
-        self.fishers: list[torch.Tensor | None] = [None] * len(ways[0])
+        self.layer_journal = journal.part(config.needs_factors)
+        # By unit; only in the main process, which orders them.
+        self.fishers: list[torch.Tensor | None] = [None] * len(variants[0])
         self.finished: dict[int, list[OrderedUnit]] = {}
 
     def collect_fishers(self, windows: torch.Tensor) -> None:
@@ -118,7 +123,7 @@ class _Preparation:
             entry = self.layerwise.counter.tensors(self.journal, f"fisher-{index}", lambda: {"fisher": matrix})
             return entry["fisher"] if processes.is_main() else None
 
-        units = self.ways[0]
+        units = self.variants[0]
         if all(self.journal.has(f"fisher-{index}") for index in range(len(units))):
             self.fishers = [keep(index) for index in range(len(units))]
         else:
@@ -133,66 +138,67 @@ class _Preparation:
             )
 
     def order_units(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
-        """Return all units in order."""
-        missing = [one for one in self.layers if one not in self.finished and not self.of_layers.has(_entry(one))]
+        """Return all units with their groups ordered."""
+        unfinished = [layer for layer in self.layers if layer not in self.finished]
+        missing = [layer for layer in unfinished if not self.layer_journal.has(_entry(layer))]
         if missing:
             self._measure(windows, missing, batch_size)
         with self.meter.stage("statistics"):
             for layer in self.layers:
                 if layer not in self.finished:
-                    self._keep(layer, dict)
+                    self._finish(layer, dict)
         return [unit for layer in self.layers for unit in self.finished[layer]]
 
     def _measure(self, windows: torch.Tensor, missing: Sequence[int], batch_size: int) -> None:
-        """Run the windows through all layers up to the last that is missing, and order the units of those that are."""
+        """Run the windows through all layers up to the last missing one, and order the units of the missing ones."""
         with self.meter.stage("statistics"):
-            states, arguments = self.layerwise.enter(windows[processes.share(len(windows))])
+            states, arguments = self.layerwise.embed(windows[processes.share(len(windows))])
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
-            for index, layer in self.layerwise.walk():
+            for index, layer in self.layerwise.iter_layers():
                 runner = self.layerwise.runner(layer, arguments[index], self.dtype)
-                members = members_of(self.ways[0], index) if index in missing else []
+                members = members_of(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
                         runner,
-                        [self.ways[0][member] for member in members],
+                        [self.variants[0][member] for member in members],
                         states,
                         tokens=windows.numel(),
                         batch_size=batch_size,
                         relative=self.relative,
                     )
                 if members:
-                    self._keep(index, partial(processes.tensors_on_main, partial(self._order, index, statistics)))
+                    self._finish(index, partial(processes.tensors_on_main, partial(self._order, index, statistics)))
                 del statistics
                 bar.update()
                 if index == missing[-1]:
                     break
 
-    def _keep(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
-        entry = self.layerwise.counter.tensors(self.of_layers, _entry(layer), measure)
+    def _finish(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
+        entry = self.layerwise.counter.tensors(self.layer_journal, _entry(layer), measure)
         units = [
-            OrderedUnit.unpack(entry, f"{member}.", [way[member] for way in self.ways], self.home)
-            for member in members_of(self.ways[0], layer)
+            OrderedUnit.unpack(entry, f"{member}.", [variant[member] for variant in self.variants], self.matrix_device)
+            for member in members_of(self.variants[0], layer)
         ]
-        borrowed = self.layerwise.device.type == "cuda" and self.home.type == "cpu" and not self.journal.on_disk
-        if borrowed and self.config.needs_factors:
-            # Pinned, since the GPU gets one factor at a time.
-            units = [replace(one, factor=pin(one.factor)) for one in units]
+        copies_factors = self.layerwise.device.type == "cuda" and self.matrix_device.type == "cpu"
+        if copies_factors and self.config.needs_factors and not self.journal.on_disk:
+            # Pinned, since factors are copied to the GPU one at a time.
+            units = [replace(ordered, factor=pin(ordered.factor)) for ordered in units]
         self.finished[layer] = units
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""
         config, packed = self.config, {}
-        for member in members_of(self.ways[0], layer):
+        for member in members_of(self.variants[0], layer):
             of_unit, fisher = statistics.pop(0), self.fishers[member]
             of_unit = of_unit.to(algebra_device(of_unit.gram.device, len(of_unit.gram)))
-            # Ways differ in the units of attention.
-            ways = {way[member].unit: way[member] for way in self.ways}
+            # Variants differ in attention only.
+            units = {variant[member].unit: variant[member] for variant in self.variants}
             with self.meter.stage("importance"):
-                ordered = [order_unit(unit, of_unit, fisher, config) for unit in ways.values()]
+                ordered = [order_unit(unit, of_unit, fisher, config) for unit in units.values()]
             if config.needs_factors:
                 with self.meter.stage("factorization"):
-                    ordered = [factorize_unit(one, of_unit, fisher, config) for one in ordered]
-            packed |= choose_groups(ordered).pack(f"{member}.")
+                    ordered = [factorize_unit(candidate, of_unit, fisher, config) for candidate in ordered]
+            packed |= choose_variant(ordered).pack(f"{member}.")
             del of_unit
         return packed
 

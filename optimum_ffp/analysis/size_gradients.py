@@ -48,7 +48,7 @@ def measure_size_gradients(
     """
     share = windows[processes.share(len(windows))]
     down, up = policy.neighbors()
-    # By unit and window; they stay on the device, which would wait for every transfer.
+    # By unit and window. Kept on the device: every transfer to the host would synchronize.
     changes: list[list[torch.Tensor]] = [[] for _ in policy.units]
 
     @contextmanager
@@ -62,37 +62,38 @@ def measure_size_gradients(
             yield
 
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
-        found = {}
+        hooks = {}
         for index in sorted_model.members(layer):
             unit = sorted_model.model_units[index]
-            low, kept, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
+            low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
-            mixing, own = unit.in_layout(mixing.T).T, _wide(sorted_model.layerwise.dtype)
-            probe = _Probe(directions.to(own), mixing.to(own), kept - low, changes[index])
-            found[unit.output.module] = probe.watch
-        return found
+            component_dtype = _component_dtype(sorted_model.layerwise.dtype)
+            probe = _Probe(
+                directions=directions.to(component_dtype),
+                mixing=unit.in_layout(mixing.T).T.to(component_dtype),
+                kept=current - low,
+                changes=changes[index],
+            )
+            hooks[unit.output.module] = probe.watch
+        return hooks
 
-    losses = backward_passes(sorted_model.layerwise, share, watchers, _next_tokens, change, dtype)
+    losses = backward_passes(
+        sorted_model.layerwise, share, watchers=watchers, labels_of=_next_tokens, change=change, dtype=dtype
+    )
     units = len(policy.units)
-    of_units = torch.empty(units, len(losses), 2, dtype=torch.float64)
-    for found, of_unit in zip(of_units, changes):
-        if of_unit:
-            # In two steps: some devices have no float64.
-            found.copy_(torch.stack(of_unit).cpu())
-    rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *of_units.permute(2, 1, 0)], 1)
-    found = processes.gather(rows).numpy() / (windows.shape[1] - 1)
-    return SizeGradients(found[:, 0], found[:, 1 : 1 + units], found[:, 1 + units :])
+    gradients = torch.empty(units, len(losses), 2, dtype=torch.float64)
+    for row, unit_changes in zip(gradients, changes):
+        if unit_changes:
+            # In two steps: some devices don't support float64.
+            row.copy_(torch.stack(unit_changes).cpu())
+    rows = torch.cat([torch.tensor(losses, dtype=torch.float64)[:, None], *gradients.permute(2, 1, 0)], 1)
+    per_token = processes.gather(rows).numpy() / (windows.shape[1] - 1)
+    return SizeGradients(per_token[:, 0], per_token[:, 1 : 1 + units], per_token[:, 1 + units :])
 
 
 @dataclass
 class _Probe:
-    """Measures the contribution to the loss of one unit's output components between two sizes.
-
-    Attributes:
-        directions, mixing: The components, as `PrefixRidge.components` returns them.
-        kept: Number of components that the policy has.
-        changes: Changes of the loss of every window, to the smaller and to the larger size.
-    """
+    """Measures the changes of the loss by `PrefixRidge.components` of one unit, of which the policy keeps `kept`."""
 
     directions: torch.Tensor
     mixing: torch.Tensor
@@ -100,20 +101,20 @@ class _Probe:
     changes: list[torch.Tensor]
 
     def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        found = inputs[0].detach().flatten(0, -2)
-        found = found.to(_wide(found.dtype))
-        components = found @ self.mixing.to(found.dtype)
+        rows = inputs[0].detach().flatten(0, -2)
+        rows = rows.to(_component_dtype(rows.dtype))
+        components = rows @ self.mixing.to(rows.dtype)
 
-        def follow(gradient: torch.Tensor) -> None:
-            gradient = gradient.flatten(0, -2).to(_wide(gradient.dtype))
-            felt = gradient @ self.directions.to(gradient.dtype)
-            totals = (felt.float() * components.float()).sum(0)
+        def on_gradient(gradient: torch.Tensor) -> None:
+            gradient = gradient.flatten(0, -2).to(_component_dtype(gradient.dtype))
+            projected = gradient @ self.directions.to(gradient.dtype)
+            totals = (projected.float() * components.float()).sum(0)
             self.changes.append(torch.stack([-totals[: self.kept].sum(), totals[self.kept :].sum()]))
 
-        output.register_hook(follow)
+        output.register_hook(on_gradient)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _component_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return a dtype for components: those of units with small inputs are too large for float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 

@@ -1,4 +1,4 @@
-"""Fit of the norm after the last layer to what the dense model predicts."""
+"""Training of the norm after the last layer to match the predictions of the dense model."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers.modeling_outputs import ModelOutput
 
-from ..engine import LayerwiseModel, graphs_freed
+from ..engine import LayerwiseModel, free_graphs
 from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype
 from ..utils.precision import computing_in
 
@@ -17,7 +17,7 @@ from ..utils.precision import computing_in
 def last_norm_parameters(layerwise: LayerwiseModel) -> dict[str, torch.Tensor]:
     """Return the parameters of the norm after the last layer by their name in the model; none if there is no norm."""
     in_layers = {id(parameter) for layer in layerwise.layers for parameter in layer.parameters()}
-    # The only vectors outside of the layers.
+    # Its parameters are the only vectors outside of the layers.
     return {
         name: parameter.detach()
         for name, parameter in layerwise.model.named_parameters()
@@ -26,17 +26,17 @@ def last_norm_parameters(layerwise: LayerwiseModel) -> dict[str, torch.Tensor]:
 
 
 class PredictionLoss:
-    """Divergence of a pruned model's predictions from the dense model's, a `Loss` of the last norm.
+    """Divergence of a pruned model's predictions from the dense model's, a `Loss` for the last norm.
 
     The mean of `KL(p ‖ q)`, in nats, over every n-th position of a window, at most `POSITIONS` of them, where `p` and
-    `q` are the distributions of the next token by the dense model and by the pruned one.
+    `q` are the next-token distributions of the dense and of the pruned model.
 
     Args:
         layerwise: The dense model.
         pruned: Hidden states of the pruned model after the last layer, of this process's windows. Shape `[windows,
             window length, hidden size]`.
-        dense: Those of the dense model, which `ready` replaces by what the head reads.
-        numbers: Number of each window among those of all processes. The first position that is read depends on it.
+        dense: Those of the dense model, which `ready` replaces by the input of the head.
+        window_indices: Index of each window among those of all processes, which sets the first position that is read.
         dtype: Autocast dtype; `None` for the model's own.
 
     Attributes:
@@ -48,33 +48,34 @@ class PredictionLoss:
         layerwise: LayerwiseModel,
         pruned: torch.Tensor,
         dense: torch.Tensor,
-        numbers: Sequence[int],
+        window_indices: Sequence[int],
         dtype: torch.dtype | None,
     ):
-        self.layerwise, self.pruned, self.dense, self.numbers = layerwise, pruned, dense, numbers
-        self.dtype, self.every = dtype, _step(pruned.shape[1])
-        self.scale = pruned.shape[1] // self.every
-        # Output of the dense decoder for one window, whose hidden states are replaced.
+        self.layerwise, self.pruned, self.dense = layerwise, pruned, dense
+        self.window_indices, self.dtype = window_indices, dtype
+        self.stride = math.ceil(pruned.shape[1] / POSITIONS)
+        self.scale = pruned.shape[1] // self.stride
+        # Output of the dense decoder for one window; its hidden states are replaced for every other window.
         self._decoded: ModelOutput | None = None
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
-        """Return the loss with given weights on a window of this process, by its index."""
-        read = slice(window, window + 1), slice(self.numbers[window] % self.every, None, self.every)
-        found = self.layerwise.logits(self.pruned[read], weights)
+        """Return the loss with given weights on one of this process's windows."""
+        positions = slice(self.window_indices[window] % self.stride, None, self.stride)
+        logits = self.layerwise.logits(self.pruned[window : window + 1, positions], weights)
         with torch.no_grad():
-            decoded = replace(self._decoded, last_hidden_state=self.dense[read].to(found.device))
-            # Few enough for one piece.
-            ((_, target),) = chunked_logits(self.layerwise.model, decoded)
-        found, target = (log_softmax(logits[0].float(), -1) for logits in (found, target))
-        return kl_div(found, target, reduction="batchmean", log_target=True)
+            states = self.dense[window : window + 1, positions].to(logits.device)
+            # At most `POSITIONS` positions are a single piece.
+            ((_, target),) = chunked_logits(self.layerwise.model, replace(self._decoded, last_hidden_state=states))
+        predicted, target = (log_softmax(one[0].float(), -1) for one in (logits, target))
+        return kl_div(predicted, target, reduction="batchmean", log_target=True)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Run the dense model's norm once, and have the head where it is used for the duration of the context."""
+        """Apply the dense model's norm once, and keep the head on its device for the duration of the context."""
         layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
         with (
-            layerwise.ends_loaded(),
-            graphs_freed(),
+            layerwise.cast_outer_weights(),
+            free_graphs(),
             computing,
             head_in_autocast_dtype(layerwise.model, layerwise.device),
         ):
@@ -82,17 +83,12 @@ class PredictionLoss:
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():
                     self._decoded = layerwise.decoded(states.to(layerwise.dtype))
-                    read = self._decoded.last_hidden_state
-                    if read.shape == states.shape:
-                        states.copy_(read)
+                    head_input = self._decoded.last_hidden_state
+                    if head_input.shape == states.shape:
+                        states.copy_(head_input)
                     else:
                         # OPT-350m has a projection between the layers and the head.
-                        projected.append(read.to(states))
+                        projected.append(head_input.to(states))
             if projected:
                 self.dense = torch.cat(projected)
             yield
-
-
-def _step(length: int) -> int:
-    """Return how many positions apart those that are read of a window are."""
-    return math.ceil(length / POSITIONS)

@@ -12,8 +12,8 @@ class PrefixRidge:
     is `W'_k = W_R + (W_P L_PR) L_RR⁻¹`: one triangular solve instead of a factorization.
 
     Args:
-        factor: `L`, float32, shape `[features, features]`. It stays on its device and is moved to that of a weight
-            when it is used: the factors of all units are more than half as large as the model.
+        factor: `L`, float32, shape `[features, features]`. It stays on its device, and is copied to that of a weight
+            on use: the factors of all units are more than half as large as the model.
     """
 
     def __init__(self, factor: torch.Tensor):
@@ -37,7 +37,7 @@ class PrefixRidge:
         """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
         factor, _ = factorize(gram, ridge_damping(gram, ridge_lambda, relative), order)
-        # As a file has it: products with another layout of the same matrix differ in the last digits.
+        # Contiguous, as if read from a file: products depend on the memory layout in the last digits.
         return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 
     def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ class PrefixRidge:
         """
         if kept == weight.shape[1]:
             return weight
-        # Of a pinned factor a part would be copied to other memory first.
+        # Moved before it is sliced: a slice of pinned memory would be copied to pageable memory first.
         factor = self.factor.to(weight.device)[:, :kept]
         removed = weight[:, kept:].float() @ factor[kept:]
         correction = torch.linalg.solve_triangular(factor[:kept], removed, upper=False, left=False)

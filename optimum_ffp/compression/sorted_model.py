@@ -20,8 +20,8 @@ from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
 
-# Free memory of the accelerator that the pruned model is moved to, relative to its size: some is for activations.
-PRUNED_ROOM = 1.25
+# Minimum free memory of the accelerator relative to the size of the pruned model, to leave some for activations.
+PRUNED_HEADROOM = 1.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SortedTensor:
 
 
 def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
-    groups, found = unit.unit.groups, []
+    groups, tensors = unit.unit.groups, []
     orders = order.reshape(groups, -1).expand(-1, unit.sections)
     for module in dict.fromkeys(part.module for part in unit.slices):
         parts = tuple(part for part in unit.slices if part.module is module)
@@ -68,15 +68,15 @@ def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
                 ],
                 dim,
             )
-            found.append(SortedTensor(module, name, parameter.data, groups, parts))
-    return found
+            tensors.append(SortedTensor(module, name, full=parameter.data, groups=groups, parts=parts))
+    return tensors
 
 
 class SortedModel:
     """Runs any policy on views `W[:k]` of weights that are sorted once, without masks or copies.
 
     Sorting reorders the heads and channels of the given model, which does not change its outputs: in place, or
-    whenever the weights of a layer are brought to the device.
+    whenever the weights of a layer are moved to the device.
 
     Args:
         layerwise: The dense model.
@@ -99,7 +99,7 @@ class SortedModel:
         self.layerwise, self.model, self.family = layerwise, layerwise.model, layerwise.family
         self.model_units, self.ridges = list(units), ridges
         self.units = tuple(unit.unit for unit in units)
-        # By unit, of layers whose weights are loaded.
+        # By unit; only of layers whose weights are loaded.
         self._sorted: dict[int, list[SortedTensor]] = {}
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
@@ -107,7 +107,7 @@ class SortedModel:
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
-            self._leave_the_file()
+            self._unmap_checkpoint()
 
     def _sort_layer(self, layer: int, orders: Sequence[torch.Tensor]) -> None:
         for index in self.members(layer):
@@ -117,11 +117,11 @@ class SortedModel:
         for index in self.members(layer):
             self._sorted.pop(index, None)
 
-    def _leave_the_file(self) -> None:
+    def _unmap_checkpoint(self) -> None:
         # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
-        own = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
+        copied = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
         for parameter in self.model.parameters():
-            if parameter.data_ptr() not in own:
+            if parameter.data_ptr() not in copied:
                 parameter.data = parameter.data.clone()
 
     def members(self, layer: int) -> list[int]:
@@ -157,12 +157,12 @@ class SortedModel:
         weights: Mapping[str, torch.Tensor] | None = None,
         compensated: bool = False,
     ) -> Change:
-        """Return what applies a policy to a layer whose weights are loaded, or to what follows the last, in a context.
+        """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 
         Args:
             policy: Number of groups to keep per unit.
-            weights: Tensors to use instead of the views and of the dense model's own, by the parameter's name. Those
-                on another device are copied for the duration of the context.
+            weights: Tensors that replace the views and other parameters of the dense model, by name. Those on another
+                device are copied for the duration of the context.
             compensated: Whether to use the output weights after ridge regression too.
         """
 
@@ -170,18 +170,18 @@ class SortedModel:
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
             used = self.compensated(policy, members) if compensated else {}
-            used |= {name: weight for name, weight in (weights or {}).items() if self._is_of(layer, name)}
-            own = {name: self.model.get_parameter(name).data for name in used}
+            used |= {name: weight for name, weight in (weights or {}).items() if self._belongs_to(layer, name)}
+            originals = {name: self.model.get_parameter(name).data for name in used}
             try:
                 self._set(members, policy.sizes, used)
                 yield
             finally:
-                self._set(members, [unit.groups for unit in self.units], own)
+                self._set(members, [unit.groups for unit in self.units], originals)
 
         return applied_to
 
-    def _is_of(self, layer: int, name: str) -> bool:
-        """Whether a parameter belongs to a layer or, for the number of layers, to what is outside of them."""
+    def _belongs_to(self, layer: int, name: str) -> bool:
+        """Whether a parameter belongs to a layer or, if `layer` is the number of layers, to none."""
         if layer < len(self.prefixes):
             return name.startswith(self.prefixes[layer])
         return not name.startswith(tuple(self.prefixes))
@@ -201,7 +201,7 @@ class SortedModel:
         return self.model_units[index].in_group_order(self._sorted[index][-1].full)
 
     def is_homogeneous(self, policy: PruningPolicy) -> bool:
-        """Return whether all layers of a policy are alike, and the dense model's own class can have their sizes."""
+        """Return whether all layers of a policy have the same sizes, and the dense model's class supports them."""
         return is_homogeneous(self.model, self.family, policy)
 
     def materialize(
@@ -211,49 +211,49 @@ class SortedModel:
         journal: Journal | None = None,
         homogeneous: bool = False,
     ) -> PreTrainedModel:
-        """Return a physically smaller model with its own weights, in the model class that its checkpoint carries.
+        """Return a physically smaller model with copied weights, of the model class that its checkpoint contains.
 
         It is on the device of the dense model if it fits, otherwise in host memory.
 
         Args:
             policy: Number of groups to keep per unit.
             weights: As for `change`.
-            journal: Saves the layers, and has them on disk if it is one for that.
-            homogeneous: Whether it is of the dense model's own class, which must be able to have the policy's sizes
+            journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
+            homogeneous: Whether to use the dense model's class, which must support the policy's sizes
                 (`is_homogeneous`).
         """
         change, layers = self.change(policy, weights), len(self.prefixes)
         journal = journal or Journal()
-        # Views share storage with the dense weights; a checkpoint must only hold the kept weights.
+        # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         with change(layers):
             state = {
                 name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
                 for name, tensor in self.model.state_dict().items()
-                if self._is_of(layers, name)
+                if self._belongs_to(layers, name)
             }
-        for index, layer in self.layerwise.walk():
+        for index, layer in self.layerwise.iter_layers():
             with change(index):
                 prefix = self.prefixes[index]
-                found = journal.mapped(f"pruned-{index}", partial(self._own_weights, layer))
-                state |= {prefix + name: tensor for name, tensor in found.items()}
+                weights_of_layer = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer))
+                state |= {prefix + name: tensor for name, tensor in weights_of_layer.items()}
         if homogeneous:
             model_class = type(self.model)
             config = homogeneous_config(model_class, self.model.config, self.family, policy)
         else:
             model_class = pruned_model_class(self.family)
             config = pruned_config(self.model.config, self.family, policy)
-        own = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
-        pruned = model_class.from_pretrained(None, config=config, state_dict=state, **own)
+        options = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
+        pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         device = self.layerwise.device
-        if not self.layerwise.weights.offloaded and _has_room(device, pruned.get_memory_footprint()):
+        if not self.layerwise.weights.offloaded and _fits_on(device, pruned.get_memory_footprint()):
             pruned = pruned.to(device)
         return pruned.eval()
 
-    def _own_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
-        """Return copies of a layer's weights in host memory, in the layout and dtype of its checkpoint."""
+    def _copy_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """Copy a layer's weights to host memory, in the layout and dtype of the checkpoint."""
         state = {
             name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
             for name, tensor in layer.state_dict().items()
@@ -268,6 +268,6 @@ class SortedModel:
         return self.layerwise.stored_dtype if tensor.dtype == self.layerwise.dtype else tensor.dtype
 
 
-def _has_room(device: torch.device, size: int) -> bool:
+def _fits_on(device: torch.device, size: int) -> bool:
     free = free_device_memory(device)
-    return free is None or free > PRUNED_ROOM * size
+    return free is None or free > PRUNED_HEADROOM * size

@@ -1,4 +1,4 @@
-"""Training of a few weights on windows, with early stopping by held-out windows."""
+"""Training of a few weights on windows, which keeps the pass with the lowest error on held-out windows."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from ..utils import processes
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
-# Factor to the learning rate when training has gained nothing, for one more attempt.
+# Factor on the learning rate for a second attempt if training did not reduce the error.
 BACK_OFF = 0.25
 
 # Maps weights by name, and the index of one of this process's windows, to the error on it, averaged over its tokens.
@@ -27,10 +27,10 @@ class Fit:
     """Result of training.
 
     Attributes:
-        weights: The weights, by their name in the model. They are in host memory: those of all layers are as large as
-            the pruned model.
-        before: Error on held-out windows before training: mean of all tokens that are read.
-        after: Error on held-out windows with these weights.
+        weights: The weights by their name in the model, in host memory: those of all layers are as large as the pruned
+            model.
+        before: Mean error of the tokens of held-out windows before training.
+        after: The same with these weights.
     """
 
     weights: dict[str, torch.Tensor]
@@ -54,19 +54,19 @@ class Fit:
 
 
 class Trainer:
-    """Trains weights by Adam, in float32, and keeps those of the best pass over the windows.
+    """Trains weights with Adam, in float32, and keeps those of the best pass over the windows.
 
-    Every step has a window of each of several parts of the text. Processes share the windows, and each takes all steps
-    with the gradients of all.
+    Every step reads one window of each of several parts of the text. Processes share the windows, and all of them take
+    every step with the summed gradients.
 
     Args:
-        loss: Error of a window. This process's windows to train on come first, then those that are held out.
+        loss: Error of a window. This process's training windows come first, then those that are held out.
         start: The weights before training by name, in the dtype that trained ones are rounded to.
         prefix: Prefix of their names in the model.
-        windows: Number of windows to train on, of all processes.
-        held_out: Number of windows that are held out, of all processes.
+        windows: Number of training windows of all processes.
+        held_out: Number of held-out windows of all processes.
         per_step: Number of windows per step.
-        scale: Factor to the error when it is differentiated. Adam's steps don't depend on it, but gradients must fit
+        scale: Factor on the error when it is differentiated. Adam's steps don't depend on it, but gradients must fit
             into the dtype that they are computed in.
     """
 
@@ -87,27 +87,27 @@ class Trainer:
         self.device = next(iter(start.values())).device
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
-        """Return the fit of the best pass, packed.
+        """Train, and return the fit of the best pass, packed.
 
-        If no pass is better than before, training starts again at a quarter of the learning rate, and if that gains
-        nothing either, the weights stay as they were.
+        If no pass reduces the error, training starts again at a quarter of the learning rate; if that doesn't help
+        either, the weights are unchanged.
 
         Args:
             passes: Number of passes over the windows.
             learning_rate: Largest learning rate, relative to the size of every tensor's entries: a step of Adam
-                changes entries by the learning rate, whatever their gradient, and their size differs by model.
+                changes entries by about the learning rate, and their size differs by model.
             seed: Random seed for the order of the windows.
         """
         before = self._held_out_error(self.start)
-        best, kept = before, self.start
+        best, best_weights = before, self.start
         for rate in (learning_rate, BACK_OFF * learning_rate):
             for error, weights in self._passes(passes, rate, seed):
-                # An error that is not finite is not smaller.
+                # False for an error that is not finite.
                 if error < best:
-                    best, kept = error, weights
+                    best, best_weights = error, weights
             if best < before:
                 break
-        weights = {self.prefix + name: weight for name, weight in kept.items()}
+        weights = {self.prefix + name: weight for name, weight in best_weights.items()}
         return Fit(weights, before, best).pack()
 
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
@@ -116,7 +116,7 @@ class Trainer:
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
         steps = max(map(len, self.parts))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
-        # On a GPU one kernel reads and writes everything once.
+        # On a GPU a single kernel updates all weights.
         optimizer = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
         schedule = LambdaLR(optimizer, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
@@ -141,16 +141,16 @@ class Trainer:
 
     def _held_out_error(self, weights: dict[str, torch.Tensor]) -> float:
         errors = [self.loss(weights, len(self.share) + window) for window in range(len(self.held_out))]
-        found = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
-        found = processes.gather(found).tolist()
-        return sum(found) / len(found)
+        errors = torch.stack(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
+        errors = processes.gather(errors).tolist()
+        return sum(errors) / len(errors)
 
 
 def _size(weight: torch.Tensor) -> float:
     """Return the root mean square of the entries of a normal distribution with the same median of absolute values.
 
-    A few entries of norms are hundreds of times as large as the others. Zeros don't count: most entries of a sparse
-    matrix are.
+    The median is robust to the few entries of norms that are hundreds of times as large as the others. Zeros are
+    skipped, since most entries of a sparse matrix are.
     """
     sizes = weight[weight != 0].abs()
     return float(sizes.median()) / 0.6745 if len(sizes) else 0.0

@@ -22,7 +22,7 @@ UNKNOWN = -1
 # Maps a window of shape `[window length]`, probabilities of shape `[positions, vocabulary]` and the index of the first
 # position to labels of shape `[positions]`, `UNKNOWN` for positions without a label.
 Labels = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-# Forward hooks by module of a layer, whose index is given; they may register hooks on the gradient of the output.
+# Maps the index of a layer to forward hooks by module, which may register hooks on the gradient of the output.
 Watchers = Callable[[int], Mapping[nn.Module, Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], Any]]]
 
 
@@ -38,17 +38,17 @@ def backward_passes(
 ) -> list[float]:
     """Run one forward and one backward pass per window, with the loss summed over its tokens.
 
-    Every layer keeps its input, and runs again in the backward pass, where it is watched.
+    Inputs of layers are saved, and every layer runs again in the backward pass, with the forward hooks.
 
     Args:
         layerwise: A causal LM. Its weights are frozen and get no gradients.
-        windows: Token ids, shape `[windows, window length]`. They are watched in order.
+        windows: Token ids, shape `[windows, window length]`. Hooks see them in order.
         watchers: Forward hooks by module, for the index of a layer.
         labels_of: Labels of a piece of a window.
         change: Change of the layers.
         dtype: Autocast dtype; `None` for the model's own.
-        on_layer: Called with the index of every layer, the last one first, when all windows have passed it.
-        description: Description of the progress bar, which counts layers in both directions; none if `None`.
+        on_layer: Called with the index of every layer, last layer first, once all windows have passed it.
+        description: Description of the progress bar, which counts layers in both directions; no bar if `None`.
 
     Returns:
         The summed loss of every window, in nats.
@@ -59,28 +59,28 @@ def backward_passes(
             on_layer(index)
         return losses
     copies = len(layerwise.layers) + 2
-    portions = windows.split(layerwise.at_once(windows, copies))
-    total = 2 * len(layerwise.layers) * len(portions)
+    chunks = windows.split(layerwise.chunk_size(windows, copies))
+    total = 2 * len(layerwise.layers) * len(chunks)
     with progress_bar(total, description or "", "layer", description is not None) as bar:
-        for together in portions:
-            states, arguments = layerwise.enter(together, copies=copies)
+        for chunk in chunks:
+            states, arguments = layerwise.embed(chunk, copies=copies)
             inputs = []
-            for index, layer in layerwise.walk():
+            for index, layer in layerwise.iter_layers():
                 inputs.append(states.clone())
                 with change(index):
                     layerwise.runner(layer, arguments[index], dtype).advance(states)
                 bar.update()
             # The states after the last layer are replaced by their gradients.
-            with layerwise.ends_loaded(), graphs_freed():
-                for state, window in zip(states.split(1), together):
-                    losses.append(_go_back_through_head(layerwise, state, window, labels_of, dtype))
-            for index, layer in layerwise.walk(backwards=True):
-                with change(index), ExitStack() as hooks, graphs_freed():
+            with layerwise.cast_outer_weights(), free_graphs():
+                for state, window in zip(states.split(1), chunk):
+                    losses.append(_backward_head(layerwise, state, window, labels_of, dtype))
+            for index, layer in layerwise.iter_layers(backwards=True):
+                with change(index), ExitStack() as hooks, free_graphs():
                     for module, watcher in watchers(index).items():
                         hooks.callback(module.register_forward_hook(watcher).remove)
                     runner = layerwise.runner(layer, arguments[index], dtype)
                     for hidden, gradient in zip(inputs.pop().split(1), states.split(1)):
-                        _go_back_through_layer(runner, hidden, gradient)
+                        _backward_layer(runner, hidden, gradient)
                 bar.update()
                 if len(losses) == len(windows):
                     on_layer(index)
@@ -88,8 +88,8 @@ def backward_passes(
 
 
 @contextmanager
-def graphs_freed() -> Iterator[None]:
-    """Free the graphs of what has failed or was interrupted: they would keep weights that are put back after it."""
+def free_graphs() -> Iterator[None]:
+    """Free autograd graphs after an error: they would keep weights alive that are replaced afterwards."""
     try:
         yield
     except BaseException as error:
@@ -97,38 +97,38 @@ def graphs_freed() -> Iterator[None]:
         raise
 
 
-def _go_back_through_layer(runner: LayerRunner, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Replace the gradient at the output of a layer by that at its input, for one window."""
-    hidden = hidden.detach().to(runner.device, runner.own_dtype).requires_grad_()
+def _backward_layer(runner: LayerRunner, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Replace the gradient at the output of a layer with that at its input, for one window."""
+    hidden = hidden.detach().to(runner.device, runner.weight_dtype).requires_grad_()
     with torch.enable_grad():
         output = runner.output(hidden)
     output.backward(gradient.to(output))
     gradient.copy_(hidden.grad)
 
 
-def _go_back_through_head(
+def _backward_head(
     layerwise: LayerwiseModel, state: torch.Tensor, window: torch.Tensor, labels_of: Labels, dtype: torch.dtype | None
 ) -> float:
-    """Replace the states after the last layer by the gradient there, for one window, and return its loss."""
+    """Replace the states after the last layer with their gradient, for one window, and return its loss."""
     model, likelihoods = layerwise.model, []
     hidden = state.detach().to(layerwise.device).requires_grad_()
     with torch.enable_grad(), computing_in(layerwise.device, dtype):
         decoded = layerwise.decoded(hidden)
         # The backward pass of the head runs piece by piece, before that of the last norm.
-        ending = decoded.last_hidden_state.detach().requires_grad_()
-        for start, logits in chunked_logits(model, replace(decoded, last_hidden_state=ending)):
-            likelihoods.append(_go_back_through_piece(logits, window.to(logits.device), start, labels_of))
+        head_input = decoded.last_hidden_state.detach().requires_grad_()
+        for start, logits in chunked_logits(model, replace(decoded, last_hidden_state=head_input)):
+            likelihoods.append(_backward_piece(logits, window.to(logits.device), start, labels_of))
             del logits
-    decoded.last_hidden_state.backward(ending.grad)
+    decoded.last_hidden_state.backward(head_input.grad)
     state.copy_(hidden.grad)
-    # One transfer per window, as the device waits for each.
+    # One transfer per window, since each synchronizes.
     return -float(torch.cat(likelihoods).cpu().double().sum())
 
 
-def _go_back_through_piece(logits: torch.Tensor, window: torch.Tensor, start: int, labels_of: Labels) -> torch.Tensor:
+def _backward_piece(logits: torch.Tensor, window: torch.Tensor, start: int, labels_of: Labels) -> torch.Tensor:
     """Run the backward pass of a piece of logits and return the log-likelihood of its labels, 0 without a label.
 
-    The gradient of the cross-entropy is given directly: the probabilities, minus one at the label.
+    The gradient of the cross-entropy is known in closed form: the probabilities, minus one at the label.
     """
     gradient = logits.detach()[0].float().softmax(-1)
     labels = labels_of(window, gradient, start)

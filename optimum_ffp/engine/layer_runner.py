@@ -14,7 +14,7 @@ from .token_counter import TokenCounter
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of a layer beside the hidden states: masks and positions, alike for all windows of one length."""
+    """Arguments of a layer other than the hidden states: masks and positions, equal for all windows of one length."""
 
     positional: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -23,14 +23,14 @@ class Arguments:
 class LayerRunner:
     """Runs one decoder layer.
 
-    The hidden states may be in host memory and in another dtype than the model: they are moved to the layer's device
-    and dtype for its forward pass.
+    Hidden states may be in host memory and in a dtype other than the model's: they are moved to the layer's device and
+    dtype for its forward pass.
 
     Args:
         layer: The layer, with its weights loaded.
-        arguments: Its arguments beside the hidden states.
+        arguments: Its other arguments.
         dtype: Autocast dtype; `None` for the model's own.
-        counter: Counts what the layer reads.
+        counter: Counts the tokens that the layer reads.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class LayerRunner:
     ):
         self.layer, self.arguments, self.dtype, self.counter = layer, arguments, dtype, counter or TokenCounter(1)
         weight = next(layer.parameters())
-        self.device, self.own_dtype = weight.device, weight.dtype
+        self.device, self.weight_dtype = weight.device, weight.dtype
 
     @torch.no_grad()
     def advance(self, states: torch.Tensor, batch_size: int = 1) -> None:
-        """Replace hidden states before the layer by those after it.
+        """Replace hidden states before the layer with those after it.
 
         Args:
             states: Shape `[windows, window length, hidden size]`.
@@ -56,12 +56,12 @@ class LayerRunner:
 
         Args:
             hidden: Hidden states before the layer, shape `[windows, window length, hidden size]`.
-            weights: Tensors to use instead of the layer's parameters, by name. They may be in another dtype.
+            weights: Tensors to use instead of the layer's parameters, by name. They may have another dtype.
         """
         backward = 0 if not torch.is_grad_enabled() else 1 if weights is None else 2
         self.counter.layer_tokens += (1 + backward) * hidden.shape[0] * hidden.shape[1]
-        used = {name: weight.to(self.own_dtype) for name, weight in (weights or {}).items()}
+        used = {name: weight.to(self.weight_dtype) for name, weight in (weights or {}).items()}
         with computing_in(self.device, self.dtype):
-            inputs = (hidden.to(self.device, self.own_dtype), *self.arguments.positional)
+            inputs = (hidden.to(self.device, self.weight_dtype), *self.arguments.positional)
             output = functional_call(self.layer, used, inputs, self.arguments.keywords)
         return output[0] if isinstance(output, tuple) else output

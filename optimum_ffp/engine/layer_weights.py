@@ -1,4 +1,4 @@
-"""Brings the weights of decoder layers to the device that runs them."""
+"""Moves the weights of decoder layers to the device that runs them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +12,16 @@ from ..utils.tensors import replace_value
 
 
 class LayerWeights:
-    """Weights of decoder layers, which stay on their device or are brought to it one layer at a time.
+    """Weights of decoder layers, which are resident on their device or copied to it one layer at a time.
 
-    Where they are brought, they are in host memory otherwise: as tensors of their own, or as views of the checkpoint's
-    memory-mapped files, which the operating system reads when they are copied. The next layer is copied in the
-    background while one runs. Copies may be in another dtype, to compute in.
+    Weights that are not resident are in host memory, as ordinary tensors or as views of the memory-mapped checkpoint,
+    which is read from disk when they are copied. The next layer is copied in the background while one runs. Copies
+    may have another dtype, to compute in.
 
     Args:
         layers: The decoder layers.
-        device: Device to bring the weights of a layer to. `None` if all stay where they are.
-        dtype: Dtype of floating-point weights there; their own if `None`.
+        device: Device to copy the weights of a layer to; `None` if all are resident.
+        dtype: Dtype of floating-point copies; that of the weights if `None`.
     """
 
     def __init__(
@@ -37,59 +37,59 @@ class LayerWeights:
 
     @property
     def offloaded(self) -> bool:
-        """Whether weights are elsewhere than on the device while they are not used, and not in another dtype alone."""
+        """Whether weights are on another device while they are not used, rather than only in another dtype."""
         device = self.device
         return device is not None and any(one.device != device for layer in self.layers for one in layer.parameters())
 
     def change(self, index: int, change: Callable[[], None], forget: Callable[[], None] = lambda: None) -> None:
-        """Change the weights of a layer: at once, or whenever they are brought to the device.
+        """Change the weights of a layer: now if they are resident, otherwise whenever they are copied to the device.
 
         Args:
             index: Index of the layer.
             change: Changes its weights.
-            forget: Called when the weights leave the device, to let go of what `change` has made of them.
+            forget: Called when the weights leave the device, to drop references that `change` created.
         """
         if self.resident:
             change()
         else:
             self._changes[index] = change, forget
 
-    def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
-        """Yield the layers with their indices; the weights of each are on the device until the next is asked for."""
+    def iter_layers(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the layers with their indices, each with its weights on the device until the next one."""
         order = list(range(len(self.layers)))
         order = order[::-1] if backwards else order
         if self.resident:
             yield from ((index, self.layers[index]) for index in order)
             return
         with self._background() as background:
-            following: Future | None = None
-            for place, index in enumerate(order):
-                copies = (following or background.submit(self._copy, index)).result()
-                following = background.submit(self._copy, order[place + 1]) if place + 1 < len(order) else None
-                with self._brought(index, copies) as layer:
+            prefetched: Future | None = None
+            for index, following in zip(order, [*order[1:], None]):
+                copies = (prefetched or background.submit(self._copy, index)).result()
+                prefetched = None if following is None else background.submit(self._copy, following)
+                with self._on_device(index, copies) as layer:
                     del copies
                     yield index, layer
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
-        """Bring the weights of one layer to the device for the duration of the context."""
+        """Keep the weights of one layer on the device for the duration of the context."""
         if self.resident:
             yield self.layers[index]
             return
-        with self._brought(index, self._copy(index)) as layer:
+        with self._on_device(index, self._copy(index)) as layer:
             yield layer
 
     def _background(self) -> ThreadPoolExecutor:
-        """A thread for copies, on the device of this process: others begin on the first GPU, with a context there."""
-        begin = torch.cuda.set_device if self.device.type == "cuda" else None
-        return ThreadPoolExecutor(1, initializer=begin, initargs=(self.device,))
+        """Return a thread for copies, on this process's GPU: by default threads create a context on the first one."""
+        set_device = torch.cuda.set_device if self.device.type == "cuda" else None
+        return ThreadPoolExecutor(1, initializer=set_device, initargs=(self.device,))
 
     @torch.no_grad()
     def _copy(self, index: int) -> dict[str, torch.Tensor]:
         tensors = self._tensors(index)
         if self.device.type != "cuda":
             return {name: self._to_device(tensor, copy=True) for name, tensor in tensors.items()}
-        # On a stream of its own, so that copies don't wait for the layer that runs.
+        # On a separate stream, so that copies don't wait for the running layer.
         with torch.cuda.stream(self._stream):
             copies = {name: self._to_device(tensor, non_blocking=True) for name, tensor in tensors.items()}
         self._stream.synchronize()
@@ -97,21 +97,21 @@ class LayerWeights:
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
-        # One for all layers: memory is given out again on the stream that it was taken on.
+        # One for all layers: the caching allocator reuses memory per stream.
         return torch.cuda.Stream(self.device)
 
     def _to_device(self, tensor: torch.Tensor, **options: bool) -> torch.Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, **options)
 
     @contextmanager
-    def _brought(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
+    def _on_device(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
         layer, originals = self.layers[index], self._tensors(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         change, forget = self._changes.get(index, (lambda: None, lambda: None))
         try:
             for name in list(copies):
                 if self.device.type == "cuda":
-                    # The next copy may not take its memory before the layer has run.
+                    # The next copy may not reuse this memory before the layer has run.
                     copies[name].record_stream(torch.cuda.current_stream(self.device))
                 replace_value(tensors[name], copies.pop(name))
             change()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,28 +23,28 @@ from .layer_weights import LayerWeights
 from .token_counter import TokenCounter
 
 
-# Bytes of hidden states that are kept at once where windows can be taken one after another, or on an accelerator as
-# many as have room there, since what is computed per unit serves all of them. With weights that are brought to the
-# device once for all of these windows it is a share of the free host memory, if that is more.
+# Bytes of hidden states to keep at once. With resident weights windows can run one after another; an accelerator keeps
+# as many as fit, since some work per unit is shared by all of them. Offloaded weights are copied once per chunk of
+# windows, so a share of the free host memory is used if that is more.
 RESIDENT_BYTES, OFFLOADED_BYTES, OFFLOADED_SHARE = 2**30, 2**32, 1 / 8
 # Free memory of a device, relative to the hidden states that are kept on it.
 HEADROOM = 8
 
-# Changes a layer, whose index is given and whose weights are loaded, for the duration of a context. The number of
-# layers stands for what follows the last one.
+# Maps the index of a layer whose weights are loaded to a context that changes it. The number of layers stands for the
+# modules outside of all layers.
 Change = Callable[[int], AbstractContextManager[Any]]
 
 
 def unchanged(index: int) -> AbstractContextManager[Any]:
-    """Leave a layer as it is."""
+    """Change nothing."""
     return nullcontext()
 
 
 def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
-    """Return how many bytes of hidden states a process keeps at once.
+    """Return the number of bytes of hidden states that a process keeps at once.
 
     Args:
-        resident: Whether all layers stay on their device.
+        resident: Whether the weights of all layers are resident.
         free: Free bytes of host memory.
         processes: Number of processes that share it.
         device_free: Free bytes on the accelerator; `None` without one.
@@ -53,19 +54,19 @@ def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: i
     return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
 
 
-class Reached(Exception):
+class _StopForward(Exception):
     """Stops a forward pass before the first layer."""
 
 
 class LayerwiseModel:
-    """Runs a causal LM layer by layer: all windows go through a layer before the next.
+    """Runs a causal LM layer by layer: all windows pass a layer before the next.
 
-    Hidden states are on the device if there is room for `HEADROOM` times as many, otherwise in host memory.
+    Hidden states are on the device if it has free memory for `HEADROOM` times as many, otherwise in host memory.
 
     Args:
         model: The model. Its embeddings, last norm and head are on the device.
         family: The family record of the model.
-        device: Device to bring the weights of one layer at a time to; `None` if all layers are where they run.
+        device: Device to copy the weights of one layer at a time to; `None` if all are resident.
         dtype: Dtype to compute in; that of the weights if `None`. Weights are converted to it while they are used.
 
     Attributes:
@@ -73,7 +74,7 @@ class LayerwiseModel:
         weights: Their weights.
         device: Device of the embeddings and of the head.
         dtype: Dtype to compute in.
-        stored_dtype: Dtype of the weights while they are not used.
+        stored_dtype: Dtype of the weights at rest.
         counter: Counts the tokens that the layers read.
     """
 
@@ -90,27 +91,27 @@ class LayerwiseModel:
         converts = self.dtype != self.stored_dtype
         if converts:
             device = device or model.device
-        # Otherwise tensors that are in another dtype than the model, such as some norms, stay in it.
+        # Without a conversion, tensors with a dtype of their own, such as some norms, keep it.
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
         self.counter = TokenCounter(len(self.layers))
         self._host_free = free_host_memory()
-        # Whether heads and channels were sorted, which is done once and can't be undone.
+        # Whether heads and channels were sorted, which can't be undone.
         self.is_sorted = False
-        # What a layer returns, which differs by family and version of transformers.
+        # Whether layers return tuples, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
 
-    def walk(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
-        """Yield the layers with their indices; the weights of each are loaded until the next is asked for."""
-        return self.weights.walk(backwards)
+    def iter_layers(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the layers with their indices, each with its weights loaded until the next one."""
+        return self.weights.iter_layers(backwards)
 
     def runner(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None) -> LayerRunner:
-        """Return what runs one of the layers while its weights are loaded."""
+        """Return a runner of one layer, whose weights are loaded."""
         return LayerRunner(layer, arguments, dtype, self.counter)
 
     @contextmanager
-    def ends_loaded(self) -> Iterator[None]:
-        """Have the embeddings, last norm and head in the dtype to compute in for the duration of the context."""
+    def cast_outer_weights(self) -> Iterator[None]:
+        """Cast the embeddings, last norm and head to the dtype to compute in for the duration of the context."""
         if self.dtype == self.stored_dtype:
             yield
             return
@@ -128,14 +129,14 @@ class LayerwiseModel:
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """Have all weights on the device, in the dtype to compute in, for the duration of the context."""
-        with self.ends_loaded(), ExitStack() as stack:
+        """Keep all weights on the device, in the dtype to compute in, for the duration of the context."""
+        with self.cast_outer_weights(), ExitStack() as stack:
             for index in range(len(self.layers)):
                 stack.enter_context(self.weights.loaded(index))
             yield
 
-    def at_once(self, windows: torch.Tensor, copies: int = 1) -> int:
-        """Return how many windows to take through the layers together.
+    def chunk_size(self, windows: torch.Tensor, copies: int = 1) -> int:
+        """Return the number of windows to run through the layers together.
 
         Args:
             windows: Token ids, shape `[windows, window length]`.
@@ -147,7 +148,7 @@ class LayerwiseModel:
         return max(1, budget // size)
 
     @torch.no_grad()
-    def enter(
+    def embed(
         self, windows: torch.Tensor, dtype: torch.dtype | None = None, copies: int = 1, batch_size: int = 1
     ) -> tuple[torch.Tensor, list[Arguments]]:
         """Return the hidden states before the first layer, and the other arguments of every layer.
@@ -155,38 +156,38 @@ class LayerwiseModel:
         Args:
             windows: Token ids, shape `[windows, window length]`.
             dtype: Dtype to keep the states in; `None` for the model's own.
-            copies: Number of such states that there will be at once, for the choice of their device.
-            batch_size: Windows that are embedded at once.
+            copies: Number of such states that will exist at once, to choose their device.
+            batch_size: Windows to embed at once.
 
         Returns:
-            States of shape `[windows, window length, hidden size]`, and the arguments by layer. A process without
-            windows gets none of either.
+            States of shape `[windows, window length, hidden size]`, and the arguments by layer. Both are empty in a
+            process without windows.
         """
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
             return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
-        with self.ends_loaded():
-            hidden, first = self._reach_first(windows[:1])
-            arguments = self._pass_through(windows[:1], hidden, first)
+        with self.cast_outer_weights():
+            hidden, first = self._first_inputs(windows[:1])
+            arguments = self._layer_arguments(windows[:1], hidden, first)
             shape, dtype = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
-            # One tensor, so that the heap is not fragmented.
-            states = torch.empty(shape, dtype=dtype, device=self._place(shape, dtype, copies))
-            for entered, together in zip(states.split(batch_size), windows.split(batch_size)):
-                entered.copy_(self._reach_first(together)[0])
+            # A single tensor doesn't fragment the heap.
+            states = torch.empty(shape, dtype=dtype, device=self._state_device(shape, dtype, copies))
+            for embedded, batch in zip(states.split(batch_size), windows.split(batch_size)):
+                embedded.copy_(self._first_inputs(batch)[0])
         return states, arguments
 
     def decoded(self, states: torch.Tensor) -> ModelOutput:
         """Return the output of the decoder, as `decode`, for hidden states after the last layer.
 
-        The ends of the model are loaded (`ends_loaded`).
+        Call it within `cast_outer_weights`.
         """
-        with self._skipped_layers(states.to(self.device)) as unread:
-            return decode(self.model, unread)
+        with self._skipped_layers(states.to(self.device)) as token_ids:
+            return decode(self.model, token_ids)
 
     def logits(self, states: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits for hidden states after the last layer.
 
-        The ends of the model are loaded (`ends_loaded`).
+        Call it within `cast_outer_weights`.
 
         Args:
             states: Shape `[windows, positions, hidden size]`.
@@ -196,8 +197,8 @@ class LayerwiseModel:
             Shape `[windows, positions, vocabulary]`.
         """
         used = {name: weight.to(self.dtype) for name, weight in weights.items()}
-        with self._skipped_layers(states.to(self.device, self.dtype)) as unread:
-            return functional_call(self.model, used, (unread,), {"use_cache": False}).logits
+        with self._skipped_layers(states.to(self.device, self.dtype)) as token_ids:
+            return functional_call(self.model, used, (token_ids,), {"use_cache": False}).logits
 
     @torch.no_grad()
     def losses(
@@ -211,9 +212,9 @@ class LayerwiseModel:
         """Return the mean negative log-likelihood of every window, in nats per predicted token.
 
         Args:
-            windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
-            candidates: Changes of the model to evaluate it with. If weights are brought to the device, all candidates
-                go through a layer while it is there.
+            windows: Token ids, shape `[windows, window length]`. The first token of a window has no loss.
+            candidates: Changes to evaluate the model with. If weights are offloaded, all candidates run through a
+                layer while it is on the device.
             dtype: Autocast dtype; `None` for the model's own.
             batch_size: Windows per forward pass.
             on_layer: Called after every layer.
@@ -222,23 +223,23 @@ class LayerwiseModel:
             Losses, float64, shape `[candidates, windows]`.
         """
         if self.weights.resident and len(candidates) > 1:
-            one_by_one = [self.losses(windows, [change], dtype, batch_size, on_layer) for change in candidates]
-            return torch.cat(one_by_one)
+            measure = partial(self.losses, windows, dtype=dtype, batch_size=batch_size, on_layer=on_layer)
+            return torch.cat([measure([change]) for change in candidates])
         losses = []
-        for together in windows.split(self.at_once(windows, len(candidates))):
-            entered, arguments = self.enter(together, copies=len(candidates))
-            states = [entered, *(entered.clone() for _ in candidates[1:])]
-            for index, layer in self.walk():
+        for chunk in windows.split(self.chunk_size(windows, len(candidates))):
+            embedded, arguments = self.embed(chunk, copies=len(candidates))
+            states = [embedded, *(embedded.clone() for _ in candidates[1:])]
+            for index, layer in self.iter_layers():
                 runner = self.runner(layer, arguments[index], dtype)
                 for change, of_candidate in zip(candidates, states):
                     with change(index):
                         runner.advance(of_candidate, batch_size)
                 on_layer()
             of_candidates = []
-            with self.ends_loaded():
+            with self.cast_outer_weights():
                 for change, of_candidate in zip(candidates, states):
                     with change(len(self.layers)):
-                        of_candidates.append(self._head_losses(of_candidate, together, dtype, batch_size))
+                        of_candidates.append(self._head_losses(of_candidate, chunk, dtype, batch_size))
             losses.append(torch.stack(of_candidates))
         return torch.cat(losses, 1)
 
@@ -255,46 +256,46 @@ class LayerwiseModel:
 
     @contextmanager
     def _skipped_layers(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Have every layer return the given states, and yield token ids of their shape, which nothing depends on."""
+        """Make every layer return the given states, and yield placeholder token ids of their shape."""
         with ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._returned(states)))
+                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._layer_output(states)))
             yield torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
 
-    def _place(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
+    def _state_device(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
         needed = torch.Size(shape).numel() * dtype.itemsize * copies
         free = free_device_memory(self.device)
         return self.device if free is not None and free > HEADROOM * needed else torch.device("cpu")
 
-    def _reach_first(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
+    def _first_inputs(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
         """Return the hidden states before the first layer, and its other arguments."""
-        seen: list[tuple[torch.Tensor, Arguments]] = []
+        inputs: list[tuple[torch.Tensor, Arguments]] = []
 
         def stop(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> None:
-            seen.append((hidden, Arguments(positional, keywords)))
-            raise Reached
+            inputs.append((hidden, Arguments(positional, keywords)))
+            raise _StopForward
 
-        with replaced_forward(self.layers[0], stop), suppress(Reached):
+        with replaced_forward(self.layers[0], stop), suppress(_StopForward):
             decode(self.model, window.to(self.device))
-        return seen[0]
+        return inputs[0]
 
-    def _pass_through(self, window: torch.Tensor, hidden: torch.Tensor, first: Arguments) -> list[Arguments]:
-        """Return the arguments of all layers, none of which runs."""
+    def _layer_arguments(self, window: torch.Tensor, hidden: torch.Tensor, first: Arguments) -> list[Arguments]:
+        """Return the arguments of all layers without running them."""
         if self._in_tuple is None:
             with self.weights.loaded(0) as layer:
                 output = layer(hidden, *first.positional, **first.keywords)
             self._in_tuple = isinstance(output, tuple)
         arguments: list[Arguments] = []
 
-        def note(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> Any:
+        def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> Any:
             arguments.append(Arguments(positional, keywords))
-            return self._returned(hidden)
+            return self._layer_output(hidden)
 
         with ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, note))
+                stack.enter_context(replaced_forward(layer, record))
             decode(self.model, window.to(self.device))
         return arguments
 
-    def _returned(self, hidden: torch.Tensor) -> Any:
+    def _layer_output(self, hidden: torch.Tensor) -> Any:
         return (hidden,) if self._in_tuple else hidden

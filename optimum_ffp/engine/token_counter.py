@@ -1,4 +1,4 @@
-"""Counts the tokens that a model reads."""
+"""Counter of the tokens that a model reads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,23 +9,23 @@ from ..utils import processes
 from ..utils.resume import Journal
 
 
-# Name of the count among the tensors of a journal's entry.
+# Name of the count among the tensors of a journal entry.
 READ = "layer_tokens"
 
 
 class TokenCounter:
-    """Counts tokens in forward passes through all layers; the head alone doesn't count.
+    """Counts tokens in forward passes through the layers; the head doesn't count.
 
-    A backward pass counts as one forward pass where the weights are frozen, and as two where they are trained.
+    A backward pass counts as one forward pass if the weights are frozen, and as two if they are trained.
 
-    A finished result is saved with the count at its end. A run that is resumed goes on from there, and so counts as
-    much as one that was not interrupted.
+    Every journal entry stores the count after it. A resumed run continues from there, so that its count equals that of
+    an uninterrupted one.
 
     Args:
         layers: Number of layers.
 
     Attributes:
-        layer_tokens: Tokens that have been read, times the layers that have read each.
+        layer_tokens: Number of tokens read, summed over layers.
     """
 
     def __init__(self, layers: int):
@@ -33,11 +33,11 @@ class TokenCounter:
 
     @property
     def tokens(self) -> float:
-        """Tokens that this process has read."""
+        """Number of tokens that this process has read."""
         return self.layer_tokens / self.layers
 
     def value(self, journal: Journal, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the value of a journal's entry, as `Journal.value`."""
+        """Return the value of a journal entry, as `Journal.value` does."""
         entry = journal.value(name, lambda: [compute(), self.layer_tokens])
         self.layer_tokens = max(self.layer_tokens, entry[1])
         return entry[0]
@@ -45,12 +45,12 @@ class TokenCounter:
     def tensors(
         self, journal: Journal, name: str, compute: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """Return the tensors of a journal's entry, as `Journal.tensors`."""
+        """Return the tensors of a journal entry, as `Journal.tensors` does."""
         entry = journal.tensors(name, lambda: compute() | {READ: torch.tensor(self.layer_tokens)})
         self.layer_tokens = max(self.layer_tokens, int(entry.pop(READ)))
         return entry
 
 
-def of_all_processes(tokens: float) -> int:
-    """Return the sum of the tokens of all processes, which call this together."""
+def total_tokens(tokens: float) -> int:
+    """Return the sum of the tokens of all processes; a collective call."""
     return round(float(processes.sum_(torch.tensor(tokens, dtype=torch.float64))))

@@ -1,1 +1,1 @@
-"""Plans a prune or a recovery before it starts: work, memory and disk, and problems that would stop it."""
+"""Plans a prune or a recovery before it starts: memory, disk and tokens, and problems that would stop it."""

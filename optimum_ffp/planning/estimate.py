@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..analysis.attention import find_ways
+from ..analysis.attention import find_unit_variants
 from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST
 from ..data import DataRequest, check_calibration_tokens, with_window_length
@@ -30,9 +30,9 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 
 # Memory of a process with all libraries loaded and their threads started.
 PROCESS_BYTES = 640 * 2**20
-# Bytes of a checkpoint besides the weights: tokenizer, modeling code, card and plots.
-BESIDE_WEIGHTS_BYTES = 32 * 2**20
-# Pinned memory is given out in powers of two.
+# Bytes of a checkpoint other than weights: tokenizer, modeling code, card and plots.
+CHECKPOINT_EXTRA_BYTES = 32 * 2**20
+# Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
 # Bytes of the Gram matrices of a layer, per entry of the larger one.
 GRAMS_BYTES = 8
@@ -43,11 +43,11 @@ TRAINING_BYTES = 28
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and the memory that is free.
+    """A device and its free memory.
 
     Attributes:
         device: Device of the model.
-        host: Bytes of host memory available to this process, including those that it uses.
+        host: Bytes of host memory available to this process, including those in use by it.
         accelerator: Free bytes of the accelerator; `None` if the model is in host memory.
     """
 
@@ -64,15 +64,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a prune or a recovery needs.
+    """Resources that a prune or a recovery requires.
 
     Attributes:
         machine: The device, and the memory that is available.
         device: Bytes on the accelerator of a process; 0 without one.
         host: Bytes of host memory, of all processes on this machine.
-        disk: Bytes of finished work to resume from, and of the checkpoints.
-        tokens: Upper bound of the tokens read, in forward passes of the model, without the evaluation.
-        offload: Where the weights of layers are while they don't run, as in `LoadOptions`.
+        disk: Bytes of the work folder and of the checkpoints.
+        tokens: Upper bound of the tokens read in forward passes of the model, without the evaluation.
+        offload: Where the weights of idle layers are, as in `LoadOptions`.
     """
 
     machine: Machine
@@ -84,7 +84,7 @@ class Estimate:
 
     @property
     def memory(self) -> dict[str, tuple[int, int]]:
-        """Bytes needed and available, by kind of memory."""
+        """Required and available bytes, by kind of memory."""
         host = {"host memory": (self.host, self.machine.host)}
         if self.machine.accelerator is None:
             return host
@@ -101,7 +101,7 @@ class Estimate:
 
 
 def gib(size: int) -> str:
-    """A number of bytes in GiB."""
+    """Format a number of bytes in GiB."""
     return f"{size / 2**30:.2f} GiB"
 
 
@@ -119,32 +119,32 @@ def estimate_prune(
     Args:
         model_config: Config of the dense model.
         config: Options.
-        options: How the model will be loaded. With offload `"auto"` the weights are at the first place that the memory
-            suffices for, or else where they need the least.
+        options: How the model will be loaded. With offload `"auto"` the weights are in the first place for which
+            memory suffices, or else in the last.
         sparsities: Fractions of the block parameters to remove; `config.sparsity` if empty.
         saves_work: Whether finished work is saved to disk, to resume from.
         local_processes: Number of processes on this machine that share the work.
         machine: Device and available memory; those of this machine if `None`.
 
     Raises:
-        FFPError: If the model can't be pruned or offloaded like that, or a sparsity can't be met.
+        FFPError: If the model can't be pruned or offloaded, or a sparsity can't be met.
     """
     config, machine = with_window_length(config, model_config), machine or Machine.of(options.device)
     sparsities, name = [*sparsities] or [config.sparsity], model_config._name_or_path or "the model"
     stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
     model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
     with loading_errors(name, None):
-        ways = find_ways(model, family, config)
+        variants = find_unit_variants(model, family, config)
     for sparsity in sparsities:
-        shapes = ([unit.unit for unit in units] for units in ways)
+        shapes = ([unit.unit for unit in units] for units in variants)
         check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
-    widest = max(unit.output.module.in_features for unit in ways[0])
+    widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
     places = [options.offload]
     if options.offload == "auto":
         places = ["none"]
-        # A model that writes text has all weights on its device.
+        # A model that generates text has all weights on its device.
         if not (written and machine.accelerator is not None):
             reads_files = saves_work and not name.endswith(".gguf") and asked in ("auto", stored)
             places += ["host"] * (machine.accelerator is not None) + ["disk"] * reads_files
@@ -152,7 +152,15 @@ def estimate_prune(
         check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
     for place in places:
         estimate = _estimate_at(
-            place, model, ways[0], config, sparsities, written, saves_work, local_processes, machine
+            place,
+            model,
+            units=variants[0],
+            config=config,
+            sparsities=sparsities,
+            written=written,
+            saves_work=saves_work,
+            local_processes=local_processes,
+            machine=machine,
         )
         if not estimate.warnings:
             break
@@ -170,9 +178,9 @@ def _estimate_at(
     local_processes: int,
     machine: Machine,
 ) -> Estimate:
-    """Estimate a prune with the weights of layers at a place."""
+    """Estimate a prune with the given offload."""
     shape, length, on_accelerator = model.config, config.seq_len, machine.accelerator is not None
-    stored, own = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
+    stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
     weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
     removed = int(min(sparsities) * sum(unit.unit.parameters for unit in units)) * stored
@@ -184,54 +192,55 @@ def _estimate_at(
     fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
     in_memory = place != "disk"
 
-    # What is always there.
+    # Memory that all stages need.
     resident, host = weights, PROCESS_BYTES
     if place != "none":
         resident -= in_layers
         host += int(PINNED * in_layers) * (place == "host")
-    if place != "none" or own != stored:
+    if place != "none" or computed != stored:
         # One layer before and after sorting, and the next one.
-        resident += 3 * max(layers) * own
-    room = machine.accelerator - resident if on_accelerator else 0
-    if place == "none" and (not on_accelerator or room > 2 * factors):
+        resident += 3 * max(layers) * computed
+    free = machine.accelerator - resident if on_accelerator else 0
+    if place == "none" and (not on_accelerator or free > 2 * factors):
         resident += factors
     else:
         resident += 4 * widest**2
         host += int(PINNED * factors) * in_memory
 
-    # Hidden states, which are kept between layers.
-    window = length * shape.hidden_size * own
-    portion = hidden_state_bytes(place == "none" and own == stored, machine.host, local_processes, max(0, room))
+    # Hidden states between layers.
+    window = length * shape.hidden_size * computed
+    all_resident = place == "none" and computed == stored
+    chunk = hidden_state_bytes(all_resident, machine.host, processes=local_processes, device_free=max(0, free))
     backward = (len(layers) + 2) * max(config.fisher_samples, config.update_samples) * window
-    read = max(min(portion, backward), config.num_samples * window)
-    # Those of the dense and of the pruned model, and of an eighth of the tokens as first tokens.
+    read = max(min(chunk, backward), config.num_samples * window)
+    # Distillation: those of the dense and of the pruned model, and an eighth more for first tokens.
     trained = 9 * (config.num_samples + config.held_out_samples) * window // 4 * distills
     read, trained = (
-        (states, 0) if on_accelerator and HEADROOM * states < room else (0, states // local_processes)
+        (states, 0) if on_accelerator and HEADROOM * states < free else (0, states // local_processes)
         for states in (read, trained)
     )
 
-    # What each stage computes with, and what it keeps in host memory.
+    # Bytes of each stage on the device, and in host memory.
     eager = 8 * shape.num_attention_heads * length * (shape._attn_implementation == "eager")
-    activations = length * (16 * shape.hidden_size + (3 * own + 8) * widest + eager)
+    activations = length * (16 * shape.hidden_size + (3 * computed + 8) * widest + eager)
     logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
     algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * widest**2
-    algebra_beside = algebra * (not on_accelerator or algebra < room)
+    device_algebra = algebra * (not on_accelerator or algebra < free)
     training = TRAINING_BYTES * max(layers) * distills + 2 * activations
     stages = [
         (read[0] + logits + (1 + config.batch_size) * activations, read[1] + fishers),
-        (read[0] + algebra_beside, read[1] + algebra - algebra_beside + fishers * in_memory),
+        (read[0] + device_algebra, read[1] + algebra - device_algebra + fishers * in_memory),
         (trained[0] + training, trained[1] + calibrated * in_memory),
         (0, (calibrated + pruned * min(2, len(sparsities))) * in_memory),
     ]
     if written:
-        # Keys and values of the passages that are written at once, with all layers loaded.
+        # Keys and values of the passages that are generated at once, with all layers loaded.
         _, heads, head_dim = find_family(shape).heads(shape)
-        cache = 2 * len(layers) * heads * head_dim * own * min(written * length, TOKENS_AT_ONCE)
-        stages.append((cache + sum(layers) * own * (own != stored), 0))
+        cache = 2 * len(layers) * heads * head_dim * computed * min(written * length, TOKENS_AT_ONCE)
+        stages.append((cache + sum(layers) * computed * (computed != stored), 0))
     if on_accelerator:
-        device = resident + max(computed for computed, _ in stages)
-        host += max(kept for _, kept in stages)
+        device = resident + max(on_device for on_device, _ in stages)
+        host += max(on_host for _, on_host in stages)
     else:
         device, host = 0, host + resident + max(map(sum, stages))
     work = factors + fishers + len(sparsities) * (calibrated + pruned * (not in_memory))
@@ -239,25 +248,25 @@ def _estimate_at(
         machine=machine,
         device=device,
         host=local_processes * host,
-        disk=len(sparsities) * (pruned + BESIDE_WEIGHTS_BYTES) + work * saves_work,
-        tokens=most_tokens(config, written, len(sparsities)),
+        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work * saves_work,
+        tokens=max_tokens(config, written, len(sparsities)),
         offload=place,
     )
 
 
-def most_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
-    """Return an upper bound of the tokens of a prune, `written` windows of which the model writes itself."""
-    read, every = config.num_samples, config.search_samples
-    # Finalists, those of the last update of PPO or all of method homogeneous, and the policies without a search.
+def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
+    """Return an upper bound of the tokens of a prune, for which the model generates `written` windows."""
+    read, search = config.num_samples, config.search_samples
+    # Finalists, including those of the last update of PPO or all of method homogeneous, and two baselines.
     compared = finalist_count(config.search_steps) + config.candidates * config.reads("candidates") + 2
-    windows = config.search_steps * min(config.update_samples, every) + compared * every
+    windows = config.search_steps * min(config.update_samples, search) + compared * search
     if config.calibration == "distillation":
-        held_out, passes = min(config.held_out_samples, every), config.distillation_passes
-        # Training may start a second time. An eighth of the tokens is read as first tokens too.
+        held_out, passes = min(config.held_out_samples, search), config.distillation_passes
+        # Training may start a second time. An eighth of the tokens is also read as first tokens.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
         windows += 9 * distilled // 8 + 1
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
-    return (written + read + fishers + every + sparsities * windows) * config.seq_len
+    return (written + read + fishers + search + sparsities * windows) * config.seq_len
 
 
 def estimate_recovery(
@@ -271,7 +280,7 @@ def estimate_recovery(
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
     Args:
-        student: The pruned model, for example on the meta device.
+        student: The pruned model; may be on the meta device.
         teacher: The dense model.
         config: Options, with a dataset.
         options: How both are loaded.
@@ -282,39 +291,39 @@ def estimate_recovery(
     on_accelerator, shares = machine.accelerator is not None, local_processes * processes.machines()
     batch, bf16 = Batch.for_model(config, student.config, shares), computes_in_bfloat16(machine.device, config.bf16)
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
-    own = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
-    size = torch.bfloat16.itemsize if bf16 else own.itemsize
+    stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
+    size = torch.bfloat16.itemsize if bf16 else stored.itemsize
     layers = decoder_layers(student)
     matrices = [[one.shape for one in layer.parameters() if one.ndim == 2] for layer in layers]
     parameters = trained = student.num_parameters()
-    weights = parameters * (own.itemsize + size * (size != own.itemsize))
+    weights = parameters * (stored.itemsize + size * (size != stored.itemsize))
     if config.lora:
         trained = config.lora * sum(sum(map(sum, of_layer)) for of_layer in matrices)
         weights += 4 * trained
-    # In float32: gradients, those that processes exchange, and both moments of Adam.
+    # In float32: gradients, their copies for the exchange between processes, and both moments of Adam.
     weights += trained * (12 + 4 * (shares > 1)) + teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
-        # FSDP gathers a layer of both models, and the next one, while it runs.
+        # FSDP gathers the running and the next layer of both models.
         largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
         weights = weights // shares + 6 * size * largest
     shape, (vocabulary, hidden) = student.config, student.get_output_embeddings().weight.shape
     eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
-    # Around norms in float32, inputs of projections and of attention, and what is as wide as the FFN.
+    # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
     activations = len(layers) * (hidden * (16 + 7 * size) + eager)
     activations += 4 * size * sum(max(width for _, width in of_layer) for of_layer in matrices)
     if config.gradient_checkpointing:
         activations = len(layers) * hidden * size + activations // len(layers)
-    # Logits of both models, their log-probabilities, probabilities and the gradient; that of the head twice.
+    # Logits of both models, their log-probabilities, probabilities and gradient; the gradient of the head twice.
     head = batch.at_once * min(POSITIONS, batch.length) * vocabulary * 24 + 8 * vocabulary * hidden * (not config.lora)
     used = weights + batch.at_once * batch.length * activations + head
-    # On the way to an accelerator.
-    passing = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
+    # Weights pass through host memory on their way to an accelerator.
+    staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens
     return Estimate(
         machine=machine,
         device=used if on_accelerator else 0,
-        host=local_processes * (PROCESS_BYTES + (passing if on_accelerator else used)),
+        host=local_processes * (PROCESS_BYTES + (staged if on_accelerator else used)),
         # The windows, the best checkpoint and the last while the next is written, and the result.
-        disk=8 * tokens + 3 * 12 * trained + student.dtype.itemsize * parameters + BESIDE_WEIGHTS_BYTES,
+        disk=8 * tokens + 3 * 12 * trained + student.dtype.itemsize * parameters + CHECKPOINT_EXTRA_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )

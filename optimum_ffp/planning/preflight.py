@@ -1,4 +1,4 @@
-"""Checks before a prune or a recovery for problems that would stop it later."""
+"""Checks for problems that would stop a prune or a recovery later."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from .estimate import gib
 
 
 logger = logging.getLogger(__name__)
-# HTTP status codes that a later attempt would get too.
+# HTTP status codes that a retry would get too.
 REFUSALS = (401, 403)
 
 
@@ -39,18 +39,18 @@ def find_problems(
 
     Args:
         config: Options.
-        models: Models that are read.
-        folders: Folders of checkpoints that are written.
+        models: Models to read.
+        folders: Checkpoint folders to write.
         work_folder: Folder of finished work.
-        disk: Bytes that are written.
-        overwrite: Whether what exists may be replaced.
+        disk: Bytes to write.
+        overwrite: Whether existing outputs may be replaced.
         resume: Whether to resume from the work folder.
-        files: Other files that are written, with their first bytes.
+        files: Other files to write, with their first bytes.
         repositories: Repositories to upload to.
         token: Access token for the Hub.
 
     Yields:
-        One error per problem, which says what to do.
+        One error per problem, whose message says what to do.
     """
     texts = {text.name: text for text in (*config.texts, *config.reported)}
     files = files or {}
@@ -80,22 +80,22 @@ def free_disk(folder: str | os.PathLike) -> int:
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
-    """Raise `FFPError` if the disk of a folder has too little room, beside what the work folder already has."""
+    """Raise `FFPError` if the disk of a folder is too full, not counting what is in the work folder already."""
     free = free_disk(folder) + sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     if needed > free:
         raise FFPError(
-            f"the checkpoint and the work to resume from take {gib(needed)} of disk, and {folder} has room for "
-            f"{gib(free)}; free disk space, or name a folder on another disk"
+            f"the checkpoint and the work to resume from take {gib(needed)} of disk, and {folder} has "
+            f"{gib(free)} free; free disk space, or name a folder on another disk"
         )
 
 
 def check_repositories(repositories: Sequence[str], token: str | None = None, owned: bool = True) -> None:
-    """Raise `FFPError` if the Hub would refuse an upload; that it doesn't answer is only a warning.
+    """Raise `FFPError` if the Hub would refuse an upload; only warn if it doesn't answer.
 
     Args:
         repositories: `name` or `owner/name`.
         token: Access token for the Hub; the one stored by `hf auth login` if `None`.
-        owned: Whether they must be of the token's owner or of an organization of theirs; not for pull requests.
+        owned: Whether they must belong to the token's owner or one of their organizations; not for pull requests.
     """
     for repo_id in repositories:
         check_push(repo_id, token)
@@ -120,6 +120,6 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         owner = repo_id.rpartition("/")[0]
         if owned and owner and owner not in owners and role != "fineGrained":
             raise FFPError(
-                f"{repo_id} isn't one that {user['name']} may create or write to; choose an owner among "
+                f"{user['name']} may not create or write to {repo_id}; choose an owner among "
                 f"{', '.join(owners)}, or open a pull request there by ffp push --create-pr"
             )

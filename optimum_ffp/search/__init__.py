@@ -1,1 +1,1 @@
-"""Policy search: methods and agents map scores to policies, and an evaluator says what these are worth."""
+"""Policy search: methods and agents propose scores, which are mapped to policies and evaluated."""

@@ -8,7 +8,7 @@ from ..allocation.policy import STEP, Unit
 from ..errors import FFPError
 
 
-# Multipliers are positive, and beyond this range a unit is at its bounds.
+# Multipliers are positive; beyond this range units are at their bounds.
 MULTIPLIER_RANGE = (0.05, 20.0)
 # Prior standard deviations of a multiplier: common to all units, and varying smoothly with depth (separately for
 # attention and FFN).
@@ -24,9 +24,9 @@ CURVATURE_SPREAD = 1.0
 # Standard error of a ratio that is measured on one window.
 UNKNOWN_ERROR = 0.5
 # Pseudo-count when shrinking the noise of a unit to the median of its kind.
-TYPICAL = 3
-# Curves flatter than this (nats) are skipped: the ratio is noise.
-FLAT = 1e-9
+PSEUDO_COUNT = 3
+# Curves that decrease less than this (nats) are skipped: the ratio is noise.
+MIN_DECREASE = 1e-9
 # Factor on the errors of equations from another sparsity.
 FORGETTING = 2.0
 
@@ -66,7 +66,7 @@ class MultiplierRegression:
     def __init__(self, units: Sequence[Unit]):
         self.units = units
         self._kind = np.array([unit.kind for unit in units])
-        self._own = np.array([PART_SPREAD[kind] for kind in self._kind])
+        self._part_spread = np.array([PART_SPREAD[kind] for kind in self._kind])
         self._shared = shared_covariance(units)
         self.equations = {
             "unit": np.zeros(0, dtype=np.int64),
@@ -76,23 +76,23 @@ class MultiplierRegression:
             "error": np.zeros(0),
         }
 
-    def observe(self, down: np.ndarray, up: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> None:
-        """Add the equations measured at one policy, but for units whose gradient is not finite.
+    def observe(self, down: np.ndarray, up: np.ndarray, decrease_down: np.ndarray, decrease_up: np.ndarray) -> None:
+        """Add the equations measured at one policy, except for units whose gradient is not finite.
 
         Args:
             down: First-order change of the loss for the smaller neighboring size, shape `[windows, units]`.
             up: First-order change of the loss for the larger neighboring size, shape `[windows, units]`.
-            falls_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
-            falls_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
+            decrease_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
+            decrease_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
         """
-        for sign, gradients, falls in ((1.0, down, falls_down), (-1.0, -up, falls_up)):
-            (known,) = np.nonzero((falls.sum(1) > FLAT) & np.isfinite(gradients).all(0))
-            total = falls[known].sum(1)
+        for sign, gradients, decreases in ((1.0, down, decrease_down), (-1.0, -up, decrease_up)):
+            (known,) = np.nonzero((decreases.sum(1) > MIN_DECREASE) & np.isfinite(gradients).all(0))
+            total = decreases[known].sum(1)
             ratios = gradients[:, known] / total
             error = np.full(len(known), UNKNOWN_ERROR**2)
             if len(ratios) > 1:
                 error = ratios.var(0, ddof=1) / len(ratios)
-            new = {"unit": known, "share": falls[known] / total[:, None], "sign": np.full(len(known), sign)}
+            new = {"unit": known, "share": decreases[known] / total[:, None], "sign": np.full(len(known), sign)}
             self._add(new | {"ratio": ratios.mean(0), "error": error})
 
     def _add(self, equations: Mapping[str, np.ndarray]) -> None:
@@ -105,25 +105,25 @@ class MultiplierRegression:
         `P (I + Aᵀ E⁻¹ A P)⁻¹ Aᵀ E⁻¹ y`, whose size doesn't grow with the number of equations.
         """
         unit, share, sign = (self.equations[name] for name in ("unit", "share", "sign"))
-        # What is unknown: a value per unit, those of its parts around it, and the curvature of every kind.
+        # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
         count, kinds = len(self.units), list(np.unique(self._kind))
         size = count * (1 + PARTS) + len(kinds)
-        place = np.arange(PARTS) / PARTS
-        smooth = np.exp(-0.5 * ((place[:, None] - place) / SIZE_SCALE) ** 2)
+        position = np.arange(PARTS) / PARTS
+        smooth = np.exp(-0.5 * ((position[:, None] - position) / SIZE_SCALE) ** 2)
         prior, information = CURVATURE_SPREAD**2 * np.eye(size), np.zeros((size, size))
         prior[:count, :count] = self._shared
-        surprises = np.zeros(size)
+        residuals = np.zeros(size)
         design = np.column_stack([np.ones(len(unit)), share, sign])
         weighted = design / self._errors()[:, None]
         for index in range(count):
             parts = count + index * PARTS + np.arange(PARTS)
-            prior[np.ix_(parts, parts)] = self._own[index] ** 2 * smooth
+            prior[np.ix_(parts, parts)] = self._part_spread[index] ** 2 * smooth
             columns = np.array([index, *parts, size - len(kinds) + kinds.index(self._kind[index])])
             of_unit = unit == index
             information[np.ix_(columns, columns)] += weighted[of_unit].T @ design[of_unit]
-            surprises[columns] += weighted[of_unit].T @ (self.equations["ratio"] - (1 - sign))[of_unit]
-        found = prior @ np.linalg.solve(np.eye(size) + information @ prior, surprises)
-        return 1 + found[:count, None] + found[count : count * (1 + PARTS)].reshape(count, PARTS)
+            residuals[columns] += weighted[of_unit].T @ (self.equations["ratio"] - (1 - sign))[of_unit]
+        mean = prior @ np.linalg.solve(np.eye(size) + information @ prior, residuals)
+        return 1 + mean[:count, None] + mean[count : count * (1 + PARTS)].reshape(count, PARTS)
 
     def _errors(self) -> np.ndarray:
         """Return the squared standard errors of the ratios, pooled per unit since there are few windows."""
@@ -132,7 +132,7 @@ class MultiplierRegression:
         for kind in np.unique(self._kind[unit]):
             typical[self._kind == kind] = np.median(error[self._kind[unit] == kind])
         sums, counts = (np.bincount(unit, weights, len(self.units)) for weights in (error, None))
-        return ((sums + TYPICAL * typical) / (counts + TYPICAL))[unit] + 1e-6
+        return ((sums + PSEUDO_COUNT * typical) / (counts + PSEUDO_COUNT))[unit] + 1e-6
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the equations, from which a search at another sparsity can start."""
@@ -142,12 +142,12 @@ class MultiplierRegression:
         """Load the equations of a search at another sparsity.
 
         Raises:
-            FFPError: If the state is of another agent or for another number of units.
+            FFPError: If the state is that of another agent or for another number of units.
         """
-        found = {name: getattr(state.get(name), "shape", None) for name in self.equations}
-        count = (found["unit"] or (0,))[0]
+        shapes = {name: getattr(state.get(name), "shape", None) for name in self.equations}
+        count = (shapes["unit"] or (0,))[0]
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if found != expected or not np.array_equal(state.get("units"), [len(self.units)]):
+        if shapes != expected or not np.array_equal(state.get("units"), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent has no size gradients of {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"

@@ -55,20 +55,20 @@ class CandidateEvaluator:
         journals = {policy: self._journal_of(policy, windows) for policy in policies}
 
         def measure(policy: PruningPolicy) -> list[float]:
-            # One by one, so that what is finished is saved; but together where weights have to be brought for them.
+            # One by one, so that every result is saved; but together if weights are offloaded.
             if policy not in measured:
-                together = [policy]
+                batch = [policy]
                 if not self.sorted_model.layerwise.weights.resident:
-                    together = [one for one, journal in journals.items() if not journal.has("losses")]
+                    batch = [missing for missing, journal in journals.items() if not journal.has("losses")]
                 losses = policy_losses(
                     self.sorted_model,
-                    together,
+                    batch,
                     chosen,
                     compensated=self.compensated,
                     batch_size=self.batch_size,
                     dtype=self.dtype,
                 )
-                measured.update(zip(together, losses.tolist()))
+                measured.update(zip(batch, losses.tolist()))
             return measured[policy]
 
         for policy, journal in journals.items():

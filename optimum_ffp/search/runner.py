@@ -16,7 +16,7 @@ from ..analysis.measurements import Measurements
 from ..checkpoint.result import Found
 from ..config import FFPConfig
 from ..config.prune import find_choice
-from ..engine.token_counter import of_all_processes
+from ..engine.token_counter import total_tokens
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -34,35 +34,35 @@ def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budg
 
 
 def check_budget(
-    ways: Iterable[Sequence[Unit]],
+    variants: Iterable[Sequence[Unit]],
     config: FFPConfig,
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
 ) -> None:
-    """Check that a sparsity can be met whichever groups attention will lose.
+    """Check that a sparsity can be met with any choice of attention groups.
 
     Args:
-        ways: Units by what attention may lose. Layers are alike, so that no mix of ways reaches less than all of them.
+        variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
         config: Sparsity and retention bounds.
-        is_homogeneous: Whether the dense model's own class can have the sizes of a policy, for that method.
+        is_homogeneous: Whether the dense model's class supports the sizes of a policy, for that method.
 
     Raises:
         FFPError: If it can't be met.
     """
-    met, problem = [], None
-    for units in ways:
+    feasible, problem = [], None
+    for units in variants:
         try:
             budget = budget_at(units, config.sparsity, config)
             if config.method == "homogeneous":
                 homogeneous_policies(budget, is_homogeneous)
-            met += [name for name, group in GROUPS.items() if group == units[0].group]
+            feasible += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
             problem = error
     if problem is not None:
-        raise FFPError(f"{problem}, or choose attention {met[0]!r}" if met else str(problem))
+        raise FFPError(f"{problem}, or choose attention {feasible[0]!r}" if feasible else str(problem))
 
 
 class PolicySearch:
-    """Searches a policy for a measured model.
+    """Searches for a policy for a measured model.
 
     Args:
         measured: The sorted model, its loss curves and the search windows.
@@ -82,7 +82,7 @@ class PolicySearch:
         )
         self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
-        # Every candidate of an update, and of most searches all of them, have one.
+        # Candidates of an update, and of most searches, share one budget.
         self.budget = cache(lambda sparsity: budget_at(measured.units, sparsity, config))
 
     def run(
@@ -91,7 +91,7 @@ class PolicySearch:
         """Run the search method `config.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
-        better, unless `config.fall_back` is off: then they are only reported.
+        better. Without `config.fall_back` they are only reported.
 
         Args:
             warm_start: State of an agent to start from.
@@ -123,35 +123,35 @@ class PolicySearch:
                 is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
                 curves=self.curves,
                 baselines=baselines,
-                falls_back=searches and config.fall_back,
+                fall_back=searches and config.fall_back,
                 on_evaluated=show,
             )
             result = processes.from_main(method.search(task, config, warm_start))
-            # Finalists may be the same policy.
+            # Identical finalists are evaluated once.
             bar.total = bar.n
         if searches and not task.updates:
             logger.warning(
-                "%d candidate evaluations don't suffice for an update of the policy beside the comparison of the "
-                "finalists, so that nothing was searched%s; raise search_steps, or choose method 'no-search'",
+                "%d candidate evaluations are too few to update the policy in addition to the comparison of the "
+                "finalists, so nothing was searched%s; raise search_steps, or choose method 'no-search'",
                 config.search_steps,
                 " at this sparsity" if warm_start is not None else "",
             )
         result.config = config
         result.candidate_evaluations = evaluator.evaluations
-        result.tokens_evaluated = of_all_processes(counter.tokens - read_before)
+        result.tokens_evaluated = total_tokens(counter.tokens - read_before)
         result.non_finite = evaluator.non_finite
         result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
         result.windows = data.search.describe()
-        # There may be less text than was asked for.
+        # There may be less text than requested.
         result.calibrated_on = data.calibration.describe()
         result.warm_start = getattr(warm_start, "source", None)
         return result
 
     def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
-        # The curriculum may start at a lower sparsity than the bounds allow, and the last may be just below them.
-        least = min(self.budget(self.config.sparsity).least_sparsity, self.config.sparsity)
-        # The search runs in every process, and on other machines agents may round otherwise.
-        return processes.from_main(self.mapping(scores, self.budget(max(sparsity, least))))
+        # The curriculum may start below the minimum sparsity, and the target may be just below it.
+        lowest = min(self.budget(self.config.sparsity).min_sparsity, self.config.sparsity)
+        # The search runs in every process, and agents may round differently on other machines.
+        return processes.from_main(self.mapping(scores, self.budget(max(sparsity, lowest))))
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)

@@ -19,25 +19,25 @@ from .evaluator import CandidateEvaluator
 
 # Named arrays of a trained agent, for policy transfer.
 AgentState = Mapping[str, np.ndarray]
-# Parameters of every unit of the model, beside the arrays of an agent.
+# Name of the array with the parameters of every unit of the model, saved with those of an agent.
 UNIT_PARAMETERS = "unit_parameters"
 
 
 def finalist_count(steps: int) -> int:
-    """Return how many of the candidate evaluations of a search are reserved for its finalists."""
+    """Return the number of candidate evaluations that a search reserves for its finalists."""
     return min(max(2, steps // 16), steps)
 
 
 def check_agent(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
-    """Raise `FFPError` if a search can't start from an agent. Those of earlier versions don't say of which sizes."""
+    """Raise `FFPError` if a search can't start from an agent. Those of earlier versions don't store unit sizes."""
     if not config.reads("agent"):
         raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
     find_choice("agent", config.agent).check_state(state, units, config)
     parameters = state.get(UNIT_PARAMETERS)
     if parameters is not None and not np.array_equal(parameters, _parameters(units)):
         raise FFPError(
-            "the warm-start agent is of a model whose attention and FFNs have other sizes; warm-start from a "
-            "checkpoint of the same dense model"
+            "the warm-start agent is for a model with other attention and FFN sizes; warm-start from a checkpoint of "
+            "the same dense model"
         )
 
 
@@ -57,12 +57,12 @@ class SearchTask:
         steps: Maximum number of candidate evaluations.
         max_samples: Number of search windows at full fidelity.
         budget: Bounds and parameters to keep at the target sparsity, for methods that don't map scores.
-        is_homogeneous: Whether the dense model's own class can have the sizes of a policy.
+        is_homogeneous: Whether the dense model's class supports the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
-        baselines: Policies without a search to compare with the finalists, by name, beside the `steps`.
-        falls_back: Whether a baseline that is better than all candidates is the result of the search.
-        on_evaluated: Called with the records of every batch of candidates, the number of evaluations that they count
-            for, and the best perplexity so far.
+        baselines: Policies without a search to compare with the finalists, by name; not counted in `steps`.
+        fall_back: Whether to return a baseline that is better than all candidates.
+        on_evaluated: Called with the records of every batch of candidates, their cost in evaluations, and the best
+            perplexity so far.
         log: One record per candidate evaluation.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
         updates: Number of entries of the log before the finalists were compared.
@@ -78,7 +78,7 @@ class SearchTask:
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
-    falls_back: bool = True
+    fall_back: bool = True
     on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
@@ -116,7 +116,8 @@ class SearchTask:
 
         Only candidates at the final sparsity and full fidelity can become the best of the search.
         """
-        return self._account(policies, self.evaluate(policies, windows).mean(1), sparsity, windows)
+        losses = self.evaluate(policies, windows).mean(1)
+        return self._record(policies, losses=losses, sparsity=sparsity, windows=windows)
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the size gradients of a candidate at the target sparsity.
@@ -130,10 +131,11 @@ class SearchTask:
             `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
         """
         gradients = self.evaluate.size_gradients(policy, windows)
-        self._account([policy], gradients.losses.mean(keepdims=True), self.sparsity, windows, GRADIENT_COST)
+        losses = gradients.losses.mean(keepdims=True)
+        self._record([policy], losses=losses, sparsity=self.sparsity, windows=windows, cost=GRADIENT_COST)
         return gradients.down, gradients.up
 
-    def _account(
+    def _record(
         self,
         policies: Sequence[PruningPolicy],
         losses: np.ndarray,
@@ -189,14 +191,14 @@ class SearchTask:
         return result
 
     def choose(self, policies: Sequence[PruningPolicy]) -> Found:
-        """Compare policies and baselines as `conclude` compares those of finalists."""
+        """Compare policies and baselines, as `conclude` does, without scores."""
         self.updates = len(self.log)
         excess = dict(zip(policies, self._compare(policies)))
         best = self.best
         others = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in excess]
         if others:
             excess |= zip(others, self._compare(others))
-        if self.falls_back:
+        if self.fall_back:
             best = self.best
         if best is None:
             raise FFPError(

@@ -3,7 +3,7 @@ import pytest
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.analysis.attention import find_ways, mean_losses
+from optimum_ffp.analysis.attention import find_unit_variants, mean_losses
 from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
@@ -19,7 +19,7 @@ from tests.helpers import layerwise_of, make_tiny_model
         ("llama", 4, {"attention": "kv-groups"}, ["kv_group"]),
         ("llama", 4, {"preset": "paper"}, ["kv_group"]),
         ("llama", 4, {"mapping": "greedy", "method": "uniform"}, ["kv_group"]),
-        # Where there is one way to prune, that is it.
+        # A model with a single variant always gets it.
         ("llama", 8, {"attention": "query-heads"}, ["kv_group"]),
         ("llama", 1, {"attention": "kv-groups"}, ["query_head"]),
         ("gemma3", 1, {"preset": "paper"}, ["query_head"]),
@@ -27,12 +27,12 @@ from tests.helpers import layerwise_of, make_tiny_model
         ("gpt-neox", None, {}, ["kv_group"]),
     ],
 )
-def test_ways_are_those_of_the_option_and_of_the_model(name, kv_heads, options, expected):
+def test_unit_variants_follow_the_option_and_the_model(name, kv_heads, options, expected):
     model = make_tiny_model(name, **{"num_key_value_heads": kv_heads} if kv_heads else {})
-    ways = find_ways(model, find_family(model.config), FFPConfig(**options))
-    assert [way[0].unit.group for way in ways] == expected
-    # They share out the same parameters.
-    assert len({sum(unit.unit.parameters for unit in way) for way in ways}) == 1
+    variants = find_unit_variants(model, find_family(model.config), FFPConfig(**options))
+    assert [variant[0].unit.group for variant in variants] == expected
+    # All variants have the same parameters.
+    assert len({sum(unit.unit.parameters for unit in variant) for variant in variants}) == 1
 
 
 def test_losses_are_compared_where_both_can_go():
@@ -56,8 +56,8 @@ def test_every_layer_prunes_the_group_that_costs_less(windows):
     columns = model.model.layers[1].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)
     columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
     layerwise, config = layerwise_of(model), FFPConfig(fisher_samples=2)
-    ways = find_ways(model, layerwise.family, config)
-    prepared = prepare(layerwise, ways, config, windows, StageMeter(), Journal())
+    variants = find_unit_variants(model, layerwise.family, config)
+    prepared = prepare(layerwise, variants, config, windows, StageMeter(), Journal())
     units, curves = prepared.sorted_model.units, prepared.curves.curves
     assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]
@@ -80,6 +80,6 @@ def test_what_attention_cannot_lose_is_told_once(options, told, caplog):
     model = make_tiny_model(num_key_value_heads=8)
     model.config._name_or_path = f"a model for {options}"
     for _ in range(2):
-        find_ways(model, find_family(model.config), FFPConfig(**options))
+        find_unit_variants(model, find_family(model.config), FFPConfig(**options))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [f"attention query-heads isn't possible for a model for {options}; it loses KV groups"] * told

@@ -51,7 +51,7 @@ def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypa
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     together = collect_fisher(layerwise_of(tiny_model), units, windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
-    assert layerwise_of(tiny_model).at_once(windows) == 1
+    assert layerwise_of(tiny_model).chunk_size(windows) == 1
     one_by_one = collect_fisher(layerwise_of(tiny_model), units, windows)
     assert all(torch.equal(one, other) for one, other in zip(together, one_by_one))
     assert not any("forward" in vars(layer) for layer in layerwise_of(tiny_model).layers)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from optimum_ffp.analysis.criteria import flap, wanda
-from optimum_ffp.analysis.criteria.obs import DAMPING, _compacted
+from optimum_ffp.analysis.criteria.obs import DAMPING, _compact
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups, root
 from tests.helpers import ridge_direct
@@ -91,5 +91,5 @@ def test_a_matrix_is_compacted_in_place():
     matrix = torch.randn(2100, 2100, generator=torch.Generator().manual_seed(0))
     kept = torch.randperm(2100, generator=torch.Generator().manual_seed(1))[:1900].sort().values
     expected, start = matrix[kept][:, kept], matrix.data_ptr()
-    found = _compacted(matrix, kept)
+    found = _compact(matrix, kept)
     assert torch.equal(found, expected) and found.data_ptr() == start

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig
-from optimum_ffp.analysis.attention import find_ways
+from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.modeling.families import find_units, get_family
 from optimum_ffp.utils.profiling import StageMeter
@@ -23,8 +23,8 @@ def prepared_with(windows):
     def call(journal=None, **options):
         layerwise, meter = layerwise_of(make_tiny_model()), StageMeter()
         config = FFPConfig(fisher_samples=2, **options)
-        ways = find_ways(layerwise.model, layerwise.family, config)
-        return prepare(layerwise, ways, config, windows, meter, journal or Journal()), meter
+        variants = find_unit_variants(layerwise.model, layerwise.family, config)
+        return prepare(layerwise, variants, config, windows, meter, journal or Journal()), meter
 
     return call
 

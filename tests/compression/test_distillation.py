@@ -92,7 +92,7 @@ def test_all_passes_of_a_layer_are_counted(windows, start_token):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     length, held_out, counter = windows.shape[1], windows[:3], sorted_model.layerwise.counter
     # Runs the first layer once to know what it returns.
-    sorted_model.layerwise.enter(windows)
+    sorted_model.layerwise.embed(windows)
     read, before = [tokens_read(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
     learn(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
     each = length if start_token else length * 9 // 8

@@ -12,7 +12,7 @@ def layers(tiny_model):
 
 
 def runners(model, layers, windows, dtype=None):
-    hidden, arguments = layerwise_of(model).enter(windows, dtype)
+    hidden, arguments = layerwise_of(model).embed(windows, dtype)
     return hidden, [LayerRunner(layer, given, dtype) for layer, given in zip(layers, arguments)]
 
 

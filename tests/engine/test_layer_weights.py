@@ -15,12 +15,12 @@ def test_resident_layers_are_changed_at_once(layers):
     weights, before = LayerWeights(layers), layers[1].weight.data
     weights.change(1, lambda: layers[1].weight.data.add_(1))
     assert weights.resident and torch.equal(layers[1].weight.data, before)
-    assert [index for index, _ in weights.walk()] == [0, 1, 2]
+    assert [index for index, _ in weights.iter_layers()] == [0, 1, 2]
 
 
 def test_layers_are_copies_while_they_run_and_what_they_were_afterwards(layers):
     weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data for layer in layers]
-    for index, layer in weights.walk():
+    for index, layer in weights.iter_layers():
         assert torch.equal(layer.weight, kept[index]) and layer.weight.data_ptr() != kept[index].data_ptr()
         others = [other for other in range(3) if other != index]
         assert all(layers[other].weight.data_ptr() == kept[other].data_ptr() for other in others)
@@ -29,7 +29,7 @@ def test_layers_are_copies_while_they_run_and_what_they_were_afterwards(layers):
 
 def test_backwards_and_one_alone(layers):
     weights = LayerWeights(layers, torch.device("cpu"))
-    assert [index for index, _ in weights.walk(backwards=True)] == [2, 1, 0]
+    assert [index for index, _ in weights.iter_layers(backwards=True)] == [2, 1, 0]
     with weights.loaded(2) as layer:
         assert layer is layers[2]
 
@@ -41,14 +41,14 @@ def test_a_change_is_applied_whenever_a_layer_is_loaded(layers):
         1, lambda: layers[1].weight.data.mul_(2), lambda: left.append(torch.equal(layers[1].weight, before))
     )
     for times in (1, 2):
-        seen = {index: layer.weight.data.clone() for index, layer in weights.walk()}
+        seen = {index: layer.weight.data.clone() for index, layer in weights.iter_layers()}
         assert torch.equal(seen[1], 2 * before) and torch.equal(layers[1].weight.data, before)
         assert left == times * [True]
 
 
 def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
     weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data_ptr() for layer in layers]
-    for _ in weights.walk():
+    for _ in weights.iter_layers():
         break
     with pytest.raises(RuntimeError), weights.loaded(0):
         raise RuntimeError

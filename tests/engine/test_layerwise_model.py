@@ -54,7 +54,7 @@ def test_layers_in_16_bits_are_computed_in_float32(tiny_model, windows, dtype):
 def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monkeypatch):
     together = layerwise_of(tiny_model).losses(windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
-    assert layerwise_of(tiny_model).at_once(windows) == 1
+    assert layerwise_of(tiny_model).chunk_size(windows) == 1
     assert torch.equal(layerwise_of(tiny_model).losses(windows), together)
 
 

@@ -22,17 +22,19 @@ CURVATURE = np.where(KINDS == "attention", 2.0, 1.4)
 
 def steps(generator: np.random.Generator, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What curves of all units fall by in the parts below and above those that are kept."""
-    falls_down, falls_up = np.zeros((2, len(UNITS), PARTS))
+    decrease_down, decrease_up = np.zeros((2, len(UNITS), PARTS))
     rows = np.arange(len(UNITS))
-    falls_down[rows, kept - 1] = generator.uniform(0.5, 1.5, len(UNITS)) * 0.01
-    falls_up[rows, kept] = falls_down[rows, kept - 1] / 2
-    return falls_down, falls_up
+    decrease_down[rows, kept - 1] = generator.uniform(0.5, 1.5, len(UNITS)) * 0.01
+    decrease_up[rows, kept] = decrease_down[rows, kept - 1] / 2
+    return decrease_down, decrease_up
 
 
-def slopes(multiplier: np.ndarray, falls_down: np.ndarray, falls_up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def slopes(
+    multiplier: np.ndarray, decrease_down: np.ndarray, decrease_up: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """First-order changes where giving up a step really costs `Σ T C`, with the curvature of the unit's kind."""
-    down = (multiplier * falls_down).sum(1) - CURVATURE * falls_down.sum(1)
-    up = -(multiplier * falls_up).sum(1) - CURVATURE * falls_up.sum(1)
+    down = (multiplier * decrease_down).sum(1) - CURVATURE * decrease_down.sum(1)
+    up = -(multiplier * decrease_up).sum(1) - CURVATURE * decrease_up.sum(1)
     return down, up
 
 
@@ -41,15 +43,15 @@ def observed(noise: float, windows: int = 4, updates: int = 8, wild: int | None 
     multiplier = np.tile(1 + 0.3 * generator.standard_normal(len(UNITS))[:, None], PARTS)
     regression = MultiplierRegression(UNITS)
     for update in range(updates):
-        falls_down, falls_up = steps(generator, np.full(len(UNITS), 5 + update % 2))
+        decrease_down, decrease_up = steps(generator, np.full(len(UNITS), 5 + update % 2))
         spread = np.full(len(UNITS), noise)
         if wild is not None:
             spread[wild] = 50.0
         measured = []
-        for slope, falls in zip(slopes(multiplier, falls_down, falls_up), (falls_down, falls_up)):
-            shaken = spread * falls.sum(1) * generator.standard_normal((windows, len(UNITS)))
+        for slope, decreases in zip(slopes(multiplier, decrease_down, decrease_up), (decrease_down, decrease_up)):
+            shaken = spread * decreases.sum(1) * generator.standard_normal((windows, len(UNITS)))
             measured.append(slope + shaken)
-        regression.observe(*measured, falls_down, falls_up)
+        regression.observe(*measured, decrease_down, decrease_up)
     return multiplier, regression
 
 
@@ -101,10 +103,10 @@ def test_one_unit_of_wild_ratios_leaves_the_multipliers_of_others():
 
 def test_a_flat_curve_is_believed():
     regression = MultiplierRegression(UNITS)
-    falls_down, falls_up = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
-    falls_down[3], falls_up[3] = 0, 1e-200
+    decrease_down, decrease_up = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
+    decrease_down[3], decrease_up[3] = 0, 1e-200
     down, up = (np.random.default_rng(1).normal(0, 0.01, (4, len(UNITS))) for _ in range(2))
-    regression.observe(down, up, falls_down, falls_up)
+    regression.observe(down, up, decrease_down, decrease_up)
     assert np.isfinite(regression.solve()).all() and not (regression.equations["unit"] == 3).any()
 
 
@@ -114,12 +116,12 @@ def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
     regression = MultiplierRegression(UNITS)
     generator = np.random.default_rng(1)
     for kept, level in ((5, 2.0), (6, 1.0)):
-        falls_down, falls_up = steps(generator, np.full(len(UNITS), kept))
-        falls_down[1:], falls_up[1:] = 0, 0
+        decrease_down, decrease_up = steps(generator, np.full(len(UNITS), kept))
+        decrease_down[1:], decrease_up[1:] = 0, 0
         regression.observe(
-            *(np.tile(slope, (4, 1)) for slope in slopes(level * multiplier, falls_down, falls_up)),
-            falls_down,
-            falls_up,
+            *(np.tile(slope, (4, 1)) for slope in slopes(level * multiplier, decrease_down, decrease_up)),
+            decrease_down,
+            decrease_up,
         )
     assert 1.2 < regression.solve()[0, 5] < 1.8
 
@@ -144,6 +146,6 @@ def test_a_unit_without_a_finite_gradient_leaves_the_others():
     regression, gradients = MultiplierRegression(UNITS), np.ones((3, len(UNITS)))
     broken = gradients.copy()
     broken[1, 0] = np.nan
-    falls = np.ones((len(UNITS), PARTS))
-    regression.observe(broken, -broken, falls, falls)
+    decreases = np.ones((len(UNITS), PARTS))
+    regression.observe(broken, -broken, decreases, decreases)
     assert set(regression.equations["unit"]) == set(range(1, len(UNITS))) and np.isfinite(regression.solve()).all()

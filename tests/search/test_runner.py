@@ -49,14 +49,14 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
         group="query_head",
     )
     ffns = [Unit(layer, "ffn", width, 3 * hidden) for layer in range(layers)]
-    ways = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
-    assert len({block_parameters(way) for way in ways}) == 1
+    variants = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
+    assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(ways, config)
+        check_budget(variants, config)
     except FFPError:
         return
-    units = [ways[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
+    units = [variants[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
     budget = budget_at(units, sparsity, config)
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
@@ -73,15 +73,15 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
 
 def test_an_infeasible_sparsity_names_the_other_groups():
     ffn = Unit(0, "ffn", 100, 1)
-    ways = [
+    variants = [
         [Unit(0, "attention", 10, 90), ffn],
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
     with pytest.raises(FFPError, match="at most 0.48 .* lower sparsity or .*, or choose attention 'kv-groups'$"):
-        check_budget(ways, FFPConfig(sparsity=0.7))
+        check_budget(variants, FFPConfig(sparsity=0.7))
     with pytest.raises(FFPError, match="lower sparsity or min_retention$"):
-        check_budget(ways, FFPConfig(sparsity=0.9))
-    check_budget(ways, FFPConfig(sparsity=0.4))
+        check_budget(variants, FFPConfig(sparsity=0.9))
+    check_budget(variants, FFPConfig(sparsity=0.4))
 
 
 def test_the_record_is_what_was_done(search):
@@ -124,7 +124,7 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
     search, evaluate, seen = PolicySearch(pruner.measured, pruner.config), CandidateEvaluator.__call__, set()
     budget = search.budget(0.2)
-    assert budget.least_sparsity > 0.2
+    assert budget.min_sparsity > 0.2
 
     def keep(evaluator, policies, windows):
         seen.update(policies)

@@ -13,7 +13,7 @@ SCORE_LIMIT = 20.0
 
 
 class CurveMapping:
-    """Allocates the budget where the loss curves fall fastest; scores are logarithms of curve multipliers.
+    """Allocates the budget where the loss curves decrease fastest; scores are logarithms of curve multipliers.
 
     Minimizes `Σ exp(A_i) C_i(k_i)` under the budget. On the lower convex hulls of the curves the greedy order of their
     segments is optimal. The order is the same for every budget, so one set of scores serves all sparsities. Scores of
@@ -43,15 +43,15 @@ class CurveMapping:
         sizes = budget.smallest + np.bincount(unit[taken], steps[taken], len(budget.units)).astype(np.int64)
         # The next segment exceeds the budget. The rest is allocated to units in the order of their remaining segments.
         units, first = np.unique(unit[order[affordable:]], return_index=True)
-        waiting = units[np.argsort(first)]
-        settled = np.setdiff1d(np.arange(len(budget.units)), waiting)
-        return budget.discretize_and_correct(sizes / budget.groups, np.concatenate([waiting, settled]))
+        unfinished = units[np.argsort(first)]
+        finished = np.setdiff1d(np.arange(len(budget.units)), unfinished)
+        return budget.discretize_and_correct(sizes / budget.groups, np.concatenate([unfinished, finished]))
 
     def predict(self, policy: PruningPolicy) -> np.ndarray:
         """Return the loss of every unit of a policy as estimated by the curves, in nats, shape `[units]`."""
         return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
 
-    def falls(self, down: PruningPolicy, up: PruningPolicy, parts: int) -> np.ndarray:
+    def decreases(self, down: PruningPolicy, up: PruningPolicy, parts: int) -> np.ndarray:
         """Return the decrease of every curve between the sizes of two policies, in nats.
 
         Args:
@@ -62,30 +62,30 @@ class CurveMapping:
         Returns:
             Decrease within every part, shape `[units, parts]`.
         """
-        falls = np.zeros((len(self.curves), parts))
-        for row, curve, low, high in zip(falls, self.curves, down.sizes, up.sizes):
+        decreases = np.zeros((len(self.curves), parts))
+        for row, curve, low, high in zip(decreases, self.curves, down.sizes, up.sizes):
             np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))
-        return falls
+        return decreases
 
     def _multiplied(self, scores: np.ndarray) -> "CurveMapping":
         multipliers = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
         curves = []
         for row, curve in zip(multipliers, self.curves):
-            falls = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
-            curves.append(np.append(np.cumsum(falls[::-1])[::-1], 0.0))
+            decreases = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
+            curves.append(np.append(np.cumsum(decreases[::-1])[::-1], 0.0))
         return CurveMapping(curves)
 
     def _segments(self, budget: Budget) -> tuple[np.ndarray, ...]:
         key = (budget.smallest.tobytes(), budget.largest.tobytes(), budget.multiples.tobytes())
         if key not in self._hulls:
-            pieces = []
+            segments = []
             for index, curve in enumerate(self.curves):
                 sizes = np.arange(budget.smallest[index], budget.largest[index] + 1, budget.multiples[index])
                 corners = lower_hull(sizes, curve[sizes])
                 steps = np.diff(sizes[corners])
                 cost = steps * budget.group_parameters[index]
-                pieces.append((np.full(len(steps), index), steps, cost, -np.diff(curve[sizes[corners]]) / cost))
-            self._hulls[key] = tuple(np.concatenate(column) for column in zip(*pieces))
+                segments.append((np.full(len(steps), index), steps, cost, -np.diff(curve[sizes[corners]]) / cost))
+            self._hulls[key] = tuple(np.concatenate(column) for column in zip(*segments))
         return self._hulls[key]
 
 

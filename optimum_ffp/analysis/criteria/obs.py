@@ -10,7 +10,7 @@ from ..gram import Statistics
 
 # λ of the ridge regression whose loss is minimized.
 DAMPING = 0.01
-# Number of portions in which groups are removed: more hardly change the order, and each costs a low-rank update.
+# Number of portions in which groups are removed. More hardly change the order, and each costs a low-rank update.
 PORTIONS = 96
 
 
@@ -43,11 +43,11 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         removed, retained = ranking[:portion], ranking[portion:].sort().values
         # Groups of one portion are ranked by their losses, without recomputing them in between.
         scores[left[removed]] = torch.arange(portion, device=scores.device) + len(scores) - len(left) + 0.0
-        gone, kept = (_columns(groups, block) for groups in (removed, retained))
-        solution = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, kept])
-        weight = weight[:, kept] - weight[:, gone] @ solution
-        beside = inverse[:, gone][kept]
-        inverse = _compacted(inverse, kept).addmm_(beside, solution, alpha=-1)
+        pruned, remaining = (_columns(groups, block) for groups in (removed, retained))
+        solution = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, remaining])
+        weight = weight[:, remaining] - weight[:, pruned] @ solution
+        cross = inverse[:, pruned][remaining]
+        inverse = _compact(inverse, remaining).addmm_(cross, solution, alpha=-1)
         left = left[retained]
     scores[left[_removal_losses(weight, inverse, block).argsort()]] = (
         torch.arange(len(left), device=scores.device) + len(scores) - len(left) + 0.0
@@ -59,12 +59,12 @@ def _columns(groups: torch.Tensor, block: int) -> torch.Tensor:
     return (groups[:, None] * block + torch.arange(block, device=groups.device)).flatten()
 
 
-def _compacted(matrix: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Return the rows and columns of the given ascending indices, in the memory of the matrix, which is lost."""
-    size, flat = len(kept), matrix.view(-1)
-    # No row moves behind one that is still to be read.
-    for start, rows in zip(range(0, size, ROWS), kept.split(ROWS)):
-        flat[start * size : (start + len(rows)) * size] = matrix[rows][:, kept].flatten()
+def _compact(matrix: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return the rows and columns of ascending indices in place: the memory of the matrix is overwritten."""
+    size, flat = len(indices), matrix.view(-1)
+    # Rows only move forward, never over one that is still to be read.
+    for start, rows in zip(range(0, size, ROWS), indices.split(ROWS)):
+        flat[start * size : (start + len(rows)) * size] = matrix[rows][:, indices].flatten()
     return flat[: size * size].view(size, size)
 
 

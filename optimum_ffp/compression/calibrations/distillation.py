@@ -1,4 +1,4 @@
-"""Block-local distillation: every pruned layer is trained to give the output of the dense layer."""
+"""Block-local distillation: every pruned layer is trained to reproduce the output of the dense layer."""
 
 import math
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from ..sorted_model import SortedModel
 from ..training import Fit, Trainer
 
 
-# Least tokens per step of the optimizer.
+# Minimum number of tokens per step of the optimizer.
 STEP_TOKENS = 512
-# One of so many tokens of a window without a start token is also read as a first token.
+# Without a start token, every n-th token of a window is also read as a first token.
 FIRST_TOKENS = 8
 # Added to the squared norm of a token's target.
 EPSILON = 1e-6
 # Smallest mean square of a channel that its error is divided by, relative to the mean of all channels.
-LEAST_SHARE = 1e-3
+MIN_SHARE = 1e-3
 
 
 class Distilled(NamedTuple):
@@ -38,7 +38,7 @@ class Distilled(NamedTuple):
 
     Attributes:
         layers: The fit of every layer.
-        last_norm: That of the norm after the last layer; `None` if the model has none.
+        last_norm: The fit of the norm after the last layer; `None` if the model has none.
     """
 
     layers: list[Fit]
@@ -112,37 +112,35 @@ def distill(
     dtype: torch.dtype | None = None,
     journal: Journal | None = None,
 ) -> Distilled:
-    """Train all parameters of every pruned layer, layer by layer, to give the output of the dense layer.
+    """Train all parameters of every pruned layer, layer by layer, to reproduce the output of the dense layer.
 
-    The input of a pruned layer is what the pruned layers before it produce, its target what the dense layer gives in
+    The input of a pruned layer is the output of the pruned layers before it, and its target the output of the layer in
     the dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Many models give the first token of a text, whichever it is, a massive activation that attention rests on; where it
-    is lost, all that follows is predicted badly. Windows without a start token begin with any token, and have one
-    example each, so that one of `FIRST_TOKENS` of their tokens is also read as a sequence of its own. Its error counts
-    like that of any other token.
+    Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
+    lost, all following tokens are predicted badly. Windows without a start token begin with an arbitrary token, one
+    example each, so every `FIRST_TOKENS`-th token is also read as a sequence of its own. Its error counts like that of
+    any other token.
 
-    Every step of Adam has a window of each of `windows_per_step` parts of the text. The learning rate is multiplied by
-    the root of `batch`.
+    Every step of Adam reads one window of each of `windows_per_step` parts of the text. The learning rate is
+    multiplied by the root of `batch`.
 
-    Training starts from prefix ridge regression. After every pass the error is measured on held-out windows; the
-    weights of the best pass are kept. If no pass is better than before, training starts again at a quarter of the
-    learning rate, and if that gains nothing either, the layer stays as it was.
+    Training starts from prefix ridge regression. The error is measured on held-out windows after every pass, and the
+    weights of the best pass are kept. If no pass reduces the error, training starts again at a quarter of the learning
+    rate; if that doesn't help either, the layer is unchanged.
 
-    Hidden states that are nearly those of the dense model still give predictions that are too certain. So
-    finally the norm after the last layer is trained, in the same way, to predict what the dense model does
-    (`PredictionLoss`).
+    Even hidden states close to those of the dense model yield overconfident predictions. So finally the norm after the
+    last layer is trained in the same way to match the dense model's predictions (`PredictionLoss`).
 
     Args:
         sorted_model: The sorted model, with its ridge factors. It is not changed.
         policy: Number of groups to keep per unit.
-        windows: Windows to train on, token ids of shape `[windows, window length]`.
-        held_out: Windows of the same length that no layer is trained on.
+        windows: Training windows, token ids of shape `[windows, window length]`.
+        held_out: Held-out windows of the same length.
         passes: Number of passes over the windows.
-        learning_rate: Largest learning rate of Adam, relative to the size of every parameter's entries: a step of Adam
-            changes entries by the learning rate, whatever their gradient, and their size differs by model.
+        learning_rate: Largest learning rate of Adam, relative to the size of every parameter's entries (`Trainer`).
         batch: Windows per step; more if that is fewer than `STEP_TOKENS`.
         seed: Random seed for the order of the windows.
         start_token: Whether every text begins with a start token.
@@ -161,17 +159,17 @@ def distill(
         held_out=len(held_out),
         per_step=windows_per_step(batch, windows.shape[1]),
     )
-    numbers = [
+    window_indices = [
         *range(len(windows))[processes.share(len(windows))],
         *range(len(windows), len(windows) + len(held_out))[processes.share(len(held_out))],
     ]
-    own = torch.cat([windows, held_out])[numbers]
-    kinds = [_Sequences.of(layerwise, own[:, None], dtype)]
+    share = torch.cat([windows, held_out])[window_indices]
+    inputs = [_Sequences.of(layerwise, share[:, None], dtype)]
     if not start_token:
-        kinds.append(_Sequences.of(layerwise, own[:, ::FIRST_TOKENS, None], dtype))
+        inputs.append(_Sequences.of(layerwise, share[:, ::FIRST_TOKENS, None], dtype))
     with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
-        for index, layer in layerwise.walk():
-            runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in kinds]
+        for index, layer in layerwise.iter_layers():
+            runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in inputs]
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
             with compensated(index):
@@ -180,7 +178,7 @@ def distill(
                 trainer = new_trainer(loss, start, sorted_model.prefixes[index], scale=loss.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(Fit.unpack(layerwise.counter.tensors(journal, f"layer-{index}", train)))
-                # They have weights of the layer.
+                # They refer to the weights of the layer.
                 del loss, start, trainer, train
             with sorted_model.change(policy, fits[-1].weights)(index):
                 for runner, sequences in runs:
@@ -189,7 +187,7 @@ def distill(
             bar.update()
     if not last_norm_parameters(layerwise):
         return Distilled(fits, None)
-    loss = PredictionLoss(layerwise, kinds[0].pruned, kinds[0].dense, numbers, dtype)
+    loss = PredictionLoss(layerwise, inputs[0].pruned, inputs[0].dense, window_indices=window_indices, dtype=dtype)
     with loss.ready():
         start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
         train = partial(new_trainer(loss, start, "", scale=loss.scale).fit, passes, learning_rate, seed)
@@ -202,11 +200,11 @@ def windows_per_step(batch: int, length: int) -> int:
 
 
 class _Sequences(NamedTuple):
-    """Hidden states of sequences of one length, of this process's windows.
+    """Hidden states of this process's sequences, all of one length.
 
     Attributes:
-        dense: Those of the dense model, after the layer that is trained. Shape `[sequences, length, hidden size]`.
-        pruned: Those of the pruned model before it, of the same shape.
+        dense: States of the dense model after the layer that is trained. Shape `[sequences, length, hidden size]`.
+        pruned: States of the pruned model before that layer, of the same shape.
         arguments: Other arguments of every layer.
         per_window: Sequences per window.
     """
@@ -220,25 +218,17 @@ class _Sequences(NamedTuple):
     def of(cls, layerwise: LayerwiseModel, tokens: torch.Tensor, dtype: torch.dtype | None) -> "_Sequences":
         """Return the states before the first layer, of tokens of shape `[windows, sequences per window, length]`."""
         per_window = tokens.shape[1]
-        dense, arguments = layerwise.enter(tokens.flatten(0, 1), dtype, copies=2, batch_size=per_window)
+        dense, arguments = layerwise.embed(tokens.flatten(0, 1), dtype, copies=2, batch_size=per_window)
         return cls(dense, dense.clone(), arguments, per_window)
 
     def window(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states of the pruned and of the dense model of one window."""
-        own = slice(index * self.per_window, (index + 1) * self.per_window)
-        return self.pruned[own], self.dense[own]
+        sequences = slice(index * self.per_window, (index + 1) * self.per_window)
+        return self.pruned[sequences], self.dense[sequences]
 
 
 class _LayerLoss:
-    """Error of the output of a layer with given weights, a `Loss`.
-
-    Args:
-        runs: Runs the layer on sequences: whole windows, and maybe first tokens.
-        windows: Number of windows to train on, of all processes.
-
-    Attributes:
-        scale: Factor with which gradients fit into float16.
-    """
+    """Error of a layer's output with given weights, a `Loss`. Scaled by `scale`, gradients fit into float16."""
 
     def __init__(self, runs: list[tuple[LayerRunner, _Sequences]], windows: int):
         self.runs = runs
@@ -249,7 +239,7 @@ class _LayerLoss:
         for target in targets[: len(range(windows)[processes.share(windows)])]:
             sizes += _shares(target).to(runner.device)
         processes.sum_(sizes)
-        self.channels = (sizes / sizes.mean()).clamp_min(LEAST_SHARE)
+        self.channels = (sizes / sizes.mean()).clamp_min(MIN_SHARE)
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         errors = []

@@ -1,4 +1,4 @@
-"""No calibration: the weights that are kept stay as they are."""
+"""No calibration: the kept weights are unchanged."""
 
 from ...allocation.policy import PruningPolicy
 from ...config import FFPConfig

@@ -1,4 +1,4 @@
-"""Ridge regression: every output projection alone makes up for what its unit has lost (Eq. 6 and 7 of the paper)."""
+"""Ridge regression: the output projection of every unit compensates its removed groups (Eq. 6 and 7 of the paper)."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def calibrate(
 ) -> Calibration:
     """Return the compensated output projections of all layers."""
     weights: dict[str, torch.Tensor] = {}
-    for layer, _ in sorted_model.layerwise.walk():
+    for layer, _ in sorted_model.layerwise.iter_layers():
         weights |= journal.mapped(f"ridge-{layer}", partial(_compensated, sorted_model, policy, layer))
     return Calibration(weights)
 

@@ -55,12 +55,14 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         policy = task.map_scores(_damped(multipliers[-1]), task.sparsity)
         down, up = task.size_gradients(policy, windows)
         smaller, larger = policy.neighbors()
-        falls_down = task.curves.falls(smaller, policy, PARTS)
-        regression.observe(down, up, falls_down, task.curves.falls(policy, larger, PARTS))
+        decrease_down = task.curves.decreases(smaller, policy, PARTS)
+        decrease_up = task.curves.decreases(policy, larger, PARTS)
+        regression.observe(down, up, decrease_down, decrease_up)
         multipliers.append(regression.solve())
     scores = [_damped(values) for values in multipliers]
-    settled = np.mean(scores[len(scores) // 2 :], axis=0)
-    return task.conclude([scores[-1], settled, to_scores(multipliers[-1])][:finalists], regression.state(), scores)
+    averaged = np.mean(scores[len(scores) // 2 :], axis=0)
+    candidates = [scores[-1], averaged, to_scores(multipliers[-1])]
+    return task.conclude(candidates[:finalists], regression.state(), scores)
 
 
 def _damped(multipliers: np.ndarray) -> np.ndarray:

@@ -30,10 +30,10 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
     sizes = [1, *config.hidden_sizes, len(units)]
     layers = [f"mlp_extractor.policy_net.{2 * index}.weight" for index in range(len(config.hidden_sizes))]
     for name, shape in zip([*layers, "action_net.weight"], zip(sizes[1:], sizes)):
-        found = state[name].shape if name in state else None
-        if found != shape:
+        saved = state[name].shape if name in state else None
+        if saved != shape:
             raise FFPError(
-                f"the warm-start agent has {name} of shape {found}, this search needs {shape}; warm-start from a "
+                f"the warm-start agent has {name} of shape {saved}, this search needs {shape}; warm-start from a "
                 "checkpoint of the same model, searched with the same agent and hidden_sizes"
             )
 
@@ -54,11 +54,15 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         warm_start: Weights of an agent trained at another sparsity (policy transfer), which `check_state` accepts.
     """
     evaluations = task.steps - task.finalists
-    # Advantages need two candidates per update. What is left of the last update is spent on finalists.
+    # Advantages need two candidates per update. Evaluations left after the last update are spent on finalists.
     candidates = max(2, min(config.candidates, evaluations))
     updates = max(0, evaluations // candidates)
-    most = min(config.update_samples, task.max_samples)
-    schedule = ProgressiveSchedule(updates * candidates, task.sparsity, most, config.alpha_start)
+    schedule = ProgressiveSchedule(
+        steps=updates * candidates,
+        final_sparsity=task.sparsity,
+        max_samples=min(config.update_samples, task.max_samples),
+        start=config.alpha_start,
+    )
     environment = PruningEnvironment(task, schedule, candidates)
     agent = PPO(
         "MlpPolicy",
@@ -75,7 +79,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         seed=config.seed,
         device="cpu",
     )
-    # Its own logger makes a folder per search among the temporary files and leaves it there.
+    # The default logger leaves a temporary folder per search behind.
     agent.set_logger(Logger(folder=None, output_formats=[]))
     if warm_start is not None:
         names = agent.policy.state_dict()
@@ -87,9 +91,9 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     recent = environment.history[-max(task.finalists, len(environment.history) // 2) :]
     ranked = sorted(recent, key=lambda entry: -entry[1])
     learned = _deterministic_scores(agent, task.sparsity)
-    last = [learned] + [action for action, _ in ranked]
+    finalists = [learned] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return task.conclude(last[: task.steps - updates * candidates], weights, [*recorder.scores, learned])
+    return task.conclude(finalists[: task.steps - updates * candidates], weights, [*recorder.scores, learned])
 
 
 def _deterministic_scores(agent: PPO, sparsity: float) -> np.ndarray:

@@ -14,20 +14,20 @@ MUTATION_SPREAD = 0.3
 # Fractions of a generation, as in Search for Efficient LLMs (Shen et al. 2024): of 500 parents and children, 350 are
 # mutations and 100 crossovers, and the best 300 survive; every score mutates with probability 0.2.
 MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
-LEAST_GENERATION = 8
+MIN_GENERATION = 8
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
     """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
-    The initial population is that of the random search. There are as many generations as candidates in each, but at
-    least `LEAST_GENERATION` candidates: with fewer all soon descend from one.
+    The initial population is that of the random search. There are as many generations as candidates per generation,
+    of which there are at least `MIN_GENERATION`: a smaller population soon descends from a single candidate.
     """
     generator = np.random.default_rng(config.seed)
     budget = task.steps - task.finalists
     if budget < 1:
         return no_search.search(task, config, warm_start)
-    generation = max(LEAST_GENERATION, round(budget**0.5))
+    generation = max(MIN_GENERATION, round(budget**0.5))
     scores = SPREAD * generator.standard_normal((min(budget, generation), task.actions))
     scores[0] = 0
     losses, spent = evaluate(task, config, scores), len(scores)

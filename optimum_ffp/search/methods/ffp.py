@@ -7,5 +7,5 @@ from ..task import AgentState, SearchTask
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
-    """Run the agent `config.agent`, a module in `agents`. Arguments, result and errors are those of the agent."""
+    """Run the agent `config.agent`, a module in `agents`, which defines arguments, result and errors."""
     return find_choice("agent", config.agent).search(task, config, warm_start)

@@ -1,4 +1,4 @@
-"""The same numbers of heads and of channels in every layer, so that the dense model's own class runs the result."""
+"""The same numbers of heads and channels in every layer, so that the dense model's class can run the result."""
 
 import logging
 
@@ -16,21 +16,21 @@ IS_BASELINE = True
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
-    """Evaluate policies that differ in the share of attention on all search windows.
+    """Evaluate policies with different numbers of heads on all search windows.
 
-    Those are evaluated whose loss is lowest by the loss curves, at most `config.candidates`; without curves those in
-    even steps from the fewest to the most heads.
+    At most `config.candidates` are evaluated: those with the lowest loss by the loss curves or, without curves, evenly
+    spaced ones from the fewest to the most heads.
 
     Raises:
-        FFPError: If the model's class can't have the sizes of any such policy.
+        FFPError: If the model's class supports the sizes of no such policy.
     """
     policies = homogeneous_policies(task.budget, task.is_homogeneous)
     heads = {policy.sizes[0] for policy in policies}
     if heads == {task.units[0].groups} != {policy.sizes[0] for policy in homogeneous_policies(task.budget)}:
-        logger.warning("the model's own class can't have fewer heads at this sparsity: attention stays whole")
+        logger.warning("the model's own class doesn't support fewer heads at this sparsity: attention is not pruned")
     if task.curves is not None:
         policies.sort(key=lambda policy: task.curves.predict(policy).sum())
     elif len(policies) > config.candidates:
-        places = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
-        policies = [policies[place] for place in places]
+        chosen = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
+        policies = [policies[index] for index in chosen]
     return task.choose(policies[: config.candidates])

@@ -34,7 +34,7 @@ def evaluate(task: SearchTask, config: FFPConfig, scores: np.ndarray) -> np.ndar
     Returns:
         Losses minus that of the dense model, in nats per token, shape `[candidates]`.
     """
-    # The same windows for all candidates: losses on different windows are not comparable without a reward model.
+    # The same windows for all candidates: losses on different windows are not comparable.
     windows = task.windows(config.update_samples)
     losses = []
     for start in range(0, len(scores), config.candidates):

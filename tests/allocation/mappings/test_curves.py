@@ -80,10 +80,10 @@ def test_drops_are_the_differences_of_the_curve_by_part():
     units = tuple(Unit(layer, "ffn", 24, 10) for layer in range(2))
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
     fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))
-    falls = mapping.falls(fewer, more, 12)
-    assert falls[0].sum() == pytest.approx(mapping.curves[0][5] - mapping.curves[0][14])
-    assert falls[0, 2] == pytest.approx(mapping.curves[0][5] - mapping.curves[0][6])
-    assert np.flatnonzero(falls[0]).tolist() == [2, 3, 4, 5, 6] and not falls[1].any()
+    decreases = mapping.decreases(fewer, more, 12)
+    assert decreases[0].sum() == pytest.approx(mapping.curves[0][5] - mapping.curves[0][14])
+    assert decreases[0, 2] == pytest.approx(mapping.curves[0][5] - mapping.curves[0][6])
+    assert np.flatnonzero(decreases[0]).tolist() == [2, 3, 4, 5, 6] and not decreases[1].any()
 
 
 def test_hull_drops_what_is_above_it():

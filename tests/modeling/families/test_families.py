@@ -5,7 +5,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
-from optimum_ffp.analysis.attention import find_ways
+from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
@@ -62,8 +62,8 @@ def test_unsupported_family_lists_the_supported():
 def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, caplog, tmp_path):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, attention="query-heads", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
-    find_ways(pruner.model, FAMILIES["olmo2"], config)
-    assert "stays whole" in caplog.text
+    find_unit_variants(pruner.model, FAMILIES["olmo2"], config)
+    assert "is not pruned" in caplog.text
     result = pruner.prune()
     sizes = [(unit.group, unit.groups, size) for unit, size in zip(result.policy.units, result.policy.sizes)]
     assert sizes[::2] == 3 * [("all_heads", 1, 1)] and result.policy.sparsity == pytest.approx(0.3, abs=0.01)
