@@ -137,6 +137,6 @@ def collect_statistics(
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
         runner.advance(states, batch_size)
     statistics = [accumulator.finish(tokens) for accumulator in accumulators]
-    for unit, of_unit in zip(units, statistics):
-        check_finite(of_unit.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+    for unit, unit_statistics in zip(units, statistics):
+        check_finite(unit_statistics.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -183,9 +183,7 @@ class Measurements:
     def check(self, config: FFPConfig) -> None:
         """Raise `FFPError` if a config requires new measurements."""
         if changed := self.differences(config):
-            raise FFPError(
-                f"{'; '.join(changed)}: measurements are made once; create a new FFPPruner with this config"
-            )
+            raise FFPError(f"{'; '.join(changed)}: measurements are reused; create a new FFPPruner with this config")
 
     @cached_property
     def data(self) -> DataSplits:

@@ -93,8 +93,7 @@ def prepare(
 class _Preparation:
     """Orders and factors the units layer by layer, so that only one layer's Gram matrices are in memory.
 
-    Processes share the windows; the main one orders and factors. Finished layers are reused if memory runs out in a
-    later one.
+    Processes share the windows; the main one orders and factors. Finished layers survive an out-of-memory error.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class _Preparation:
     def order_units(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
         """Return all units with their groups ordered."""
         unfinished = [layer for layer in self.layers if layer not in self.finished]
-        missing = [layer for layer in unfinished if not self.layer_journal.has(_entry(layer))]
+        missing = [layer for layer in unfinished if not self.layer_journal.has(f"layer-{layer}")]
         if missing:
             self._measure(windows, missing, batch_size)
         with self.meter.stage("statistics"):
@@ -174,7 +173,7 @@ class _Preparation:
                     break
 
     def _finish(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
-        entry = self.layerwise.counter.tensors(self.layer_journal, _entry(layer), measure)
+        entry = self.layerwise.counter.tensors(self.layer_journal, f"layer-{layer}", measure)
         units = [
             OrderedUnit.unpack(entry, f"{member}.", [variant[member] for variant in self.variants], self.matrix_device)
             for member in members_of(self.variants[0], layer)
@@ -189,19 +188,16 @@ class _Preparation:
         """Order and factor the units of one layer."""
         config, packed = self.config, {}
         for member in members_of(self.variants[0], layer):
-            of_unit, fisher = statistics.pop(0), self.fishers[member]
-            of_unit = of_unit.to(algebra_device(of_unit.gram.device, len(of_unit.gram)))
+            unit_statistics, fisher = statistics.pop(0), self.fishers[member]
+            device = algebra_device(unit_statistics.gram.device, len(unit_statistics.gram))
+            unit_statistics = unit_statistics.to(device)
             # Variants differ in attention only.
             units = {variant[member].unit: variant[member] for variant in self.variants}
             with self.meter.stage("importance"):
-                ordered = [order_unit(unit, of_unit, fisher, config) for unit in units.values()]
+                ordered = [order_unit(unit, unit_statistics, fisher, config) for unit in units.values()]
             if config.needs_factors:
                 with self.meter.stage("factorization"):
-                    ordered = [factorize_unit(candidate, of_unit, fisher, config) for candidate in ordered]
+                    ordered = [factorize_unit(candidate, unit_statistics, fisher, config) for candidate in ordered]
             packed |= choose_variant(ordered).pack(f"{member}.")
-            del of_unit
+            del unit_statistics
         return packed
-
-
-def _entry(layer: int) -> str:
-    return f"layer-{layer}"

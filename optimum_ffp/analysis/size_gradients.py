@@ -68,13 +68,8 @@ def measure_size_gradients(
             low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
             component_dtype = _component_dtype(sorted_model.layerwise.dtype)
-            probe = _Probe(
-                directions=directions.to(component_dtype),
-                mixing=unit.in_layout(mixing.T).T.to(component_dtype),
-                kept=current - low,
-                changes=changes[index],
-            )
-            hooks[unit.output.module] = probe.watch
+            directions, mixing = directions.to(component_dtype), unit.in_layout(mixing.T).T.to(component_dtype)
+            hooks[unit.output.module] = _Probe(directions, mixing, kept=current - low, changes=changes[index]).watch
         return hooks
 
     losses = backward_passes(

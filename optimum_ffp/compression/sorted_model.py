@@ -234,8 +234,8 @@ class SortedModel:
         for index, layer in self.layerwise.iter_layers():
             with change(index):
                 prefix = self.prefixes[index]
-                weights_of_layer = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer))
-                state |= {prefix + name: tensor for name, tensor in weights_of_layer.items()}
+                layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer))
+                state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         if homogeneous:
             model_class = type(self.model)
             config = homogeneous_config(model_class, self.model.config, self.family, policy)

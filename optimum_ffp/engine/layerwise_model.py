@@ -228,19 +228,19 @@ class LayerwiseModel:
         losses = []
         for chunk in windows.split(self.chunk_size(windows, len(candidates))):
             embedded, arguments = self.embed(chunk, copies=len(candidates))
-            states = [embedded, *(embedded.clone() for _ in candidates[1:])]
+            candidate_states = [embedded, *(embedded.clone() for _ in candidates[1:])]
             for index, layer in self.iter_layers():
                 runner = self.runner(layer, arguments[index], dtype)
-                for change, of_candidate in zip(candidates, states):
+                for change, states in zip(candidates, candidate_states):
                     with change(index):
-                        runner.advance(of_candidate, batch_size)
+                        runner.advance(states, batch_size)
                 on_layer()
-            of_candidates = []
+            chunk_losses = []
             with self.cast_outer_weights():
-                for change, of_candidate in zip(candidates, states):
+                for change, states in zip(candidates, candidate_states):
                     with change(len(self.layers)):
-                        of_candidates.append(self._head_losses(of_candidate, chunk, dtype, batch_size))
-            losses.append(torch.stack(of_candidates))
+                        chunk_losses.append(self._head_losses(states, chunk, dtype, batch_size))
+            losses.append(torch.stack(chunk_losses))
         return torch.cat(losses, 1)
 
     def _head_losses(

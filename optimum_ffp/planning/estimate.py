@@ -298,7 +298,7 @@ def estimate_recovery(
     parameters = trained = student.num_parameters()
     weights = parameters * (stored.itemsize + size * (size != stored.itemsize))
     if config.lora:
-        trained = config.lora * sum(sum(map(sum, of_layer)) for of_layer in matrices)
+        trained = config.lora * sum(sum(map(sum, shapes)) for shapes in matrices)
         weights += 4 * trained
     # In float32: gradients, their copies for the exchange between processes, and both moments of Adam.
     weights += trained * (12 + 4 * (shares > 1)) + teacher.num_parameters() * (size if bf16 else dense.itemsize)
@@ -310,7 +310,7 @@ def estimate_recovery(
     eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
     # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
     activations = len(layers) * (hidden * (16 + 7 * size) + eager)
-    activations += 4 * size * sum(max(width for _, width in of_layer) for of_layer in matrices)
+    activations += 4 * size * sum(max(width for _, width in shapes) for shapes in matrices)
     if config.gradient_checkpointing:
         activations = len(layers) * hidden * size + activations // len(layers)
     # Logits of both models, their log-probabilities, probabilities and gradient; the gradient of the head twice.

@@ -119,9 +119,9 @@ class MultiplierRegression:
             parts = count + index * PARTS + np.arange(PARTS)
             prior[np.ix_(parts, parts)] = self._part_spread[index] ** 2 * smooth
             columns = np.array([index, *parts, size - len(kinds) + kinds.index(self._kind[index])])
-            of_unit = unit == index
-            information[np.ix_(columns, columns)] += weighted[of_unit].T @ design[of_unit]
-            residuals[columns] += weighted[of_unit].T @ (self.equations["ratio"] - (1 - sign))[of_unit]
+            rows = unit == index
+            information[np.ix_(columns, columns)] += weighted[rows].T @ design[rows]
+            residuals[columns] += weighted[rows].T @ (self.equations["ratio"] - (1 - sign))[rows]
         mean = prior @ np.linalg.solve(np.eye(size) + information @ prior, residuals)
         return 1 + mean[:count, None] + mean[count : count * (1 + PARTS)].reshape(count, PARTS)
 
