@@ -10,7 +10,7 @@ from torch import nn
 from ..compression.ridge import PrefixRidge
 from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
-from ..modeling.families.base import members_of
+from ..modeling.families.base import units_of_layer
 from ..utils import processes
 from ..utils.cholesky import check_finite
 from ..utils.seeds import seed_of
@@ -67,10 +67,10 @@ def collect_fisher(
         return hook
 
     def watchers(layer: int):
-        return {units[index].output.module: watch(index) for index in members_of(units, layer)}
+        return {units[index].output.module: watch(index) for index in units_of_layer(units, layer)}
 
     def finish(layer: int) -> None:
-        for index in members_of(units, layer):
+        for index in units_of_layer(units, layer):
             matrix = processes.sum_(sum_of(index)).div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")

@@ -30,7 +30,7 @@ from ..data.self_generated import NEEDS_WEIGHTS
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
-from ..modeling.auto import note_untied
+from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
@@ -115,7 +115,7 @@ class Measurements:
         device: torch.device | None = None,
         token: str | None = None,
     ):
-        note_untied(model)
+        mark_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
         for _, windows in data.roles() if data else ():
             # Its name is published.

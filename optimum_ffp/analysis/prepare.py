@@ -14,7 +14,7 @@ from ..config import FFPConfig
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit
-from ..modeling.families.base import members_of
+from ..modeling.families.base import units_of_layer
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device
@@ -155,7 +155,7 @@ class _Preparation:
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
             for index, layer in self.layerwise.iter_layers():
                 runner = self.layerwise.runner(layer, arguments[index], self.dtype)
-                members = members_of(self.variants[0], index) if index in missing else []
+                members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
                         runner,
@@ -176,7 +176,7 @@ class _Preparation:
         entry = self.layerwise.counter.tensors(self.layer_journal, f"layer-{layer}", measure)
         units = [
             OrderedUnit.unpack(entry, f"{member}.", [variant[member] for variant in self.variants], self.matrix_device)
-            for member in members_of(self.variants[0], layer)
+            for member in units_of_layer(self.variants[0], layer)
         ]
         copies_factors = self.layerwise.device.type == "cuda" and self.matrix_device.type == "cpu"
         if copies_factors and self.config.needs_factors and not self.journal.on_disk:
@@ -187,7 +187,7 @@ class _Preparation:
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""
         config, packed = self.config, {}
-        for member in members_of(self.variants[0], layer):
+        for member in units_of_layer(self.variants[0], layer):
             unit_statistics, fisher = statistics.pop(0), self.fishers[member]
             device = algebra_device(unit_statistics.gram.device, len(unit_statistics.gram))
             unit_statistics = unit_statistics.to(device)

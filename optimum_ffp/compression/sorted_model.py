@@ -14,7 +14,7 @@ from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
-from ..modeling.families.base import members_of, permute_blocks
+from ..modeling.families.base import permute_blocks, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.resume import Journal
 from .ridge import PrefixRidge
@@ -126,7 +126,7 @@ class SortedModel:
 
     def members(self, layer: int) -> list[int]:
         """Return the indices of the units of a layer."""
-        return members_of(self.model_units, layer)
+        return units_of_layer(self.model_units, layer)
 
     def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
         """Return the name of a unit's output weight, and the weight as the model needs it, for `change`.

@@ -1,4 +1,4 @@
-"""Text from files, the Hub or the model itself, as windows of tokens."""
+"""Loading of text from files, the Hub or the model itself as windows of tokens."""
 
 from .cutting import find_start_token
 from .loading import load_windows

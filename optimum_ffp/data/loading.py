@@ -1,4 +1,4 @@
-"""Loads the windows of all roles, from one text or a mix of several."""
+"""Loading of the windows for all roles, from a text or a mix of texts."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,24 +19,23 @@ from .windows import DataSplits, Windows
 
 
 ROLES = ("calibration", "search", "test")
-# Where the parts for calibration, search and test end of a text without splits; beside a test split there are two.
-ENDS = {1: (0.6, 0.8, 1), 2: (0.8, 1)}
+# Ends of the parts for calibration, search and test in a split, by the number of splits that a text has.
+PART_ENDS = {1: (0.6, 0.8, 1), 2: (0.8, 1)}
 WORD_END = re.compile(r"\s|\Z")
-# Characters of a text that windows of calibration and search are chosen from, and that parts are divided by: a number
-# of its own, so that the parts are the same ones for windows of any number and length.
-CHARACTERS = 2**25
-# Characters per window that are encoded at once (English text has 4 to 5 per token), and characters at most.
-CHARACTERS_PER_TOKEN, MOST_CHARACTERS = 8, 2**22
-# Test windows of a text without a test split of its own if no number is given: a fifth of a long one would cost more
-# than the prune.
+# Maximum characters of a text that is divided into parts, and that calibration and search windows are chosen from. It
+# is independent of the number and length of windows, so that the parts are too.
+MAX_TEXT_CHARACTERS = 2**25
+# Size of the blocks to encode, in characters per token of a window (English has 4 to 5), and its maximum.
+CHARACTERS_PER_TOKEN, MAX_BLOCK_CHARACTERS = 8, 2**22
+# Default number of test windows without a test split: a fifth of a long text would cost more than the prune.
 TEST_WINDOWS = 100
-# Apart from the text to train on, which is of seed 1.
+# Seed for sampled text; training text uses 1.
 ROLES_SEED = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a text that is for one role, in pieces, and its description."""
+    """The part of a text for one role, in pieces, and its description."""
 
     pieces: Iterable[str]
     source: str
@@ -51,16 +50,16 @@ def load_windows(
 ) -> DataSplits:
     """Load windows for all roles.
 
-    Calibration windows are from train, search windows from validation and test windows from test. A text with one
-    split is cut into three parts in this order, and train beside test alone into two. Windows for calibration and
-    search have the shares of a mix.
+    Calibration windows are from the train split, search windows from validation and test windows from test. The only
+    split of a text is divided into three parts in this order; without validation, train is divided into two.
+    Calibration and search windows have the shares of the mix.
 
     Args:
         texts: Texts for calibration and search.
         tokenizer: Tokenizer of the model.
-        model: The dense model, which writes the text of `self`.
+        model: The dense model, which generates the text of `self`.
         request: Number and length of windows.
-        reported: Texts to report on, each by itself; those of `texts` that the model doesn't write if `None`.
+        reported: Texts to report on separately; those of `texts` that the model doesn't generate if `None`.
 
     Raises:
         FFPError: If the data can't be found or read, is too short, or the model can't generate text.
@@ -71,28 +70,28 @@ def load_windows(
         "search": texts.divide(request.search),
         "test": dict.fromkeys(reported.names, request.test),
     }
-    found = {}
+    windows_by_text = {}
     for name in dict.fromkeys([*texts.names, *reported.names]):
-        wanted = {role: of_texts[name] for role, of_texts in counts.items() if of_texts.get(name, 0) != 0}
-        if wanted:
-            found[name] = _load_text(Text(name), tokenizer, model, request, wanted)
-    mixed = [
-        _mix([windows[role] for windows in found.values() if role in windows], str(texts), request)
+        counts_by_role = {role: by_text[name] for role, by_text in counts.items() if by_text.get(name, 0) != 0}
+        if counts_by_role:
+            windows_by_text[name] = _load_text(Text(name), tokenizer, model, request, counts_by_role)
+    mixes = [
+        _mix([windows[role] for windows in windows_by_text.values() if role in windows], str(texts), request)
         for role in ("calibration", "search")
     ]
-    return DataSplits(*mixed, tests=tuple(found[name]["test"] for name in reported.names))
+    return DataSplits(*mixes, tests=tuple(windows_by_text[name]["test"] for name in reported.names))
 
 
 def read_parts(
     text: Text, tokenizer: PreTrainedTokenizerBase, request: DataRequest
 ) -> tuple[dict[str, Part], Iterator[str]]:
-    """Open a text, and divide it among the roles.
+    """Open a text, and divide it into parts by role.
 
     Returns:
-        Parts by role, and the pieces of the first split beyond those that are divided, to train on.
+        Parts by role, and the remaining pieces of the first split, for training.
 
     Raises:
-        FFPError: If the text can't be opened. Reading raises it if it can't be read, or has no text.
+        FFPError: If the text can't be opened. Iteration raises it if the text can't be read or is empty.
     """
     streams = text.open(request.token)
     pieces = {
@@ -105,7 +104,7 @@ def read_parts(
     parts = {"test": Part(pieces["test"], "test")} if len(streams) == 2 else {}
     characters = _take(pieces[first], text)
     begin = 0
-    for role, share in zip(ROLES, ENDS[len(streams)]):
+    for role, share in zip(ROLES, PART_ENDS[len(streams)]):
         end = WORD_END.search(characters, round(share * len(characters))).start()
         parts[role] = Part([characters[begin:end]], f"{role} part of {first}")
         begin = end
@@ -117,56 +116,56 @@ def _load_text(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     request: DataRequest,
-    wanted: dict[str, int | None],
+    counts_by_role: dict[str, int | None],
 ) -> dict[str, Windows]:
-    """Load the windows of one text by role: the first ones for the test, random ones for the other roles."""
+    """Load the windows of a text by role: the first ones for the test, random ones for other roles."""
     start = find_start_token(tokenizer, request.start_token)
     if text.is_self:
-        return {role: _sample(model, tokenizer, request, role, count) for role, count in wanted.items()}
+        return {role: _sample(model, tokenizer, request, role, count) for role, count in counts_by_role.items()}
     parts, _ = read_parts(text, tokenizer, request)
     generator = torch.Generator().manual_seed(request.seed)
-    found = {}
-    for role, count in wanted.items():
-        part, label, spread = parts[role], f"{text.name} ({parts[role].source})", False
+    windows_by_role = {}
+    for role, count in counts_by_role.items():
+        part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
         if role == "test":
             count = count or (None if part.source == "test" else TEST_WINDOWS)
-            size = request.length * CHARACTERS_PER_TOKEN * count if count else MOST_CHARACTERS
-            blocks = cut_blocks(part.pieces, min(size, MOST_CHARACTERS))
+            size = request.length * CHARACTERS_PER_TOKEN * count if count else MAX_BLOCK_CHARACTERS
+            blocks = cut_blocks(part.pieces, min(size, MAX_BLOCK_CHARACTERS))
         else:
             blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
             blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
-            # A block may have less than a window, and the next one then adds to it.
-            spread = len(blocks) >= 2 * count
-        windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=spread)
+            # A block may be shorter than a window, which then continues in the next block.
+            one_per_block = len(blocks) >= 2 * count
+        windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=one_per_block)
         windows = [*islice(windows, count)]
         if not windows:
             raise FFPError(
-                f"{label} has less than one window of {request.length} tokens; give more text, or lower seq_len"
+                f"{label} has less than one window of {request.length} tokens; use more text, or lower seq_len"
             )
-        found[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
-    return found
+        windows_by_role[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
+    return windows_by_role
 
 
 def _sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: DataRequest, role: str, count: int | None
 ) -> Windows:
-    # A recovery must not be judged by what the prune was calibrated on, and reads fewer windows.
+    # Separate seeds: a recovery, which reads fewer windows, must not be tested on calibration text of the prune.
     seed = seed_of(request.seed, ROLES_SEED, ROLES.index(role))
     tokens = sample_from_model(model, tokenizer, count or request.search or 1, request.length, seed)
     start = find_start_token(tokenizer, request.start_token)
-    begins = start is not None and bool((tokens[:, 0] == start).all())
-    return Windows(tokens, "self", "sampled", begins)
+    has_start_token = start is not None and bool((tokens[:, 0] == start).all())
+    return Windows(tokens, "self", "sampled", has_start_token)
 
 
 def _take(pieces: Iterable[str], text: Text) -> str:
-    """The first `CHARACTERS` of a text."""
-    found, left = [], CHARACTERS
+    """Return the first `MAX_TEXT_CHARACTERS` of a text."""
+    taken, remaining = [], MAX_TEXT_CHARACTERS
     for piece in pieces:
-        found.append(piece[:left])
-        left -= len(piece)
-        if left <= 0:
+        taken.append(piece[:remaining])
+        remaining -= len(piece)
+        if remaining <= 0:
             break
-    characters = "".join(found)
+    characters = "".join(taken)
     if not characters.strip():
         raise FFPError(f"{text.name} holds no text")
     return characters
@@ -176,7 +175,7 @@ def _mix(parts: Sequence[Windows], dataset: str, request: DataRequest) -> Window
     if not parts:
         return Windows(torch.empty(0, request.length, dtype=torch.long), dataset, "")
     tokens = torch.cat([part.tokens for part in parts])
-    # Of one text too, whose windows that follow each other are often of one block.
+    # Shuffle a single text too, since consecutive windows are often from the same block.
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(request.seed))
     split = parts[0].split if len(parts) == 1 else ", ".join(f"{len(part)} of {part.split}" for part in parts)
     return Windows(tokens[order], dataset, split, all(part.start_token for part in parts))

@@ -1,4 +1,4 @@
-"""Number and length of the windows that a prune needs."""
+"""Number and length of the windows of a prune."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -10,9 +10,9 @@ from ..config.texts import TextMix
 from ..errors import FFPError
 
 
-# Default tokens per window, if the model has as many positions.
-LONGEST = 2048
-# Maximum channels of the widest unit per calibration token: beyond it the Gram matrix is meaningless.
+# Maximum tokens per window by default.
+MAX_DEFAULT_LENGTH = 2048
+# Maximum channels of the widest unit per calibration token; beyond that, the Gram matrix is meaningless.
 CHANNELS_PER_TOKEN = 16
 
 
@@ -22,11 +22,11 @@ class DataRequest:
 
     Attributes:
         length: Tokens per window.
-        calibration, search, test: Number of windows, for the test of each text; `test=None` takes all of a
-            test split, and the first 100 of a text without one.
+        calibration, search, test: Number of windows, for the test of each text. `test=None` means all of a test split,
+            or the first 100 of a text without one.
         seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
         text_column: Column of a dataset to read; one of a known name if `None`.
-        start_token: Whether windows of text begin with the start token: `"auto"` or `"never"`.
+        start_token: Whether windows begin with the start token: `"auto"` or `"never"`.
         token: Access token of the Hub.
     """
 
@@ -41,7 +41,7 @@ class DataRequest:
 
     @classmethod
     def of(cls, config: FFPConfig, token: str | None = None) -> "DataRequest":
-        """Return the request of a config whose `seq_len` is set (`with_window_length`)."""
+        """Create the request for a config with `seq_len` (see `with_window_length`)."""
         return cls(
             length=config.seq_len,
             calibration=config.num_samples,
@@ -54,7 +54,7 @@ class DataRequest:
         )
 
     def count_generated(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
-        """Return the number of windows per role that the model writes."""
+        """Return the number of windows per role that the model generates."""
         counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in ("calibration", "search")}
         return counts | {"test": (self.test or self.search or 1) if reported.includes_self else 0}
 
@@ -62,7 +62,7 @@ class DataRequest:
 def check_calibration_tokens(tokens: int, channels: int) -> None:
     """Check that there are enough calibration tokens for the widest unit.
 
-    The rank of a Gram matrix is at most the number of tokens; ridge regression has no data in the other dimensions.
+    The rank of a Gram matrix is at most the number of tokens; ridge regression lacks data in other dimensions.
 
     Args:
         tokens: Number of calibration tokens.
@@ -71,11 +71,11 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
     Raises:
         FFPError: If there are more than `CHANNELS_PER_TOKEN` channels per token.
     """
-    least = math.ceil(channels / CHANNELS_PER_TOKEN)
-    if tokens < least:
+    minimum = math.ceil(channels / CHANNELS_PER_TOKEN)
+    if tokens < minimum:
         raise FFPError(
-            f"{tokens:,} calibration tokens are too few for units of {channels:,} channels: at least {least:,} are "
-            f"needed, a token for {CHANNELS_PER_TOKEN} channels; give more text, or raise num_samples or seq_len"
+            f"{tokens:,} calibration tokens are too few for units of {channels:,} channels: at least {minimum:,} are "
+            f"needed, one per {CHANNELS_PER_TOKEN} channels; use more text, or raise num_samples or seq_len"
         )
 
 
@@ -83,7 +83,7 @@ def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
     """Return the tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
     Args:
-        seq_len: What was asked for, if anything was.
+        seq_len: Requested tokens per window, if any.
         config: Config of the model.
 
     Raises:
@@ -91,12 +91,12 @@ def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
     """
     positions = getattr(config, "max_position_embeddings", None)
     if seq_len is None:
-        return min(positions or LONGEST, LONGEST)
+        return min(positions or MAX_DEFAULT_LENGTH, MAX_DEFAULT_LENGTH)
     if positions and seq_len > positions:
-        raise FFPError(f"seq_len {seq_len} is more than the {positions} positions that the model knows; lower it")
+        raise FFPError(f"seq_len {seq_len} exceeds the {positions} positions of the model; lower it")
     return seq_len
 
 
 def with_window_length(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
-    """Return the config with the values of all defaults. Raises `FFPError` as `window_length`."""
+    """Resolve a config, including `seq_len`. Raises `FFPError` like `window_length`."""
     return replace(config.resolve(), seq_len=window_length(config.seq_len, model_config))

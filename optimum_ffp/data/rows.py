@@ -1,4 +1,4 @@
-"""Rows of a dataset as pieces of text: the column is found, and conversations are rendered by the chat template."""
+"""Conversion of dataset rows to pieces of text: choice of the column, and rendering of conversations."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -10,18 +10,18 @@ from ..config.texts import LINES, NAMED, Text
 from ..errors import FFPError, named_line
 
 
-# Columns that are read by default: the first that hold texts or conversations. A prompt and its completion, which are
-# read together, are named as by TRL.
+# Columns to read by default: the first that contain texts or conversations. A prompt and its completion, named as in
+# TRL, are read together.
 KNOWN_COLUMNS = (
     *(("text",), ("messages",), ("conversations",), ("content",), ("document",)),
     ("prompt", "completion"),
 )
 # Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
-# First rows, by which the column is found.
+# Number of rows to choose the column by.
 HEAD = 256
 # Rows are joined by blank lines, as is usual for perplexity on WikiText-2.
-BETWEEN_ROWS = "\n\n"
+ROW_SEPARATOR = "\n\n"
 
 Row = str | list[dict[str, Any]]
 """A text, or a conversation as a list of messages `{"role": ..., "content": ...}`."""
@@ -34,17 +34,17 @@ def read_pieces(
     text_column: str | None = None,
     token: str | None = None,
 ) -> Iterator[str]:
-    """Yield pieces of text, which make up the text if they are joined.
+    """Yield pieces of text, whose concatenation is the text.
 
-    A .txt file is read as it is; of one like those of WikiText-2, whose lines begin with a space, a line is a row, as
-    on the Hub.
+    A .txt file is read unchanged, unless all lines begin with a space as in WikiText-2; then lines are rows, as on the
+    Hub.
 
     Args:
         rows: Rows of a split of the text.
         text: The text.
         tokenizer: Tokenizer with the chat template for conversations.
         text_column: Column to read; one of a known name if `None`.
-        token: Access token of the Hub, which errors don't show.
+        token: Access token of the Hub, which is removed from errors.
 
     Raises:
         FFPError: If the text can't be read, or conversations can't be rendered.
@@ -54,29 +54,29 @@ def read_pieces(
         head = [*islice(rows, HEAD)]
         rows = chain(head, rows)
         if head and LINES in head[0]:
-            plain = any(not row[LINES].startswith(" ") for row in head if row[LINES].strip())
+            is_plain = any(not row[LINES].startswith(" ") for row in head if row[LINES].strip())
             for row in rows:
-                yield row[LINES] if plain else (row[LINES] if row[LINES].strip() else "") + BETWEEN_ROWS
+                yield row[LINES] if is_plain else (row[LINES] if row[LINES].strip() else "") + ROW_SEPARATOR
             return
         columns = choose_columns(head, None if text.name in NAMED else text_column, text.name)
         for number, row in enumerate(rows, 1):
             values = [row.get(name) for name in columns]
             if any(value is None or value == [] for value in values):
                 continue
-            found = _join(values)
-            if found is None:
+            joined = _join(values)
+            if joined is None:
                 names = " and ".join(map(repr, columns))
                 raise FFPError(
-                    f"column {names} of {text.name} holds neither a text nor a conversation in row {number}"
+                    f"column {names} of {text.name} contains neither a text nor a conversation in row {number}"
                 )
-            yield render(found, tokenizer, text.name) + BETWEEN_ROWS
+            yield render(joined, tokenizer, text.name) + ROW_SEPARATOR
 
 
 def check_text(text: Text, text_column: str | None = None, token: str | None = None) -> None:
-    """Check that a text can be opened, and that the first rows of every split have text.
+    """Check that a text can be opened, and that the first rows of every split contain text.
 
     Raises:
-        FFPError: If they haven't.
+        FFPError: Otherwise.
     """
     for rows in text.open(token).values():
         with text.reading(token):
@@ -85,38 +85,38 @@ def check_text(text: Text, text_column: str | None = None, token: str | None = N
             choose_columns(head, None if text.name in NAMED else text_column, text.name)
 
 
-def choose_columns(head: Sequence[Mapping[str, Any]], wanted: str | None, label: str) -> tuple[str, ...]:
+def choose_columns(head: Sequence[Mapping[str, Any]], requested: str | None, label: str) -> tuple[str, ...]:
     """Return the names of the columns to read together.
 
-    Other columns of strings than those of known names are not guessed: they may be ids or sources.
+    Unknown columns are never guessed, since strings may be ids or sources.
 
     Args:
         head: The first rows.
-        wanted: Column named by the user, with texts or conversations; a known one if `None`.
+        requested: Column requested by the user, with texts or conversations; a known one if `None`.
         label: Name of the data in errors.
 
     Raises:
         FFPError: If there are no rows, no such column, or no column of a known name with text.
     """
     if not head:
-        raise FFPError(f"{label} holds no text: it has no rows")
+        raise FFPError(f"{label} contains no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
-    for columns in [(wanted,)] if wanted else KNOWN_COLUMNS:
+    for columns in [(requested,)] if requested else KNOWN_COLUMNS:
         if any(_join([row.get(name) for name in columns]) for row in head):
             return columns
-    if wanted:
+    if requested:
         raise FFPError(
-            f"{label} has no column {wanted!r} of texts or conversations; its columns are {', '.join(names)}"
+            f"{label} has no column {requested!r} of texts or conversations; its columns are {', '.join(names)}"
         )
     known = ", ".join(map(" with ".join, KNOWN_COLUMNS))
     raise FFPError(
-        f"{label} has the columns {', '.join(names)}, and none that is known to hold text ({known}); name the text "
-        "column by --text-column NAME (text_column)"
+        f"{label} has the columns {', '.join(names)}, none of which is known to contain text ({known}); choose the "
+        "column with --text-column NAME (text_column)"
     )
 
 
 def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
-    """Return a text as it is, and a conversation as the chat template renders it.
+    """Render a conversation with the chat template; return a text unchanged.
 
     Raises:
         FFPError: If there is no chat template, or it fails.
@@ -125,20 +125,20 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
         return row
     if not tokenizer.chat_template:
         raise FFPError(
-            f"{label} holds conversations, and the tokenizer has no chat template to render them by; name a column of "
-            "texts by --text-column NAME (text_column), or other data"
+            f"{label} contains conversations, but the tokenizer has no chat template; choose a column of texts with "
+            "--text-column NAME (text_column), or other data"
         )
     try:
         return apply_template(tokenizer, row)
-    except Exception as error:  # A template is a program and may raise anything.
+    except Exception as error:  # Templates are programs and may raise any exception.
         begin = str(row[0].get("content"))[:40]
-        raise FFPError(f"{label}: the chat template refuses the conversation {begin!r}: {named_line(error)}") from None
+        raise FFPError(f"{label}: the chat template rejects the conversation {begin!r}: {named_line(error)}") from None
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]]) -> str:
-    """Render a conversation by the chat template, which may raise anything.
+    """Render a conversation with the chat template, which may raise any exception.
 
-    Templates of models that also take images may want content as a list of parts, and leave out a text that isn't.
+    Templates of vision-language models may expect content as a list of parts, and silently drop strings.
     """
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
     contents = [str(message.get("content") or "").strip() for message in conversation]
@@ -154,7 +154,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[s
 
 
 def _join(values: Sequence[Any]) -> Row | None:
-    """The row of columns that are read together; `None` if they hold something else."""
+    """Join columns that are read together; return `None` if they contain neither texts nor conversations."""
     if all(isinstance(value, str) for value in values):
         return "".join(values)
     if all(map(_is_conversation, values)):
@@ -173,6 +173,6 @@ def _is_conversation(value: Any) -> bool:
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "role" in message:
-        # Tables have `None` for keys that only some messages have.
+        # Arrow tables have `None` for keys that only some messages have.
         return {name: value for name, value in message.items() if value is not None or name == "content"}
     return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}

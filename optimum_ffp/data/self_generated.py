@@ -1,4 +1,4 @@
-"""Text sampled from the model, in addition to a dataset or instead of one."""
+"""Text sampled from the model itself."""
 
 import math
 
@@ -13,11 +13,11 @@ from .rows import apply_template
 
 
 NEEDS_WEIGHTS = (
-    "text that the model writes itself needs all weights on the device; choose offload 'none', or a dataset without "
+    "generating text (dataset self) needs all weights on the device; choose offload 'none', or a dataset without "
     "'self'"
 )
-# Maximum tokens per passage. A window consists of passages, each sampled from its beginning: small models become
-# incoherent in longer ones, and many short passages can be sampled as one batch.
+# Maximum tokens per passage. A window consists of independently sampled passages: small models become incoherent in
+# longer ones, and many short passages can be sampled as a batch.
 PASSAGE = 512
 # Maximum tokens in the KV cache.
 TOKENS_AT_ONCE = 16 * 1024
@@ -26,7 +26,7 @@ TOKENS_AT_ONCE = 16 * 1024
 def sample_from_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int
 ) -> torch.Tensor:
-    """Sample text from the model at temperature 1: after the start token, or as a user's turn of the chat template.
+    """Sample text from the model at temperature 1, after the start token, or as a user turn of the chat template.
 
     Args:
         model: The dense model.
@@ -39,57 +39,57 @@ def sample_from_model(
         Token ids, shape `[count, length]`.
 
     Raises:
-        FFPError: If the tokenizer has no token to begin with.
+        FFPError: If the tokenizer has neither a start nor an end token.
     """
     passages = math.ceil(length / PASSAGE)
     tokens = math.ceil(length / passages)
     opening = find_opening(model, tokenizer, tokens)
     prompts = torch.tensor([opening] * (count * passages), device=model.device)
-    # In place of the model's own, with which passages may end early, or are sampled at another temperature.
+    # Overrides the model's config, which may end passages early or set another temperature.
     sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=tokens - len(opening), pad_token_id=opening[0])
-    own, model.generation_config = model.generation_config, sampling
+    original_config, model.generation_config = model.generation_config, sampling
 
-    def write(batch_size: int) -> torch.Tensor:
+    def sample_passages(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
         with progress_bar(len(batches), "Sampling text", "batch") as bar, torch.random.fork_rng():
             torch.manual_seed(seed)
-            found = []
+            passages_by_batch = []
             for batch in batches:
-                # Otherwise a start token that is also the padding token would be masked.
-                found.append(model.generate(batch, attention_mask=torch.ones_like(batch)).cpu())
+                # By default, a start token that is also the padding token would be masked.
+                passages_by_batch.append(model.generate(batch, attention_mask=torch.ones_like(batch)).cpu())
                 bar.update()
-        return torch.cat(found)
+        return torch.cat(passages_by_batch)
 
     try:
-        written = with_halving_batches(write, max(1, TOKENS_AT_ONCE // tokens))
+        sampled = with_halving_batches(sample_passages, max(1, TOKENS_AT_ONCE // tokens))
     finally:
-        model.generation_config = own
-    return written.reshape(count, -1)[:, :length]
+        model.generation_config = original_config
+    return sampled.reshape(count, -1)[:, :length]
 
 
 def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
-    """Return the tokens that text begins with: up to the user's first words in a chat, or the start token.
+    """Return the tokens to sample after: the chat template up to the user's first words, or the start token.
 
     Args:
         model: The dense model.
         tokenizer: Tokenizer of the model.
-        length: Tokens of the text, of which an opening may take half.
+        length: Tokens of the text, of which the opening may take up to half.
 
     Raises:
         FFPError: If the tokenizer has neither a start nor an end token, or the model has no embedding for it.
     """
-    known = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     if tokenizer.chat_template:
         try:
             opening, _ = apply_template(tokenizer, [{"role": "user", "content": "QUESTION"}]).split("QUESTION")
-        except Exception:  # A template is a program: this one wants other conversations.
+        except Exception:  # Templates are programs and may reject this conversation.
             opening = ""
         tokens = tokenizer(opening, add_special_tokens=False).input_ids
         start = find_start_token(tokenizer)
         tokens = tokens if start in (None, *tokens[:1]) else [start, *tokens]
-        if tokens and max(tokens) < known and 2 * len(tokens) <= length:
+        if tokens and max(tokens) < vocabulary and 2 * len(tokens) <= length:
             return tokens
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None or start >= known:
-        raise FFPError("the model has no start token to sample text from; name a dataset without self")
+    if start is None or start >= vocabulary:
+        raise FFPError("the model has no start token to sample text from; choose a dataset without self")
     return [start]

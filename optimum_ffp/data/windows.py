@@ -1,4 +1,4 @@
-"""Windows of tokens, and those of a prune: for calibration, search and test."""
+"""Windows of tokens for calibration, search and test."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Windows:
         return len(self.tokens)
 
     def describe(self) -> dict[str, str | int]:
-        """Return the record for figures that are measured on these windows: what they are, their number and length."""
+        """Return the JSON-ready description of the windows, for records of what is measured on them."""
         return {
             "dataset": self.dataset,
             "split": self.split,
@@ -49,29 +49,29 @@ class Windows:
         return replace(self, tokens=self.tokens[:count])
 
 
-def describe_size(windows: Mapping[str, Any], wanted: int | None = None) -> str:
-    """Return the number and length of the windows of a record of `Windows.describe`.
+def describe_size(windows: Mapping[str, Any], requested: int | None = None) -> str:
+    """Format the number and length of windows.
 
     Args:
-        windows: The record.
-        wanted: Number of windows that was asked for, which is named if there was less text.
+        windows: Record of `Windows.describe`.
+        requested: Requested number of windows, which is mentioned if there are fewer.
     """
     count = windows["windows"]
-    count = f"only {count} of {wanted}" if wanted and count < wanted else count
+    count = f"only {count} of {requested}" if requested and count < requested else count
     return f"{count} windows of {windows['window_length']} tokens"
 
 
-def describe_shape(windows: Mapping[str, Any], wanted: int | None = None) -> str:
-    """Return also whether windows begin with a start token; arguments as for `describe_size`."""
-    # Records of earlier versions don't say it.
+def describe_shape(windows: Mapping[str, Any], requested: int | None = None) -> str:
+    """Format the size of windows and whether they begin with a start token; arguments as for `describe_size`."""
+    # Records of earlier versions lack this key.
     start = "a" if windows.get("start_token") else "no"
-    return f"{describe_size(windows, wanted)}, {start} start token"
+    return f"{describe_size(windows, requested)}, {start} start token"
 
 
-def describe_windows(windows: Mapping[str, Any], wanted: int | None = None) -> str:
-    """Return the dataset, split and shape of windows; arguments as for `describe_size`."""
+def describe_windows(windows: Mapping[str, Any], requested: int | None = None) -> str:
+    """Format the dataset, split and shape of windows; arguments as for `describe_size`."""
     dataset = TextMix.parse(windows["dataset"]).describe()
-    return f"{dataset}, {windows['split']}, {describe_shape(windows, wanted)}"
+    return f"{dataset}, {windows['split']}, {describe_shape(windows, requested)}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class DataSplits:
 
     Attributes:
         calibration: Windows of all texts of a mix, shuffled.
-        search: The same of other text.
-        tests: Test windows of each text that is reported on.
+        search: Windows of other parts of these texts, shuffled.
+        tests: Test windows of each reported text.
     """
 
     calibration: Windows
@@ -96,10 +96,10 @@ class DataSplits:
     def warnings(self, request: DataRequest) -> list[str]:
         """Return one line per role that has fewer windows than requested."""
         return [
-            f"little text: {windows.dataset} ({windows.split}) gives {len(windows)} of the {wanted} windows of "
-            f"{windows.length} tokens that are requested; give more text, or a smaller seq_len"
+            f"little text: {windows.dataset} ({windows.split}) yields {len(windows)} of {requested} requested windows "
+            f"of {windows.length} tokens; use more text, or a smaller seq_len"
             for role, windows in self.roles()
-            if (wanted := getattr(request, role)) and len(windows) < wanted
+            if (requested := getattr(request, role)) and len(windows) < requested
         ]
 
     def roles(self) -> list[tuple[str, Windows]]:
@@ -115,6 +115,6 @@ class DataSplits:
         """Restore the result of `to_list`."""
         # A recovery has no calibration windows.
         none = torch.empty(0, 0, dtype=torch.long)
-        tokens = [torch.tensor(one["tokens"]) if one["tokens"] else none for one in data]
-        calibration, search, *tests = (Windows(**one | {"tokens": rows}) for one, rows in zip(data, tokens))
+        tokens = [torch.tensor(record["tokens"]) if record["tokens"] else none for record in data]
+        calibration, search, *tests = (Windows(**record | {"tokens": rows}) for record, rows in zip(data, tokens))
         return cls(calibration, search, tuple(tests))

@@ -1,4 +1,4 @@
-"""Loading of models, supported families, and the model code that is saved in checkpoints, one file per family."""
+"""Model loading, supported families, and the modeling code saved in checkpoints, one file per family."""
 
 from .auto import (
     FFPModelForCausalLM,

@@ -1,4 +1,4 @@
-"""Configs and classes of pruned models, and their loading."""
+"""Configs, classes and loading of pruned models."""
 
 import copy
 import importlib
@@ -18,7 +18,7 @@ from ..hub.validate_checkpoint import check_checkpoint
 from .families import FAMILIES, Family, get_family
 
 
-# Silence warnings on reading global sizes of a heterogeneous config, which pruned models do on purpose.
+# Silence warnings about reading global sizes of a heterogeneous config, which pruned models do on purpose.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
 # Masks, frequencies and positions that earlier releases of transformers saved as buffers.
 SAVED_BUFFERS = r"((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
@@ -43,7 +43,7 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     """Return the config of a pruned model: the dense config with the sizes of every layer and an `auto_map`.
 
     Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
-    of heads. `auto_map` includes `AutoModel`: without it `AutoModel.from_config` would silently build the dense model.
+    of heads. Without an `AutoModel` entry in `auto_map`, `AutoModel.from_config` would silently build the dense model.
     """
     config = copy.deepcopy(dense_config)
     overrides = _layer_overrides(dense_config, family, policy)
@@ -60,10 +60,10 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
 def homogeneous_config(
     model_class: type[PreTrainedModel], dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
 ) -> PretrainedConfig | None:
-    """Return the config of a pruned model in the dense model's own class, or `None` if that can't have its sizes.
+    """Return the config of a pruned model for the dense model's class, or `None` if that doesn't support its sizes.
 
-    It can if all layers are alike and it has the weights of the pruned model with the sizes as global ones: some
-    families derive the head dimension from the number of heads, or want it to divide the hidden size.
+    All layers must have the same sizes, and the class must accept these as global sizes: some families derive the head
+    dimension from the number of heads, or require it to divide the hidden size.
 
     Args:
         model_class: Class of the dense model.
@@ -71,33 +71,33 @@ def homogeneous_config(
         family: The family record.
         policy: The policy of the pruned model.
     """
-    first, *others = _layer_overrides(dense_config, family, policy).values()
-    if any(other != first for other in others):
+    first, *rest = _layer_overrides(dense_config, family, policy).values()
+    if any(overrides != first for overrides in rest):
         return None
     pruned = pruned_config(dense_config, family, policy)
-    own = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
+    dense_values = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
     try:
-        config = type(dense_config).from_dict(own | sizes)
+        config = type(dense_config).from_dict(dense_values | sizes)
         with torch.device("meta"):
-            found, wanted = (
-                {name: weight.shape for name, weight in one_class(one).named_parameters()}
-                for one_class, one in ((model_class, config), (pruned_model_class(family), pruned))
+            shapes, pruned_shapes = (
+                {name: weight.shape for name, weight in model.named_parameters()}
+                for model in (model_class(config), pruned_model_class(family)(pruned))
             )
     except (ValueError, RuntimeError, StrictDataclassError):
         return None
-    if found != wanted:
+    if shapes != pruned_shapes:
         return None
     config._name_or_path = dense_config._name_or_path
-    # For programs with a transformers before 5, beside `rope_parameters`. As an attribute, 5 takes `rope_scaling` for
-    # another name of that.
-    rope_names = _modeling(family).get("earlier_rope_names", lambda config: {})
-    vars(config).update(rope_names(config))
+    # For transformers before 5, in addition to `rope_parameters`. Set through `vars`, since `rope_scaling` is an alias
+    # of that in version 5.
+    legacy_rope_config = _modeling(family).get("legacy_rope_config", lambda config: {})
+    vars(config).update(legacy_rope_config(config))
     return config
 
 
 def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy) -> bool:
-    """Return whether all layers of a policy are alike, and the class of a dense model can have their sizes."""
+    """Return whether all layers of a policy have the same sizes, and the class of the dense model supports them."""
     return homogeneous_config(type(model), model.config, family, policy) is not None
 
 
@@ -117,25 +117,25 @@ def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
 
 
 def is_pruned(config: PretrainedConfig) -> bool:
-    """Return whether a checkpoint's config is that of a pruned model: it has sizes per layer, or names our code."""
-    # Layers of some dense models, of other families, have sizes of their own too.
+    """Return whether a config is that of a pruned model, with sizes per layer or our modeling code."""
+    # Some dense models of other families are heterogeneous too.
     sizes = getattr(config, "is_heterogeneous", False) and config.model_type in FAMILIES
     code = (getattr(config, "auto_map", None) or {}).values()
     return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
 
 
 def attention_of(config: PretrainedConfig) -> dict[str, str]:
-    """Return the argument of `from_pretrained` for a model whose softcap SDPA leaves out.
+    """Return arguments of `from_pretrained` for models whose softcap SDPA ignores.
 
-    Some versions of transformers choose it all the same.
+    Some versions of transformers select SDPA anyway.
     """
     return {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
 
 
-def note_untied(model: PreTrainedModel) -> None:
-    """Say in the config of a model that its head is not the embeddings, if it says so and a checkpoint has both.
+def mark_untied(model: PreTrainedModel) -> None:
+    """Unset `tie_word_embeddings` in the config of a model if the checkpoint has a separate head.
 
-    Transformers loads both then and leaves the config as it is.
+    Transformers then loads both weights, but leaves the config unchanged.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight is embeddings.weight:
@@ -146,8 +146,8 @@ def note_untied(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def load_whole(model_class: type, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    """Load a model, and check that the checkpoint holds exactly its weights.
+def load_strictly(model_class: type, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """Load a model, and check that the checkpoint contains exactly its weights.
 
     Transformers initializes missing weights at random and ignores unexpected ones.
 
@@ -157,20 +157,21 @@ def load_whole(model_class: type, model_id: str | os.PathLike, **kwargs: Any) ->
         kwargs: Arguments of `from_pretrained`.
 
     Raises:
-        FFPError: If config and weights don't agree.
+        FFPError: If config and weights don't match.
     """
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_no_report)
+    logger.addFilter(_is_not_load_report)
     try:
         # Mismatched weights are then listed in the loading info.
         model, info = model_class.from_pretrained(
             model_id, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
     finally:
-        logger.removeFilter(_no_report)
+        logger.removeFilter(_is_not_load_report)
     unexpected = [key for key in info["unexpected_keys"] if not re.search(SAVED_BUFFERS, key)]
     mismatched = [
-        f"{key}, of shape {list(found)} in place of {list(wanted)}" for key, found, wanted in info["mismatched_keys"]
+        f"{key}, of shape {list(shape)} instead of {list(expected)}"
+        for key, shape, expected in info["mismatched_keys"]
     ]
     for problem, keys in (
         ("the weights have no", info["missing_keys"]),
@@ -179,14 +180,14 @@ def load_whole(model_class: type, model_id: str | os.PathLike, **kwargs: Any) ->
     ):
         if keys:
             raise FFPError(
-                f"config.json and the weights of {model_id} don't agree: {problem} {min(keys)} (1 of {len(keys)}); "
-                "put config.json right, or download the checkpoint again"
+                f"config.json and the weights of {model_id} don't match: {problem} {min(keys)} (1 of {len(keys)}); "
+                "fix config.json, or download the checkpoint again"
             )
-    note_untied(model)
+    mark_untied(model)
     return model
 
 
-def _no_report(record: logging.LogRecord) -> bool:
+def _is_not_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
@@ -197,16 +198,16 @@ class FFPModelForCausalLM:
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
         """Load a model saved by `FFPPruner.save_pretrained`.
 
-        The model class comes from this package, or from transformers if all layers are alike, so that no code of the
-        repository runs.
+        The model class comes from this package, or from transformers if all layers have the same sizes, so that no
+        code of the repository runs.
 
         Args:
             model_id: Hub id or folder.
             kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
 
         Raises:
-            FFPError: If the checkpoint is not a pruned one, its family is not supported, or it names files or code
-                outside the checkpoint.
+            FFPError: If the checkpoint is not that of a pruned model, its family is not supported, or it references
+                files or code outside the checkpoint.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, kwargs.get("variant"), **hub)
@@ -214,9 +215,9 @@ class FFPModelForCausalLM:
             config = AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):
             model_class = pruned_model_class(get_family(config.model_type))
-            ours = _auto_map(model_class)
-            cls._check_code(model_id, config, ours)
-            config.auto_map = ours
+            auto_map = _auto_map(model_class)
+            cls._check_code(model_id, config, auto_map)
+            config.auto_map = auto_map
         elif prune_record(model_id, **hub):
             model_class = AutoModelForCausalLM
             cls._check_code(model_id, config, {})
@@ -226,14 +227,14 @@ class FFPModelForCausalLM:
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             # Override the caller: remote code is not needed, and pickled weights can run code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
-            return load_whole(model_class, model_id, config=config, **kwargs)
+            return load_strictly(model_class, model_id, config=config, **kwargs)
 
     @staticmethod
-    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, ours: dict[str, str]) -> None:
-        """Check `auto_map`. Code that it names does not run here, but would if the saved model is loaded elsewhere."""
+    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, expected: dict[str, str]) -> None:
+        """Check `auto_map`: its code does not run here, but would if the saved model is loaded elsewhere."""
         for auto, entry in (getattr(config, "auto_map", None) or {}).items():
-            if str(entry).removeprefix(f"{os.fspath(model_id)}--") != ours.get(auto):
+            if str(entry).removeprefix(f"{os.fspath(model_id)}--") != expected.get(auto):
                 raise FFPError(
-                    f"config.json of {model_id} names code in auto_map that optimum-ffp doesn't write: {auto} "
-                    f"{entry!r}, allowed is {ours.get(auto)!r}; don't trust this checkpoint"
+                    f"auto_map in config.json of {model_id} names code that optimum-ffp doesn't write: {auto} "
+                    f"{entry!r}, expected {expected.get(auto)!r}; don't trust this checkpoint"
                 )

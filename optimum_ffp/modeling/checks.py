@@ -11,15 +11,14 @@ from .families import find_family
 
 
 NO_TOKENIZER = (
-    "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the model that it was made from into its "
-    "folder"
+    "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the original model into its folder"
 )
-# A window of the first token ids, which usually include the start token, whose activations are the largest.
+# A window of the first token ids, which usually include the start token, which has the largest activations.
 FIRST_TOKENS = torch.arange(9)[None]
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Check that a dense model can be pruned, before it is run (`check_losses`).
+    """Check that a dense model can be pruned, without running it (see `check_losses`).
 
     Args:
         model: The dense model.
@@ -30,11 +29,11 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
         FFPError: If it is not an unmodified causal LM of transformers, its family is not supported, it is already
             pruned or quantized, or the tokenizer belongs to another model.
     """
-    known = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
-    if not known or model.get_output_embeddings() is None:
+    is_plain = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
+    if not is_plain or model.get_output_embeddings() is None:
         raise FFPError(
-            f"{model_id} is of type {type(model).__name__}; give a model as AutoModelForCausalLM.from_pretrained "
-            "returns it, before torch.compile and with adapters merged"
+            f"{model_id} is of type {type(model).__name__}; pass a model as returned by "
+            "AutoModelForCausalLM.from_pretrained, before torch.compile and with adapters merged"
         )
     check_prunable(model_id, model.config)
     check_usable(model, tokenizer, model_id)
@@ -45,7 +44,7 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
     if not losses.isfinite().all():
         raise FFPError(
             f"{model_id} computes infinite or NaN logits in {dtype_name(model.dtype)}: its weights are too large or "
-            "damaged; try dtype bfloat16 or float32, or download it again"
+            "corrupt; try dtype bfloat16 or float32, or download it again"
         )
 
 
@@ -55,30 +54,32 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
     Args:
         model_id: Name of the model.
         config: Its config.
-        has_record: Whether its folder has the record of a prune, as that of a model whose layers are alike.
+        has_record: Whether its folder has the record of a prune, as for pruned models with standard modeling code.
     """
     if is_pruned(config) or has_record:
-        raise FFPError(f"{model_id} is already pruned; prune the dense model that it was made from")
+        raise FFPError(f"{model_id} is already pruned; prune the original dense model")
     find_family(config)
     if not _is_native(config):
-        raise FFPError(f"{model_id} brings code of its own, which can't be pruned; use one that needs none")
+        raise FFPError(
+            f"{model_id} needs custom code, which can't be pruned; use a model with native support in transformers"
+        )
     # Quantized GGUF files pass, since they are dequantized on loading.
     if is_quantized(config):
         raise FFPError(f"{model_id} is quantized; prune the model in full precision, then quantize the result")
 
 
 def check_unquantized(model_id: str, config: PretrainedConfig) -> None:
-    """Raise `FFPError` if the weights of a model are quantized, and can neither be trained nor converted."""
+    """Raise `FFPError` if a model is quantized, and can neither be trained nor converted."""
     if is_quantized(config):
-        raise FFPError(f"{model_id} is quantized; name the model in full precision that it was made from")
+        raise FFPError(f"{model_id} is quantized; use the original model in full precision")
 
 
 def _is_native(config: PretrainedConfig) -> bool:
-    """Return whether transformers has the classes that a config names: checkpoints older than them have code too."""
-    known = {type(config).__name__}
-    known |= {names.get(config.model_type) for names in (MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
-    named = {auto: entry.rpartition(".")[2] for auto, entry in (getattr(config, "auto_map", None) or {}).items()}
-    return all(auto == "AutoTokenizer" or name in known for auto, name in named.items())
+    """Return whether transformers has all classes in `auto_map`, so that no custom code is needed."""
+    native = {type(config).__name__}
+    native |= {names.get(config.model_type) for names in (MODEL_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
+    classes = {auto: entry.rpartition(".")[2] for auto, entry in (getattr(config, "auto_map", None) or {}).items()}
+    return all(auto == "AutoTokenizer" or name in native for auto, name in classes.items())
 
 
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
@@ -86,8 +87,8 @@ def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mod
     largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise FFPError(
-            f"the tokenizer of {model_id} has token ids up to {largest}, and the embedding of the model {rows} rows; "
-            "give a model and a tokenizer that belong together"
+            f"the tokenizer of {model_id} has token ids up to {largest}, but the model's embedding has {rows} rows; "
+            "use the tokenizer of the model"
         )
 
 

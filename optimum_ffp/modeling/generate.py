@@ -1,4 +1,4 @@
-"""Generate the model code that is saved in checkpoints from one template.
+"""Generate the modeling code that is saved in checkpoints from a template.
 
     python -m optimum_ffp.modeling.generate                                  # all families of this package
     python -m optimum_ffp.modeling.generate starcoder2 --folder my_package   # a family of another package
@@ -26,7 +26,7 @@ TEMPLATES = Environment(
 
 
 def render(family: Family) -> str:
-    """Return the model code that is saved in checkpoints of a family.
+    """Render the modeling code that is saved in checkpoints of a family.
 
     Args:
         family: The family record; class names are looked up in transformers.
@@ -52,8 +52,8 @@ def render(family: Family) -> str:
 
 
 def main() -> None:
-    """Write the files of the given model types."""
-    parser = argparse.ArgumentParser(description="Generate the model code that is saved in checkpoints.")
+    """Write the modeling code of the given model types."""
+    parser = argparse.ArgumentParser(description="Generate the modeling code that is saved in checkpoints.")
     parser.add_argument("model_types", nargs="*", default=[*FAMILIES], help="Default: all families of this package.")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="Default: this package.")
     args = parser.parse_args()

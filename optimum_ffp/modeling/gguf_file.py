@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 
-# Hidden size of the one Gemma 2 whose `query_pre_attn_scalar` is not that of the others.
+# Hidden size of Gemma 2 27B, the only one with another `query_pre_attn_scalar`.
 GEMMA2_27B = 4608
 
 
@@ -35,22 +35,22 @@ def open_gguf(model_id: str) -> "GGUFReader":
         return GGUFReader(expand(model_id))
 
 
-def check_read_whole(model_id: str, model: PreTrainedModel) -> None:
-    """Raise `FFPError` if a model lacks weights or rotary scaling of its file.
+def check_complete(model_id: str, model: PreTrainedModel) -> None:
+    """Raise `FFPError` if transformers hasn't loaded all weights or the RoPE scaling of a GGUF file.
 
-    Transformers silently skips tensors that it has no name for (biases, factors of a rotary embedding).
+    Transformers silently skips tensors without a name mapping (biases, RoPE factors).
     """
     reader = open_gguf(model_id)
-    held, read = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
+    stored, loaded = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
     scaled = [name for name in reader.fields if name.endswith("rope.scaling.type")]
-    if held != read or any(reader.fields[name].contents() != "none" for name in scaled):
-        found = f"{held:,} weights for a model of {read:,}" if held != read else "a scaled rotary embedding"
+    if stored != loaded or any(reader.fields[name].contents() != "none" for name in scaled):
+        problem = f"{stored:,} weights for a model of {loaded:,}" if stored != loaded else "RoPE scaling"
         raise FFPError(
-            f"{model_id} has {found}: transformers doesn't read this GGUF file whole and would run another model; "
-            "give the folder or Hub id that it was made from"
+            f"{model_id} has {problem}: transformers can't load this GGUF file completely, and would run a different "
+            "model; use the original folder or Hub id"
         )
     if model.config.model_type == "gemma2" and model.config.hidden_size == GEMMA2_27B:
         raise FFPError(
-            f"{model_id} is a Gemma 2 of 27B, whose scale of attention transformers doesn't read from GGUF files; "
-            "give the folder or Hub id that it was made from"
+            f"{model_id} is a Gemma 2 of 27B, whose attention scale transformers doesn't read from GGUF files; "
+            "use the original folder or Hub id"
         )

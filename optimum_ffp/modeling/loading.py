@@ -1,4 +1,4 @@
-"""Loading of models and tokenizers from a Hub id, a folder or a GGUF file, with one-line error messages."""
+"""Loading of models and tokenizers from a Hub id, folder or GGUF file, with one-line errors."""
 
 import copy
 import json
@@ -27,17 +27,17 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
 from ..utils.folders import expand
-from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_whole, note_untied, pruned_model_class
+from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
 from .families import get_family
-from .gguf_file import check_read_whole, open_gguf
-from .multimodal import language_config, language_model, takes_images
+from .gguf_file import check_complete, open_gguf
+from .multimodal import is_vision_language, language_config, language_model
 from .offloading import check_offload, offload_layers
 
 
 logger = logging.getLogger(__name__)
 # Pickled weights are not read, since they can run code.
-SAFELY = {"use_safetensors": True, "trust_remote_code": False}
+SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class LoadOptions:
     Attributes:
         device: Device of the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator, if available, if `None`.
         dtype: `"auto"` for the checkpoint's dtype, a torch dtype or its name.
-        offload: Where the weights of layers are while they don't run: `"none"` (on the device), `"host"` (in host
-            memory) or `"disk"` (in the files of the checkpoint). `FFPPruner` also takes `"auto"`: the first of them
-            that the memory suffices for.
+        offload: Where to store the weights of layers that aren't running: `"none"` (on the device), `"host"` (in host
+            memory) or `"disk"` (in the files of the checkpoint). `FFPPruner` also accepts `"auto"`, the first of them
+            with enough memory.
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision: Revision on the Hub.
         token: Access token of the Hub.
@@ -79,11 +79,11 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
         FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
             or quantized, its weights don't match its config, or it needs its own modeling code.
     """
-    whole = _read_whole_config(model_id, options)
-    config = _check_dense(model_id, whole, options)
+    full_config = _read_full_config(model_id, options)
+    config = _check_dense(model_id, full_config, options)
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
-    model, tokenizer = _load(_dense_class(whole), model_id, options, **attention_of(config))
+    model, tokenizer = _load(_dense_class(full_config), model_id, options, **attention_of(config))
     if options.offload != "none":
         offload_layers(model, device, options.offload)
     else:
@@ -113,12 +113,12 @@ def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreT
         options: Device, dtype and Hub options.
 
     Raises:
-        FFPError: If there is no such model, its weights don't match its config, or transformers doesn't read a GGUF
-            file completely.
+        FFPError: If there is no such model, its weights don't match its config, or transformers can't load a GGUF file
+            completely.
     """
-    whole = _read_whole_config(model_id, options)
-    kind = FFPModelForCausalLM if is_pruned(whole) else _dense_class(whole)
-    model, tokenizer = _load(kind, model_id, options, **attention_of(language_config(whole)))
+    full_config = _read_full_config(model_id, options)
+    model_class = FFPModelForCausalLM if is_pruned(full_config) else _dense_class(full_config)
+    model, tokenizer = _load(model_class, model_id, options, **attention_of(language_config(full_config)))
     model = model.to(use_device(options.device))
     check_usable(model, tokenizer, model_id)
     return model.eval().requires_grad_(False), tokenizer
@@ -143,7 +143,7 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
 def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
 
-    Of a model that also takes images it is that of the language model.
+    For a vision-language model, return the config of its language model.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
@@ -152,11 +152,11 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config.
     """
-    return language_config(_read_whole_config(model_id, options))
+    return language_config(_read_full_config(model_id, options))
 
 
-def _read_whole_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read a config as `read_any_config`, but of a model that also takes images that of all its parts."""
+def _read_full_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Like `read_any_config`, but return the complete config of a vision-language model."""
     source, extra = _locate(model_id)
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
@@ -170,12 +170,12 @@ def _read_whole_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def _dense_class(config: PretrainedConfig) -> type:
-    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
 
 
 @lru_cache(maxsize=1)
 def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig:
-    """Return the config of a GGUF file, which takes seconds to read: the vocabulary is parsed too."""
+    """Read the config of a GGUF file, cached since it takes seconds: the vocabulary is parsed too."""
     open_gguf(model_id)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
     config.dtype = torch.float32
@@ -185,7 +185,7 @@ def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig
 def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a pruned model. Arguments and errors are those of `load_pruned`."""
     if model_id.endswith(".gguf"):
-        raise FFPError(f"{model_id} is a GGUF file; give the folder or the Hub id that it was exported from")
+        raise FFPError(f"{model_id} is a GGUF file; use the folder or Hub id that it was exported from")
     config = read_any_config(model_id, options)
     check_unquantized(model_id, config)
     if not is_pruned(config) and not prune_record(model_id, **options.hub()):
@@ -203,7 +203,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    return _check_dense(model_id, _read_whole_config(model_id, options), options)
+    return _check_dense(model_id, _read_full_config(model_id, options), options)
 
 
 def _check_dense(model_id: str, whole: PretrainedConfig, options: LoadOptions) -> PretrainedConfig:
@@ -240,16 +240,16 @@ def _load(
         if extra:
             # Without a config it would parse the file once more.
             model = model_class.from_pretrained(source, config=read_any_config(model_id, options), **arguments)
-            check_read_whole(model_id, model)
+            check_complete(model_id, model)
             return model, tokenizer
         if model_class is FFPModelForCausalLM:
             return model_class.from_pretrained(source, **arguments), tokenizer
-        model = load_whole(model_class, source, **arguments)
+        model = load_strictly(model_class, source, **arguments)
         if model_class is AutoModelForImageTextToText:
-            logger.warning(f"{model_id} also takes images: its language model is used alone, and takes text")
+            logger.warning(f"{model_id} is a vision-language model; only its language model is used")
             model = language_model(model)
-            note_untied(model)
-            # Of older checkpoints it is the processor's.
+            mark_untied(model)
+            # Older checkpoints store it with the processor.
             path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
             if path is not None and not tokenizer.chat_template:
                 tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
@@ -268,15 +268,15 @@ def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBa
 
 
 def _tokenizer_options() -> dict[str, bool]:
-    """Return options of `AutoTokenizer`: it reads tokenizer.json, also where mistral-common would read tekken.json."""
+    """Return options of `AutoTokenizer` that make it prefer tokenizer.json to tekken.json of mistral-common."""
     return {"mistral_format": False} if hasattr(tokenization_auto, "_use_mistral_format") else {}
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
-    """Return options of `from_pretrained`: dequantize weights of a GGUF file, read other weights from safetensors."""
+    """Return options of `from_pretrained`, which dequantize GGUF files and otherwise require safetensors."""
     dtype = resolve_dtype(options.dtype)
     if not extra:
-        return options.hub() | SAFELY | {"dtype": dtype}
+        return options.hub() | SAFE_OPTIONS | {"dtype": dtype}
     from transformers import GgufConfig
 
     dtype = torch.float32 if dtype == "auto" else dtype
@@ -286,7 +286,7 @@ def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, An
 def resolve_device(device: str | None) -> torch.device:
     """Return the device of the given name, by default the accelerator if available, otherwise the CPU.
 
-    An accelerator has an index, that of this process if none is given: other threads have other defaults.
+    An accelerator always has an index, by default that of this process, since other threads have other defaults.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
@@ -300,7 +300,7 @@ def resolve_device(device: str | None) -> torch.device:
 
 
 def use_device(device: str | None) -> torch.device:
-    """Return the device of the given name, and make it the one that torch uses where none is named."""
+    """Return the device of the given name, and make it the current device."""
     resolved = resolve_device(device)
     if resolved.type != "cpu" and resolved.index is not None:
         torch.accelerator.set_device_index(resolved.index)
@@ -316,7 +316,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def _locate(model_id: str) -> tuple[str, dict[str, str]]:
-    """Return a Hub id or folder, and the arguments of transformers that name a GGUF file in it."""
+    """Return a Hub id or folder, and the `from_pretrained` arguments for a GGUF file in it."""
     path = expand(model_id)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -325,12 +325,12 @@ def _locate(model_id: str) -> tuple[str, dict[str, str]]:
     if path.is_dir():
         return str(path), {}
     if path.is_file() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
-        raise FFPError(f"there is no folder {model_id!r}; give a Hub id, a folder with config.json, or a .gguf file")
+        raise FFPError(f"there is no folder {model_id!r}; use a Hub id, a folder with config.json, or a .gguf file")
     return model_id, {}
 
 
 def loading_errors(model_id: str, token: str | None) -> AbstractContextManager[None]:
-    """Convert any error of loading a model to an `FFPError` with one line, without the token."""
+    """Convert any error of loading a model to a one-line `FFPError`, without the token."""
     return convert_errors(partial(_describe_failure, model_id, token))
 
 
@@ -341,5 +341,5 @@ def _describe_failure(model_id: str, token: str | None, error: Exception) -> str
     if "custom code" in reason:
         reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
     if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
-        reason = "it has no safetensors, and pickled weights can run code; load and save it with transformers first"
+        reason = "it has no safetensors, and pickled weights can run code; convert it with transformers first"
     return f"{model_id} can't be loaded as a causal LM: {reason}"

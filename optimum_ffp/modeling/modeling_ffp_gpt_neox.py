@@ -1,6 +1,6 @@
-"""GPT-NeoX whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+"""GPT-NeoX with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
-The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
 those of GPT-NeoX.
 """
 
@@ -12,8 +12,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer, GPTNeoXModel
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict:
-    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
+def legacy_rope_config(config: PretrainedConfig) -> dict:
+    """Return the RoPE settings as named by transformers before 5, which has `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:
         return {}
@@ -24,17 +24,17 @@ def earlier_rope_names(config: PretrainedConfig) -> dict:
     if "sliding_attention" in parameters:
         names["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
     names["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
-    # What 5 reads beside a `rope_scaling` that earlier versions have saved.
+    # Transformers 5 reads this along with a `rope_scaling` saved by earlier versions.
     names["rotary_emb_base"] = names["rope_theta"]
     return names
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
-    """The config of one layer: the global one with that layer's overrides."""
+    """Return the config of a layer: the global config with the overrides for that layer."""
     overrides = config.per_layer_config
     if not isinstance(overrides, dict):
         return overrides[layer_idx]
-    # Before 5.15 transformers keeps the JSON as it was read.
+    # Before 5.15, transformers leaves the parsed JSON unchanged.
     layer_config = copy.copy(config)
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
@@ -42,7 +42,7 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, width: int) -> None:
-    """Gives a dense layer fewer heads and FFN channels.
+    """Reduce the numbers of heads and FFN channels of a dense layer.
 
     GPT-NeoX derives its head dimension from the number of heads and would refuse to build the layer directly.
     """
@@ -54,11 +54,11 @@ def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, widt
 
 
 class FFPGPTNeoXModel(GPTNeoXModel):
-    """The decoder without a head; every layer has sizes of its own."""
+    """The decoder without a head, with sizes per layer."""
 
     def __init__(self, config: PretrainedConfig):
         if int(__version__.split(".")[0]) < 5:
-            config.update(earlier_rope_names(config))
+            config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx, layer in enumerate(self.layers):
             layer_config = get_layer_config(config, layer_idx)
@@ -76,7 +76,7 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As for every model; to transformers before 5 the head has another name, which it saves too."""
+        """Load a model, renaming the head, which has another name in transformers before 5."""
         earlier = int(__version__.split(".")[0]) < 5
         kwargs.setdefault("key_mapping", {r"^lm_head\.": "embed_out."} if earlier else {r"^embed_out\.": "lm_head."})
         return super().from_pretrained(*args, **kwargs)
@@ -84,7 +84,7 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
 FFPGPTNeoXModel.register_for_auto_class("AutoModel")
 FFPGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
-# of transformers have no such names, a checkpoint must still load.
+# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
+# of transformers without this mapping.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_gpt_neox"] = FFPGPTNeoXForCausalLM.__name__

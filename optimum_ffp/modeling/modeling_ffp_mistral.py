@@ -1,6 +1,6 @@
-"""Mistral whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+"""Mistral with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
-The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
 those of Mistral.
 """
 
@@ -11,8 +11,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict:
-    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
+def legacy_rope_config(config: PretrainedConfig) -> dict:
+    """Return the RoPE settings as named by transformers before 5, which has `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:
         return {}
@@ -27,11 +27,11 @@ def earlier_rope_names(config: PretrainedConfig) -> dict:
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
-    """The config of one layer: the global one with that layer's overrides."""
+    """Return the config of a layer: the global config with the overrides for that layer."""
     overrides = config.per_layer_config
     if not isinstance(overrides, dict):
         return overrides[layer_idx]
-    # Before 5.15 transformers keeps the JSON as it was read.
+    # Before 5.15, transformers leaves the parsed JSON unchanged.
     layer_config = copy.copy(config)
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
@@ -39,15 +39,15 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 class FFPMistralModel(MistralModel):
-    """The decoder without a head; every layer has sizes of its own."""
+    """The decoder without a head, with sizes per layer."""
 
     def __init__(self, config: PretrainedConfig):
         if int(__version__.split(".")[0]) < 5:
-            config.update(earlier_rope_names(config))
+            config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
             layer = MistralDecoderLayer(get_layer_config(config, layer_idx), layer_idx)
-            # The layer's config is a copy, which would not follow a later set_attn_implementation.
+            # The layer's config is a copy, which set_attn_implementation would not update.
             layer.self_attn.config = config
             self.layers[layer_idx] = layer
         self.post_init()
@@ -64,7 +64,7 @@ class FFPMistralForCausalLM(MistralForCausalLM):
 
 FFPMistralModel.register_for_auto_class("AutoModel")
 FFPMistralForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
-# of transformers have no such names, a checkpoint must still load.
+# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
+# of transformers without this mapping.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_mistral"] = FFPMistralForCausalLM.__name__

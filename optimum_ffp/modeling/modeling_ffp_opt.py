@@ -1,6 +1,6 @@
-"""OPT whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+"""OPT with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
-The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
 those of OPT.
 """
 
@@ -13,11 +13,11 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTForCausalLM
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
-    """The config of one layer: the global one with that layer's overrides."""
+    """Return the config of a layer: the global config with the overrides for that layer."""
     overrides = config.per_layer_config
     if not isinstance(overrides, dict):
         return overrides[layer_idx]
-    # Before 5.15 transformers keeps the JSON as it was read.
+    # Before 5.15, transformers leaves the parsed JSON unchanged.
     layer_config = copy.copy(config)
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
@@ -25,7 +25,7 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 def shrink_layer(layer: OPTDecoderLayer, config: PretrainedConfig, heads: int, ffn_dim: int) -> None:
-    """Gives a dense layer fewer heads and FFN channels.
+    """Reduce the numbers of heads and FFN channels of a dense layer.
 
     OPT derives its head dimension from the number of heads and would refuse to build the layer directly.
     """
@@ -41,7 +41,7 @@ def shrink_layer(layer: OPTDecoderLayer, config: PretrainedConfig, heads: int, f
 
 
 class FFPOPTModel(OPTModel):
-    """The decoder without a head; every layer has sizes of its own."""
+    """The decoder without a head, with sizes per layer."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -62,7 +62,7 @@ class FFPOPTForCausalLM(OPTForCausalLM):
 
 FFPOPTModel.register_for_auto_class("AutoModel")
 FFPOPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
-# of transformers have no such names, a checkpoint must still load.
+# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
+# of transformers without this mapping.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_opt"] = FFPOPTForCausalLM.__name__

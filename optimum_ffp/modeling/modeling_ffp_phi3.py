@@ -1,6 +1,6 @@
-"""Phi-3 whose layers differ in heads and FFN width. A checkpoint pruned by optimum-ffp carries this file.
+"""Phi-3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
-The sizes of every layer stand in `config.json` under `per_layer_config`, transformers' own schema. Weight names are
+The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
 those of Phi-3.
 """
 
@@ -11,8 +11,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
 
 
-def earlier_rope_names(config: PretrainedConfig) -> dict:
-    """The RoPE settings under the names that transformers before 5 reads; 5 has them in `rope_parameters`."""
+def legacy_rope_config(config: PretrainedConfig) -> dict:
+    """Return the RoPE settings as named by transformers before 5, which has `rope_parameters`."""
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:
         return {}
@@ -24,17 +24,17 @@ def earlier_rope_names(config: PretrainedConfig) -> dict:
         names["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
     names["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     if rope.get("rope_type") == "longrope":
-        # Phi-3 takes no other entries.
+        # Phi-3 accepts no other entries.
         names["rope_scaling"] = {"type": "longrope"} | {name: rope[name] for name in ("short_factor", "long_factor")}
     return names
 
 
 def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConfig:
-    """The config of one layer: the global one with that layer's overrides."""
+    """Return the config of a layer: the global config with the overrides for that layer."""
     overrides = config.per_layer_config
     if not isinstance(overrides, dict):
         return overrides[layer_idx]
-    # Before 5.15 transformers keeps the JSON as it was read.
+    # Before 5.15, transformers leaves the parsed JSON unchanged.
     layer_config = copy.copy(config)
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
@@ -42,10 +42,10 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 
 
 class LayerConfig:
-    """The config of one layer, which follows what later changes in the global one.
+    """The config of a layer, which delegates to the global config.
 
-    Phi-3's attention reads its number of heads from it in every forward pass, and `set_attn_implementation` changes
-    the global one alone.
+    Phi-3's attention reads its number of heads from it in every forward pass, and `set_attn_implementation` only
+    changes the global config.
     """
 
     def __init__(self, config: PretrainedConfig, num_attention_heads: int):
@@ -59,11 +59,11 @@ class LayerConfig:
 
 
 class FFPPhi3Model(Phi3Model):
-    """The decoder without a head; every layer has sizes of its own."""
+    """The decoder without a head, with sizes per layer."""
 
     def __init__(self, config: PretrainedConfig):
         if int(__version__.split(".")[0]) < 5:
-            config.update(earlier_rope_names(config))
+            config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
             layer = Phi3DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
@@ -83,7 +83,7 @@ class FFPPhi3ForCausalLM(Phi3ForCausalLM):
 
 FFPPhi3Model.register_for_auto_class("AutoModel")
 FFPPhi3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise a pipeline logs that it doesn't know the class, with the names of all that it does. Should another version
-# of transformers have no such names, a checkpoint must still load.
+# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
+# of transformers without this mapping.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_phi3"] = FFPPhi3ForCausalLM.__name__

@@ -1,4 +1,4 @@
-"""Placement of a model whose decoder layers are not on the device that runs them."""
+"""Offloading and sharding of decoder layers."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -17,8 +17,8 @@ def check_offload(
 
     Args:
         offload: `"none"`, `"host"` or `"disk"`.
-        device: Device that the layers run on.
-        dtype: Dtype that was asked for, or `"auto"`.
+        device: Device to run layers on.
+        dtype: Requested dtype, or `"auto"`.
         config: Config of the model.
         is_gguf: Whether the weights are in a GGUF file.
 
@@ -29,7 +29,7 @@ def check_offload(
         raise FFPError(f"offload {offload!r} is not known; choose from {', '.join(OFFLOADS)}")
     if offload == "host" and device.type == "cpu":
         raise FFPError(
-            "offload 'host' is for accelerators: on the CPU all weights are in host memory; choose 'none' or 'disk'"
+            "offload 'host' is for accelerators: on the CPU, weights are in host memory; choose 'none' or 'disk'"
         )
     if offload != "disk":
         return
@@ -38,21 +38,21 @@ def check_offload(
             "the weights of a GGUF file are dequantized into memory, so offload 'disk' can't be used; save the model "
             "as safetensors first, or choose offload 'host' or 'none'"
         )
-    own = config.dtype or torch.float32
-    if dtype not in ("auto", own):
+    stored = config.dtype or torch.float32
+    if dtype not in ("auto", stored):
         raise FFPError(
-            f"offload 'disk' reads the weights as they are in the files, in {str(own).removeprefix('torch.')}; leave "
+            f"offload 'disk' uses the weights in the dtype of the files, {str(stored).removeprefix('torch.')}; leave "
             "out dtype, or save the model in the other dtype first"
         )
 
 
 def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -> None:
-    """Move everything but the decoder layers to the device.
+    """Move all weights except those of the decoder layers to a device.
 
     Args:
         model: A model in host memory, whose weights may be views of memory-mapped files.
-        device: Device that the layers will run on.
-        offload: `"disk"` leaves the layers as they are; `"host"` copies them into memory, pinned for CUDA.
+        device: Device to run layers on.
+        offload: `"disk"` leaves the layers unchanged; `"host"` copies them to host memory, pinned for CUDA.
     """
     layers = {id(tensor) for tensor in _tensors(decoder_layers(model))}
     for tensor in _tensors(model):
@@ -63,23 +63,23 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
 
 
 def shard_layers(model: PreTrainedModel) -> None:
-    """Divide the weights of every decoder layer among all processes, which gather them while the layer runs (FSDP2).
+    """Shard the weights of every decoder layer over all processes (FSDP2).
 
-    Every process must then run the model equally often.
+    All processes must then run the model equally often.
 
     Args:
-        model: A model on the device of the process, the same in all of them.
+        model: A model on the device of the process, identical in all processes.
     """
-    # Some builds of torch have no distributed.
+    # Some builds of torch lack distributed.
     from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh, layers = init_device_mesh(model.device.type, (processes.count(),)), list(decoder_layers(model))
     for layer in layers:
-        # Without being told, a layer that no other sharded module contains stays gathered.
+        # By default, root modules are not resharded after forward.
         fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     if hasattr(fsdp, "share_comm_ctx"):
-        # Otherwise each has streams of its own, and memory for them.
+        # Otherwise every layer allocates its own streams and memory.
         fsdp.share_comm_ctx(layers)
 
 

@@ -109,7 +109,7 @@ def test_a_checkpoint_of_an_earlier_version_is_loaded_recovered_and_replaced(fol
     shutil.copyfile(folder / "policy.png", folder / "recovery.png")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Old\n")
     (folder / "notes.txt").touch()
-    with pytest.raises(FFPError, match=r"other files .*notes.txt"):
+    with pytest.raises(FFPError, match=r"part of the checkpoint .*notes.txt"):
         check_output(folder, overwrite=True)
     os.remove(folder / "notes.txt")
     assert check_output(folder, overwrite=True) and check_saved(folder)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint, save_model, save_tokenizer
-from optimum_ffp.modeling.auto import note_untied
+from optimum_ffp.modeling.auto import mark_untied
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from tests.helpers import FILES, make_tiny_model, make_tokenizer, with_start_token
 
@@ -151,7 +151,7 @@ def test_overwrite_replaces(pruned, tmp_path):
     pruner.save_pretrained(target, overwrite=True)
     assert (target / "model.safetensors").is_file()
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(FFPError, match="other files .*notes.txt"):
+    with pytest.raises(FFPError, match="part of the checkpoint .*notes.txt"):
         pruner.save_pretrained(target, overwrite=True)
     assert (target / "notes.txt").read_text() == "mine"
 
@@ -232,5 +232,5 @@ def test_an_untied_head_is_saved_whatever_the_config_says(tmp_path, windows):
     assert model.config.tie_word_embeddings is False
     assert torch.equal(model(windows).logits, dense(windows).logits)
     tied = make_tiny_model(tie_word_embeddings=True)
-    note_untied(tied)
+    mark_untied(tied)
     assert tied.config.tie_word_embeddings is True

@@ -157,7 +157,7 @@ def test_every_role_has_the_start_token_and_says_so(data_folder):
 def test_little_text_is_said_with_both_numbers(tmp_path):
     (tmp_path / "little.txt").write_text(make_text(100))
     data = load(tmp_path / "little.txt")
-    assert ["gives 3 of the 8" in line for line in data.warnings(REQUEST)] == [True, False, False]
+    assert ["3 of 8" in line for line in data.warnings(REQUEST)] == [True, False, False]
     assert data.warnings(DataRequest(length=16, calibration=1, search=1, test=None, seed=0)) == []
 
 
@@ -183,7 +183,7 @@ def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):
         return Builder()
 
     monkeypatch.setattr(datasets, "load_dataset_builder", find)
-    monkeypatch.setattr("optimum_ffp.data.loading.CHARACTERS", 5_000)
+    monkeypatch.setattr("optimum_ffp.data.loading.MAX_TEXT_CHARACTERS", 5_000)
     data = load("someone/corpus:small", replace(REQUEST, token="hf_secret"))
     assert [len(windows) for _, windows in data.roles()] == [8, 3, 4]
     assert all(count < 500 for count in map(read.count, ("train", "validation", "test")))

@@ -54,7 +54,7 @@ def test_text_that_is_too_short_is_repeated(data_folder):
 @pytest.mark.parametrize(("divided", "between"), [(2**25, "\n"), (2**25, " "), (4000, "\n")])
 def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, divided, between):
     """Whether all of it is divided, or it is longer than what is."""
-    monkeypatch.setattr("optimum_ffp.data.loading.CHARACTERS", divided)
+    monkeypatch.setattr("optimum_ffp.data.loading.MAX_TEXT_CHARACTERS", divided)
     file = tmp_path / "text.txt"
     file.write_text(make_text(3000).replace("\n", between))
     used = load(file, search=1000)

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.modeling import pruned_config, pruned_model_class
-from optimum_ffp.modeling.auto import is_pruned, load_whole
+from optimum_ffp.modeling.auto import is_pruned, load_strictly
 from optimum_ffp.modeling.families import get_family
 from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
 
@@ -87,7 +87,7 @@ def test_weights_that_the_config_does_not_describe_are_an_error(tmp_path, change
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(FFPError, match=message):
-        load_whole(AutoModelForCausalLM, tmp_path)
+        load_strictly(AutoModelForCausalLM, tmp_path)
 
 
 def test_dense_models_with_a_config_per_layer_are_not_pruned_models():

@@ -55,7 +55,7 @@ def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp
     whole = save_tiny(tmp_path, name, tie_word_embeddings=tied)
     whole_is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     model, _ = load_dense(str(tmp_path), CPU)
-    assert "images" in caplog.text
+    assert "vision-language" in caplog.text
     model_type = CONFIGS[LANGUAGE[name]][0]
     assert model.config.model_type == read_model_config(str(tmp_path), CPU).model_type == model_type
     assert model.config.tie_word_embeddings == whole_is_tied
@@ -120,9 +120,9 @@ def test_its_chat_template_may_want_content_in_parts(tmp_path):
 
 def test_wrong_use_of_multimodal_models_is_refused(tmp_path):
     whole = save_tiny(tmp_path, "gemma3")
-    with pytest.raises(FFPError, match="images"):
+    with pytest.raises(FFPError, match="vision-language"):
         FFPPruner(whole, make_tokenizer(), FFPConfig())
-    with pytest.raises(FFPError, match="images"):
+    with pytest.raises(FFPError, match="vision-language"):
         get_family("llava")
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))

@@ -1,8 +1,8 @@
 """Family records: names of the projections and sizes of every supported model type.
 
 To add a family, write its record in a file of this folder, add it to `FAMILIES`, and run `make style`, which generates
-the model code of its checkpoints (`optimum_ffp/modeling/generate.py`). A family of another package adds its record to
-`FAMILIES` too and sets its module of model code in `Family.modeling`.
+the modeling code for its checkpoints (`optimum_ffp/modeling/generate.py`). Other packages can register a family by
+adding its record to `FAMILIES`, with `Family.modeling` set to the module with its modeling code.
 """
 
 from torch import nn
@@ -17,7 +17,7 @@ from .opt import OPT
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT)}
 
-# Models that also take images, and whose language model is of one of these families.
+# Vision-language models whose language model belongs to one of these families.
 MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
 
 
@@ -25,12 +25,12 @@ def get_family(model_type: str) -> Family:
     """Return the family record of a model type.
 
     Raises:
-        FFPError: If the model type is not supported, with those that are, or it is that of a model that takes images.
+        FFPError: If the model type is not supported, or is that of a vision-language model.
     """
     if model_type in MULTIMODAL:
         raise FFPError(
-            f"a model of type {model_type!r}, which also takes images, can't be pruned as a whole; "
-            "FFPPruner.from_pretrained and the commands load its language model alone"
+            f"a vision-language model of type {model_type!r} can't be pruned as a whole; "
+            "FFPPruner.from_pretrained and the commands load only its language model"
         )
     if model_type not in FAMILIES:
         raise FFPError(

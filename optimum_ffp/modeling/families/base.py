@@ -13,7 +13,7 @@ from ...allocation.policy import Group, Unit
 
 
 # Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantizations (Q8_0, Q4_0).
-QUANTISATION_BLOCKS = (256, 32)
+QUANTIZATION_BLOCKS = (256, 32)
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Family:
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
             it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
             dimension). The default is what transformers' grouped-query attention has.
-        prunes_attention: Whether attention can lose heads.
-        normalized_outputs: Whether a norm follows the output projections of attention and FFN. It divides by the
-            length of their outputs, so that errors count relative to it.
-        prepare: Function to apply to a loaded dense model before its units are found; it may be applied again.
-        title: Name of the family in the generated model code; the prefix of its classes if `None`.
-        modeling: Full name of the module with the model code, for a family of another package.
+        prunes_attention: Whether attention heads can be removed.
+        normalized_outputs: Whether the output projections of attention and FFN are followed by a norm, so that errors
+            count relative to the norm of the output.
+        prepare: Idempotent function to apply to a loaded dense model before its units are determined.
+        title: Name of the family in the generated modeling code; the prefix of its classes if `None`.
+        modeling: Full name of the module with the modeling code, for a family of another package.
     """
 
     model_type: str
@@ -67,7 +67,7 @@ class Family:
 
     @property
     def modeling_module(self) -> str:
-        """Name of the module with the model code in a checkpoint."""
+        """Name of the module with the modeling code in a checkpoint."""
         return (self.modeling or f"modeling_ffp_{self.model_type}").rpartition(".")[2]
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
@@ -79,9 +79,9 @@ class Family:
         return heads, kv_heads, head_dimension(config)
 
     def attention_groups(self, config: PretrainedConfig) -> tuple[Group, ...]:
-        """Return the kinds of group that attention of a dense model can lose, KV groups first.
+        """Return the kinds of groups that can be removed from attention of a dense model, KV groups first.
 
-        A single KV head stays, and so does the query head of KV heads that have one each.
+        KV groups need several KV heads, and query heads need several of them per KV head.
         """
         heads, kv_heads, _ = self.heads(config)
         if not self.prunes_attention:
@@ -96,15 +96,15 @@ class Family:
         return self.default_width * config.hidden_size if width is None else width
 
     def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, int]:
-        """Return a layer's entry of `per_layer_config` for the number of groups by kind; all of other kinds stay."""
+        """Return a layer's entry of `per_layer_config` for the numbers of groups to keep; others are unchanged."""
         heads, kv_heads, _ = self.heads(config)
-        kept = sizes.get("kv_group", kv_heads)
+        kept_kv_heads = sizes.get("kv_group", kv_heads)
         overrides = {
-            self.heads_attribute: kept * sizes.get("query_head", heads // kv_heads),
+            self.heads_attribute: kept_kv_heads * sizes.get("query_head", heads // kv_heads),
             self.width_attribute: sizes["channel"],
         }
         if self.kv_heads_attribute is not None:
-            overrides[self.kv_heads_attribute] = kept
+            overrides[self.kv_heads_attribute] = kept_kv_heads
         dense = {self.width_attribute: self.width(config)}
         return {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
 
@@ -113,14 +113,14 @@ class Family:
 class Slice:
     """The part of a projection that belongs to the groups of a unit.
 
-    Several slices of one fused module are in the order of its rows.
+    Slices of a fused module are in the order of its rows.
 
     Attributes:
         module: The projection, weight shape `[out_features, in_features]`.
         dim: 0 if groups consist of rows (outputs), 1 if they consist of columns (inputs).
         block: Number of rows or columns per group.
         section: Column of the unit's order by which the groups of this slice are sorted (see `ModelUnit.columns`).
-        fixed: Number of rows that belong to no group, in place of groups.
+        fixed: Number of rows that belong to no group, for a slice without groups.
     """
 
     module: nn.Linear
@@ -195,14 +195,14 @@ def head_dimension(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def members_of(units: Sequence[ModelUnit], layer: int) -> list[int]:
+def units_of_layer(units: Sequence[ModelUnit], layer: int) -> list[int]:
     """Return the indices of the units of a layer."""
     return [index for index, unit in enumerate(units) if unit.unit.layer == layer]
 
 
 def quantizable_multiple(width: int) -> int:
     """Return the multiple for FFN widths: the largest quantization block that leaves at least 32 steps, or 1."""
-    return next((block for block in QUANTISATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
+    return next((block for block in QUANTIZATION_BLOCKS if width % block == 0 and width // block >= 32), 1)
 
 
 def find_units(
@@ -235,13 +235,13 @@ def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedC
     heads, kv_heads, head_dim = family.heads(config)
     if group == "all_heads":
         groups, sections, block, key = 1, 1, heads * head_dim, (kv_heads * head_dim, 0, 0)
-        counted = {}
+        quantities = {}
     elif group == "kv_group":
         groups, sections, block, key = kv_heads, 1, heads // kv_heads * head_dim, (head_dim, 0, 0)
-        counted = {"heads": heads // kv_heads, "kv_heads": 1, "features": block}
+        quantities = {"heads": heads // kv_heads, "kv_heads": 1, "features": block}
     else:
         groups, sections, block, key = heads // kv_heads, kv_heads, head_dim, (0, 0, kv_heads * head_dim)
-        counted = {"heads": kv_heads, "heads_per_kv_head": 1, "features": kv_heads * head_dim}
+        quantities = {"heads": kv_heads, "heads_per_kv_head": 1, "features": kv_heads * head_dim}
     query, output = map(layer.get_submodule, (family.query, family.attention_output))
     if family.fused_by_head:
         slices = [Slice(query, 0, block + 2 * head_dim)]
@@ -249,7 +249,11 @@ def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedC
         slices = [Slice(query, 0, block, section) for section in range(sections)]
         slices += [Slice(layer.get_submodule(name), 0, *key) for name in (family.key, family.value)]
     slices += [Slice(output, 1, block, section) for section in range(sections)]
-    counters = tuple((*_resolve(layer, path), counted[what]) for path, what in family.head_counters if what in counted)
+    counters = tuple(
+        (*_resolve(layer, path), quantities[quantity])
+        for path, quantity in family.head_counters
+        if quantity in quantities
+    )
     unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), group=group)
     return ModelUnit(unit, tuple(slices), counters, sections)
 
@@ -261,13 +265,15 @@ def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
 
 def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
     """Return the number of parameters per group, and that of those that belong to no group."""
-    owned = sum(
-        part.block * (getattr(part.module, name)[0].numel() if part.dim == 0 else part.module.weight.shape[0])
-        for part in slices
-        for name in part.tensors()
+    per_group = sum(
+        slice_.block * (getattr(slice_.module, name)[0].numel() if slice_.dim == 0 else slice_.module.weight.shape[0])
+        for slice_ in slices
+        for name in slice_.tensors()
     )
-    modules = {part.module for part in slices}
-    return owned, sum(parameter.numel() for module in modules for parameter in module.parameters()) - groups * owned
+    modules = {slice_.module for slice_ in slices}
+    return per_group, sum(
+        parameter.numel() for module in modules for parameter in module.parameters()
+    ) - groups * per_group
 
 
 def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:

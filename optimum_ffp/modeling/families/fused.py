@@ -13,7 +13,7 @@ class TransposedLinear(nn.Linear):
     """A projection whose checkpoint holds the weight as `[in_features, out_features]`."""
 
 
-def _give_layers_their_own_config(model: PreTrainedModel) -> None:
+def _copy_config_per_layer(model: PreTrainedModel) -> None:
     # Phi-3's attention splits the output of `qkv_proj` by the number of heads in its config.
     for layer in model.base_model.layers:
         if layer.self_attn.config is model.config:
@@ -42,7 +42,7 @@ PHI3 = Family(
         ("self_attn.num_key_value_heads", "kv_heads"),
         ("self_attn.num_key_value_groups", "heads_per_kv_head"),
     ),
-    prepare=_give_layers_their_own_config,
+    prepare=_copy_config_per_layer,
 )
 
 GLM4 = Family(
@@ -59,7 +59,7 @@ GPT_NEOX = Family(
     ffn_output="mlp.dense_4h_to_h",
     kv_heads_attribute=None,
 )
-"""Attention and FFN may read the same input (parallel residual); nothing here depends on it."""
+"""Attention and FFN may share their input (parallel residual), which makes no difference for pruning."""
 
 GPT2 = Family(
     model_type="gpt2",

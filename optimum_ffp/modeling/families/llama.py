@@ -1,4 +1,4 @@
-"""Families with the layout of Llama: projections of their own, grouped-query attention, RMS or layer norms."""
+"""Families with the layout of Llama: separate projections, grouped-query attention, RMS or layer norms."""
 
 from .base import Family
 
@@ -25,8 +25,8 @@ LLAMA_LIKE = (
     Family(model_type="smollm3"),
     Family(model_type="ernie4_5", title="ERNIE 4.5"),
     Family(model_type="seed_oss", title="Seed-OSS"),
-    # Attention and FFN read the same input.
+    # Attention and FFN share their input.
     Family(model_type="cohere2", title="Cohere 2"),
-    # Its FFN has no gate.
+    # The FFN has no gate.
     Family(model_type="arcee", ffn_inputs=("mlp.up_proj",)),
 )
