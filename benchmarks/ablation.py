@@ -19,7 +19,7 @@ from pathlib import Path
 from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 
 
 VARIANTS = {
@@ -93,5 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

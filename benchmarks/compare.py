@@ -30,7 +30,7 @@ import numpy as np
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult, package_versions
 from optimum_ffp.checkpoint.saving import save_checkpoint
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import describe_windows
 from optimum_ffp.hub.naming import without_folders
 
@@ -195,5 +195,5 @@ def difference(pairs: list[np.ndarray], digits: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

@@ -22,7 +22,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import DataSplits, Windows, with_window_length
 from optimum_ffp.hub.naming import short_name
 
@@ -117,5 +117,5 @@ def table(record: dict, layers: int) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

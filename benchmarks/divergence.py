@@ -19,7 +19,7 @@ import numpy as np
 from compare import difference
 
 from optimum_ffp import evaluate
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 
 
 COLUMNS = ("divergence", "agreement", "excess_loss")
@@ -60,5 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

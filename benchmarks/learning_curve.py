@@ -29,7 +29,7 @@ from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.checkpoint.result import Found
 from optimum_ffp.checkpoint.saving import save_checkpoint
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import Windows
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
@@ -188,5 +188,5 @@ def table(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 
 
 # Options of a config with a value per layer.
@@ -82,5 +82,5 @@ def fill(name: str, parameter: torch.Tensor, deviation: float) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

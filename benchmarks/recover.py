@@ -22,7 +22,7 @@ import numpy as np
 from compare import read_options
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
@@ -136,5 +136,5 @@ def share(ways: list[np.ndarray]) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

@@ -20,7 +20,7 @@ from compare import describe, difference, read_options, spread
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.saving import save_checkpoint
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
 
 
@@ -92,5 +92,5 @@ def table(records: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.evaluation import TaskSuite
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.modeling.loading import LoadOptions, load_any
@@ -108,5 +108,5 @@ def row(record: dict) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_endings():
+    with one_line_errors():
         main()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimum_ffp.commands.errors import one_line_endings
+from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.errors import FFPError, convert_errors, one_line
 
 
@@ -28,13 +28,13 @@ def test_the_first_line_without_tokens(error, line, monkeypatch):
     [
         (
             PermissionError(13, "Permission denied", "/locked/x"),
-            "/locked/x may not be read or written: Permission denied",
+            "/locked/x can't be read or written: Permission denied",
         ),
         (PermissionError("a library's own words"), "a library's own words"),
     ],
 )
 def test_what_may_not_be_read_is_no_traceback(error, line, capsys):
-    with pytest.raises(SystemExit) as ended, one_line_endings():
+    with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
 

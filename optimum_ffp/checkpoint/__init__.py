@@ -1,1 +1,1 @@
-"""Output of a prune: a folder with weights, card, plots and report, or a GGUF file."""
+"""Checkpoints of pruned and recovered models: weights, record, card, plots and report."""

@@ -1,4 +1,4 @@
-"""Renders the model card, a function of `ffp_config.json` alone, from `model_card_template.md`."""
+"""Model card, rendered from `ffp_config.json` and `model_card_template.md`."""
 
 import json
 import math
@@ -25,11 +25,11 @@ def template_path() -> Path:
 
 
 def render_card(record: Mapping[str, Any], name: str) -> str:
-    """Return the model card of a checkpoint.
+    """Render the model card of a checkpoint.
 
     Args:
         record: Content of `ffp_config.json`.
-        name: What the commands of the card load: `./FOLDER`, or a repository of the Hub.
+        name: Model name in the commands of the card: `./FOLDER`, or a repository on the Hub.
     """
     view = view_record(record)
     title = f"{view['name']}, {record['policy']['sparsity']:.0%} pruned".replace("%", " %")
@@ -69,7 +69,7 @@ def _metadata(record: Mapping[str, Any], title: str) -> ModelCardData:
 def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
     """Return the perplexity of the final model on test windows for the metadata; `None` if it is not finite."""
     perplexity = [*test["figures"].values()][-1]
-    # The Hub stores this as JSON, which has no infinity.
+    # The Hub stores this as JSON, which lacks infinity.
     if perplexity is None or not math.isfinite(perplexity):
         return None
     source = Text(test["dataset"]).hub_dataset or (test["dataset"], None)

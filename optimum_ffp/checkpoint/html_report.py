@@ -1,4 +1,4 @@
-"""Writes `report.html`: everything that is known of a prune, as a single self-contained file."""
+"""HTML report of a prune, a single self-contained file."""
 
 import base64
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ MODELS = {"dense": "dense", "searched": "pruned, before calibration", "calibrate
 
 
 def write_report(record: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.html`; sections without data are left out.
+    """Write `report.html`, omitting sections without data.
 
     Args:
         record: Content of `ffp_config.json`.
-        folder: Folder of the checkpoint. Its plots are embedded.
+        folder: Folder of the checkpoint, whose plots are embedded.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "."),
@@ -51,20 +51,20 @@ def _embed(picture: Path) -> str:
 
 
 def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all perplexities of the prune, on test windows and on search windows, each with the dense model's."""
+    """Return all perplexities of the prune and the dense model, on test windows and on search windows."""
     search = view["search"]
-    rewarded = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
+    reward_stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
     policies = {"final policy": search["perplexity"]["best"]}
     policies |= {f"policy “{name}”": value for name, value in search.get("baselines", {}).items()}
-    searched = {"dense": search["perplexity"]["dense"]}
-    searched |= {f"{name}, {rewarded}": value for name, value in policies.items()}
+    search_figures = {"dense": search["perplexity"]["dense"]}
+    search_figures |= {f"{name}, {reward_stage}": value for name, value in policies.items()}
     tests = [
         ("test windows", test, {MODELS[name]: value for name, value in test["figures"].items()})
         for test in view["tests"]
     ]
     return [
         {"role": role, "windows": windows, "figures": [*figures.items()]}
-        for role, windows, figures in (*tests, ("search windows", search["perplexity"], searched))
+        for role, windows, figures in (*tests, ("search windows", search["perplexity"], search_figures))
     ]
 
 

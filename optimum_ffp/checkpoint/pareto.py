@@ -1,4 +1,4 @@
-"""The Pareto front of a sweep over sparsities, as JSON and as a plot."""
+"""Pareto front of a sweep over sparsities, as JSON and plot."""
 
 import os
 from pathlib import Path
@@ -52,10 +52,10 @@ class ParetoFront:
             write_json(files[0], self.record)
             write_front(self.record, files[1])
         except OSError as error:
-            raise FFPError(f"the Pareto front can't be written: {error}; each checkpoint's {RECORD} has it") from None
+            raise FFPError(f"the Pareto front can't be written: {error}; {RECORD} of each checkpoint has it") from None
         return files
 
 
 def front_files(stem: str | os.PathLike) -> dict[str, bytes]:
-    """Return the names of the files of `ParetoFront.write`, with their first bytes."""
+    """Return the files of `ParetoFront.write` with their first bytes."""
     return {f"{stem}.json": b'{"dense":', f"{stem}.png": b"\x89PNG"}

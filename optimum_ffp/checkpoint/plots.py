@@ -1,4 +1,4 @@
-"""The plots of the model card and of the report."""
+"""Plots for the model card and the report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ COLORS = {
 }
 KINDS = {"attention": "attention", "ffn": "FFN"}
 HATCHES = {"query_head": "///"}
-# The searched policy is often the no-search one, whose marker is larger to remain visible behind.
+# The searched policy is often the no-search one, whose larger marker stays visible behind it.
 FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
-# Inches: wide enough for 80 layers; text of 10 points is legible at half size.
+# Inches, wide enough for 80 layers, with 10-point text that is legible at half size.
 WIDTH, DPI = 9, 150
 
 
 def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Draw the policy and, if there are some, the search, the held-out error and the Pareto front.
+    """Plot the policy and, if available, the search, the held-out error and the Pareto front.
 
     Args:
         record: Content of `ffp_config.json`.
@@ -46,7 +46,7 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
 
 
 def write_front(front: Mapping[str, Any], path: Path, point: tuple[float, float | None] | None = None) -> None:
-    """Draw the Pareto front of several sparsities: perplexity on the search windows against parameters.
+    """Plot the Pareto front of several sparsities: perplexity on the search windows against parameters.
 
     Args:
         front: Record of `ParetoFront`.
@@ -64,10 +64,10 @@ def write_front(front: Mapping[str, Any], path: Path, point: tuple[float, float 
     axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
     if point is not None:
         axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
-    _compress(axes, finite)
+    _scale_perplexity_axis(axes, finite)
     axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
     axes.grid(alpha=0.25)
-    # A name may be long, and have dollar signs, which would be read as formulas.
+    # Names may be long, and contain dollar signs, which would be parsed as formulas.
     windows = "\n".join(wrap(f"Perplexity: {describe_windows(front['search_windows'])}", 84))
     axes.set_title(windows, fontsize=9, parse_math=False)
     figure.suptitle("Size and perplexity", fontsize=11)
@@ -76,7 +76,7 @@ def write_front(front: Mapping[str, Any], path: Path, point: tuple[float, float 
 
 
 def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: Path) -> None:
-    """Draw the divergence from the dense model and the perplexity in the course of a recovery.
+    """Plot the divergence from the dense model and the perplexity over a recovery.
 
     Args:
         curve: `tokens`, `kl` and `perplexity` of every evaluation.
@@ -95,7 +95,7 @@ def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], pat
         axes.margins(x=0.02)
     panels[-1].set(xlabel="tokens trained on [thousand]")
     figure.suptitle(
-        f"Recovery: divergence from the dense model, and perplexity, on {describe_size(windows)} held out", fontsize=11
+        f"Recovery: divergence from the dense model and perplexity on {describe_size(windows)}, held out", fontsize=11
     )
     figure.savefig(path, dpi=DPI)
 
@@ -123,10 +123,10 @@ def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
             linewidth=0,
         )
         axes.axhline(100 * (1 - sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
-        axes.set(ylabel="kept [%]", ylim=(0, 105), yticks=range(0, 101, 25))
+        axes.set(ylabel="retained [%]", ylim=(0, 105), yticks=range(0, 101, 25))
         axes.set_title(f"{label} ({_name_groups(groups)})", loc="left", fontsize=10)
     _finish_layers(panels)
-    figure.suptitle(f"Kept in every layer at {sparsity:.1%} sparsity (dashed: all parameters together)", fontsize=11)
+    figure.suptitle(f"Retention per layer at {sparsity:.1%} sparsity (dashed: overall)", fontsize=11)
     return figure
 
 
@@ -152,19 +152,19 @@ def _draw_search(log: Sequence[dict[str, Any]], dense: float | None):
         reward.scatter(failed, [0] * len(failed), s=20, marker="x", color=COLORS["failed"], label="not finite")
     if dense is not None:
         perplexity.axhline(dense, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
-    _compress(perplexity, _column(finite, "perplexity"))
+    _scale_perplexity_axis(perplexity, _column(finite, "perplexity"))
     perplexity.set(ylabel="perplexity")
     reward.set(ylabel="reward\n(dense / perplexity)")
 
     evaluations, targets = _column(log, "evaluation"), [100 * entry["target_sparsity"] for entry in log]
-    seen = _column(log, "samples")
+    window_counts = _column(log, "samples")
     curriculum.step(evaluations, targets, where="mid", color=COLORS["ffn"], label="target sparsity")
     curriculum.set(xlabel="candidate evaluation", ylabel="target\nsparsity [%]", ylim=(0, 1.15 * max(targets)))
     samples = curriculum.twinx()
-    samples.step(evaluations, seen, where="mid", color=COLORS["windows"], linestyle="--", label="windows")
-    samples.set(ylabel="windows", ylim=(0, 1.3 * max(seen)))
-    _only_whole_numbers(curriculum.xaxis)
-    _only_whole_numbers(samples.yaxis, 4)
+    samples.step(evaluations, window_counts, where="mid", color=COLORS["windows"], linestyle="--", label="windows")
+    samples.set(ylabel="windows", ylim=(0, 1.3 * max(window_counts)))
+    _use_integer_ticks(curriculum.xaxis)
+    _use_integer_ticks(samples.yaxis, 4)
     for axes in (perplexity, reward, curriculum):
         axes.grid(alpha=0.25)
         axes.margins(x=0.02)
@@ -189,8 +189,8 @@ def _draw_calibration(rows: Sequence[dict[str, Any]]):
     return figure
 
 
-def _compress(axes, perplexities: Sequence[float]) -> None:
-    """Make the axis logarithmic if perplexities differ more than tenfold."""
+def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:
+    """Use a logarithmic axis if perplexities differ more than tenfold."""
     from matplotlib.ticker import LogFormatter
 
     if perplexities and max(perplexities) > 10 * min(perplexities):
@@ -209,10 +209,10 @@ def _finish_layers(panels) -> None:
         axes.set_axisbelow(True)
     panels[-1].set(xlabel="layer")
     panels[-1].margins(x=0.01)
-    _only_whole_numbers(panels[-1].xaxis)
+    _use_integer_ticks(panels[-1].xaxis)
 
 
-def _only_whole_numbers(axis, most: int = 16) -> None:
+def _use_integer_ticks(axis, max_ticks: int = 16) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    axis.set_major_locator(MaxNLocator(nbins=max_ticks, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))

@@ -1,4 +1,4 @@
-"""Uploads of checkpoints to the Hub, with a card for the repository."""
+"""Upload of checkpoints to the Hub, with a card for the repository."""
 
 import shutil
 import tempfile
@@ -27,19 +27,19 @@ def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If the folder holds no checkpoint, or the upload fails.
+        FFPError: If the folder is not a checkpoint, or the upload fails.
     """
     record = load_record(expand(folder))
     if not record:
-        raise FFPError(f"{folder} holds no pruned model; nothing was uploaded")
+        raise FFPError(f"{folder} contains no pruned model; nothing was uploaded")
     return push_folder(expand(folder), repo_id, partial(render_card, record), **options)
 
 
 def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
-    """Save a result to a temporary folder and upload that; of several processes the main one does.
+    """Save a result to a temporary folder and upload it, in the main process.
 
     Args:
-        save: Writes the result as a checkpoint, given the folder.
+        save: Function that writes the result as a checkpoint to a folder.
         repo_id: As for `push_checkpoint`.
         options: As for `push_checkpoint`.
     """

@@ -1,4 +1,4 @@
-"""Writes a recovered model: the pruned checkpoint with other weights, and what its recovery has done."""
+"""Checkpoints of recovered models: the pruned checkpoint with new weights and the record of the recovery."""
 
 import os
 import shutil
@@ -23,33 +23,32 @@ from .result import perplexities_by_text
 from .saving import load_record, save_model, save_tokenizer, write_checkpoint
 
 
-# Beginnings of the names of files of a pruned model that a recovered one has others of: weights, and an adapter that
-# earlier versions have written.
+# Prefixes of files of the pruned model that are not copied: weights, and adapters written by earlier versions.
 NOT_COPIED = ("model", "adapter/")
 
 
 @dataclass(frozen=True)
 class RecoveryRecord:
-    """What a recovery has done.
+    """Record of a recovery.
 
     Attributes:
-        options: Options, as of `RecoveryConfig.to_dict`.
+        options: Options, from `RecoveryConfig.to_dict`.
         source: Folder or Hub id of the pruned model.
         teacher: Hub id, folder or file of the dense model.
         window_length: Tokens per window.
-        windows_per_step: Windows per step of the optimizer, of all processes.
-        passes: How often each text was read.
-        curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` (divergence from the dense
-            model, in nats per token) and `perplexity`. The first is before the training.
-        kept: The record in `curve` of the weights that are saved.
+        windows_per_step: Windows per optimizer step over all processes.
+        passes: Number of passes over each text.
+        curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
+            (divergence from the dense model, in nats per token) and `perplexity`.
+        kept: The record in `curve` for the saved weights.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
-        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned`, which is
-            the model before this training, and `recovered`.
-        compute_dtypes: Dtypes that losses on test windows were computed in, by model: `dense` and `pruned`; the
-            recovered one in that of the pruned one.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` (before this
+            training) and `recovered`.
+        compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that
+            of the recovered model.
         dtype: Dtype of the saved weights.
-        bf16: Whether it was trained in bfloat16.
+        bf16: Whether training used bfloat16.
         seconds: Time of the training.
         processes: Number of processes.
         versions: Versions of packages.
@@ -80,12 +79,12 @@ class RecoveryRecord:
 
     @property
     def all_tokens(self) -> int:
-        """Tokens in forward passes: one of the dense model, and three for the training of the pruned one."""
+        """Tokens in forward passes: one of the dense model, and three for training the pruned one."""
         return self.tokens * (1 + GRADIENT_COST)
 
     @property
     def figures(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
-        """Description of the test windows of each text, and the perplexities on them by model, as in `losses`."""
+        """Description of the test windows of each text, with perplexities by model, as in `losses`."""
         return [*zip(self.tests, perplexities_by_text(self.losses))]
 
     @property
@@ -94,14 +93,14 @@ class RecoveryRecord:
         return {test["dataset"]: figures for test, figures in self.figures}
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON-ready record in `ffp_config.json`."""
+        """Return the JSON-ready record for `ffp_config.json`."""
         record = asdict(self)
         for name in ("losses", "tests"):
             del record[name]
-        first, *others = (figures | test for test, figures in self.figures)
+        first, *rest = (figures | test for test, figures in self.figures)
         record["source"] = short_name(self.source)
         record["passes"] = {Text(name).published: count for name, count in self.passes.items()}
-        return record | {"tokens": self.tokens, "perplexity": first, "other_texts": others}
+        return record | {"tokens": self.tokens, "perplexity": first, "other_texts": rest}
 
 
 def save_recovered(
@@ -115,31 +114,31 @@ def save_recovered(
 ) -> Path:
     """Write the checkpoint of a recovered model.
 
-    All that the pruned model's folder has, policy, agent, log, plots and report, is copied; `ffp_config.json` and the
-    card go on from it.
+    All other files of the pruned checkpoint are copied: policy, agent, log, plots and report. `ffp_config.json` and
+    the card are extended.
 
     Args:
-        record: What the recovery has done.
+        record: Record of the recovery.
         model: The recovered model.
         tokenizer: Its tokenizer.
-        directory: Folder to write. It is written completely or not at all.
+        directory: Folder to write, atomically.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
         hub: `revision`, `token` of the pruned model.
-        work_folder: Folder of finished work. A checkpoint that the same run has written is replaced in any case.
+        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
 
     Returns:
         Path of the folder.
 
     Raises:
-        FFPError: If the folder exists and may not be replaced, or can't be written, or files of the pruned model are
-            not there any more.
+        FFPError: If the folder exists and may not be replaced, or can't be written, or files of the pruned model no
+            longer exist.
     """
     source = source_folder(record.source, hub or {})
     return write_checkpoint(partial(_write, record, model, tokenizer, source), directory, overwrite, work_folder)
 
 
 def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
-    """Return a folder with all files of a pruned model but its weights.
+    """Return a folder with all files of a pruned checkpoint, except weights if it is on the Hub.
 
     Args:
         source: Folder or Hub id.
@@ -169,7 +168,7 @@ def _write(
     for name in recorded_files(record, list_files(source)) - list_files(folder):
         if not name.startswith(NOT_COPIED):
             (folder / name).parent.mkdir(exist_ok=True)
-            # Without its permissions: it may be read-only, and some files are written anew.
+            # Don't copy permissions: files may be read-only, and some are overwritten.
             shutil.copyfile(source / name, folder / name)
     recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
     write_recovery(recovery.curve, recovery.held_out, folder / f"recovery-{len(recoveries)}.png")

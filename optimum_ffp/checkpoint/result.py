@@ -25,19 +25,19 @@ class Found:
         policy: Number of groups that each unit keeps.
         best_perplexity: Its perplexity on the search windows.
         log: One record per candidate evaluation.
-        baselines: Perplexity of the policies without a search on the same windows, by method, if evaluated.
+        baselines: Perplexity of policies without a search on the same windows by method, if evaluated.
         agent: State of the agent for policy transfer, if the method has one.
         scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
             curves.
         config: Options; `config.sparsity` is the target.
         dense_perplexity: Perplexity of the dense model on the search windows.
         candidate_evaluations: Number of policies evaluated.
-        tokens_evaluated: Tokens that they read, in forward passes of the model.
+        tokens_evaluated: Tokens in forward passes for these evaluations.
         non_finite: Number of candidates whose loss is not finite.
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
-        front: Record of the Pareto front of several sparsities up to this one.
+        front: Record of the Pareto front of a sweep up to this sparsity.
         cost: Time, memory and tokens of the search.
     """
 
@@ -59,7 +59,7 @@ class Found:
     cost: StageMeter = field(default_factory=StageMeter)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON-ready record in `ffp_config.json`."""
+        """Return the JSON-ready record for `ffp_config.json`."""
         record = {
             "method": self.config.method,
             "seed": self.config.seed,
@@ -85,20 +85,20 @@ class PruningResult:
         model: The pruned model, a `PreTrainedModel`.
         tokenizer: Tokenizer of the dense model.
         search: The policy and its search.
-        config: Options; those of calibration may differ from `search.config`.
+        config: Options. Those of calibration may differ from `search.config`.
         base_model: Hub id, folder or file of the dense model.
-        dense_parameters: Parameters of the whole dense model.
+        dense_parameters: Parameters of the dense model.
         test_windows: Test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
             calibration, if `config.reports_searched`) and `calibrated`.
-        calibration: Record of the calibration: relative errors on held-out windows, of `layers` before and after
+        calibration: Record of the calibration: relative errors of `layers` on held-out windows before and after
             distillation.
         cost: Time, peak memory and tokens per stage.
-        compute_dtype: Name of the dtype that losses on test windows were computed in.
+        compute_dtype: Name of the compute dtype for losses on test windows.
         revision: Commit of the dense model on the Hub, if loaded from there.
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
         license: Fields of the license of the dense model's card.
-        given_data: Whether the windows were given, instead of the datasets that the options name.
+        given_data: Whether windows were passed by the caller instead of loaded from the datasets in the options.
     """
 
     model: PreTrainedModel
@@ -153,22 +153,22 @@ class PruningResult:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole pruned model; tied ones count once."""
+        """Parameters of the pruned model; tied weights count once."""
         return self.model.num_parameters()
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prune in forward passes of the model, of all stages but the evaluation on test windows."""
+        """Tokens in forward passes over all stages, except the evaluation on test windows."""
         return sum(tokens for stage, tokens in self.cost.tokens.items() if stage != "evaluation")
 
     @property
     def model_sparsity(self) -> float:
-        """Fraction of the whole model's parameters that is removed."""
+        """Removed fraction of all parameters of the model."""
         return 1 - self.parameters / self.dense_parameters
 
     @property
     def tests(self) -> list[tuple[Windows, dict[str, float]]]:
-        """Test windows of each text, and the perplexities on them by model, as in `losses`."""
+        """Test windows of each text, with perplexities by model, as in `losses`."""
         return [*zip(self.test_windows, perplexities_by_text(self.losses))]
 
     @property
@@ -187,8 +187,8 @@ class PruningResult:
         return final(self.tests[0][1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Policy, search and provenance, stored in `ffp_config.json` with the options."""
-        first, *others = (figures | windows.describe() for windows, figures in self.tests)
+        """Return the JSON-ready record of policy, search and provenance for `ffp_config.json`."""
+        first, *rest = (figures | windows.describe() for windows, figures in self.tests)
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,
@@ -201,7 +201,7 @@ class PruningResult:
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": first,
-            "other_texts": others,
+            "other_texts": rest,
             "held_out": self.calibration,
             "tokens": self.cost.tokens,
             "processes": processes.count(),
@@ -212,23 +212,23 @@ class PruningResult:
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:
-    """Perplexities by model on each text.
+    """Return the perplexities by model for each text.
 
     Args:
         losses: Losses of every window of every text, in nats per token, by model.
     """
     with np.errstate(over="ignore"):
         means = {name: [float(np.exp(np.mean(text))) for text in texts] for name, texts in losses.items()}
-    return [dict(zip(means, of_text)) for of_text in zip(*means.values())]
+    return [dict(zip(means, values)) for values in zip(*means.values())]
 
 
 def final(perplexities: Mapping[str, float]) -> float:
-    """Perplexity of the final model."""
+    """Return the perplexity of the final model."""
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for package in ("optimum-ffp", "transformers", "optimum", "torch", "stable-baselines3"):
         try:

@@ -1,4 +1,4 @@
-"""Writes a pruned model as a folder, completely or not at all."""
+"""Saving and validation of checkpoints."""
 
 import json
 import os
@@ -42,12 +42,12 @@ from .plots import write_plots
 from .result import PruningResult
 
 
-# In a subfolder: vLLM loads every .safetensors file next to the weights as part of the model.
+# In a subfolder, since vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
-# Entries of a tokenizer's config of how it was loaded, and of a processor, which isn't saved.
-LOCAL = ("is_local", "local_files_only", "processor_class")
-# Beginnings of the names of tokenizers that add a start token in transformers 4 unless their config says otherwise.
+# Entries of a tokenizer's config about its loading, and about a processor, which isn't saved.
+TRANSIENT_KEYS = ("is_local", "local_files_only", "processor_class")
+# Prefixes of tokenizer classes that add a start token in transformers 4 by default.
 ADD_START_TOKEN = ("Llama", "CodeLlama", "Gemma")
 
 
@@ -58,9 +58,9 @@ def save_checkpoint(
 
     Args:
         result: Result to save.
-        directory: Folder to write. It is written completely or not at all.
+        directory: Folder to write, atomically.
         overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
-        work_folder: Folder of finished work. A checkpoint that the same run has written is replaced in any case.
+        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
 
     Returns:
         Path of the folder.
@@ -77,9 +77,9 @@ def write_checkpoint(
     overwrite: bool,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write a checkpoint completely or not at all, and return its path; arguments are as for `save_checkpoint`.
+    """Write a checkpoint atomically, and return its path. Arguments are as for `save_checkpoint`.
 
-    `write` writes all files but the record and the card into a folder, and returns the record.
+    `write` writes all files except the record and the card to a folder, and returns the record.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     try:
@@ -93,7 +93,9 @@ def write_checkpoint(
         # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
         if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
             raise
-        work = f"; what is finished is in {work_folder}: make room, then resume with --resume" if work_folder else ""
+        work = (
+            f"; finished work is in {work_folder}: free disk space, then resume with --resume" if work_folder else ""
+        )
         raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{work}") from None
     return path
 
@@ -102,7 +104,7 @@ def _write(result: PruningResult, folder: Path) -> dict[str, Any]:
     save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
     record = result.config.to_dict() | result.to_dict() | {"model": describe_model(result.model, result.tokenizer)}
-    # As it is read again: without local folders, NaN and infinity.
+    # Publishable JSON, without local folders, NaN and infinity.
     record, log = (json.loads(to_json(content)) for content in (without_folders(record), result.log))
     (folder / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in log), encoding="utf-8")
     if result.agent is not None:
@@ -114,37 +116,37 @@ def _write(result: PruningResult, folder: Path) -> dict[str, Any]:
 
 
 def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what the card says of how a model is used, for the record."""
+    """Return the part of the record that the card needs to describe the use of a model."""
     return {
         "class": type(model).__name__,
         "code_file": f"{type(model).__module__.rpartition('.')[2]}.py" if is_pruned(model.config) else None,
         "language_model_only": hasattr(model.config, "language_model_of"),
-        "chat": _chats(tokenizer),
-        # torchao quantizes `nn.Linear` only; GPT-2 has `Conv1D` instead.
+        "chat": _supports_chat(tokenizer),
+        # torchao only quantizes `nn.Linear`; GPT-2 has `Conv1D` instead.
         "linear": any(isinstance(module, nn.Linear) for module in model.base_model.modules()),
         "gguf": _gguf_options(model, tokenizer),
     }
 
 
-def _chats(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the chat template takes a message whose content is a text."""
+def _supports_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has a chat template that accepts string content."""
     try:
         return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
-    except Exception:  # There may be none, and it is a program that may raise anything.
+    except Exception:  # There may be no template, and templates may raise any exception.
         return False
 
 
 def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the options of `ffp export` for a model; `None` if llama.cpp can't run it."""
-    for options, pads in (("", False), (" --pad-uniform", True)):
+    for options, pad_uniform in (("", False), (" --pad-uniform", True)):
         with suppress(FFPError):
-            plan_export(model, tokenizer, pads)
+            plan_export(model, tokenizer, pad_uniform)
             return options
     return None
 
 
 def load_record(folder: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint, with the keys that records of earlier versions don't have."""
+    """Read the record of a checkpoint, adding keys that records of earlier versions lack."""
     record = read_record(folder)
     if not record or "schema_version" in record:
         return record
@@ -159,32 +161,30 @@ def load_record(folder: Path) -> dict[str, Any]:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Save the weights, config and code of a model, and its generation config as it is.
+    """Save the weights, config and code of a model, and its unmodified generation config.
 
-    Many dense models have settings that transformers reads and refuses to save, such as a temperature without
+    Many dense models have settings that transformers loads but refuses to save, such as a temperature without
     sampling.
     """
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    generation_config, model.generation_config = model.generation_config, GenerationConfig()
     try:
         model.save_pretrained(folder)
     finally:
-        model.generation_config = own
-    own.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
+        model.generation_config = generation_config
+    generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
-    """Check that `save_checkpoint` has written a folder, and return its path.
+    """Check that a folder is a checkpoint of a pruned model, and return its path.
 
     Raises:
-        FFPError: If the folder does not exist, holds something else, or its weights are missing or broken.
+        FFPError: If the folder does not exist, is not such a checkpoint, or its weights are missing.
     """
     path = expand(directory)
     if not path.is_dir():
-        raise FFPError(f"there is no folder {directory}; name one that `ffp prune` has written")
+        raise FFPError(f"there is no folder {directory}; name one written by `ffp prune`")
     if not read_record(path) or not any(path.glob("model*.safetensors")):
-        raise FFPError(
-            f"{directory} holds no pruned model with its weights; name a folder that `ffp prune` has written"
-        )
+        raise FFPError(f"{directory} contains no pruned model with its weights; name a folder written by `ffp prune`")
     check_checkpoint(path)
     return path
 
@@ -192,15 +192,15 @@ def check_saved(directory: str | os.PathLike) -> Path:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a tokenizer so that transformers 4 can load it too.
 
-    transformers 5 names the class of a tokenizer from `tokenizer.json` alone `TokenizersBackend`, which version 4
-    doesn't know. Both know `PreTrainedTokenizerFast`, with which version 4 needs `model_input_names` to leave out
-    `token_type_ids`. Both read further special tokens by their earlier name too. Version 4 needs to be told of
-    Llama's and Gemma's tokenizers which tokens they add.
+    Generic tokenizers are `TokenizersBackend` in transformers 5, which version 4 lacks. Both support
+    `PreTrainedTokenizerFast`, for which version 4 needs `model_input_names` to omit `token_type_ids`. Both read extra
+    special tokens under their earlier name. For Llama and Gemma tokenizers, version 4 needs explicit settings for the
+    tokens that they add.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for name in LOCAL:
+    for name in TRANSIENT_KEYS:
         config.pop(name, None)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
@@ -208,9 +208,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config.get("tokenizer_class", "").startswith(ADD_START_TOKEN):
         tokens = tokenizer("a").input_ids
-        for name, found in (("bos", tokens[:1]), ("eos", tokens[-1:])):
+        for name, added in (("bos", tokens[:1]), ("eos", tokens[-1:])):
             index = getattr(tokenizer, f"{name}_token_id")
-            config[f"add_{name}_token"] = index is not None and found == [index]
+            config[f"add_{name}_token"] = index is not None and added == [index]
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -225,14 +225,14 @@ class SavedAgent(dict[str, np.ndarray]):
 def load_agent(
     warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None, token: str | None = None
 ) -> SavedAgent | None:
-    """Return the agent that a search starts from, with its source.
+    """Load the agent to start a search from.
 
     Args:
         warm_start: Folder or Hub id of a checkpoint, where `id@revision` names a branch, tag or commit; or weights.
         token: Access token for the Hub.
 
     Raises:
-        FFPError: If the checkpoint has no agent, or the file is broken.
+        FFPError: If the checkpoint has no agent, or the file is corrupt.
     """
     if warm_start is None or isinstance(warm_start, SavedAgent):
         return warm_start
@@ -241,15 +241,15 @@ def load_agent(
     folder, source = expand(warm_start), os.fspath(warm_start)
     path = folder / AGENT_FILE
     if folder.is_dir() and not path.is_file():
-        raise FFPError(f"{source} holds no {AGENT_FILE}; warm-start from a checkpoint that method ffp made")
+        raise FFPError(f"{source} contains no {AGENT_FILE}; warm-start from a checkpoint of method ffp")
     if not folder.is_dir():
         repo_id, _, revision = source.partition("@")
         try:
             path = Path(hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token))
-        # The HTTP library raises its own exceptions too.
+        # The HTTP library raises its own exceptions.
         except Exception as error:
             reason = describe_failure(error, token)
-            raise FFPError(f"there is no folder {source}, and the Hub gives no agent of that name: {reason}") from None
+            raise FFPError(f"there is no folder {source}, and no such agent on the Hub: {reason}") from None
         source = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
     try:
         return SavedAgent(load_file(path), source)

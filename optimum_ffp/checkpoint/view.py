@@ -1,4 +1,4 @@
-"""What the card, the report and the plots show of a checkpoint's record."""
+"""View of a checkpoint's record for the card, the report and the plots."""
 
 import math
 import shlex
@@ -9,19 +9,19 @@ from ..config.texts import NAMED, Text, TextMix
 from ..hub.naming import model_name
 
 
-# Names of models in records of perplexities, from the dense one to the final one.
+# Names of models in records of perplexities, from dense to final.
 FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
 
 
 def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is shown of a record: its entries, and what follows from them.
+    """Return the entries of a record to show, and values derived from them.
 
     Args:
         record: Content of `ffp_config.json`.
     """
     provenance, units = record["provenance"], record["policy"]["units"]
     base, revision = provenance["base_model"], provenance["revision"]
-    read = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
+    dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     return {
         "record": record,
@@ -37,7 +37,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "layers_differ": _layers_differ(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
-        "data": TextMix.parse(read).describe(),
+        "data": TextMix.parse(dataset).describe(),
         "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},
         "command": " ".join(_command(record)),
@@ -47,23 +47,23 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_on_hub(provenance: Mapping[str, Any]) -> bool:
-    """Return whether the dense model is one of the Hub, by the record: a local one has no folder there."""
+    """Return whether the dense model is on the Hub. Records name local models without their folders."""
     return provenance["revision"] is not None or "/" in provenance["base_model"]
 
 
 def measured_on(step: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the test windows of each text of a prune or a recovery, with `figures`: perplexities by model."""
+    """Return the test windows of each text of a prune or recovery, with perplexities by model as `figures`."""
     tests = (step["perplexity"], *step["other_texts"])
     return [test | {"figures": {name: test[name] for name in FIGURES if name in test}} for test in tests]
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Return a number with `digits` decimals; JSON has `null` for what is not finite."""
+    """Format a number with `digits` decimals. `None` stands for NaN and infinity, which JSON lacks."""
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
 
 
 def describe_text(dataset: str) -> str:
-    """Return the names of texts, and their shares, for a table of Markdown."""
+    """Format the names and shares of texts for a Markdown table."""
     return TextMix.parse(dataset).describe().replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -72,7 +72,7 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
     command = f"optimum-cli ffp recover -m {source} OUT --config ffp_config.json"
     return recovery | {
         "number": number,
-        # Checkpoints without a schema version have no number in the name of their last plot.
+        # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
         "before": "pruned" if number == 1 else "before this training",
         "tests": measured_on(recovery),
@@ -81,7 +81,7 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
 
 
 def _command(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the words of the command that repeats a prune."""
+    """Yield the parts of the command that reproduces a prune."""
     provenance, warm_start = record["provenance"], record["search"]["warm_start"]
     yield f"optimum-cli ffp prune -m {shlex.quote(provenance['base_model'])} OUT --config ffp_config.json"
     yield from _local_texts(record)
@@ -92,7 +92,7 @@ def _command(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield options for texts that the record names without their folders."""
+    """Yield placeholder options for local texts, which the record names without their folders."""
     for option in ("dataset", "eval_dataset"):
         names = TextMix.parse(options[option]).names if options[option] else []
         if any(name not in ("self", *NAMED) and ("/" not in name or Text(name).builder) for name in names):
@@ -106,6 +106,6 @@ def _removed(units: list[dict[str, Any]]) -> str:
 
 
 def _layers_differ(units: list[dict[str, Any]]) -> bool:
-    # Whole attention is the same, whatever its groups are.
+    # Unpruned attention is the same for all kinds of groups.
     sizes = {(unit["unit"], unit["retention"] < 1 and unit["group"], unit["retention"]) for unit in units}
     return len(sizes) > len({kind for kind, _, _ in sizes})

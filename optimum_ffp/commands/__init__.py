@@ -1,4 +1,4 @@
-"""`optimum-cli ffp`: argparse only; heavy packages are imported when a command runs."""
+"""`optimum-cli ffp`. Heavy packages are only imported when a command runs."""
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
@@ -21,17 +21,17 @@ class FFPCommand(BaseOptimumCLICommand):
         ),
         CommandInfo(
             name="recover",
-            help="Train a pruned model to predict what the dense one does.",
+            help="Train a pruned model to reproduce the predictions of the dense model.",
             subcommand_class=FFPRecoverCommand,
         ),
         CommandInfo(
             name="evaluate",
-            help="Measure a model, dense or pruned: perplexity, tasks, size and speed, beside a baseline.",
+            help="Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline.",
             subcommand_class=FFPEvaluateCommand,
         ),
         CommandInfo(
             name="export",
-            help="Write a model, dense or pruned, as a GGUF file for llama.cpp.",
+            help="Export a dense or pruned model to GGUF for llama.cpp.",
             subcommand_class=FFPExportCommand,
         ),
         CommandInfo(

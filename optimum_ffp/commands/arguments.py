@@ -1,4 +1,4 @@
-"""Options that several commands share, and the parser that says "did you mean"."""
+"""Options shared by several commands, and name suggestions for unknown options."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe(parser: ArgumentParser, usage: str, description: str, examples: str) -> None:
-    """Describe a command in its `--help`, and name the option that a misspelt one resembles."""
+    """Set the `--help` texts of a command, and make the parser suggest names for unknown options."""
     parser.formatter_class, parser.usage = RawDescriptionHelpFormatter, usage
     parser.description, parser.epilog = description, examples
     parse = parser.parse_known_args
@@ -30,7 +30,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
 
 
 def add_option(group: _ArgumentGroup, name: str, *short: str, help: str, **options: Any) -> None:
-    """Add `--name`, with its default in the help."""
+    """Add `--name` with its default in the help."""
     if options.get("default") not in (None, ()):
         help += " Default: %(default)s."
     if "choices" not in options and options.get("type") in METAVARS:
@@ -39,7 +39,7 @@ def add_option(group: _ArgumentGroup, name: str, *short: str, help: str, **optio
 
 
 def output_name(args: Namespace) -> str:
-    """Return the output folder, or the prefix of several; by default the name of the model or of its local folder."""
+    """Return the output folder, or the prefix of several; by default the model name without its folder or owner."""
     path = expand(args.output or args.model)
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
@@ -60,25 +60,24 @@ def add_run_options(group: _ArgumentGroup) -> None:
         group,
         "plan",
         action="store_true",
-        help="Only print the memory, disk and tokens that are needed and any problems found; exit code 2 if there are "
-        "any. Too little memory is a warning, as it is estimated.",
+        help="Only print the required memory, disk and tokens, and any problems, with exit code 2 if there are any. "
+        "Low memory is only a warning, since it is an estimate.",
     )
     add_option(
         group,
         "config",
         metavar="FILE",
-        help="JSON file of options, also of those that are not named here (docs/options.md), such as the "
-        "ffp_config.json of a result. Options of the command line override it; --preset overrides every option that "
-        "presets set.",
+        help="JSON file with options, including those not listed here (docs/options.md), such as the ffp_config.json "
+        "of a result. Command-line options take precedence; --preset overrides every option that presets set.",
     )
     add_option(group, "report-to", nargs="+", default=(), metavar="NAME", help="Log to tensorboard, trackio or wandb.")
 
 
-def add_device_options(group: _ArgumentGroup, of: str = "the weights") -> None:
-    """Add `--device` and `--dtype`, the dtype `of` what is loaded."""
+def add_device_options(group: _ArgumentGroup, target: str = "the weights") -> None:
+    """Add `--device` and `--dtype`, the dtype of `target`."""
     add_option(group, "device", help="Device to run on: cpu, cuda, cuda:0, mps. Default: the accelerator, if any.")
     dtypes = "auto (the checkpoint's), float32, bfloat16 or float16"
-    add_option(group, "dtype", default="auto", help=f"Dtype of {of}: {dtypes}.")
+    add_option(group, "dtype", default="auto", help=f"Dtype of {target}: {dtypes}.")
 
 
 def add_num_processes(group: _ArgumentGroup) -> None:
@@ -87,8 +86,8 @@ def add_num_processes(group: _ArgumentGroup) -> None:
         group,
         "num-processes",
         type=int,
-        help="Number of processes on this machine that share the work, one for each accelerator or share of the CPU. "
-        "Default: 1, or those of accelerate launch or torchrun.",
+        help="Number of processes on this machine, one per accelerator or share of the CPU. Default: 1, or as started "
+        "by accelerate launch or torchrun.",
     )
 
 
@@ -106,7 +105,7 @@ def add_hub_options(group: _ArgumentGroup) -> None:
         group,
         "trust-remote-code",
         action="store_true",
-        help="Allow code in the tokenizer's repository to run. Code of the model's own never runs.",
+        help="Allow tokenizer code of the repository to run. Model code never runs.",
     )
 
 
@@ -122,7 +121,7 @@ def add_private(group: _ArgumentGroup) -> None:
 
 
 def add_hub_group(parser: ArgumentParser, naming: str = "") -> None:
-    """Add the options of uploads and of `add_hub_options`; `naming` says how several repositories are named."""
+    """Add upload options and `add_hub_options`; `naming` explains the names of several repositories."""
     group = parser.add_argument_group("The Hub")
     add_option(group, "push-to-hub", action="store_true", help="Upload the result to the Hub.")
     add_option(group, "hub-model-id", metavar="ID", help=f"Repository to upload to{naming}. Default: the name of OUT.")

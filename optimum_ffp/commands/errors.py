@@ -1,4 +1,4 @@
-"""Errors as one line and an exit code instead of a traceback."""
+"""One-line errors with exit codes instead of tracebacks."""
 
 import os
 import sys
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 
 USER_ERROR, INTERRUPTED = 2, 130
-# Time in which torch ends the other processes once the main one has failed.
+# Time for torch to terminate the other processes after the main one has failed.
 GRACE_SECONDS = 10.0
 
 
 @contextmanager
-def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process without a traceback on `FFPError` and missing permissions (exit code 2), and Ctrl-C (130).
+def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
+    """Exit without a traceback on `FFPError` and missing permissions (exit code 2), and Ctrl-C (130).
 
-    Of several processes the main one says why, unless it has not failed.
+    In distributed runs, give the main process time to report the error first.
 
     Args:
         interrupted: Message after Ctrl-C.
@@ -31,8 +31,8 @@ def one_line_endings(interrupted: str = "interrupted") -> Iterator[None]:
             time.sleep(GRACE_SECONDS)
         if not isinstance(error, (FFPError, PermissionError)):
             raise
-        named = getattr(error, "filename", None)
-        reason = f"{named} may not be read or written: {error.strerror}" if named else str(error)
+        filename = getattr(error, "filename", None)
+        reason = f"{filename} can't be read or written: {error.strerror}" if filename else str(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:

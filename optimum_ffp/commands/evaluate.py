@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_device_options, add_hub_options, add_option, describe
-from .errors import one_line_endings
+from .errors import one_line_errors
 
 
 EXAMPLES = """examples:
@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
   optimum-cli ffp evaluate -m model.gguf --dataset my_texts --no-speed
 """
-# Arguments of `evaluate` that options have the names of.
+# Options that are arguments of `evaluate` of the same name.
 SETTINGS = (
     "tasks",
     "eval_samples",
@@ -42,12 +42,12 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_endings():
+        with one_line_errors():
             run_evaluate(self.args)
 
 
 def run_evaluate(args: Namespace) -> None:
-    """Print the figures of `evaluate`, and write them with their settings."""
+    """Run `evaluate`, print the results, and optionally write them as JSON."""
     from ..checkpoint.result import package_versions
     from ..errors import FFPError
     from ..evaluation import evaluate
@@ -72,8 +72,8 @@ def run_evaluate(args: Namespace) -> None:
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Add the options of `optimum-cli ffp evaluate`."""
     description = (
-        "Measure perplexity, tasks, size and speed of a model, dense or pruned, beside a baseline, and the divergence "
-        "of its predictions from the baseline's."
+        "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline, and the divergence of "
+        "its predictions from the baseline's."
     )
     describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
     required = parser.add_argument_group("Required arguments")
@@ -92,8 +92,8 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="MODEL",
-        help="Model to compare with, such as the dense one, from which the divergence is measured: Hub id, "
-        "ID@REVISION, folder or .gguf file. More of them are shown beside it. Default: none.",
+        help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, ID@REVISION, "
+        "folder or .gguf file. Additional models are only compared. Default: none.",
     )
     add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
 
@@ -102,9 +102,9 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "dataset",
         default="wikitext2",
-        help="Text whose test split perplexity is measured on: wikitext2, c4, a Hub id, a file, or a folder with "
-        "train, validation and test files; or several, separated by commas, each reported by itself. Of a text "
-        "without splits it is the part that a prune reports on.",
+        help="Text whose test split to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with "
+        "train, validation and test files; or several separated by commas, each reported separately. For a text "
+        "without splits, the part that a prune reports on.",
     )
     add_option(
         text, "text-column", metavar="NAME", help="Dataset column with texts or conversations. Default: as in a prune."
@@ -119,8 +119,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "seq-len",
         type=int,
-        help="Tokens per window. Default: as the pruned model was measured, otherwise the models' maximum length, up "
-        "to 2048.",
+        help="Tokens per window. Default: as recorded for the pruned model, otherwise the maximum, up to 2048.",
     )
     add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
 
@@ -134,11 +133,14 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         help="Tasks of lm-eval to score: names, with * as a wildcard, or .yaml files. Default: none.",
     )
     add_option(tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all.")
-    add_option(tasks, "num-fewshot", type=int, help="Solved examples before each question. Default: the task's own.")
+    add_option(tasks, "num-fewshot", type=int, help="Examples before each question. Default: the task's setting.")
 
     speed = parser.add_argument_group("Speed")
     add_option(
-        speed, "no-speed", action="store_true", help="Don't measure speed. Only one model is then in memory at a time."
+        speed,
+        "no-speed",
+        action="store_true",
+        help="Don't measure speed, so that only one model is in memory at a time.",
     )
     add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
     add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_hub_options, add_option, describe
-from .errors import one_line_endings
+from .errors import one_line_errors
 
 
 EXAMPLES = """examples:
@@ -20,7 +20,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        description = "Write a model, dense or pruned, as a GGUF file for llama.cpp."
+        description = "Export a dense or pruned model to GGUF for llama.cpp."
         describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", description, EXAMPLES)
         group = parser.add_argument_group("Options")
         add_option(group, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
@@ -36,8 +36,8 @@ class FFPExportCommand(BaseOptimumCLICommand):
             group,
             "pad-uniform",
             action="store_true",
-            help="Pad every layer with zeros to the size of the largest. The file is larger, and runs wherever the "
-            "dense model does.",
+            help="Zero-pad every layer to the size of the largest. The file is larger, and runs wherever the dense "
+            "model does.",
         )
         add_option(
             group,
@@ -49,7 +49,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_endings():
+        with one_line_errors():
             export(self.args)
 
 
@@ -62,10 +62,9 @@ def export(args: Namespace) -> None:
 
     check_output_is_not_input(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
-    given = {name: getattr(args, name) for name in ("revision", "trust_remote_code")}
-    options = LoadOptions(device="cpu", **given)
+    options = LoadOptions(device="cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
     check_gguf_installed()
-    # Before the weights are loaded.
+    # Check before loading the weights.
     config = read_any_config(args.model, options)
     check_exportable(config)
     plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)

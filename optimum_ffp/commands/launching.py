@@ -1,4 +1,4 @@
-"""Runs a command in several processes of this machine."""
+"""Start of several processes on this machine."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ from .errors import INTERRUPTED
 
 
 def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
-    """Runs a command, which `accelerate launch` starts again in several processes if that was asked for.
+    """Run a command, or restart it in several processes with `accelerate launch` if requested.
 
     Args:
-        count: `--num-processes`; without effect in processes that are started already.
+        count: `--num-processes`; ignored in processes that are already launched.
         run: The command.
     """
     from ..errors import FFPError
@@ -21,7 +21,7 @@ def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
         raise FFPError(f"num_processes must be at least 1, found {count}")
     if count in (None, 1) or "WORLD_SIZE" in os.environ:
         run()
-        # Imports torch, which the command has done by now.
+        # Imports torch, as the command has already done.
         from ..utils import processes
 
         processes.leave()
@@ -35,11 +35,11 @@ def _launch(count: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # `--multi_gpu` is what starts processes, on the CPU too; port 0 is any that is free.
+    # `--multi_gpu` also starts processes on the CPU; port 0 selects a free port.
     options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
     options += f" --dynamo_backend no --num_cpu_threads_per_process {max(1, torch.get_num_threads() // count)}"
     command = "-m", "optimum.commands.optimum_cli", *sys.argv[1:]
-    # The process that has failed says why.
+    # The failed process reports the error itself.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args([*options.split(), *command]))

@@ -10,13 +10,13 @@ from ..config import FFPConfig
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from . import arguments
-from .errors import one_line_endings
+from .errors import one_line_errors
 from .launching import run_in_processes
 
 
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--sparsity X] [--dataset DATASET] [--push-to-hub] [options]"
-DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, a different number per layer,
-and adapt the remaining weights. The result is a folder that transformers loads."""
+DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, with a different number per layer,
+and adapt the remaining weights. Transformers can load the resulting folder."""
 EXAMPLES = """examples:
   optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
   optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
@@ -51,14 +51,14 @@ class FFPPruneCommand(BaseOptimumCLICommand):
             "offload",
             default="auto",
             choices=("auto", *OFFLOADS),
-            help="Where the weights of layers are while they don't run: none (on the device), host (in host memory), "
-            "disk (in the files of the checkpoint), or auto (the first of them that memory suffices for, by --plan).",
+            help="Where to store the weights of layers that aren't running: none (on the device), host (in host "
+            "memory), disk (in the files of the checkpoint), or auto (the first with enough memory, as in --plan).",
         )
         arguments.add_hub_group(parser, "; ID-10 and so on for several sparsities")
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_endings("interrupted; run the same command with --resume to continue"):
+        with one_line_errors("interrupted; run the same command with --resume to continue"):
             run_in_processes(None if self.args.plan else self.args.num_processes, lambda: prune(self.args))
 
 
@@ -68,7 +68,7 @@ def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
         return [arguments.output_name(args)]
     folders = [f"{arguments.output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
     if len({*folders}) < len(folders):
-        raise FFPError(f"two values of --sparsity have the same folder, among {', '.join(folders)}; give each once")
+        raise FFPError(f"two values of --sparsity map to the same folder: {', '.join(folders)}; give each once")
     return folders
 
 
@@ -141,7 +141,7 @@ def prune(args: Namespace) -> None:
         if several:
             result.search.front = front.record
         if result.agent is not None:
-            # The agent's state is the target sparsity, so that the next search needs half of the candidates.
+            # The target sparsity is part of the agent's state, so that the next search needs half as many candidates.
             agent = SavedAgent(result.agent, folder)
             pruner.config = replace(config, search_steps=max(1, config.search_steps // 2))
         pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .arguments import add_option, add_private, describe
-from .errors import one_line_endings
+from .errors import one_line_errors
 
 
 EXAMPLES = """examples:
@@ -25,7 +25,7 @@ class FFPPushCommand(BaseOptimumCLICommand):
         describe(parser, "optimum-cli ffp push FOLDER REPOSITORY [options]", description, EXAMPLES)
         group = parser.add_argument_group("Options")
         group.add_argument(
-            "folder", metavar="FOLDER", help="Folder of a pruned model, as `ffp prune` writes it. It is not changed."
+            "folder", metavar="FOLDER", help="Folder of a pruned model, as written by `ffp prune`. It is not modified."
         )
         group.add_argument(
             "repository",
@@ -38,19 +38,19 @@ class FFPPushCommand(BaseOptimumCLICommand):
             "revision",
             metavar="BRANCH",
             help="Branch to commit to, created if it does not exist, or refs/pr/N for an open pull request; with "
-            "--create-pr the branch that it is for. The card's lines load the main branch. Default: main.",
+            "--create-pr the target branch. Commands in the card load the main branch. Default: main.",
         )
         add_option(group, "commit-message", metavar="TEXT", help="Message of the commit, and title of a pull request.")
         add_option(
             group,
             "create-pr",
             action="store_true",
-            help="Open a pull request with the commit, in a repository that exists.",
+            help="Open a pull request with the commit in an existing repository.",
         )
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_endings():
+        with one_line_errors():
             push(self.args)
 
 

@@ -8,19 +8,19 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config import RecoveryConfig
 from . import arguments
-from .errors import one_line_endings
+from .errors import one_line_errors
 from .launching import run_in_processes
 
 
 USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
-DESCRIPTION = """Train a pruned model to predict what the dense model predicts. The result is a folder like that of the
-pruned model."""
+DESCRIPTION = """Train a pruned model to reproduce the predictions of the dense model. The result is a folder like
+that of the pruned model."""
 EXAMPLES = """examples:
   optimum-cli ffp recover -m out out-recovered --dataset my_text.jsonl --max-tokens 2M
   optimum-cli ffp recover -m out --dataset fineweb.jsonl:0.6,chats.jsonl:0.4 --lora 32 --teacher model.gguf
   accelerate launch --config_file fsdp2.yaml -m optimum.commands.optimum_cli ffp recover -m out --preset standard
 """
-# After the name of a pruned model, for the folder of the recovered one.
+# Suffix of the default output folder.
 RECOVERED = "-recovered"
 LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
@@ -43,15 +43,15 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         )
         arguments.add_run_options(model)
         groups = RecoveryConfig.add_arguments(parser)
-        of = "the dense model, and not of the result, which has that of the pruned one"
-        arguments.add_device_options(groups["Resources"], of)
+        target = "the dense model (the result has the dtype of the pruned model)"
+        arguments.add_device_options(groups["Resources"], target)
         arguments.add_num_processes(groups["Resources"])
         arguments.add_hub_group(parser)
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
         args = self.args
-        with one_line_endings("interrupted; run the same command with --resume to continue"):
+        with one_line_errors("interrupted; run the same command with --resume to continue"):
             run_in_processes(None if args.plan else args.num_processes, lambda: recover(args))
 
 

@@ -1,4 +1,4 @@
-"""The tables that `ffp prune` and `ffp recover` print."""
+"""Tables printed by `ffp prune` and `ffp recover`."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from .errors import USER_ERROR
 
 
 def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
-    """Print what a command needs and what is available; end with exit code 2 if there are problems."""
+    """Print required and available resources; exit with code 2 if there are problems."""
     needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
     rows = [(name, f"{gib(needed)} needed, {gib(free)} available") for name, (needed, free) in needs.items()]
-    rows.append(("tokens", f"at most {estimate.tokens:,}, and those of the evaluation"))
+    rows.append(("tokens", f"at most {estimate.tokens:,}, plus those of the evaluation"))
     rows.append(("offload", estimate.offload))
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
     print("\n".join([*_table(rows), *warnings, *(f"problem: {problem}" for problem in problems)]))
@@ -33,7 +33,7 @@ def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[
 
 
 def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: bool) -> None:
-    """Raise the first problem, print the warnings, and begin the work folder."""
+    """Raise the first problem, print warnings, and prepare the work folder."""
     if processes.is_main():
         for problem in problems:
             raise problem
@@ -43,7 +43,7 @@ def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: 
 
 
 def prune_summary(result: PruningResult, folder: str) -> str:
-    """Return what a prune has done, its windows, time per stage, and the code that loads the model."""
+    """Format the result of a prune, its windows, time per stage, and the code to load the model."""
     config, search, seconds, peaks = result.config, result.search, result.cost.seconds, result.cost.peak_bytes
     rows = [
         ("calibrated on", describe_windows(search.calibrated_on, config.num_samples)),
@@ -59,12 +59,12 @@ def prune_summary(result: PruningResult, folder: str) -> str:
 
 
 def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str:
-    """Tokens, divergence and perplexities before and after the training, and the code that loads the model.
+    """Format the tokens, divergence and perplexities of a recovery, and the code to load the model.
 
     Args:
         record: Record of the recovery.
         folder: Folder of the checkpoint.
-        has_code: Whether the checkpoint has modeling code of its own.
+        has_code: Whether the checkpoint has custom modeling code.
     """
     first, last = record.curve[0], record.kept
     names = {} if len(read_record(folder)["recovery"]) == 1 else {"pruned": "before this training"}
@@ -74,7 +74,7 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
             "steps",
             f"{record.curve[-1]['step']} of {record.windows_per_step} windows of {record.window_length} tokens",
         ),
-        *([("weights", f"those after {last['tokens']:,} tokens, the best")] if last != record.curve[-1] else []),
+        *([("weights", f"the best, after {last['tokens']:,} tokens")] if last != record.curve[-1] else []),
         *(
             (f"passes over {TextMix.parse(name).describe()}", f"{count:.2f}")
             for name, count in record.passes.items()
@@ -84,9 +84,9 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
         ("perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"),
         ("held out", describe_windows(record.held_out)),
     ]
-    for test, found in record.figures:
-        place = f" on {TextMix.parse(test['dataset']).describe()}" if len(record.tests) > 1 else ""
-        rows += [(f"perplexity{place}, {names.get(name, name)}", f"{value:.4f}") for name, value in found.items()]
+    for test, figures in record.figures:
+        label = f" on {TextMix.parse(test['dataset']).describe()}" if len(record.tests) > 1 else ""
+        rows += [(f"perplexity{label}, {names.get(name, name)}", f"{value:.4f}") for name, value in figures.items()]
         rows.append(("measured on", describe_windows(test)))
     rows += [
         ("tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"),
@@ -97,13 +97,13 @@ def recovery_summary(record: RecoveryRecord, folder: str, has_code: bool) -> str
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines of names and values in two columns, after an empty one."""
+    """Return the lines of a two-column table, after an empty line."""
     width = max(len(name) for name, _ in rows)
     return ["", *(f"{name:<{width}}  {value}" for name, value in rows)]
 
 
 def _load_lines(folder: str, has_code: bool) -> list[str]:
-    """The code that loads a checkpoint."""
+    """Return the code that loads a checkpoint."""
     arguments = json.dumps(folder, ensure_ascii=False) + ", trust_remote_code=True" * has_code
     return [
         *("", "Load it with", "    from transformers import AutoModelForCausalLM"),

@@ -18,17 +18,17 @@ def measure_speed(
     batch_size: int = 1,
     repeats: int = 5,
 ) -> dict[str, dict[str, float]]:
-    """Measure generation of the models in turns: A, B, A, B, ... The first round is a warm-up and not counted.
+    """Time generation of the models in turns: A, B, A, B, ... The first round is a warmup.
 
-    The prompt is random tokens, since speed does not depend on them.
+    The prompt consists of random tokens, since speed does not depend on them.
 
     Args:
         models: Causal LMs by name.
         prompt_tokens: Number of prompt tokens.
-        new_tokens: Number of tokens to generate after the first. Both numbers are reduced to the positions of the
+        new_tokens: Number of tokens to generate after the first. Both numbers are limited by the positions of the
             models.
         batch_size: Prompts per batch.
-        repeats: Number of rounds that are counted.
+        repeats: Number of rounds after the warmup.
 
     Returns:
         By name the medians `prefill`, prompt tokens per second until the first new token, and `decode`, new tokens per
@@ -65,7 +65,7 @@ def measure_speed(
 
 @torch.no_grad()
 def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Measure the seconds until the first new token, and those of `new_tokens` more.
+    """Measure the seconds until the first new token, and those for `new_tokens` more.
 
     Args:
         model: A causal LM.
@@ -77,7 +77,7 @@ def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
     start = clock.now(model.device)
     model.generate(
         prompt,
-        # Otherwise random tokens that are the padding token would be masked.
+        # By default, random tokens that equal the padding token would be masked.
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=1 + new_tokens,
         do_sample=False,

@@ -19,15 +19,15 @@ def window_losses(
     on_batch: Callable[[int], Any] | None = None,
     on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None] | None = None,
 ) -> torch.Tensor:
-    """Mean negative log-likelihood per window, in nats per predicted token.
+    """Compute the mean negative log-likelihood per window, in nats per predicted token.
 
     Args:
         model: A causal LM.
         windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
-        on_decoded: Called with the output of `decode` of every batch. What it returns, unless `None`, is called with
-            the logits of the batch, a piece of every window at a time.
+        on_decoded: Called with the output of `decode` of every batch. If it returns a function, that is called with
+            every chunk of the batch's logits.
 
     Returns:
         Losses, float64, shape `[windows]`.
@@ -43,7 +43,7 @@ def window_losses(
 
 
 def to_perplexity(loss: float) -> float:
-    """`exp(loss)`; infinite on overflow, NaN if the loss is NaN."""
+    """Return `exp(loss)`, which is infinite on overflow, and NaN if the loss is NaN."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -15,17 +15,17 @@ from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 
 def size_record(model: PreTrainedModel, source: str | None = None, **hub: Any) -> dict[str, Any]:
-    """Return the type and sizes of a model, and the sparsity according to its `ffp_config.json`.
+    """Return the type and sizes of a model, and the sparsity in its `ffp_config.json`.
 
     Args:
         model: A causal LM.
-        source: Hub id, folder or `.gguf` file that it was loaded from, for what is read there.
+        source: Hub id, folder or `.gguf` file that it was loaded from, if any.
         hub: `revision`, `token`.
     """
     record = {
         "model_type": model.config.model_type,
         "dtype": dtype_name(model.dtype),
-        # Of a model that accelerate has spread, all of them.
+        # Several for models dispatched by accelerate.
         "device": ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
         "parameters": model.num_parameters(),
         "projection_parameters": projection_parameters(model),
@@ -44,33 +44,34 @@ def perplexity_record(
     model: PreTrainedModel,
     windows: Windows,
     batch_size: int = 1,
-    keep: Predictions | None = None,
+    store: Predictions | None = None,
     baseline: Predictions | None = None,
     label: str = "Perplexity",
 ) -> dict[str, Any]:
-    """Return the perplexity of a model, with the description of the windows, and its divergence from its baseline.
+    """Measure the perplexity of a model, and its divergence from a baseline.
 
     Args:
         model: A causal LM.
         windows: The windows.
         batch_size: Windows per forward pass.
-        keep: Takes what the model predicts, if it is itself a baseline.
-        baseline: What the baseline predicts for the windows, if it predicts the same tokens.
+        store: Where to store the predictions, for a baseline.
+        baseline: Predictions of the baseline for the windows, if they are comparable.
         label: Label of the progress bar.
 
     Returns:
-        The figures of `Perplexity`, and `comparable`; with a baseline also the record of `Comparison`.
+        The results of `Perplexity`, the description of the windows, and `comparable`; with a baseline also the record
+        of `Comparison`.
     """
-    # Imported here: it takes a second, which a prune doesn't need.
+    # Imported here because it takes a second, and a prune doesn't need it.
     from .metric import Perplexity
 
     comparison = Comparison(baseline) if baseline else None
-    on_decoded = comparison.read if comparison else None
-    if keep:
-        keep.clear()
-        on_decoded = keep.keep
+    on_decoded = comparison.begin_batch if comparison else None
+    if store:
+        store.clear()
+        on_decoded = store.append
     with progress_bar(len(windows), label, "window") as bar:
-        # In memory: a home directory may be read-only.
+        # In memory, since the home directory may be read-only.
         figures = Perplexity(keep_in_memory=True).compute(
             predictions=windows.tokens.tolist(),
             model=model,
@@ -84,28 +85,28 @@ def perplexity_record(
 
 
 def text_records(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the records of perplexity in the record of a model, one of each text."""
+    """Return the perplexity records in the record of a model, one per text."""
     return [record["perplexity"], *record["other_texts"]] if "perplexity" in record else []
 
 
 def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequence[Windows]]) -> None:
-    """Add to the records the comparison of the model with its baseline, in place.
+    """Add the comparison of the model with its baseline to the records, in place.
 
     Args:
         records: Records of `model` and, if there are any, of `baseline` and further ones.
-        texts: Windows of the perplexities of each.
+        texts: Windows for perplexity by model.
     """
     if "baseline" not in records:
         return
     model, baseline = records["model"], records["baseline"]
-    kept, dense = model["projection_parameters"], baseline["projection_parameters"]
+    remaining, dense = model["projection_parameters"], baseline["projection_parameters"]
     # The model was not pruned from a smaller baseline.
-    if kept and dense and kept <= dense:
-        model["sparsity"] = 1 - kept / dense
+    if remaining and dense and remaining <= dense:
+        model["sparsity"] = 1 - remaining / dense
         model["model_sparsity"] = 1 - model["parameters"] / baseline["parameters"]
         model["sparsity_source"] = "the baseline"
     for number, text in enumerate(texts.get("model", ())):
-        comparable = all(torch.equal(others[number].tokens, text.tokens) for others in texts.values())
+        comparable = all(torch.equal(windows[number].tokens, text.tokens) for windows in texts.values())
         for record in records.values():
             text_records(record)[number]["comparable"] = comparable
         if comparable:
@@ -116,7 +117,7 @@ def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequ
 
 
 def _ratio_error(losses: Sequence[float], others: Sequence[float]) -> float | None:
-    """Return the standard error of the ratio of two perplexities on the same windows, by the paired differences."""
+    """Return the standard error of the ratio of two perplexities on the same windows, from paired differences."""
     if len(losses) < 2:
         return None
     differences = torch.tensor(losses, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)

@@ -14,12 +14,12 @@ from ..modeling.families import FAMILIES, MULTIMODAL, decoder_layers
 from ..utils.folders import expand
 
 
-# transformers reads the first of these that exists in a folder.
+# Transformers reads the first of these that exists in a folder.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors")
 
 
 def projection_parameters(model: PreTrainedModel) -> int | None:
-    """Return the number of parameters of the decoder blocks' projections, which sparsity is a fraction of.
+    """Return the number of parameters of the decoder blocks' projections, to which sparsity refers.
 
     Args:
         model: A causal LM, dense or pruned.
@@ -38,7 +38,7 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
 
 
 def _count(parameter: torch.Tensor) -> int:
-    # bitsandbytes packs two numbers of 4 bits into a byte.
+    # bitsandbytes packs two 4-bit numbers into a byte.
     packed = getattr(parameter, "quant_state", None)
     return parameter.numel() if packed is None else math.prod(packed.shape)
 
@@ -48,7 +48,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     """Return the bytes of KV cache per token of context, until a sliding window is full.
 
     This is 2 · KV heads · head dimension · bytes of the dtype, summed over the layers. It is measured on the cache of
-    a forward pass, so that it is correct for layers of different sizes and any kind of attention.
+    a forward pass, so that it is correct for heterogeneous layers and any kind of attention.
 
     Args:
         model: A causal LM.
@@ -62,7 +62,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
 
 
 def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> int:
-    """Return the bytes of the weight files of a model; of its weights alone if the files have those for images too.
+    """Return the bytes of the weight files of a model, or of its weights for the language model of a larger model.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Figures of models as a text table."""
+"""Text table of the figures of models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
-    """Return a table with one column per model, the ratio of the first two, and the data of each figure.
+    """Format a table with one column per model, the ratio of the first two, and notes.
 
     Args:
         records: Records of `model` and, if there are any, of `baseline` and further ones.
@@ -29,10 +29,10 @@ def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
-    figures = [{label: rest for label, *rest in _figures(record)} for record in records.values()]
-    errors = {label: one.get("ratio_error") for label, one in _perplexities(next(iter(records.values()))).items()}
-    for label in dict.fromkeys(label for of_model in figures for label in of_model):
-        values, texts, notes = zip(*(of_model.get(label, (None, "-", "")) for of_model in figures))
+    figures = [{label: cells for label, *cells in _figures(record)} for record in records.values()]
+    errors = {label: text.get("ratio_error") for label, text in _perplexities(next(iter(records.values()))).items()}
+    for label in dict.fromkeys(label for by_label in figures for label in by_label):
+        values, texts, notes = zip(*(by_label.get(label, (None, "-", "")) for by_label in figures))
         ratio = []
         if len(values) > 1:
             comparable = None not in values[:2] and values[1] and notes[0] == notes[1]
@@ -42,7 +42,7 @@ def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, str]]:
-    # Per figure: label, value if its ratio is meaningful, text, and a note on the data.
+    # Label, value if its ratio is meaningful, text and note.
     dequantized = f"{record['name']} is dequantized" if record["name"].endswith(".gguf") else ""
     yield "type", None, f"{record['dtype']}, {record['device']}", dequantized
     if record["compute_dtype"] != record["dtype"]:
@@ -64,7 +64,7 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
         if "divergence" in measured:
             note = "KL divergence of the next token from the baseline, nats"
             yield label.replace("perplexity", "divergence"), None, _divergence(measured), note
-            note = "most likely to the baseline too"
+            note = "top-1 agreement with the baseline"
             yield label.replace("perplexity", "same token"), None, f"{100 * measured['agreement']:.2f} %", note
     if speed := record.get("speed"):
         note = f"batch {speed['batch_size']}, median of {speed['repeats']}"
@@ -79,11 +79,11 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
 
 def _perplexities(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     texts = text_records(record)
-    return {f"perplexity, text {number}" if texts[1:] else "perplexity": one for number, one in enumerate(texts, 1)}
+    return {f"perplexity, text {number}" if texts[1:] else "perplexity": text for number, text in enumerate(texts, 1)}
 
 
 def _divergence(measured: Mapping[str, Any]) -> str:
-    """Return the divergence and its standard error over windows."""
+    """Format the divergence and its standard error over windows."""
     values = torch.tensor(measured["divergences"])
     return _number(measured["divergence"], float(values.std() / len(values) ** 0.5) if len(values) > 1 else None)
 

@@ -16,13 +16,12 @@ from ..utils.folders import expand
 
 
 class TaskSuite:
-    """Tasks of lm-eval. The constructor loads their data, so that errors show before models are scored.
+    """Tasks of lm-eval. The constructor loads their data, so that errors occur before models are scored.
 
     Args:
-        names: Names of tasks, groups or tags of lm-eval, with `*` as a wildcard, or `.yaml` files; all tasks of
-            `folder` if empty.
-        folder: Folder of `.yaml` files to take tasks from, in place of lm-eval's own.
-        num_fewshot: Number of solved examples before each question; the task's own if `None`.
+        names: Names of tasks, groups or tags, with `*` as a wildcard, or `.yaml` files; by default all of `folder`.
+        folder: Folder with `.yaml` tasks, instead of the tasks that come with lm-eval.
+        num_fewshot: Number of examples before each question; the task's setting if `None`.
 
     Raises:
         FFPError: If lm-eval is not installed, or a task is unknown or can't be read.
@@ -33,9 +32,9 @@ class TaskSuite:
             from lm_eval.tasks import TaskManager
         except ImportError:
             raise FFPError("tasks need the lm-eval package: pip install lm-eval") from None
-        # Suppress warnings about intended use: a model that is already loaded, local tasks that override its own.
+        # Suppress warnings about intended use: models in memory, and local tasks that override others.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        # Reading lm-eval's own 15,000 tasks takes seconds.
+        # Reading the 15,000 tasks of lm-eval takes seconds.
         self.manager = TaskManager(include_path=folder and str(expand(folder)), include_defaults=folder is None)
         self.num_fewshot = num_fewshot
         self.names = [match for name in names or self.manager.all_subtasks for match in self._find(name)]

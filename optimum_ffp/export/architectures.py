@@ -1,8 +1,8 @@
-"""Chooses the architecture of llama.cpp for a model.
+"""Choice of the llama.cpp architecture for a model.
 
-Most architectures of llama.cpp have one size for all layers. Two that fit our models have a size per layer in both
-their loader and their graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalizes queries and
-keys as Qwen3 does, and always ties its embeddings).
+Most architectures of llama.cpp have one size for all layers. Two suitable ones have sizes per layer in both loader and
+graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalizes queries and keys like Qwen3, and always
+ties its embeddings).
 """
 
 from collections.abc import Callable
@@ -22,15 +22,14 @@ class Architecture:
 
     Attributes:
         name: `general.architecture`.
-        interleaved: Whether the rotary embedding rotates neighboring rows of a head instead of its halves, so that
-            rows of query and key are permuted.
+        interleaved: Whether the rotary embedding rotates adjacent rows of a head instead of its halves, so that query
+            and key rows are permuted.
         fused: Whether query, key and value are one tensor.
-        all_heads: Whether the query must be as wide as the hidden size, so that no head may be removed.
-        norm_offset: What is added to the weights of norms: transformers multiplies by one more in Gemma, llama.cpp
-            doesn't.
+        all_heads: Whether the query must be as wide as the hidden size, so that no head can be removed.
+        norm_offset: Value to add to the weights of norms: transformers adds one to those of Gemma, llama.cpp doesn't.
         activation: Activation function of the FFN, by its name in transformers.
-        sliding: Whether it has sliding windows. Elsewhere attention is full, and the context as long as the window.
-        fixed: What llama.cpp takes for granted, by a function of the config: names, values and what they must be.
+        sliding: Whether sliding windows are supported; otherwise the context is limited to the window.
+        fixed: Function of the config that returns names, values and expected values of what llama.cpp hard-codes.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Architecture:
     fixed: Callable[[PretrainedConfig], tuple[tuple[str, Any, Any], ...]] = lambda config: ()
 
 
-# Of Gemma 3 in llama.cpp: every so many layers attention is full, and the base of the rotary embedding of others.
+# Gemma 3 in llama.cpp: period of layers with full attention, and RoPE base of the others.
 GEMMA3_PERIOD, GEMMA3_SLIDING_BASE = 6, 10_000.0
 
 
@@ -60,7 +59,7 @@ def _gemma3(config: PretrainedConfig) -> tuple[tuple[str, Any, Any], ...]:
     )
 
 
-# Rotary embeddings that can be written.
+# Supported types of rotary embeddings.
 ROTARY_TYPES = ("default", "linear", "llama3")
 # Architectures with one size for all layers.
 UNIFORM = {
@@ -72,7 +71,7 @@ UNIFORM = {
         "gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh", sliding=True, fixed=_gemma3
     ),
 }
-# Architectures with a size per layer. `deci` adds biases to query, key and value if there are any, as for Qwen2.
+# Architectures with sizes per layer. `deci` supports query, key and value biases, as in Qwen2.
 PER_LAYER = {
     "llama": Architecture("deci", interleaved=True),
     "mistral": Architecture("deci", interleaved=True),
@@ -97,7 +96,7 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
     # Layers may differ in the number of query heads per KV head too.
     heads = kv_heads * max(size.heads // size.kv_heads for size in sizes)
     if UNIFORM[config.model_type].all_heads:
-        # The fewest query heads per KV head of which the hidden size has whole groups.
+        # The smallest number of query heads per KV head that divides the number of heads.
         smallest, heads = heads // kv_heads, all_heads(config)
         group = next(size for size in range(smallest, heads + 1) if heads % size == 0)
         kv_heads = heads // group
@@ -105,7 +104,7 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
 
 
 def all_heads(config: PretrainedConfig) -> int:
-    """Return the number of query heads that are together as wide as the hidden size."""
+    """Return the number of query heads whose total width is the hidden size."""
     return config.hidden_size // head_dimension(config)
 
 
@@ -118,7 +117,7 @@ def check_exportable(config: PretrainedConfig) -> None:
             f"{', '.join(UNIFORM)}"
         )
     if is_quantized(config):
-        raise FFPError("this model is quantized; export the one that it was quantized from")
+        raise FFPError("this model is quantized; export the original model")
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation != architecture.activation:
@@ -132,7 +131,7 @@ def check_exportable(config: PretrainedConfig) -> None:
 
 
 def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:
-    """Return the parameters of the rotary embedding, of layers with full attention where others have theirs."""
+    """Return the RoPE parameters, those of full attention if sliding layers have others."""
     return config.rope_parameters.get("full_attention", config.rope_parameters)
 
 
@@ -140,27 +139,27 @@ def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Ar
     """Return the architecture for a model with these layer sizes.
 
     Raises:
-        FFPError: If llama.cpp has none; the message says why and what would work.
+        FFPError: If llama.cpp has none, with the reason and an alternative.
     """
     model_type = config.model_type
     uniform = UNIFORM[model_type]
     if len(set(sizes)) == 1 and (not uniform.all_heads or sizes[0].heads == all_heads(config)):
         return uniform
-    pad = "--pad-uniform (pad_uniform=True) writes all layers as wide as the widest, which works everywhere"
+    pad = "--pad-uniform (pad_uniform=True) pads all layers to the size of the largest, which always works"
     if model_type == "qwen3" and not config.tie_word_embeddings:
         raise FFPError(
-            "llama.cpp runs a Qwen3 with layers of different sizes only if its input and output embeddings are tied, "
-            f"and this model's are not; {pad}"
+            "llama.cpp supports Qwen3 with layers of different sizes only with tied embeddings, which this model "
+            f"doesn't have; {pad}"
         )
     if model_type not in PER_LAYER:
         raise FFPError(
-            f"llama.cpp runs {model_type} with layers of one size alone; {pad}, and ffp prune --method homogeneous "
-            "makes layers of one size"
+            f"llama.cpp only supports {model_type} with layers of one size; {pad}, and ffp prune --method homogeneous "
+            "gives all layers the same size"
         )
     architecture = PER_LAYER[model_type]
     for option, part in (("attention_bias", "attention output"), ("mlp_bias", "FFN")):
         if getattr(config, option, False):
             raise FFPError(
-                f"llama.cpp's {architecture.name} architecture has no bias on the {part}, this model has; {pad}"
+                f"llama.cpp's {architecture.name} architecture doesn't support this model's {part} bias; {pad}"
             )
     return architecture

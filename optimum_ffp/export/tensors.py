@@ -1,4 +1,4 @@
-"""Weights of a model with the names, shapes and row order of llama.cpp."""
+"""Weights with the names, shapes and row order of llama.cpp."""
 
 import math
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def tensors(
     Args:
         model: The model.
         architecture: Architecture to write.
-        padded: Size to pad every layer to, with zeros, which don't change the output; `None` does not pad.
+        padded: Size to zero-pad every layer to, which doesn't change the output; no padding if `None`.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -68,11 +68,11 @@ def _layer(
     layer: torch.nn.Module, dimension: int, padded: LayerSizes | None
 ) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
     """Yield the parameters by module and kind (`"weight"` or `"bias"`)."""
-    # By projection: the number of sections before and after padding, and the size of each after it.
+    # By projection: number of sections before and after padding, and padded size of a section.
     rows: dict[str, tuple[int, int, int]] = {}
     columns: dict[str, tuple[int, int, int]] = {}
     if padded is not None:
-        # The query heads of every KV head follow each other.
+        # Query heads are grouped by KV head.
         kv_heads = layer.get_submodule(KEY).out_features // dimension
         queries = kv_heads, padded.kv_heads, padded.heads // padded.kv_heads * dimension
         keys, channels = (1, 1, padded.kv_heads * dimension), (1, 1, padded.width)
@@ -82,18 +82,18 @@ def _layer(
         module, _, kind = name.rpartition(".")
         tensor = parameter.float()
         if module in rows:
-            tensor = _padded(tensor, 0, *rows[module])
+            tensor = _pad_sections(tensor, 0, *rows[module])
         elif module in columns and kind == "weight":
-            tensor = _padded(tensor, 1, *columns[module])
+            tensor = _pad_sections(tensor, 1, *columns[module])
         yield (module, kind), tensor
 
 
-def _padded(tensor: torch.Tensor, dim: int, before: int, after: int, size: int) -> torch.Tensor:
-    sections = _grown(tensor.unflatten(dim, (before, -1)), dim + 1, size)
-    return _grown(sections, dim, after).flatten(dim, dim + 1)
+def _pad_sections(tensor: torch.Tensor, dim: int, before: int, after: int, size: int) -> torch.Tensor:
+    sections = _pad_end(tensor.unflatten(dim, (before, -1)), dim + 1, size)
+    return _pad_end(sections, dim, after).flatten(dim, dim + 1)
 
 
-def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+def _pad_end(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     missing = list(tensor.shape)
     missing[dim] = size - tensor.shape[dim]
     return torch.cat([tensor, tensor.new_zeros(missing)], dim)
@@ -106,7 +106,7 @@ def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
-    """Return the divisor per frequency of the rotary embedding (Llama 3.1); `None` if it is the same for all."""
+    """Return the divisor per RoPE frequency (Llama 3.1); `None` for other types."""
     parameters = rotary_parameters(config)
     if parameters.get("rope_type", "default") != "llama3":
         return None

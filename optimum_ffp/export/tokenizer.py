@@ -1,4 +1,4 @@
-"""Writes a fast tokenizer as GGUF keys."""
+"""Conversion of fast tokenizers to GGUF keys."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ LLAMA3_WORDS = (
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-# Pre-tokenizers by their names in llama.cpp, which has the regular expressions built in.
+# Pre-tokenizers by their names in llama.cpp, where the regular expressions are built in.
 SPLITTERS: dict[str, list[tuple[str, Any]]] = {
     "gpt-2": [("ByteLevel", True)],
     "smollm": [("Digits", True), ("ByteLevel", True)],
@@ -48,7 +48,7 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
     if splitter is None:
         writer.add_token_scores(_scores(names, merges))
         writer.add_add_space_prefix(len(tokenizer.tokenize("a")) > 0 and tokenizer.tokenize("a")[0].startswith("▁"))
-        # llama.cpp finds tokens that a user has defined in the text as it is, where others have this for a space.
+        # llama.cpp matches user-defined tokens in raw text, before spaces are escaped.
         defined = int(TokenType.USER_DEFINED)
         names = [name.replace("▁", " ") if kind == defined else name for name, kind in zip(names, kinds)]
     else:
@@ -70,7 +70,7 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
 
 
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str | None]:
-    """Return the content of a tokenizer's `tokenizer.json`, and llama.cpp's name of how a byte-level one splits words.
+    """Return the content of `tokenizer.json`, and the llama.cpp name of the pre-tokenizer if it is byte-level.
 
     Raises:
         FFPError: If llama.cpp does not support the tokenizer.
@@ -91,17 +91,19 @@ def _tokens(
 
     names = [f"[UNUSED{index}]" for index in range(vocabulary)]
     kinds = [int(TokenType.UNUSED)] * vocabulary
-    # Special tokens that were added without resizing the model don't occur in text.
-    beyond = {added["id"] for added in description["added_tokens"] or [] if added["special"]} - {*range(vocabulary)}
+    # Special tokens added without resizing the model don't occur in text.
+    out_of_range = {added["id"] for added in description["added_tokens"] or [] if added["special"]} - {
+        *range(vocabulary)
+    }
     for name, index in tokenizer.get_vocab().items():
-        if index in beyond:
+        if index in out_of_range:
             continue
         if index >= vocabulary:
             raise FFPError(f"token {name!r} has index {index}, but the embedding has {vocabulary} rows")
         names[index] = name
         kinds[index] = int(TokenType.BYTE if name in BYTE_TOKENS else TokenType.NORMAL)
     for added in description["added_tokens"] or []:
-        if added["id"] in beyond:
+        if added["id"] in out_of_range:
             continue
         kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     if tokenizer.unk_token_id is not None and description["model"].get("byte_fallback"):
@@ -133,7 +135,4 @@ def _splitter(pre_tokenizer: dict[str, Any] | None) -> str:
     for name, expected in SPLITTERS.items():
         if rules == expected:
             return name
-    raise FFPError(
-        f"the tokenizer splits words by {rules}, for which this exporter knows no name of llama.cpp's; it knows those "
-        f"of {', '.join(SPLITTERS)}"
-    )
+    raise FFPError(f"the pre-tokenizer {rules} is not supported; supported are those of {', '.join(SPLITTERS)}")

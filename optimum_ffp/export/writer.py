@@ -1,4 +1,4 @@
-"""Writes GGUF files."""
+"""Writing of GGUF files."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ from .tokenizer import read_tokenizer, write_tokenizer
 def plan_export(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_uniform: bool = False
 ) -> tuple[Architecture, LayerSizes | None]:
-    """Return the architecture for a model, and the size that its layers are padded to if they are.
+    """Return the architecture for a model, and the size to pad its layers to, if any.
 
     Args:
         model: A causal LM, dense or pruned, for example on the meta device.
@@ -50,15 +50,15 @@ def export_gguf(
     output_type: str = "f16",
     pad_uniform: bool = False,
 ) -> Architecture:
-    """Write a dense or pruned model as one GGUF file.
+    """Write a dense or pruned model as a GGUF file.
 
-    Matrices are written in the output type, vectors in float32. As in llama.cpp's own tools, matrices whose rows are
-    not a multiple of the block size 32 are float16, and with `q4_0` embeddings are `q8_0`.
+    Matrices are written in the output type, vectors in float32. As in the tools of llama.cpp, matrices whose rows are
+    not a multiple of the block size 32 are float16, and embeddings are `q8_0` with `q4_0`.
 
     Args:
         model: A causal LM, dense or pruned.
         tokenizer: Tokenizer of the model.
-        path: File to write. It is written completely or not at all.
+        path: File to write, atomically.
         output_type: `"f32"`, `"f16"`, `"bf16"`, `"q8_0"` or `"q4_0"`.
         pad_uniform: Whether to pad all layers with zeros to the size of the largest, for the standard architecture.
 
@@ -92,7 +92,7 @@ def export_gguf(
             writer.write_tensors_to_file()
             writer.close()
     except OSError as error:
-        raise FFPError(f"{path} can't be written: {error}; nothing was left there") from None
+        raise FFPError(f"{path} can't be written: {error}; no partial file was left") from None
     return architecture
 
 
@@ -117,7 +117,7 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     if window and architecture.sliding:
         writer.add_sliding_window(window)
     elif window:
-        # Attention is full within the sliding window, so the model is exact up to that context length.
+        # Attention is full within the sliding window, so the model is exact up to that length.
         context = min(context, window)
     parameters, dimension = rotary_parameters(config), head_dimension(config)
     writer.add_block_count(len(sizes))
@@ -127,7 +127,7 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     writer.add_feed_forward_length(per_layer("width"))
     writer.add_head_count(per_layer("heads"))
     writer.add_head_count_kv(per_layer("kv_heads"))
-    # Otherwise llama.cpp derives them from the number of heads of the first layer.
+    # By default, llama.cpp derives them from the number of heads of the first layer.
     writer.add_key_length(dimension)
     writer.add_value_length(dimension)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)

@@ -8,11 +8,11 @@ from transformers.utils import cached_file
 
 from ..utils.folders import expand
 from .naming import is_hub_id
-from .validate_checkpoint import QUIETLY
+from .validate_checkpoint import LENIENT
 
 
 def read_license(model_id: str | os.PathLike, **hub: Any) -> dict[str, str]:
-    """Return the license fields of a model's card; empty if it has no card that can be read.
+    """Read the license fields of a model's card; empty if it has no readable card.
 
     Args:
         model_id: Hub id, folder or file of the model.
@@ -20,16 +20,16 @@ def read_license(model_id: str | os.PathLike, **hub: Any) -> dict[str, str]:
     """
     published = is_hub_id(os.fspath(model_id))
     try:
-        path = cached_file(model_id, "README.md", **hub, **QUIETLY) if published else expand(model_id) / "README.md"
+        path = cached_file(model_id, "README.md", **hub, **LENIENT) if published else expand(model_id) / "README.md"
         data = metadata_load(path) or {}
-    # A base model without a readable card can be pruned all the same.
+    # Base models without a readable card can be pruned too.
     except Exception:
         return {}
-    # With `license: other` the other two fields give its name and link.
+    # For `license: other`, the other two fields are its name and link.
     fields = {name: data.get(name) for name in ("license", "license_name", "license_link")}
     fields = {name: value for name, value in fields.items() if isinstance(value, str) and value}
     if "://" not in fields.get("license_link", "://"):
-        # A file beside the card, which the result doesn't have.
+        # A file next to the card, which the result doesn't include.
         file = fields.pop("license_link").removeprefix("./")
         if published:
             revision = hub.get("revision") or "main"

@@ -1,4 +1,4 @@
-"""Names of models and datasets in published files: Hub ids unchanged, local paths without their folders."""
+"""Names of models and datasets for publication: Hub ids unchanged, local paths without folders."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from huggingface_hub.utils import validate_repo_id
 from ..config.texts import TextMix
 
 
-# Keys of configs and records whose values name a model, or the texts of a dataset, and so may be local paths.
-PLACES = ("base_model", "teacher", "warm_start")
-TEXTS = ("dataset", "eval_dataset")
+# Keys of configs and records whose values name models or texts, which may be local paths.
+MODEL_KEYS = ("base_model", "teacher", "warm_start")
+TEXT_KEYS = ("dataset", "eval_dataset")
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -31,7 +31,7 @@ def short_name(source: str) -> str:
     repo_id = re.sub(r"@[\w.-]+$", "", source)
     if not source or is_hub_id(repo_id) and not Path(source).exists():
         return source
-    # Without the folders that "." and ".." stand for.
+    # Resolve "." and "..".
     return Path(os.path.abspath(source)).name or source
 
 
@@ -41,15 +41,15 @@ def model_name(base: str) -> str:
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record for publication, with local folders removed from the names at any depth."""
+    """Return a copy of a record with local folders removed from names at any depth."""
 
     def published(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return without_folders(value)
         if isinstance(value, list):
-            return [published(name, one) for one in value]
-        if name in TEXTS and isinstance(value, str):
+            return [published(name, item) for item in value]
+        if name in TEXT_KEYS and isinstance(value, str):
             return TextMix.parse(value).published
-        return short_name(value) if name in PLACES and isinstance(value, str) else value
+        return short_name(value) if name in MODEL_KEYS and isinstance(value, str) else value
 
     return {name: published(name, value) for name, value in record.items()}

@@ -1,4 +1,4 @@
-"""The record of a prune, of a local folder or from the Hub."""
+"""Records of pruned models in local folders or on the Hub."""
 
 import os
 from collections.abc import Mapping
@@ -11,26 +11,26 @@ from ..utils.folders import RECORD, expand, read_record
 
 
 def recorded_start_token(record: Mapping[str, Any]) -> str:
-    """Return the option `start_token` of the last recovery of a pruned model or of its prune, by its record.
+    """Return the option `start_token` of the last recovery in a record, or of the prune.
 
-    Earlier versions never had a start token.
+    Earlier versions never used a start token.
     """
-    steps = record, *(one.get("options", {}) for one in record.get("recovery", []))
+    steps = record, *(recovery.get("options", {}) for recovery in record.get("recovery", []))
     return next((step["start_token"] for step in reversed(steps) if step.get("start_token")), "never")
 
 
 def recorded_length(record: Mapping[str, Any]) -> int | None:
-    """Return the tokens per test window of the last recovery of a pruned model or of its prune, by its record."""
+    """Return the tokens per test window of the last recovery in a record, or of the prune."""
     steps = record.get("provenance", {}), *record.get("recovery", [])
-    found = [step["perplexity"]["window_length"] for step in steps if "window_length" in step.get("perplexity", {})]
-    return found[-1] if found else None
+    lengths = [step["perplexity"]["window_length"] for step in steps if "window_length" in step.get("perplexity", {})]
+    return lengths[-1] if lengths else None
 
 
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """Return the content of the `ffp_config.json` of a pruned model; empty for other models.
+    """Read the `ffp_config.json` of a pruned model; empty for other models.
 
     Args:
-        model_id: A folder, a `.gguf` file, which has none, or a Hub id.
+        model_id: Hub id, folder, or `.gguf` file, which has none.
         hub: `revision`, `token`, `subfolder`.
     """
     path = expand(model_id)

@@ -1,4 +1,4 @@
-"""Upload of a checkpoint to the Hub in one commit, with one-line error messages."""
+"""Upload of a checkpoint to the Hub in a single commit, with one-line errors."""
 
 import logging
 import re
@@ -15,20 +15,20 @@ from ..utils.folders import RECORD, abbreviate, list_files, read_record, recorde
 
 logger = logging.getLogger(__name__)
 CARD = "README.md"
-# Names of what somebody may have put beside a checkpoint for its readers.
-BESIDE = re.compile(r"(license|notice)[^/]*|[^/]+\.md", re.IGNORECASE)
+# Documents that users may have added to a checkpoint.
+USER_DOCUMENTS = re.compile(r"(license|notice)[^/]*|[^/]+\.md", re.IGNORECASE)
 MESSAGE = "Upload a model pruned by optimum-ffp"
 ADVICE = {
-    401: "the Hub doesn't accept the token: log in with `hf auth login`, or set another one in HF_TOKEN (token=...)",
-    403: "the token may not do that: use one with write access, or name a repository that is yours",
+    401: "the Hub rejects the token: log in with `hf auth login`, or set another one in HF_TOKEN (token=...)",
+    403: "the token lacks permission: use one with write access, or a repository of your own",
     404: "the repository, its branch or its owner doesn't exist, or the token has no access: check the names",
-    409: "the repository was changed by another commit meanwhile: try again",
-    429: "the Hub's rate limit is reached: try again later",
+    409: "another commit changed the repository in the meantime: try again",
+    429: "the Hub's rate limit was reached: try again later",
 }
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Check offline, before a run, that an upload has a valid repository name and a token.
+    """Check offline that a repository name is valid and that there is a token.
 
     Raises:
         FFPError: If the name is not a valid repository name, or there is no token.
@@ -51,12 +51,12 @@ def push_folder(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload the files of a checkpoint in one commit, and delete those of the checkpoint that was there before.
+    """Upload the files of a checkpoint in one commit, deleting files of a previous checkpoint.
 
     Args:
         folder: The checkpoint's folder. It is not changed.
         repo_id: `name` or `owner/name`; created if it doesn't exist, unless a pull request is opened.
-        card: Returns the card, given the name of the repository.
+        card: Function that returns the card for a repository name.
         private: Whether a new repository is private.
         token: Access token of the Hub; the one stored by `hf auth login` if `None`.
         revision: Branch to commit to, created from the main branch if it doesn't exist, or `refs/pr/N` for an open
@@ -79,13 +79,13 @@ def push_folder(
         else:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
-                raise FFPError(f"{repo_id} exists and is public; name another, or don't ask for private")
+                raise FFPError(f"{repo_id} exists and is public; name another repository, or leave out private")
             if revision and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
         files = _uploaded(folder)
         contents = files | {CARD: card(repo_id).encode()}
-        stale = _files_of_before(api, repo_id, revision) - contents.keys()
-        # Not upload_folder, which may split an upload into several commits.
+        stale = _existing_files(api, repo_id, revision) - contents.keys()
+        # upload_folder may split an upload into several commits.
         commit = api.create_commit(
             repo_id,
             [
@@ -106,15 +106,15 @@ def push_folder(
 
 
 def _uploaded(folder: Path) -> dict[str, Path | bytes]:
-    # Files of git and of download caches are skipped without a word.
+    # Silently skip files of git and download caches.
     names = {*filter_repo_objects(list_files(folder), ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
-    uploaded = recorded_files(read_record(folder), names) | {name for name in names if BESIDE.fullmatch(name)}
+    uploaded = recorded_files(read_record(folder), names) | {name for name in names if USER_DOCUMENTS.fullmatch(name)}
     if others := names - uploaded:
-        logger.warning("not of the checkpoint, and not uploaded: %s", abbreviate(others))
+        logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(others))
     return {name: folder / name for name in sorted(uploaded)}
 
 
-def _files_of_before(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
+def _existing_files(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
     names, record = api.list_repo_files(repo_id, revision=revision), {}
     if RECORD in names:
         record = read_record(Path(api.hf_hub_download(repo_id, RECORD, revision=revision)).parent)
@@ -122,13 +122,13 @@ def _files_of_before(api: HfApi, repo_id: str, revision: str | None) -> set[str]
 
 
 def describe_failure(error: BaseException, token: str | None = None) -> str:
-    """Return the Hub's response and advice, or the error, in one line without any token."""
-    link: BaseException | None = error
-    while link is not None:
-        response = getattr(link, "response", None)
+    """Format a Hub error with advice, or another error, in one line without tokens."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
         if response is not None:
-            status, reason = response.status_code, getattr(link, "server_message", None) or response.reason_phrase
+            status, reason = response.status_code, getattr(cause, "server_message", None) or response.reason_phrase
             advice = "the Hub has a server error: try again later" if status >= 500 else ADVICE.get(status, "")
             return f"{status} {one_line(reason, token)}; {advice}".removesuffix("; ")
-        link = link.__cause__
+        cause = cause.__cause__
     return one_line(error, token)

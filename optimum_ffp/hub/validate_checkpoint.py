@@ -1,4 +1,4 @@
-"""Validation of a checkpoint before it is loaded: its JSON files may only name files of its folder, and no code."""
+"""Validation of a checkpoint before loading: its JSON files may only reference files in its folder, and no code."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ..errors import FFPError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # Missing files, gated repositories and connection errors are reported when the model is loaded.
-QUIETLY = {
+LENIENT = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
@@ -20,7 +20,7 @@ QUIETLY = {
 
 
 def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
-    """Check what a checkpoint's JSON files name before it is loaded.
+    """Check the files and code that a checkpoint's JSON files reference.
 
     Args:
         source: Hub id or folder.
@@ -28,20 +28,18 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         hub: Hub options such as `revision` and `token`.
 
     Raises:
-        FFPError: If the checkpoint names a file outside its folder, weights that aren't safetensors, or an attention
-            kernel of another repository, or if it is an adapter, which names the repository of its base.
+        FFPError: If the checkpoint references a file outside its folder, weights that aren't safetensors, or an
+            attention kernel of another repository, or if it is an adapter, which references its base model.
     """
     if _read(source, "adapter_config.json", hub):
-        raise FFPError(
-            f"{source} holds an adapter; merge it into its base first (peft: merge_and_unload) and save that"
-        )
+        raise FFPError(f"{source} is an adapter; merge it into its base model first (peft: merge_and_unload)")
     config = _read(source, "config.json", hub)
     for key, value in config.items():
         # Transformers downloads and runs such kernels.
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
             raise FFPError(
-                f"config.json of {source} asks for the code of another repository, {key} {value!r}; remove the entry, "
-                "or ask for it yourself when you load"
+                f"config.json of {source} requests code of another repository, {key} {value!r}; remove the entry, "
+                "or request it yourself when loading"
             )
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict) or not all(isinstance(entry, str) for entry in auto_map.values()):
@@ -49,10 +47,10 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
             f"auto_map in config.json of {source} must map every Auto class to a class name, found {auto_map!r}"
         )
     index = f"model{INDEX_SUFFIX if variant is None else INDEX_SUFFIX.replace('.json', f'.{variant}.json')}"
-    named = config.get("transformers_weights")
-    if named is not None:
-        _check_name(source, "config.json", named, (".safetensors", INDEX_SUFFIX))
-        index = named if named.endswith(INDEX_SUFFIX) else index
+    weights_file = config.get("transformers_weights")
+    if weights_file is not None:
+        _check_name(source, "config.json", weights_file, (".safetensors", INDEX_SUFFIX))
+        index = weights_file if weights_file.endswith(INDEX_SUFFIX) else index
     weight_map = _read(source, index, hub).get("weight_map", {})
     if not isinstance(weight_map, dict):
         raise FFPError(f"weight_map in {index} of {source} must map every weight to a file name")
@@ -63,8 +61,8 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
 
 
 def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a JSON file; empty if there is none."""
-    path = cached_file(os.fspath(source), name, **hub, **QUIETLY)
+    """Read a JSON object from a file of a checkpoint; empty if there is no such file."""
+    path = cached_file(os.fspath(source), name, **hub, **LENIENT)
     if path is None:
         return {}
     try:
@@ -73,12 +71,14 @@ def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str
     except ValueError as error:
         raise FFPError(f"{name} of {source} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise FFPError(f"{name} of {source} must hold a JSON object, found {type(content).__name__}")
+        raise FFPError(f"{name} of {source} must contain a JSON object, found {type(content).__name__}")
     return content
 
 
 def _check_name(source: str | os.PathLike, where: str, name: Any, suffixes: tuple[str, ...]) -> None:
     if not isinstance(name, str) or not name.endswith(suffixes):
-        raise FFPError(f"{where} of {source} names the file {name!r}; only {' or '.join(suffixes)} files are read")
+        raise FFPError(
+            f"{where} of {source} references the file {name!r}; only {' or '.join(suffixes)} files are read"
+        )
     if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\\" in name or ":" in name:
-        raise FFPError(f"{where} of {source} names the file {name!r}, which is outside of it: don't trust it")
+        raise FFPError(f"{where} of {source} references the file {name!r} outside the checkpoint; don't trust it")

@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
-from ..hub.validate_checkpoint import QUIETLY, check_checkpoint
+from ..hub.validate_checkpoint import LENIENT, check_checkpoint
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
@@ -101,7 +101,7 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
     source, extra = _locate(model_id)
     if extra or Path(source).is_dir():
         return replace(options, revision=None)
-    commit = extract_commit_hash(cached_file(source, "config.json", **options.hub(), **QUIETLY), None)
+    commit = extract_commit_hash(cached_file(source, "config.json", **options.hub(), **LENIENT), None)
     return replace(options, revision=commit or options.revision)
 
 
@@ -250,7 +250,7 @@ def _load(
             model = language_model(model)
             mark_untied(model)
             # Older checkpoints store it with the processor.
-            path = cached_file(source, "chat_template.json", **options.hub(), **QUIETLY)
+            path = cached_file(source, "chat_template.json", **options.hub(), **LENIENT)
             if path is not None and not tokenizer.chat_template:
                 tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
         return model, tokenizer

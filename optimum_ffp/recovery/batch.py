@@ -1,4 +1,4 @@
-"""Sizes of a training."""
+"""Batch sizes and number of steps of a training."""
 
 import math
 from dataclasses import dataclass
@@ -10,20 +10,19 @@ from ..data import window_length
 from ..utils import processes
 
 
-# Tokens that windows are at least as long as, if the model knows as many positions, where a step has fewer than one of
-# the usual length.
-SHORTEST = 512
+# Minimum tokens per window, within the model's positions, if a step has fewer tokens than a window of default length.
+MIN_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of a training.
+    """Window length and batch sizes of a training.
 
     Attributes:
         length: Tokens per window.
         at_once: Windows per forward pass of a process.
         accumulation: Forward passes of a process per step.
-        windows: Windows per step, of all processes.
+        windows: Windows per step over all processes.
         steps: Number of steps.
     """
 
@@ -35,12 +34,12 @@ class Batch:
 
     @classmethod
     def for_model(cls, config: RecoveryConfig, model_config: PretrainedConfig, count: int | None = None) -> "Batch":
-        """Return the sizes closest to `batch_tokens` that processes share evenly, with steps for all `max_tokens`.
+        """Choose sizes closest to `batch_tokens` that are divisible among processes, and steps for `max_tokens`.
 
         Args:
-            config: Options. Without `seq_len`, windows are as long as a step's share of one for each process.
+            config: Options. Without `seq_len`, windows are short enough for each process to have one per step.
             model_config: Config of the pruned model.
-            count: Number of processes; that of this run if `None`.
+            count: Number of processes; by default that of this run.
 
         Raises:
             FFPError: If `seq_len` is larger than the model's number of positions.
@@ -48,7 +47,7 @@ class Batch:
         config, count = config.resolve(), count or processes.count()
         length = window_length(config.seq_len, model_config)
         if config.seq_len is None:
-            length = min(length, max(SHORTEST, config.batch_tokens // count))
+            length = min(length, max(MIN_LENGTH, config.batch_tokens // count))
         share = config.batch_tokens / (length * count)
         at_once = min(config.batch_size, max(1, round(share)))
         accumulation = max(1, round(share / at_once))

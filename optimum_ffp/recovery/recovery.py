@@ -1,4 +1,4 @@
-"""FFPRecovery: trains a pruned model to predict what the dense one does."""
+"""Recovery of pruned models by distillation from the dense model."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .launch import check_launch
 from .teacher import find_teacher, with_dataset
-from .training import Trained, Training
+from .training import Training, TrainingOutput
 
 
 logger = logging.getLogger(__name__)
@@ -36,28 +36,28 @@ REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more 
 
 
 class FFPRecovery:
-    """Recovers a pruned model by training it to give the predictions of the dense model.
+    """Recovers a pruned model by training it to reproduce the predictions of the dense model.
 
-    The training is `Trainer`'s, with everything that accelerate launches: several GPUs, DDP, FSDP 2. Of several
-    processes all must make the same calls.
+    Training uses `Trainer`, and supports everything that accelerate launches: several GPUs, DDP, FSDP 2. In
+    distributed runs all processes must make the same calls.
 
     Args:
         student: The pruned model. It is trained in float32 and saved in its dtype.
         teacher: The dense model, on the device to train on.
         tokenizer: Their tokenizer.
         config: Options of the recovery.
-        source: Folder or Hub id of the pruned model, whose record and card the result continues.
+        source: Folder or Hub id of the pruned model, whose record and card are extended.
         teacher_id: Hub id, folder or file of the dense model, for the record.
-        work_folder: Folder for finished work, so that `recover(resume=True)` of another process can resume from it.
-            `None` saves nothing.
+        work_folder: Folder for finished work, from which `recover(resume=True)` resumes after an interruption; nothing
+            is saved if `None`.
         report_to: Where to log the training: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
-        options: How the models were loaded.
+        options: Options that the models were loaded with.
 
     Attributes:
-        record: What the last `recover` has done.
+        record: Record of the recovery, once finished.
 
     Raises:
-        FFPError: If the models have different tokens, or an option can't be used.
+        FFPError: If the models have different vocabularies, or an option can't be used.
 
     Example:
         >>> recovery = FFPRecovery.from_pretrained("out", RecoveryConfig(dataset="my_text.jsonl", max_tokens="2M"))
@@ -101,38 +101,38 @@ class FFPRecovery:
         report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPRecovery":
-        """Load a pruned model and the dense one that it was made from.
+        """Load a pruned model and its dense model.
 
         Args:
             model_id: Folder or Hub id of the pruned model.
             config: Options of the recovery; the defaults if `None`.
-            teacher: Hub id, folder or `.gguf` file of the dense model; the one that `ffp_config.json` names if `None`.
+            teacher: Hub id, folder or `.gguf` file of the dense model; by default the one in `ffp_config.json`.
             work_folder: Folder for finished work, for `recover(resume=True)`.
             report_to: Where to log the training.
-            options: Fields of `LoadOptions` but `offload`.
+            options: Fields of `LoadOptions` except `offload`.
 
         Raises:
-            FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or the launch
-                divides models other than by FSDP 2.
+            FFPError: If a model can't be loaded, the dense model isn't known, the tokenizers differ, or the launch is
+                not supported.
         """
-        config, name, given = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
-        processes.join(given.device)
-        check_launch(resolve_device(given.device), given.offload, work_folder)
-        given = pin_commit(name, given)
-        # What the result takes over is downloaded before the training, as the weights are.
-        processes.on_main(lambda: str(source_folder(name, given.hub())))
-        student, tokenizer = load_pruned(name, given)
-        teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), given)
+        config, name, load_options = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
+        processes.join(load_options.device)
+        check_launch(resolve_device(load_options.device), load_options.offload, work_folder)
+        load_options = pin_commit(name, load_options)
+        # Download files that the result includes before the training.
+        processes.on_main(lambda: str(source_folder(name, load_options.hub())))
+        student, tokenizer = load_pruned(name, load_options)
+        teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), load_options)
         dense, teacher_tokenizer = load_any(teacher_id, teacher_options)
         check_unquantized(teacher_id, dense.config)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise FFPError(f"the tokenizers of {name} and of {teacher_id} differ; name the model that was pruned")
+            raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; name the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))
-        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, given)
+        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, load_options)
 
     @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False) -> RecoveryRecord:
-        """Train, and measure both models before and after.
+        """Train, and measure the models before and after.
 
         Args:
             resume: Whether to resume from the last checkpoint in the work folder.
@@ -141,24 +141,26 @@ class FFPRecovery:
             The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
 
         Raises:
-            FFPError: If the text can't be used, memory doesn't suffice, the loss is not finite, or the work folder
-                holds the state of another run.
+            FFPError: If the text can't be used, memory is exhausted, the loss is not finite, or the work folder
+                contains the state of another run.
         """
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._read)))
+        data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._load_splits)))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
-        # Training converts the dense model; another device may have measured what an interrupted process left.
-        used = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        dtypes = self.journal.value("compute-dtypes", lambda: {name: dtype_name(one) for name, one in used.items()})
-        packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._pack))
+        # Training converts the dense model, and an interrupted process may have used another device.
+        current = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
+        dtypes = self.journal.value(
+            "compute-dtypes", lambda: {name: dtype_name(dtype) for name, dtype in current.items()}
+        )
+        packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
-        # It was measured in a dtype that the device computes in.
+        # Measuring converted it to the compute dtype.
         convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
             options=self.config.to_dict(),
@@ -168,7 +170,7 @@ class FFPRecovery:
             windows_per_step=self.batch.windows,
             passes=windows.passes,
             curve=trained.curve,
-            kept=trained.kept,
+            kept=trained.best,
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
@@ -182,12 +184,12 @@ class FFPRecovery:
         return self.record
 
     def save_pretrained(self, directory: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write the recovered model as a checkpoint like that of the pruned model, with a card and record of both.
+        """Write the recovered model as a checkpoint like that of the pruned model, with an extended card and record.
 
         Args:
-            directory: Folder to write. It is written completely or not at all.
-            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One that
-                this recovery has written before it was killed and resumed is replaced in any case.
+            directory: Folder to write, atomically.
+            overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files. One
+                written by this run before it was resumed is always replaced.
 
         Raises:
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
@@ -198,7 +200,7 @@ class FFPRecovery:
         self.journal = Journal()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the last result to the Hub in one commit, and return its URL; of several processes the main one does.
+        """Upload the result to the Hub in one commit from the main process, and return its URL.
 
         Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the
         upload fails.
@@ -218,20 +220,20 @@ class FFPRecovery:
 
     def _finished(self) -> RecoveryRecord:
         if self.record is None:
-            raise FFPError("there is nothing to save yet; call recover() first")
+            raise FFPError("nothing to save yet; call recover() first")
         return self.record
 
     def _open_journal(self, resume: bool) -> None:
         if self.work_folder is None:
             if resume:
-                raise FFPError("there is nothing to resume from: give FFPRecovery a work_folder")
+                raise FFPError("nothing to resume from; set work_folder of FFPRecovery")
             return
         identity = {
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
             "config": self.config.to_dict(),
             "windows_per_step": self.batch.windows,
-            # Its checkpoints are other files.
+            # Sharded checkpoints have other files.
             "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.shards_models() else None,
             "versions": package_versions(),
         }
@@ -242,7 +244,7 @@ class FFPRecovery:
         config = self.config
         return DataRequest(
             length=self.batch.length,
-            # `training_windows` reads what is trained on.
+            # Training text is read by `training_windows`.
             calibration=0,
             search=config.held_out_samples,
             test=config.eval_samples,
@@ -256,38 +258,40 @@ class FFPRecovery:
     def _texts(self) -> list[str]:
         return [text.name for text in self.config.texts if not text.is_self]
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Held-out and test windows."""
+    def _load_splits(self) -> list[dict[str, Any]]:
+        """Load held-out and test windows."""
         config, request = self.config, self._request
-        found = load_windows(config.texts, self.tokenizer, self.teacher, request, config.reported)
-        for warning in found.warnings(request):
+        splits = load_windows(config.texts, self.tokenizer, self.teacher, request, config.reported)
+        for warning in splits.warnings(request):
             logger.warning(warning)
-        return found.to_list()
+        return splits.to_list()
 
-    def _pack(self) -> dict[str, torch.Tensor]:
-        """Windows to train on."""
+    def _load_training_windows(self) -> dict[str, torch.Tensor]:
+        """Load training windows."""
         count = self.batch.steps * self.batch.windows
-        found = training_windows(self.config.texts, self.tokenizer, self.teacher, count, self._request)
-        passes = [found.passes[name] for name in self._texts]
-        return {"tokens": found.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
+        windows = training_windows(self.config.texts, self.tokenizer, self.teacher, count, self._request)
+        passes = [windows.passes[name] for name in self._texts]
+        return {"tokens": windows.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
-        """Losses of a model on the test windows of each text, in nats per token."""
+        """Return the losses of a model on the test windows of each text, in nats per token."""
 
         def measure() -> list[list[float]]:
-            device, found = self.teacher.device, []
+            device, losses = self.teacher.device, []
             convert(model, compute_dtype(device, model.dtype), device).eval()
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
                 for test in data.tests:
-                    own = test.tokens[processes.share(len(test))]
-                    rows = window_losses(model, own, on_batch=bar.update) if len(own) else torch.zeros(0).double()
-                    found.append(processes.gather(rows).tolist())
-            return found
+                    windows = test.tokens[processes.share(len(test))]
+                    rows = (
+                        window_losses(model, windows, on_batch=bar.update) if len(windows) else torch.zeros(0).double()
+                    )
+                    losses.append(processes.gather(rows).tolist())
+            return losses
 
         return self.journal.value(f"test-losses-{name}", measure)
 
-    def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> Trained:
-        """Train the student; the result has its dtype."""
+    def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> TrainingOutput:
+        """Train the student; the result keeps its dtype."""
         checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
         with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.config.to_dict()) as tracker:
             training = Training(
@@ -303,7 +307,7 @@ class FFPRecovery:
                 return training.run(windows, held_out, checkpoints)
             except OSError as error:
                 raise FFPError(
-                    f"the training stopped: {one_line(error)}; if the disk is full make room, then resume with "
+                    f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume with "
                     "--resume (resume=True)"
                 ) from None
 

@@ -1,4 +1,4 @@
-"""The Trainer of a recovery."""
+"""`Trainer` subclass for recoveries."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from ..utils.tracking import Tracker
 
 
 class TokenWindows(Dataset):
-    """Windows as `Trainer` takes them.
+    """Dataset of windows for `Trainer`.
 
     Args:
         tokens: Token ids, shape `[windows, window length]`.
@@ -83,12 +83,12 @@ class RecoveryTrainer(Trainer):
         rows = []
         for batch in self.get_eval_dataloader(eval_dataset):
             measured = self.model_wrapped(**self._prepare_inputs(batch))["measured"]
-            # In two steps: some devices have no float64.
+            # Convert on the CPU, since some devices lack float64.
             rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
         loss, kl, nll = torch.cat(rows).mean(0).tolist()
         if not math.isfinite(loss):
             raise FFPError(
-                f"the loss on held-out windows is not finite after {self.state.global_step} steps; begin again with a "
+                f"the loss on held-out windows is not finite after {self.state.global_step} steps; start over with a "
                 "lower learning_rate (--learning-rate), or in another dtype, and with --overwrite"
             )
         figures = {"loss": loss, "kl": kl, "perplexity": to_perplexity(nll)}
@@ -98,15 +98,15 @@ class RecoveryTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the weights, or with sharded ones make the folder that FSDP will write them to.
+        """Save the weights, or if they are sharded, create the folder for FSDP.
 
-        `Trainer` looks right after this whether the folder of the best weights exists, and otherwise loads older ones.
+        `Trainer` then checks whether the folder of the best weights exists, and otherwise loads older ones.
         """
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied weights are not in the files of the best ones, which is no reason for a warning."""
+        """Suppress the warning about tied weights, which are missing from the files by design."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _readable(resume_from_checkpoint):
@@ -125,6 +125,6 @@ class RecoveryTrainer(Trainer):
 def _readable(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
-    # Every format has errors of its own.
+    # Every format raises its own exceptions.
     except Exception as error:
-        raise FFPError(f"{checkpoint} can't be read ({one_line(error)}); begin again with --overwrite") from None
+        raise FFPError(f"{checkpoint} can't be read ({one_line(error)}); start over with --overwrite") from None

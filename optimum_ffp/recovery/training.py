@@ -1,4 +1,4 @@
-"""One training of a pruned model, by the Trainer."""
+"""Training of a pruned model with `Trainer`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from .loss import DistillationLoss
 from .trainer import RecoveryTrainer, TokenWindows, TrackerCallback
 
 
-# Number of lines that the loss is logged in.
+# Number of times to log the loss.
 LOGS = 50
 # α of LoRA relative to its rank.
 LORA_SCALE = 2
@@ -31,19 +31,19 @@ BETA2 = 0.95
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingOutput:
     """Result of a training.
 
     Attributes:
         model: The model in the dtype to save it in, in host memory.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
-        kept: That of the weights that are kept, those with the smallest loss on the held-out windows.
-        seconds: Time of the training, without what an interrupted process had done.
+        best: The record of the resulting weights, which have the smallest loss on the held-out windows.
+        seconds: Time of the training, excluding interrupted processes.
     """
 
     model: PreTrainedModel
     curve: list[dict[str, Any]]
-    kept: dict[str, Any]
+    best: dict[str, Any]
     seconds: float
 
 
@@ -57,7 +57,7 @@ class Training:
         config: Options.
         batch: Sizes of the training.
         bf16: Whether to compute in bfloat16.
-        tracker: Where to log it; nowhere if `None`.
+        tracker: Experiment tracker, if any.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Training:
         self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
         self.batch, self.bf16, self.tracker = batch, bf16, tracker
 
-    def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> Trained:
-        """Train, from the last checkpoint if there is one.
+    def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
+        """Train, resuming from the last checkpoint if there is one.
 
         Args:
             windows: Windows to train on, in order.
-            held_out: Windows that no weight is trained on.
-            folder: Folder of checkpoints; a temporary one with the weights alone if `None`.
+            held_out: Windows for evaluation.
+            folder: Folder of checkpoints; by default a temporary one that only holds weights.
 
         Raises:
             FFPError: If the loss on the held-out windows is not finite or has not fallen, or the last checkpoint
@@ -88,26 +88,30 @@ class Training:
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
         if processes.shards_models():
-            # FSDP brings every process its part. In float32 the whole may not fit beside the dense model.
+            # FSDP distributes the shards. In float32, the model may not fit on the device along with the dense model.
             self.student.cpu()
             shard_layers(self.teacher)
         with (
-            TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as place,
+            TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as checkpoint_folder,
             _in_training(self.student, self.teacher, self.config),
         ):
-            trainer = self._trainer(windows, held_out, Path(place), weights_only=folder is None)
-            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(place))).metrics["train_runtime"]
+            trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
+            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder))).metrics[
+                "train_runtime"
+            ]
             model = self._unwrapped(trainer)
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
-        # The first one is from before the training.
+        # The first one precedes the training.
         before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_loss"])
         if best["eval_loss"] >= before["eval_loss"]:
             raise FFPError(
                 f"the training did not lower the loss on held-out windows: it was {before['eval_loss']:.4f} before "
                 f"and is {best['eval_loss']:.4f} after it; lower learning_rate (--learning-rate) or give more tokens, "
-                "and begin again with --overwrite"
+                "and start over with --overwrite"
             )
-        return Trained(self._merged(model), [*map(self._point, evaluations)], self._point(best), seconds)
+        return TrainingOutput(
+            self._merged(model), [*map(self._evaluation_record, evaluations)], self._evaluation_record(best), seconds
+        )
 
     def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
@@ -125,7 +129,7 @@ class Training:
         if processes.shards_models() and self.bf16:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
-            # Accelerate would have gradients and the loss in bfloat16 too.
+            # Accelerate would use bfloat16 for gradients and the loss too.
             trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
@@ -154,7 +158,7 @@ class Training:
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
-            # The rate of the first step of a warm-up is 0.
+            # The learning rate of the first warmup step is 0.
             warmup_steps=int(config.warmup_ratio * batch.steps),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -166,7 +170,7 @@ class Training:
             eval_on_start=_last_checkpoint(folder) is None,
             save_strategy="steps",
             save_steps=every,
-            # The best one is kept beside the last.
+            # The best checkpoint is kept in addition.
             save_total_limit=1,
             save_only_model=weights_only,
             load_best_model_at_end=True,
@@ -174,68 +178,68 @@ class Training:
             greater_is_better=False,
             restore_callback_states_from_checkpoint=bool(config.patience),
             logging_steps=max(1, round(batch.steps / LOGS)),
-            # It would log the loss 0 in place of one that is not finite.
+            # It would log a loss of 0 if the loss is not finite.
             logging_nan_inf_filter=False,
             report_to="none",
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
             disable_tqdm=not processes.is_main(),
-            # Tokens and tokens per second are in every line of the log.
+            # Log tokens and tokens per second.
             include_num_input_tokens_seen="all",
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
-            # FSDP would keep whole gradients until the last of the windows of a step.
+            # FSDP would keep unsharded gradients until the last accumulation step.
             accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": processes.shards_models()}},
         )
-        # Otherwise that of a config of accelerate would take the place of `bf16`.
+        # Override the mixed precision of an accelerate config.
         arguments.mixed_precision = "bf16" if self.bf16 else "no"
-        # Otherwise `Trainer` would copy the model to all GPUs that are visible.
+        # Prevent `DataParallel` over all visible GPUs.
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
 
     def _unwrapped(self, trainer: RecoveryTrainer) -> Any:
-        """The trained model as it was before `Trainer` wrapped it."""
+        """Return the trained model without the wrappers of `Trainer`."""
         if not processes.shards_models():
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-        # FSDP leaves every process a part of the weights.
+        # With FSDP every process has a shard of the weights.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         state = processes.tensors_on_main(lambda: state)
         with torch.device("meta"):
             base = type(self.student)(self.student.config)
-            whole = self._with_adapter(base) if self.config.lora else base
-        whole.load_state_dict(state, assign=True)
+            full_model = self._with_adapter(base) if self.config.lora else base
+        full_model.load_state_dict(state, assign=True)
         base.tie_weights()
         trained = dict(self.student.named_buffers())
         for name, buffer in base.named_buffers():
             if buffer.is_meta:
                 replace_value(buffer, trained[name].to("cpu", copy=True))
-        return whole
+        return full_model
 
     def _merged(self, model: Any) -> PreTrainedModel:
-        """The model in its dtype, with the adapter in its weights."""
+        """Return the model in its dtype, with adapters merged."""
         if self.config.lora:
-            # In float32 the model may not fit beside the dense one.
+            # On the CPU: in float32, the model may not fit on the device along with the dense model.
             model = convert(model, torch.float32, "cpu").merge_and_unload()
         model.config.dtype = self.dtype
-        # On the device, so that less gets to host memory.
+        # Convert on the device to transfer less to host memory.
         return convert(model, self.dtype).cpu().requires_grad_(False).eval()
 
-    def _point(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _evaluation_record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
 
 
 @contextmanager
 def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> Iterator[None]:
-    """Give a model the loss as its forward pass for the duration of the context, and no dropout.
+    """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout.
 
-    The dense model has none: what it would leave out of the pruned one, that could not learn.
+    The teacher has no dropout, so that the student's would only add noise.
     """
     for module in student.modules():
         for name, rate in vars(module).items():
             if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
                 setattr(module, name, 0.0)
-    # `Trainer` turns it off in the config, which is saved.
+    # `Trainer` disables it in the config, which is saved.
     use_cache = student.config.use_cache
     student.forward = DistillationLoss(student, teacher, config.temperature, config.label_share)
     try:
@@ -246,13 +250,13 @@ def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: Rec
 
 
 def _checkpointing() -> dict[str, Any]:
-    """Arguments to `TrainingArguments`, whose names are others since transformers 5.24."""
+    """Return arguments of `TrainingArguments`, which were renamed in transformers 5.24."""
     name = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
-    # Reentrant ones lose the gradients of adapters.
+    # Reentrant checkpointing loses the gradients of adapters.
     return {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Path of the last checkpoint that was written completely: its state comes last."""
+    """Return the path of the last complete checkpoint, whose trainer state is written last."""
     complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

@@ -19,7 +19,7 @@ def test_the_divergence_is_that_of_whole_models(name, windows, monkeypatch):
     divergences = kl_div(measured, expected, reduction="none", log_target=True).sum(-1).mean(1).tolist()
     agreements = (measured.argmax(-1) == expected.argmax(-1)).float().mean(1).tolist()
     predictions, text = Predictions(dense, windows), Windows(windows, "text", "test")
-    assert "divergence" not in perplexity_record(dense, text, 4, keep=predictions)
+    assert "divergence" not in perplexity_record(dense, text, 4, store=predictions)
     for parameter in dense.parameters():
         # The baseline isn't needed any more.
         parameter.fill_(torch.nan)
@@ -38,6 +38,6 @@ def test_only_the_head_is_copied(windows):
 def test_other_windows_and_vocabularies_are_not_compared(windows):
     model = make_tiny_model()
     predictions = Predictions(model, windows)
-    assert predictions.fit(prune_by_hand(make_tiny_model())[0], windows)
-    assert not predictions.fit(model, windows + 1) and not predictions.fit(model, windows[:2])
-    assert not predictions.fit(make_tiny_model(vocab_size=136), windows)
+    assert predictions.comparable(prune_by_hand(make_tiny_model())[0], windows)
+    assert not predictions.comparable(model, windows + 1) and not predictions.comparable(model, windows[:2])
+    assert not predictions.comparable(make_tiny_model(vocab_size=136), windows)

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.recovery.batch import Batch
 from optimum_ffp.recovery.trainer import RecoveryTrainer
-from optimum_ffp.recovery.training import Trained, Training
+from optimum_ffp.recovery.training import Training, TrainingOutput
 from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model
 
 
@@ -18,7 +18,7 @@ TOKENS = torch.randint(3, 128, (8, LENGTH), generator=torch.Generator().manual_s
 TEXT, HELD_OUT = TOKENS.repeat(4, 1)[:20].int(), TOKENS[4:]
 
 
-def train(folder=None, student=None, teacher=None, dtype=torch.float32, **options) -> Trained:
+def train(folder=None, student=None, teacher=None, dtype=torch.float32, **options) -> TrainingOutput:
     """Trains a tiny model for 10 steps of 2 windows, evaluated after 5 and 10."""
     settings = {"max_tokens": 480, "batch_tokens": 48, "seq_len": LENGTH, "evaluations": 2, "learning_rate": 3e-3}
     config = RecoveryConfig(**settings | options)
@@ -33,7 +33,7 @@ def divergence(model, teacher) -> float:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Trained:
+def trained(tmp_path_factory) -> TrainingOutput:
     return train(tmp_path_factory.mktemp("whole"))
 
 
@@ -58,12 +58,12 @@ def interrupted(tmp_path_factory):
 
 def test_training_lowers_the_divergence_that_is_measured(trained):
     assert [point["tokens"] for point in trained.curve] == [0, 240, 480]
-    assert trained.kept == trained.curve[-1] and trained.kept["kl"] < 0.9 * trained.curve[0]["kl"]
+    assert trained.best == trained.curve[-1] and trained.best["kl"] < 0.9 * trained.curve[0]["kl"]
     assert "forward" not in vars(trained.model)
     assert not any(parameter.requires_grad for parameter in trained.model.parameters())
-    assert trained.kept["kl"] == pytest.approx(divergence(trained.model, make_tiny_model()), rel=1e-4)
+    assert trained.best["kl"] == pytest.approx(divergence(trained.model, make_tiny_model()), rel=1e-4)
     losses = cross_entropy(trained.model(HELD_OUT).logits[:, :-1].flatten(0, 1), HELD_OUT[:, 1:].flatten())
-    assert trained.kept["perplexity"] == pytest.approx(losses.exp().item(), rel=1e-4)
+    assert trained.best["perplexity"] == pytest.approx(losses.exp().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"gradient_checkpointing": True}])
@@ -142,8 +142,8 @@ def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
     student = FFPModelForCausalLM.from_pretrained(prune_tiny_model(name, tmp_path / "pruned"))
     teacher, frozen = make_tiny_model(name), student.get_input_embeddings().weight.clone()
     trained = train(None, student, teacher, lora=4)
-    assert divergence(trained.model, teacher) == pytest.approx(trained.kept["kl"], rel=1e-4)
-    assert trained.kept["kl"] < trained.curve[0]["kl"]
+    assert divergence(trained.model, teacher) == pytest.approx(trained.best["kl"], rel=1e-4)
+    assert trained.best["kl"] < trained.curve[0]["kl"]
     assert torch.equal(trained.model.get_input_embeddings().weight, frozen)
     assert not any("lora" in key for key in trained.model.state_dict())
 
