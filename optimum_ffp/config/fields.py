@@ -73,7 +73,7 @@ def same_as(config: "type[Config]", name: str) -> Any:
 
 
 def named_options(cls: type[T]) -> type[T]:
-    """Class decorator: apply presets in the constructor, suggest names for unknown options, document all options."""
+    """Apply presets in the constructor of a config, suggest names for unknown options, and document all options."""
     init = cls.__init__
 
     @wraps(init)

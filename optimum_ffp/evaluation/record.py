@@ -116,9 +116,9 @@ def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequ
         model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}
 
 
-def _ratio_error(losses: Sequence[float], others: Sequence[float]) -> float | None:
+def _ratio_error(losses: Sequence[float], baseline_losses: Sequence[float]) -> float | None:
     """Return the standard error of the ratio of two perplexities on the same windows, from paired differences."""
     if len(losses) < 2:
         return None
-    differences = torch.tensor(losses, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
+    differences = torch.tensor(losses, dtype=torch.float64) - torch.tensor(baseline_losses, dtype=torch.float64)
     return float(differences.mean().exp() * differences.std() / len(differences) ** 0.5)

@@ -109,8 +109,8 @@ def _uploaded(folder: Path) -> dict[str, Path | bytes]:
     # Silently skip files of git and download caches.
     names = {*filter_repo_objects(list_files(folder), ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
     uploaded = recorded_files(read_record(folder), names) | {name for name in names if USER_DOCUMENTS.fullmatch(name)}
-    if others := names - uploaded:
-        logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(others))
+    if skipped := names - uploaded:
+        logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(skipped))
     return {name: folder / name for name in sorted(uploaded)}
 
 

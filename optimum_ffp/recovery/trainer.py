@@ -49,7 +49,7 @@ class TrackerCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, float],
-        **others: Any,
+        **kwargs: Any,
     ) -> None:
         """Log the numbers of a step."""
         self.tracker.log(rewrite_logs(logs), state.global_step)
