@@ -114,12 +114,12 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
                 weight.data.mul_(1.5)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", ruin)
-    best = train(evaluations=10)
+    complete = train(evaluations=10)
     steps.clear()
     early = train(evaluations=10, patience=2)
-    assert best.kept == early.kept and best.kept["step"] in (3, 4)
-    assert best.curve[-1]["step"] == 10 and early.curve[-1]["step"] == best.kept["step"] + 2
-    for name, weight in best.model.state_dict().items():
+    assert complete.best == early.best and complete.best["step"] in (3, 4)
+    assert complete.curve[-1]["step"] == 10 and early.curve[-1]["step"] == complete.best["step"] + 2
+    for name, weight in complete.model.state_dict().items():
         assert torch.equal(weight, early.model.state_dict()[name])
 
 
