@@ -69,14 +69,16 @@ def describe_text(dataset: str) -> str:
 
 def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:
     plot, source = f"recovery-{number}.png", shlex.quote(recovery.get("source", "PRUNED"))
-    command = f"optimum-cli ffp recover -m {source} OUT --config ffp_config.json"
+    command, teacher = f"optimum-cli ffp recover -m {source} OUT", recovery["teacher"]
+    if teacher != record["provenance"]["base_model"] or not is_on_hub(record["provenance"]):
+        command += f" --teacher {shlex.quote(teacher)}"
     return recovery | {
         "number": number,
         # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
         "before": "pruned" if number == 1 else "before this training",
         "tests": measured_on(recovery),
-        "command": " ".join([command, *_local_texts(recovery["options"])]),
+        "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
     }
 
 

@@ -46,6 +46,14 @@ def test_a_pruned_model_of_a_local_one(record):
     assert [result.metric_value for result in data.eval_results] == [40.0]
 
 
+def test_a_recovery_names_its_teacher_unless_that_is_the_base_model_on_the_hub(record):
+    recovery, provenance = record["recovery"][-1], record["provenance"]
+    recovery["teacher"] = provenance["base_model"]
+    assert "--teacher" not in render_card(record, "./out")
+    provenance["base_model"], provenance["revision"], recovery["teacher"] = "tiny", None, "my tiny"
+    assert " OUT --teacher 'my tiny' --config ffp_config.json" in render_card(record, "./out")
+
+
 def test_a_model_without_code_whose_windows_were_given(record):
     record["model"] |= {"code_file": None, "chat": False, "linear": False, "gguf": None, "language_model_only": True}
     record["provenance"]["given_data"] = True
