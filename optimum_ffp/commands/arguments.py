@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def describe(parser: ArgumentParser, usage: str, description: str, examples: str) -> None:
     """Set the `--help` texts of a command, and make the parser suggest names for unknown options."""
     parser.formatter_class, parser.usage = RawDescriptionHelpFormatter, usage
-    parser.description, parser.epilog = description, examples
+    parser.description, parser.epilog, parser.allow_abbrev = description, examples, False
     parse = parser.parse_known_args
 
     def parse_known_args(args=None, namespace=None):

@@ -50,6 +50,7 @@ TABLE = [
     (f"{RECOVER} -m nowhere/folder/model", "folder"),
     (f"{RECOVER} --max-tokens many", "tokens"),
     (f"{RECOVER} --learning-rate x", "learning-rate"),
+    (f"{RECOVER} --learning-rat 1", "--learning-rate"),
     (f"{RECOVER} --batch-size 0", "batch_size"),
     (f"{RECOVER} --preset paper", "standard"),
     (f"{RECOVER} --eval-dataset self", "generated"),
