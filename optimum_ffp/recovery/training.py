@@ -1,5 +1,6 @@
 """Training of a pruned model with `Trainer`."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -258,5 +259,13 @@ def _checkpointing() -> dict[str, Any]:
 
 def _last_checkpoint(folder: Path) -> str | None:
     """Return the path of the last complete checkpoint, whose trainer state is written last."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

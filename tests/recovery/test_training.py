@@ -82,8 +82,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted
         return training_step(self, *arguments)
 
     monkeypatch.setattr(RecoveryTrainer, "training_step", count)
-    # What was killed while it was written is left alone.
-    (folder / "checkpoint-9").mkdir()
+    # Those that a killed training had not written completely are left alone.
+    for name, state in (("checkpoint-8", ""), ("checkpoint-9", '{"best_global_step": 5,')):
+        copytree(folder / "checkpoint-5", folder / name)
+        (folder / name / "trainer_state.json").write_text(state)
     # Then after the training.
     for first in ([5], []):
         steps.clear()
