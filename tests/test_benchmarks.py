@@ -76,6 +76,6 @@ def test_divergence_and_zero_shot(run, save_tiny_model, pruned, data_folder, tmp
 
 def test_recover(run, pruned, data_folder, tmp_path):
     words = [pruned[1], "--teacher", pruned[0].model_id, "--dataset", data_folder, "--max-tokens", "2k"]
-    sizes = ["seq_len=24", "batch_tokens=96", "held_out_samples=3", "learning_rate=0.0001"]
+    sizes = ["seq_len=24", "batch_tokens=96", "held_out_samples=3", "learning_rate=0.00001"]
     _, (record,) = run("recover", *words, "--work", tmp_path / "work", "--eval-samples", "3", "--options", *sizes)
     assert record["perplexity"]["recovered"] > 0

@@ -234,7 +234,7 @@ def test_too_little_text_is_refused_and_little_text_is_a_warning(data_folder, tm
     with pytest.raises(FFPError, match="too few"):
         FFPPruner(make_tiny_model(intermediate_size=1024), make_tokenizer(), config).prune()
     assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).measured.data.calibration) == 3
-    assert "3 of the 128 windows" in caplog.text
+    assert "little text" in caplog.text
 
 
 def test_roles_do_not_share_windows(save_tiny_model, data_folder):

@@ -42,7 +42,7 @@ def test_given_windows_are_taken_as_they_are(caplog):
 def test_given_windows_that_the_model_can_not_read():
     with pytest.raises(FFPError, match="65"):
         Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(65))
-    with pytest.raises(FFPError, match="mine has the token .*, for which the model has no embedding"):
+    with pytest.raises(FFPError, match="embedding"):
         Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(24, 999))
 
 
