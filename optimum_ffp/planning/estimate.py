@@ -141,9 +141,8 @@ def estimate_prune(
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
-    places = [options.offload]
+    places = ["none" if options.offload == "auto" else options.offload]
     if options.offload == "auto":
-        places = ["none"]
         # A model that generates text has all weights on its device.
         if not (written and machine.accelerator is not None):
             reads_files = saves_work and not name.endswith(".gguf") and asked in ("auto", stored)

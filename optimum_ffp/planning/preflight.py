@@ -19,8 +19,6 @@ from .estimate import gib
 
 
 logger = logging.getLogger(__name__)
-# HTTP status codes that a retry would get too.
-REFUSALS = (401, 403)
 
 
 def find_problems(
@@ -33,7 +31,6 @@ def find_problems(
     resume: bool,
     files: Mapping[str, bytes] | None = None,
     repositories: Sequence[str] = (),
-    token: str | None = None,
 ) -> Iterator[FFPError]:
     """Find problems that would stop a prune or a recovery, cheap checks first.
 
@@ -47,7 +44,6 @@ def find_problems(
         resume: Whether to resume from the work folder.
         files: Other files to write, with their first bytes.
         repositories: Repositories to upload to.
-        token: Access token for the Hub.
 
     Yields:
         One error per problem, whose message says what to do.
@@ -62,8 +58,8 @@ def find_problems(
     ]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in files.items()]
     checks.append(partial(check_disk, folders[0], disk, work_folder))
-    checks += [partial(check_text, text, config.text_column, token) for text in texts.values() if not text.is_self]
-    checks.append(partial(check_repositories, repositories, token))
+    checks += [partial(check_text, text, config.text_column) for text in texts.values() if not text.is_self]
+    checks.append(partial(check_repositories, repositories))
     for check in checks:
         try:
             check()
@@ -107,7 +103,8 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         user = HfApi(token=token).whoami()
     except Exception as error:  # The HTTP library raises its own exceptions too.
         reason = describe_failure(error, token)
-        if getattr(getattr(error, "response", None), "status_code", None) in REFUSALS:
+        # Refusals, which a retry would get too.
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
         logger.warning("could not check whether the Hub accepts the upload: %s", reason)
         return
