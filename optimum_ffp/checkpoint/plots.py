@@ -3,31 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from ..allocation.policy import GROUP_NAMES
 from ..data import describe_size, describe_windows
 
 
-COLORS = {
-    "attention": "#2f6fb3",
-    "ffn": "#e08a1e",
-    "target": "#7a7a7a",
-    "best": "#2b8a3e",
-    "windows": "#7b4fa3",
-    "failed": "#c0392b",
-}
-KINDS = {"attention": "attention", "ffn": "FFN"}
-HATCHES = {"query_head": "///"}
-# The searched policy is often the no-search one, whose larger marker stays visible behind it.
-FRONT = {"uniform": ("#7a7a7a", "s", 5), "no-search": ("#e08a1e", "^", 10), "searched": ("#2b8a3e", "o", 5)}
+# Colors of Okabe and Ito, which color-blind readers can tell apart.
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#D9D9D9"
+# Line of each baseline of a search.
+BASELINES = {"uniform": {"color": ORANGE, "linestyle": ":"}, "no-search": {"color": GREEN, "linestyle": "-."}}
 # Inches, wide enough for 80 layers, with 10-point text that is legible at half size.
-WIDTH, DPI = 9, 150
+WIDTH, DPI = 7, 200
 
 
 def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Plot the policy and, if available, the search, the held-out error and the Pareto front.
+    """Plot the policy and, if available, the search, the gain of distillation and the Pareto front.
 
     Args:
         record: Content of `ffp_config.json`.
@@ -37,41 +28,41 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
     policy, search, provenance = record["policy"], record["search"], record["provenance"]
     _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
-        _draw_search(log, search["perplexity"]["dense"]).savefig(folder / "search.png", dpi=DPI)
+        _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)
     if layers := provenance["held_out"].get("layers"):
         _draw_calibration(layers).savefig(folder / "calibration.png", dpi=DPI)
     if front := search.get("front"):
-        point = provenance["parameters"]["pruned"] / 1e6, search["perplexity"]["best"]
-        write_front(front, folder / "pareto.png", point)
+        write_front(front, folder / "pareto.png", provenance["parameters"]["pruned"])
 
 
-def write_front(front: Mapping[str, Any], path: Path, point: tuple[float, float | None] | None = None) -> None:
-    """Plot the Pareto front of several sparsities: perplexity on the search windows against parameters.
+def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -> None:
+    """Plot the Pareto front of several sparsities: test perplexity of the final models against parameters.
 
     Args:
         front: Record of `ParetoFront`.
         path: File to write.
-        point: Millions of parameters and perplexity of a model to mark.
+        this: Parameters of a model to mark.
     """
-    dense, rows, figure = front["dense"], front["pruned"], _new_figure(4.6)
-    axes, finite = figure.subplots(), []
-    origin = dense["parameters"] / 1e6, dense["search_perplexity"]
-    for name, (color, marker, size) in FRONT.items():
-        values = [(row["parameters"] / 1e6, row["search_perplexity"].get(name)) for row in rows]
-        points = [value for value in (*values, origin) if value[1] is not None and math.isfinite(value[1])]
-        finite += [perplexity for _, perplexity in points]
-        axes.plot(*zip(*sorted(points)), color=color, marker=marker, markersize=size, label=name)
-    axes.plot(*origin, color="black", marker="*", markersize=12, linestyle="none", label="dense")
-    if point is not None:
-        axes.scatter(*point, s=200, facecolors="none", edgecolors="black", label="this model", zorder=3)
-    _scale_perplexity_axis(axes, finite)
-    axes.set(xlabel="parameters of the model [million]", ylabel="perplexity")
-    axes.grid(alpha=0.25)
-    # Names may be long, and contain dollar signs, which would be parsed as formulas.
-    windows = "\n".join(wrap(f"Perplexity: {describe_windows(front['search_windows'])}", 84))
-    axes.set_title(windows, fontsize=9, parse_math=False)
-    figure.suptitle("Size and perplexity", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    figure, (axes,) = _new_figure(3.8)
+    dense, rows = front["dense"], [row for row in front["pruned"] if row["perplexity"] is not None]
+    sizes = [row["parameters"] / 1e6 for row in (dense, *rows)]
+    perplexities = _column([dense, *rows], "perplexity")
+    axes.plot(sizes, perplexities, color=BLUE, marker="o", label="pruned, with percent of the blocks removed")
+    for row, size in zip(rows, sizes[1:]):
+        here, offset = (size, row["perplexity"]), {"xytext": (6, 6), "textcoords": "offset points"}
+        axes.annotate(f"{100 * row['sparsity']:.3g} %", here, **offset)
+        if row["parameters"] == this:
+            axes.scatter(*here, s=160, facecolors="none", edgecolors="black", label="this model", zorder=3)
+    style = {"color": "black", "linestyle": "--", "linewidth": 1}
+    axes.axhline(dense["perplexity"], **style)
+    axes.plot(sizes[0], perplexities[0], marker="s", label="dense", **style)
+    _scale_perplexity_axis(axes, perplexities)
+    axes.margins(x=0.08, y=0.12)
+    axes.set(xlabel="parameters of the model [million]", ylabel="test perplexity")
+    # Names may contain dollar signs, which would be parsed as formulas.
+    axes.set_title(describe_windows(front["test_windows"]), fontsize=9, parse_math=False, wrap=True)
+    figure.suptitle("Size and perplexity of the pruned models")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -83,109 +74,127 @@ def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], pat
         windows: Description of the held-out windows (`Windows.describe`).
         path: File to write.
     """
-    figure = _new_figure(4.8)
-    panels = figure.subplots(2, sharex=True)
+    figure, panels = _new_figure(4.2, panels=2)
     tokens = [count / 1e3 for count in _column(curve, "tokens")]
-    for axes, name, label, color in zip(
-        panels, ("kl", "perplexity"), ("divergence\n[nats per token]", "perplexity"), ("attention", "best")
+    for axes, name, label, color in (
+        (panels[0], "kl", "divergence\n[nats per token]", BLUE),
+        (panels[1], "perplexity", "perplexity", GREEN),
     ):
-        axes.plot(tokens, _column(curve, name), marker="o", markersize=4, color=COLORS[color])
+        axes.plot(tokens, _column(curve, name), marker="o", markersize=4, color=color)
         axes.set(ylabel=label)
-        axes.grid(alpha=0.25)
-        axes.margins(x=0.02)
-    panels[-1].set(xlabel="tokens trained on [thousand]")
-    figure.suptitle(
-        f"Recovery: divergence from the dense model and perplexity on {describe_size(windows)}, held out", fontsize=11
-    )
+    panels[1].set(xlabel="tokens trained on [thousand]")
+    figure.suptitle(f"Recovery, on {describe_size(windows)} held out")
     figure.savefig(path, dpi=DPI)
 
 
-def _new_figure(height: float):
+def _new_figure(height: float, panels: int = 1):
+    """Return a figure and its panels, one below the other."""
     # Imported here because it is slow and rarely needed.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.3)
+        panel.set_axisbelow(True)
+    return figure, axes
 
 
 def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
-    figure = _new_figure(4.4)
-    panels = figure.subplots(2, sharex=True)
-    for axes, (kind, label) in zip(panels, KINDS.items()):
-        rows = [unit for unit in units if unit["unit"] == kind]
-        groups = _column(rows, "group")
-        axes.bar(
-            _column(rows, "layer"),
-            [100 * row["retention"] for row in rows],
-            width=0.75,
-            color=COLORS[kind],
-            hatch=[HATCHES.get(group, "") for group in groups] if len({*groups}) > 1 else None,
-            edgecolor="white",
-            linewidth=0,
-        )
-        axes.axhline(100 * (1 - sparsity), color=COLORS["target"], linestyle="--", linewidth=1)
-        axes.set(ylabel="retained [%]", ylim=(0, 105), yticks=range(0, 101, 25))
-        axes.set_title(f"{label} ({_name_groups(groups)})", loc="left", fontsize=10)
-    _finish_layers(panels)
-    figure.suptitle(f"Retention per layer at {sparsity:.1%} sparsity (dashed: overall)", fontsize=11)
+    """Draw what every layer keeps. Attention that can't be pruned, a single group per layer, is left out."""
+    kinds = {kind: [unit for unit in units if unit["unit"] == kind] for kind in ("attention", "ffn")}
+    kinds = {kind: rows for kind, rows in kinds.items() if max(_column(rows, "items")) > 1}
+    figure, panels = _new_figure(0.9 + 1.6 * len(kinds), panels=len(kinds))
+    for axes, rows in zip(panels, kinds.values()):
+        counts = {row["group"]: row["items"] for row in rows}
+        # Layers of both kinds are counted in query heads.
+        heads = math.prod(counts.values())
+        for group in counts:
+            layers = [row for row in rows if row["group"] == group]
+            kept = [heads * row["kept"] / row["items"] for row in layers]
+            style = {"x": _column(layers, "layer"), "width": 0.8}
+            axes.bar(height=kept, color=BLUE, label="kept", **style)
+            hatched = group == "query_head" and len(counts) > 1
+            axes.bar(
+                bottom=kept,
+                height=[heads - count for count in kept],
+                color=GRAY,
+                hatch="//////" if hatched else None,
+                edgecolor="white",
+                linewidth=0,
+                label="removed, their KV heads kept" if hatched else "removed",
+                **style,
+            )
+        intervals = next(count for count in (4, 3, 2, 1) if heads % count == 0)
+        label = "query heads" if len(counts) > 1 else GROUP_NAMES[rows[0]["group"]]
+        axes.set(ylabel=label, yticks=range(0, heads + 1, heads // intervals))
+    panels[-1].set(xlabel="layer")
+    panels[-1].margins(x=0.01)
+    _use_integer_ticks(panels[-1].xaxis)
+    figure.align_ylabels(panels)
+    figure.suptitle(f"Heads and channels kept per layer, {100 * sparsity:.3g} % of the blocks removed")
+    handles = {label: bars for axes in panels for bars, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _name_groups(groups: Sequence[str]) -> str:
-    names = {name: GROUP_NAMES[name] for name in sorted(set(groups))}
-    if len(names) > 1:
-        names |= {name: f"{names[name]} (hatched)" for name in HATCHES}
-    return ", ".join(names.values())
-
-
-def _draw_search(log: Sequence[dict[str, Any]], dense: float | None):
-    figure = _new_figure(6.4)
-    perplexity, reward, curriculum = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
-    finite = [entry for entry in log if entry["perplexity"] is not None]
-    for final, label, marker, color in ((False, "candidate", "o", "attention"), (True, "finalist", "D", "best")):
-        rows = [entry for entry in finite if entry["final"] == final]
-        style = {"s": 16, "marker": marker, "color": COLORS[color], "alpha": 0.75, "linewidths": 0}
-        for axes, name in ((perplexity, "perplexity"), (reward, "reward")):
-            points = _column(rows, "evaluation"), _column(rows, name)
-            axes.scatter(*points, label=label if rows and axes is perplexity else None, **style)
+def _draw_search(log: Sequence[dict[str, Any]], search: Mapping[str, Any]):
+    """Draw perplexities relative to dense on the same windows, since candidates differ in their windows."""
+    figure, (axes,) = _new_figure(4.2)
+    dense, best = search["perplexity"]["dense"], search["perplexity"]["best"]
+    baselines = {name: value / dense for name, value in search.get("baselines", {}).items() if value is not None}
+    for name, value in baselines.items():
+        axes.axhline(value, label=name.replace("-", " "), **BASELINES[name])
+    axes.axhline(1, color="black", linestyle="--", linewidth=1, label="dense")
+    # The lines show the baselines, which the log contains too.
+    rows = [
+        entry
+        for entry in log
+        if entry["reward"] and not any(math.isclose(1 / entry["reward"], value) for value in baselines.values())
+    ]
+    target = max(_column(log, "target_sparsity"))
+    for final, label in ((False, "candidate, on part of the windows"), (True, "finalist, on all windows")):
+        points = [entry for entry in rows if entry["final"] == final]
+        dots = axes.scatter(
+            _column(points, "evaluation"),
+            [1 / entry["reward"] for entry in points],
+            c=[100 * entry["target_sparsity"] for entry in points],
+            vmin=0,
+            vmax=100 * target,
+            cmap="viridis_r",
+            marker="D" if final else "o",
+            s=24,
+            alpha=0.8,
+            label=label if points else None,
+        )
+    chosen = next(entry["evaluation"] for entry in log if entry["final"] and entry["perplexity"] == best)
+    axes.scatter(chosen, best / dense, s=260, marker="*", color=ORANGE, edgecolors="black", label="chosen")
     failed = _column([entry for entry in log if entry["perplexity"] is None], "evaluation")
     if failed:
-        reward.scatter(failed, [0] * len(failed), s=20, marker="x", color=COLORS["failed"], label="not finite")
-    if dense is not None:
-        perplexity.axhline(dense, color=COLORS["target"], linestyle="--", linewidth=1, label="dense")
-    _scale_perplexity_axis(perplexity, _column(finite, "perplexity"))
-    perplexity.set(ylabel="perplexity")
-    reward.set(ylabel="reward\n(dense / perplexity)")
-
-    evaluations, targets = _column(log, "evaluation"), [100 * entry["target_sparsity"] for entry in log]
-    window_counts = _column(log, "samples")
-    curriculum.step(evaluations, targets, where="mid", color=COLORS["ffn"], label="target sparsity")
-    curriculum.set(xlabel="candidate evaluation", ylabel="target\nsparsity [%]", ylim=(0, 1.15 * max(targets)))
-    samples = curriculum.twinx()
-    samples.step(evaluations, window_counts, where="mid", color=COLORS["windows"], linestyle="--", label="windows")
-    samples.set(ylabel="windows", ylim=(0, 1.3 * max(window_counts)))
-    _use_integer_ticks(curriculum.xaxis)
-    _use_integer_ticks(samples.yaxis, 4)
-    for axes in (perplexity, reward, curriculum):
-        axes.grid(alpha=0.25)
-        axes.margins(x=0.02)
-    figure.suptitle("Search", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+        top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.scatter(failed, [1] * len(failed), marker="x", color=RED, label="not finite", **top)
+    if min(_column(log, "target_sparsity")) < target:
+        figure.colorbar(dots, label="target sparsity of the candidate [%]")
+    axes.set(xlabel="candidate evaluation", ylabel="perplexity relative to dense")
+    _scale_perplexity_axis(axes, [1, *(1 / entry["reward"] for entry in rows), *baselines.values()])
+    _use_integer_ticks(axes.xaxis)
+    figure.suptitle(f"Candidates of the search, {100 * target:.3g} % of the blocks removed")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def _draw_calibration(rows: Sequence[dict[str, Any]]):
-    figure = _new_figure(4.8)
-    axes = figure.subplots()
-    for offset, name, label, color in (
-        (-0.2, "before", "after ridge regression", COLORS["target"]),
-        (0.2, "error", "after distillation", COLORS["best"]),
-    ):
-        layers = [row["layer"] + offset for row in rows]
-        axes.bar(layers, [100 * row[name] for row in rows], width=0.4, color=color, label=label)
-    axes.set(ylabel="error [%]", ylim=(0, None))
-    _finish_layers([axes])
-    figure.suptitle("Error of every distilled layer's output on held-out windows", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    """Draw the part of every layer's error that distillation removes."""
+    figure, (axes,) = _new_figure(3)
+    gains = [100 * (1 - row["error"] / row["before"]) if row["before"] else 0 for row in rows]
+    axes.bar(_column(rows, "layer"), gains, width=0.8, color=[BLUE if gain >= 0 else RED for gain in gains])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="layer", ylabel="error removed [%]")
+    axes.margins(x=0.01)
+    _use_integer_ticks(axes.xaxis)
+    before, after = (100 * sum(_column(rows, name)) / len(rows) for name in ("before", "error"))
+    figure.suptitle(f"Gain of distillation per layer: mean held-out error from {before:.2f} % to {after:.2f} %")
     return figure
 
 
@@ -193,7 +202,7 @@ def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:
     """Use a logarithmic axis if perplexities differ more than tenfold."""
     from matplotlib.ticker import LogFormatter
 
-    if perplexities and max(perplexities) > 10 * min(perplexities):
+    if max(perplexities) > 10 * min(perplexities):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
@@ -201,15 +210,6 @@ def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
-
-
-def _finish_layers(panels) -> None:
-    for axes in panels:
-        axes.grid(axis="y", alpha=0.25)
-        axes.set_axisbelow(True)
-    panels[-1].set(xlabel="layer")
-    panels[-1].margins(x=0.01)
-    _use_integer_ticks(panels[-1].xaxis)
 
 
 def _use_integer_ticks(axis, max_ticks: int = 16) -> None:

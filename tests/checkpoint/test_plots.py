@@ -16,32 +16,41 @@ def make_record(layers: int) -> dict:
         for layer in range(layers)
         for kind, group in (("attention", "kv_group" if layer % 2 else "query_head"), ("ffn", "channel"))
     ]
-    row = {"parameters": 8_000_000, "search_perplexity": {"uniform": 400.0, "no-search": None, "searched": 30.0}}
     windows = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24}
-    front = {"dense": {"parameters": 10_000_000, "search_perplexity": 20.0}, "pruned": [row]}
-    front |= {"search_windows": windows}
+    front = {"dense": {"parameters": 10_000_000, "perplexity": 20.0}, "test_windows": windows}
+    front["pruned"] = [
+        {"sparsity": 0.2, "parameters": 9_000_000, "perplexity": None},
+        {"sparsity": 0.3, "parameters": 8_000_000, "perplexity": 300.0},
+        {"sparsity": 0.4, "parameters": 7_000_000, "perplexity": 400.0},
+    ]
     errors = [{"layer": layer, "before": generator.random(), "error": generator.random()} for layer in range(layers)]
     return {
         "policy": {"sparsity": 0.3, "units": units},
-        "search": {"perplexity": {"dense": 20.0, "best": 30.0}, "front": front},
+        "search": {
+            "perplexity": {"dense": 20.0, "best": 30.0},
+            "baselines": {"uniform": 400.0, "no-search": None},
+            "front": front,
+        },
         "provenance": {"parameters": {"pruned": 8_000_000}, "held_out": {"layers": errors}},
     }
 
 
 def make_log(evaluations: int) -> list[dict]:
-    """Evaluations of which one has no finite perplexity."""
+    """Evaluations of which one has no finite perplexity, and the last is the best."""
     generator = np.random.default_rng(0)
-    return [
+    log = [
         {
             "evaluation": number,
             "target_sparsity": 0.1 + 0.2 * number / evaluations,
             "samples": 1 + 15 * number // evaluations,
             "perplexity": None if number == 1 else 20.0 + 300 * generator.random(),
-            "reward": 0.0 if number == 1 else generator.random(),
+            "reward": 0.0 if number == 1 else 1 - generator.random(),
             "final": number > 0.9 * evaluations,
         }
         for number in range(1, evaluations + 1)
     ]
+    log[-1] |= {"perplexity": 30.0, "reward": 20.0 / 30.0}
+    return log
 
 
 @pytest.fixture
@@ -85,9 +94,38 @@ def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layer
             assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_policy_bars_are_the_retentions(figures, tmp_path):
+def test_policy_bars_are_what_is_kept_and_removed(figures, tmp_path):
     record = json.loads((Path(__file__).parent / "record.json").read_text())
     write_plots(record, [], tmp_path)
     units = record["policy"]["units"]
-    rates = [[100 * unit["retention"] for unit in units if unit["unit"] == kind] for kind in ("attention", "ffn")]
-    assert rates == [[patch.get_height() for patch in axes.patches] for axes in figures[0].axes]
+    for axes, kind, groups in zip(figures[0].axes, ("attention", "ffn"), (4, 48)):
+        kept, removed = ([patch.get_height() for patch in bars] for bars in axes.containers)
+        assert kept == [unit["kept"] for unit in units if unit["unit"] == kind]
+        assert [sum(bars) for bars in zip(kept, removed)] == [groups] * 3
+
+
+def test_attention_of_both_kinds_is_counted_in_query_heads_and_hatched_where_kv_heads_stay(figures, tmp_path):
+    record = make_record(2)
+    for unit, items, kept in zip(record["policy"]["units"], (4, 8, 3, 8), (3, 8, 1, 8)):
+        unit |= {"items": items, "kept": kept}
+    write_plots(record, [], tmp_path)
+    query_heads, _, kv_groups, removed = figures[0].axes[0].containers
+    # 3 of 4 query heads of each of 3 KV heads, and 1 of 3 KV heads with its 4 query heads.
+    assert [query_heads[0].get_height(), kv_groups[0].get_height(), removed[0].get_height()] == [9, 4, 8]
+    assert [bars[0].get_hatch() is not None for bars in figures[0].axes[0].containers] == [False, True, False, False]
+
+
+def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_path):
+    write_plots(make_record(2), make_log(20), tmp_path)
+    axes = figures[1].axes[0]
+    candidates, finalists, star, failed = (points.get_offsets().tolist() for points in axes.collections)
+    assert star == [[20, 1.5]] and star[0] in finalists and failed == [[1, 1]]
+    assert len(candidates) == 17
+    assert {line.get_label(): line.get_ydata()[0] for line in axes.lines} == {"uniform": 20.0, "dense": 1}
+
+
+def test_the_front_has_all_final_models_of_finite_perplexity(figures, tmp_path):
+    write_plots(make_record(2), [], tmp_path)
+    axes = figures[2].axes[0]
+    assert [*zip(*axes.lines[0].get_data())] == [(10, 20), (8, 300), (7, 400)]
+    assert [text.get_text() for text in axes.texts] == ["30 %", "40 %"]
