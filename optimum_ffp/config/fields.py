@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import wraps
 from importlib.util import find_spec
+from inspect import cleandoc
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar, get_args, get_origin
@@ -83,8 +84,8 @@ def named_options(cls: type[T]) -> type[T]:
         init(self, **cls.preset_values(options.get("preset")) | options)
 
     cls.__init__ = init_with_preset
-    docs = [f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}." for field in fields(cls)]
-    cls.__doc__ = "\n".join([cls.__doc__ or "", "Args:", *docs])
+    arguments = [f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}." for field in fields(cls)]
+    cls.__doc__ = "\n".join([cleandoc(cls.__doc__ or ""), "", "Args:", *arguments])
     return cls
 
 

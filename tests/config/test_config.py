@@ -6,13 +6,10 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-import optimum_ffp
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
-from optimum_ffp.config.table import with_tables
 
 
 def save(record, folder):
@@ -167,12 +164,6 @@ def test_an_option_is_read_with_what_it_depends_on():
     assert FFPConfig(reward="pruned").reads("learning_rate")
     # The agent itself is not read by this method.
     assert not FFPConfig(agent="ppo", method="random").reads("learning_rate")
-
-
-def test_the_tables_of_options_are_up_to_date():
-    page = Path(optimum_ffp.__file__).parents[1] / "docs" / "options.md"
-    if page.is_file():
-        assert with_tables(page.read_text()) == page.read_text(), "run make style"
 
 
 def test_neither_torch_nor_transformers_is_imported():

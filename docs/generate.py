@@ -1,0 +1,98 @@
+"""Write the generated parts of the documentation, by `make style`: `python docs/generate.py`."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from textwrap import dedent, fill
+from typing import Any
+
+import optimum_ffp
+from optimum_ffp.config import FFPConfig, RecoveryConfig
+from optimum_ffp.config.fields import Config, format_default
+
+
+FOLDER = Path(__file__).parent
+SECTION = r"^(Args|Attributes|Returns|Raises|Example):\n"
+
+
+def option_table(config_class: type[Config]) -> str:
+    """Return the table of all options of a config; those of the command line are written with dashes."""
+    has_presets = config_class is FFPConfig
+    head = "| option | default | `--preset paper` | read only with |" if has_presets else "| option | default |"
+    lines = [head, re.sub(r"[^|]+", "---", head)]
+    for field in fields(config_class):
+        metadata = field.metadata
+        name = f"--{field.name.replace('_', '-')}" if metadata["group"] else field.name
+        cells = [f"`{name}`", format_default(field)]
+        if has_presets:
+            paper, when = metadata["presets"].get("paper", ""), metadata["when"]
+            cells += [str(paper).lower().strip("()"), f"`{when[0]}` {', '.join(when[1:])}" if when else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def markdown(docstring: str) -> str:
+    """Return a docstring of Google's style as Markdown, with its sections as lists."""
+    sections = re.split(SECTION, inspect.cleandoc(docstring), flags=re.M)
+    parts = [sections[0].strip()]
+    for title, body in zip(sections[1::2], sections[2::2]):
+        body = dedent(body).strip()
+        if title == "Example":
+            parts.append("```python\n" + re.sub(r"^>>> ", "", body, flags=re.M) + "\n```")
+            continue
+        entries = re.sub(r"\n +", " ", body)
+        parts.append(f"**{title}**\n\n" + re.sub(r"^(\w+): ", r"- `\1`: ", entries, flags=re.M))
+    return "\n\n".join(parts)
+
+
+def call(name: str, value: Any) -> str:
+    """Return how a function or class is called, without type hints."""
+    signature = inspect.signature(value)
+    parameters = [
+        parameter.replace(annotation=parameter.empty)
+        for parameter in signature.parameters.values()
+        if parameter.name not in ("self", "cls")
+    ]
+    line = name + str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    return fill(line, width=100, subsequent_indent="    ")
+
+
+def api_entries(name: str, value: Any) -> Iterator[str]:
+    """Yield the entries of a public name and of its methods."""
+    is_config = inspect.isclass(value) and issubclass(value, Config)
+    is_error = inspect.isclass(value) and issubclass(value, Exception)
+    usage = f"{name}(**options)" if is_config else f"{name}(message)" if is_error else call(name, value)
+    yield f"### {name}\n\n```python\n{usage}\n```\n\n{markdown(value.__doc__)}"
+    if not inspect.isclass(value):
+        return
+    methods = ["from_file"] if is_config else [method for method in vars(value) if not method.startswith("_")]
+    for method in methods:
+        function = getattr(value, method)
+        if inspect.isroutine(function):
+            title = f"{name}.{method}"
+            yield f"#### {title}\n\n```python\n{call(title, function)}\n```\n\n{markdown(function.__doc__)}"
+
+
+def generated() -> dict[str, str]:
+    """Return the generated parts by the name of their markers."""
+    public = {name: getattr(optimum_ffp, name) for name in optimum_ffp.__all__ if name != "__version__"}
+    return {
+        "options of a prune": option_table(FFPConfig),
+        "options of a recovery": option_table(RecoveryConfig),
+        "api": "\n\n".join(entry for name, value in public.items() for entry in api_entries(name, value)),
+    }
+
+
+def updated(page: str) -> str:
+    """Return the text of a page with the parts between its markers updated."""
+    for name, text in generated().items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        page = re.sub(f"(?<={begin}).*?(?={end})", lambda _, text=text: text, page, flags=re.DOTALL)
+    return page
+
+
+if __name__ == "__main__":
+    for path in FOLDER.glob("*.md"):
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
