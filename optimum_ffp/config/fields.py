@@ -84,7 +84,9 @@ def named_options(cls: type[T]) -> type[T]:
         init(self, **cls.preset_values(options.get("preset")) | options)
 
     cls.__init__ = init_with_preset
-    arguments = [f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}." for field in fields(cls)]
+    arguments = [
+        f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}." for field in fields(cls)
+    ]
     cls.__doc__ = "\n".join([cleandoc(cls.__doc__ or ""), "", "Args:", *arguments])
     return cls
 
