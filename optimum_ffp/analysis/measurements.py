@@ -232,7 +232,12 @@ class Measurements:
 
         def measure() -> list[float]:
             losses = policy_losses(
-                self.prepared.sorted_model, [dense], windows, batch_size=config.batch_size, dtype=dtype
+                self.prepared.sorted_model,
+                [dense],
+                windows,
+                batch_size=config.batch_size,
+                dtype=dtype,
+                description="Dense model on the search windows",
             )
             return losses[0].tolist()
 

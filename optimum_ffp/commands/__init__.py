@@ -1,7 +1,10 @@
 """`optimum-cli ffp`. Heavy packages are only imported when a command runs."""
 
+from argparse import ArgumentParser
+
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from ..version import __version__
 from .evaluate import FFPEvaluateCommand
 from .export import FFPExportCommand
 from .prune import FFPPruneCommand
@@ -40,3 +43,8 @@ class FFPCommand(BaseOptimumCLICommand):
             subcommand_class=FFPPushCommand,
         ),
     )
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Add `--version`."""
+        parser.add_argument("--version", action="version", version=f"optimum-ffp {__version__}")

@@ -2,21 +2,34 @@
 
 import logging
 import os
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _ArgumentGroup
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _ActionsContainer, _ArgumentGroup
 from pathlib import Path
 from typing import Any
 
 from ..config.fields import METAVARS, suggest_name
 from ..utils.folders import expand
+from .errors import EXIT_CODES, USER_ERROR
 
 
 logger = logging.getLogger(__name__)
 
 
 def describe(parser: ArgumentParser, usage: str, description: str, examples: str) -> None:
-    """Set the `--help` texts of a command, and make the parser suggest names for unknown options."""
+    """Set the `--help` texts of a command, and make its parser report errors in one line with similar names.
+
+    Also add `--log-level`, which all commands have.
+    """
     parser.formatter_class, parser.usage = RawDescriptionHelpFormatter, usage
-    parser.description, parser.epilog, parser.allow_abbrev = description, examples, False
+    parser.description, parser.epilog, parser.allow_abbrev = description, f"{examples}\n{EXIT_CODES}", False
+    add_option(
+        parser,
+        "log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="Least severe messages to show. With debug, also text windows, tokens, times and memory.",
+    )
+    command = usage.partition(" -m")[0].partition(" FOLDER")[0]
+    parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {command} --help)\n")
     parse = parser.parse_known_args
 
     def parse_known_args(args=None, namespace=None):
@@ -29,7 +42,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
     parser.parse_known_args = parse_known_args
 
 
-def add_option(group: _ArgumentGroup, name: str, *short: str, help: str, **options: Any) -> None:
+def add_option(group: _ActionsContainer, name: str, *short: str, help: str, **options: Any) -> None:
     """Add `--name` with its default in the help."""
     if options.get("default") not in (None, ()):
         help += " Default: %(default)s."

@@ -1,31 +1,54 @@
-"""One-line errors with exit codes instead of tracebacks."""
+"""Exit codes, and the end of a command by an error or a signal: one line instead of a traceback."""
 
+import logging
 import os
+import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, NOT_IMPROVED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
+EXIT_CODES = """exit codes:
+  0    done, also if there was nothing left to resume
+  1    unforeseen error, with a traceback
+  2    error that you can correct: an option, a file, a model, memory or disk space
+  3    a recovery that lowered neither perplexity nor divergence
+  130  interrupted by Ctrl-C
+  143  terminated by SIGTERM
+"""
 # Time for torch to terminate the other processes after the main one has failed.
 GRACE_SECONDS = 10.0
 
 
-@contextmanager
-def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Exit without a traceback on `FFPError` and missing permissions (exit code 2), and Ctrl-C (130).
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command like Ctrl-C."""
 
-    In distributed runs, give the main process time to report the error first.
+
+@contextmanager
+def one_line_errors(args: Namespace, interrupted: str = "interrupted") -> Iterator[None]:
+    """Run a command: show its messages, and end it with one line and an exit code on errors and signals.
+
+    `FFPError` and missing permissions are errors of the user. In distributed runs, give the main process time to
+    report the error first.
 
     Args:
-        interrupted: Message after Ctrl-C.
+        args: Arguments of the command.
+        interrupted: Message after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError
 
     is_main = os.environ.get("RANK", "0") == "0"
+    if not sys.stderr.isatty():
+        # Bars of all packages; tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with _messages(args.log_level):
+            yield
     except Exception as error:
         if not is_main:
             time.sleep(GRACE_SECONDS)
@@ -35,7 +58,40 @@ def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
         reason = f"{filename} can't be read or written: {error.strerror}" if filename else str(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signaled:
         if is_main:
-            print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+            # A terminal has echoed ^C.
+            print("\n" * sys.stderr.isatty() + interrupted, file=sys.stderr)
+        sys.exit(TERMINATED if isinstance(signaled, Terminated) else INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+@contextmanager
+def _messages(level: str) -> Iterator[None]:
+    """Write messages of this package to the terminal, above the bars."""
+    logger, handler = logging.getLogger("optimum_ffp"), _MessageHandler()
+    previous = logger.level
+    logger.setLevel(level.upper())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(previous)
+
+
+class _MessageHandler(logging.StreamHandler):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)

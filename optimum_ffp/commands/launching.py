@@ -5,8 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import INTERRUPTED
-
 
 def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
     """Run a command, or restart it in several processes with `accelerate launch` if requested.
@@ -45,5 +43,5 @@ def _launch(count: int) -> None:
         launch_command(launch_command_parser().parse_args([*options.split(), *command]))
     except ChildFailedError as error:
         sys.exit(max(1, *(failure.exitcode for failure in error.failures.values())))
-    except (SignalException, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)

@@ -1,6 +1,7 @@
 """Tables printed by `ffp prune` and `ffp recover`."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,9 @@ from ..utils import processes
 from ..utils.folders import read_record
 from ..utils.resume import begin_work
 from .errors import USER_ERROR
+
+
+logger = logging.getLogger(__name__)
 
 
 def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
@@ -38,7 +42,7 @@ def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: 
         for problem in problems:
             raise problem
         for warning in estimate.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            logger.warning(warning)
         begin_work(work, resume)
 
 

@@ -196,7 +196,8 @@ class Config:
         for name in given:
             if not config.reads(name):
                 other, *values = config.__dataclass_fields__[name].metadata["when"]
-                logger.warning(f"--{name.replace('_', '-')} has no effect: only {other} {', '.join(values)} reads it")
+                choices = " or ".join(", ".join(values).rsplit(", ", 1))
+                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read if {other} is {choices}")
         return config
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.texts import SPLITS, Text, TextMix
 from ..errors import FFPError
+from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
 from .cutting import cut_blocks, cut_windows, find_start_token
 from .request import DataRequest
@@ -125,24 +127,26 @@ def _load_text(
     parts, _ = read_parts(text, tokenizer, request)
     generator = torch.Generator().manual_seed(request.seed)
     windows_by_role = {}
-    for role, count in counts_by_role.items():
-        part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
-        if role == "test":
-            count = count or (None if part.source == "test" else TEST_WINDOWS)
-            size = request.length * CHARACTERS_PER_TOKEN * count if count else MAX_BLOCK_CHARACTERS
-            blocks = cut_blocks(part.pieces, min(size, MAX_BLOCK_CHARACTERS))
-        else:
-            blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
-            blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
-            # A block may be shorter than a window, which then continues in the next block.
-            one_per_block = len(blocks) >= 2 * count
-        windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=one_per_block)
-        windows = [*islice(windows, count)]
-        if not windows:
-            raise FFPError(
-                f"{label} has less than one window of {request.length} tokens; use more text, or lower seq_len"
-            )
-        windows_by_role[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
+    counts = counts_by_role.values()
+    with progress_bar(None if None in counts else sum(counts), "Reading text", "window") as bar:
+        for role, count in counts_by_role.items():
+            part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
+            if role == "test":
+                count = count or (None if part.source == "test" else TEST_WINDOWS)
+                size = request.length * CHARACTERS_PER_TOKEN * count if count else MAX_BLOCK_CHARACTERS
+                blocks = cut_blocks(part.pieces, min(size, MAX_BLOCK_CHARACTERS))
+            else:
+                blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
+                blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
+                # A block may be shorter than a window, which then continues in the next block.
+                one_per_block = len(blocks) >= 2 * count
+            windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=one_per_block)
+            windows = take_windows(windows, count, bar)
+            if not windows:
+                raise FFPError(
+                    f"{label} has less than one window of {request.length} tokens; use more text, or lower seq_len"
+                )
+            windows_by_role[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
     return windows_by_role
 
 
@@ -155,6 +159,15 @@ def _sample(
     start = find_start_token(tokenizer, request.start_token)
     has_start_token = start is not None and bool((tokens[:, 0] == start).all())
     return Windows(tokens, "self", "sampled", has_start_token)
+
+
+def take_windows(windows: Iterable[torch.Tensor], count: int | None, bar: tqdm) -> list[torch.Tensor]:
+    """Return the first `count` windows, or all, counting them on a progress bar."""
+    taken = []
+    for window in islice(windows, count):
+        taken.append(window)
+        bar.update()
+    return taken
 
 
 def _take(pieces: Iterable[str], text: Text) -> str:

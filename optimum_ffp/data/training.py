@@ -1,16 +1,17 @@
 """Training windows in random order."""
 
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.texts import Text, TextMix
 from ..errors import FFPError
+from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
 from .cutting import cut_blocks, cut_windows, find_start_token
-from .loading import CHARACTERS_PER_TOKEN, MAX_BLOCK_CHARACTERS, read_parts
+from .loading import CHARACTERS_PER_TOKEN, MAX_BLOCK_CHARACTERS, read_parts, take_windows
 from .request import DataRequest
 from .self_generated import sample_from_model
 
@@ -62,7 +63,8 @@ def training_windows(
             size = min(request.length * CHARACTERS_PER_TOKEN * share, MAX_BLOCK_CHARACTERS)
             blocks = cut_blocks(chain(parts["calibration"].pieces, remaining), size)
             windows = cut_windows(blocks, tokenizer, model, request.length, name, start)
-            distinct = [window.int() for window in islice(windows, share)]
+            with progress_bar(share, "Reading training text", "window") as bar:
+                distinct = [window.int() for window in take_windows(windows, share, bar)]
             if not distinct:
                 raise FFPError(
                     f"{name} has less than one window of {request.length} tokens to train on; use more text, "

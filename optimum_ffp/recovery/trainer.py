@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
@@ -53,6 +54,41 @@ class TrackerCallback(TrainerCallback):
     ) -> None:
         """Log the numbers of a step."""
         self.tracker.log(rewrite_logs(logs), state.global_step)
+
+
+class BarCallback(TrainerCallback):
+    """Counts steps on a progress bar, and shows the last evaluation.
+
+    Args:
+        bar: The bar.
+    """
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the steps before an interruption."""
+        self.bar.update(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count a step."""
+        self.bar.update()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Show the divergence and perplexity on held-out windows."""
+        kl, perplexity = metrics["eval_kl"], metrics["eval_perplexity"]
+        self.bar.set_postfix_str(f"held out: divergence {kl:.3f}, perplexity {perplexity:.2f}")
 
 
 class RecoveryTrainer(Trainer):

@@ -10,18 +10,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
 
 from ..config import RecoveryConfig
 from ..errors import FFPError
 from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import convert, frozen_dtype
+from ..utils.progress import progress_bar
 from ..utils.tensors import replace_value
 from ..utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
-from .trainer import RecoveryTrainer, TokenWindows, TrackerCallback
+from .trainer import BarCallback, RecoveryTrainer, TokenWindows, TrackerCallback
 
 
 # Number of times to log the loss.
@@ -97,9 +98,10 @@ class Training:
             _in_training(self.student, self.teacher, self.config),
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
-            seconds = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder))).metrics[
-                "train_runtime"
-            ]
+            with progress_bar(self.batch.steps, "Training", "step") as bar:
+                trainer.add_callback(BarCallback(bar))
+                trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
+            seconds = trained.metrics["train_runtime"]
             model = self._unwrapped(trainer)
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
         # The first one precedes the training.
@@ -127,6 +129,8 @@ class Training:
             eval_dataset=TokenWindows(held_out),
             callbacks=callbacks,
         )
+        # It prints every log.
+        trainer.remove_callback(PrinterCallback)
         if processes.shards_models() and self.bf16:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -184,7 +188,7 @@ class Training:
             report_to="none",
             seed=config.seed,
             use_cpu=self.teacher.device.type == "cpu",
-            disable_tqdm=not processes.is_main(),
+            disable_tqdm=True,
             # Log tokens and tokens per second.
             include_num_input_tokens_seen="all",
             remove_unused_columns=False,

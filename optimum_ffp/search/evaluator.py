@@ -1,7 +1,8 @@
 """Evaluation of candidate policies on the search windows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from ..allocation.policy import PruningPolicy
 from ..analysis.measurements import policy_losses
 from ..analysis.size_gradients import SizeGradients, measure_size_gradients
 from ..compression.sorted_model import SortedModel
+from ..config.prune import GRADIENT_COST
 from ..utils.resume import Journal
 
 
@@ -31,6 +33,7 @@ class CandidateEvaluator:
     Attributes:
         evaluations: Number of candidate evaluations.
         non_finite: Number of evaluations with a loss that is not finite.
+        on_evaluation: Called after every policy with its cost in evaluations.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class CandidateEvaluator:
         self.counter = sorted_model.layerwise.counter
         self.journal = (journal or Journal()).part(windows.tolist(), compensated, str(dtype))
         self.evaluations = self.non_finite = 0
+        self.on_evaluation: Callable[[int], Any] = lambda cost: None
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""
@@ -73,6 +77,7 @@ class CandidateEvaluator:
 
         for policy, journal in journals.items():
             measured[policy] = self.counter.value(journal, "losses", partial(measure, policy))
+            self.on_evaluation(1)
         losses = np.array([measured[policy] for policy in policies])
         self.evaluations += len(policies)
         self.non_finite += int((~np.isfinite(losses)).any(1).sum())
@@ -89,6 +94,7 @@ class CandidateEvaluator:
         entry = self.counter.value(self._journal_of(policy, windows), "size_gradients", measure)
         gradients = SizeGradients(*map(np.array, entry))
         self.evaluations += 1
+        self.on_evaluation(GRADIENT_COST)
         self.non_finite += int(not np.isfinite(gradients.losses).all())
         return gradients
 

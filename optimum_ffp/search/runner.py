@@ -104,11 +104,19 @@ class PolicySearch:
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
         total = config.search_steps + len(baselines) if searches else None
-        with progress_bar(total, f"Search {config.sparsity:.0%}", "candidate") as bar:
+        with progress_bar(total, f"Search {config.sparsity:.0%}", "evaluation") as bar:
+            ratios: list[float] = []
+            evaluator.on_evaluation = bar.update
 
-            def show(entries: list[dict[str, Any]], cost: int, best: float) -> None:
-                bar.set_postfix_str(f"best perplexity {best:.2f}", refresh=False)
-                bar.update(cost)
+            def show(entries: list[dict[str, Any]]) -> None:
+                # Relative to the dense model on the same windows, of which candidates have different ones.
+                ratios.extend(
+                    1 / entry["reward"]
+                    for entry in entries
+                    if entry["reward"] and entry["target_sparsity"] == config.sparsity
+                )
+                if ratios:
+                    bar.set_postfix_str(f"best perplexity {min(ratios):.2f}x dense")
                 for entry in entries:
                     on_entry(entry)
 

@@ -11,7 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..checkpoint.result import Found
 from ..config import FFPConfig
-from ..config.prune import GRADIENT_COST, find_choice
+from ..config.prune import find_choice
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from .evaluator import CandidateEvaluator
@@ -61,8 +61,7 @@ class SearchTask:
         curves: Loss curves of all units, if they were measured.
         baselines: Policies without a search to compare with the finalists, by name; not counted in `steps`.
         fall_back: Whether to return a baseline that is better than all candidates.
-        on_evaluated: Called with the records of every batch of candidates, their cost in evaluations, and the best
-            perplexity so far.
+        on_evaluated: Called with the records of every batch of candidates.
         log: One record per candidate evaluation.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
         updates: Number of entries of the log before the finalists were compared.
@@ -79,7 +78,7 @@ class SearchTask:
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
     fall_back: bool = True
-    on_evaluated: Callable[[list[dict[str, Any]], int, float], Any] = lambda entries, cost, best: None
+    on_evaluated: Callable[[list[dict[str, Any]]], Any] = lambda entries: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
     updates: int = 0
@@ -132,7 +131,7 @@ class SearchTask:
         """
         gradients = self.evaluate.size_gradients(policy, windows)
         losses = gradients.losses.mean(keepdims=True)
-        self._record([policy], losses=losses, sparsity=self.sparsity, windows=windows, cost=GRADIENT_COST)
+        self._record([policy], losses=losses, sparsity=self.sparsity, windows=windows)
         return gradients.down, gradients.up
 
     def _record(
@@ -141,7 +140,6 @@ class SearchTask:
         losses: np.ndarray,
         sparsity: float,
         windows: np.ndarray,
-        cost: int = 1,
     ) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             perplexities = np.exp(losses)
@@ -163,8 +161,7 @@ class SearchTask:
                     "best_perplexity": self.best[0] if self.best else None,
                 }
             )
-        best = self.best[0] if self.best else float(np.min(perplexities))
-        self.on_evaluated(self.log[-len(policies) :], cost * len(policies), best)
+        self.on_evaluated(self.log[-len(policies) :])
         return excess
 
     def conclude(

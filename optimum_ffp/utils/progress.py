@@ -1,12 +1,39 @@
 """Progress bars of all stages."""
 
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tqdm.auto import tqdm
-from transformers.utils import logging
+from transformers.utils.logging import is_progress_bar_enabled
 
 from .processes import is_main
 
 
-def progress_bar(total: int, description: str, unit: str, shown: bool = True) -> tqdm:
-    """Return a tqdm bar that `transformers.utils.logging.disable_progress_bar` disables."""
-    disabled = not (shown and is_main() and logging.is_progress_bar_enabled())
-    return tqdm(total=total, desc=description, unit=unit, disable=disabled, dynamic_ncols=True)
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def progress_bar(total: int | None, description: str, unit: str, shown: bool = True) -> Iterator[tqdm]:
+    """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
+
+    `TQDM_DISABLE` and `transformers.utils.logging.disable_progress_bar` replace the bar by that line too.
+
+    Args:
+        total: Number of updates, if known.
+        description: Name of the stage.
+        unit: What is counted.
+        shown: Whether to show anything.
+    """
+    shown = shown and is_main()
+    enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
+    start = time.perf_counter()
+    # With `None`, tqdm finds out whether standard error is a terminal.
+    disable = None if enabled else True
+    with tqdm(total=total, desc=description, unit=unit, disable=disable, dynamic_ncols=True) as bar:
+        disabled = bar.disable
+        yield bar
+    if shown and disabled:
+        logger.info("%s: %.1f s", description, time.perf_counter() - start)

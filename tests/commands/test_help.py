@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -15,7 +16,7 @@ COMMANDS = {"prune": FFPConfig, "recover": RecoveryConfig, "evaluate": None, "ex
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, command):
     code, output, _ = run_ffp(command, "--help")
-    assert code == 0 and "examples:" in output
+    assert code == 0 and "examples:" in output and "143" in output
     options = dict(re.findall(r"^ {1,4}(?:-m MODEL, )?--([a-z0-9-]+)(.*?)(?=^ {1,4}-|^\S|\Z)", output, re.M | re.S))
     fields = COMMANDS[command].__dataclass_fields__.values() if COMMANDS[command] else ()
     for field in fields:
@@ -26,7 +27,11 @@ def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, comman
 
 def test_there_are_few_options(run_ffp):
     counts = {name: len(re.findall(r"^ {1,4}-", run_ffp(name, "--help")[1], re.MULTILINE)) for name in COMMANDS}
-    assert counts["prune"] <= 55 and sum(counts.values()) <= 115, counts
+    assert counts["prune"] <= 48 and sum(counts.values()) < 120, counts
+
+
+def test_the_version_is_that_of_the_package(run_ffp):
+    assert run_ffp("--version")[:2] == (0, f"optimum-ffp {version('optimum-ffp')}\n")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`optimum-cli ffp prune`, as a user types it."""
 
 import json
+import signal
 from argparse import ArgumentParser
 
 import pytest
@@ -113,21 +114,23 @@ def test_gguf_file_is_dequantized(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
     from optimum_ffp.search import evaluator
 
     command = ["-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.3, "--search-steps", 40]
-    measure, calls = evaluator.measure_size_gradients, []
+    measure, calls, handler = evaluator.measure_size_gradients, [], signal.getsignal(number)
 
-    def press_ctrl_c(*arguments, **options):
+    def interrupt(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(evaluator, "measure_size_gradients", press_ctrl_c)
+    monkeypatch.setattr(evaluator, "measure_size_gradients", interrupt)
     code, _, errors = run(*command)
-    assert code == 130 and "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
+    assert code == expected and "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
+    assert signal.getsignal(number) == handler
     assert (tmp_path / "out.work").is_dir() and not (tmp_path / "out").exists()
     for words in ([], ["--resume", "--seed", 1]):
         code, _, errors = run(*command, *words)

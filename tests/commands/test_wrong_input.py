@@ -12,6 +12,8 @@ RECOVER = "recover -m MODEL OUT --dataset DATA --device cpu"
 TABLE = [
     ("prune OUT", "--model"),
     ("prune -m MODEL --sparsty 0.3", "--sparsity"),
+    ("prune --sparsty", "ffp prune --help"),
+    ("push EMPTY", "ffp push --help"),
     ("prune -m MODEL --device-map auto", "--device-map"),
     (f"{PRUNE} --sparsity 2", "sparsity"),
     (f"{PRUNE} --sparsity 0.2 30", "0.3"),

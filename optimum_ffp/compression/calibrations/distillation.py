@@ -167,7 +167,8 @@ def distill(
     inputs = [_Sequences.of(layerwise, share[:, None], dtype)]
     if not start_token:
         inputs.append(_Sequences.of(layerwise, share[:, ::FIRST_TOKENS, None], dtype))
-    with progress_bar(len(layerwise.layers), "Distillation", "layer") as bar:
+    has_last_norm = bool(last_norm_parameters(layerwise))
+    with progress_bar(len(layerwise.layers) + has_last_norm, "Distillation", "layer") as bar:
         for index, layer in layerwise.iter_layers():
             runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in inputs]
             for runner, sequences in runs:
@@ -185,13 +186,16 @@ def distill(
                     runner.advance(sequences.pruned, sequences.per_window)
             return_free_memory()
             bar.update()
-    if not last_norm_parameters(layerwise):
-        return Distilled(fits, None)
-    loss = PredictionLoss(layerwise, inputs[0].pruned, inputs[0].dense, window_indices=window_indices, dtype=dtype)
-    with loss.ready():
-        start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in last_norm_parameters(layerwise).items()}
-        train = partial(new_trainer(loss, start, "", scale=loss.scale).fit, passes, learning_rate, seed)
-        return Distilled(fits, Fit.unpack(layerwise.counter.tensors(journal, "last-norm", train)))
+        if not has_last_norm:
+            return Distilled(fits, None)
+        loss = PredictionLoss(layerwise, inputs[0].pruned, inputs[0].dense, window_indices=window_indices, dtype=dtype)
+        with loss.ready():
+            norms = last_norm_parameters(layerwise)
+            start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in norms.items()}
+            train = partial(new_trainer(loss, start, "", scale=loss.scale).fit, passes, learning_rate, seed)
+            last_norm = Fit.unpack(layerwise.counter.tensors(journal, "last-norm", train))
+        bar.update()
+    return Distilled(fits, last_norm)
 
 
 def windows_per_step(batch: int, length: int) -> int:

@@ -1,0 +1,60 @@
+"""A bar on a terminal, a line elsewhere."""
+
+import io
+import logging
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from optimum_ffp.utils.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def show(monkeypatch, caplog):
+    """Returns what a stage of three updates draws and logs."""
+
+    def show(stream: io.StringIO, **options: bool) -> tuple[str, list[str]]:
+        monkeypatch.setattr("sys.stderr", stream)
+        caplog.set_level(logging.INFO, "optimum_ffp")
+        with progress_bar(3, "Search", "step", **options) as bar:
+            for _ in range(3):
+                bar.update()
+        return stream.getvalue(), caplog.messages
+
+    transformers_logging.enable_progress_bar()
+    yield show
+    transformers_logging.disable_progress_bar()
+
+
+def test_a_terminal_shows_a_bar_and_no_line(show):
+    drawn, logged = show(Terminal())
+    assert "Search" in drawn and drawn.endswith("\n") and not logged
+
+
+def test_a_file_gets_one_line_with_the_time(show):
+    drawn, (line,) = show(io.StringIO())
+    assert not drawn and line.startswith("Search: ") and line.endswith(" s")
+    assert len(show(io.StringIO(), shown=False)[1]) == 1
+
+
+@pytest.mark.parametrize("switch", ["tqdm", "transformers"])
+def test_bars_can_be_disabled(show, monkeypatch, switch):
+    if switch == "tqdm":
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+    else:
+        transformers_logging.disable_progress_bar()
+    drawn, logged = show(Terminal())
+    assert not drawn and len(logged) == 1
+
+
+def test_a_bar_is_closed_before_an_error_is_shown(show, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with pytest.raises(ValueError, match="broken"), progress_bar(3, "Search", "step"):
+        raise ValueError("broken")
+    assert terminal.getvalue().endswith("\n")
