@@ -32,6 +32,7 @@ test-fast: $(BIN)/.test
 check: $(BIN)/.quality
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/python benchmarks/tables.py --check
 
 style: $(BIN)/.quality
 	$(BIN)/python docs/generate.py

@@ -8,8 +8,8 @@
 
 Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
 seconds and peak memory per stage) and prints a table: perplexity on the first `--head` test windows, which the method
-was developed on, and on all after them; and there the difference of the loss from that of the method `--against` with
-the same calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
+was developed on, and on all after them; and there the difference from the method `--against` with the same
+calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
 Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows. Methods
 other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the search
 differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also after
@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from tables import difference
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult, package_versions
@@ -183,15 +184,6 @@ def spread(losses: list[np.ndarray]) -> str:
         return ""
     values = sorted(float(np.exp(one.mean())) for one in losses)
     return f"{median(values):.2f}" + (f" ({values[0]:.2f}-{values[-1]:.2f})" if len(values) > 1 else "")
-
-
-def difference(pairs: list[np.ndarray], digits: int = 2) -> str:
-    """Mean difference over seeds and windows in percent, with its standard error over windows."""
-    if not pairs or pairs[0].size < 2:
-        return ""
-    per_window = 100 * np.mean(pairs, axis=0)
-    error = per_window.std(ddof=1) / len(per_window) ** 0.5
-    return f"{per_window.mean():+.{digits}f} ± {error:.{digits}f} %"
 
 
 if __name__ == "__main__":

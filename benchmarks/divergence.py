@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from compare import difference
+from tables import mean_and_error
 
 from optimum_ffp import evaluate
 from optimum_ffp.commands.errors import one_line_errors
@@ -27,7 +27,7 @@ COLUMNS = ("divergence", "agreement", "excess_loss")
 
 def against(first: np.ndarray, figures: np.ndarray) -> str:
     """Mean difference in percent of the first model's mean, with its paired standard error over windows."""
-    return difference([(figures - first) / first.mean()], digits=1)
+    return "{:+.1f} ± {:.1f} %".format(*mean_and_error(100 * (figures - first) / first.mean()))
 
 
 def main() -> None:

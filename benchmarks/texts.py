@@ -16,7 +16,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from compare import describe, difference, read_options, spread
+from compare import describe, read_options, spread
+from tables import difference
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.saving import save_checkpoint

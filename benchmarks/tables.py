@@ -1,0 +1,511 @@
+"""Writes the tables of the pages from the records in `benchmarks/results/`.
+
+    python benchmarks/tables.py [--check] [--picture docs/size-perplexity.png]
+
+A table has the files of its records, columns and rows: a row says which record it is about, and a column makes a cell
+of that. In a page it stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing and fails if a
+page differs from the records. `--picture` draws size against perplexity, and alone needs a package, matplotlib.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from math import exp, expm1
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "docs" / "results.md", HERE / "README.md")
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+# What a record has. `of` is the model whose losses are meant, "calibrated" where it isn't named, and `than` is what
+# the model that a row compares with has instead.
+Wanted = dict[str, Any]
+Column = Callable[["Pool", Wanted], str]
+# A label, and the records that its cells are about, or the cells themselves.
+Row = tuple[str, list[Wanted] | list[str]]
+
+
+class Table(NamedTuple):
+    """A table: what its rows are called, the files of its records, its columns by their heads, and its rows."""
+
+    label: str
+    files: tuple[str, ...]
+    columns: dict[str, Column]
+    rows: list[Row]
+
+    def render(self) -> str:
+        """The table in Markdown. Cells of a row about several records have one figure of each."""
+        pool = Pool(self.files)
+        lines = [f"| {' | '.join([self.label, *self.columns])} |", "|---|" + "---:|" * len(self.columns)]
+        for label, row in self.rows:
+            cells = row or [""] * len(self.columns)
+            if isinstance(cells[0], dict):
+                cells = [
+                    ", ".join(dict.fromkeys(column(pool, one) for one in row)) for column in self.columns.values()
+                ]
+            lines.append(f"| {' | '.join([label, *cells])} |")
+        return "\n".join(lines) + "\n"
+
+
+class Pool:
+    """The records of some files, in this order."""
+
+    def __init__(self, files: Sequence[str]):
+        self.records = [record for file in files for record in read(file)]
+
+    def find(self, wanted: Wanted, last: int = 0) -> dict:
+        """The first record that has all that is wanted and losses of `last` windows; empty if none has."""
+        asked = {name: value for name, value in wanted.items() if name not in ("of", "than")}
+        for record in self.records:
+            same = all(record.get(name) == value for name, value in asked.items())
+            if same and len(losses_of(record, wanted)) >= last:
+                return record
+        return {}
+
+    def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
+        """Losses of some windows, counted from 1; none without a record of them."""
+        return losses_of(self.find(wanted, last), wanted, text)[first - 1 : last]
+
+
+def losses_of(record: dict, wanted: Wanted, text: int = 0) -> list[float]:
+    """Losses of every test window of one text."""
+    texts = record.get("losses", {}).get(wanted.get("of", "calibrated"), [])
+    return texts[text] if text < len(texts) else []
+
+
+def read(file: str) -> list[dict]:
+    """Records of one file, flat, with the `losses` of every model as lists over texts and windows."""
+    records = json.loads((HERE / "results" / f"{file}.json").read_text())
+    records = records if isinstance(records, list) else [records]
+    return [{"file": file} | flat for record in records for flat in flatten(record)]
+
+
+def flatten(record: dict) -> list[dict]:
+    """The records of one prune, recovery, evaluated model or search that a record of a file has."""
+    if "baseline" in record:
+        return [evaluated(record[model]) for model in ("model", "baseline")]
+    if "searches" in record:
+        shared = {"seed": record["options"]["seed"], "least": record["options"].get("min_retention", 0.2)}
+        return [shared | search for search in record["searches"]]
+    if "start" in record:
+        return [record["options"] | record]
+    if "losses" in record:
+        texts = [record, *record["other_texts"]]
+        losses = {model: [text["losses"][model] for text in texts] for model in record["losses"]}
+        calibrated_on = record["search"]["calibrated_on"]
+        return [record | {"losses": losses, "text": calibrated_on["windows"] * calibrated_on["window_length"]}]
+    return [record]
+
+
+def evaluated(model: dict) -> dict:
+    """A model of `ffp evaluate`, which `compare.py --save` has named."""
+    method, percent, seed = re.fullmatch(r"(.+)-(\d+)-seed(\d+)", model["name"]).groups()
+    losses = {"calibrated": [model["perplexity"]["losses"]]}
+    return {"asked": int(percent) / 100, "losses": losses} | prune(method, "distillation", int(seed))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(mean(values)), float(stdev(values)) / len(values) ** 0.5
+
+
+def difference(pairs: list[Sequence[float]]) -> str:
+    """Mean difference of losses over seeds and windows in percent of perplexity, with its standard error.
+
+    A difference of `d` nats with the standard error `s` over windows is `exp(d) - 1` in perplexity, and `exp(d) * s`
+    its error (the delta method).
+    """
+    if not pairs or len(pairs[0]) < 2:
+        return ""
+    nats, error = mean_and_error([mean(window) for window in zip(*pairs)])
+    return f"{100 * expm1(nats):+.2f} ± {100 * exp(nats) * error:.2f} %"
+
+
+def at(column: Column, **more: Any) -> Column:
+    """The column for records that have `more` than the row says."""
+    return lambda pool, row: column(pool, row | more)
+
+
+def perplexity(first: int, last: int, text: int = 0) -> Column:
+    """Perplexity on some test windows. The oldest records have that of all their windows alone."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        if losses := pool.losses(row, first, last, text):
+            return f"{exp(mean(losses)):.2f}"
+        record = pool.find(row)
+        whole = text == 0 and (first, last) == (1, record.get("test", {}).get("windows"))
+        return f"{record['perplexities'][row.get('of', 'calibrated')]:.2f}" if whole else ""
+
+    return cell
+
+
+def against(first: int, last: int, text: int = 0, **than: Any) -> Column:
+    """Difference from the model that has `than` instead; bold if it is lower by three standard errors or more."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        other = row | row.get("than", {}) | than
+        ours, theirs = (pool.losses(wanted, first, last, text) for wanted in (row, other))
+        if not ours or not theirs or ours == theirs:
+            return ""
+        pair = [one - other for one, other in zip(ours, theirs)]
+        nats, error = mean_and_error(pair)
+        return f"**{difference([pair])}**" if nats <= -3 * error else difference([pair])
+
+    return cell
+
+
+def way_to_dense(text: int) -> Column:
+    """How much of the way from pruned to dense a recovery has come, in nats, with its standard error."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        if row["of"] != "recovered":
+            return ""
+        dense, pruned, recovered = (
+            pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", "pruned", "recovered")
+        )
+        whole = mean(pruned) - mean(dense)
+        share, error = mean_and_error([(before - after) / whole for before, after in zip(pruned, recovered)])
+        return f"{100 * share:.1f} ± {100 * error:.1f} %"
+
+    return cell
+
+
+def value(*path: str | int, form: str = "{:.2f}", times: float = 1) -> Column:
+    """A figure of the record, or those of a list in one cell."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        found = {} if row.get("of") in ("dense", "pruned") else pool.find(row)
+        for key in path:
+            if not found or (isinstance(found, dict) and key not in found):
+                return ""
+            found = found[key]
+        return form.format(*(times * one for one in (found if isinstance(found, list) else [found])))
+
+    return cell
+
+
+def tokens(*stages: str) -> Column:
+    """Tokens of some stages, or of the whole prune, in forward passes of the model."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        spent = {} if row.get("of") in ("dense", "pruned") else pool.find(row).get("tokens", {})
+        count = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
+        return "" if not spent else f"{count / 1e6:.2f}M" if count else "none"
+
+    return cell
+
+
+def prune(method: str, calibration: str, seed: int = 0) -> Wanted:
+    """A prune of `compare.py`."""
+    return {"method": method, "calibration": calibration, "seed": seed}
+
+
+def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
+    """The dense model, models after ridge regression, and the same ones distilled."""
+    groups: list[Row] = [("dense", [{"of": "dense"}])]
+    for head, calibration in ((NOT_TRAINED, RIDGE), (TRAINED, DISTILLED)):
+        groups.append((head, []))
+        groups += [(label, [one | calibration for one in models]) for label, models in rows.items()]
+    return groups
+
+
+def by_sparsity(columns: dict[str, Column]) -> dict[str, Column]:
+    """The columns at 20 % and then at 30 %."""
+    return {
+        f"{percent} %{head}": at(column, asked=percent / 100)
+        for percent in (20, 30)
+        for head, column in columns.items()
+    }
+
+
+def learning(form: str) -> dict[str, Column]:
+    """Rewards on held-out windows in a record of `learning_curve.py`."""
+    figures = {
+        "PPO, policy returned": ("ppo", "held_out"),
+        "mean action, first": ("mean_action", 0, 1),
+        "mean action, last": ("mean_action", -1, 1),
+        "random search": ("random", "held_out"),
+        "`uniform`": ("uniform",),
+    }
+    return {head: value(*path, form=form) for head, path in figures.items()}
+
+
+NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
+TRAINED = "**Layers and last norm trained on the calibration text**"
+SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
+RIDGE, DISTILLED = {"calibration": "ridge"}, {"calibration": "distillation"}
+UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
+LESS_TEXT = NO_SEARCH | {"text": 65536}
+RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
+SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "smollm2-less-text")
+ALL_WINDOWS = (*SMOLLM2, "smollm2-default-all-windows")
+SPENT = {"tokens of training": tokens("calibration"), "of the prune": tokens()}
+SPENT_20 = {f"20 %: {head}": at(column, asked=0.2) for head, column in SPENT.items()}
+TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
+
+# Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. They were measured here, but have no record.
+OTHERS = {
+    "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("30.44", "48.76", "65,536"),
+    "OptiPFair 0.4.2, FFN alone, data-driven": ("33.68", "51.81", "8,192"),
+    "LLM-Pruner (Taylor, `param_first`), FFN alone": ("34.81", "58.61", "640"),
+    "LLM-Pruner, FFN and one KV group of three in 25 layers": ("", "102.71", "640"),
+    "Wanda-sp, uniform": ("34.88", "57.64", "16,384"),
+    "ShortGPT (6 and 9 of 30 layers removed)": ("62.88", "142.56", "65,536"),
+    "SVD-LLM, whitening alone": ("69.50", "107.23", "65,536"),
+    "SliceGPT (19.45 and 29.79 %)": ("80.32", "115.27", "8,192"),
+    "OptiPFair 0.4.2, its default (weights alone)": ("882.06", "3728.66", "none"),
+}
+
+TABLES = {
+    "methods": Table(
+        SIZES,
+        (*SMOLLM2, "smollm2"),
+        by_sparsity({"": perplexity(1, 10)}) | {"tokens of text": at(value("text", form="{:,}"), asked=0.2)},
+        [
+            ("dense", [{"of": "dense"}]),
+            ("**Nothing trained**", []),
+            ("the default with `--calibration ridge`", [FFP | RIDGE]),
+            ("`--method no-search --calibration ridge`", [NO_SEARCH | RIDGE]),
+            ("the same, calibrated on 32 windows", [LESS_TEXT | RIDGE]),
+            ("`--method uniform --calibration ridge`", [UNIFORM | RIDGE]),
+            ("`--preset paper`, 64 of its 1000 evaluations", [{"method": "paper"}]),
+            *((name, list(figures)) for name, figures in OTHERS.items()),
+            (TRAINED, []),
+            ("**the default**", [FFP | DISTILLED]),
+            ("`--method no-search`", [NO_SEARCH | DISTILLED]),
+            ("the same, calibrated on 32 windows", [LESS_TEXT | DISTILLED]),
+            ("`--method uniform`", [UNIFORM | DISTILLED]),
+        ],
+    ),
+    "default": Table(
+        SIZES,
+        ALL_WINDOWS,
+        by_sparsity({f": {first}-{last}": perplexity(first, last) for first, last in ((1, 10), (11, 60), (82, 148))})
+        | SPENT_20,
+        trained_or_not(
+            {
+                "`--method uniform`": [UNIFORM],
+                "`--method no-search`": [NO_SEARCH],
+                "`--method no-search`, 32 windows of text": [LESS_TEXT],
+                "the default, seed 0": [FFP],
+                "the default, seeds 1, 2": [FFP | {"seed": seed} for seed in (1, 2)],
+            }
+        ),
+    ),
+    "parts": Table(
+        SIZES,
+        ALL_WINDOWS,
+        by_sparsity({f": {first}-{last}": against(first, last) for first, last in ((11, 60), (82, 148))}),
+        [
+            (f"{label}{trained}", [one | calibration | {"than": than}])
+            for label, one, than in (
+                ("curves: no search against uniform", NO_SEARCH, UNIFORM),
+                ("search: the default against no search", FFP, NO_SEARCH),
+                ("text: no search, 114 windows against 32", NO_SEARCH | {"text": 233472}, LESS_TEXT),
+            )
+            for trained, calibration in ((", not trained", RIDGE), (", trained", DISTILLED))
+        ]
+        + [
+            (f"training: {label}", [one | DISTILLED | {"than": RIDGE}])
+            for label, one in (("uniform", UNIFORM), ("no search", NO_SEARCH), ("the default", FFP))
+        ],
+    ),
+    "zero-shot": Table(
+        SIZES,
+        ("smollm2-zero-shot-distilled",),
+        {
+            task: value("tasks", number, "metrics", metric, form="{:.1f}", times=100)
+            for number, task in enumerate(TASKS)
+            for metric in ["acc" if task in ("BoolQ", "WinoGrande") else "acc_norm"]
+        }
+        | {
+            head: value(kind, "mean", form="{:.2f} ± {:.2f}", times=100)
+            for head, kind in (("mean", "acc_norm"), ("balanced mean", "balanced"))
+        },
+        [
+            ("dense", [{"model": "dense"}]),
+            ("20 %, the default (trained)", [{"model": "ffp-20-seed0"}]),
+            ("30 %, the default (trained)", [{"model": "ffp-30-seed0"}]),
+        ],
+    ),
+    "texts": Table(
+        "20 % of the blocks = 15.8 % of the model",
+        ("smollm2-mix", "smollm2-default"),
+        {
+            "WikiText-2": perplexity(1, 20),
+            "against dense": against(1, 20, of="dense"),
+            "C4": perplexity(1, 20, text=1),
+            "C4: against dense": against(1, 20, text=1, of="dense"),
+            **SPENT,
+        },
+        [
+            ("dense", [{"of": "dense"}]),
+            ("half and half (trained)", [{"calibrated_on": "50 % wikitext2, 50 % train.jsonl"}]),
+            ("WikiText-2 alone (trained)", [{"asked": 0.2} | FFP | DISTILLED]),
+            ("C4 alone (trained)", [{"calibrated_on": "train.jsonl"}]),
+        ],
+    ),
+    "recovery": Table(
+        "30 % of the blocks = 23.7 % of the model",
+        ("smollm2-recovery",),
+        {
+            "tokens of text": value("tokens", form="{:,}"),
+            "WikiText-2": perplexity(1, 10),
+            "of the way to dense": way_to_dense(0),
+            "C4": perplexity(1, 10, text=1),
+            "C4: of the way": way_to_dense(1),
+        },
+        [
+            ("dense", [{"of": "dense"}]),
+            ("the start: pruned, layers trained", [{"of": "pruned", "start": "ffp-30-seed0"}]),
+            ("recovered, `--lora 32`", [RECOVERED | {"lora": 32}]),
+            ("recovered", [RECOVERED | {"asked": "50k"}]),
+            ("recovered, seeds 0, 1, 2", [RECOVERED | {"asked": "100k", "seed": seed} for seed in (0, 1, 2)]),
+            ("recovered", [RECOVERED | {"asked": "200k"}]),
+            ("recovered", [RECOVERED | {"asked": "400k"}]),
+        ],
+    ),
+    "homogeneous": Table(
+        "20.31 % of the blocks = 16.0 % of the model",
+        ("smollm2-homogeneous", *SMOLLM2),
+        {
+            "windows 1-10": perplexity(1, 10),
+            "11-60": perplexity(11, 60),
+            "against no search": against(11, 60, method="no-search"),
+            "against the default": against(11, 60, method="ffp"),
+            **SPENT,
+        },
+        [
+            (label, [{"asked": 0.2, "method": "homogeneous", "seed": 0} | calibration])
+            for label, calibration in (("`--calibration ridge` (not trained)", RIDGE), ("trained", DISTILLED))
+        ],
+    ),
+    "paper": Table(
+        SIZES,
+        ("smollm2-learning-curve", "smollm2-learning-curve-retention-0.5"),
+        {"smallest share": value("least", form="{}")} | learning("{:.3f}"),
+        [
+            (label, [{"sparsity": sparsity, "least": least}])
+            for least in (0.2, 0.5)
+            for label, sparsity in (("20 %", 0.2), ("30 %, from the agent of 20 %", 0.3))
+        ],
+    ),
+    "from-curves": Table(
+        "20 % of the blocks = 15.8 % of the model",
+        ("smollm2-learning-curve-from-curves-256",),
+        learning("{:.4f}"),
+        [(f"seed {seed}", [{"seed": seed}]) for seed in (0, 1, 2)],
+    ),
+    "gemma": Table(
+        "20 / 30 % of the blocks = 7.5 / 11.2 % of the model",
+        ("gemma3-270m",),
+        by_sparsity(
+            {
+                "": perplexity(5, 14),
+                ", against uniform": against(5, 14, method="uniform"),
+                ", against no search": against(5, 14, method="no-search"),
+            }
+        ),
+        trained_or_not({"`--method uniform`": [UNIFORM], "`--method no-search`": [NO_SEARCH], "the default": [FFP]}),
+    ),
+    "qwen": Table(
+        "20 % of the blocks = 11.4 % of the model",
+        ("qwen2.5-coder-0.5b",),
+        {
+            "perplexity": perplexity(5, 14),
+            "against no search": against(5, 14, method="no-search"),
+            "against ridge": against(5, 14, calibration="ridge"),
+        },
+        trained_or_not({"`--method no-search`": [NO_SEARCH], "the default": [FFP]}),
+    ),
+    "starts": Table(
+        "30 % of the blocks = 23.7 % of the model",
+        ("smollm2-recovery",),
+        {
+            f"{text}, {of}": at(perplexity(1, 10, text=number), of=of)
+            for number, text in enumerate(("WikiText-2", "C4"))
+            for of in ("pruned", "recovered")
+        },
+        [
+            (label, [RECOVERED | {"asked": "50k", "start": start}])
+            for label, start in (
+                ("the default: layers trained, 0.71M", "ffp-30-seed0"),
+                ("`--calibration ridge`: not trained, 0.28M", "ffp-30-seed0-ridge"),
+                ("`--method no-search --calibration sequential`: closed form, 0.42M", "no-search-30-seed0"),
+                ("`--preset paper`, 64 evaluations: not trained, 0.42M", "paper-30-seed0"),
+            )
+        ],
+    ),
+}
+
+
+# Rows of the table of methods that the picture shows: their name, color and marker there, and whether weights of the
+# models are trained.
+DRAWN = {
+    "**the default**": ("optimum-ffp", "#1f5fa8", "o", True),
+    "`--method uniform`": ("uniform, trained", "#8a4fb0", "s", True),
+    "the default with `--calibration ridge`": ("optimum-ffp, nothing trained", "#1f5fa8", "o", False),
+    "`--method uniform --calibration ridge`": ("uniform, nothing trained", "#8a4fb0", "s", False),
+    "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("FLAP", "#505050", "^", False),
+    "LLM-Pruner (Taylor, `param_first`), FFN alone": ("LLM-Pruner", "#909090", "v", False),
+}
+
+
+def draw(path: Path) -> None:
+    """Draws the parameters of final models against their perplexity."""
+    from matplotlib.figure import Figure
+
+    rows = [line.removeprefix("| ").split(" | ") for line in TABLES["methods"].render().splitlines()]
+    perplexities = {label: cells[:2] for label, *cells in rows}
+    sizes = [134.515 * (1 - share) for share in (0.1579, 0.2369)]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label, (name, color, marker, trained) in DRAWN.items():
+        points = [(size, float(cell)) for size, cell in zip(sizes, perplexities[label]) if cell]
+        style = {"marker": marker, "color": color, "markerfacecolor": color if trained else "white"}
+        axes.plot(*zip(*points), **style, markersize=6 + 2 * (len(points) == 1))
+        shared = {"textcoords": "offset points", "color": color, "va": "center", "fontsize": 9}
+        if len(points) == 1:
+            axes.annotate(f"{points[0][1]:.2f} {name}", points[0], xytext=(44, 0), **shared)
+            continue
+        axes.annotate(f"{points[0][1]:.2f}", points[0], xytext=(9, 0), **shared)
+        axes.annotate(f"{name} {points[1][1]:.2f}", points[1], xytext=(-9, 0), ha="right", **shared)
+    dense = float(perplexities["dense"][0])
+    axes.axhline(dense, color="black", lw=1)
+    axes.text(92.3, dense * 1.01, f"dense, 134.5M: {dense:.2f}", va="bottom", fontsize=9)
+    for size, percent in zip(sizes, (20, 30)):
+        axes.text(size, 66, f"{percent} % of the blocks", ha="center", va="top", fontsize=9)
+    axes.set(yscale="log", xlim=(92, 122), ylim=(18.5, 68), xlabel="parameters of the whole model, millions")
+    axes.set(
+        ylabel="perplexity, WikiText-2", title="SmolLM2-135M-Instruct; filled: weights trained on the calibration text"
+    )
+    axes.set_yticks(ticks := [20, 25, 30, 40, 50, 60], ticks)
+    axes.minorticks_off()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="Fail if a page differs, and write nothing.")
+    parser.add_argument("--picture", type=Path, help="Draw size against perplexity to this file.")
+    args = parser.parse_args()
+    for page in PAGES:
+        text = page.read_text()
+        written = MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]].render()}{found[4]}", text)
+        pairs = zip(MARKED.findall(text), MARKED.findall(written))
+        differ = [name for (_, name, before, _), (_, _, after, _) in pairs if before != after]
+        if args.check and differ:
+            sys.exit(f"{page}: {', '.join(differ)} differ from the records; run python benchmarks/tables.py")
+        if differ:
+            page.write_text(written)
+    if args.picture:
+        draw(args.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The tables of the pages against the records, and the differences in them against a direct computation."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Runs the script on a copy of the pages and records; without site packages, as `make check` may."""
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "results.md", tmp_path / "docs")
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-I", "-S", tmp_path / "benchmarks" / "tables.py", *options]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_wrong_digit_is_seen_and_written_anew(tables, tmp_path):
+    assert tables("--check").returncode == 0
+    page = tmp_path / "docs" / "results.md"
+    right = page.read_text()
+    page.write_text(re.sub(r"\| 24\.15 \| 28\.49 \|", "| 24.15 | 28.48 |", right, count=1))
+    found = tables("--check")
+    assert found.returncode == 1 and len(found.stderr.splitlines()) == 1
+    assert "methods" in found.stderr and "zero-shot" not in found.stderr
+    assert tables().returncode == 0 and page.read_text() == right
+
+
+def test_differences_are_of_perplexities():
+    difference = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["difference"]
+    draws = np.random.default_rng(0)
+    theirs = draws.normal(3, 0.3, 200)
+    ours = theirs + draws.normal(0.5, 0.1, 200)
+
+    def percent(windows) -> float:
+        return 100 * (np.exp(ours[windows].mean()) / np.exp(theirs[windows].mean()) - 1)
+
+    jackknife = np.array([percent(np.arange(200) != left_out) for left_out in range(200)])
+    value, error = re.fullmatch(r"\+([\d.]+) ± ([\d.]+) %", difference([ours - theirs])).groups()
+    assert float(value) == pytest.approx(percent(slice(None)), abs=0.01)
+    assert float(error) == pytest.approx(199**0.5 * jackknife.std(), rel=0.01)
