@@ -191,8 +191,8 @@ class FFPConfig(Config):
     )
     update_samples: int = option(
         4,
-        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. Agents "
-        "use different windows in every update to avoid overfitting.",
+        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. Each "
+        "update uses the next ones, and the first ones again when all were used.",
         low=1,
         when=SEARCHES,
     )
@@ -253,7 +253,7 @@ class FFPConfig(Config):
         True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute."
     )
     held_out_samples: int = distillation_option(
-        4, "Number of search windows for measuring the distillation error.", low=1
+        4, "Number of search windows, the first ones, for measuring the distillation error.", low=1
     )
     distillation_passes: int = distillation_option(
         2, "Number of distillation passes over the calibration windows.", low=1
