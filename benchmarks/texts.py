@@ -65,7 +65,7 @@ def prune(args: argparse.Namespace, dataset: str, seed: int, number: int) -> dic
     result = pruner.prune(resume=args.work is not None)
     if args.save:
         save_checkpoint(result, args.save / name, overwrite=True)
-    return {"calibrated_on": TextMix.parse(dataset).describe()} | describe(result)
+    return {"calibrated_on": TextMix.parse(dataset).published} | describe(result)
 
 
 def table(records: list[dict]) -> str:

@@ -194,6 +194,7 @@ class FFPPruner:
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
+            **({} if self.measured.given_data else processes.on_main(self.measured.config.hash_files)),
         }
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)

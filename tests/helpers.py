@@ -101,7 +101,7 @@ CONFIGS = {
     "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
     "gpt2": ("gpt2", SIZES),
 }
-# The four ways in which projections lie in a decoder layer; `make test-fast` does with these.
+# The four layouts of projections in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 # One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block,
 # a parallel block with scaled logits, and norms across heads. The other families run the same code, and are in the
@@ -111,12 +111,12 @@ KINDS = [
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma2", "gemma3", "cohere2", "olmo2")),
 ]
 EVERY_MODEL = [name if name in LAYOUTS else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
-# Ways to prune attention whose KV heads have several query heads: numbers of heads, and the groups that take turns by
+# Groups of attention whose KV heads have several query heads: numbers of heads, and the groups that take turns by
 # layer.
-WAYS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
+GROUPINGS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "query heads": ({"num_key_value_heads": 2}, ("query_head",)),
     "one KV head": ({"num_key_value_heads": 1}, ("query_head",)),
-    "both ways": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
+    "both groups": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
 }
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 # Of a checkpoint of a llama.
@@ -231,8 +231,8 @@ def make_pruner(folder, data, work_folder=None, **options):
 
 def mixed_units(model: PreTrainedModel, groups: Sequence[Group | None] = (None,)) -> list[ModelUnit]:
     """The units of a dense model, where the groups of attention take turns by layer."""
-    ways = [find_units(model, find_family(model.config), group=group) for group in groups]
-    return [units[units[0].unit.layer % len(ways)] for units in zip(*ways)]
+    variants = [find_units(model, find_family(model.config), group=group) for group in groups]
+    return [units[units[0].unit.layer % len(variants)] for units in zip(*variants)]
 
 
 def layerwise_of(model: PreTrainedModel) -> LayerwiseModel:

@@ -45,7 +45,7 @@ def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_pat
 def test_texts(run, save_tiny_model, data_folder, tmp_path):
     texts = [data_folder, write_data(tmp_path / "other")]
     _, records = run("texts", save_tiny_model(), "--texts", *texts, *SHORT, *FEW)
-    assert [record["calibrated_on"] for record in records[:2]] == ["data", "other"] and len(records) == 3
+    assert [record["calibrated_on"] for record in records[:2]] == ["./data", "./other"] and len(records) == 3
 
 
 def test_ablation(run, save_tiny_model, data_folder):

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.helpers import WAYS, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import GROUPINGS, make_sorted_model, make_tiny_model, random_policy
 
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,8 @@ NATIVE = ("llama", "phi3", "gemma2", "gemma3", "olmo2")
 
 @pytest.mark.parametrize(
     ("name", "sizes", "groups"),
-    [(name, {}, (None,)) for name in NATIVE] + [(name, *WAYS["both ways"]) for name in ("llama", "phi3", "gemma3")],
+    [(name, {}, (None,)) for name in NATIVE]
+    + [(name, *GROUPINGS["both groups"]) for name in ("llama", "phi3", "gemma3")],
 )
 def test_the_same_folder_loads_as_the_base_class(name, sizes, groups, windows, tmp_path, monkeypatch):
     sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)

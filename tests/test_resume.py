@@ -63,6 +63,14 @@ def test_a_resumed_prune_computes_nothing_again(save_tiny_model, data_folder, tm
     assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
 
 
+def test_a_text_that_has_changed_is_not_resumed(save_tiny_model, data_folder, tmp_path):
+    model, text = save_tiny_model(), data_folder / "test.txt"
+    make_pruner(model, data_folder, work_folder=tmp_path / "work").prune()
+    text.write_text(text.read_text() + "w3")
+    with pytest.raises(FFPError, match=str(text)):
+        make_pruner(model, data_folder, work_folder=tmp_path / "work").prune(resume=True)
+
+
 def test_a_resumed_prune_counts_the_same_tokens(save_tiny_model, data_folder, tmp_path):
     folder = save_tiny_model()
     expected = make_pruner(folder, data_folder, work_folder=tmp_path / "all").prune().cost.tokens

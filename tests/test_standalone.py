@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from tests.helpers import CONFIGS, WAYS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
+from tests.helpers import CONFIGS, GROUPINGS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
 
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     found = {}
     cases = {name: (name, {}, (None,)) for name in CONFIGS}
     # One family of each template of the modeling code.
-    cases |= {f"{name}, both ways": (name, *WAYS["both ways"]) for name in ("llama", "gemma3", "phi3")}
+    cases |= {f"{name}, both groups": (name, *GROUPINGS["both groups"]) for name in ("llama", "gemma3", "phi3")}
     partial, before = {"partial_rotary_factor": 1.0}, {"original_max_position_embeddings": 32}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
     cases["phi3, longrope"] = ("phi3", partial | before | {"rope_parameters": rope | partial | before}, (None,))

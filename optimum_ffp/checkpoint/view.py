@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..config.texts import NAMED, Text, TextMix
+from ..config.texts import TextMix
 from ..hub.naming import model_name
 
 
@@ -94,10 +94,10 @@ def _command(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield placeholder options for local texts, which the record names without their folders."""
+    """Yield placeholder options for local texts, whose paths aren't those of the reader."""
     for option in ("dataset", "eval_dataset"):
-        names = TextMix.parse(options[option]).names if options[option] else []
-        if any(name not in ("self", *NAMED) and ("/" not in name or Text(name).builder) for name in names):
+        texts = TextMix.parse(options[option]) if options[option] else []
+        if any(not text.is_self and text.hub_dataset is None for text in texts):
             yield f"--{option.replace('_', '-')} PATH"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import FFPError
 from ..version import __version__
-from .fields import Config, named_options, option
-from .texts import TextMix
+from .fields import named_options, option
+from .texts import TextConfig, TextMix
 
 
 # Cost of a forward and backward pass in forward passes, used to count candidate evaluations and tokens.
@@ -29,7 +29,7 @@ distillation_option = partial(option, when=("calibration", "distillation"), stag
 
 @named_options
 @dataclass(kw_only=True)
-class FFPConfig(Config):
+class FFPConfig(TextConfig):
     """Options of a prune, saved as `ffp_config.json`.
 
     Options that are not given take the values of the preset; `FFPConfig(preset="paper")` has the paper's settings. A
@@ -274,16 +274,6 @@ class FFPConfig(Config):
         1, "Number of windows per distillation step, which has at least 512 tokens. Fewer steps may be worse.", low=1
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
-
-    @property
-    def texts(self) -> TextMix:
-        """Texts to calibrate and search on."""
-        return TextMix.parse(self.dataset)
-
-    @property
-    def reported(self) -> TextMix:
-        """Texts to report perplexity on."""
-        return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
     @property
     def needs_fishers(self) -> bool:

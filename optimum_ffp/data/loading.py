@@ -125,6 +125,7 @@ def _load_text(
     if text.is_self:
         return {role: _sample(model, tokenizer, request, role, count) for role, count in counts_by_role.items()}
     parts, _ = read_parts(text, tokenizer, request)
+    sha256 = {text.published: text.sha256()} if text.is_local else {}
     generator = torch.Generator().manual_seed(request.seed)
     windows_by_role = {}
     counts = counts_by_role.values()
@@ -146,7 +147,8 @@ def _load_text(
                 raise FFPError(
                     f"{label} has less than one window of {request.length} tokens; use more text, or lower seq_len"
                 )
-            windows_by_role[role] = Windows(torch.stack(windows), text.name, part.source, start is not None)
+            tokens = torch.stack(windows)
+            windows_by_role[role] = Windows(tokens, text.name, part.source, start is not None, sha256)
     return windows_by_role
 
 
@@ -191,4 +193,5 @@ def _mix(parts: Sequence[Windows], dataset: str, request: DataRequest) -> Window
     # Shuffle a single text too, since consecutive windows are often from the same block.
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(request.seed))
     split = parts[0].split if len(parts) == 1 else ", ".join(f"{len(part)} of {part.split}" for part in parts)
-    return Windows(tokens[order], dataset, split, all(part.start_token for part in parts))
+    sha256 = {name: digest for part in parts for name, digest in part.sha256.items()}
+    return Windows(tokens[order], dataset, split, all(part.start_token for part in parts), sha256)

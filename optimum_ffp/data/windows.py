@@ -1,7 +1,7 @@
 """Windows of tokens for calibration, search and test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,25 +19,28 @@ class Windows:
         dataset: Dataset or mix, as named by the user.
         split: Split of the dataset, or a description of the part.
         start_token: Whether every window begins with the start token.
+        sha256: First 12 digits of the SHA-256 of each local text, as of `Text.sha256`, by its name for records.
     """
 
     tokens: torch.Tensor
     dataset: str
     split: str
     start_token: bool = False
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def describe(self) -> dict[str, str | int]:
+    def describe(self) -> dict[str, Any]:
         """Return the JSON-ready description of the windows, for records of what is measured on them."""
-        return {
+        record = {
             "dataset": self.dataset,
             "split": self.split,
             "windows": len(self),
             "window_length": self.length,
             "start_token": self.start_token,
         }
+        return record | ({"sha256": dict(self.sha256)} if self.sha256 else {})
 
     @property
     def length(self) -> int:

@@ -232,6 +232,7 @@ class FFPRecovery:
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
             "config": self.config.to_dict(),
+            **processes.on_main(self.config.hash_files),
             "windows_per_step": self.batch.windows,
             # Sharded checkpoints have other files.
             "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.shards_models() else None,

@@ -61,7 +61,7 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
     record = prune_record(student_id, **options.hub())
     dataset = record.get("dataset", DATASET)
     given_data = record.get("provenance", {}).get("given_data")
-    # Records name local files without their folders.
+    # Local files may be elsewhere.
     if not given_data and all(text.hub_dataset and text.name != SHORT_DATASET for text in TextMix.parse(dataset)):
         return replace(
             config,

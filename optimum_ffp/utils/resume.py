@@ -76,7 +76,7 @@ class Journal:
                     if differences:
                         raise FFPError(
                             f"the state in {folder} belongs to another run: {differences}. Resume with the same "
-                            "settings, or delete that folder to start again"
+                            "settings and files, or delete that folder to start again"
                         )
                 journal.lock = lock.pop_all()
         processes.wait()

@@ -8,7 +8,7 @@ from torch import nn
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.helpers import WAYS, applied, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import GROUPINGS, applied, make_sorted_model, make_tiny_model, random_policy
 
 
 STEP = 1e-3
@@ -32,9 +32,9 @@ def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
     check_gradients(tiny_model, windows)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_size_gradients_with_query_heads_pruned(way, windows):
-    sizes, groups = WAYS[way]
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_size_gradients_with_query_heads_pruned(grouping, windows):
+    sizes, groups = GROUPINGS[grouping]
     check_gradients(make_tiny_model("qwen3", **sizes), windows, groups)
 
 

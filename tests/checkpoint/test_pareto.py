@@ -14,7 +14,7 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
     results = prune_all(pruner, [0.2, 0.3, 0.4])
     files = ParetoFront(results[-1].search.front).write(tmp_path / "front")
     record = json.loads(files[0].read_text())
-    assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == data_folder.name
+    assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == f"./{data_folder.name}"
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]
     counts = [row["candidate_evaluations"] for row in record["pruned"]]
     assert counts[1] <= counts[0] / 2 + 2 and counts[2] <= counts[0] / 2 + 2

@@ -10,7 +10,15 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import EVERY_MODEL, WAYS, applied, make_sorted_model, make_tiny_model, random_policy, ridge_direct
+from tests.helpers import (
+    EVERY_MODEL,
+    GROUPINGS,
+    applied,
+    make_sorted_model,
+    make_tiny_model,
+    random_policy,
+    ridge_direct,
+)
 
 
 SLOW = pytest.mark.slow
@@ -48,10 +56,10 @@ def test_sliced_equals_masked_before_and_after_save(name, windows, tmp_path):
     check_sliced_equals_masked(make_tiny_model(name), windows, tmp_path)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_sliced_equals_masked_with_query_heads_pruned(name, way, windows, tmp_path):
-    sizes, groups = WAYS[way]
+def test_sliced_equals_masked_with_query_heads_pruned(name, grouping, windows, tmp_path):
+    sizes, groups = GROUPINGS[grouping]
     check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, groups)
 
 
@@ -79,9 +87,9 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
         assert torch.equal(loaded(windows).logits, sliced(windows).logits)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_compensation_with_query_heads_pruned_is_the_direct_solution(way, windows):
-    sizes, groups = WAYS[way]
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, windows):
+    sizes, groups = GROUPINGS[grouping]
     model = make_tiny_model("qwen3", **sizes)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
     unit, seen = find_units(model, find_family(model.config))[2], []
@@ -179,10 +187,10 @@ def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, window
     check_generation(tiny_model, windows)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_generation_with_query_heads_pruned(name, way, windows):
-    sizes, groups = WAYS[way]
+def test_generation_with_query_heads_pruned(name, grouping, windows):
+    sizes, groups = GROUPINGS[grouping]
     check_generation(make_tiny_model(name, **sizes), windows, groups)
 
 

@@ -1,5 +1,8 @@
+from hashlib import sha256
+
 import pytest
 
+from optimum_ffp import FFPConfig
 from optimum_ffp.config.texts import Text, TextMix
 from optimum_ffp.errors import FFPError
 
@@ -45,13 +48,35 @@ def test_an_existing_path_is_one_text(tmp_path):
     assert TextMix.parse(str(path)).names == [str(path)]
 
 
-def test_texts_are_published_and_described_without_folders(tmp_path):
+def test_an_existing_path_is_marked_as_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("c4", "owner/text", "self"):
+        (tmp_path / name).mkdir(parents=True)
+    config = FFPConfig(dataset="c4:0.5,self:0.25,wikitext2:0.25", eval_dataset="owner/text")
+    assert (config.dataset, config.eval_dataset) == ("./c4:0.5,self:0.25,wikitext2:0.25", "./owner/text")
+    assert [text.hub_dataset and text.hub_dataset[0] for text in config.texts] == [None, None, "Salesforce/wikitext"]
+    # In another directory, as where the card is rendered.
+    monkeypatch.chdir("/")
+    assert [text.is_local for text in (*config.texts, *config.reported)] == [True, False, False, True]
+
+
+def test_local_texts_are_hashed(tmp_path):
+    (tmp_path / "b.txt").write_text("w4")
+    (tmp_path / "a.txt").write_text("w3")
+    (tmp_path / ".hidden").write_text("w5")
+    # As of `sha256sum a.txt` and `sha256sum * | sha256sum`.
+    assert Text(str(tmp_path / "a.txt")).sha256() == sha256(b"w3").hexdigest()[:12]
+    lines = f"{sha256(b'w3').hexdigest()}  a.txt\n{sha256(b'w4').hexdigest()}  b.txt\n"
+    assert Text(str(tmp_path)).sha256() == sha256(lines.encode()).hexdigest()[:12]
+
+
+def test_texts_are_published_without_folders_elsewhere(tmp_path):
     mix = TextMix.parse("/data/my.txt:0.5,owner/text:english:0.3,self:0.2")
     assert mix.published == "my.txt:0.5,owner/text:english:0.3,self:0.2"
-    assert mix.describe() == "50 % my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
+    assert mix.describe() == "50 % /data/my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
     assert mix.includes_self and mix.reported.names == ["/data/my.txt", "owner/text:english"]
     assert TextMix.parse("self").reported.names == ["self"]
-    assert TextMix.parse(str(tmp_path)).published == tmp_path.name
+    assert TextMix.parse(f"{tmp_path},data/my.txt,../c4").published == f"./{tmp_path.name},data/my.txt,./c4"
     same_name = TextMix.parse("/data/en/text.txt,/data/de/text.txt").published
     assert same_name == "text.txt,text.txt-2" and len(TextMix.parse(same_name).texts) == 2
 
@@ -64,6 +89,7 @@ def test_texts_are_published_and_described_without_folders(tmp_path):
         ("someone/corpus", ("someone/corpus", None)),
         ("data/my.txt", None),
         ("/data/corpus", None),
+        ("./c4", None),
         ("self", None),
     ],
 )

@@ -4,7 +4,7 @@ import datasets
 import pytest
 import torch
 
-from optimum_ffp.config.texts import TextMix
+from optimum_ffp.config.texts import Text, TextMix
 from optimum_ffp.data import DataRequest, DataSplits, check_calibration_tokens, load_windows
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
@@ -45,7 +45,7 @@ def test_folder_calibrates_on_train_searches_on_validation_reports_on_test(data_
     assert data.test.tokens.flatten().tolist() == words_of(make_text(1500, 2))[:64]
     assert shares_of(data.calibration, make_text(1500, 0)) == [8] and shares_of(data.search, make_text(1500, 1)) == [3]
     of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
-    assert data.test.describe() == of_test
+    assert data.test.describe() == of_test | {"sha256": {"./data": Text(str(data_folder)).sha256()}}
     assert len(load(data_folder, replace(REQUEST, test=None)).test) == 1500 // 16
 
 

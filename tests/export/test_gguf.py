@@ -9,7 +9,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.export import export_gguf
 from tests.helpers import (
     CONFIGS,
-    WAYS,
+    GROUPINGS,
     make_byte_fallback_tokenizer,
     make_byte_level_tokenizer,
     make_tiny_model,
@@ -52,7 +52,9 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }
 TIED = {"tie_word_embeddings": True}
-BOTH_WAYS, ONE_KV_HEAD = (sizes | {"groups": groups} for sizes, groups in (WAYS["both ways"], WAYS["one KV head"]))
+BOTH_GROUPS, ONE_KV_HEAD = (
+    sizes | {"groups": groups} for sizes, groups in (GROUPINGS["both groups"], GROUPINGS["one KV head"])
+)
 CASES = {
     "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE}, "deci"),
     "llama-linear-rope": (
@@ -60,9 +62,9 @@ CASES = {
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
         "deci",
     ),
-    "mistral, both ways": ("mistral", {"sliding_window": 32} | BOTH_WAYS, "deci"),
+    "mistral, both groups": ("mistral", {"sliding_window": 32} | BOTH_GROUPS, "deci"),
     "qwen2, one KV head": ("qwen2", ONE_KV_HEAD, "deci"),
-    "qwen3, both ways": ("qwen3", TIED | BOTH_WAYS, "openelm"),
+    "qwen3, both groups": ("qwen3", TIED | BOTH_GROUPS, "openelm"),
 }
 
 
@@ -79,7 +81,7 @@ def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_lla
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "pruned", "sizes"), [("llama", False, {}), ("qwen2", True, {}), ("qwen3", True, BOTH_WAYS)]
+    ("name", "pruned", "sizes"), [("llama", False, {}), ("qwen2", True, {}), ("qwen3", True, BOTH_GROUPS)]
 )
 def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, sizes, run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(name, pruned, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
@@ -90,8 +92,8 @@ def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, 
 @pytest.mark.parametrize(
     ("name", "sizes", "expected"),
     [
-        ("llama", BOTH_WAYS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
-        ("qwen3", TIED | BOTH_WAYS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
+        ("llama", BOTH_GROUPS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
+        ("qwen3", TIED | BOTH_GROUPS, [(4, 1, 46), (2, 2, 47), (4, 1, 45)]),
         ("qwen2", ONE_KV_HEAD, [(7, 1, 46), (5, 1, 47), (6, 1, 45)]),
     ],
 )
@@ -114,7 +116,7 @@ def test_heads_and_kv_heads_are_written_by_layer(name, sizes, expected, tmp_path
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name, windows, tmp_path):
     # Layers of one KV head with four query heads, and of two with one each: together, of two with four each.
-    model, tokenizer = make_model(name, **BOTH_WAYS), make_byte_level_tokenizer()
+    model, tokenizer = make_model(name, **BOTH_GROUPS), make_byte_level_tokenizer()
     export_gguf(model, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform=True)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     assert (loaded.config.num_attention_heads, loaded.config.num_key_value_heads) == (8, 2)

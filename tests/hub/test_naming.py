@@ -16,7 +16,7 @@ def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
 def test_a_record_is_published_without_folders_at_any_depth():
     record = {"dataset": "/data/wiki", "eval_dataset": None, "seed": 3, "more": {"base_model": "/m/x.gguf", "at": "/"}}
     assert without_folders(record) == {
-        "dataset": "wiki",
+        "dataset": "./wiki",
         "eval_dataset": None,
         "seed": 3,
         "more": {"base_model": "x.gguf", "at": "/"},
