@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -29,14 +28,14 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def one_line_errors(args: Namespace, interrupted: str = "interrupted") -> Iterator[None]:
+def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
     """Run a command: show its messages, and end it with one line and an exit code on errors and signals.
 
     `FFPError` and missing permissions are errors of the user. In distributed runs, give the main process time to
     report the error first.
 
     Args:
-        args: Arguments of the command.
+        log_level: Least severe messages to show.
         interrupted: Message after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError
@@ -47,7 +46,7 @@ def one_line_errors(args: Namespace, interrupted: str = "interrupted") -> Iterat
         os.environ.setdefault("TQDM_DISABLE", "1")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with _messages(args.log_level):
+        with _messages(log_level):
             yield
     except Exception as error:
         if not is_main:

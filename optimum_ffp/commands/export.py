@@ -49,7 +49,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args):
+        with one_line_errors(self.args.log_level):
             export(self.args)
 
 

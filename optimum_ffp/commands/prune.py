@@ -58,7 +58,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args, "interrupted; run the same command with --resume to continue"):
+        with one_line_errors(self.args.log_level, "interrupted; run the same command with --resume to continue"):
             run_in_processes(None if self.args.plan else self.args.num_processes, lambda: prune(self.args))
 
 

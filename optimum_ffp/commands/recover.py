@@ -51,7 +51,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
         args = self.args
-        with one_line_errors(args, "interrupted; run the same command with --resume to continue"):
+        with one_line_errors(args.log_level, "interrupted; run the same command with --resume to continue"):
             run_in_processes(None if args.plan else args.num_processes, lambda: recover(args))
 
 
