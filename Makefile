@@ -10,7 +10,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from p
 WORKERS ?= 2
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast check style
+.PHONY: demo test test-fast check style dist
 
 # Prunes a real model and trains it back, then asks all the same in a process that has transformers alone.
 demo: $(BIN)/.gguf $(BIN)/.smollm2
@@ -40,6 +40,11 @@ style: $(BIN)/.quality
 	$(BIN)/python -m optimum_ffp.modeling.generate starcoder2 --folder tests/modeling/families
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The source distribution, and the wheel that is built from it.
+dist: $(BIN)/.dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
