@@ -12,6 +12,10 @@ class FFPError(ValueError):
     """
 
 
+class NotRecoveredError(FFPError):
+    """A recovery that has lowered neither divergence nor perplexity; the command line exits with code 3."""
+
+
 @contextmanager
 def convert_errors(
     describe: Callable[[Exception], str], passes: Callable[[Exception], bool] = lambda error: False

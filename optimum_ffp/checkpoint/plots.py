@@ -67,7 +67,7 @@ def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -
 
 
 def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: Path) -> None:
-    """Plot the divergence from the dense model and the perplexity over a recovery.
+    """Plot the divergence from the teacher and the perplexity over a recovery.
 
     Args:
         curve: `tokens`, `kl` and `perplexity` of every evaluation.

@@ -40,7 +40,8 @@ class RecoveryRecord:
         passes: Number of passes over each text.
         curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
             (divergence from the dense model, in nats per token) and `perplexity`.
-        kept: The record in `curve` for the saved weights.
+        kept: The record in `curve` for the saved weights, which has the lowest divergence, or the lowest perplexity if
+            no divergence is lower than before training.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` (before this

@@ -77,6 +77,7 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
         # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
         "before": "pruned" if number == 1 else "before this training",
+        "lowered": "divergence" if recovery["kept"]["kl"] < recovery["curve"][0]["kl"] else "perplexity",
         "tests": measured_on(recovery),
         "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
     }

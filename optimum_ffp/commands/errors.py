@@ -38,7 +38,7 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
         log_level: Least severe messages to show.
         interrupted: Message after Ctrl-C or SIGTERM.
     """
-    from ..errors import FFPError
+    from ..errors import FFPError, NotRecoveredError
 
     is_main = os.environ.get("RANK", "0") == "0"
     if not sys.stderr.isatty():
@@ -56,7 +56,7 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
         filename = getattr(error, "filename", None)
         reason = f"{filename} can't be read or written: {error.strerror}" if filename else str(error)
         print(f"error: {reason}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(NOT_IMPROVED if isinstance(error, NotRecoveredError) else USER_ERROR)
     except KeyboardInterrupt as signaled:
         if is_main:
             # A terminal has echoed ^C.

@@ -109,7 +109,7 @@ class RecoveryConfig(TextConfig):
     )
     patience: int | None = option(
         None,
-        "Stop after this number of evaluations without improvement of the loss on the held-out windows.",
+        "Stop after this number of evaluations without improvement on the held-out windows.",
         low=1,
         default_text="no early stopping",
     )

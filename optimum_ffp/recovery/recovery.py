@@ -15,7 +15,7 @@ from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..config import RecoveryConfig
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
-from ..errors import FFPError, one_line
+from ..errors import FFPError, NotRecoveredError, one_line
 from ..evaluation import window_losses
 from ..modeling.checks import check_unquantized
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
@@ -141,13 +141,22 @@ class FFPRecovery:
             The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
 
         Raises:
-            FFPError: If the text can't be used, memory is exhausted, the loss is not finite, or the work folder
-                contains the state of another run.
+            NotRecoveredError: If the training has lowered neither divergence nor perplexity on the held-out windows.
+            FFPError: If the text can't be used, memory is exhausted, or the work folder contains the state of another
+                run.
         """
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._load_splits)))
+        try:
+            data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._load_splits)))
+            packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
+        except FFPError:
+            if not self.journal.has("test-losses-dense"):
+                # There is nothing worth resuming.
+                self.journal.remove()
+            raise
+        windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
         # Training converts the dense model, and an interrupted process may have used another device.
@@ -155,8 +164,6 @@ class FFPRecovery:
         dtypes = self.journal.value(
             "compute-dtypes", lambda: {name: dtype_name(dtype) for name, dtype in current.items()}
         )
-        packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
-        windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         trained = self._train(windows.tokens, data.search.tokens.int())
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
@@ -306,6 +313,10 @@ class FFPRecovery:
             )
             try:
                 return training.run(windows, held_out, checkpoints)
+            except NotRecoveredError:
+                # Resuming would end the same.
+                self.journal.remove()
+                raise
             except OSError as error:
                 raise FFPError(
                     f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume with "

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, NotRecoveredError, one_line
 from ..evaluation import to_perplexity
 from ..utils.tracking import Tracker
 
@@ -95,8 +97,27 @@ class RecoveryTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
     An evaluation gives the divergence from the dense model and the perplexity on the held-out windows, `eval_kl` and
-    `eval_perplexity`, and the loss, `eval_loss`.
+    `eval_perplexity`, and the loss, `eval_loss`. The best weights minimize `eval_objective`: the divergence if it is
+    lower than before the training, otherwise that before the training plus the perplexity, which is larger.
     """
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """Create a schedule of linear warmup and cosine decay to 0.
+
+        Those of transformers have a learning rate of 0 in the first step.
+
+        Args:
+            num_training_steps: Number of steps.
+            optimizer: The optimizer.
+        """
+        warmup = self.args.warmup_steps
+
+        def factor(step: int) -> float:
+            progress = max(0, step - warmup) / max(1, num_training_steps - warmup)
+            return min((step + 1) / (warmup + 1), (1 + math.cos(math.pi * progress)) / 2)
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     @torch.no_grad()
     def evaluate(
@@ -105,15 +126,15 @@ class RecoveryTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure and log the divergence (nats per token), the perplexity and the loss on held-out windows.
+        """Measure and log the figures on held-out windows.
 
         Args:
             eval_dataset: Windows; those of the constructor if `None`.
             ignore_keys: Ignored.
-            metric_key_prefix: Prefix of the names of the figures.
+            metric_key_prefix: Ignored.
 
         Raises:
-            FFPError: If the loss is not finite.
+            NotRecoveredError: If the loss is not finite.
         """
         self.model_wrapped.eval()
         rows = []
@@ -123,12 +144,14 @@ class RecoveryTrainer(Trainer):
             rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
         loss, kl, nll = torch.cat(rows).mean(0).tolist()
         if not math.isfinite(loss):
-            raise FFPError(
-                f"the loss on held-out windows is not finite after {self.state.global_step} steps; start over with a "
-                "lower learning_rate (--learning-rate), or in another dtype, and with --overwrite"
+            raise NotRecoveredError(
+                f"the loss on the held-out windows is not finite after {self.state.global_step} steps, and nothing "
+                "was written; lower learning_rate (--learning-rate), or use another dtype"
             )
-        figures = {"loss": loss, "kl": kl, "perplexity": to_perplexity(nll)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics = {"eval_loss": loss, "eval_kl": kl, "eval_perplexity": to_perplexity(nll)}
+        before = next((row for row in self.state.log_history if "eval_kl" in row), metrics)
+        is_closer = kl < before["eval_kl"]
+        metrics["eval_objective"] = kl if is_closer else before["eval_kl"] + metrics["eval_perplexity"]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

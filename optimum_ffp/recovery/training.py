@@ -1,6 +1,7 @@
 """Training of a pruned model with `Trainer`."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
 
 from ..config import RecoveryConfig
-from ..errors import FFPError
+from ..errors import NotRecoveredError
 from ..modeling.offloading import shard_layers
 from ..utils import processes
 from ..utils.precision import convert, frozen_dtype
@@ -25,6 +26,7 @@ from .loss import DistillationLoss
 from .trainer import BarCallback, RecoveryTrainer, TokenWindows, TrackerCallback
 
 
+logger = logging.getLogger(__name__)
 # Number of times to log the loss.
 LOGS = 50
 # α of LoRA relative to its rank.
@@ -39,7 +41,8 @@ class TrainingOutput:
     Attributes:
         model: The model in the dtype to save it in, in host memory.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
-        best: The record of the resulting weights, which have the smallest loss on the held-out windows.
+        best: The record of the resulting weights, which have the lowest divergence, or the lowest perplexity if no
+            divergence is lower than before the training.
         seconds: Time of the training, excluding interrupted processes.
     """
 
@@ -84,8 +87,9 @@ class Training:
             folder: Folder of checkpoints; by default a temporary one that only holds weights.
 
         Raises:
-            FFPError: If the loss on the held-out windows is not finite or has not fallen, or the last checkpoint
-                can't be read.
+            NotRecoveredError: If neither divergence nor perplexity has fallen on the held-out windows, or the loss on
+                them is not finite.
+            FFPError: If the last checkpoint can't be read.
         """
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
@@ -105,12 +109,21 @@ class Training:
             model = self._unwrapped(trainer)
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
         # The first one precedes the training.
-        before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_loss"])
-        if best["eval_loss"] >= before["eval_loss"]:
-            raise FFPError(
-                f"the training did not lower the loss on held-out windows: it was {before['eval_loss']:.4f} before "
-                f"and is {best['eval_loss']:.4f} after it; lower learning_rate (--learning-rate) or give more tokens, "
-                "and start over with --overwrite"
+        before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_objective"])
+        divergence = f"{before['eval_kl']:.4f} -> {best['eval_kl']:.4f}"
+        perplexity = f"{before['eval_perplexity']:.2f} -> {best['eval_perplexity']:.2f}"
+        if best["eval_objective"] >= before["eval_objective"]:
+            raise NotRecoveredError(
+                f"the training lowered neither divergence ({divergence} nats per token) nor perplexity ({perplexity}) "
+                "on the held-out windows, and nothing was written; lower learning_rate (--learning-rate), or train on "
+                "more tokens (--max-tokens)"
+            )
+        if best["eval_kl"] >= before["eval_kl"]:
+            logger.warning(
+                "the divergence on the held-out windows did not fall (%s nats per token); the weights with the lowest "
+                "perplexity were kept (%s)",
+                divergence,
+                perplexity,
             )
         return TrainingOutput(
             self._merged(model), [*map(self._evaluation_record, evaluations)], self._evaluation_record(best), seconds
@@ -162,8 +175,6 @@ class Training:
             train_sampling_strategy="sequential",
             gradient_accumulation_steps=batch.accumulation,
             learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            # The learning rate of the first warmup step is 0.
             warmup_steps=int(config.warmup_ratio * batch.steps),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -179,7 +190,7 @@ class Training:
             save_total_limit=1,
             save_only_model=weights_only,
             load_best_model_at_end=True,
-            metric_for_best_model="loss",
+            metric_for_best_model="objective",
             greater_is_better=False,
             restore_callback_states_from_checkpoint=bool(config.patience),
             logging_steps=max(1, round(batch.steps / LOGS)),

@@ -102,6 +102,13 @@ def test_a_disk_that_is_full_ends_the_training_in_one_line(recover, monkeypatch)
     assert code == 2 and "Traceback" not in errors and "No space left" in errors and "--resume" in errors
 
 
+@pytest.mark.slow
+def test_a_recovery_without_gain_writes_nothing(recover, tmp_path):
+    code, _, errors = recover("--learning-rate", "100")
+    assert code == 3 and "neither" in errors.splitlines()[-1] and "Traceback" not in errors
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.work"))
+
+
 def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, pruned):
     code, output, errors = recover("--plan")
     assert code == 0, errors

@@ -185,6 +185,17 @@ def test_nothing_to_save_or_to_resume(make_recovery, tmp_path):
         recovery.recover(resume=True)
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_text_that_is_too_short_is_refused_before_a_model_is_measured(make_recovery, data, tmp_path, part):
+    short = copytree(data, tmp_path / "short")
+    (short / f"{part}.txt").write_text("w5 w6")
+    recovery = make_recovery(dataset=str(short), work=tmp_path / "work")
+    recovery._losses = None
+    with pytest.raises(FFPError, match="window"):
+        recovery.recover()
+    assert not (tmp_path / "work").exists()
+
+
 def test_memory_that_does_not_suffice_ends_in_one_line(make_recovery, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")

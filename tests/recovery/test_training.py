@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
+from optimum_ffp.errors import NotRecoveredError
 from optimum_ffp.recovery.batch import Batch
 from optimum_ffp.recovery.trainer import RecoveryTrainer
 from optimum_ffp.recovery.training import Training, TrainingOutput
@@ -64,6 +65,19 @@ def test_training_lowers_the_divergence_that_is_measured(trained):
     assert trained.best["kl"] == pytest.approx(divergence(trained.model, make_tiny_model()), rel=1e-4)
     losses = cross_entropy(trained.model(HELD_OUT).logits[:, :-1].flatten(0, 1), HELD_OUT[:, 1:].flatten())
     assert trained.best["perplexity"] == pytest.approx(losses.exp().item(), rel=1e-4)
+
+
+def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def watch(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    train(warmup_ratio=0.3, evaluations=1)
+    assert rates[:4] == pytest.approx([3e-3 / 4 * share for share in (1, 2, 3, 4)])
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 3e-4
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"gradient_checkpointing": True}])
@@ -125,10 +139,19 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
         assert torch.equal(weight, early.model.state_dict()[name])
 
 
+def test_without_a_lower_divergence_the_lowest_perplexity_is_kept(caplog):
+    """The teacher itself has no divergence that could fall, and learns the text."""
+    trained = train(student=make_tiny_model(), label_share=1.0, evaluations=5)
+    start, *rest = trained.curve
+    assert start["kl"] < 1e-6 < trained.best["kl"]
+    assert trained.best["perplexity"] == min(point["perplexity"] for point in rest) < 0.9 * start["perplexity"]
+    assert "perplexity" in caplog.text
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("learning_rate", "word"), [(3.0, "lower"), (1e30, "finite")])
+@pytest.mark.parametrize(("learning_rate", "word"), [(3.0, "neither"), (1e30, "finite")])
 def test_a_training_that_gains_nothing_is_an_error(learning_rate, word):
-    with pytest.raises(FFPError, match=word):
+    with pytest.raises(NotRecoveredError, match=word):
         train(learning_rate=learning_rate, max_grad_norm=0)
 
 
