@@ -17,6 +17,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
+from .record import check_record
 
 
 logger = logging.getLogger(__name__)
@@ -213,6 +214,8 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         raise FFPError(f"{path} can't be read as a config: {error}") from None
     if not isinstance(record, dict):
         raise FFPError(f"{path} must hold a JSON object of options, found {type(record).__name__}")
+    if "policy" in record:
+        check_record(record, path)
     return record
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
+from ..config.record import check_record
 from ..errors import FFPError
 
 
@@ -63,12 +64,16 @@ def abbreviate(names: Iterable[str]) -> str:
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """Return the record of a pruned model in a folder; empty if there is none."""
+    """Return the record of a pruned model in a folder; empty if there is none. Raises `FFPError` as `check_record`."""
+    path = resolve(directory) / RECORD
     try:
-        record = json.loads((resolve(directory) / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys() else {}
+    if not isinstance(record, dict) or not {"ffp_version", "policy"} <= record.keys():
+        return {}
+    check_record(record, path)
+    return record
 
 
 def list_files(folder: Path) -> set[str]:

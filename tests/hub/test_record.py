@@ -3,7 +3,9 @@ import json
 import pytest
 
 from optimum_ffp.checkpoint.pushing import push_checkpoint
+from optimum_ffp.errors import FFPError
 from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
+from optimum_ffp.utils.folders import recorded_files
 
 
 def test_the_record_of_a_folder(tmp_path):
@@ -15,6 +17,38 @@ def test_the_record_of_a_folder(tmp_path):
     record = {"ffp_version": "0.1", "policy": {"sparsity": 0.2}}
     path.write_text(json.dumps(record))
     assert prune_record(tmp_path) == record
+
+
+@pytest.mark.parametrize("value", [5, [1], [{}], None, "x", {"a": [1]}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["files"],
+        ["policy"],
+        ["policy", "units"],
+        ["provenance"],
+        ["provenance", "parameters"],
+        ["provenance", "perplexity"],
+        ["provenance", "perplexity", "window_length"],
+        ["recovery"],
+        ["schema_version"],
+        ["start_token"],
+    ],
+)
+def test_an_odd_record_is_read_or_refused(tmp_path, keys, value):
+    path = tmp_path / "ffp_config.json"
+    record = entry = {"ffp_version": "0.1", "policy": {}, "provenance": {"perplexity": {}}}
+    *parents, last = keys
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    path.write_text(json.dumps(record))
+    try:
+        record = prune_record(tmp_path)
+    except FFPError as error:
+        assert str(path) in str(error) and ".".join(keys) in str(error) and "\n" not in str(error)
+    else:
+        recorded_files(record, ["x"]), recorded_start_token(record), recorded_length(record)
 
 
 @pytest.mark.slow
