@@ -1,10 +1,10 @@
-"""Writes the tables of the pages from the records in `benchmarks/results/`.
+"""Write the tables of docs/results.md and benchmarks/README.md from the records in `benchmarks/results/`.
 
     python benchmarks/tables.py [--check] [--picture docs/size-perplexity.png]
 
-A table has the files of its records, columns and rows: a row says which record it is about, and a column makes a cell
-of that. In a page it stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing and fails if a
-page differs from the records. `--picture` draws size against perplexity, and alone needs a package, matplotlib.
+A table is made of files of records, columns and rows: a row selects a record, and a column turns it into a cell. On a
+page it is between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing and fails if a page differs from
+the records. `--picture` draws size against perplexity, the only part that needs a package (matplotlib).
 """
 
 import argparse
@@ -22,16 +22,16 @@ HERE = Path(__file__).parent
 PAGES = (HERE.parent / "docs" / "results.md", HERE / "README.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-# What a record has. `of` is the model whose losses are meant, "calibrated" where it isn't named, and `than` is what
-# the model that a row compares with has instead.
+# Fields of a record and their values. `of` names the model whose losses count, by default "calibrated", and `than` has
+# the fields by which the model to compare with differs.
 Wanted = dict[str, Any]
 Column = Callable[["Pool", Wanted], str]
-# A label, and the records that its cells are about, or the cells themselves.
+# A label with the records of its cells, or with the cells themselves.
 Row = tuple[str, list[Wanted] | list[str]]
 
 
 class Table(NamedTuple):
-    """A table: what its rows are called, the files of its records, its columns by their heads, and its rows."""
+    """A table: the head of its labels, the files of its records, its columns by their heads, and its rows."""
 
     label: str
     files: tuple[str, ...]
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     rows: list[Row]
 
     def render(self) -> str:
-        """The table in Markdown. Cells of a row about several records have one figure of each."""
+        """Return the table in Markdown. If a row selects several records, a cell has the figures of all."""
         pool = Pool(self.files)
         lines = [f"| {' | '.join([self.label, *self.columns])} |", "|---|" + "---:|" * len(self.columns)]
         for label, row in self.rows:
@@ -53,13 +53,13 @@ class Table(NamedTuple):
 
 
 class Pool:
-    """The records of some files, in this order."""
+    """Records of several files, the first file first."""
 
     def __init__(self, files: Sequence[str]):
         self.records = [record for file in files for record in read(file)]
 
     def find(self, wanted: Wanted, last: int = 0) -> dict:
-        """The first record that has all that is wanted and losses of `last` windows; empty if none has."""
+        """Return the first record with these fields and losses of at least `last` windows, or an empty one."""
         asked = {name: value for name, value in wanted.items() if name not in ("of", "than")}
         for record in self.records:
             same = all(record.get(name) == value for name, value in asked.items())
@@ -68,25 +68,25 @@ class Pool:
         return {}
 
     def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
-        """Losses of some windows, counted from 1; none without a record of them."""
+        """Return the losses of test windows, counted from 1; none without a record."""
         return losses_of(self.find(wanted, last), wanted, text)[first - 1 : last]
 
 
 def losses_of(record: dict, wanted: Wanted, text: int = 0) -> list[float]:
-    """Losses of every test window of one text."""
+    """Return the losses of all test windows of one text."""
     texts = record.get("losses", {}).get(wanted.get("of", "calibrated"), [])
     return texts[text] if text < len(texts) else []
 
 
 def read(file: str) -> list[dict]:
-    """Records of one file, flat, with the `losses` of every model as lists over texts and windows."""
+    """Read one file. The `losses` of its records are lists over texts and windows, by model."""
     records = json.loads((HERE / "results" / f"{file}.json").read_text())
     records = records if isinstance(records, list) else [records]
-    return [{"file": file} | flat for record in records for flat in flatten(record)]
+    return [flat for record in records for flat in flatten(record)]
 
 
 def flatten(record: dict) -> list[dict]:
-    """The records of one prune, recovery, evaluated model or search that a record of a file has."""
+    """Split a record of a file into one per prune, recovery, evaluated model or search."""
     if "baseline" in record:
         return [evaluated(record[model]) for model in ("model", "baseline")]
     if "searches" in record:
@@ -103,22 +103,25 @@ def flatten(record: dict) -> list[dict]:
 
 
 def evaluated(model: dict) -> dict:
-    """A model of `ffp evaluate`, which `compare.py --save` has named."""
+    """Return the record of a distilled model in a report of `ffp evaluate`, by its name from `compare.py --save`."""
     method, percent, seed = re.fullmatch(r"(.+)-(\d+)-seed(\d+)", model["name"]).groups()
     losses = {"calibrated": [model["perplexity"]["losses"]]}
-    return {"asked": int(percent) / 100, "losses": losses} | prune(method, "distillation", int(seed))
+    return {"method": method, "asked": int(percent) / 100, "seed": int(seed), "losses": losses} | DISTILLED
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
+    """Return the mean and its standard error."""
     return float(mean(values)), float(stdev(values)) / len(values) ** 0.5
 
 
 def difference(pairs: list[Sequence[float]]) -> str:
-    """Mean difference of losses over seeds and windows in percent of perplexity, with its standard error.
+    """Format a mean difference of losses in percent of perplexity, with its standard error over windows.
 
-    A difference of `d` nats with the standard error `s` over windows is `exp(d) - 1` in perplexity, and `exp(d) * s`
-    its error (the delta method).
+    A difference of `d` nats with standard error `s` is one of `exp(d) - 1` in perplexity, with standard error
+    `exp(d) * s` (the delta method).
+
+    Args:
+        pairs: Difference of the losses of every window, in nats, for every seed.
     """
     if not pairs or len(pairs[0]) < 2:
         return ""
@@ -127,12 +130,12 @@ def difference(pairs: list[Sequence[float]]) -> str:
 
 
 def at(column: Column, **more: Any) -> Column:
-    """The column for records that have `more` than the row says."""
+    """Return a column that selects by more fields than the row."""
     return lambda pool, row: column(pool, row | more)
 
 
 def perplexity(first: int, last: int, text: int = 0) -> Column:
-    """Perplexity on some test windows. The oldest records have that of all their windows alone."""
+    """Perplexity on test windows, counted from 1. The oldest records only have it for all their windows."""
 
     def cell(pool: Pool, row: Wanted) -> str:
         if losses := pool.losses(row, first, last, text):
@@ -145,7 +148,7 @@ def perplexity(first: int, last: int, text: int = 0) -> Column:
 
 
 def against(first: int, last: int, text: int = 0, **than: Any) -> Column:
-    """Difference from the model that has `than` instead; bold if it is lower by three standard errors or more."""
+    """Difference from the model that differs by `than`; bold if lower by three standard errors or more."""
 
     def cell(pool: Pool, row: Wanted) -> str:
         other = row | row.get("than", {}) | than
@@ -160,7 +163,7 @@ def against(first: int, last: int, text: int = 0, **than: Any) -> Column:
 
 
 def way_to_dense(text: int) -> Column:
-    """How much of the way from pruned to dense a recovery has come, in nats, with its standard error."""
+    """Share of the loss between pruned and dense model that a recovery gained, with its standard error."""
 
     def cell(pool: Pool, row: Wanted) -> str:
         if row["of"] != "recovered":
@@ -176,7 +179,7 @@ def way_to_dense(text: int) -> Column:
 
 
 def value(*path: str | int, form: str = "{:.2f}", times: float = 1) -> Column:
-    """A figure of the record, or those of a list in one cell."""
+    """Value of a field, or all values if it is a list."""
 
     def cell(pool: Pool, row: Wanted) -> str:
         found = {} if row.get("of") in ("dense", "pruned") else pool.find(row)
@@ -190,7 +193,7 @@ def value(*path: str | int, form: str = "{:.2f}", times: float = 1) -> Column:
 
 
 def tokens(*stages: str) -> Column:
-    """Tokens of some stages, or of the whole prune, in forward passes of the model."""
+    """Tokens of these stages, or of the whole prune, in forward passes of the model."""
 
     def cell(pool: Pool, row: Wanted) -> str:
         spent = {} if row.get("of") in ("dense", "pruned") else pool.find(row).get("tokens", {})
@@ -200,13 +203,8 @@ def tokens(*stages: str) -> Column:
     return cell
 
 
-def prune(method: str, calibration: str, seed: int = 0) -> Wanted:
-    """A prune of `compare.py`."""
-    return {"method": method, "calibration": calibration, "seed": seed}
-
-
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
-    """The dense model, models after ridge regression, and the same ones distilled."""
+    """Return rows of the dense model, of models after ridge regression, and of the same models distilled."""
     groups: list[Row] = [("dense", [{"of": "dense"}])]
     for head, calibration in ((NOT_TRAINED, RIDGE), (TRAINED, DISTILLED)):
         groups.append((head, []))
@@ -215,7 +213,7 @@ def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
 
 
 def by_sparsity(columns: dict[str, Column]) -> dict[str, Column]:
-    """The columns at 20 % and then at 30 %."""
+    """Return the columns for 20 % and then for 30 %."""
     return {
         f"{percent} %{head}": at(column, asked=percent / 100)
         for percent in (20, 30)
@@ -224,7 +222,7 @@ def by_sparsity(columns: dict[str, Column]) -> dict[str, Column]:
 
 
 def learning(form: str) -> dict[str, Column]:
-    """Rewards on held-out windows in a record of `learning_curve.py`."""
+    """Return columns with the held-out rewards of `learning_curve.py`."""
     figures = {
         "PPO, policy returned": ("ppo", "held_out"),
         "mean action, first": ("mean_action", 0, 1),
@@ -248,7 +246,7 @@ SPENT = {"tokens of training": tokens("calibration"), "of the prune": tokens()}
 SPENT_20 = {f"20 %: {head}": at(column, asked=0.2) for head, column in SPENT.items()}
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
-# Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. They were measured here, but have no record.
+# Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
 OTHERS = {
     "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("30.44", "48.76", "65,536"),
     "OptiPFair 0.4.2, FFN alone, data-driven": ("33.68", "51.81", "8,192"),
@@ -444,8 +442,7 @@ TABLES = {
 }
 
 
-# Rows of the table of methods that the picture shows: their name, color and marker there, and whether weights of the
-# models are trained.
+# Rows of the table of methods in the picture: label, color, marker, and whether weights are trained.
 DRAWN = {
     "**the default**": ("optimum-ffp", "#1f5fa8", "o", True),
     "`--method uniform`": ("uniform, trained", "#8a4fb0", "s", True),
@@ -457,34 +454,34 @@ DRAWN = {
 
 
 def draw(path: Path) -> None:
-    """Draws the parameters of final models against their perplexity."""
+    """Draw the parameters of final models against their perplexity."""
     from matplotlib.figure import Figure
 
     rows = [line.removeprefix("| ").split(" | ") for line in TABLES["methods"].render().splitlines()]
-    perplexities = {label: cells[:2] for label, *cells in rows}
-    sizes = [134.515 * (1 - share) for share in (0.1579, 0.2369)]
+    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, *cells in rows[2:]}
+    sizes = {20: 113.3, 30: 102.7}
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    note = {"textcoords": "offset points", "va": "center", "fontsize": 9}
     for label, (name, color, marker, trained) in DRAWN.items():
-        points = [(size, float(cell)) for size, cell in zip(sizes, perplexities[label]) if cell]
-        style = {"marker": marker, "color": color, "markerfacecolor": color if trained else "white"}
-        axes.plot(*zip(*points), **style, markersize=6 + 2 * (len(points) == 1))
-        shared = {"textcoords": "offset points", "color": color, "va": "center", "fontsize": 9}
-        if len(points) == 1:
-            axes.annotate(f"{points[0][1]:.2f} {name}", points[0], xytext=(44, 0), **shared)
-            continue
-        axes.annotate(f"{points[0][1]:.2f}", points[0], xytext=(9, 0), **shared)
-        axes.annotate(f"{name} {points[1][1]:.2f}", points[1], xytext=(-9, 0), ha="right", **shared)
-    dense = float(perplexities["dense"][0])
+        (at_20, *at_30), fill = perplexities[label], color if trained else "white"
+        axes.plot([*sizes.values()][: 1 + len(at_30)], [at_20, *at_30], marker, ls="-", color=color, mfc=fill, ms=7)
+        if at_30:
+            axes.annotate(f"{at_20:.2f}", (sizes[20], at_20), (9, 0), color=color, **note)
+            axes.annotate(f"{name} {at_30[0]:.2f}", (sizes[30], at_30[0]), (-9, 0), color=color, ha="right", **note)
+        else:
+            # Beside the figure of another model.
+            axes.annotate(f"{at_20:.2f} {name}", (sizes[20], at_20), (44, 0), color=color, **note)
+    (dense, _) = perplexities["dense"]
     axes.axhline(dense, color="black", lw=1)
-    axes.text(92.3, dense * 1.01, f"dense, 134.5M: {dense:.2f}", va="bottom", fontsize=9)
-    for size, percent in zip(sizes, (20, 30)):
+    axes.annotate(f"dense, 134.5M: {dense:.2f}", (92, dense), (6, 8), **note)
+    for percent, size in sizes.items():
         axes.text(size, 66, f"{percent} % of the blocks", ha="center", va="top", fontsize=9)
-    axes.set(yscale="log", xlim=(92, 122), ylim=(18.5, 68), xlabel="parameters of the whole model, millions")
     axes.set(
-        ylabel="perplexity, WikiText-2", title="SmolLM2-135M-Instruct; filled: weights trained on the calibration text"
+        yscale="log", xlim=(92, 122), ylim=(18.5, 68), yticks=(ticks := (20, 25, 30, 40, 50, 60)), yticklabels=ticks
     )
-    axes.set_yticks(ticks := [20, 25, 30, 40, 50, 60], ticks)
+    axes.set(xlabel="parameters of the whole model, millions", ylabel="perplexity, WikiText-2")
+    axes.set(title="SmolLM2-135M-Instruct; filled: weights trained on the calibration text")
     axes.minorticks_off()
     figure.savefig(path, dpi=130)
 
