@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
-from optimum_ffp.commands.summary import prune_summary
+from optimum_ffp.commands.records import prune_records
+from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import KINDS, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
@@ -56,9 +57,11 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
     (other,) = record["provenance"]["other_texts"]
     assert other["dataset"] == "other.txt" and other["calibrated"] == result.tests[1][1]["calibrated"]
     card, report = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
+    summary = summarize(prune_records(result, "out"), "")
     for _, perplexities in result.tests:
         shown = f"{perplexities['calibrated']:.3f}"[:-1]
-        assert all(shown in text for text in (prune_summary(result, "out"), card, report, repr(result)))
+        assert all(shown in text for text in (card, report, repr(result)))
+        assert f"pruned {perplexities['calibrated']:,.2f}" in summary
     assert str(tmp_path) not in card + report + json.dumps(record)
     assert len(ModelCard(card).data.eval_results) == 2
 

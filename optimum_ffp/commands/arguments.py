@@ -60,7 +60,7 @@ def output_name(args: Namespace) -> str:
 
 
 def add_run_options(group: _ArgumentGroup) -> None:
-    """Add OUT, `--overwrite`, `--resume`, `--plan`, `--config` and `--report-to`."""
+    """Add OUT, `--overwrite`, `--resume`, `--plan`, `--json`, `--config` and `--report-to`."""
     group.add_argument("output", metavar="OUT", nargs="?", help="Folder to write. Default: named after the model.")
     add_option(
         group,
@@ -76,6 +76,7 @@ def add_run_options(group: _ArgumentGroup) -> None:
         help="Only print the required memory, disk and tokens, and any problems, with exit code 2 if there are any. "
         "Low memory is only a warning, since it is an estimate.",
     )
+    add_json(group)
     add_option(
         group,
         "config",
@@ -84,6 +85,17 @@ def add_run_options(group: _ArgumentGroup) -> None:
         "of a result. Command-line options take precedence; --preset overrides every option that presets set.",
     )
     add_option(group, "report-to", nargs="+", default=(), metavar="NAME", help="Log to tensorboard, trackio or wandb.")
+
+
+def add_json(group: _ArgumentGroup) -> None:
+    """Add `--json`."""
+    add_option(
+        group,
+        "json",
+        metavar="FILE",
+        help="Also write sizes, perplexities, times, peak memory and versions to this JSON file: a list with one flat "
+        "object per model.",
+    )
 
 
 def add_device_options(group: _ArgumentGroup, target: str = "the weights") -> None:

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .arguments import add_device_options, add_hub_options, add_option, describe
+from .arguments import add_device_options, add_hub_options, add_json, add_option, describe
 from .errors import one_line_errors
 
 
@@ -48,25 +48,17 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 
 def run_evaluate(args: Namespace) -> None:
     """Run `evaluate`, print the results, and optionally write them as JSON."""
-    from ..checkpoint.result import package_versions
-    from ..errors import FFPError
     from ..evaluation import evaluate
-    from ..utils.folders import check_file
-    from ..utils.json import write_json
+    from ..utils.profiling import StageMeter
+    from .records import check_json, evaluation_records, write_records
 
-    path = check_file(args.json, b'{"settings":', overwrite=True) if args.json else None
-    settings = {name: getattr(args, name) for name in SETTINGS} | {
-        "dataset": None if args.no_perplexity else args.dataset,
-        "speed": not args.no_speed,
-    }
-    figures = evaluate(args.model, args.baseline, **settings)
+    check_json(args.json)
+    settings, meter = {name: getattr(args, name) for name in SETTINGS}, StageMeter()
+    dataset = None if args.no_perplexity else args.dataset
+    with meter.stage("evaluation"):
+        figures = evaluate(args.model, args.baseline, dataset=dataset, speed=not args.no_speed, **settings)
     print(figures)
-    if path:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"settings": settings, "versions": package_versions(), **figures})
-        except OSError as error:
-            raise FFPError(f"--json {args.json} can't be written: {error.strerror}") from None
+    write_records(args.json, evaluation_records(figures, meter))
 
 
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
@@ -95,7 +87,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, ID@REVISION, "
         "folder or .gguf file. Additional models are only compared. Default: none.",
     )
-    add_option(output, "json", metavar="FILE", help="Also write all figures to this JSON file. Default: none.")
+    add_json(output)
 
     text = parser.add_argument_group("Perplexity")
     add_option(

@@ -1,5 +1,6 @@
 """`optimum-cli ffp prune`."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -81,6 +82,25 @@ def repository_names(args: Namespace, folders: list[str], sparsities: list[float
     return [args.hub_model_id or Path(folder).name for folder in folders]
 
 
+def recovery_command(args: Namespace, config: FFPConfig, revision: str | None, folder: str) -> str:
+    """Return the command that trains a pruned model, with what its record doesn't say.
+
+    Args:
+        args: Arguments of the prune.
+        config: Options of the prune.
+        revision: Commit of the dense model, if it is on the Hub.
+        folder: Folder of the pruned model.
+    """
+    words = ["optimum-cli", "ffp", "recover", "-m", folder, f"{folder}-recovered"]
+    if revision is None:
+        words += ["--teacher", args.model]
+    if not all(text.hub_dataset for text in config.texts):
+        words += ["--dataset", config.dataset]
+    if config.text_column:
+        words += ["--text-column", config.text_column]
+    return shlex.join(words)
+
+
 def prune(args: Namespace) -> None:
     """Check, lock, prune, save and push, at every requested sparsity; several share one agent."""
     sparsities = args.sparsity
@@ -101,11 +121,13 @@ def prune(args: Namespace) -> None:
     from ..utils import processes
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .summary import begin, prune_summary, show_plan
+    from .records import check_json, plan_record, prune_records, write_records
+    from .summary import begin, log_prune, show_plan, summarize, sweep_table, warn_of_high_perplexity
 
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     check_trackers(args.report_to)
+    check_json(args.json)
     work, several = work_folder_of(folders[0]), len(sparsities) > 1
     front_name = f"{arguments.output_name(args)}-ffp-pareto"
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
@@ -116,7 +138,7 @@ def prune(args: Namespace) -> None:
         sparsities,
         local_processes=max(processes.local_count(), args.num_processes or 1),
     )
-    problems = find_problems(
+    found = find_problems(
         config,
         models=[args.model],
         folders=folders,
@@ -128,13 +150,15 @@ def prune(args: Namespace) -> None:
         repositories=repositories,
     )
     if args.plan:
-        show_plan(estimate, folders[0], [*problems])
+        problems = [*found]
+        write_records(args.json, [plan_record("prune", estimate, folders[0], problems)])
+        show_plan(estimate, folders[0], problems)
         return
-    begin(estimate, problems, work, args.resume)
+    begin(estimate, found, work, args.resume)
     agent = load_agent(args.warm_start)
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)
-    front = ParetoFront()
+    front, records, dense = ParetoFront(), [], {}
     for sparsity, folder in zip(sparsities, folders):
         result = pruner.prune(sparsity, agent, resume=True)
         front.add(result)
@@ -146,9 +170,16 @@ def prune(args: Namespace) -> None:
             pruner.config = replace(config, search_steps=max(1, config.search_steps // 2))
         pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
-            print(prune_summary(result, folder))
+            record, dense = prune_records(result, folder)
+            records.append(record)
+            log_prune(result, folder)
     if processes.is_main():
         if several:
+            print(sweep_table([*records, dense]))
             print(f"Pareto front: {', '.join(map(str, front.write(front_name)))}")
+        else:
+            print(summarize([*records, dense], recovery_command(args, config, result.revision, folder)))
+        warn_of_high_perplexity(records)
+        write_records(args.json, [*records, dense])
         for folder, repository in zip(folders, repositories):
             print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")

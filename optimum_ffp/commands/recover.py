@@ -1,5 +1,6 @@
 """`optimum-cli ffp recover`."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -69,12 +70,15 @@ def recover(args: Namespace) -> None:
     from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import find_teacher, with_dataset
     from ..utils import processes
+    from ..utils.profiling import StageMeter
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .summary import begin, recovery_summary, show_plan
+    from .records import check_json, plan_record, recovery_records, write_records
+    from .summary import begin, log_recovery, show_plan, summarize
 
     processes.join(args.device)
     check_trackers(args.report_to)
+    check_json(args.json)
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     student = empty_model(read_pruned_config(args.model, options))
     teacher, teacher_options = find_teacher(args.model, args.teacher, options)
@@ -85,7 +89,7 @@ def recover(args: Namespace) -> None:
     estimate = estimate_recovery(student, empty_model(dense), config, options, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
-    problems = find_problems(
+    found = find_problems(
         config,
         models=[args.model, teacher],
         folders=[folder],
@@ -96,13 +100,21 @@ def recover(args: Namespace) -> None:
         repositories=uploads,
     )
     if args.plan:
-        show_plan(estimate, folder, [*problems])
+        problems = [*found]
+        write_records(args.json, [plan_record("recover", estimate, folder, problems)])
+        show_plan(estimate, folder, problems)
         return
-    begin(estimate, problems, work, args.resume)
+    begin(estimate, found, work, args.resume)
     recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
-    record = recovery.recover(resume=args.resume)
+    meter = StageMeter()
+    with meter.stage("recovery"):
+        record = recovery.recover(resume=args.resume)
     recovery.save_pretrained(folder, overwrite=args.overwrite)
     if processes.is_main():
-        print(recovery_summary(record, folder, is_pruned(recovery.student.config)))
+        records, tests = recovery_records(recovery, folder, meter), ",".join(test["dataset"] for test in record.tests)
+        baseline = ["--baseline", recovery.teacher_id, args.model, "--dataset", tests]
+        log_recovery(record, folder, is_pruned(recovery.student.config))
+        print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
+        write_records(args.json, records)
         if args.push_to_hub:
             print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")

@@ -1,6 +1,6 @@
 """Text table of the figures of models."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,24 @@ def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
     """
     names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
     rows = [["", *names, *(["ratio"] if len(records) > 1 else []), ""], *_rows(records)]
+    return align(rows, notes=1)
+
+
+def align(rows: Sequence[Sequence[str]], notes: int = 0) -> str:
+    """Format a table: the first column to the left, others to the right, except the last ones.
+
+    Args:
+        rows: The cells.
+        notes: Number of last columns to align to the left.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for label, *cells, note in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
-        lines.append("  ".join([label.ljust(widths[0]), *padded, note]).rstrip())
+    first_note, lines = len(widths) - notes, []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 0 < index < first_note else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 

@@ -26,19 +26,21 @@ def assert_refused(ended, word):
     assert "Traceback" not in errors + output
 
 
-def test_figures_are_printed_and_written(run, save_tiny_model, tmp_path):
+def test_figures_are_printed_and_written(run, save_tiny_model, data_folder, tmp_path):
     file = tmp_path / "new folder" / "figures.json"
     words = ["--baseline", save_tiny_model("opt"), "--prompt-tokens", 8, "--new-tokens", 4, "--batch-size", 2]
     code, output, errors = run(*words, "--json", file)
     assert code == 0, errors
-    report = json.loads(file.read_text())
-    assert report["settings"]["batch_size"] == 2 and "torch" in report["versions"]
-    assert report["model"]["speed"]["new_tokens"] == 4 and report["model"]["perplexity"]["windows"] == 2
-    for role in ("model", "baseline"):
-        assert f"{report[role]['perplexity']['perplexity']:,.4f}" in output
+    model, baseline = json.loads(file.read_text())
+    assert (model["role"], baseline["role"]) == ("model", "baseline")
+    assert model["version/torch"] == torch.__version__ and model["decode_tokens_per_second"] > 0
+    figures = [record[f"perplexity/{data_folder}"] for record in (model, baseline)]
+    assert all(f"{figure:,.4f}" in output for figure in figures) and model[f"windows/{data_folder}"] == 2
+    assert model[f"perplexity_ratio/{data_folder}"] == pytest.approx(figures[0] / figures[1])
+    assert f"{model[f'divergence/{data_folder}']:.4f}" in output and f"divergence/{data_folder}" not in baseline
     # Its own file is replaced.
     assert run("--no-speed", "--no-perplexity", "--json", file)[0] == 0
-    assert "perplexity" not in json.loads(file.read_text())["model"]
+    assert not any(key.startswith("perplexity") for key in json.loads(file.read_text())[0])
 
 
 def test_a_column_that_is_named(run, tmp_path):

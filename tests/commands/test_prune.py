@@ -1,6 +1,8 @@
 """`optimum-cli ffp prune`, as a user types it."""
 
 import json
+import re
+import shlex
 import signal
 from argparse import ArgumentParser
 
@@ -17,6 +19,7 @@ from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tin
 
 FAST = ["--device", "cpu", "--seq-len", 24, "--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
 FAST += ["--search-steps", 10]
+SUMMARY = ["size", "weights", "perplexity", "saved in", "next step"]
 UNIFORM = ("--method", "uniform", "--calibration", "ridge")
 
 
@@ -25,13 +28,16 @@ def run(run_ffp, data_folder):
     return lambda *words: run_ffp("prune", "--dataset", data_folder, *FAST, *words)
 
 
-def test_one_sparsity_into_the_named_folder(run, save_tiny_model, tmp_path, windows):
-    out = tmp_path / "out"
-    code, output, errors = run("-m", save_tiny_model(), out, "--sparsity", 0.3, "--seed", 5)
+def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_path, windows):
+    out, base = tmp_path / "out", save_tiny_model()
+    code, output, errors = run("-m", base, out, "--sparsity", 0.3, "--seed", 5, "--log-level", "debug")
     assert code == 0, errors
-    for text in ("parameters", "dense", "calibrated", "time, search"):
-        assert text in output
-    assert "3 windows of 24 tokens" in output and f'from_pretrained("{out}", trust_remote_code=True)' in output
+    assert re.findall(r"^[a-z ]+?(?=  )", output, re.MULTILINE) == SUMMARY
+    for text in ("time, search", "3 windows of 24 tokens", f'from_pretrained("{out}", trust_remote_code=True)'):
+        assert text in errors
+    # The command of the last line runs as it is.
+    command = shlex.split(output.splitlines()[-1])[2:]
+    assert command[:2] == ["optimum-cli", "ffp"] and run_ffp(*command[2:], "--plan", "--device", "cpu")[0] == 0
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert torch.isfinite(model(windows).logits).all()
     config = FFPConfig.from_file(out / "ffp_config.json")
@@ -41,9 +47,9 @@ def test_one_sparsity_into_the_named_folder(run, save_tiny_model, tmp_path, wind
 @pytest.mark.slow
 def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_tiny_model, tmp_path, windows):
     base, out = save_tiny_model("gemma3"), tmp_path / "out"
-    code, output, errors = run("-m", base, out, "--method", "homogeneous")
+    code, _, errors = run("-m", base, out, "--method", "homogeneous", "--log-level", "debug")
     assert code == 0, errors
-    assert f'from_pretrained("{out}")\n' in output and not list(out.glob("*.py"))
+    assert f'from_pretrained("{out}")\n' in errors and not list(out.glob("*.py"))
     model, dense = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, base))
     assert type(model) is type(dense) and model.num_parameters() < dense.num_parameters()
     loaded = FFPModelForCausalLM.from_pretrained(out)
@@ -56,16 +62,18 @@ def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_ti
 def test_little_text_is_shown(run, save_tiny_model, data_folder, tmp_path):
     for split in ("train", "validation", "test"):
         (data_folder / f"{split}.txt").write_text(make_text(150))
-    code, output, _ = run("-m", save_tiny_model(), tmp_path / "out", *UNIFORM)
-    shown = " ".join(output.split())
-    assert code == 0 and "only 6 of 8 windows of 24 tokens" in shown
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *UNIFORM)
+    assert code == 0 and "6 of 8 requested windows" in errors
 
 
 @pytest.mark.slow
 def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_tiny_model, tmp_path):
     model, out = save_tiny_model(), tmp_path / "out"
-    code, output, errors = run("-m", model, out, "--sparsity", 0.2, 0.3)
+    code, output, errors = run("-m", model, out, "--sparsity", 0.2, 0.3, "--json", tmp_path / "out.json")
     assert code == 0, errors
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert [record["role"] for record in records] == ["pruned", "pruned", "dense"]
+    assert all(record["model"] in output and f"{record['parameters']:,}" in output for record in records)
     assert f"Pareto front: {out}-ffp-pareto.json, {out}-ffp-pareto.png" in output
     for percent in (20, 30):
         record = json.loads((tmp_path / f"out-ffp-{percent}" / "ffp_config.json").read_text())

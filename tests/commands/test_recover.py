@@ -1,6 +1,7 @@
 """`optimum-cli ffp recover`, as a user types it."""
 
 import json
+import shlex
 import shutil
 from unittest.mock import Mock
 
@@ -31,8 +32,8 @@ def recover(run_ffp, pruned, folder, data_folder, tmp_path):
     return run
 
 
-def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
-    code, output, errors = recover("--seed", "5")
+def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, data_folder):
+    code, output, errors = recover("--seed", "5", "--log-level", "debug", "--json", tmp_path / "out.json")
     assert code == 0, errors
     assert contents(tmp_path / "out").keys() == FILES | {"recovery-1.png"} and not list(tmp_path.glob("*.work"))
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".bin", ".pt", ".pth")]
@@ -42,9 +43,15 @@ def test_a_model_is_recovered_and_told_of(recover, tmp_path, folder):
         f"576 tokens of {record['options']['dataset']}",
         "6 of 4 windows of 24 tokens",
         f"{record['curve'][0]['kl']:.4f} -> {record['kept']['kl']:.4f} nats per token",
-        f"{record['perplexity']['recovered']:.4f}",
     ):
-        assert text in output, text
+        assert text in errors, text
+    records = json.loads((tmp_path / "out.json").read_text())
+    for role, found in zip(("recovered", "pruned", "dense"), records, strict=True):
+        assert found["role"] == role and f"{role} {record['perplexity'][role]:.2f}" in output
+        assert found[f"perplexity/{data_folder}"] == record["perplexity"][role]
+    assert records[0]["weight_bytes"] == records[1]["weight_bytes"] < records[2]["weight_bytes"]
+    command = shlex.split(output.splitlines()[-1])[4:]
+    assert run_ffp(*command, "--no-speed", "--eval-samples", "2", "--device", "cpu")[0] == 0
     before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "out"))
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
     # What exists is replaced on demand alone.
@@ -110,8 +117,10 @@ def test_a_recovery_without_gain_writes_nothing(recover, tmp_path):
 
 
 def test_a_plan_is_printed_before_anything_is_loaded(recover, tmp_path, pruned):
-    code, output, errors = recover("--plan")
+    code, output, errors = recover("--plan", "--json", tmp_path / "plan.json")
     assert code == 0, errors
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["tokens"] == 2304 and plan["needed_bytes/disk"] < plan["available_bytes/disk"]
     assert "2,304" in output and not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     code, output, _ = recover("--plan", "--eval-dataset", tmp_path / "nothing.txt")

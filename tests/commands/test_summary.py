@@ -1,0 +1,46 @@
+"""Summaries of models, from their records alone."""
+
+from optimum_ffp.commands.summary import summarize, sweep_table, warn_of_high_perplexity
+
+
+DENSE = {
+    "role": "dense",
+    "model": "org/model",
+    "dtype": "bfloat16",
+    "parameters": 2_000_000,
+    "weight_bytes": 2**22,
+    "perplexity/c4": 40.0,
+    "perplexity/wikitext2": 20.0,
+}
+
+
+def pruned(model: str, ratio: float, **changes: str) -> dict:
+    record = DENSE | {"role": "pruned", "model": model, "parameters": 1_500_000, "weight_bytes": 3 * 2**20}
+    record |= {"sparsity": 0.3, "model_sparsity": 0.25} | changes
+    for text in ("c4", "wikitext2"):
+        record |= {f"perplexity/{text}": ratio * DENSE[f"perplexity/{text}"], f"perplexity_ratio/{text}": ratio}
+    return record
+
+
+def test_a_model_is_summarized_in_five_lines():
+    records = [pruned("better", 1.1, role="recovered"), pruned("out", 1.25), DENSE]
+    _, size, weights, perplexity, place, step = summarize(records, "ffp recover").splitlines()
+    assert "2,000,000 -> 1,500,000" in size and "30.0 % of the blocks" in size and "25.0 % of the model" in size
+    assert "4.0 -> 3.0 MiB" in weights
+    assert "dense 40.00, pruned 50.00 (1.25x), recovered 44.00 (1.10x) on c4; dense 20.00" in perplexity
+    assert "better" in place and step.endswith("ffp recover")
+
+
+def test_a_sweep_is_one_table():
+    header, dense, *rows = sweep_table([pruned("a", 1.25), pruned("b", 1.5), DENSE]).strip().splitlines()
+    assert "c4" in header and "wikitext2" in header and "20.00" in dense
+    assert [row.split()[0] for row in rows] == ["a", "b"] and "25.00 (1.25x)" in rows[0]
+    assert len({*map(len, (dense, *rows))}) == 1
+
+
+def test_only_a_perplexity_of_at_least_half_more_is_warned_of(caplog):
+    warn_of_high_perplexity([pruned("a", 1.49)])
+    assert not caplog.messages
+    warn_of_high_perplexity([pruned("a", 1.49), pruned("b", 1.5), pruned("c", 3)])
+    (line,) = caplog.messages
+    assert "b (1.50x), c (3.00x)" in line and "a (" not in line and "--sparsity" in line
