@@ -17,7 +17,7 @@ from ..config.texts import Text
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import prune_record
-from ..utils.folders import expand, file_patterns, list_files, recorded_files
+from ..utils.folders import check_links, expand, file_patterns, list_files, recorded_files
 from .plots import write_recovery
 from .result import perplexities_by_text
 from .saving import load_record, save_model, save_tokenizer, write_checkpoint
@@ -34,18 +34,19 @@ class RecoveryRecord:
     Attributes:
         options: Options, from `RecoveryConfig.to_dict`.
         source: Folder or Hub id of the pruned model.
-        teacher: Hub id, folder or file of the dense model.
+        teacher: Hub id, folder or file of the teacher.
+        dense_teacher: Whether that is the dense model that the pruned model was created from.
         window_length: Tokens per window.
         windows_per_step: Windows per optimizer step over all processes.
         passes: Number of passes over each text.
         curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
-            (divergence from the dense model, in nats per token) and `perplexity`.
+            (divergence from the teacher, in nats per token) and `perplexity`.
         kept: The record in `curve` for the saved weights, which has the lowest divergence, or the lowest perplexity if
             no divergence is lower than before training.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
-        losses: Losses of every test window of every text, in nats per token, by model: `dense`, `pruned` (before this
-            training) and `recovered`.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
+            (before this training) and `recovered`.
         compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that
             of the recovered model.
         dtype: Dtype of the saved weights.
@@ -58,6 +59,7 @@ class RecoveryRecord:
     options: dict[str, Any]
     source: str
     teacher: str
+    dense_teacher: bool
     window_length: int
     windows_per_step: int
     passes: dict[str, float]
@@ -146,10 +148,11 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
         hub: `revision`, `token`.
 
     Raises:
-        FFPError: If they can't be read.
+        FFPError: If they can't be read, or are links to files outside a folder.
     """
     path = expand(source)
     if path.is_dir():
+        check_links(path, _copied_files(path))
         return path
     patterns = file_patterns(prune_record(source, **hub))
     weights = [f"{prefix}*" for prefix in NOT_COPIED]
@@ -160,17 +163,21 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     return Path(snapshot)
 
 
+def _copied_files(source: Path) -> set[str]:
+    names = recorded_files(load_record(source), list_files(source))
+    return {name for name in names if not name.startswith(NOT_COPIED)}
+
+
 def _write(
     recovery: RecoveryRecord, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, folder: Path
 ) -> dict[str, Any]:
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
     record = load_record(source)
-    for name in recorded_files(record, list_files(source)) - list_files(folder):
-        if not name.startswith(NOT_COPIED):
-            (folder / name).parent.mkdir(exist_ok=True)
-            # Don't copy permissions: files may be read-only, and some are overwritten.
-            shutil.copyfile(source / name, folder / name)
+    for name in _copied_files(source) - list_files(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        # Don't copy permissions: files may be read-only, and some are overwritten.
+        shutil.copyfile(source / name, folder / name)
     recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
     write_recovery(recovery.curve, recoveries[-1]["held_out"], folder / f"recovery-{len(recoveries)}.png")
     return record | {"recovery": recoveries}

@@ -74,6 +74,8 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
         command += f" --teacher {shlex.quote(teacher)}"
     return recovery | {
         "number": number,
+        # Records of earlier versions don't say.
+        "teacher_role": "dense model" if recovery.get("dense_teacher", True) else "teacher",
         # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
         "before": "pruned" if number == 1 else "before this training",

@@ -27,7 +27,7 @@ from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .batch import Batch
 from .launch import check_launch
-from .teacher import find_teacher, with_dataset
+from .teacher import check_teacher, find_teacher, with_dataset
 from .training import Training, TrainingOutput
 
 
@@ -57,7 +57,7 @@ class FFPRecovery:
         record: Record of the recovery, once finished.
 
     Raises:
-        FFPError: If the models have different vocabularies, or an option can't be used.
+        FFPError: If the models have different vocabularies or the same weights, or an option can't be used.
 
     Example:
         >>> recovery = FFPRecovery.from_pretrained("out", RecoveryConfig(dataset="my_text.jsonl", max_tokens="2M"))
@@ -89,6 +89,7 @@ class FFPRecovery:
         self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
         _check_tokens(student, teacher)
+        self.dense_teacher = check_teacher(self.source, student, self.teacher_id, teacher, self.options)
 
     @classmethod
     @memory_errors(REMEDIES)
@@ -173,6 +174,7 @@ class FFPRecovery:
             options=self.config.to_dict(),
             source=self.source,
             teacher=self.teacher_id,
+            dense_teacher=self.dense_teacher,
             window_length=self.batch.length,
             windows_per_step=self.batch.windows,
             passes=windows.passes,

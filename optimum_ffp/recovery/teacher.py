@@ -1,17 +1,24 @@
-"""The dense model and the text that a pruned model was created from."""
+"""The teacher of a pruned model, and the text that the model was created from."""
 
 import logging
 from dataclasses import replace
 
+import torch
+from transformers import PreTrainedModel
+
 from ..config import RecoveryConfig
 from ..config.texts import TextMix
 from ..errors import FFPError
+from ..hub.naming import model_name
 from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
+from ..utils.folders import resolve
 
 
 # Default training text, and a text of prunes that is too short for training.
 DATASET, SHORT_DATASET = "c4", "wikitext2"
+# Of an id or path.
+SAME_MODEL = "is the pruned model itself; name the dense model that it was pruned from with --teacher (teacher)"
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +32,7 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
         options: Options to load the pruned model with.
 
     Raises:
-        FFPError: If the pruned model has no record, or that names no model on the Hub.
+        FFPError: If the pruned model has no record, or that names no model on the Hub, or it is the teacher itself.
     """
     record = prune_record(student_id, **options.hub())
     if not record:
@@ -33,6 +40,9 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
             f"{student_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
         )
     if teacher_id is not None:
+        # Other commits of a repository may be other models.
+        if options.revision is None and resolve(teacher_id) == resolve(student_id):
+            raise FFPError(f"{teacher_id} {SAME_MODEL}")
         return teacher_id, replace(options, revision=None)
     provenance = record.get("provenance", {})
     name, revision = provenance.get("base_model", ""), provenance.get("revision")
@@ -43,6 +53,35 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
             "(teacher): a Hub id, folder or .gguf file"
         )
     return name, replace(options, revision=revision)
+
+
+def check_teacher(
+    student_id: str, student: PreTrainedModel, teacher_id: str, teacher: PreTrainedModel, options: LoadOptions
+) -> bool:
+    """Return whether the teacher is the dense model that a pruned model's record names, and warn if it isn't.
+
+    Args:
+        student_id: Folder or Hub id of the pruned model.
+        student: The pruned model.
+        teacher_id: Hub id, folder or file of the teacher.
+        teacher: The teacher.
+        options: Options that the pruned model was loaded with.
+
+    Raises:
+        FFPError: If they have the same weights.
+    """
+    pairs = [*zip(student.parameters(), teacher.parameters())]
+    if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):
+        raise FFPError(f"{teacher_id} {SAME_MODEL}")
+    provenance = prune_record(student_id, **options.hub())["provenance"]
+    base, recorded, parameters = provenance["base_model"], provenance["parameters"]["dense"], teacher.num_parameters()
+    is_dense = model_name(teacher_id) == model_name(base) and parameters == recorded
+    if not is_dense:
+        logger.warning(
+            f"the teacher {teacher_id} ({parameters:,} parameters) is not the dense model that {student_id} was "
+            f"pruned from, according to its record: {base} ({recorded:,} parameters)"
+        )
+    return is_dense
 
 
 def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:

@@ -26,6 +26,7 @@ def make_record(source, **changes) -> RecoveryRecord:
         "options": RecoveryConfig(dataset="/private/c4.txt:0.6,self:0.4", seed=3).to_dict(),
         "source": str(source),
         "teacher": "/private/dense model",
+        "dense_teacher": True,
         "window_length": 24,
         "windows_per_step": 4,
         "passes": {"/private/c4.txt": 1.25},
@@ -89,6 +90,22 @@ def test_the_record_has_both_steps_and_no_folders(folder, recover):
     card = (recovered / "README.md").read_text()
     assert "private" not in (recovered / "ffp_config.json").read_text() + card
     assert "| c4.txt | 2.718 | 7.389 | **4.482** |" in card and 'from_pretrained("./recovered"' in card
+
+
+def test_the_card_calls_the_dense_model_of_the_record_alone_so(folder, model, tmp_path):
+    for is_dense in (True, False):
+        record = make_record(folder, dense_teacher=is_dense, teacher="/private/other")
+        card = (save_recovered(record, model, make_tokenizer(), tmp_path / f"{is_dense}") / "README.md").read_text()
+        assert ("dense" in card.partition("## Pruning")[0]) == is_dense
+
+
+def test_what_links_lead_to_outside_the_folder_is_not_copied(folder, recover, tmp_path):
+    (tmp_path / "secret").touch()
+    (folder / "policy.png").unlink()
+    (folder / "policy.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(FFPError, match=r"policy\.png"):
+        recover(folder, "recovered")
+    assert not (tmp_path / "recovered").exists()
 
 
 def test_a_second_recovery_goes_on_from_the_first(folder, recover):

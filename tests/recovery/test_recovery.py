@@ -1,6 +1,7 @@
 """FFPRecovery: a model comes out better, with a record of both steps, and goes on after an interruption."""
 
 import json
+from pathlib import Path
 from shutil import copytree
 
 import pytest
@@ -175,6 +176,25 @@ def test_models_that_do_not_belong_together_are_refused(make_recovery, pruned, t
             make_recovery(teacher=teacher)
     with pytest.raises(FFPError, match="not pruned"):
         make_recovery(pruned[0].model_id)
+
+
+def test_the_pruned_model_is_not_its_teacher(make_recovery, pruned, tmp_path):
+    same = copytree(pruned[1], tmp_path / "same")
+    for teacher in (pruned[1], same):
+        with pytest.raises(FFPError, match="itself"):
+            make_recovery(teacher=teacher)
+
+
+def test_another_teacher_than_the_recorded_dense_model_is_warned_about(make_recovery, pruned, tmp_path, caplog):
+    assert make_recovery().dense_teacher and "teacher" not in caplog.text
+    larger = tmp_path / Path(pruned[0].model_id).name
+    make_tiny_model(intermediate_size=80).save_pretrained(larger)
+    make_tokenizer().save_pretrained(larger)
+    renamed = copytree(pruned[0].model_id, tmp_path / "renamed")
+    for teacher in (larger, renamed):
+        caplog.clear()
+        assert not make_recovery(teacher=teacher).dense_teacher
+        assert len(caplog.messages) == 1 and str(teacher) in caplog.text
 
 
 def test_nothing_to_save_or_to_resume(make_recovery, tmp_path):
