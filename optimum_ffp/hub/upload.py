@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, one_line
-from ..utils.folders import RECORD, abbreviate, list_files, read_record, recorded_files
+from ..utils.folders import RECORD, abbreviate, check_links, list_files, read_record, recorded_files
 
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,11 @@ def push_folder(
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If the Hub can't be reached or refuses the upload, or if `private` is set and the repository exists
-            and is public.
+        FFPError: If a file is a link to one outside the folder, the Hub can't be reached or refuses the upload, or
+            `private` is set and the repository exists and is public.
     """
     check_push(repo_id, token)
+    files = _uploaded(folder)
     api = HfApi(token=token)
     try:
         if create_pr:
@@ -82,7 +83,6 @@ def push_folder(
                 raise FFPError(f"{repo_id} exists and is public; name another repository, or leave out private")
             if revision and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-        files = _uploaded(folder)
         contents = files | {CARD: card(repo_id).encode()}
         stale = _existing_files(api, repo_id, revision) - contents.keys()
         # upload_folder may split an upload into several commits.
@@ -111,6 +111,7 @@ def _uploaded(folder: Path) -> dict[str, Path | bytes]:
     uploaded = recorded_files(read_record(folder), names) | {name for name in names if USER_DOCUMENTS.fullmatch(name)}
     if skipped := names - uploaded:
         logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(skipped))
+    check_links(folder, uploaded)
     return {name: folder / name for name in sorted(uploaded)}
 
 

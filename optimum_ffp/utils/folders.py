@@ -82,6 +82,17 @@ def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in files}
 
 
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Raise `FFPError` if files of a folder are links to files outside it, other than the blobs of the Hub's cache."""
+    root = resolve(folder)
+    allowed = root, root.parent.parent / "blobs"
+    if links := [name for name in names if not any(resolve(root / name).is_relative_to(place) for place in allowed)]:
+        raise FFPError(
+            f"{folder} contains links to files outside it, which are never copied or uploaded: {abbreviate(links)}; "
+            "replace them by these files if you trust them"
+        )
+
+
 def file_patterns(record: dict[str, Any]) -> list[str]:
     """Return patterns for the files that optimum-ffp has written, according to a checkpoint's record."""
     legacy = () if "schema_version" in record else LEGACY_FILES

@@ -197,6 +197,15 @@ def test_a_private_upload_is_not_made_public(api, folder):
     assert [call for call, *_ in hub.calls] == ["create_repo"]
 
 
+def test_what_links_lead_to_outside_the_folder_is_not_uploaded(api, folder, tmp_path):
+    hub = api()
+    (tmp_path / "secret").touch()
+    (folder / "NOTES.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(FFPError, match="NOTES"):
+        push_checkpoint(folder, "me/it")
+    assert not hub.calls
+
+
 def test_a_result_is_saved_and_uploaded(api, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     hub = api()

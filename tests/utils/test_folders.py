@@ -10,6 +10,7 @@ from optimum_ffp.utils.folders import (
     atomic_file,
     atomic_folder,
     check_file,
+    check_links,
     check_output,
     check_output_is_not_input,
     locked,
@@ -159,3 +160,19 @@ def test_a_lock_ends_with_its_process(hold, tmp_path):
     with locked(folder):
         assert os.listdir(folder.parent) == [".out.lock"]
     assert os.listdir(folder.parent) == []
+
+
+def test_links_may_not_leave_a_folder_but_for_the_blobs_of_the_hub_cache(tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "commit", tmp_path / "blobs"
+    for folder in (snapshot / "search", blobs):
+        folder.mkdir(parents=True)
+    for file in (snapshot / "file", blobs / "blob", tmp_path / "secret"):
+        file.touch()
+    (snapshot / "link").symlink_to("file")
+    (snapshot / "search" / "cached").symlink_to(os.path.join("..", "..", "..", "blobs", "blob"))
+    check_links(snapshot, ["file", "link", "search/cached"])
+    (snapshot / "leaving").symlink_to(tmp_path / "secret")
+    (snapshot / "folder").symlink_to(tmp_path, target_is_directory=True)
+    for name in ("leaving", "folder"):
+        with pytest.raises(FFPError, match=name):
+            check_links(snapshot, ["file", name])
