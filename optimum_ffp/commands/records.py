@@ -70,7 +70,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
 
 
 def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Record]:
-    """Return the records of a recovered model, of the pruned and of the dense model.
+    """Return the records of a recovered model, of the pruned one and of its teacher.
 
     Args:
         recovery: The finished recovery.
@@ -92,6 +92,7 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
             record["held_out_divergence"] = evaluation["kl"]
             record["held_out_perplexity"] = evaluation["perplexity"]
         records.append(record)
+    records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
     return records
 

@@ -110,21 +110,18 @@ class Training:
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
         # The first one precedes the training.
         before, best = evaluations[0], min(evaluations[1:], key=lambda row: row["eval_objective"])
-        divergence = f"{before['eval_kl']:.4f} -> {best['eval_kl']:.4f}"
-        perplexity = f"{before['eval_perplexity']:.2f} -> {best['eval_perplexity']:.2f}"
+        changes = (
+            f"divergence {before['eval_kl']:.4f} -> {best['eval_kl']:.4f} nats per token, "
+            f"perplexity {before['eval_perplexity']:.2f} -> {best['eval_perplexity']:.2f}"
+        )
         if best["eval_objective"] >= before["eval_objective"]:
             raise NotRecoveredError(
-                f"the training lowered neither divergence ({divergence} nats per token) nor perplexity ({perplexity}) "
-                "on the held-out windows, and nothing was written; lower learning_rate (--learning-rate), or train on "
-                "more tokens (--max-tokens)"
+                f"the training lowered neither divergence nor perplexity on the held-out windows ({changes}); nothing "
+                "was written: lower learning_rate (--learning-rate), or train on more tokens (--max-tokens)"
             )
+        logger.info("Held-out windows: %s", changes)
         if best["eval_kl"] >= before["eval_kl"]:
-            logger.warning(
-                "the divergence on the held-out windows did not fall (%s nats per token); the weights with the lowest "
-                "perplexity were kept (%s)",
-                divergence,
-                perplexity,
-            )
+            logger.warning("the divergence did not fall; the weights with the lowest held-out perplexity were kept")
         return TrainingOutput(
             self._merged(model), [*map(self._evaluation_record, evaluations)], self._evaluation_record(best), seconds
         )
