@@ -26,7 +26,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
         "log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="Least severe messages to show. With debug, also text windows, tokens, times and memory.",
+        help="Lowest severity of the messages to show; debug adds text windows, tokens, times and memory.",
     )
     command = usage.partition(" -m")[0].partition(" FOLDER")[0]
     parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {command} --help)\n")

@@ -85,7 +85,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         default=(),
         metavar="MODEL",
         help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, ID@REVISION, "
-        "folder or .gguf file. Additional models are only compared. Default: none.",
+        "folder or .gguf file. Further models are only compared. Default: none.",
     )
     add_json(output)
 
@@ -94,9 +94,9 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "dataset",
         default="wikitext2",
-        help="Text whose test split to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with "
-        "train, validation and test files; or several separated by commas, each reported separately. For a text "
-        "without splits, the part that a prune reports on.",
+        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with train, validation and "
+        "test files; or several separated by commas, each reported separately. Only the test split is read, or the "
+        "part of a text without splits that a prune reports on.",
     )
     add_option(
         text, "text-column", metavar="NAME", help="Dataset column with texts or conversations. Default: as in a prune."
@@ -105,7 +105,7 @@ def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
         text,
         "eval-samples",
         type=int,
-        help="Number of windows of each text, from its start. Default: all, or 100 of a text without splits.",
+        help="Number of windows per text, from its beginning. Default: all, or 100 of a text without splits.",
     )
     add_option(
         text,
