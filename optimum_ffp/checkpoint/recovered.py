@@ -54,6 +54,7 @@ class RecoveryRecord:
         seconds: Time of the training.
         processes: Number of processes.
         versions: Versions of packages.
+        request: Digest of the command, by which `--resume` recognizes its result.
     """
 
     options: dict[str, Any]
@@ -74,6 +75,7 @@ class RecoveryRecord:
     seconds: float
     processes: int
     versions: dict[str, str]
+    request: str | None = None
 
     @property
     def tokens(self) -> int:

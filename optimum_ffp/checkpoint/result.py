@@ -99,6 +99,7 @@ class PruningResult:
         trust_remote_code: Whether code in the tokenizer's repository was allowed to run.
         license: Fields of the license of the dense model's card.
         given_data: Whether windows were passed by the caller instead of loaded from the datasets in the options.
+        request: Digest of the command, by which `--resume` recognizes its result.
     """
 
     model: PreTrainedModel
@@ -116,6 +117,7 @@ class PruningResult:
     trust_remote_code: bool = False
     license: Mapping[str, str] = field(default_factory=dict)
     given_data: bool = False
+    request: str | None = None
 
     def __repr__(self) -> str:
         lines = [
@@ -208,7 +210,12 @@ class PruningResult:
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
             "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
         }
-        return {"policy": self.policy.to_dict(), "search": self.search.to_dict(), "provenance": provenance}
+        return {
+            "policy": self.policy.to_dict(),
+            "search": self.search.to_dict(),
+            "provenance": provenance,
+            "request": self.request,
+        }
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:

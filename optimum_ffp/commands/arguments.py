@@ -1,5 +1,6 @@
 """Options shared by several commands, and name suggestions for unknown options."""
 
+import hashlib
 import logging
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _ActionsContainer, _ArgumentGroup
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config.fields import METAVARS, suggest_name
+from ..config.texts import TextConfig
 from ..utils.folders import expand
+from ..utils.json import to_json
 from .errors import EXIT_CODES, USER_ERROR
 
 
@@ -57,6 +60,14 @@ def output_name(args: Namespace) -> str:
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
     return str(path) if args.output else path.name.removesuffix(".gguf")
+
+
+def request_id(args: Namespace, config: TextConfig, *more: Any) -> str:
+    """Return a digest of what a command is asked for, by which `--resume` recognizes a result of the same command."""
+    # The others change neither the model nor the text, but for last digits.
+    options = config.to_dict() | {"batch_size": None}
+    request = [args.model, args.revision, args.dtype, options, config.hash_files(), *more]
+    return hashlib.sha256(to_json(request).encode()).hexdigest()[:16]
 
 
 def add_run_options(group: _ArgumentGroup) -> None:

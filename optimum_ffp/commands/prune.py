@@ -112,23 +112,42 @@ def prune(args: Namespace) -> None:
     arguments.warn_of_hub_options(args)
 
     from ..checkpoint.pareto import ParetoFront, front_files
-    from ..checkpoint.pushing import push_checkpoint
     from ..checkpoint.saving import SavedAgent, load_agent
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.estimate import estimate_prune
     from ..planning.preflight import find_problems
     from ..pruner import FFPPruner
     from ..utils import processes
+    from ..utils.folders import read_record
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
     from .records import check_json, plan_record, prune_records, write_records
-    from .summary import begin, log_prune, show_plan, summarize, sweep_table, warn_of_high_perplexity
+    from .summary import (
+        begin,
+        end_finished,
+        log_prune,
+        show_plan,
+        summarize,
+        sweep_table,
+        upload,
+        warn_of_high_perplexity,
+    )
 
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     check_trackers(args.report_to)
     check_json(args.json)
     work, several = work_folder_of(folders[0]), len(sparsities) > 1
+    # The agent of a sparsity starts from that of the previous one.
+    requests = [
+        arguments.request_id(args, config, args.warm_start, sparsities[:count])
+        for count in range(1, len(sparsities) + 1)
+    ]
+    recorded = [read_record(folder).get("request") for folder in folders]
+    if args.resume and not args.overwrite and processes.from_main(recorded == requests):
+        end_finished(folders, work)
+        upload(folders, repositories, args.private)
+        return
     front_name = f"{arguments.output_name(args)}-ffp-pareto"
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     estimate = estimate_prune(
@@ -159,8 +178,9 @@ def prune(args: Namespace) -> None:
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)
     front, records, dense = ParetoFront(), [], {}
-    for sparsity, folder in zip(sparsities, folders):
+    for sparsity, folder, request in zip(sparsities, folders, requests):
         result = pruner.prune(sparsity, agent, resume=True)
+        result.request = request
         front.add(result)
         if several:
             result.search.front = front.record
@@ -181,5 +201,4 @@ def prune(args: Namespace) -> None:
             print(summarize([*records, dense], recovery_command(args, config, result.revision, folder)))
         warn_of_high_perplexity(records)
         write_records(args.json, [*records, dense])
-        for folder, repository in zip(folders, repositories):
-            print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")
+    upload(folders, repositories, args.private)

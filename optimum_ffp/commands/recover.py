@@ -2,7 +2,7 @@
 
 import shlex
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -61,7 +61,6 @@ def recover(args: Namespace) -> None:
     config, folder = RecoveryConfig.from_args(args), f"{arguments.output_name(args)}{'' if args.output else RECOVERED}"
     arguments.warn_of_hub_options(args)
 
-    from ..checkpoint.pushing import push_checkpoint
     from ..modeling.auto import is_pruned
     from ..modeling.checks import check_unquantized
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
@@ -70,11 +69,12 @@ def recover(args: Namespace) -> None:
     from ..recovery.recovery import FFPRecovery
     from ..recovery.teacher import find_teacher, with_dataset
     from ..utils import processes
+    from ..utils.folders import read_record
     from ..utils.profiling import StageMeter
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
     from .records import check_json, plan_record, recovery_records, write_records
-    from .summary import begin, log_recovery, show_plan, summarize
+    from .summary import begin, end_finished, log_recovery, show_plan, summarize, upload
 
     processes.join(args.device)
     check_trackers(args.report_to)
@@ -89,6 +89,12 @@ def recover(args: Namespace) -> None:
     estimate = estimate_recovery(student, empty_model(dense), config, options, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
+    request = arguments.request_id(args, config, teacher)
+    *_, last = ({}, *read_record(folder).get("recovery", []))
+    if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
+        end_finished([folder], work)
+        upload([folder], uploads, args.private)
+        return
     found = find_problems(
         config,
         models=[args.model, teacher],
@@ -108,7 +114,7 @@ def recover(args: Namespace) -> None:
     recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
     meter = StageMeter()
     with meter.stage("recovery"):
-        record = recovery.recover(resume=args.resume)
+        record = recovery.record = replace(recovery.recover(resume=args.resume), request=request)
     recovery.save_pretrained(folder, overwrite=args.overwrite)
     if processes.is_main():
         records, tests = recovery_records(recovery, folder, meter), ",".join(test["dataset"] for test in record.tests)
@@ -116,5 +122,4 @@ def recover(args: Namespace) -> None:
         log_recovery(record, folder, is_pruned(recovery.student.config))
         print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
         write_records(args.json, records)
-        if args.push_to_hub:
-            print(f"uploaded: {push_checkpoint(folder, repository, private=args.private)}")
+    upload([folder], uploads, args.private)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..checkpoint.pushing import push_checkpoint
 from ..checkpoint.recovered import RecoveryRecord
 from ..checkpoint.result import PruningResult
 from ..config.texts import TextMix
@@ -47,6 +48,20 @@ def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: 
         for warning in estimate.warnings:
             logger.warning(warning)
         begin_work(work, resume)
+
+
+def end_finished(folders: Sequence[str], work: Path) -> None:
+    """Say that the results of a resumed command are there, and delete what a killed process may have left beside."""
+    if processes.is_main():
+        begin_work(work, resume=False)
+        print(f"finished already: {', '.join(folders)}; start over with --overwrite")
+
+
+def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | None) -> None:
+    """Upload folders to repositories, if there are any, and print the URLs."""
+    if processes.is_main():
+        for folder, repository in zip(folders, repositories):
+            print(f"uploaded: {push_checkpoint(folder, repository, private=private)}")
 
 
 def summarize(records: Sequence[Record], next_step: str) -> str:

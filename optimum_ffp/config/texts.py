@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,6 +185,11 @@ def mark_local_paths(dataset: str) -> str:
 
 
 def _sha256(file: Path) -> str:
+    return _hash(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _hash(file: Path, time: int) -> str:
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(2**20):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders
 from optimum_ffp.export import export_gguf
-from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model
+from tests.helpers import SAMPLE, contents, make_byte_level_tokenizer, make_text, make_tiny_model
 
 
 FAST = ["--device", "cpu", "--seq-len", 24, "--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
@@ -145,6 +145,19 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, mon
         assert code == 2 and ("seed" if words else "--resume") in errors
     assert run(*command, "--resume")[0] == 0
     assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_prune_is_not_repeated(run, save_tiny_model, data_folder, tmp_path):
+    command = ["-m", save_tiny_model(), tmp_path / "out", *UNIFORM, "--sparsity", 0.1, 0.2]
+    assert run(*command)[0] == 0
+    files = contents(tmp_path)
+    code, output, _ = run(*command, "--resume", "--batch-size", 2)
+    assert code == 0 and len(output.splitlines()) == 1 and "out-ffp-20" in output
+    assert run(*command, "--resume", "--seed", 1)[0] == run(*command)[0] == 2
+    assert contents(tmp_path) == files
+    (data_folder / "test.txt").write_text(make_text(200, 9))
+    assert run(*command, "--resume")[0] == 2
 
 
 def test_two_runs_into_one_output(run, hold, save_tiny_model, tmp_path):

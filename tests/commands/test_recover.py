@@ -40,7 +40,7 @@ def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, da
     (record,) = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["recovery"]
     assert record["options"]["seed"] == 5 and len(record["curve"]) == 3
     for text in (
-        f"576 tokens of {record['options']['dataset']}",
+        f"576 tokens of {data_folder}",
         "6 of 4 windows of 24 tokens",
         f"{record['curve'][0]['kl']:.4f} -> {record['kept']['kl']:.4f} nats per token",
     ):
@@ -54,6 +54,8 @@ def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, da
     assert run_ffp(*command, "--no-speed", "--eval-samples", "2", "--device", "cpu")[0] == 0
     before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "out"))
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
+    code, output, _ = recover("--seed", "5", "--resume")
+    assert code == 0 and len(output.splitlines()) == 1 and "finished" in output
     # What exists is replaced on demand alone.
     assert "--overwrite" in recover()[2]
     assert recover("--overwrite")[0] == 0
