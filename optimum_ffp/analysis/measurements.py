@@ -26,7 +26,7 @@ from ..data import (
     with_window_length,
 )
 from ..data.cutting import check_known
-from ..data.self_generated import NEEDS_WEIGHTS
+from ..data.self_generated import NEEDS_WEIGHTS, lacks_chats
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
@@ -202,6 +202,12 @@ class Measurements:
             request = replace(request, calibration=len(data.calibration), search=len(data.search), test=None)
         for warning in data.warnings(request):
             logger.warning(warning)
+        if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):
+            logger.warning(
+                "the model has a chat template, but %s contains no chats; add conversations to the dataset, or the "
+                "pruned model may not follow instructions",
+                data.calibration.dataset,
+            )
         return data
 
     def _load(self, request: DataRequest) -> DataSplits:

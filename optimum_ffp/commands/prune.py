@@ -119,6 +119,7 @@ def prune(args: Namespace) -> None:
     from ..pruner import FFPPruner
     from ..utils import processes
     from ..utils.folders import read_record
+    from ..utils.host_memory import limit_threads
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
     from .records import check_json, plan_record, prune_records, write_records
@@ -133,6 +134,7 @@ def prune(args: Namespace) -> None:
         warn_of_high_perplexity,
     )
 
+    limit_threads()
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     check_trackers(args.report_to)

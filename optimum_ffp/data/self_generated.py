@@ -1,6 +1,7 @@
 """Text sampled from the model itself."""
 
 import math
+import sys
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +66,23 @@ def sample_from_model(
     finally:
         model.generation_config = original_config
     return sampled.reshape(count, -1)[:, :length]
+
+
+def lacks_chats(tokens: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether there is a chat template, and none of the special tokens that it begins a chat with in a text.
+
+    A start token doesn't count, which begins other texts too. A template without special tokens can't be recognized.
+
+    Args:
+        tokens: Token ids of the text.
+        model: The dense model.
+        tokenizer: Tokenizer of the model.
+    """
+    if not tokenizer.chat_template:
+        return False
+    opening = {*find_opening(model, tokenizer, sys.maxsize)} & {*tokenizer.added_tokens_decoder}
+    markers = opening - {find_start_token(tokenizer)}
+    return bool(markers) and markers.isdisjoint(tokens.unique().tolist())
 
 
 def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:

@@ -1,14 +1,18 @@
-"""Host memory available to this process."""
+"""Host memory and CPU time available to this process."""
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
+import torch
 
 
-# Control group of this process, and the files of memory limits in cgroup version 2 and 1.
-GROUP = Path("/proc/self/cgroup")
-LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
+# Control group of this process, and the folder of all groups.
+GROUP, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Files of limits by controller of cgroup version 1; version 2 has no folders by controller.
+MEMORY_LIMITS, CPU_QUOTA = {"": "memory.max", "memory": "memory.limit_in_bytes"}, "cpu.max"
 # Names of anonymous memory in `memory.stat`, in cgroup version 2 and 1.
 ANONYMOUS = ("anon", "total_rss")
 
@@ -21,9 +25,21 @@ def free_host_memory() -> int:
     return min([memory.available + used, memory.total, *_available(used)])
 
 
+def limit_threads() -> None:
+    """Let torch use no more threads than the CPU quota of cgroup version 2. `OMP_NUM_THREADS` takes precedence.
+
+    Torch itself respects the affinity of the process.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    quotas = [path.read_text().split() for path in _group_files("", CPU_QUOTA) if path.is_file()]
+    cpus = [math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max"]
+    torch.set_num_threads(min([torch.get_num_threads(), *cpus]))
+
+
 def _available(used: int) -> Iterator[int]:
     """Yield the memory that each group's limit leaves to this process."""
-    for path in _limit_files():
+    for path in (path for controller, file in MEMORY_LIMITS.items() for path in _group_files(controller, file)):
         limit = path.read_text().strip() if path.is_file() else ""
         if limit.isdecimal():
             yield int(limit) - max(0, _anonymous(path.with_name("memory.stat")) - used)
@@ -35,12 +51,16 @@ def _anonymous(path: Path) -> int:
     return next((int(counts[name]) for name in ANONYMOUS if name in counts), 0)
 
 
-def _limit_files() -> Iterator[Path]:
-    """Yield the limit files of this process's group and its parents."""
+def _group_files(controller: str, file: str) -> Iterator[Path]:
+    """Yield the paths of a file in this process's group and its parents.
+
+    Args:
+        controller: Controller of cgroup version 1; empty for version 2.
+        file: Name of the file.
+    """
     lines = GROUP.read_text().splitlines() if GROUP.is_file() else []
     groups = {name: group for _, names, group in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    for name, (root, file) in LIMITS.items():
-        # A container sees its own group as the root, whatever the path of the group is.
-        group = PurePosixPath(groups.get(name, "/"))
-        for parent in (group, *group.parents):
-            yield Path(root, *parent.parts[1:], file)
+    # A container sees its own group as the root, whatever the path of the group is.
+    group = PurePosixPath(groups.get(controller, "/"))
+    for parent in (group, *group.parents):
+        yield Path(ROOT, controller, *parent.parts[1:], file)

@@ -3,7 +3,7 @@ import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.data import self_generated
-from optimum_ffp.data.self_generated import find_opening, sample_from_model
+from optimum_ffp.data.self_generated import find_opening, lacks_chats, sample_from_model
 from tests.helpers import make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -69,3 +69,16 @@ def test_a_tokenizer_without_a_start_token():
     tokenizer.eos_token = None
     with pytest.raises(FFPError, match="start token"):
         sample(1, tokenizer=tokenizer)
+
+
+def test_a_text_without_chats_is_recognized_by_its_tokens():
+    model, tokenizer = make_tiny_model(), with_start_token(chat_tokenizer())
+    tokenizer.add_tokens(["w9", "w10"], special_tokens=True)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "w20 w21"}], return_tensors="pt", return_dict=False
+    )
+    plain = tokenizer("w20 w21 w22", return_tensors="pt").input_ids
+    assert lacks_chats(plain, model, tokenizer)
+    assert not lacks_chats(torch.cat([plain, chat[:, : plain.shape[1]]]), model, tokenizer)
+    # Without special tokens in the template, and without a template.
+    assert not lacks_chats(plain, model, chat_tokenizer()) and not lacks_chats(plain, model, make_tokenizer())

@@ -1,8 +1,9 @@
 import psutil
 import pytest
+import torch
 
 from optimum_ffp.utils import host_memory
-from optimum_ffp.utils.host_memory import free_host_memory
+from optimum_ffp.utils.host_memory import free_host_memory, limit_threads
 
 
 # Content of /proc/self/cgroup, controller and file of the limit, and its group: of versions 2 and 1, and of a
@@ -20,10 +21,10 @@ GROUPS = [
 @pytest.mark.parametrize(("found", "controller", "file", "limited"), GROUPS)
 def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(host_memory, "LIMITS", {controller: (str(tmp_path), file)})
+    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
     if found is not None:
         (tmp_path / "cgroup").write_text(found)
-    limit = tmp_path / limited / file
+    limit = tmp_path / controller / limited / file
     limit.parent.mkdir(parents=True, exist_ok=True)
     limit.write_text("max\n")
     unlimited = free_host_memory()
@@ -34,7 +35,7 @@ def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_p
 @pytest.mark.parametrize("name", ["anon", "total_rss"])
 def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(host_memory, "LIMITS", {"": (str(tmp_path), "memory.max")})
+    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
     own = psutil.Process().memory_info()
     used, limit = own.rss - own.shared, psutil.virtual_memory().total // 4
     (tmp_path / "memory.max").write_text(f"{limit}\n")
@@ -43,3 +44,33 @@ def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypat
     assert free_host_memory() == pytest.approx(limit - 1_000_000_000, abs=50_000_000)
     (tmp_path / "memory.stat").write_text(f"{name} {used // 2}\nfile 5000000000\n")
     assert free_host_memory() == limit
+
+
+@pytest.mark.parametrize(
+    ("quotas", "variable", "expected"),
+    [
+        ({"": "200000 100000"}, None, 2),
+        ({"": "max 100000", "jobs/step_0": "150000 100000"}, None, 2),
+        ({"": "50000 100000", "jobs": "400000 100000"}, None, 1),
+        ({"": "6400000 100000"}, None, 4),
+        ({}, None, 4),
+        ({"": "200000 100000"}, "3", 4),
+    ],
+)
+def test_threads_follow_the_smallest_quota(quotas, variable, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
+    (tmp_path / "cgroup").write_text("0::/jobs/step_0\n")
+    for group, quota in quotas.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", variable or "")
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        limit_threads()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
