@@ -66,22 +66,25 @@ def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -
     figure.savefig(path, dpi=DPI)
 
 
-def write_recovery(curve: Sequence[dict[str, Any]], windows: dict[str, Any], path: Path) -> None:
+def write_recovery(curve: Sequence[dict[str, Any]], kept: dict[str, Any], windows: dict[str, Any], path: Path) -> None:
     """Plot the divergence from the teacher and the perplexity over a recovery.
 
     Args:
-        curve: `tokens`, `kl` and `perplexity` of every evaluation.
+        curve: `tokens`, `kl` and `perplexity` of every evaluation, the first before training.
+        kept: Those of the saved weights, which get a star.
         windows: Description of the held-out windows (`Windows.describe`).
         path: File to write.
     """
     figure, panels = _new_figure(4.2, panels=2)
     tokens = [count / 1e3 for count in _column(curve, "tokens")]
-    for axes, name, label, color in (
-        (panels[0], "kl", "divergence\n[nats per token]", BLUE),
-        (panels[1], "perplexity", "perplexity", GREEN),
+    for axes, name, label, digits, color in (
+        (panels[0], "kl", "divergence\n[nats per token]", 4, BLUE),
+        (panels[1], "perplexity", "perplexity", 2, GREEN),
     ):
         axes.plot(tokens, _column(curve, name), marker="o", markersize=4, color=color)
+        axes.plot(kept["tokens"] / 1e3, kept[name], marker="*", markersize=14, color=color, clip_on=False)
         axes.set(ylabel=label)
+        axes.set_title(f"{curve[0][name]:.{digits}f} → {kept[name]:.{digits}f}", loc="right", fontsize=10)
     panels[1].set(xlabel="tokens trained on [thousand]")
     figure.suptitle(f"Recovery, on {describe_size(windows)} held out")
     figure.savefig(path, dpi=DPI)

@@ -181,5 +181,7 @@ def _write(
         # Don't copy permissions: files may be read-only, and some are overwritten.
         shutil.copyfile(source / name, folder / name)
     recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
-    write_recovery(recovery.curve, recoveries[-1]["held_out"], folder / f"recovery-{len(recoveries)}.png")
+    write_recovery(
+        recovery.curve, recovery.kept, recoveries[-1]["held_out"], folder / f"recovery-{len(recoveries)}.png"
+    )
     return record | {"recovery": recoveries}

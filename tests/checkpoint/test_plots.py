@@ -81,7 +81,7 @@ def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layer
     record = make_record(layers)
     write_plots(record, make_log(evaluations), tmp_path)
     curve = [{"tokens": 1000 * step, "kl": 1.0 / (1 + step), "perplexity": 20.0} for step in range(9)]
-    write_recovery(curve, {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
+    write_recovery(curve, curve[-1], {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
     assert len(figures) == 5
     for figure in figures:
         figure.canvas.draw()
