@@ -18,6 +18,7 @@ from .checkpoint.saving import load_agent, save_checkpoint
 from .config import FFPConfig
 from .config.prune import find_choice
 from .data import DataSplits
+from .data.samples import write_samples
 from .engine.token_counter import total_tokens
 from .errors import FFPError
 from .hub.license import read_license
@@ -102,6 +103,8 @@ class FFPPruner:
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         self._license = read_license(self.model_id, **self.options.hub())
+        if config.base_model and not self._license:
+            self._license = read_license(config.base_model, token=self.options.token)
         self._dense_parameters = model.num_parameters()
         model.eval().requires_grad_(False)
 
@@ -254,6 +257,7 @@ class FFPPruner:
         measured.check(config)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
+        dense_samples = measured.dense_samples
         # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, search.cost, counter=measured.layerwise.counter)
         test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)
@@ -269,6 +273,9 @@ class FFPPruner:
             model = sorted_model.materialize(
                 policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
             )
+        with meter.stage("evaluation"):
+            write = partial(write_samples, model, self.tokenizer)
+            samples = processes.on_main(write) if dense_samples else {}
         stages = processes.from_main([*meter.tokens])
         meter.tokens = Counter({stage: total_tokens(meter.tokens[stage]) for stage in stages})
         self.result = PruningResult(
@@ -280,6 +287,9 @@ class FFPPruner:
             dense_parameters=self._dense_parameters,
             test_windows=measured.data.tests,
             losses=losses,
+            samples=[
+                {"prompt": prompt, "dense": text, "pruned": samples[prompt]} for prompt, text in dense_samples.items()
+            ],
             calibration=calibration.record,
             cost=meter,
             compute_dtype=measured.compute_dtypes[0],

@@ -26,6 +26,7 @@ from ..data import (
     with_window_length,
 )
 from ..data.cutting import check_known
+from ..data.samples import write_samples
 from ..data.self_generated import NEEDS_WEIGHTS, lacks_chats
 from ..engine import LayerwiseModel
 from ..errors import FFPError
@@ -263,6 +264,14 @@ class Measurements:
         _ = self.prepared
         dense = PruningPolicy.dense(self.units)
         return self.test_losses(dense, "dense", journal=self.journal, batch_size=self.config.batch_size)
+
+    @cached_property
+    def dense_samples(self) -> dict[str, str]:
+        """Texts of the dense model by prompt; none if its weights don't stay on the device, which would take long."""
+        if self.layerwise.weights.offloaded:
+            return {}
+        with self.meter.stage("evaluation"), self.layerwise.loaded():
+            return processes.on_main(partial(write_samples, self.model, self.tokenizer))
 
     def test_losses(
         self,

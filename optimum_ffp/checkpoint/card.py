@@ -8,14 +8,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment
+from markupsafe import Markup
 
 from ..config.texts import Text, TextMix
 from ..data import describe_size
-from .view import describe_text, format_number, is_on_hub, measured_on, view_record
+from ..data.samples import NEW_TOKENS
+from .view import describe_text, describe_windows, format_number, view_record
 
 
 CARD, TEMPLATE = "README.md", "model_card_template.md"
+# Names and texts may contain HTML and Markdown.
+ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "\n": " "} | {mark: f"\\{mark}" for mark in "\\`*[]|"})
 
 
 def template_path() -> Path:
@@ -27,35 +32,49 @@ def template_path() -> Path:
 def render_card(record: Mapping[str, Any], name: str) -> str:
     """Render the model card of a checkpoint.
 
+    Every value is escaped, unless a filter puts it into a code span or block.
+
     Args:
         record: Content of `ffp_config.json`.
         name: Model name in the commands of the card: `./FOLDER`, or a repository on the Hub.
     """
     view = view_record(record)
-    title = f"{view['name']}, {record['policy']['sparsity']:.0%} pruned".replace("%", " %")
-    title += ", recovered" if view["recoveries"] else ""
-    card = ModelCard.from_template(
-        _metadata(record, title),
-        template_path=str(template_path()),
-        **view,
+    title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}")
+    environment = Environment(autoescape=True, finalize=escape, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": format_number,
+        "text": describe_text,
+        "windows": describe_windows,
+        "code": lambda text: Markup(text.replace("\n", " ")),
+        "span": lambda text: Markup(f"`{text.replace('`', '')}`"),
+        "row": lambda cells: Markup(f"| {' | '.join(map(escape, cells))} |"),
+        "rule": lambda cells: Markup("|---" * len(cells) + "|"),
+        "repeated": lambda counts: " and ".join(f"{count} {role} windows" for role, count in counts.items()),
+    }
+    return environment.from_string(template_path().read_text(encoding="utf-8")).render(
+        view,
+        card_data=Markup(_metadata(view, str(title)).to_yaml()),
         title=title,
         python_name=json.dumps(name, ensure_ascii=False),
         shell_name=shlex.quote(name),
         gguf_file=shlex.quote(f"{Path(name).name}.gguf"),
-        number=format_number,
-        text=describe_text,
+        sample_tokens=NEW_TOKENS,
     )
-    return f"{card.content}\n"
 
 
-def _metadata(record: Mapping[str, Any], title: str) -> ModelCardData:
-    provenance, recoveries = record["provenance"], record.get("recovery", [])
-    tests = measured_on(recoveries[-1] if recoveries else provenance)
+def escape(value: Any) -> Markup:
+    """Escape HTML and Markdown in a value, unless it is `Markup`."""
+    return value if isinstance(value, Markup) else Markup(str(value).translate(ESCAPES))
+
+
+def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
+    record, provenance, recoveries = view["record"], view["provenance"], view["recoveries"]
     steps = [*([] if provenance["given_data"] else [record]), *(recovery["options"] for recovery in recoveries)]
     mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
     sources = [text.hub_dataset for mix in mixes for text in mix]
+    tests = recoveries[-1]["tests"] if recoveries else view["tests"]
     return ModelCardData(
-        base_model=provenance["base_model"] if is_on_hub(provenance) else None,
+        base_model=view["base"] if view["base_url"] else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "optimum-ffp", "structured-pruning"],
@@ -68,19 +87,19 @@ def _metadata(record: Mapping[str, Any], title: str) -> ModelCardData:
 
 def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
     """Return the perplexity of the final model on test windows for the metadata; `None` if it is not finite."""
-    perplexity = [*test["figures"].values()][-1]
     # The Hub stores this as JSON, which lacks infinity.
-    if perplexity is None or not math.isfinite(perplexity):
+    if test["final"] is None or not math.isfinite(test["final"]):
         return None
-    source = Text(test["dataset"]).hub_dataset or (test["dataset"], None)
+    source = Text(test["dataset"]).hub_dataset or ("local", None)
+    name = f"{describe_text(test['dataset'])}, {describe_size(test)}{', small sample' if test['note'] else ''}"
     return EvalResult(
         task_type="text-generation",
         task_name="Text generation",
         dataset_type=source[0],
-        dataset_name=f"{TextMix.parse(test['dataset']).describe()} ({describe_size(test)})",
+        dataset_name=str(escape(name)),
         dataset_config=source[1],
-        dataset_split=test["split"],
+        dataset_split=str(escape(test["split"])),
         metric_type="perplexity",
         metric_name="Perplexity",
-        metric_value=round(perplexity, 4),
+        metric_value=round(test["final"], 4),
     )

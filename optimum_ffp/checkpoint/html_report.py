@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import GROUP_NAMES
 from ..config import FFPConfig
-from ..data import describe_shape, describe_windows
-from .view import format_number, view_record
+from ..data.samples import NEW_TOKENS
+from .view import describe_windows, format_number, view_record
 
 
 TEMPLATE = "report_template.html"
@@ -32,7 +32,7 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "windows": describe_windows, "shape": describe_shape}
+    environment.filters |= {"number": format_number, "windows": describe_windows}
     view = view_record(record)
     fields = view | {
         "pictures": {name: _embed(folder / file) for name, file in view["plots"].items()},
@@ -40,6 +40,7 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         "perplexities": _perplexities(view),
         "layers": _layers(view["policy"]["units"]),
         "mean_errors": _mean_errors(view["calibration"].get("layers")),
+        "sample_tokens": NEW_TOKENS,
         "total": sum(view["provenance"]["seconds"].values()),
         "settings": {name: _show(record[name]) for name in FFPConfig.option_names() if name in record},
     }

@@ -91,6 +91,8 @@ class PruningResult:
         test_windows: Test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
             calibration, if `config.reports_searched`) and `calibrated`.
+        samples: What the dense and the pruned model write greedily after a `prompt`; none if the weights of the dense
+            model don't stay on the device.
         calibration: Record of the calibration: relative errors of `layers` on held-out windows before and after
             distillation.
         cost: Time, peak memory and tokens per stage.
@@ -110,6 +112,7 @@ class PruningResult:
     dense_parameters: int
     test_windows: Sequence[Windows]
     losses: dict[str, list[list[float]]]
+    samples: list[dict[str, str]]
     calibration: dict[str, Any]
     cost: StageMeter
     compute_dtype: str
@@ -199,11 +202,12 @@ class PruningResult:
             "trust_remote_code": self.trust_remote_code,
             "given_data": self.given_data,
             "license": dict(self.license),
-            "versions": package_versions(),
+            "versions": package_versions(*["stable-baselines3"] * self.config.reads("clip_range")),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": first,
             "other_texts": rest,
+            "samples": self.samples,
             "held_out": self.calibration,
             "tokens": self.cost.tokens,
             "processes": processes.count(),
@@ -234,10 +238,10 @@ def final(perplexities: Mapping[str, float]) -> float:
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+def package_versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that all results depend on, and of more packages."""
     versions = {"python": platform.python_version()}
-    for package in ("optimum-ffp", "transformers", "optimum", "torch", "stable-baselines3"):
+    for package in ("optimum-ffp", "transformers", "optimum", "torch", *more):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

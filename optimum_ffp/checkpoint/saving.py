@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
+from ..data.samples import supports_chat
 from ..errors import FFPError, one_line
 from ..export import plan_export
 from ..hub.license import read_license
@@ -121,19 +122,11 @@ def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         "class": type(model).__name__,
         "code_file": f"{type(model).__module__.rpartition('.')[2]}.py" if is_pruned(model.config) else None,
         "language_model_only": hasattr(model.config, "language_model_of"),
-        "chat": _supports_chat(tokenizer),
+        "chat": supports_chat(tokenizer),
         # torchao only quantizes `nn.Linear`; GPT-2 has `Conv1D` instead.
         "linear": any(isinstance(module, nn.Linear) for module in model.base_model.modules()),
         "gguf": _gguf_options(model, tokenizer),
     }
-
-
-def _supports_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer has a chat template that accepts string content."""
-    try:
-        return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
-    except Exception:  # There may be no template, and templates may raise any exception.
-        return False
 
 
 def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:

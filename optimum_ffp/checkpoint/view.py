@@ -5,12 +5,17 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ..config.texts import TextMix
+from ..data import describe_shape
 from ..hub.naming import model_name
 
 
 # Names of models in records of perplexities, from dense to final.
 FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
+# Test tokens below which a perplexity is marked.
+SMALL_SAMPLE = 20 * 2048
 
 
 def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +25,11 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         record: Content of `ffp_config.json`.
     """
     provenance, units = record["provenance"], record["policy"]["units"]
-    base, revision = provenance["base_model"], provenance["revision"]
+    source, revision = provenance["base_model"], provenance["revision"]
+    base = record.get("base_model") or source
+    on_hub = base != source or is_on_hub(provenance)
+    itemsize = getattr(torch, provenance["dtype"]).itemsize
+    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     return {
@@ -31,13 +40,17 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "provenance": provenance,
         "model": record["model"],
         "name": model_name(base),
+        "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
         "base": base,
-        "base_url": f"https://huggingface.co/{base}" if is_on_hub(provenance) else None,
+        "source": source,
+        "base_url": f"https://huggingface.co/{base}" if on_hub else None,
+        "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": _removed(units),
         "layers_differ": _layers_differ(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
-        "data": TextMix.parse(dataset).describe(),
+        "samples": provenance.get("samples", []),
+        "data": dataset,
         "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},
         "command": " ".join(_command(record)),
@@ -53,8 +66,19 @@ def is_on_hub(provenance: Mapping[str, Any]) -> bool:
 
 def measured_on(step: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the test windows of each text of a prune or recovery, with perplexities by model as `figures`."""
-    tests = (step["perplexity"], *step["other_texts"])
-    return [test | {"figures": {name: test[name] for name in FIGURES if name in test}} for test in tests]
+    return [_view_test(test) for test in (step["perplexity"], *step["other_texts"])]
+
+
+def _view_test(test: Mapping[str, Any]) -> dict[str, Any]:
+    figures = {name: test[name] for name in FIGURES if name in test}
+    dense, final = figures["dense"], [*figures.values()][-1]
+    is_small = test["windows"] * test["window_length"] < SMALL_SAMPLE
+    return test | {
+        "figures": figures,
+        "final": final,
+        "ratio": final and dense and final / dense,
+        "note": f" Small sample (fewer than {SMALL_SAMPLE:,} tokens), not a benchmark." if is_small else "",
+    }
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -62,9 +86,24 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
 
 
-def describe_text(dataset: str) -> str:
-    """Format the names and shares of texts for a Markdown table."""
-    return TextMix.parse(dataset).describe().replace("|", "\\|").replace("<", "&lt;")
+def describe_text(dataset: str, sha256: Mapping[str, str] | None = None) -> str:
+    """Format the names and shares of texts, of which local ones are called so.
+
+    Args:
+        dataset: A text or mix.
+        sha256: First digits of the SHA-256 of local texts, by name.
+    """
+    mix, names = TextMix.parse(dataset), []
+    for text in mix:
+        name = f"{100 * text.share:.3g} % {text.describe()}" if len(mix.texts) > 1 else text.describe()
+        details = [f"SHA-256 {(sha256 or {})[text.name]}"] if text.name in (sha256 or {}) else []
+        names.append(f"{name} ({', '.join(['local', *details])})" if text.is_local else name)
+    return ", ".join(names)
+
+
+def describe_windows(windows: Mapping[str, Any]) -> str:
+    """Format the texts, split and shape of windows; of local texts with their SHA-256."""
+    return f"{describe_text(windows['dataset'], windows.get('sha256'))}, {windows['split']}, {describe_shape(windows)}"
 
 
 def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +117,6 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
         "teacher_role": "dense model" if recovery.get("dense_teacher", True) else "teacher",
         # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
-        "before": "pruned" if number == 1 else "before this training",
         "lowered": "divergence" if recovery["kept"]["kl"] < recovery["curve"][0]["kl"] else "perplexity",
         "tests": measured_on(recovery),
         "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
@@ -97,11 +135,10 @@ def _command(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield placeholder options for local texts, whose paths aren't those of the reader."""
+    """Yield the options for local texts, whose paths may differ."""
     for option in ("dataset", "eval_dataset"):
-        texts = TextMix.parse(options[option]) if options[option] else []
-        if any(not text.is_self and text.hub_dataset is None for text in texts):
-            yield f"--{option.replace('_', '-')} PATH"
+        if options[option] and any(text.is_local for text in TextMix.parse(options[option])):
+            yield f"--{option.replace('_', '-')} {shlex.quote(options[option])}"
 
 
 def _removed(units: list[dict[str, Any]]) -> str:

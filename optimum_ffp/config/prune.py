@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import FFPError
 from ..version import __version__
 from .fields import named_options, option
-from .texts import TextConfig, TextMix
+from .texts import HUB_NAME, TextConfig, TextMix
 
 
 # Cost of a forward and backward pass in forward passes, used to count candidate evaluations and tokens.
@@ -64,6 +64,14 @@ class FFPConfig(TextConfig):
         "Data",
         default_text="the test split of the dataset, for each text of a mix except self",
         cli={"metavar": "DATASET"},
+    )
+    base_model: str | None = option(
+        None,
+        "Hub id of the dense model, for lineage and license in the model card, if the model is a local folder or a "
+        ".gguf file.",
+        "Data",
+        default_text="the model, if it is on the Hub",
+        cli={"metavar": "ID"},
     )
     text_column: str | None = measured_option(
         None,
@@ -314,6 +322,8 @@ class FFPConfig(TextConfig):
         if not 0 < self.sparsity < 1:
             hint = f"; for {self.sparsity:g} % give {self.sparsity / 100:g}" if 1 < self.sparsity < 100 else ""
             raise FFPError(f"sparsity must be a number between 0 and 1, found {self.sparsity!r}{hint}")
+        if self.base_model is not None and not HUB_NAME.fullmatch(self.base_model):
+            raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         _, names = self.reported, self.texts.names
         if min(self.num_samples, self.search_samples) < len(names):
             raise FFPError(

@@ -1,6 +1,7 @@
 """The card is a function of the record alone. If the golden file differs on purpose, write what is rendered there."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ def test_a_pruned_model_of_a_local_one(record):
     record["provenance"]["perplexity"]["calibrated"] = None
     card = render_card(record, "./out")
     for text in (
-        "\n# tiny, 50 % pruned\n\ntiny pruned by",
-        "| 20.000 | **not finite** |",
+        "\n# tiny, 50 % of the blocks pruned (36.6 % of the model)\n\ntiny pruned by",
+        "| 20.00 | **not finite** |",
         "(3 candidates had a perplexity that is not finite)",
         "**2 search windows and 1 test windows repeat calibration or search text**",
-        "prune -m tiny OUT --config ffp_config.json --dataset PATH --dtype float32 --trust-remote-code "
-        "--warm-start 'my agent'\n",
+        "prune -m tiny OUT --config ffp_config.json --dataset wikitext2:0.75,mine.jsonl:0.25 --dtype float32 "
+        "--trust-remote-code --warm-start 'my agent'\n",
         '"./out"',
         "all figures in one file",
     ):
@@ -64,11 +65,47 @@ def test_a_model_without_code_whose_windows_were_given(record):
         unit |= {"kept": unit["items"], "retention": 1.0, "group": "all_heads"} if unit["unit"] == "attention" else {}
         unit |= {"kept": 24, "retention": 0.5} if unit["unit"] == "ffn" else {}
     card = render_card(record, "me/it")
-    for text in ("FFN channels are\nremoved, the same number", "given from Python", "Attention stays whole"):
+    for text in ("FFN channels are removed, the same number", "given from Python", "Attention stays whole"):
         assert text in card
     for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "every layer alone"):
         assert text not in card
-    assert "The language model of org/tiny, which takes text alone," in card
+    assert "The language model, which takes text alone, of [org/tiny]" in card
+
+
+def test_a_base_model_is_named_for_a_file(record):
+    del record["recovery"]
+    record["base_model"] = "org/Tiny"
+    record["provenance"] |= {"base_model": "tiny.Q8_0.gguf", "revision": None}
+    card = render_card(record, "me/it")
+    assert (
+        "# Tiny, 50 %" in card
+        and "[org/Tiny](https://huggingface.co/org/Tiny), read from tiny.Q8_0.gguf, pruned" in card
+    )
+    assert ModelCard(card).data.base_model == "org/Tiny"
+
+
+def test_small_test_sets_are_marked(record):
+    del record["recovery"]
+    small, large = ModelCard(render_card(record, "me/it")).data.eval_results
+    assert "small sample" in small.dataset_name and "small sample" not in large.dataset_name
+
+
+def test_names_and_texts_with_markup_are_escaped_outside_code(record):
+    hostile = "<script>alert(1)<b>"
+
+    def poison(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: poison(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item, key) for item in value]
+        named = key in ("base_model", "dataset", "split", "teacher", "prompt", "dense", "pruned", "source")
+        return hostile if named and isinstance(value, str) else value
+
+    record["provenance"]["revision"], record["recovery"][0]["passes"] = None, {hostile: 2.0}
+    card = render_card(poison(record), hostile)
+    # Code blocks and spans show HTML as it is.
+    outside = re.sub(r"```.*?\n```|`[^`\n]*`", "", card, flags=re.DOTALL)
+    assert "<script" in card and "&lt;script" in outside and "<script" not in outside
 
 
 def test_a_record_is_a_config(record):

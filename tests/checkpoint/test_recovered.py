@@ -89,7 +89,8 @@ def test_the_record_has_both_steps_and_no_folders(folder, recover):
     assert record["other_texts"][0]["pruned"] == pytest.approx(2.718281828**3)
     card = (recovered / "README.md").read_text()
     assert "private" not in (recovered / "ffp_config.json").read_text() + card
-    assert "| c4.txt | 2.718 | 7.389 | **4.482** |" in card and 'from_pretrained("./recovered"' in card
+    assert "| **perplexity**, c4.txt (local) | 2.72 | 7.39 | **4.48** | 1.65 |" in card
+    assert 'from_pretrained("./recovered"' in card
 
 
 def test_the_card_calls_the_dense_model_of_the_record_alone_so(folder, model, tmp_path):

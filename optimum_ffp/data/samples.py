@@ -1,0 +1,40 @@
+"""Short texts of a model, to show beside its perplexity."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Tell me a story about a dog.")
+BEGINNINGS = ("The capital of France is", "The sky is blue because", "Once upon a time, there was a dog who")
+NEW_TOKENS = 32
+
+
+def supports_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has a chat template that accepts string content."""
+    try:
+        return "hello" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    except Exception:  # There may be no template, and templates may raise any exception.
+        return False
+
+
+@torch.no_grad()
+def write_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return what a model writes after a few prompts: answers if there is a chat template, otherwise continuations.
+
+    Args:
+        model: A causal LM, dense or pruned.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Up to `NEW_TOKENS` tokens by prompt, decoded greedily.
+    """
+    chat, samples = supports_chat(tokenizer), {}
+    for prompt in QUESTIONS if chat else BEGINNINGS:
+        text, message = prompt, {"role": "user", "content": prompt}
+        if chat:
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        tokens = tokenizer(text, add_special_tokens=not chat, return_tensors="pt").input_ids.to(model.device)
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
+        written = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, **greedy)
+        samples[prompt] = tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True).strip()
+    return samples
