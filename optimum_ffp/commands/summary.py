@@ -15,7 +15,7 @@ from ..data import describe_windows
 from ..errors import FFPError
 from ..evaluation.table import MIB, align
 from ..modeling.auto import is_pruned
-from ..planning.estimate import Estimate, gib
+from ..planning.estimate import Estimate, format_bytes
 from ..planning.preflight import free_disk
 from ..utils import processes
 from ..utils.resume import begin_work
@@ -31,7 +31,10 @@ HIGH_RATIO = 1.5
 def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
     """Print required and available resources; exit with code 2 if there are problems."""
     needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
-    rows = [[name, f"{gib(needed)} needed, {gib(free)} available"] for name, (needed, free) in needs.items()]
+    rows = [
+        [name, f"{format_bytes(needed)} needed, {format_bytes(free)} available"]
+        for name, (needed, free) in needs.items()
+    ]
     rows.append(["tokens", f"at most {estimate.tokens:,}, plus those of the evaluation"])
     rows.append(["offload", estimate.offload])
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
@@ -127,7 +130,7 @@ def log_prune(result: PruningResult, folder: str) -> None:
     rows += [
         ["tokens", f"{result.tokens:,}, in forward passes of the model"],
         *([f"time, {name}", f"{value:.1f} s"] for name, value in seconds.items()),
-        ["peak memory", f"{max(peaks.values()) / 2**30:.2f} GiB, in {max(peaks, key=peaks.get)}"],
+        ["peak memory", f"{format_bytes(max(peaks.values()))}, in {max(peaks, key=peaks.get)}"],
     ]
     _log(rows, folder, is_pruned(result.model.config))
 

@@ -163,7 +163,8 @@ class Text:
         from huggingface_hub import constants
 
         if self.is_local:
-            return f"{self.name} can't be read: {named_line(error)}"
+            advice = "; save it as UTF-8" if "codec can't decode" in str(error) else ""
+            return f"{self.name} can't be read: {named_line(error)}{advice}"
         reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error, token)
         if reason.startswith("Config name is missing"):
             # The second line lists the names.

@@ -64,14 +64,14 @@ def cut_windows(
         Token ids, int64, shape `[length]`. An incomplete window at the end is dropped.
 
     Raises:
-        FFPError: If the model has no embedding for a token.
+        FFPError: If the model has no embedding for a token, or the tokenizer returns none for the whole text.
     """
-    pending = np.empty(0, np.int64)
+    pending, characters, count = np.empty(0, np.int64), 0, 0
     for block in blocks:
         # verbose=False: no warning about texts longer than the model's context, which are split anyway.
         tokens = np.array(tokenizer(block, add_special_tokens=False, verbose=False).input_ids, np.int64)
         check_known(tokens, tokenizer, model, label)
-        pending = np.concatenate([pending, tokens])
+        pending, characters, count = np.concatenate([pending, tokens]), characters + len(block), count + len(tokens)
         while len(pending):
             prefix = [] if start in (None, pending[0]) else [start]
             needed = length - len(prefix)
@@ -79,6 +79,8 @@ def cut_windows(
                 break
             yield torch.tensor([*prefix, *pending[:needed]])
             pending = pending[:0] if one_per_block else pending[needed:]
+    if characters and not count:
+        raise FFPError(f"the tokenizer returns no tokens for {label}; check that it loads as the model's own")
 
 
 def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:

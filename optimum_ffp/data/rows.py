@@ -104,6 +104,14 @@ def choose_columns(head: Sequence[Mapping[str, Any]], requested: str | None, lab
     for columns in [(requested,)] if requested else KNOWN_COLUMNS:
         if any(_join([row.get(name) for name in columns]) for row in head):
             return columns
+    for columns in [(requested,)] if requested else KNOWN_COLUMNS:
+        if set(columns) <= set(names):
+            types = {type(row.get(name)).__name__.replace("NoneType", "null") for row in head for name in columns}
+            raise FFPError(
+                f"column {' and '.join(map(repr, columns))} of {label} contains {' and '.join(sorted(types))} "
+                "instead of texts or conversations; convert its values to text, or choose another column with "
+                "--text-column NAME (text_column)"
+            )
     if requested:
         raise FFPError(
             f"{label} has no column {requested!r} of texts or conversations; its columns are {', '.join(names)}"

@@ -105,10 +105,11 @@ def evaluate(
         candidates[role] = _candidate(source, tokenizer, replace(options, revision=None))
     # Fail on unreadable inputs before anything is measured.
     suite = TaskSuite(tasks, tasks_path, num_fewshot) if tasks or tasks_path else None
+    configs = [candidate.config() for candidate in candidates.values()]
     records = [record for record in map(_Candidate.prune_record, candidates.values()) if record]
     recorded = next(filter(None, map(recorded_length, records)), None)
     request = DataRequest(
-        length=min(window_length(seq_len or recorded, candidate.config()) for candidate in candidates.values()),
+        length=min(window_length(seq_len or recorded, config) for config in configs),
         calibration=0,
         search=0,
         test=eval_samples,

@@ -5,9 +5,11 @@ import os
 from pathlib import PurePosixPath
 from typing import Any
 
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import cached_file
 
-from ..errors import FFPError
+from ..errors import FFPError, one_line
 
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -17,6 +19,36 @@ LENIENT = {
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
 }
+
+
+def check_reachable(
+    source: str | os.PathLike, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
+) -> None:
+    """Check that a model is a folder, in the cache, or on a Hub that answers.
+
+    `cached_file` tries for 20 seconds to reach the Hub, for every file.
+
+    Args:
+        source: Hub id or folder.
+        revision: Revision on the Hub.
+        token: Access token of the Hub.
+        cache_dir: Folder of the cache, if it is not the default.
+
+    Raises:
+        FFPError: If it is none of them.
+    """
+    name = os.fspath(source)
+    try:
+        if not os.path.isdir(name) and try_to_load_from_cache(name, "config.json", cache_dir, revision) is None:
+            HfApi(token=token).file_exists(name, "config.json", revision=revision)
+    except HfHubHTTPError:
+        # The Hub answers. Its refusal is reported when the config is read.
+        return
+    except Exception as error:
+        reason = "offline mode is on" if constants.HF_HUB_OFFLINE else one_line(error, token)
+        raise FFPError(
+            f"there is no folder {name}, and no such model in the cache; it can't be read from the Hub: {reason}"
+        ) from None
 
 
 def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
@@ -31,6 +63,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         FFPError: If the checkpoint references a file outside its folder, weights that aren't safetensors, or an
             attention kernel of another repository, or if it is an adapter, which references its base model.
     """
+    check_reachable(source, **{name: hub[name] for name in ("revision", "token", "cache_dir") if name in hub})
     if _read(source, "adapter_config.json", hub):
         raise FFPError(f"{source} is an adapter; merge it into its base model first (peft: merge_and_unload)")
     config = _read(source, "config.json", hub)

@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
-from ..hub.validate_checkpoint import LENIENT, check_checkpoint
+from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
@@ -101,6 +101,7 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
     source, extra = _locate(model_id)
     if extra or Path(source).is_dir():
         return replace(options, revision=None)
+    check_reachable(source, **options.hub())
     commit = extract_commit_hash(cached_file(source, "config.json", **options.hub(), **LENIENT), None)
     return replace(options, revision=commit or options.revision)
 

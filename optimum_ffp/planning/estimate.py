@@ -94,15 +94,16 @@ class Estimate:
     def warnings(self) -> list[str]:
         """One line per kind of memory that may not suffice."""
         return [
-            f"memory may not suffice: an estimate of {gib(needed)} of {name}, and {gib(available)} are free"
+            f"memory may not suffice: an estimate of {format_bytes(needed)} of {name}, and "
+            f"{format_bytes(available)} are free"
             for name, (needed, available) in self.memory.items()
             if needed > available
         ]
 
 
-def gib(size: int) -> str:
-    """Format a number of bytes in GiB."""
-    return f"{size / 2**30:.2f} GiB"
+def format_bytes(size: int) -> str:
+    """Format a number of bytes in GiB, or in MiB if it is less than 0.1 GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def estimate_prune(

@@ -15,7 +15,7 @@ from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..utils.folders import check_file, check_output, check_output_is_not_input, expand, first_existing
 from ..utils.resume import check_work_folder, has_written
-from .estimate import gib
+from .estimate import format_bytes
 
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     free = free_disk(folder) + sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     if needed > free:
         raise FFPError(
-            f"the checkpoint and the work to resume from take {gib(needed)} of disk, and {folder} has "
-            f"{gib(free)} free; free disk space, or name a folder on another disk"
+            f"the checkpoint and the work to resume from take {format_bytes(needed)} of disk, and {folder} has "
+            f"{format_bytes(free)} free; free disk space, or name a folder on another disk"
         )
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tokenizers import processors
@@ -71,3 +73,11 @@ def test_a_token_that_the_model_does_not_know():
     tokenizer.add_tokens(["new"])
     with pytest.raises(FFPError, match="'new'"):
         cut(["w3 new w4"], 2, tokenizer=tokenizer)
+
+
+def test_a_tokenizer_that_returns_no_tokens_is_named():
+    def empty(block, **options):
+        return SimpleNamespace(input_ids=[])
+
+    with pytest.raises(FFPError, match="tokenizer"):
+        cut(["some text"], 8, tokenizer=empty)

@@ -136,11 +136,22 @@ def test_a_column_can_be_named(tmp_path):
             check_text(Text(str(path)), name)
 
 
-@pytest.mark.parametrize(
-    "row", [{"id": "a"}, {"source": "site", "messages": []}, {"a": "x", "b": "y"}, {"prompt": "x"}]
-)
+@pytest.mark.parametrize("row", [{"id": "a"}, {"a": "x", "b": "y"}, {"prompt": "x"}])
 def test_no_column_is_guessed(tmp_path, row):
     with pytest.raises(FFPError, match=f"columns {', '.join(row)}, .*--text-column"):
+        check_text(Text(str(write_rows(tmp_path, row))))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"source": "site", "messages": []}, "'messages' .* list"),
+        ({"text": 3}, "'text' .* int"),
+        ({"text": None}, "'text' .* null"),
+    ],
+)
+def test_a_column_of_a_known_name_without_text(tmp_path, row, message):
+    with pytest.raises(FFPError, match=message):
         check_text(Text(str(write_rows(tmp_path, row))))
 
 
@@ -159,7 +170,8 @@ def test_conversations_that_can_not_be_rendered(tmp_path, template, message):
     [
         ("empty.txt", b"", "no text"),
         ("empty.jsonl", b"", "no text"),
-        ("binary.txt", b"\xff\xfe\x00\x01" * 40, "can't be read"),
+        ("binary.txt", b"\xff\xfe\x00\x01" * 40, "UTF-8"),
+        ("utf16.jsonl", '{"text": "w3"}'.encode("utf-16"), "can't be read"),
         ("broken.jsonl", b'{"text": "w3"}\n{"text": "w\n', "can't be read"),
         ("number.jsonl", b'{"text": "w3"}\n{"text": 3}\n', "row 2"),
         ("broken.parquet", b"PAR1 nonsense", "can't be read"),

@@ -155,3 +155,18 @@ def test_broken_and_missing_weights_are_one_line(folder):
     weights.unlink()
     edit(folder / INDEX, metadata={}, weight_map={"lm_head.weight": "model-00001-of-00002.safetensors"})
     refused(lambda: FFPModelForCausalLM.from_pretrained(folder), str(folder))
+
+
+def test_a_model_that_is_nowhere_is_refused_at_once(monkeypatch):
+    requests = []
+
+    def fail(self, repo_id, *args, **options):
+        requests.append(repo_id)
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.file_exists", fail)
+    monkeypatch.setattr("optimum_ffp.hub.validate_checkpoint.cached_file", None)
+    for offline, message in ((False, "not known"), (True, "offline")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        refused(lambda: load_dense("tinyy", CPU), "folder tinyy", message)
+    assert requests == ["tinyy", "tinyy"]
