@@ -38,7 +38,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     except HFValidationError as error:
         raise FFPError(f"{repo_id!r} is not a valid repository name: {one_line(error)}") from None
     if not (token or get_token()):
-        raise FFPError("an upload needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN (token=...)")
+        raise FFPError("an upload needs a Hub token: log in with `hf auth login`, or set HF_TOKEN (token=...)")
 
 
 def push_folder(

@@ -110,7 +110,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         return
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise FFPError("the token of the Hub may only read: give one with write access by HF_TOKEN (token=...)")
+        raise FFPError("the Hub token is read-only; set HF_TOKEN (token=...) to one with write access")
     # The permissions of a fine-grained token are not known before its use.
     owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     for repo_id in repositories:
@@ -118,5 +118,5 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         if owned and owner and owner not in owners and role != "fineGrained":
             raise FFPError(
                 f"{user['name']} may not create or write to {repo_id}; choose an owner among "
-                f"{', '.join(owners)}, or open a pull request there by ffp push --create-pr"
+                f"{', '.join(owners)}, or open a pull request there with ffp push --create-pr"
             )
