@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 USER_ERROR, NOT_IMPROVED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 EXIT_CODES = """exit codes:
-  0    done, also if there was nothing left to resume
+  0    done, also if --resume finds that the command has finished
   1    unexpected error, with a traceback
   2    error that you can correct: an option, a file, a model, memory or disk space
   3    a recovery that lowered neither perplexity nor divergence

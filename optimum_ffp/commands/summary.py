@@ -38,7 +38,7 @@ def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[
     rows.append(["tokens", f"at most {estimate.tokens:,}, plus those of the evaluation"])
     rows.append(["offload", estimate.offload])
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
-    print("\n".join([align(rows, notes=1), *warnings, *(f"problem: {problem}" for problem in problems)]))
+    print("\n".join([_lines(rows), *warnings, *(f"problem: {problem}" for problem in problems)]))
     if problems:
         sys.exit(USER_ERROR)
 
@@ -87,7 +87,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
-    return "\n" + align(rows, notes=1)
+    return "\n" + _lines(rows)
 
 
 def sweep_table(records: Sequence[Record]) -> str:
@@ -166,10 +166,16 @@ def log_recovery(record: RecoveryRecord, folder: str, has_code: bool) -> None:
     _log(rows, folder, has_code)
 
 
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    """Format names and values."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
 def _log(rows: list[list[str]], folder: str, has_code: bool) -> None:
     arguments = json.dumps(folder, ensure_ascii=False) + ", trust_remote_code=True" * has_code
     rows.append(["load it with", f"transformers.AutoModelForCausalLM.from_pretrained({arguments})"])
-    for line in align(rows, notes=1).splitlines():
+    for line in _lines(rows).splitlines():
         logger.debug(line)
 
 
@@ -178,7 +184,7 @@ def _texts(record: Record) -> list[str]:
 
 
 def _perplexity(record: Record, text: str) -> str:
-    ratio = "" if record["role"] == "dense" else f" ({record[f'perplexity_ratio/{text}']:.2f}x)"
+    ratio = "" if record["role"] in ("dense", "teacher") else f" ({record[f'perplexity_ratio/{text}']:.2f}x)"
     return f"{record[f'perplexity/{text}']:,.2f}{ratio}"
 
 

@@ -13,31 +13,24 @@ MIB = 2**20
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
-    """Format a table with one column per model, the ratio of the first two, and notes.
+    """Format a table with one column per model and the ratio of the first two, and notes below it.
 
     Args:
         records: Records of `model` and, if there are any, of `baseline` and further ones.
     """
     names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
     rows = [["", *names, *(["ratio"] if len(records) > 1 else []), ""], *_rows(records)]
-    return align(rows, notes=1)
+    notes = [f"{label}: {note}" for label, *_, note in rows if note]
+    return "\n".join([align([row[:-1] for row in rows]), "", *notes])
 
 
-def align(rows: Sequence[Sequence[str]], notes: int = 0) -> str:
-    """Format a table: the first column to the left, others to the right, except the last ones.
-
-    Args:
-        rows: The cells.
-        notes: Number of last columns to align to the left.
-    """
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Format a table with its first column aligned to the left, and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    first_note, lines = len(widths) - notes, []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 0 < index < first_note else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    lines = []
+    for label, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        lines.append("  ".join([label.ljust(widths[0]), *padded]).rstrip())
     return "\n".join(lines)
 
 
@@ -65,15 +58,15 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
         yield "parameters of the blocks", value, f"{value:,}", "projections of attention and FFN"
     if "sparsity" in record:
         note = f"according to {record['sparsity_source']}"
-        yield "sparsity of the blocks", None, f"{record['sparsity']:.4%}", note
-        yield "sparsity of the model", None, f"{record['model_sparsity']:.4%}", note
+        yield "sparsity of the blocks", None, f"{100 * record['sparsity']:.2f} %", note
+        yield "sparsity of the model", None, f"{100 * record['model_sparsity']:.2f} %", note
     if "weight_bytes" in record:
         yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"
     yield "KV cache per token", record["kv_cache_bytes"], f"{record['kv_cache_bytes']:,} bytes", ""
     for label, measured in _perplexities(record).items():
         value = measured["perplexity"] if measured["comparable"] else None
         note = describe_windows(measured) + ("" if measured["comparable"] else " (the tokenizers differ)")
-        yield label, value, _number(measured["perplexity"]), note
+        yield label, value, f"{measured['perplexity']:,.2f}", note
         if "divergence" in measured:
             note = "KL divergence of the next token from the baseline, nats"
             yield label.replace("perplexity", "divergence"), None, _divergence(measured), note

@@ -97,10 +97,11 @@ def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
     rows = {re.split("  +", line)[0]: line for line in str(beside_two).splitlines()}
     model, baseline, other = (record["perplexity"] for record in beside_two.values())
     words = rows["perplexity"].split()
-    assert words[1:4] == [f"{one['perplexity']:,.4f}" for one in (model, baseline, other)]
+    assert words[1:4] == [f"{one['perplexity']:,.2f}" for one in (model, baseline, other)]
     assert words[4:7] == [f"{model['perplexity'] / baseline['perplexity']:.3f}", "±", f"{model['ratio_error']:.3f}"]
     assert rows["divergence"].count(f" {model['divergence']:.4f} ± ") == 2
-    assert "windows of 24 tokens" in rows["perplexity"]
+    (note,) = [line for line in str(beside_two).splitlines() if line.startswith("perplexity: ")]
+    assert "windows of 24 tokens" in note
 
 
 def test_error_of_the_ratio_is_that_of_paired_losses(beside_two):
@@ -136,7 +137,7 @@ def test_every_text_is_reported_alone(places, tmp_path):
     assert other["perplexity"] == pytest.approx(perplexity_of(make_tiny_model(), expected.tokens), rel=1e-5)
     assert other["split"] == "test part of my.txt"
     rows = {re.split("  +", line)[0]: line for line in str(found).splitlines()}
-    assert f"{second['perplexity']:,.4f}" in rows["perplexity, text 2"]
+    assert f"{second['perplexity']:,.2f}" in rows["perplexity, text 2"]
     assert f"{second['divergence']:.4f} ± " in rows["divergence, text 2"]
 
 
