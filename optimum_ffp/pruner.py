@@ -45,8 +45,9 @@ class FFPPruner:
     share the work and all get the results; all of them must make the same calls.
 
     Args:
-        model: The dense model, of a supported family. The pruner modifies it: `requires_grad` is turned off, and its
-            heads and channels are reordered.
+        model: The dense model, of a supported family. It is changed in place: `requires_grad` is turned off, and its
+            heads and channels are reordered, which leaves its outputs as they are. The pruned model is another one,
+            `result.model`.
         tokenizer: Tokenizer of the model.
         config: Options of the prune.
         model_id: Hub id or path of the model, for the record.
@@ -68,6 +69,9 @@ class FFPPruner:
         >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
         >>> pruner.prune()
         >>> pruner.save_pretrained("Llama-2-7b-hf-ffp-20")
+        >>> # A model in memory:
+        >>> result = FFPPruner(model, tokenizer, FFPConfig(dataset="my_text.txt")).prune()
+        >>> print(result, evaluate(result.model, tokenizer=tokenizer))
     """
 
     def __init__(

@@ -63,7 +63,8 @@ def evaluate(
     models are measured on the same windows, by default with the length recorded for the first pruned model.
 
     Args:
-        model: Hub id, `id@revision`, folder or `.gguf` file of a causal LM, dense or pruned, or one that is loaded.
+        model: Hub id, `id@revision`, folder or `.gguf` file of a causal LM, dense or pruned, or a model in memory,
+            such as `result.model` of a prune.
         baseline: Model to compare with, such as the dense one, or several; the divergence is measured from the first.
         dataset: Text to measure perplexity on, or several, separated by commas: a name, Hub id, file or folder, as
             for a prune; no perplexity if `None`.
