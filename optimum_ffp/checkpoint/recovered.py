@@ -47,6 +47,7 @@ class RecoveryRecord:
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
             (before this training) and `recovered`.
+        samples: What the recovered model writes greedily, by prompt.
         compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that
             of the recovered model.
         dtype: Dtype of the saved weights.
@@ -69,6 +70,7 @@ class RecoveryRecord:
     held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
+    samples: dict[str, str]
     compute_dtypes: dict[str, str]
     dtype: str
     bf16: bool

@@ -111,8 +111,10 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
     command, teacher = f"optimum-cli ffp recover -m {source} OUT", recovery["teacher"]
     if teacher != record["provenance"]["base_model"] or not is_on_hub(record["provenance"]):
         command += f" --teacher {shlex.quote(teacher)}"
+    dense_samples, samples = record["provenance"].get("samples", []), recovery.get("samples", {})
     return recovery | {
         "number": number,
+        "samples": [row | {"recovered": samples[row["prompt"]]} for row in dense_samples if row["prompt"] in samples],
         # Records of earlier versions don't say.
         "teacher_role": "dense model" if recovery.get("dense_teacher", True) else "teacher",
         # Checkpoints without a schema version don't number their last plot.

@@ -18,6 +18,7 @@ TYPES = {
     "schema_version": int,
     "files": [str],
     "dataset": str,
+    "base_model": OPTIONAL_NAME,
     "start_token": str,
     "sparsity": NUMBER,
     "policy": {
@@ -35,10 +36,21 @@ TYPES = {
         "model_sparsity": NUMBER,
         "held_out": dict,
         "tokens": dict,
+        "samples": [{"prompt": str, "dense": str, "pruned": str}],
         **MEASURED,
     },
     "model": dict,
-    "recovery": [{"options": dict, "source": str, "teacher": str, "passes": dict, "curve": [dict], **MEASURED}],
+    "recovery": [
+        {
+            "options": dict,
+            "source": str,
+            "teacher": str,
+            "passes": dict,
+            "curve": [dict],
+            "samples": dict,
+            **MEASURED,
+        }
+    ],
 }
 
 

@@ -15,6 +15,7 @@ from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..config import RecoveryConfig
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
+from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError, one_line
 from ..evaluation import window_losses
 from ..modeling.checks import check_unquantized
@@ -183,6 +184,7 @@ class FFPRecovery:
             held_out=data.search.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
+            samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
             compute_dtypes=dtypes,
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,

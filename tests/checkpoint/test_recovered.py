@@ -35,6 +35,7 @@ def make_record(source, **changes) -> RecoveryRecord:
         "held_out": tests[0],
         "tests": tests,
         "losses": {"dense": [[1.0], [2.0]], "pruned": [[2.0], [3.0]], "recovered": [[1.5], [2.5]]},
+        "samples": {"Who?": "Me."},
         "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",
         "bf16": False,
