@@ -41,7 +41,8 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
     from ..errors import FFPError, NotRecoveredError
 
     is_main = os.environ.get("RANK", "0") == "0"
-    if not sys.stderr.isatty():
+    # Some CI systems have a terminal without a size, on which bars are empty lines.
+    if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:
         # Bars of all packages; tqdm reads this when it is imported.
         os.environ.setdefault("TQDM_DISABLE", "1")
     previous = signal.signal(signal.SIGTERM, _terminate)
