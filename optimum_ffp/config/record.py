@@ -13,6 +13,8 @@ MEASURED = {
     "perplexity": WINDOWS | dict.fromkeys(("dense", "searched", "calibrated", "pruned", "recovered"), OPTIONAL_NUMBER),
     "other_texts": [WINDOWS],
 }
+# Of a recovery, on held-out windows.
+EVALUATION = {"step": int, "tokens": int, "kl": NUMBER, "perplexity": OPTIONAL_NUMBER}
 # Types of what is read of a record; an entry may be missing.
 TYPES = {
     "schema_version": int,
@@ -45,8 +47,10 @@ TYPES = {
             "options": dict,
             "source": str,
             "teacher": str,
+            "dense_teacher": bool,
             "passes": dict,
-            "curve": [dict],
+            "curve": [EVALUATION],
+            "kept": EVALUATION,
             "samples": dict,
             **MEASURED,
         }
