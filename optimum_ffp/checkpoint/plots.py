@@ -157,7 +157,7 @@ def _draw_search(log: Sequence[dict[str, Any]], search: Mapping[str, Any]):
         if entry["reward"] and not any(math.isclose(1 / entry["reward"], value) for value in baselines.values())
     ]
     target = max(_column(log, "target_sparsity"))
-    for final, label in ((False, "candidate, on part of the windows"), (True, "finalist, on all windows")):
+    for final, label in ((False, "candidate, on part of the windows"), (True, "candidate, on all windows")):
         points = [entry for entry in rows if entry["final"] == final]
         dots = axes.scatter(
             _column(points, "evaluation"),

@@ -67,7 +67,7 @@ def test_a_model_without_code_whose_windows_were_given(record):
     card = render_card(record, "me/it")
     for text in ("FFN channels are removed, the same number", "given from Python", "Attention stays whole"):
         assert text in card
-    for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "every layer alone"):
+    for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "each layer was trained"):
         assert text not in card
     assert "The language model, which takes text alone, of [org/tiny]" in card
 
