@@ -1,4 +1,4 @@
-"""optimum-ffp: structured pruning of causal LMs without retraining, by FastForward Pruning."""
+"""optimum-ffp: structured pruning of causal language models, built on FastForward Pruning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
