@@ -59,8 +59,8 @@ class FFPConfig(TextConfig):
     )
     eval_dataset: str | None = measured_option(
         None,
-        "Text to report perplexity on, or several separated by commas, each reported separately; same choices as for "
-        "the dataset.",
+        "Text to report perplexity on, or several separated by commas, each reported separately; the same values as "
+        "for the dataset.",
         "Data",
         default_text="the test split of the dataset, for each text of a mix except self",
         cli={"metavar": "DATASET"},

@@ -64,7 +64,7 @@ class RecoveryConfig(TextConfig):
         "Common options",
         low=1,
         presets={"standard": 100_000_000, "full": 2_000_000_000},
-        default_text="the preset's",
+        default_text="that of the preset",
         cli={"metavar": "TOKENS"},
     )
     eval_dataset: str | None = same_as(FFPConfig, "eval_dataset")
@@ -98,7 +98,7 @@ class RecoveryConfig(TextConfig):
         "Training",
         low=1,
         presets=dict.fromkeys(BATCH_TOKENS),
-        default_text="the preset's, but at most 1/200 of max_tokens",
+        default_text="that of the preset, but at most 1/200 of max_tokens",
         cli={"metavar": "TOKENS"},
     )
     warmup_ratio: float = option(0.1, "Fraction of the steps for linear warmup, before cosine decay to 0.", high=1)
