@@ -73,9 +73,11 @@ def check_teacher(
     pairs = [*zip(student.parameters(), teacher.parameters())]
     if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):
         raise FFPError(f"{teacher_id} {SAME_MODEL}")
-    provenance = prune_record(student_id, **options.hub())["provenance"]
-    base, recorded, parameters = provenance["base_model"], provenance["parameters"]["dense"], teacher.num_parameters()
-    is_dense = model_name(teacher_id) == model_name(base) and parameters == recorded
+    record = prune_record(student_id, **options.hub())
+    base, recorded = record["provenance"]["base_model"], record["provenance"]["parameters"]["dense"]
+    # The option `base_model` names the origin of a local model.
+    names, parameters = {model_name(base), model_name(record.get("base_model") or base)}, teacher.num_parameters()
+    is_dense = model_name(teacher_id) in names and parameters == recorded
     if not is_dense:
         logger.warning(
             f"the teacher {teacher_id} ({parameters:,} parameters) is not the dense model that {student_id} was "
