@@ -59,8 +59,8 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
     card, report = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
     summary = summarize(prune_records(result, "out"), "")
     for _, perplexities in result.tests:
-        shown = f"{perplexities['calibrated']:.3f}"[:-1]
-        assert all(shown in text for text in (card, report, repr(result)))
+        assert all(f"{perplexities['calibrated']:.3f}" in text for text in (report, repr(result)))
+        assert f"**{perplexities['calibrated']:,.2f}**" in card
         assert f"pruned {perplexities['calibrated']:,.2f}" in summary
     assert str(tmp_path) not in card + report + json.dumps(record)
     assert len(ModelCard(card).data.eval_results) == 2
@@ -330,3 +330,10 @@ def test_an_agent_of_a_model_of_other_sizes_is_refused(agent, save_tiny_model, d
         other.search(warm_start=learned)
     # Earlier versions saved no sizes.
     other.search(warm_start={name: array for name, array in learned.items() if name != UNIT_PARAMETERS})
+
+
+def test_a_local_model_without_a_license_takes_that_of_its_base_model(save_tiny_model, data_folder, monkeypatch):
+    licenses = {"org/tiny": {"license": "mit"}}
+    monkeypatch.setattr("optimum_ffp.pruner.read_license", lambda model, **hub: licenses.get(model, {}))
+    pruner = make_pruner(save_tiny_model(), data_folder, base_model="org/tiny", method="uniform", calibration="none")
+    assert pruner.prune().to_dict()["provenance"]["license"] == {"license": "mit"}

@@ -31,6 +31,8 @@ def test_the_record_is_json_and_has_every_figure(pruned):
     assert all(record[name].keys() == written[name].keys() for name in ("policy", "search", "provenance"))
     provenance = record["provenance"]
     assert provenance["perplexity"] == pruner.result.tests[0][1] | pruner.measured.data.test.describe()
+    assert all(sample.keys() == {"prompt", "dense", "pruned"} for sample in provenance["samples"])
+    assert len(provenance["samples"]) == 3 and "stable-baselines3" not in provenance["versions"]
     assert set(provenance["seconds"]) == set(provenance["peak_gib"]) == set(pruner.result.cost.seconds)
 
 

@@ -90,6 +90,7 @@ REFUSED = [
     (FFPConfig, {"criterion": "no_such_package.criterion"}, "fisher-obs"),
     (FFPConfig, {"preset": "other"}, "paper"),
     (FFPConfig, {"dataset": None}, "dataset"),
+    (FFPConfig, {"base_model": "models/tiny.Q8 0.gguf"}, "Hub id"),
     (FFPConfig, {"dataset": "c4:0.5,c4:0.5"}, "once"),
     (FFPConfig, {"eval_dataset": "c4:0.7,self:0.7"}, "share"),
     (FFPConfig, {"dataset": "wikitext2,c4,self", "search_samples": 2}, "search_samples"),
