@@ -1,4 +1,4 @@
-"""Declare each option once, as a dataclass field: validation, `--help` and docs/options.md are made from it."""
+"""Declare each option once, as a dataclass field: validation, `--help` and the tables of the docs are made from it."""
 
 import dataclasses
 import json
