@@ -73,7 +73,9 @@ def _terminate(*_: Any) -> NoReturn:
 
 @contextmanager
 def _messages(level: str) -> Iterator[None]:
-    """Write messages of this package to the terminal, above the bars."""
+    """Write messages of this package to the terminal, above the bars, and close the bars at the end."""
+    from tqdm import tqdm
+
     logger, handler = logging.getLogger("optimum_ffp"), _MessageHandler()
     previous = logger.level
     logger.setLevel(level.upper())
@@ -81,6 +83,9 @@ def _messages(level: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Other packages leave theirs open after an error, and would draw them once more after its line.
+        for bar in [*tqdm._instances]:
+            bar.close()
         logger.removeHandler(handler)
         logger.setLevel(previous)
 
