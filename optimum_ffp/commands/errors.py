@@ -51,6 +51,8 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
             yield
     except Exception as error:
         if not is_main:
+            # By then, torch ends this process with SIGTERM if the main one has reported an error.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE_SECONDS)
         if not isinstance(error, (FFPError, PermissionError)):
             raise
