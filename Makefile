@@ -12,15 +12,16 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocess
 
 .PHONY: demo test test-fast check style dist
 
-# Prunes a real model and trains it back, then asks all the same in a process that has transformers alone.
+# Prunes a real chat model, recovers it, and compares the three models with transformers alone.
+DEMO_TEXT := examples/text/chats.jsonl,examples/text/wikitext.txt
+demo: export HF_HUB_OFFLINE := 1
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
-	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/SmolLM2-135M-ffp-20 --sparsity 0.2 \
-		--dataset self --seq-len 256 --num-samples 20 --search-samples 4 --eval-samples 6 --search-steps 16 --seed 0
-	HF_HUB_OFFLINE=1 $(BIN)/optimum-cli ffp recover -m demo/SmolLM2-135M-ffp-20 demo/SmolLM2-135M-ffp-20-recovered \
-		--teacher $(SMOLLM2) --dataset self --seq-len 256 --max-tokens 8k --batch-tokens 1024 --eval-samples 6
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/generate.py demo/SmolLM2-135M-ffp-20-recovered demo/SmolLM2-135M-ffp-20 \
-		$(SMOLLM2)
+	$(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/pruned --sparsity 0.1 --dataset $(DEMO_TEXT) \
+		--seq-len 256 --num-samples 32 --search-samples 8 --fisher-samples 8 --eval-samples 8
+	$(BIN)/optimum-cli ffp recover -m demo/pruned demo/recovered --teacher $(SMOLLM2) --dataset $(DEMO_TEXT) \
+		--seq-len 256 --max-tokens 16k --eval-samples 8
+	$(BIN)/python examples/generate.py $(SMOLLM2) demo/pruned demo/recovered
 
 test: $(BIN)/.test $(BIN)/.smollm2
 	$(PYTEST) --no-loadscope-reorder

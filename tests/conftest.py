@@ -74,6 +74,9 @@ def run_ffp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
     """Runs an example in this process and returns what it printed."""
 
+    # As for `python examples/NAME`.
+    monkeypatch.syspath_prepend(EXAMPLES)
+
     def run(name: str, *arguments: Any) -> str:
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def dense(tmp_path) -> Path:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} w9 {% endfor %}"
+    tokenizer.chat_template = "{% for message in messages %}w8 {{ message.content }} w9 {% endfor %}"
     for one in (make_tiny_model(), tokenizer):
         one.save_pretrained(tmp_path / "dense")
     return tmp_path / "dense"
@@ -32,8 +32,8 @@ def test_prune_on_conversations(run_example, dense, tmp_path):
     assert re.search(r"perplexity on conversations: \d+\.\d\d\n", printed)
     texts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out-data").iterdir()}
     assert {split: len(rows) for split, rows in texts.items()} == {"train": 80, "validation": 10, "test": 10}
-    assert json.loads(texts["test"][0])["text"] == f"{messages[1][0]['content']} w9 "
-    assert json.loads((tmp_path / "out" / "ffp_config.json").read_text())["dataset"] == "out-data"
+    assert json.loads(texts["test"][0])["text"] == f"w8 {messages[1][0]['content']} w9 "
+    assert json.loads((tmp_path / "out" / "ffp_config.json").read_text())["dataset"] == "./out-data"
 
 
 def test_prune_at_two_sparsities(run_example, dense, tmp_path):
@@ -43,13 +43,20 @@ def test_prune_at_two_sparsities(run_example, dense, tmp_path):
     parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
     assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
 
-    answers = run_example("generate.py", tmp_path / "out-20", dense, "--prompt", "w5 w6 w7")
+    printed = run_example("generate.py", dense, tmp_path / "out-20", "--prompts", "w5 w6 w7", "w8")
     measured = json.loads((tmp_path / "out-20" / "ffp_config.json").read_text())["provenance"]
-    perplexity = measured["perplexity"]
-    for name, figure in (("dense", perplexity["dense"]), ("pruned", perplexity["calibrated"])):
-        assert re.search(rf"^{name} +{measured['parameters'][name]:,} +{figure:.2f}$", answers, re.M), answers
-        assert re.search(rf"^{name}: w\d+ w\d+", answers, re.M), answers
-    assert f"{perplexity['windows']} windows of {perplexity['window_length']} tokens" in answers
+    for name, figure in (("dense", "dense"), ("pruned", "calibrated")):
+        row = rf"^{name} +{measured['parameters'][name]:,} +\d+ +{measured['perplexity'][figure]:.2f} +\d+\.\d$"
+        assert re.search(row, printed, re.M), printed
+        assert len(re.findall(rf"^  {name} +w\d+ w\d+", printed, re.M)) == 2, printed
+
+
+def test_a_model_writes_chats(run_example, dense, tmp_path):
+    run_example("write_chats.py", dense, tmp_path / "chats.jsonl", "--chats", "3", "--batch-size", "16")
+    chats = [json.loads(line)["messages"] for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
+    assert len({user["content"] for user, _ in chats}) == 3
+    assert all([message["role"] for message in chat] == ["user", "assistant"] for chat in chats)
+    assert all(message["content"] for chat in chats for message in chat)
 
 
 def test_lm_eval_takes_a_pruned_model(run_example, tmp_path):
