@@ -39,7 +39,6 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "calibration": provenance["held_out"],
         "provenance": provenance,
         "model": record["model"],
-        "name": model_name(base),
         "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
         "base": base,
         "source": source,
@@ -95,9 +94,9 @@ def describe_text(dataset: str, sha256: Mapping[str, str] | None = None) -> str:
     """
     mix, names = TextMix.parse(dataset), []
     for text in mix:
-        name = f"{100 * text.share:.3g} % {text.describe()}" if len(mix.texts) > 1 else text.describe()
-        details = [f"SHA-256 {(sha256 or {})[text.name]}"] if text.name in (sha256 or {}) else []
-        names.append(f"{name} ({', '.join(['local', *details])})" if text.is_local else name)
+        share = f"{100 * text.share:.3g} % " if len(mix.texts) > 1 else ""
+        digest = f", SHA-256 {sha256[text.name]}" if sha256 and text.name in sha256 else ""
+        names.append(f"{share}{text.describe()}{f' (local{digest})' if text.is_local else ''}")
     return ", ".join(names)
 
 
