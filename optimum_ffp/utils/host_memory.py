@@ -34,7 +34,9 @@ def limit_threads() -> None:
         return
     quotas = [path.read_text().split() for path in _group_files("", CPU_QUOTA) if path.is_file()]
     cpus = [math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max"]
-    torch.set_num_threads(min([torch.get_num_threads(), *cpus]))
+    # With MKL, batched solves may fail after this call, even one that changes nothing.
+    if min(cpus, default=math.inf) < torch.get_num_threads():
+        torch.set_num_threads(min(cpus))
 
 
 def _available(used: int) -> Iterator[int]:
