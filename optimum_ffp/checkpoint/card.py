@@ -13,9 +13,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ..config.texts import Text, TextMix
-from ..data import describe_size
+from ..data import describe_size, describe_windows
 from ..data.samples import NEW_TOKENS
-from .view import describe_text, describe_windows, format_number, view_record
+from .view import format_number, view_record
 
 
 CARD, TEMPLATE = "README.md", "model_card_template.md"
@@ -43,7 +43,7 @@ def render_card(record: Mapping[str, Any], name: str) -> str:
     environment = Environment(autoescape=True, finalize=escape, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": format_number,
-        "text": describe_text,
+        "text": lambda dataset: TextMix.parse(dataset).describe(),
         "windows": describe_windows,
         "code": lambda text: Markup(text.replace("\n", " ")),
         "span": lambda text: Markup(f"`{text.replace('`', '')}`"),
@@ -91,7 +91,9 @@ def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
     if test["final"] is None or not math.isfinite(test["final"]):
         return None
     source = Text(test["dataset"]).hub_dataset or ("local", None)
-    name = f"{describe_text(test['dataset'])}, {describe_size(test)}{', small sample' if test['note'] else ''}"
+    name = (
+        f"{TextMix.parse(test['dataset']).describe()}, {describe_size(test)}{', small sample' if test['note'] else ''}"
+    )
     return EvalResult(
         task_type="text-generation",
         task_name="Text generation",

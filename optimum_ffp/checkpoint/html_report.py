@@ -9,8 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import GROUP_NAMES
 from ..config import FFPConfig
+from ..data import describe_windows
 from ..data.samples import NEW_TOKENS
-from .view import describe_windows, format_number, view_record
+from .view import format_number, view_record
 
 
 TEMPLATE = "report_template.html"

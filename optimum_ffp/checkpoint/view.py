@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..config.texts import TextMix
-from ..data import describe_shape
 from ..hub.naming import model_name
 
 
@@ -83,26 +82,6 @@ def _view_test(test: Mapping[str, Any]) -> dict[str, Any]:
 def format_number(value: float | None, digits: int = 3) -> str:
     """Format a number with `digits` decimals. `None` stands for NaN and infinity, which JSON lacks."""
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
-
-
-def describe_text(dataset: str, sha256: Mapping[str, str] | None = None) -> str:
-    """Format the names and shares of texts, of which local ones are called so.
-
-    Args:
-        dataset: A text or mix.
-        sha256: First digits of the SHA-256 of local texts, by name.
-    """
-    mix, names = TextMix.parse(dataset), []
-    for text in mix:
-        share = f"{100 * text.share:.3g} % " if len(mix.texts) > 1 else ""
-        digest = f", SHA-256 {sha256[text.name]}" if sha256 and text.name in sha256 else ""
-        names.append(f"{share}{text.describe()}{f' (local{digest})' if text.is_local else ''}")
-    return ", ".join(names)
-
-
-def describe_windows(windows: Mapping[str, Any]) -> str:
-    """Format the texts, split and shape of windows; of local texts with their SHA-256."""
-    return f"{describe_text(windows['dataset'], windows.get('sha256'))}, {windows['split']}, {describe_shape(windows)}"
 
 
 def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
         "log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="Lowest severity of the messages to show; debug adds text windows, tokens, times and memory.",
+        help="Lowest severity of the messages to show; debug adds what --json writes.",
     )
     command = usage.partition(" -m")[0].partition(" FOLDER")[0]
     parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {command} --help)\n")

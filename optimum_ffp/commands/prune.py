@@ -122,17 +122,8 @@ def prune(args: Namespace) -> None:
     from ..utils.host_memory import limit_threads
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .records import check_json, plan_record, prune_records, write_records
-    from .summary import (
-        begin,
-        end_finished,
-        log_prune,
-        show_plan,
-        summarize,
-        sweep_table,
-        upload,
-        warn_of_high_perplexity,
-    )
+    from .records import check_json, prune_records, write_records
+    from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
 
     limit_threads()
     # Before anything that depends on the device of this process.
@@ -171,9 +162,7 @@ def prune(args: Namespace) -> None:
         repositories=repositories,
     )
     if args.plan:
-        problems = [*found]
-        write_records(args.json, [plan_record("prune", estimate, folders[0], problems)])
-        show_plan(estimate, folders[0], problems)
+        show_plan("prune", estimate, folders[0], found, args.json)
         return
     begin(estimate, found, work, args.resume)
     agent = load_agent(args.warm_start)
@@ -194,7 +183,6 @@ def prune(args: Namespace) -> None:
         if processes.is_main():
             record, dense = prune_records(result, folder)
             records.append(record)
-            log_prune(result, folder)
     if processes.is_main():
         if several:
             print(sweep_table([*records, dense]))

@@ -5,17 +5,16 @@ belongs to: `perplexity/wikitext2`, `seconds/search`, `version/torch`. The first
 the tokens, time and peak memory of the command.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..checkpoint.result import PruningResult, package_versions
-from ..errors import FFPError
+from ..config.texts import TextMix
 from ..evaluation import Evaluation
 from ..evaluation.record import text_records
-from ..planning.estimate import Estimate
-from ..planning.preflight import free_disk
 from ..recovery.recovery import FFPRecovery
 from ..utils.folders import check_file, expand, read_record
 from ..utils.json import write_json
@@ -23,12 +22,14 @@ from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
 
 
+logger = logging.getLogger(__name__)
 Record = dict[str, str | int | float]
 SPEEDS = ("prefill", "decode")
 # Keys of the figures of `evaluate` that are kept as they are.
 EVALUATED = ("dtype", "parameters", "weight_bytes", "kv_cache_bytes", "sparsity", "model_sparsity")
 # Figures of a text by key.
 TEXT_FIGURES = {"perplexity_ratio_error": "ratio_error", "divergence": "divergence", "agreement": "agreement"}
+HELD_OUT = {"divergence": "kl", "perplexity": "perplexity"}
 
 
 def check_json(file: str | None) -> None:
@@ -37,29 +38,27 @@ def check_json(file: str | None) -> None:
         check_file(file, b'[{"command":', overwrite=True)
 
 
-def write_records(file: str | None, records: Iterable[Record]) -> None:
-    """Write records to `--json FILE`, if given, with the versions of packages.
-
-    Raises:
-        FFPError: If the file can't be written.
-    """
-    if not file:
-        return
-    path, versions = expand(file), {f"version/{name}": number for name, number in package_versions().items()}
-    try:
+def write_records(file: str | None, records: Sequence[Record]) -> None:
+    """Log records for `--log-level debug`, and write them to `--json FILE`, if given, with versions of packages."""
+    for record in records:
+        for line in format_rows(record.items()).splitlines():
+            logger.debug(line)
+    if file:
+        versions = {f"version/{name}": number for name, number in package_versions().items()}
+        path = expand(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, [record | versions for record in records])
-    except OSError as error:
-        raise FFPError(f"--json {file} can't be written: {error.strerror}") from None
+
+
+def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
+    """Format names and values, one pair per line."""
+    rows = [*rows]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def prune_records(result: PruningResult, folder: str) -> list[Record]:
-    """Return the records of a pruned model and of its dense model.
-
-    Args:
-        result: Result of the prune.
-        folder: Folder of the pruned model.
-    """
+    """Return the records of a pruned model, saved in `folder`, and of its dense model."""
     final = "calibrated" if "calibrated" in result.losses else "searched"
     tests = [(windows.describe(), figures) for windows, figures in result.tests]
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
@@ -70,40 +69,30 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
 
 
 def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Record]:
-    """Return the records of a recovered model, of the pruned one and of its teacher.
+    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher.
 
-    Args:
-        recovery: The finished recovery.
-        folder: Folder of the recovered model.
-        meter: Time and peak memory of the recovery.
+    `meter` has the time and peak memory of the recovery.
     """
-    result, student, records = recovery.record, recovery.student, []
+    result, student, teacher = recovery.record, recovery.student, recovery.teacher
+    records = [
+        _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(result.figures, role)
+        for role, name, model in (
+            ("recovered", folder, student),
+            ("pruned", result.source, student),
+            ("dense", result.teacher, teacher),
+        )
+    ]
     prune = read_record(folder)
-    for role, model, evaluation in (
-        ("recovered", folder, result.kept),
-        ("pruned", result.source, result.curve[0]),
-        ("dense", result.teacher, None),
-    ):
-        parameters = (student if evaluation else recovery.teacher).num_parameters()
-        record = _model("recover", role, model, parameters, student.dtype) | _perplexities(result.figures, role)
-        if evaluation:
-            record["sparsity"] = prune["policy"]["sparsity"]
-            record["model_sparsity"] = prune["provenance"]["model_sparsity"]
-            record["held_out_divergence"] = evaluation["kl"]
-            record["held_out_perplexity"] = evaluation["perplexity"]
-        records.append(record)
-    records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
+    for record, held_out in zip(records, (result.kept, result.curve[0])):
+        record |= {"sparsity": prune["policy"]["sparsity"], "model_sparsity": prune["provenance"]["model_sparsity"]}
+        record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
     records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
+    records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
 
 
 def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record]:
-    """Return the records of all models of an evaluation.
-
-    Args:
-        evaluation: The evaluation.
-        meter: Its time and peak memory.
-    """
+    """Return the records of all models of an evaluation, of which `meter` has the time and peak memory."""
     records, references = [], text_records(evaluation.get("baseline", {}))
     for role, measured in evaluation.items():
         record = {"command": "evaluate", "role": role, "model": measured["name"]}
@@ -113,7 +102,7 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
             record |= _perplexity(text, text["perplexity"], reference)
             for key, name in TEXT_FIGURES.items():
                 if name in text:
-                    record[f"{key}/{text['dataset']}"] = text[name]
+                    record[f"{key}/{TextMix.parse(text['dataset']).published}"] = text[name]
         record |= {f"{name}_tokens_per_second": measured["speed"][name] for name in SPEEDS if "speed" in measured}
         for task in measured.get("tasks", ()):
             for suffix, values in (("", task["metrics"]), ("_stderr", task["stderr"])):
@@ -121,16 +110,6 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
         records.append(record)
     records[0] |= _cost(meter)
     return records
-
-
-def plan_record(command: str, estimate: Estimate, folder: str, problems: Sequence[FFPError]) -> Record:
-    """Return the record of a plan, in which problems and warnings are lines of a text."""
-    needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
-    record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
-    record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings)}
-    record["problems"] = "\n".join(map(str, problems))
-    record |= {f"needed_bytes/{name}": needed for name, (needed, _) in needs.items()}
-    return record | {f"available_bytes/{name}": available for name, (_, available) in needs.items()}
 
 
 def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Record:
@@ -147,7 +126,7 @@ def _perplexities(tests: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]]
 
 
 def _perplexity(windows: Mapping[str, Any], perplexity: float, reference: float | None) -> Record:
-    text = windows["dataset"]
+    text = TextMix.parse(windows["dataset"]).published
     ratio = {} if reference is None else {f"perplexity_ratio/{text}": perplexity / reference}
     sizes = {f"{name}/{text}": windows[name] for name in ("windows", "window_length")}
     return {f"perplexity/{text}": perplexity} | ratio | sizes

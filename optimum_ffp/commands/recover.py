@@ -61,7 +61,6 @@ def recover(args: Namespace) -> None:
     config, folder = RecoveryConfig.from_args(args), f"{arguments.output_name(args)}{'' if args.output else RECOVERED}"
     arguments.warn_of_hub_options(args)
 
-    from ..modeling.auto import is_pruned
     from ..modeling.checks import check_unquantized
     from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
     from ..planning.estimate import estimate_recovery
@@ -74,8 +73,8 @@ def recover(args: Namespace) -> None:
     from ..utils.profiling import StageMeter
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .records import check_json, plan_record, recovery_records, write_records
-    from .summary import begin, end_finished, log_recovery, show_plan, summarize, upload
+    from .records import check_json, recovery_records, write_records
+    from .summary import begin, end_finished, show_plan, summarize, upload
 
     limit_threads()
     processes.join(args.device)
@@ -108,9 +107,7 @@ def recover(args: Namespace) -> None:
         repositories=uploads,
     )
     if args.plan:
-        problems = [*found]
-        write_records(args.json, [plan_record("recover", estimate, folder, problems)])
-        show_plan(estimate, folder, problems)
+        show_plan("recover", estimate, folder, found, args.json)
         return
     begin(estimate, found, work, args.resume)
     recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
@@ -121,7 +118,6 @@ def recover(args: Namespace) -> None:
     if processes.is_main():
         records, tests = recovery_records(recovery, folder, meter), ",".join(test["dataset"] for test in record.tests)
         baseline = ["--baseline", recovery.teacher_id, args.model, "--dataset", tests]
-        log_recovery(record, folder, is_pruned(recovery.student.config))
         print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
         write_records(args.json, records)
     upload([folder], uploads, args.private)

@@ -1,26 +1,19 @@
-"""What `ffp prune` and `ffp recover` print: plans, summaries, and details with `--log-level debug`."""
+"""What `ffp prune` and `ffp recover` print: plans and summaries."""
 
-import json
 import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..checkpoint.pushing import push_checkpoint
-from ..checkpoint.recovered import RecoveryRecord
-from ..checkpoint.result import PruningResult
-from ..config.texts import TextMix
-from ..data import describe_windows
 from ..errors import FFPError
 from ..evaluation.table import MIB, align
-from ..modeling.auto import is_pruned
 from ..planning.estimate import Estimate, format_bytes
 from ..planning.preflight import free_disk
 from ..utils import processes
 from ..utils.resume import begin_work
 from .errors import USER_ERROR
-from .records import Record
+from .records import Record, format_rows, write_records
 
 
 logger = logging.getLogger(__name__)
@@ -28,17 +21,24 @@ logger = logging.getLogger(__name__)
 HIGH_RATIO = 1.5
 
 
-def show_plan(estimate: Estimate, folder: str | os.PathLike, problems: Sequence[FFPError]) -> None:
-    """Print required and available resources; exit with code 2 if there are problems."""
+def show_plan(
+    command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None = None
+) -> None:
+    """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
     needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
-    rows = [
-        [name, f"{format_bytes(needed)} needed, {format_bytes(free)} available"]
+    problems = [*map(str, problems)]
+    record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
+    record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
+    record |= {f"needed_bytes/{name}": needed for name, (needed, _) in needs.items()}
+    record |= {f"available_bytes/{name}": available for name, (_, available) in needs.items()}
+    write_records(file, [record])
+    rows = {
+        name: f"{format_bytes(needed)} needed, {format_bytes(free)} available"
         for name, (needed, free) in needs.items()
-    ]
-    rows.append(["tokens", f"at most {estimate.tokens:,}, plus those of the evaluation"])
-    rows.append(["offload", estimate.offload])
+    }
+    rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
-    print("\n".join([_lines(rows), *warnings, *(f"problem: {problem}" for problem in problems)]))
+    print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
     if problems:
         sys.exit(USER_ERROR)
 
@@ -57,7 +57,7 @@ def end_finished(folders: Sequence[str], work: Path) -> None:
     """Say that the results of a resumed command are there, and delete what a killed process may have left beside."""
     if processes.is_main():
         begin_work(work, resume=False)
-        print(f"finished already: {', '.join(folders)}; start over with --overwrite")
+        print(f"finished already, so that nothing is written: {', '.join(folders)}; start over with --overwrite")
 
 
 def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | None) -> None:
@@ -87,7 +87,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
-    return "\n" + _lines(rows)
+    return "\n" + format_rows(rows)
 
 
 def sweep_table(records: Sequence[Record]) -> str:
@@ -113,70 +113,6 @@ def warn_of_high_perplexity(records: Iterable[Record]) -> None:
             "(--num-samples), or train the model with ffp recover",
             ", ".join(high),
         )
-
-
-def log_prune(result: PruningResult, folder: str) -> None:
-    """Log the windows, time per stage and other details of a prune, and the code to load the model."""
-    config, search, seconds, peaks = result.config, result.search, result.cost.seconds, result.cost.peak_bytes
-    rows = [
-        ["searched with", f"{config.method}, {search.candidate_evaluations} candidates"],
-        ["calibrated with", config.calibration],
-        ["calibrated on", describe_windows(search.calibrated_on, config.num_samples)],
-        ["searched on", describe_windows(search.windows, config.search_samples)],
-    ]
-    for windows, figures in result.tests:
-        rows.append(["measured on", describe_windows(windows.describe(), config.eval_samples)])
-        rows += [[f"perplexity, {name}", f"{value:.4f}"] for name, value in figures.items()]
-    rows += [
-        ["tokens", f"{result.tokens:,}, in forward passes of the model"],
-        *([f"time, {name}", f"{value:.1f} s"] for name, value in seconds.items()),
-        ["peak memory", f"{format_bytes(max(peaks.values()))}, in {max(peaks, key=peaks.get)}"],
-    ]
-    _log(rows, folder, is_pruned(result.model.config))
-
-
-def log_recovery(record: RecoveryRecord, folder: str, has_code: bool) -> None:
-    """Log the tokens, held-out figures and other details of a recovery, and the code to load the model.
-
-    Args:
-        record: Record of the recovery.
-        folder: Folder of the checkpoint.
-        has_code: Whether the checkpoint has custom modeling code.
-    """
-    first, last = record.curve[0], record.kept
-    rows = [
-        ["trained on", f"{record.tokens:,} tokens of {TextMix.parse(record.options['dataset']).describe()}"],
-        [
-            "steps",
-            f"{record.curve[-1]['step']} of {record.windows_per_step} windows of {record.window_length} tokens",
-        ],
-        *([["weights", f"the best, after {last['tokens']:,} tokens"]] if last != record.curve[-1] else []),
-        *(
-            [f"passes over {TextMix.parse(name).describe()}", f"{count:.2f}"]
-            for name, count in record.passes.items()
-            if count > 1
-        ),
-        ["divergence, held out", f"{first['kl']:.4f} -> {last['kl']:.4f} nats per token"],
-        ["perplexity, held out", f"{first['perplexity']:.4f} -> {last['perplexity']:.4f}"],
-        ["held out", describe_windows(record.held_out)],
-        *(["measured on", describe_windows(test)] for test in record.tests),
-        ["tokens of the training", f"{record.all_tokens:,}, in forward passes of a model"],
-        ["time of the training", f"{record.seconds:.1f} s"],
-    ]
-    _log(rows, folder, has_code)
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> str:
-    """Format names and values."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _log(rows: list[list[str]], folder: str, has_code: bool) -> None:
-    arguments = json.dumps(folder, ensure_ascii=False) + ", trust_remote_code=True" * has_code
-    rows.append(["load it with", f"transformers.AutoModelForCausalLM.from_pretrained({arguments})"])
-    for line in _lines(rows).splitlines():
-        logger.debug(line)
 
 
 def _texts(record: Record) -> list[str]:

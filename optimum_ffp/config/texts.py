@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -68,19 +68,13 @@ class Text:
         """Whether the name denotes a file or folder, which need not exist."""
         return bool(self.builder) or not HUB_NAME.fullmatch(self.name)
 
-    @property
-    def files(self) -> list[Path]:
-        """Files of a local text; none of others."""
-        if not self.is_local:
-            return []
-        paths = self.path.rglob("*") if self.path.is_dir() else [self.path]
-        return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
-
     def sha256(self) -> str:
         """Return the first digits of the SHA-256 of a local file, or of the output of `sha256sum *` in a folder."""
         if self.path.is_file():
-            return _sha256(self.path)[:HASH_DIGITS]
-        lines = [f"{_sha256(file)}  {file.relative_to(self.path).as_posix()}\n" for file in self.files]
+            return _sha256(self.path, self.path.stat().st_mtime_ns)[:HASH_DIGITS]
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not path.name.startswith("."))
+        digests = [_sha256(file, file.stat().st_mtime_ns) for file in files]
+        lines = [f"{digest}  {file.relative_to(self.path).as_posix()}\n" for digest, file in zip(digests, files)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:HASH_DIGITS]
 
     @property
@@ -102,10 +96,6 @@ class Text:
             return self.name
         name = os.path.basename(os.path.abspath(self.path)) or self.name
         return name if Text(name).is_local else f"./{name}"
-
-    def describe(self) -> str:
-        """Return the name for display."""
-        return "text sampled from the model itself" if self.is_self else self.name
 
     def open(self, token: str | None = None) -> "dict[str, Dataset | IterableDataset]":
         """Open the text with `datasets`, in streaming mode, so that nothing is copied to its cache.
@@ -185,12 +175,8 @@ def mark_local_paths(dataset: str) -> str:
     return dataset if marked == mix.names else mix.join(marked)
 
 
-def _sha256(file: Path) -> str:
-    return _hash(file, file.stat().st_mtime_ns)
-
-
 @cache
-def _hash(file: Path, time: int) -> str:
+def _sha256(file: Path, modified: int) -> str:
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(2**20):
@@ -259,11 +245,19 @@ class TextMix:
         duplicates = [names[:index].count(name) for index, name in enumerate(names)]
         return self.join([f"{name}-{count + 1}" if count else name for name, count in zip(names, duplicates)])
 
-    def describe(self) -> str:
-        """Return the texts, with their shares if there are several, for display."""
-        if len(self.texts) == 1:
-            return self.texts[0].describe()
-        return ", ".join(f"{100 * text.share:.3g} % {text.describe()}" for text in self)
+    def describe(self, sha256: Mapping[str, str] | None = None) -> str:
+        """Format the texts, with their shares if there are several; local ones are called so.
+
+        Args:
+            sha256: First digits of the SHA-256 of local texts, by name.
+        """
+        names, digests = [], sha256 or {}
+        for text in self:
+            share = f"{100 * text.share:.3g} % " if len(self.texts) > 1 else ""
+            name = "text sampled from the model itself" if text.is_self else text.name
+            digest = f", SHA-256 {digests[text.published]}" if text.published in digests else ""
+            names.append(f"{share}{name}{f' (local{digest})' if text.is_local else ''}")
+        return ", ".join(names)
 
     def divide(self, total: int) -> dict[str, int]:
         """Divide a number of windows by the shares, with at least one for each text."""
@@ -300,6 +294,6 @@ class TextConfig(Config):
         return TextMix.parse(self.eval_dataset) if self.eval_dataset else self.texts.reported
 
     def hash_files(self) -> dict[str, str]:
-        """Return the first digits of the SHA-256 of every local file, by label, to notice changes of them."""
-        files = (file for text in (*self.texts, *self.reported) for file in text.files)
-        return {f"SHA-256 of {file}": _sha256(file)[:HASH_DIGITS] for file in files}
+        """Return `Text.sha256` of all local texts that exist, by label, to notice changes of them."""
+        texts = {text.name: text for text in (*self.texts, *self.reported) if text.is_local and text.path.exists()}
+        return {f"SHA-256 of {name}": text.sha256() for name, text in texts.items()}

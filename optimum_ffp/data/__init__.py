@@ -5,7 +5,7 @@ from .loading import load_windows
 from .request import DataRequest, check_calibration_tokens, window_length, with_window_length
 from .rows import check_text
 from .training import TrainingWindows, training_windows
-from .windows import DataSplits, Windows, describe_shape, describe_size, describe_windows
+from .windows import DataSplits, Windows, describe_size, describe_windows
 
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Windows",
     "check_calibration_tokens",
     "check_text",
-    "describe_shape",
     "describe_size",
     "describe_windows",
     "find_start_token",

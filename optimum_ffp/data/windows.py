@@ -52,29 +52,17 @@ class Windows:
         return replace(self, tokens=self.tokens[:count])
 
 
-def describe_size(windows: Mapping[str, Any], requested: int | None = None) -> str:
-    """Format the number and length of windows.
-
-    Args:
-        windows: Record of `Windows.describe`.
-        requested: Requested number of windows, which is mentioned if there are fewer.
-    """
-    count = windows["windows"]
-    count = f"only {count} of {requested}" if requested and count < requested else count
-    return f"{count} windows of {windows['window_length']} tokens"
+def describe_size(windows: Mapping[str, Any]) -> str:
+    """Format the number and length of windows, from the record of `Windows.describe`."""
+    return f"{windows['windows']} windows of {windows['window_length']} tokens"
 
 
-def describe_shape(windows: Mapping[str, Any], requested: int | None = None) -> str:
-    """Format the size of windows and whether they begin with a start token; arguments as for `describe_size`."""
-    # Records of earlier versions lack this key.
+def describe_windows(windows: Mapping[str, Any]) -> str:
+    """Format texts, split and shape of windows, from the record of `Windows.describe`."""
+    texts = TextMix.parse(windows["dataset"]).describe(windows.get("sha256"))
+    # Records of earlier versions don't say whether windows begin with a start token.
     start = "a" if windows.get("start_token") else "no"
-    return f"{describe_size(windows, requested)}, {start} start token"
-
-
-def describe_windows(windows: Mapping[str, Any], requested: int | None = None) -> str:
-    """Format the dataset, split and shape of windows; arguments as for `describe_size`."""
-    dataset = TextMix.parse(windows["dataset"]).describe()
-    return f"{dataset}, {windows['split']}, {describe_shape(windows, requested)}"
+    return f"{texts}, {windows['split']}, {describe_size(windows)}, {start} start token"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_p
     code, output, errors = run("-m", base, out, "--sparsity", 0.3, "--seed", 5, "--log-level", "debug")
     assert code == 0, errors
     assert re.findall(r"^[a-z ]+?(?=  )", output, re.MULTILINE) == SUMMARY
-    for text in ("time, search", "3 windows of 24 tokens", f'from_pretrained("{out}", trust_remote_code=True)'):
+    for text in ("seconds/search", "peak_bytes/calibration", "perplexity_ratio/./"):
         assert text in errors
     # The command of the last line runs as it is.
     command = shlex.split(output.splitlines()[-1])[2:]
@@ -47,9 +47,9 @@ def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_p
 @pytest.mark.slow
 def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_tiny_model, tmp_path, windows):
     base, out = save_tiny_model("gemma3"), tmp_path / "out"
-    code, _, errors = run("-m", base, out, "--method", "homogeneous", "--log-level", "debug")
+    code, _, errors = run("-m", base, out, "--method", "homogeneous")
     assert code == 0, errors
-    assert f'from_pretrained("{out}")\n' in errors and not list(out.glob("*.py"))
+    assert not list(out.glob("*.py"))
     model, dense = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, base))
     assert type(model) is type(dense) and model.num_parameters() < dense.num_parameters()
     loaded = FFPModelForCausalLM.from_pretrained(out)

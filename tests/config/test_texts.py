@@ -73,7 +73,9 @@ def test_local_texts_are_hashed(tmp_path):
 def test_texts_are_published_without_folders_elsewhere(tmp_path):
     mix = TextMix.parse("/data/my.txt:0.5,owner/text:english:0.3,self:0.2")
     assert mix.published == "my.txt:0.5,owner/text:english:0.3,self:0.2"
-    assert mix.describe() == "50 % /data/my.txt, 30 % owner/text:english, 20 % text sampled from the model itself"
+    assert (
+        mix.describe() == "50 % /data/my.txt (local), 30 % owner/text:english, 20 % text sampled from the model itself"
+    )
     assert mix.includes_self and mix.reported.names == ["/data/my.txt", "owner/text:english"]
     assert TextMix.parse("self").reported.names == ["self"]
     assert TextMix.parse(f"{tmp_path},data/my.txt,../c4").published == f"./{tmp_path.name},data/my.txt,./c4"
