@@ -64,7 +64,7 @@ def api_entries(name: str, value: Any) -> Iterator[str]:
     is_config = inspect.isclass(value) and issubclass(value, Config)
     is_error = inspect.isclass(value) and issubclass(value, Exception)
     usage = f"{name}(**options)" if is_config else f"{name}(message)" if is_error else call(name, value)
-    yield f"### {name}\n\n```python\n{usage}\n```\n\n{markdown(value.__doc__)}"
+    yield f"## {name}\n\n```python\n{usage}\n```\n\n{markdown(value.__doc__)}"
     if not inspect.isclass(value):
         return
     methods = ["from_file"] if is_config else [method for method in vars(value) if not method.startswith("_")]
@@ -72,7 +72,7 @@ def api_entries(name: str, value: Any) -> Iterator[str]:
         function = getattr(value, method)
         if inspect.isroutine(function):
             title = f"{name}.{method}"
-            yield f"#### {title}\n\n```python\n{call(title, function)}\n```\n\n{markdown(function.__doc__)}"
+            yield f"### {title}\n\n```python\n{call(title, function)}\n```\n\n{markdown(function.__doc__)}"
 
 
 def generated() -> dict[str, str]:

@@ -23,7 +23,7 @@ ALL_PAGES = [
     *sorted(ROOT.glob("examples/**/*.md")),
 ]
 # Pages of figures, and of generated text.
-LONG = {"api.md", "results.md"}
+LONG = {"reference.md", "results.md"}
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs a checkout")
 of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -92,7 +92,7 @@ def add_run_options(group: _ArgumentGroup) -> None:
         group,
         "config",
         metavar="FILE",
-        help="JSON file with options, including those not listed here (docs/api.md), such as the ffp_config.json "
+        help="JSON file with options, including those not listed here (docs/reference.md), such as ffp_config.json "
         "of a result. Command-line options take precedence; --preset overrides every option that presets set.",
     )
     add_option(group, "report-to", nargs="+", default=(), metavar="NAME", help="Log to tensorboard, trackio or wandb.")
