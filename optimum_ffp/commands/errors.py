@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
-    """Run a command: show its messages, and end it with one line and an exit code on errors and signals.
+    """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
 
     `FFPError` and missing permissions are errors of the user. In distributed runs, give the main process time to
     report the error first.
@@ -39,7 +39,9 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
         interrupted: Message after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError, NotRecoveredError
+    from ..utils.host_memory import limit_threads
 
+    limit_threads()
     is_main = os.environ.get("RANK", "0") == "0"
     # Some CI systems have a terminal without a size, on which bars are empty lines.
     if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:

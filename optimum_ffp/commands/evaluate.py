@@ -49,11 +49,9 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
 def run_evaluate(args: Namespace) -> None:
     """Run `evaluate`, print the results, and optionally write them as JSON."""
     from ..evaluation import evaluate
-    from ..utils.host_memory import limit_threads
     from ..utils.profiling import StageMeter
     from .records import check_json, evaluation_records, write_records
 
-    limit_threads()
     check_json(args.json)
     settings, meter = {name: getattr(args, name) for name in SETTINGS}, StageMeter()
     dataset = None if args.no_perplexity else args.dataset

@@ -59,9 +59,7 @@ def export(args: Namespace) -> None:
     from ..modeling.gguf_file import check_gguf_installed
     from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
     from ..utils.folders import check_file, check_output_is_not_input
-    from ..utils.host_memory import limit_threads
 
-    limit_threads()
     check_output_is_not_input(args.output, [args.model])
     output = check_file(args.output, b"GGUF", args.overwrite)
     options = LoadOptions(device="cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)

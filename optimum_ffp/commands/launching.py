@@ -33,9 +33,6 @@ def _launch(count: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from ..utils.host_memory import limit_threads
-
-    limit_threads()
     # `--multi_gpu` also starts processes on the CPU; port 0 selects a free port.
     options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
     options += f" --dynamo_backend no --num_cpu_threads_per_process {max(1, torch.get_num_threads() // count)}"

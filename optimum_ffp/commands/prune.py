@@ -119,13 +119,11 @@ def prune(args: Namespace) -> None:
     from ..pruner import FFPPruner
     from ..utils import processes
     from ..utils.folders import read_record
-    from ..utils.host_memory import limit_threads
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
     from .records import check_json, prune_records, write_records
     from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
 
-    limit_threads()
     # Before anything that depends on the device of this process.
     processes.join(args.device)
     check_trackers(args.report_to)

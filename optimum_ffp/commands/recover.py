@@ -69,14 +69,12 @@ def recover(args: Namespace) -> None:
     from ..recovery.teacher import find_teacher, with_dataset
     from ..utils import processes
     from ..utils.folders import read_record
-    from ..utils.host_memory import limit_threads
     from ..utils.profiling import StageMeter
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
     from .records import check_json, recovery_records, write_records
     from .summary import begin, end_finished, show_plan, summarize, upload
 
-    limit_threads()
     processes.join(args.device)
     check_trackers(args.report_to)
     check_json(args.json)

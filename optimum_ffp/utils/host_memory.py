@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
-import torch
 
 
 # Control group of this process, and the folder of all groups.
@@ -26,17 +25,13 @@ def free_host_memory() -> int:
 
 
 def limit_threads() -> None:
-    """Let torch use no more threads than the CPU quota of cgroup version 2. `OMP_NUM_THREADS` takes precedence.
+    """Set `OMP_NUM_THREADS`, if it isn't set, to the CPU quota of cgroup version 2.
 
-    Torch itself respects the affinity of the process.
+    Torch reads it when it is imported. Afterwards, `torch.set_num_threads` would make batched solves of MKL fail.
     """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
     quotas = [path.read_text().split() for path in _group_files("", CPU_QUOTA) if path.is_file()]
-    cpus = [math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max"]
-    # With MKL, batched solves may fail after this call, even one that changes nothing.
-    if min(cpus, default=math.inf) < torch.get_num_threads():
-        torch.set_num_threads(min(cpus))
+    if cpus := [math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max"]:
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(*cpus, len(os.sched_getaffinity(0)))))
 
 
 def _available(used: int) -> Iterator[int]:
