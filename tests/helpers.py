@@ -21,7 +21,7 @@ from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.card import render_card
-from optimum_ffp.checkpoint.pareto import ParetoFront
+from optimum_ffp.checkpoint.pareto import extend_front
 from optimum_ffp.checkpoint.result import PruningResult
 from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.ridge import PrefixRidge
@@ -277,11 +277,10 @@ def make_sorted_model(
 
 def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningResult]:
     """Prunes at several sparsities as the command does: each search starts from the agent of the one before."""
-    front, agent, steps, results = ParetoFront(), None, pruner.config.search_steps, []
+    front, agent, steps, results = {}, None, pruner.config.search_steps, []
     for sparsity in sparsities:
         results.append(pruner.prune(sparsity, agent))
-        front.add(results[-1])
-        results[-1].search.front = front.record
+        front = results[-1].search.front = extend_front(front, results[-1])
         agent, pruner.config.search_steps = results[-1].agent, steps // 2
     return results
 

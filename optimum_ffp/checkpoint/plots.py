@@ -39,7 +39,7 @@ def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -
     """Plot the Pareto front of several sparsities: test perplexity of the final models against parameters.
 
     Args:
-        front: Record of `ParetoFront`.
+        front: Record of `extend_front`.
         path: File to write.
         this: Parameters of a model to mark.
     """

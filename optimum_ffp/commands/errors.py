@@ -23,10 +23,6 @@ EXIT_CODES = """exit codes:
 GRACE_SECONDS = 10.0
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command like Ctrl-C."""
-
-
 @contextmanager
 def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
     """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
@@ -66,13 +62,14 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
         if is_main:
             # A terminal has echoed ^C.
             print("\n" * sys.stderr.isatty() + interrupted, file=sys.stderr)
-        sys.exit(TERMINATED if isinstance(signaled, Terminated) else INTERRUPTED)
+        sys.exit(signaled.args[0] if signaled.args else INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def _terminate(*_: Any) -> NoReturn:
-    raise Terminated
+    """End a command on SIGTERM as on Ctrl-C, but for the exit code."""
+    raise KeyboardInterrupt(TERMINATED)
 
 
 @contextmanager

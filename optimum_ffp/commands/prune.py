@@ -83,14 +83,7 @@ def repository_names(args: Namespace, folders: list[str], sparsities: list[float
 
 
 def recovery_command(args: Namespace, config: FFPConfig, revision: str | None, folder: str) -> str:
-    """Return the command that trains a pruned model, with what its record doesn't say.
-
-    Args:
-        args: Arguments of the prune.
-        config: Options of the prune.
-        revision: Commit of the dense model, if it is on the Hub.
-        folder: Folder of the pruned model.
-    """
+    """Return the command that trains a pruned model, with what its record doesn't say."""
     words = ["optimum-cli", "ffp", "recover", "-m", folder, f"{folder}-recovered"]
     if revision is None:
         words += ["--teacher", args.model]
@@ -111,7 +104,7 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, sparsities)
     arguments.warn_of_hub_options(args)
 
-    from ..checkpoint.pareto import ParetoFront, front_files
+    from ..checkpoint.pareto import extend_front, front_files, save_front
     from ..checkpoint.saving import SavedAgent, load_agent
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.estimate import estimate_prune
@@ -130,12 +123,9 @@ def prune(args: Namespace) -> None:
     check_json(args.json)
     work, several = work_folder_of(folders[0]), len(sparsities) > 1
     # The agent of a sparsity starts from that of the previous one.
-    requests = [
-        arguments.request_id(args, config, args.warm_start, sparsities[:count])
-        for count in range(1, len(sparsities) + 1)
-    ]
-    recorded = [read_record(folder).get("request") for folder in folders]
-    if args.resume and not args.overwrite and processes.from_main(recorded == requests):
+    request = arguments.request_id(args, config, args.warm_start, sparsities)
+    is_finished = {read_record(folder).get("request") for folder in folders} == {request}
+    if args.resume and not args.overwrite and processes.from_main(is_finished):
         end_finished(folders, work)
         upload(folders, repositories, args.private)
         return
@@ -166,13 +156,12 @@ def prune(args: Namespace) -> None:
     agent = load_agent(args.warm_start)
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)
-    front, records, dense = ParetoFront(), [], {}
-    for sparsity, folder, request in zip(sparsities, folders, requests):
+    front, records, dense = {}, [], {}
+    for sparsity, folder in zip(sparsities, folders):
         result = pruner.prune(sparsity, agent, resume=True)
         result.request = request
-        front.add(result)
         if several:
-            result.search.front = front.record
+            front = result.search.front = extend_front(front, result)
         if result.agent is not None:
             # The target sparsity is part of the agent's state, so that the next search needs half as many candidates.
             agent = SavedAgent(result.agent, folder)
@@ -184,7 +173,7 @@ def prune(args: Namespace) -> None:
     if processes.is_main():
         if several:
             print(sweep_table([*records, dense]))
-            print(f"Pareto front: {', '.join(map(str, front.write(front_name)))}")
+            print(f"Pareto front: {', '.join(map(str, save_front(front, front_name)))}")
         else:
             print(summarize([*records, dense], recovery_command(args, config, result.revision, folder)))
         warn_of_high_perplexity(records)

@@ -59,15 +59,7 @@ TYPES = {
 
 
 def check_record(record: dict[str, Any], path: str | os.PathLike) -> None:
-    """Check the types of the entries of a record.
-
-    Args:
-        record: Content of `ffp_config.json`.
-        path: Path of the file, for the error.
-
-    Raises:
-        FFPError: If an entry that something reads has another type.
-    """
+    """Raise `FFPError` if an entry of a record that something reads has another type."""
     _check(record, TYPES, "", path)
 
 

@@ -112,14 +112,10 @@ def choose_columns(head: Sequence[Mapping[str, Any]], requested: str | None, lab
                 "instead of texts or conversations; convert its values to text, or choose another column with "
                 "--text-column NAME (text_column)"
             )
-    if requested:
-        raise FFPError(
-            f"{label} has no column {requested!r} of texts or conversations; its columns are {', '.join(names)}"
-        )
-    known = ", ".join(map(" with ".join, KNOWN_COLUMNS))
+    known = f"known to contain text ({', '.join(map(' with '.join, KNOWN_COLUMNS))})"
     raise FFPError(
-        f"{label} has the columns {', '.join(names)}, none of which is known to contain text ({known}); choose the "
-        "column with --text-column NAME (text_column)"
+        f"{label} has the columns {', '.join(names)}, none of which is {repr(requested) if requested else known}; "
+        "choose the column with --text-column NAME (text_column)"
     )
 
 

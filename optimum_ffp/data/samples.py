@@ -19,15 +19,7 @@ def supports_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @torch.no_grad()
 def write_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a model writes after a few prompts: answers if there is a chat template, otherwise continuations.
-
-    Args:
-        model: A causal LM, dense or pruned.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        Up to `NEW_TOKENS` tokens by prompt, decoded greedily.
-    """
+    """Return up to `NEW_TOKENS` greedy tokens of a model by prompt: answers if it can chat, or continuations."""
     chat, samples = supports_chat(tokenizer), {}
     for prompt in QUESTIONS if chat else BEGINNINGS:
         text, message = prompt, {"role": "user", "content": prompt}

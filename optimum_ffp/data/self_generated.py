@@ -72,11 +72,6 @@ def lacks_chats(tokens: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrai
     """Return whether there is a chat template, and none of the special tokens that it begins a chat with in a text.
 
     A start token doesn't count, which begins other texts too. A template without special tokens can't be recognized.
-
-    Args:
-        tokens: Token ids of the text.
-        model: The dense model.
-        tokenizer: Tokenizer of the model.
     """
     if not tokenizer.chat_template:
         return False

@@ -112,8 +112,6 @@ def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequ
         if comparable:
             measured = text_records(model)[number]
             measured["ratio_error"] = _ratio_error(measured["losses"], text_records(baseline)[number]["losses"])
-    if "speed" in model:
-        model["speed_ratio"] = {name: model["speed"][name] / baseline["speed"][name] for name in ("prefill", "decode")}
 
 
 def _ratio_error(losses: Sequence[float], baseline_losses: Sequence[float]) -> float | None:

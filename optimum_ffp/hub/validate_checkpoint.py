@@ -22,20 +22,15 @@ LENIENT = {
 
 
 def check_reachable(
-    source: str | os.PathLike, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
+    source: str | os.PathLike,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+    **_: Any,
 ) -> None:
-    """Check that a model is a folder, in the cache, or on a Hub that answers.
+    """Raise `FFPError` if a model is neither a folder, nor in the cache, nor on a Hub that answers.
 
     `cached_file` tries for 20 seconds to reach the Hub, for every file.
-
-    Args:
-        source: Hub id or folder.
-        revision: Revision on the Hub.
-        token: Access token of the Hub.
-        cache_dir: Folder of the cache, if it is not the default.
-
-    Raises:
-        FFPError: If it is none of them.
     """
     name = os.fspath(source)
     try:
@@ -63,7 +58,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         FFPError: If the checkpoint references a file outside its folder, weights that aren't safetensors, or an
             attention kernel of another repository, or if it is an adapter, which references its base model.
     """
-    check_reachable(source, **{name: hub[name] for name in ("revision", "token", "cache_dir") if name in hub})
+    check_reachable(source, **hub)
     if _read(source, "adapter_config.json", hub):
         raise FFPError(f"{source} is an adapter; merge it into its base model first (peft: merge_and_unload)")
     config = _read(source, "config.json", hub)

@@ -12,13 +12,10 @@ from ..errors import FFPError
 from ..hub.naming import model_name
 from ..hub.record import prune_record, recorded_start_token
 from ..modeling.loading import LoadOptions
-from ..utils.folders import resolve
 
 
 # Default training text, and a text of prunes that is too short for training.
 DATASET, SHORT_DATASET = "c4", "wikitext2"
-# Of an id or path.
-SAME_MODEL = "is the pruned model itself; name the dense model that it was pruned from with --teacher (teacher)"
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +29,7 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
         options: Options to load the pruned model with.
 
     Raises:
-        FFPError: If the pruned model has no record, or that names no model on the Hub, or it is the teacher itself.
+        FFPError: If the pruned model has no record, or that names no model on the Hub.
     """
     record = prune_record(student_id, **options.hub())
     if not record:
@@ -40,9 +37,6 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
             f"{student_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
         )
     if teacher_id is not None:
-        # Other commits of a repository may be other models.
-        if options.revision is None and resolve(teacher_id) == resolve(student_id):
-            raise FFPError(f"{teacher_id} {SAME_MODEL}")
         return teacher_id, replace(options, revision=None)
     provenance = record.get("provenance", {})
     name, revision = provenance.get("base_model", ""), provenance.get("revision")
@@ -60,19 +54,14 @@ def check_teacher(
 ) -> bool:
     """Return whether the teacher is the dense model that a pruned model's record names, and warn if it isn't.
 
-    Args:
-        student_id: Folder or Hub id of the pruned model.
-        student: The pruned model.
-        teacher_id: Hub id, folder or file of the teacher.
-        teacher: The teacher.
-        options: Options that the pruned model was loaded with.
-
-    Raises:
-        FFPError: If they have the same weights.
+    Arguments are as for `FFPRecovery`. Raises `FFPError` if both models have the same weights.
     """
     pairs = [*zip(student.parameters(), teacher.parameters())]
     if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):
-        raise FFPError(f"{teacher_id} {SAME_MODEL}")
+        raise FFPError(
+            f"{teacher_id} is the pruned model itself; name the dense model that it was pruned from with --teacher "
+            "(teacher)"
+        )
     record = prune_record(student_id, **options.hub())
     base, recorded = record["provenance"]["base_model"], record["provenance"]["parameters"]["dense"]
     # The option `base_model` names the origin of a local model.

@@ -1,8 +1,8 @@
 """`Trainer` subclass for recoveries."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import rewrite_logs
 
-from ..errors import FFPError, NotRecoveredError, one_line
+from ..errors import NotRecoveredError, convert_errors, one_line
 from ..evaluation import to_perplexity
 from ..utils.tracking import Tracker
 
@@ -36,58 +36,31 @@ class TokenWindows(Dataset):
         return {"input_ids": self.tokens[index].long()}
 
 
-class TrackerCallback(TrainerCallback):
-    """Logs what `Trainer` does, under the names that its own callbacks take.
-
-    Args:
-        tracker: Where to log it.
-    """
-
-    def __init__(self, tracker: Tracker):
-        self.tracker = tracker
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float],
-        **kwargs: Any,
-    ) -> None:
-        """Log the numbers of a step."""
-        self.tracker.log(rewrite_logs(logs), state.global_step)
-
-
-class BarCallback(TrainerCallback):
-    """Counts steps on a progress bar, and shows the last evaluation.
+class ReportCallback(TrainerCallback):
+    """Shows steps and the last evaluation on a progress bar, and logs under the names of the callbacks of `Trainer`.
 
     Args:
         bar: The bar.
+        tracker: Where to log, if anywhere.
     """
 
-    def __init__(self, bar: tqdm):
-        self.bar = bar
+    def __init__(self, bar: tqdm, tracker: Tracker | None):
+        self.bar, self.tracker = bar, tracker
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Mapping[str, float], **_: Any) -> None:
+        """Log the numbers of a step."""
+        if self.tracker:
+            self.tracker.log(rewrite_logs(logs), state.global_step)
+
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Count the steps before an interruption."""
         self.bar.update(state.global_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """Count a step."""
         self.bar.update()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:
         """Show the divergence and perplexity on held-out windows."""
         kl, perplexity = metrics["eval_kl"], metrics["eval_perplexity"]
         self.bar.set_postfix_str(f"held out: divergence {kl:.3f}, perplexity {perplexity:.2f}")
@@ -102,14 +75,7 @@ class RecoveryTrainer(Trainer):
     """
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """Create a schedule of linear warmup and cosine decay to 0.
-
-        Those of transformers have a learning rate of 0 in the first step.
-
-        Args:
-            num_training_steps: Number of steps.
-            optimizer: The optimizer.
-        """
+        """Create a schedule of linear warmup and cosine decay; those of transformers begin or end with idle steps."""
         warmup = self.args.warmup_steps
 
         def factor(step: int) -> float:
@@ -180,10 +146,6 @@ class RecoveryTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
 
-@contextmanager
-def _readable(checkpoint: str | None) -> Iterator[None]:
-    try:
-        yield
-    # Every format raises its own exceptions.
-    except Exception as error:
-        raise FFPError(f"{checkpoint} can't be read ({one_line(error)}); start over with --overwrite") from None
+def _readable(checkpoint: str | None) -> AbstractContextManager[None]:
+    """Return a context manager that converts the errors of reading a checkpoint, which every format has of its own."""
+    return convert_errors(lambda error: f"{checkpoint} can't be read ({one_line(error)}); start over with --overwrite")

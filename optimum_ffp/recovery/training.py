@@ -23,7 +23,7 @@ from ..utils.tensors import replace_value
 from ..utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
-from .trainer import BarCallback, RecoveryTrainer, TokenWindows, TrackerCallback
+from .trainer import RecoveryTrainer, ReportCallback, TokenWindows
 
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Training:
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
             with progress_bar(self.batch.steps, "Training", "step") as bar:
-                trainer.add_callback(BarCallback(bar))
+                trainer.add_callback(ReportCallback(bar, self.tracker))
                 trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             seconds = trained.metrics["train_runtime"]
             model = self._unwrapped(trainer)
@@ -130,14 +130,12 @@ class Training:
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
     ) -> RecoveryTrainer:
         config, student = self.config, self.student
-        callbacks = [EarlyStoppingCallback(config.patience)] if config.patience else []
-        callbacks += [TrackerCallback(self.tracker)] if self.tracker else []
         trainer = RecoveryTrainer(
             self._with_adapter(student) if config.lora else convert(student, torch.float32).requires_grad_(True),
             self._arguments(folder, weights_only),
             train_dataset=TokenWindows(windows),
             eval_dataset=TokenWindows(held_out),
-            callbacks=callbacks,
+            callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
         )
         # It prints every log.
         trainer.remove_callback(PrinterCallback)

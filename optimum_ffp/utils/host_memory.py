@@ -49,12 +49,7 @@ def _anonymous(path: Path) -> int:
 
 
 def _group_files(controller: str, file: str) -> Iterator[Path]:
-    """Yield the paths of a file in this process's group and its parents.
-
-    Args:
-        controller: Controller of cgroup version 1; empty for version 2.
-        file: Name of the file.
-    """
+    """Yield the paths of a file in this process's group and its parents; version 2 has no `controller`."""
     lines = GROUP.read_text().splitlines() if GROUP.is_file() else []
     groups = {name: group for _, names, group in (line.split(":", 2) for line in lines) for name in names.split(",")}
     # A container sees its own group as the root, whatever the path of the group is.

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from optimum_ffp.checkpoint.pareto import ParetoFront
+from optimum_ffp.checkpoint.pareto import save_front
 from tests.helpers import make_pruner, prune_all
 
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, search_steps=64)
     results = prune_all(pruner, [0.2, 0.3, 0.4])
-    files = ParetoFront(results[-1].search.front).write(tmp_path / "front")
+    files = save_front(results[-1].search.front, tmp_path / "front")
     record = json.loads(files[0].read_text())
     assert record["search_windows"]["dataset"] == record["test_windows"]["dataset"] == f"./{data_folder.name}"
     assert [row["parameters"] for row in record["pruned"]] == [result.parameters for result in results]

@@ -89,8 +89,7 @@ def test_size_and_speed_beside_the_baseline(beside_two, pruned):
     model, baseline, policy = beside_two["model"], beside_two["baseline"], pruned[0].result.policy
     assert model["sparsity"] == pytest.approx(policy.sparsity) and model["sparsity_source"] == "the baseline"
     assert model["weight_bytes"] < baseline["weight_bytes"]
-    ratio = model["speed"]["decode"] / baseline["speed"]["decode"]
-    assert model["speed"]["new_tokens"] == 4 and math.isclose(model["speed_ratio"]["decode"], ratio)
+    assert model["speed"]["new_tokens"] == 4
 
 
 def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
