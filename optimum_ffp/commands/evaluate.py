@@ -64,8 +64,8 @@ def run_evaluate(args: Namespace) -> None:
 def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
     """Add the options of `optimum-cli ffp evaluate`."""
     description = (
-        "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline, and the divergence of "
-        "its predictions from the baseline's."
+        "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline,\n"
+        "and the divergence of its predictions from the baseline's."
     )
     describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
     required = parser.add_argument_group("Required arguments")

@@ -146,7 +146,7 @@ class FFPConfig(TextConfig):
         1.0, "Maximum fraction of heads or FFN channels to keep in a layer.", "Pruning", high=1
     )
     rate_precision: float | None = option(
-        None, "Step size that these fractions are rounded to.", high=1, paper=0.01, default_text="no rounding"
+        None, "Step size that retentions are rounded to.", high=1, paper=0.01, default_text="no rounding"
     )
     ffn_multiple: int | None = measured_option(
         None,

@@ -31,7 +31,7 @@ def test_a_pruned_model_of_a_local_one(record):
     record["provenance"]["perplexity"]["calibrated"] = None
     card = render_card(record, "./out")
     for text in (
-        "\n# tiny, 50 % of the blocks pruned (36.6 % of the model)\n\ntiny pruned by",
+        "\n# tiny, 50 % of the blocks pruned (36.6 % of the model)\n\nThis is tiny, pruned by",
         "| 20.00 | **not finite** |",
         "(3 candidates had a perplexity that is not finite)",
         "**2 search windows and 1 test windows repeat calibration or search text**",
@@ -69,7 +69,7 @@ def test_a_model_without_code_whose_windows_were_given(record):
         assert text in card
     for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "each layer was trained"):
         assert text not in card
-    assert "The language model, which takes text alone, of [org/tiny]" in card
+    assert "the language model, which takes text alone, of [org/tiny]" in card
 
 
 def test_a_base_model_is_named_for_a_file(record):
