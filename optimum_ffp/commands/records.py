@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..checkpoint.result import PruningResult, package_versions
-from ..config.texts import TextMix
+from ..config.texts import Text, TextMix
+from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
 from ..evaluation.record import text_records
 from ..recovery.recovery import FFPRecovery
@@ -27,8 +28,9 @@ Record = dict[str, str | int | float]
 SPEEDS = ("prefill", "decode")
 # Keys of the figures of `evaluate` that are kept as they are.
 EVALUATED = ("dtype", "parameters", "weight_bytes", "kv_cache_bytes", "sparsity", "model_sparsity")
-# Figures of a text by key.
-TEXT_FIGURES = {"perplexity_ratio_error": "ratio_error", "divergence": "divergence", "agreement": "agreement"}
+# Figures of a text and of held-out windows by key.
+MEASURED = {"windows": "windows", "window_length": "window_length", "perplexity_ratio_error": "ratio_error"}
+MEASURED |= {"divergence": "divergence", "agreement": "agreement"}
 HELD_OUT = {"divergence": "kl", "perplexity": "perplexity"}
 
 
@@ -46,8 +48,9 @@ def write_records(file: str | None, records: Sequence[Record]) -> None:
     if file:
         versions = {f"version/{name}": number for name, number in package_versions().items()}
         path = expand(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [record | versions for record in records])
+        with convert_errors(lambda error: f"--json {file} can't be written: {one_line(error)}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, [record | versions for record in records])
 
 
 def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
@@ -97,12 +100,11 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
     for role, measured in evaluation.items():
         record = {"command": "evaluate", "role": role, "model": measured["name"]}
         record |= {name: measured[name] for name in EVALUATED if name in measured}
-        for index, text in enumerate(text_records(measured)):
-            reference = references[index]["perplexity"] if references and text["comparable"] else None
-            record |= _perplexity(text, text["perplexity"], reference)
-            for key, name in TEXT_FIGURES.items():
-                if name in text:
-                    record[f"{key}/{TextMix.parse(text['dataset']).published}"] = text[name]
+        tests = [(text, {"model": text["perplexity"]}) for text in text_records(measured)]
+        for (text, figures), reference in zip(tests, references):
+            if text["comparable"]:
+                figures["dense"] = reference["perplexity"]
+        record |= _perplexities(tests, "model")
         record |= {f"{name}_tokens_per_second": measured["speed"][name] for name in SPEEDS if "speed" in measured}
         for task in measured.get("tasks", ()):
             for suffix, values in (("", task["metrics"]), ("_stderr", task["stderr"])):
@@ -117,19 +119,15 @@ def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dt
     return {"command": command, "role": role, "model": model, "dtype": dtype_name(dtype)} | size
 
 
-def _perplexities(tests: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]], name: str) -> Record:
-    """Return the perplexities of a model, and their ratios to those of the dense model, for all texts."""
-    record = {}
-    for windows, figures in tests:
-        record |= _perplexity(windows, figures[name], figures["dense"])
+def _perplexities(tests: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], model: str) -> Record:
+    """Return what was measured on every text: perplexity, its ratio to that of the dense model, and more."""
+    record, names = {}, TextMix(tuple(Text(windows["dataset"]) for windows, _ in tests)).published_names
+    for text, (windows, figures) in zip(names, tests):
+        record[f"perplexity/{text}"] = figures[model]
+        if "dense" in figures:
+            record[f"perplexity_ratio/{text}"] = figures[model] / figures["dense"]
+        record |= {f"{key}/{text}": windows[name] for key, name in MEASURED.items() if name in windows}
     return record
-
-
-def _perplexity(windows: Mapping[str, Any], perplexity: float, reference: float | None) -> Record:
-    text = TextMix.parse(windows["dataset"]).published
-    ratio = {} if reference is None else {f"perplexity_ratio/{text}": perplexity / reference}
-    sizes = {f"{name}/{text}": windows[name] for name in ("windows", "window_length")}
-    return {f"perplexity/{text}": perplexity} | ratio | sizes
 
 
 def _cost(meter: StageMeter) -> Record:

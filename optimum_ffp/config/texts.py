@@ -238,12 +238,17 @@ class TextMix:
         return TextMix(tuple(text for text in self if not text.is_self) or self.texts)
 
     @property
-    def published(self) -> str:
-        """The mix in the syntax of `parse`, with the names for records."""
+    def published_names(self) -> list[str]:
+        """Names of the texts for records."""
         names = [text.published for text in self]
         # Files in different folders may have the same name.
         duplicates = [names[:index].count(name) for index, name in enumerate(names)]
-        return self.join([f"{name}-{count + 1}" if count else name for name, count in zip(names, duplicates)])
+        return [f"{name}-{count + 1}" if count else name for name, count in zip(names, duplicates)]
+
+    @property
+    def published(self) -> str:
+        """The mix in the syntax of `parse`, with the names for records."""
+        return self.join(self.published_names)
 
     def describe(self, sha256: Mapping[str, str] | None = None) -> str:
         """Format the texts, with their shares if there are several; local ones are called so.

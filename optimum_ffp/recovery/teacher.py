@@ -78,12 +78,7 @@ def check_teacher(
 def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
     """Resolve a config, with the text of the prune as default if it is a large dataset on the Hub.
 
-    The column and start token of the prune are then defaults too.
-
-    Args:
-        config: Options of the recovery.
-        student_id: Folder or Hub id of the pruned model.
-        options: Options to load it with.
+    The column and start token of the prune are then defaults too. Arguments are as for `find_teacher`.
     """
     config = config.resolve()
     if config.dataset is not None:

@@ -32,12 +32,13 @@ def test_figures_are_printed_and_written(run, save_tiny_model, data_folder, tmp_
     code, output, errors = run(*words, "--json", file)
     assert code == 0, errors
     model, baseline = json.loads(file.read_text())
+    text = f"./{data_folder.name}"
     assert (model["role"], baseline["role"]) == ("model", "baseline")
     assert model["version/torch"] == torch.__version__ and model["decode_tokens_per_second"] > 0
-    figures = [record[f"perplexity/{data_folder}"] for record in (model, baseline)]
-    assert all(f"{figure:,.2f}" in output for figure in figures) and model[f"windows/{data_folder}"] == 2
-    assert model[f"perplexity_ratio/{data_folder}"] == pytest.approx(figures[0] / figures[1])
-    assert f"{model[f'divergence/{data_folder}']:.4f}" in output and f"divergence/{data_folder}" not in baseline
+    figures = [record[f"perplexity/{text}"] for record in (model, baseline)]
+    assert all(f"{figure:,.2f}" in output for figure in figures) and model[f"windows/{text}"] == 2
+    assert model[f"perplexity_ratio/{text}"] == pytest.approx(figures[0] / figures[1])
+    assert f"{model[f'divergence/{text}']:.4f}" in output and f"divergence/{text}" not in baseline
     # Its own file is replaced.
     assert run("--no-speed", "--no-perplexity", "--json", file)[0] == 0
     assert not any(key.startswith("perplexity") for key in json.loads(file.read_text())[0])
