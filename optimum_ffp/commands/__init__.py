@@ -15,11 +15,11 @@ from .recover import FFPRecoverCommand
 class FFPCommand(BaseOptimumCLICommand):
     """`optimum-cli ffp`."""
 
-    COMMAND = CommandInfo(name="ffp", help="Make causal LMs physically smaller by FastForward Pruning.")
+    COMMAND = CommandInfo(name="ffp", help="Structured pruning of causal language models.")
     SUBCOMMANDS = (
         CommandInfo(
             name="prune",
-            help="Prune a causal LM: search, calibrate, slice, save.",
+            help="Remove attention heads and FFN channels of a causal language model.",
             subcommand_class=FFPPruneCommand,
         ),
         CommandInfo(

@@ -182,7 +182,7 @@ def _take(pieces: Iterable[str], text: Text) -> str:
             break
     characters = "".join(taken)
     if not characters.strip():
-        raise FFPError(f"{text.name} holds no text")
+        raise FFPError(f"{text.name} holds no text in one of its parts; use more text")
     return characters
 
 
