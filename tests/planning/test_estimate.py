@@ -132,7 +132,9 @@ def test_the_estimate_of_a_recovery_is_what_is_measured(tmp_path):
     dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
     dense.save_pretrained(tmp_path / "dense")
     prune_by_hand(dense)[0].save_pretrained(tmp_path / "pruned")
-    (tmp_path / "pruned" / "ffp_config.json").write_text('{"ffp_version": "0.1", "policy": {}}')
+    provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters()}}
+    record = {"schema_version": 1, "ffp_version": "0.1", "policy": {}, "provenance": provenance, "files": []}
+    (tmp_path / "pruned" / "ffp_config.json").write_text(json.dumps(record))
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))

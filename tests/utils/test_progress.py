@@ -27,6 +27,8 @@ def show(monkeypatch, caplog):
         return stream.getvalue(), caplog.messages
 
     transformers_logging.enable_progress_bar()
+    # Commands of other tests set it.
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     yield show
     transformers_logging.disable_progress_bar()
 

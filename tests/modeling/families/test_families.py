@@ -74,7 +74,7 @@ def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, cap
     with pytest.raises(FFPError, match="at most"):
         pruner.prune(0.6)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "FFN channels are\nremoved" in card and "Attention heads" not in card and "(`all_heads`)" in card
+    assert "FFN channels are removed" in card and "Attention heads" not in card and "(`all_heads`)" in card
 
 
 def test_bounds_leave_attention_whole_that_must_be(data_folder):
