@@ -74,14 +74,16 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         records: Records of the result, of the model before it, if that is not the dense one, and of the dense model.
         next_step: A command.
     """
-    result, *_, dense = records
+    result = records[0]
+    # The teacher of a recovery may be another model.
+    dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}
     removed = f"{_percent(result['sparsity'])} of the blocks and {_percent(result['model_sparsity'])} of the model"
     perplexities = [
         ", ".join(f"{record['role']} {_perplexity(record, text)}" for record in reversed(records)) + f" on {text}"
         for text in _texts(result)
     ]
     rows = [
-        ["size", f"{dense['parameters']:,} -> {result['parameters']:,} parameters; {removed} removed"],
+        ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         ["perplexity", "; ".join(perplexities)],
         ["saved in", f"{result['model']}, with report.html"],

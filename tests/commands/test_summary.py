@@ -31,6 +31,12 @@ def test_a_model_is_summarized_in_five_lines():
     assert "better" in place and step.endswith("ffp recover")
 
 
+def test_the_size_before_is_that_of_the_dense_model_with_another_teacher():
+    teacher = DENSE | {"role": "teacher", "parameters": 7_000_000, "weight_bytes": 2**24}
+    _, size, weights, *_ = summarize([pruned("better", 1.1, role="recovered"), teacher], "ffp push").splitlines()
+    assert "2,000,000 -> 1,500,000" in size and "4.0 -> 3.0 MiB" in weights
+
+
 def test_a_sweep_is_one_table():
     header, dense, *rows = sweep_table([pruned("a", 1.25), pruned("b", 1.5), DENSE]).strip().splitlines()
     assert "c4" in header and "wikitext2" in header and "20.00" in dense
