@@ -18,7 +18,7 @@ demo: export HF_HUB_OFFLINE := 1
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
 	$(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/pruned --sparsity 0.1 --dataset $(DEMO_TEXT) --calibration ridge \
-		--seq-len 256 --num-samples 64 --search-samples 8 --search-steps 14 --fisher-samples 8 --eval-samples 4
+		--seq-len 256 --num-samples 48 --search-samples 8 --search-steps 12 --fisher-samples 8 --eval-samples 4
 	$(BIN)/optimum-cli ffp recover -m demo/pruned demo/recovered --teacher $(SMOLLM2) --dataset $(DEMO_TEXT) \
 		--seq-len 256 --max-tokens 8k --batch-tokens 1024 --learning-rate 5e-5 --eval-samples 4
 	$(BIN)/python examples/generate.py $(SMOLLM2) demo/pruned demo/recovered

@@ -129,7 +129,7 @@ def _load_text(
     generator = torch.Generator().manual_seed(request.seed)
     windows_by_role = {}
     counts = counts_by_role.values()
-    with progress_bar(None if None in counts else sum(counts), "Reading text", "window") as bar:
+    with progress_bar(None if None in counts else sum(counts), f"Reading {text.name}", "window") as bar:
         for role, count in counts_by_role.items():
             part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
             if role == "test":

@@ -63,7 +63,7 @@ def training_windows(
             size = min(request.length * CHARACTERS_PER_TOKEN * share, MAX_BLOCK_CHARACTERS)
             blocks = cut_blocks(chain(parts["calibration"].pieces, remaining), size)
             windows = cut_windows(blocks, tokenizer, model, request.length, name, start)
-            with progress_bar(share, "Reading training text", "window") as bar:
+            with progress_bar(share, f"Reading {name}, to train on", "window") as bar:
                 distinct = [window.int() for window in take_windows(windows, share, bar)]
             if not distinct:
                 raise FFPError(
