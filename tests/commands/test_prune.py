@@ -127,6 +127,8 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, mon
     from optimum_ffp.search import evaluator
 
     command = ["-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.3, "--search-steps", 40]
+    # Shells ignore Ctrl-C in background jobs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     measure, calls, handler = evaluator.measure_size_gradients, [], signal.getsignal(number)
 
     def interrupt(*arguments, **options):
