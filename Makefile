@@ -17,7 +17,8 @@ DEMO_TEXT := examples/text/chats.jsonl,examples/text/wikitext.txt
 demo: export HF_HUB_OFFLINE := 1
 demo: $(BIN)/.gguf $(BIN)/.smollm2
 	rm -rf demo && mkdir demo
-	$(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/pruned --sparsity 0.1 --dataset $(DEMO_TEXT) --calibration ridge \
+	$(BIN)/optimum-cli ffp prune -m $(SMOLLM2) demo/pruned --base-model HuggingFaceTB/SmolLM2-135M-Instruct \
+		--sparsity 0.1 --dataset $(DEMO_TEXT) --calibration ridge \
 		--seq-len 256 --num-samples 48 --search-samples 8 --search-steps 12 --fisher-samples 8 --eval-samples 4
 	$(BIN)/optimum-cli ffp recover -m demo/pruned demo/recovered --teacher $(SMOLLM2) --dataset $(DEMO_TEXT) \
 		--seq-len 256 --max-tokens 8k --batch-tokens 1024 --learning-rate 5e-5 --eval-samples 4
