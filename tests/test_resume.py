@@ -67,7 +67,7 @@ def test_a_text_that_has_changed_is_not_resumed(save_tiny_model, data_folder, tm
     model, text = save_tiny_model(), data_folder / "test.txt"
     make_pruner(model, data_folder, work_folder=tmp_path / "work").prune()
     text.write_text(text.read_text() + "w3")
-    with pytest.raises(FFPError, match=str(text)):
+    with pytest.raises(FFPError, match="SHA-256"):
         make_pruner(model, data_folder, work_folder=tmp_path / "work").prune(resume=True)
 
 
