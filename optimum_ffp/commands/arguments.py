@@ -31,8 +31,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
         choices=("debug", "info", "warning", "error"),
         help="Lowest severity of the messages to show; debug adds what --json writes.",
     )
-    command = usage.partition(" -m")[0].partition(" FOLDER")[0]
-    parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {command} --help)\n")
+    parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {parser.prog} --help)\n")
     parse = parser.parse_known_args
 
     def parse_known_args(args=None, namespace=None):

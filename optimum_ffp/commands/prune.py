@@ -123,11 +123,10 @@ def prune(args: Namespace) -> None:
     check_json(args.json)
     work, several = work_folder_of(folders[0]), len(sparsities) > 1
     # The agent of a sparsity starts from that of the previous one.
-    request = arguments.request_id(args, config, args.warm_start, sparsities)
+    request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, sparsities))
     is_finished = {read_record(folder).get("request") for folder in folders} == {request}
     if args.resume and not args.overwrite and processes.from_main(is_finished):
-        end_finished(folders, work)
-        upload(folders, repositories, args.private)
+        end_finished(folders, work, repositories, args.private)
         return
     front_name = f"{arguments.output_name(args)}-ffp-pareto"
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})

@@ -88,11 +88,10 @@ def recover(args: Namespace) -> None:
     estimate = estimate_recovery(student, empty_model(dense), config, options, count)
     repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
     uploads = [repository] if args.push_to_hub else []
-    request = arguments.request_id(args, config, teacher)
+    request = processes.on_main(lambda: arguments.request_id(args, config, teacher))
     *_, last = ({}, *read_record(folder).get("recovery", []))
     if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
-        end_finished([folder], work)
-        upload([folder], uploads, args.private)
+        end_finished([folder], work, uploads, args.private)
         return
     found = find_problems(
         config,

@@ -53,11 +53,12 @@ def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: 
         begin_work(work, resume)
 
 
-def end_finished(folders: Sequence[str], work: Path) -> None:
-    """Say that the results of a resumed command are there, and delete what a killed process may have left beside."""
+def end_finished(folders: Sequence[str], work: Path, repositories: Sequence[str], private: bool | None) -> None:
+    """Say that the results of a resumed command are there, delete what a killed process may have left, and upload."""
     if processes.is_main():
         begin_work(work, resume=False)
         print(f"finished already, so that nothing is written: {', '.join(folders)}; start over with --overwrite")
+    upload(folders, repositories, private)
 
 
 def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | None) -> None:
