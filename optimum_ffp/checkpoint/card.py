@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from ..config.texts import Text, TextMix
 from ..data import describe_size, describe_windows
-from ..data.samples import NEW_TOKENS
 from .view import format_number, view_record
 
 
@@ -58,7 +57,6 @@ def render_card(record: Mapping[str, Any], name: str) -> str:
         python_name=json.dumps(name, ensure_ascii=False),
         shell_name=shlex.quote(name),
         gguf_file=shlex.quote(f"{Path(name).name}.gguf"),
-        sample_tokens=NEW_TOKENS,
     )
 
 

@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..allocation.policy import GROUP_NAMES
 from ..config import FFPConfig
 from ..data import describe_windows
-from ..data.samples import NEW_TOKENS
 from .view import format_number, view_record
 
 
@@ -41,7 +40,6 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         "perplexities": _perplexities(view),
         "layers": _layers(view["policy"]["units"]),
         "mean_errors": _mean_errors(view["calibration"].get("layers")),
-        "sample_tokens": NEW_TOKENS,
         "total": sum(view["provenance"]["seconds"].values()),
         "settings": {name: _show(record[name]) for name in FFPConfig.option_names() if name in record},
     }

@@ -156,7 +156,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """
     path = expand(source)
     if path.is_dir():
-        check_links(path, _copied_files(path))
+        check_links(path, _copied_files(path, load_record(path)))
         return path
     patterns = file_patterns(prune_record(source, **hub))
     weights = [f"{prefix}*" for prefix in NOT_COPIED]
@@ -167,9 +167,8 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     return Path(snapshot)
 
 
-def _copied_files(source: Path) -> set[str]:
-    names = recorded_files(load_record(source), list_files(source))
-    return {name for name in names if not name.startswith(NOT_COPIED)}
+def _copied_files(source: Path, record: dict[str, Any]) -> set[str]:
+    return {name for name in recorded_files(record, list_files(source)) if not name.startswith(NOT_COPIED)}
 
 
 def _write(
@@ -178,7 +177,7 @@ def _write(
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
     record = load_record(source)
-    for name in _copied_files(source) - list_files(folder):
+    for name in _copied_files(source, record) - list_files(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         # Don't copy permissions: files may be read-only, and some are overwritten.
         shutil.copyfile(source / name, folder / name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..config.texts import TextMix
+from ..data.samples import NEW_TOKENS
 from ..hub.naming import model_name
 
 
@@ -48,6 +49,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
         "samples": provenance.get("samples", []),
+        "sample_tokens": NEW_TOKENS,
         "data": dataset,
         "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.result import PruningResult, package_versions
+from ..checkpoint.result import PruningResult, final, package_versions
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
@@ -62,11 +62,10 @@ def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
 
 def prune_records(result: PruningResult, folder: str) -> list[Record]:
     """Return the records of a pruned model, saved in `folder`, and of its dense model."""
-    final = "calibrated" if "calibrated" in result.losses else "searched"
-    tests = [(windows.describe(), figures) for windows, figures in result.tests]
+    tests = [(windows.describe(), figures | {"pruned": final(figures)}) for windows, figures in result.tests]
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
-    pruned |= _perplexities(tests, final) | {"tokens": result.tokens} | _cost(result.cost)
+    pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
     dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
     return [pruned, dense | _perplexities(tests, "dense")]
 

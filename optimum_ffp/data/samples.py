@@ -21,12 +21,12 @@ def supports_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
 def write_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return up to `NEW_TOKENS` greedy tokens of a model by prompt: answers if it can chat, or continuations."""
     chat, samples = supports_chat(tokenizer), {}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
     for prompt in QUESTIONS if chat else BEGINNINGS:
         text, message = prompt, {"role": "user", "content": prompt}
         if chat:
             text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         tokens = tokenizer(text, add_special_tokens=not chat, return_tensors="pt").input_ids.to(model.device)
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
         written = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, **greedy)
         samples[prompt] = tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True).strip()
     return samples
