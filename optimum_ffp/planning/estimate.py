@@ -8,6 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..analysis.attention import find_unit_variants
+from ..compression.training.batch import Batch
 from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST
 from ..data import DataRequest, check_calibration_tokens, with_window_length
@@ -17,7 +18,6 @@ from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
 from ..modeling.offloading import check_offload
-from ..recovery.batch import Batch
 from ..search.runner import check_budget
 from ..search.task import finalist_count
 from ..utils import processes

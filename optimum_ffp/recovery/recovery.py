@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint.pushing import push_result
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
+from ..compression.training.batch import Batch
+from ..compression.training.end_to_end import Training, TrainingOutput
 from ..config import RecoveryConfig
 from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
 from ..data.samples import write_samples
@@ -26,10 +28,8 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtyp
 from ..utils.progress import progress_bar
 from ..utils.resume import CHECKPOINTS, Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
-from .batch import Batch
 from .launch import check_launch
 from .teacher import check_teacher, find_teacher, with_dataset
-from .training import Training, TrainingOutput
 
 
 logger = logging.getLogger(__name__)

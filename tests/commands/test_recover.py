@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from optimum_ffp import FFPModelForCausalLM
-from optimum_ffp.recovery.trainer import RecoveryTrainer
+from optimum_ffp.compression.training.trainer import RecoveryTrainer
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import FILES, contents
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
+from optimum_ffp.compression.training.loss import DistillationLoss
+from optimum_ffp.compression.training.trainer import RecoveryTrainer
 from optimum_ffp.evaluation import window_losses
-from optimum_ffp.recovery.loss import DistillationLoss
-from optimum_ffp.recovery.trainer import RecoveryTrainer
 from tests.helpers import contents, make_tiny_model, make_tokenizer, write_data
 
 

@@ -20,7 +20,7 @@ from ...utils.resume import Journal
 from ..calibration import Calibration
 from ..last_norm import PredictionLoss, last_norm_parameters
 from ..sorted_model import SortedModel
-from ..training import Fit, Trainer
+from ..training.layer import Fit, Trainer
 
 
 # Minimum number of tokens per step of the optimizer.

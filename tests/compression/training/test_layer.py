@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from optimum_ffp.compression.training import Fit, Trainer, _size
+from optimum_ffp.compression.training.layer import Fit, Trainer, _size
 
 
 # Windows to train on, held-out windows, tokens per window, features.

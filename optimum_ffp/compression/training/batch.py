@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..config import RecoveryConfig
-from ..data import window_length
-from ..utils import processes
+from ...config import RecoveryConfig
+from ...data import window_length
+from ...utils import processes
 
 
 # Minimum tokens per window, within the model's positions, if a step has fewer tokens than a window of default length.

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import rewrite_logs
 
-from ..errors import NotRecoveredError, convert_errors, one_line
-from ..evaluation import to_perplexity
-from ..utils.tracking import Tracker
+from ...errors import NotRecoveredError, convert_errors, one_line
+from ...evaluation import to_perplexity
+from ...utils.tracking import Tracker
 
 
 class TokenWindows(Dataset):

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
 
-from ..config import RecoveryConfig
-from ..errors import NotRecoveredError
-from ..modeling.offloading import shard_layers
-from ..utils import processes
-from ..utils.precision import convert, frozen_dtype
-from ..utils.progress import progress_bar
-from ..utils.tensors import replace_value
-from ..utils.tracking import Tracker
+from ...config import RecoveryConfig
+from ...errors import NotRecoveredError
+from ...modeling.offloading import shard_layers
+from ...utils import processes
+from ...utils.precision import convert, frozen_dtype
+from ...utils.progress import progress_bar
+from ...utils.tensors import replace_value
+from ...utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
 from .trainer import RecoveryTrainer, ReportCallback, TokenWindows

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from optimum_ffp import RecoveryConfig
-from optimum_ffp.recovery.batch import Batch
+from optimum_ffp.compression.training.batch import Batch
 
 
 MODEL = LlamaConfig(max_position_embeddings=4096)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import POSITIONS, decode, head_logits, replaced_forward, without_hooks
+from ...utils.lm_head import POSITIONS, decode, head_logits, replaced_forward, without_hooks
 
 
 class DistillationLoss:

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
+from optimum_ffp.compression.training.batch import Batch
+from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput
+from optimum_ffp.compression.training.trainer import RecoveryTrainer
 from optimum_ffp.errors import NotRecoveredError
-from optimum_ffp.recovery.batch import Batch
-from optimum_ffp.recovery.trainer import RecoveryTrainer
-from optimum_ffp.recovery.training import Training, TrainingOutput
 from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model
 
 

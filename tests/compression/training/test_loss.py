@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from optimum_ffp.recovery.loss import DistillationLoss
+from optimum_ffp.compression.training.loss import DistillationLoss
 from tests.helpers import KINDS, VOCABULARY, make_tiny_model
 
 

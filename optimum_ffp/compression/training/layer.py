@@ -9,7 +9,7 @@ import torch
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..utils import processes
+from ...utils import processes
 
 
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
