@@ -37,10 +37,12 @@ def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def without_native_bfloat16() -> Iterator[None]:
+def without_fast_bfloat16() -> Iterator[None]:
     """`search_dtype="auto"` is the model's own dtype on every machine: figures don't depend on the hardware."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        patch.setattr("optimum_ffp.utils.precision._cpu_has_fast_matmul", lambda dtype: False)
+        # Without 16-bit instructions, it is what other processes measure.
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
         yield
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 # Numbers of windows that two processes can't share evenly.
 SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
@@ -21,7 +21,7 @@ SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12"]
 
 def run_in_two(*words: str | Path) -> subprocess.CompletedProcess:
     command = [*COMMAND, *map(str, words), "--num-processes", "2"]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def read_record(folder: Path) -> dict:
@@ -84,7 +84,7 @@ def test_two_processes_recover_along_the_curve_of_one_with_ddp_and_with_fsdp(
     assert run.returncode == 0 and run.stdout.count("saved in") == 1, run.stderr
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     command = [*launch, sys.executable, "-c", PRETENDED, "ffp", "recover", "-m", folder, tmp_path / "fsdp", *words]
-    subprocess.run([*map(str, command)], env=ENVIRONMENT | FSDP, check=True, timeout=300)
+    subprocess.run([*map(str, command)], env=os.environ | ENVIRONMENT | FSDP, check=True, timeout=300)
     one, *others = (read_record(tmp_path / name)["recovery"][-1]["curve"] for name in ("one", "ddp", "fsdp"))
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, curve in zip(("ddp", "fsdp"), others):

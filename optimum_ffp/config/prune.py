@@ -223,7 +223,7 @@ class FFPConfig(TextConfig):
     search_dtype: str = measured_option(
         "auto",
         "Compute dtype of statistics, search and distillation for a float32 model: auto (bfloat16 if the hardware is "
-        "known to be faster at it) or model (float32).",
+        "faster at it) or model (float32).",
         choices=("auto", "model"),
     )
     learning_rate: float = ppo_option(3e-3, "Learning rate of PPO.", "Search", paper=1e-4)

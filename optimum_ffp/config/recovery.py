@@ -128,7 +128,7 @@ class RecoveryConfig(TextConfig):
         None,
         "Whether to compute in bfloat16, with float32 weights.",
         "Resources",
-        default_text="if the hardware supports it natively",
+        default_text="if the hardware is faster at it",
     )
     gradient_checkpointing: bool = option(
         False, "Whether to recompute activations in the backward pass to save memory.", "Resources"

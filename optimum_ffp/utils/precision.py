@@ -1,18 +1,21 @@
 """Compute dtype and autocast."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from transformers import PretrainedConfig, PreTrainedModel
 
 
 Model = TypeVar("Model", bound=nn.Module)
-# Functions of `torch.cpu` that report whether it multiplies a dtype faster than float32. AVX-512 alone is not enough:
-# its bfloat16 products took twice as long on an Emerald Rapids without AMX.
-INSTRUCTIONS = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
+SHORT_DTYPES = torch.bfloat16, torch.float16
+# A CPU computes in a 16-bit dtype if its products take less than this share of the time of float32.
+FAST_SHARE = 2 / 3
 # Backend settings of `torch.set_float32_matmul_precision` for CUDA and for CPUs.
 BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
@@ -35,24 +38,24 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
 
 
 def has_fast_matmul(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a CUDA GPU or the CPU is known to multiply a 16-bit dtype faster than float32."""
+    """Return whether a CUDA GPU or the CPU multiplies a 16-bit dtype faster than float32."""
     if device.type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _cpu_has_fast_matmul(dtype)
 
 
 def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
-    """Return whether to train in bfloat16; without a choice, only if the hardware supports it natively."""
+    """Return whether to train in bfloat16; without a choice, only if the hardware is faster at it."""
     return has_fast_matmul(device, torch.bfloat16) if choice is None else choice
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in with weights of a dtype.
 
-    CPUs without 16-bit instructions are about fifty times slower in 16 bits than in float32. GPUs older than Ampere
+    CPUs without 16-bit instructions are up to fifty times slower in 16 bits than in float32. GPUs older than Ampere
     emulate bfloat16, and their only attention kernel for it materializes all scores.
     """
-    emulated = device.type in ("cpu", "cuda") and dtype in INSTRUCTIONS and not has_fast_matmul(device, dtype)
+    emulated = device.type in ("cpu", "cuda") and dtype in SHORT_DTYPES and not has_fast_matmul(device, dtype)
     return torch.float32 if emulated else dtype
 
 
@@ -101,8 +104,26 @@ def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
             parameter.data = parameter.data.to(original_dtype)
 
 
+@cache
+@torch.no_grad()
 def _cpu_has_fast_matmul(dtype: torch.dtype) -> bool:
-    return getattr(torch.cpu, INSTRUCTIONS[dtype], bool)()
+    """Measure it in some milliseconds, since instructions don't tell.
+
+    With AVX-512 for bfloat16, products take a quarter of the time of float32 on a Zen 5, but twice the time on an
+    Emerald Rapids without AMX.
+    """
+    # Every thread has the same work, whatever their number.
+    factors = torch.ones(64 * torch.get_num_threads(), 512), torch.ones(512, 512)
+    pairs = [[factor.to(kind) for factor in factors] for kind in (torch.float32, dtype)]
+    # The fastest of a few is the same in every run, also while other processes compute.
+    float32, short = map(min, zip(*([_seconds(*pair) for pair in pairs] for _ in range(6))))
+    return short < FAST_SHARE * float32
+
+
+def _seconds(rows: torch.Tensor, weight: torch.Tensor) -> float:
+    start = time.perf_counter()
+    linear(rows, weight)
+    return time.perf_counter() - start
 
 
 def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
@@ -118,7 +139,7 @@ def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...
     TF32, which has as many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
     """
     device, dtypes = factors[0].device, {factor.dtype for factor in factors}
-    precision = "high" if dtypes <= {*INSTRUCTIONS} else "highest"
+    precision = "high" if dtypes <= {*SHORT_DTYPES} else "highest"
     if dtypes == {torch.bfloat16} and has_fast_matmul(device, torch.bfloat16):
         precision = "medium"
     with _multiplying_float32(precision), computing_in(device, None):

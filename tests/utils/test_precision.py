@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,12 @@ from optimum_ffp.utils.precision import (
 from tests.helpers import make_tiny_model
 
 
+MEASURED = "optimum_ffp.utils.precision._cpu_has_fast_matmul"
+PROGRAM = """
+import torch
+from optimum_ffp.utils.precision import _cpu_has_fast_matmul
+print({_cpu_has_fast_matmul.__wrapped__(torch.bfloat16) for _ in range(5)})
+"""
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
 
@@ -23,18 +32,23 @@ def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
     expected = torch.bfloat16 if native else None
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: native, raising=False)
-    # AVX-512 multiplies it too, but slower than float32.
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     assert [autocast_dtype(on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
     assert autocast_dtype(on("mps"), "auto") is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("instructions", "results"), [("AVX2", ["{False}"]), ("DEFAULT", ["{False}", "{True}"])])
+def test_a_cpu_is_measured_with_the_same_result_every_time(instructions, results):
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() in results
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
-    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
-        monkeypatch.setattr(f"torch.cpu.{name}", lambda: native, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     for dtype in (torch.bfloat16, torch.float16):
         assert compute_dtype(CPU, dtype) == (dtype if native else torch.float32)
@@ -45,7 +59,7 @@ def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
 
 
 def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: True)
     assert autocast_dtype(on("cpu", torch.float16), "auto") is None
     assert autocast_dtype(on("cpu"), "model") is None
 
@@ -66,7 +80,7 @@ def precisions() -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("old", [False, True])
 def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: True)
     lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
     if old:
         # torch 2.7 and 2.8 have no precisions by backend.
@@ -98,7 +112,7 @@ def test_an_error_puts_the_precision_back():
 
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
 def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: True)
     # As `torch.backends.cuda.matmul.fp32_precision` of a user, after which torch tells no precision of all.
     before = precisions()
     torch.backends.cuda.matmul.fp32_precision = chosen
@@ -117,13 +131,13 @@ def test_a_model_is_computed_in_float32_where_that_is_faster_and_is_as_before_af
     model.model.norm.weight.data = model.model.norm.weight.data.float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=native: found, raising=False)
+        monkeypatch.setattr(MEASURED, lambda dtype, found=native: found)
         with in_compute_dtype(model):
             assert model.dtype == model.lm_head.weight.dtype == dtype
             assert model.model.norm.weight.dtype == torch.float32
         for name, tensor in model.state_dict().items():
             assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(MEASURED, lambda dtype: False)
     model.config.quantization_config = {}
     with in_compute_dtype(model):
         assert model.dtype == torch.bfloat16
