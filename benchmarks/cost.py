@@ -78,12 +78,17 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
 def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
     """Windows of random tokens, as many as the config requests."""
     generator = torch.Generator().manual_seed(0)
-    counts = {"calibration": config.num_samples, "search": config.search_samples, "test": config.eval_samples}
-    calibration, search, test = (
+    counts = {
+        "calibration": config.num_samples,
+        "search": config.search_samples,
+        "held out": config.held_out_samples,
+        "test": config.eval_samples,
+    }
+    *others, test = (
         Windows(torch.randint(vocabulary, (count, config.seq_len), generator=generator), "random", split)
         for split, count in counts.items()
     )
-    return DataSplits(calibration, search, (test,))
+    return DataSplits(*others, tests=(test,))
 
 
 def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float]]:

@@ -14,7 +14,6 @@ import torch
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.measurements import policy_losses
-from optimum_ffp.data import DataSplits
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.utils.device_memory import device_name
 from tests.helpers import SETTINGS, make_pruner, make_tokenizer
@@ -170,14 +169,15 @@ def test_other_given_windows_are_another_run(save_tiny_model, data_folder, tmp_p
 
     found = prune(first, False)
     assert prune(first, True) == found
-    other = DataSplits(first.calibration.first(7), first.search, first.tests)
+    other = replace(first, calibration=first.calibration.first(7))
     with pytest.raises(FFPError, match="data was"):
         prune(other, True)
     # The same windows in other roles.
     more = torch.cat([first.calibration.tokens, first.search.tokens[:1]])
-    moved = replace(first.calibration, tokens=more), replace(first.search, tokens=first.search.tokens[1:])
+    calibration = replace(first.calibration, tokens=more)
+    moved = replace(first, calibration=calibration, search=replace(first.search, tokens=first.search.tokens[1:]))
     with pytest.raises(FFPError, match="data was"):
-        prune(DataSplits(*moved, first.tests), True)
+        prune(moved, True)
 
 
 def test_the_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):

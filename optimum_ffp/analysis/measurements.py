@@ -188,7 +188,7 @@ class Measurements:
 
     @cached_property
     def data(self) -> DataSplits:
-        """Calibration, search and test windows."""
+        """Calibration, search, held-out and test windows."""
         request = DataRequest.of(self.config, self._token)
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
@@ -200,7 +200,7 @@ class Measurements:
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if self._given_data is not None:
             # Windows that were passed are as many as they should be.
-            request = replace(request, calibration=len(data.calibration), search=len(data.search), test=None)
+            request = replace(request, **{role: len(windows) for role, windows in data.roles()} | {"test": None})
         for warning in data.warnings(request):
             logger.warning(warning)
         if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):

@@ -98,7 +98,7 @@ class FFPConfig(TextConfig):
         128, "Number of windows to calibrate on, from the train split.", "Data", low=1, paper=32
     )
     search_samples: int = measured_option(
-        32, "Number of windows to compare candidates on, from the validation split.", "Data", low=1, paper=4
+        28, "Number of windows to compare candidates on, from the validation split.", "Data", low=1, paper=4
     )
     eval_samples: int | None = measured_option(
         None,
@@ -260,8 +260,12 @@ class FFPConfig(TextConfig):
     ridge_lambda_relative: bool = measured_option(
         True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute."
     )
-    held_out_samples: int = distillation_option(
-        4, "Number of search windows, the first ones, for measuring the distillation error.", low=1
+    held_out_samples: int = measured_option(
+        4,
+        "Number of windows by which distillation decides what it keeps, from the validation split; none of them is a "
+        "search window.",
+        low=1,
+        when=("calibration", "distillation"),
     )
     distillation_passes: int = distillation_option(
         2, "Number of distillation passes over the calibration windows.", low=1

@@ -1,8 +1,9 @@
 """Loading of the windows for all roles, from a text or a mix of texts."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -52,12 +53,12 @@ def load_windows(
 ) -> DataSplits:
     """Load windows for all roles.
 
-    Calibration windows are from the train split, search windows from validation and test windows from test. The only
-    split of a text is divided into three parts in this order; without validation, train is divided into two.
-    Calibration and search windows have the shares of the mix.
+    Calibration windows are from the train split, search and held-out windows from validation and test windows from
+    test. The only split of a text is divided into three parts in this order; without validation, train is divided into
+    two. All but the test windows have the shares of the mix.
 
     Args:
-        texts: Texts for calibration and search.
+        texts: Texts for all roles but the test.
         tokenizer: Tokenizer of the model.
         model: The dense model, which generates the text of `self`.
         request: Number and length of windows.
@@ -67,9 +68,11 @@ def load_windows(
         FFPError: If the data can't be found or read, is too short, or the model can't generate text.
     """
     reported = reported or texts.reported
+    held_out = texts.divide(request.held_out)
     counts: dict[str, dict[str, int | None]] = {
         "calibration": texts.divide(request.calibration),
-        "search": texts.divide(request.search),
+        # Cut together with the held-out windows, which are then taken off, so that they are disjoint.
+        "search": {name: count + held_out[name] for name, count in texts.divide(request.search).items()},
         "test": dict.fromkeys(reported.names, request.test),
     }
     windows_by_text = {}
@@ -77,9 +80,12 @@ def load_windows(
         counts_by_role = {role: by_text[name] for role, by_text in counts.items() if by_text.get(name, 0) != 0}
         if counts_by_role:
             windows_by_text[name] = _load_text(Text(name), tokenizer, model, request, counts_by_role)
+        if "search" in counts_by_role:
+            windows = windows_by_text[name]["search"]
+            windows_by_text[name] |= _hold_out(windows, counts_by_role["search"], held_out[name])
     mixes = [
         _mix([windows[role] for windows in windows_by_text.values() if role in windows], str(texts), request)
-        for role in ("calibration", "search")
+        for role in ("calibration", "search", "held_out")
     ]
     return DataSplits(*mixes, tests=tuple(windows_by_text[name]["test"] for name in reported.names))
 
@@ -157,10 +163,21 @@ def _sample(
 ) -> Windows:
     # Separate seeds: a recovery, which reads fewer windows, must not be tested on calibration text of the prune.
     seed = seed_of(request.seed, ROLES_SEED, ROLES.index(role))
-    tokens = sample_from_model(model, tokenizer, count or request.search or 1, request.length, seed)
+    tokens = sample_from_model(model, tokenizer, count or request.generated_tests, request.length, seed)
     start = find_start_token(tokenizer, request.start_token)
     has_start_token = start is not None and bool((tokens[:, 0] == start).all())
     return Windows(tokens, "self", "sampled", has_start_token)
+
+
+def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Windows]:
+    """Divide windows into those for the search and held-out ones; in proportion if there are fewer than requested."""
+    search = len(windows) - math.ceil(len(windows) * held_out / requested)
+    if not search and requested > held_out:
+        raise FFPError(
+            f"{windows.dataset} ({windows.split}) has one window of {windows.length} tokens, and needs one to search "
+            "on and one to hold out; use more text, or lower seq_len"
+        )
+    return {"search": windows.first(search), "held_out": replace(windows, tokens=windows.tokens[search:])}
 
 
 def take_windows(windows: Iterable[torch.Tensor], count: int | None, bar: tqdm) -> list[torch.Tensor]:

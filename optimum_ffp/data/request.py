@@ -22,9 +22,9 @@ class DataRequest:
 
     Attributes:
         length: Tokens per window.
-        calibration, search, test: Number of windows, for the test of each text. `test=None` means all of a test split,
-            or the first 100 of a text without one.
-        seed: Random seed for the choice of calibration and search windows. Test windows are the first ones.
+        calibration, search, held_out, test: Number of windows, for the test of each text. `test=None` means all of a
+            test split, or the first 100 of a text without one.
+        seed: Random seed for the choice of all windows but those for the test, which are the first ones.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows begin with the start token: `"auto"` or `"never"`.
         token: Access token of the Hub.
@@ -33,6 +33,7 @@ class DataRequest:
     length: int
     calibration: int
     search: int
+    held_out: int
     test: int | None
     seed: int
     text_column: str | None = None
@@ -46,6 +47,7 @@ class DataRequest:
             length=config.seq_len,
             calibration=config.num_samples,
             search=config.search_samples,
+            held_out=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,
             text_column=config.text_column,
@@ -55,8 +57,14 @@ class DataRequest:
 
     def count_generated(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
         """Return the number of windows per role that the model generates."""
-        counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in ("calibration", "search")}
-        return counts | {"test": (self.test or self.search or 1) if reported.includes_self else 0}
+        roles = ("calibration", "search", "held_out")
+        counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in roles}
+        return counts | {"test": self.generated_tests if reported.includes_self else 0}
+
+    @property
+    def generated_tests(self) -> int:
+        """Number of test windows that the model generates: by default as many as for the search and held out."""
+        return self.test or self.search + self.held_out or 1
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:

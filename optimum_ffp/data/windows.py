@@ -67,16 +67,18 @@ def describe_windows(windows: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Windows for the three roles.
+    """Windows for the four roles, all disjoint.
 
     Attributes:
         calibration: Windows of all texts of a mix, shuffled.
         search: Windows of other parts of these texts, shuffled.
+        held_out: Windows by which training decides what it keeps, of the same parts as those for the search.
         tests: Test windows of each reported text.
     """
 
     calibration: Windows
     search: Windows
+    held_out: Windows
     tests: tuple[Windows, ...]
 
     @property
@@ -95,7 +97,8 @@ class DataSplits:
 
     def roles(self) -> list[tuple[str, Windows]]:
         """Return all windows with their role, in order."""
-        return [("calibration", self.calibration), ("search", self.search), *(("test", test) for test in self.tests)]
+        roles = [(role, getattr(self, role)) for role in ("calibration", "search", "held_out")]
+        return [*roles, *(("test", test) for test in self.tests)]
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the JSON-ready form of all windows."""
@@ -104,8 +107,8 @@ class DataSplits:
     @classmethod
     def from_list(cls, data: list[dict[str, Any]]) -> "DataSplits":
         """Restore the result of `to_list`."""
-        # A recovery has no calibration windows.
+        # A recovery has neither calibration nor search windows.
         none = torch.empty(0, 0, dtype=torch.long)
         tokens = [torch.tensor(record["tokens"]) if record["tokens"] else none for record in data]
-        calibration, search, *tests = (Windows(**record | {"tokens": rows}) for record, rows in zip(data, tokens))
-        return cls(calibration, search, tuple(tests))
+        windows = [Windows(**record | {"tokens": rows}) for record, rows in zip(data, tokens)]
+        return cls(*windows[:3], tests=tuple(windows[3:]))

@@ -261,7 +261,7 @@ def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
     compared = finalist_count(config.search_steps) + config.candidates * config.reads("candidates") + 2
     windows = config.search_steps * min(config.update_samples, search) + compared * search
     if config.calibration == "distillation":
-        held_out, passes = min(config.held_out_samples, search), config.distillation_passes
+        held_out, passes = config.held_out_samples, config.distillation_passes
         # Training may start a second time. An eighth of the tokens is also read as first tokens.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
         windows += 9 * distilled // 8 + 1

@@ -166,7 +166,7 @@ class FFPRecovery:
         dtypes = self.journal.value(
             "compute-dtypes", lambda: {name: dtype_name(dtype) for name, dtype in current.items()}
         )
-        trained = self._train(windows.tokens, data.search.tokens.int())
+        trained = self._train(windows.tokens, data.held_out.tokens.int())
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.
@@ -181,7 +181,7 @@ class FFPRecovery:
             passes=windows.passes,
             curve=trained.curve,
             kept=trained.best,
-            held_out=data.search.describe(),
+            held_out=data.held_out.describe(),
             tests=[test.describe() for test in data.tests],
             losses=losses,
             samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
@@ -258,7 +258,8 @@ class FFPRecovery:
             length=self.batch.length,
             # Training text is read by `training_windows`.
             calibration=0,
-            search=config.held_out_samples,
+            search=0,
+            held_out=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,
             text_column=config.text_column,

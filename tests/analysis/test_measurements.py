@@ -26,9 +26,9 @@ def given(length: int, largest: int = 128) -> DataSplits:
     generator = torch.Generator().manual_seed(0)
     windows = [
         Windows(torch.randint(3, largest, (count, length), generator=generator), "mine", "given")
-        for count in (8, 4, 2)
+        for count in (8, 4, 3, 2)
     ]
-    return DataSplits(*windows[:2], (windows[2],))
+    return DataSplits(*windows[:3], (windows[3],))
 
 
 def test_given_windows_are_taken_as_they_are(caplog):

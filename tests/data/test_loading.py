@@ -10,8 +10,8 @@ from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
-REQUEST = DataRequest(length=16, calibration=8, search=3, test=4, seed=0)
-EVERYTHING = DataRequest(length=16, calibration=1000, search=1000, test=1000, seed=0)
+REQUEST = DataRequest(length=16, calibration=8, search=3, held_out=2, test=4, seed=0)
+EVERYTHING = DataRequest(length=16, calibration=1000, search=600, held_out=400, test=1000, seed=0)
 
 
 def load(dataset, request=REQUEST, reported=None, tokenizer=None):
@@ -40,10 +40,11 @@ def shares_of(windows, *texts):
 
 def test_folder_calibrates_on_train_searches_on_validation_reports_on_test(data_folder):
     data = load(data_folder)
-    assert [len(part) for part in (data.calibration, data.search, data.test)] == [8, 3, 4]
-    assert [part.split for part in (data.calibration, data.search, data.test)] == ["train", "validation", "test"]
+    assert [len(part) for _, part in data.roles()] == [8, 3, 2, 4]
+    assert [part.split for _, part in data.roles()] == ["train", "validation", "validation", "test"]
     assert data.test.tokens.flatten().tolist() == words_of(make_text(1500, 2))[:64]
     assert shares_of(data.calibration, make_text(1500, 0)) == [8] and shares_of(data.search, make_text(1500, 1)) == [3]
+    assert shares_of(data.held_out, make_text(1500, 1)) == [2]
     of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
     assert data.test.describe() == of_test | {"sha256": {"./data": Text(str(data_folder)).sha256()}}
     assert len(load(data_folder, replace(REQUEST, test=None)).test) == 1500 // 16
@@ -69,13 +70,14 @@ def test_one_file_is_cut_into_disjoint_parts(tmp_path, between):
     text = " ".join(f"w{number % 125 + 3}" for number in range(0, 7 * 125 * 125, 7)[:3000])
     (tmp_path / "text.txt").write_text(text.replace(" ", between))
     data, few = load(tmp_path / "text.txt", EVERYTHING), load(tmp_path / "text.txt")
-    parts = [data.calibration, data.search, data.test]
-    assert [part.split for part in parts] == [f"{role} part of text.txt" for role in ("calibration", "search", "test")]
+    parts = [part for _, part in data.roles()]
+    roles = ("calibration", "search", "search", "test")
+    assert [part.split for part in parts] == [f"{role} part of text.txt" for role in roles]
     counts = [len(part) for part in parts]
-    assert sum(counts) == pytest.approx(3000 // 16, abs=3) and counts == pytest.approx([112, 37, 37], abs=2)
+    assert sum(counts) == pytest.approx(3000 // 16, abs=3) and counts == pytest.approx([112, 22, 15, 37], abs=2)
     # The same parts for any number of windows: what is a test window once is never one to calibrate on.
     assert torch.equal(few.test.tokens, data.test.tokens[:4])
-    words, begin = words_of(text), 3000 - 16 * counts[2]
+    words, begin = words_of(text), 3000 - 16 * counts[3]
     assert data.test.tokens.flatten().tolist() in (words[begin - n : 3000 - n] for n in range(16))
 
 
@@ -87,7 +89,7 @@ def test_beside_a_test_split_alone_a_part_of_train_is_searched_on(data_folder):
         "search part of train",
         "test",
     ]
-    assert [len(data.calibration), len(data.search)] == pytest.approx([75, 18], abs=1)
+    assert [len(data.calibration), len(data.search) + len(data.held_out)] == pytest.approx([75, 18], abs=1)
     assert shares_of(data.search, make_text(1500)) == [len(data.search)]
 
 
@@ -120,7 +122,8 @@ def test_a_mix_has_its_shares_and_each_text_is_reported_by_itself(data_folder, t
     data, again = load(mix), load(mix)
     assert shares_of(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
     assert shares_of(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
-    assert [len(data.calibration), len(data.search)] == [8, 3] and data.calibration.dataset == mix
+    assert [len(data.calibration), len(data.search), len(data.held_out)] == [8, 3, 3]
+    assert data.calibration.dataset == mix
     parts = ("4 of train", "2 of calibration part of other.txt", "2 of sampled")
     assert data.calibration.split == ", ".join(parts)
     assert rows_of(data.calibration, data.search) == rows_of(again.calibration, again.search)
@@ -133,16 +136,27 @@ def test_a_mix_has_its_shares_and_each_text_is_reported_by_itself(data_folder, t
 
 def test_text_sampled_from_the_model_is_seeded_and_disjoint():
     data, again = load("self"), load("self")
-    windows = rows_of(data.calibration, data.search, data.test)
-    assert len(set(windows)) == 15 and windows == rows_of(again.calibration, again.search, again.test)
-    assert REQUEST.count_generated(*2 * [TextMix.parse("self")]) == {"calibration": 8, "search": 3, "test": 4}
+    windows = rows_of(*(part for _, part in data.roles()))
+    assert len(set(windows)) == 17 and windows == rows_of(*(part for _, part in again.roles()))
+    counts = {"calibration": 8, "search": 3, "held_out": 2, "test": 4}
+    assert REQUEST.count_generated(*2 * [TextMix.parse("self")]) == counts
 
 
 def test_there_are_no_windows_of_roles_that_are_not_asked_for(data_folder):
     data = load(data_folder, replace(REQUEST, calibration=0, search=0))
-    assert [len(part) for part in (data.calibration, data.search, data.test)] == [0, 0, 4]
-    again = DataSplits.from_list(data.to_list())
-    assert [len(windows) for _, windows in again.roles()] == [0, 0, 4]
+    for splits in (data, DataSplits.from_list(data.to_list())):
+        assert [len(windows) for _, windows in splits.roles()] == [0, 0, 2, 4]
+    data = load(data_folder, replace(REQUEST, calibration=0, search=0, held_out=0))
+    for splits in (data, DataSplits.from_list(data.to_list())):
+        assert [len(windows) for _, windows in splits.roles()] == [0, 0, 0, 4]
+
+
+@pytest.mark.parametrize(("words", "counts"), [(160 * 16, [16, 16]), (60 * 16, [6, 6]), (15 * 16, [1, 2])])
+def test_little_text_is_divided_between_search_and_held_out_windows(tmp_path, words, counts):
+    (tmp_path / "text.txt").write_text(make_text(words))
+    data = load(tmp_path / "text.txt", replace(REQUEST, search=16, held_out=16))
+    assert [len(data.search), len(data.held_out)] == pytest.approx(counts, abs=1)
+    assert not {*rows_of(data.search)} & {*rows_of(data.held_out)} and len(data.held_out) and len(data.search)
 
 
 def test_every_role_has_the_start_token_and_says_so(data_folder):
@@ -155,10 +169,10 @@ def test_every_role_has_the_start_token_and_says_so(data_folder):
 
 
 def test_little_text_is_said_with_both_numbers(tmp_path):
-    (tmp_path / "little.txt").write_text(make_text(100))
+    (tmp_path / "little.txt").write_text(make_text(180))
     data = load(tmp_path / "little.txt")
-    assert ["3 of 8" in line for line in data.warnings(REQUEST)] == [True, False, False]
-    assert data.warnings(DataRequest(length=16, calibration=1, search=1, test=None, seed=0)) == []
+    assert ["6 of 8" in line for line in data.warnings(REQUEST)] == [True, False, False, False]
+    assert data.warnings(replace(REQUEST, calibration=1, search=1, held_out=1, test=None)) == []
 
 
 def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):
@@ -185,7 +199,7 @@ def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset_builder", find)
     monkeypatch.setattr("optimum_ffp.data.loading.MAX_TEXT_CHARACTERS", 5_000)
     data = load("someone/corpus:small", replace(REQUEST, token="hf_secret"))
-    assert [len(windows) for _, windows in data.roles()] == [8, 3, 4]
+    assert [len(windows) for _, windows in data.roles()] == [8, 3, 2, 4]
     assert all(count < 500 for count in map(read.count, ("train", "validation", "test")))
 
 

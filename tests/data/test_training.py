@@ -13,7 +13,9 @@ LENGTH = 24
 
 
 def request(**changes):
-    return DataRequest(**{"length": LENGTH, "calibration": 0, "search": 3, "test": None, "seed": 0} | changes)
+    return DataRequest(
+        **{"length": LENGTH, "calibration": 0, "search": 3, "held_out": 2, "test": None, "seed": 0} | changes
+    )
 
 
 def train(dataset, count, tokenizer=None, **options):

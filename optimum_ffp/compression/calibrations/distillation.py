@@ -59,9 +59,9 @@ def calibrate(
     config: FFPConfig,
     journal: Journal,
 ) -> Calibration:
-    """Train every layer on the calibration windows, with search windows held out (`distill`)."""
-    held_out = data.search.first(config.held_out_samples)
-    held_out = replace(held_out, tokens=split_windows(held_out.tokens, config.distillation_parts, start_token))
+    """Train every layer on the calibration windows (`distill`)."""
+    tokens = split_windows(data.held_out.tokens, config.distillation_parts, start_token)
+    held_out = replace(data.held_out, tokens=tokens)
     distilled = distill(
         sorted_model,
         policy,
