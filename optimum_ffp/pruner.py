@@ -103,7 +103,7 @@ class FFPPruner:
         # Computed before weights are converted and reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self.measured = Measurements(model, tokenizer, config, data=data, device=device, token=self.options.token)
-        self._check_budget(config)
+        self._check_budget(self.measured.config)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         self._license = read_license(self.model_id, **self.options.hub())
@@ -201,6 +201,8 @@ class FFPPruner:
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
+            # Those of a given policy.
+            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self.config.policy else None,
             **({} if self.measured.given_data else processes.on_main(self.measured.config.hash_files)),
         }
         on_disk = self.options.offload == "disk"
@@ -223,8 +225,8 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
-        config = self.measured.resolved(config or self.config)
-        config = config if sparsity is None else replace(config, sparsity=sparsity)
+        config = config or self.config
+        config = self.measured.resolved(config if sparsity is None else replace(config, sparsity=sparsity))
         self.measured.check(config)
         self._check_budget(config)
         agent = load_agent(warm_start, self.options.token)

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..allocation.mappings.curves import lower_hull
-from ..allocation.policy import GROUP_NAMES, Group, Unit
+from ..allocation.policy import GROUP_NAMES, Group, PruningPolicy, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
+from ..hub.record import policy_rows
 from ..modeling.families import Family, ModelUnit, find_units
 from ..modeling.families.base import permute_blocks
 from .fisher import loss_curve
@@ -30,12 +31,25 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     Args:
         model: The dense model.
         family: The family record of the model.
-        config: `attention`. The choice is left open only if loss curves can make it.
+        config: `policy`, or `attention`. The choice is left open only if loss curves can make it.
 
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
+
+    Raises:
+        FFPError: If a policy is given that isn't one of this model.
     """
     possible = family.attention_groups(model.config)
+    if config.policy:
+        variants = zip(*(find_units(model, family, config.ffn_multiple, group) for group in possible))
+        rows = policy_rows(config.policy)
+        groups = dict(enumerate(row.get("group") for row in rows))
+        units = [
+            next((unit for unit in by_group if unit.unit.group == groups.get(index)), by_group[0])
+            for index, by_group in enumerate(variants)
+        ]
+        PruningPolicy.from_dict({"units": rows}, [unit.unit for unit in units])
+        return (units,)
     wanted = GROUPS.get(config.attention)
     if wanted in possible:
         possible = (wanted,)

@@ -31,6 +31,7 @@ from ..data.self_generated import NEEDS_WEIGHTS, lacks_chats
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..evaluation import to_perplexity
+from ..hub.record import read_policy
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
@@ -123,10 +124,10 @@ class Measurements:
             TextMix.parse(windows.dataset)
             window_length(windows.length, model.config)
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
-        self.config = self.resolved(config)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
         self.unit_variants = find_unit_variants(model, self.layerwise.family, config)
+        self.config = self.resolved(config)
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
@@ -166,9 +167,13 @@ class Measurements:
     def resolved(self, config: FFPConfig) -> FFPConfig:
         """Return a copy of a config with `seq_len` set, to the length of the calibration windows if they were passed.
 
+        The sparsity is that of the policy if one is given.
+
         Raises:
-            FFPError: If it is larger than the model's number of positions.
+            FFPError: If it is larger than the model's number of positions, or the policy isn't one of this model.
         """
+        if config.policy:
+            config = replace(config, sparsity=read_policy(config.policy, self.units).sparsity)
         if self._given_data is None:
             return with_window_length(config, self.model.config)
         return replace(config.resolve(), seq_len=self._given_data.calibration.length)

@@ -37,6 +37,7 @@ class Found:
         windows: Description of the search windows.
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
+        note: Where the policy is from, if it wasn't searched for.
         front: Record of the Pareto front of a sweep up to this sparsity.
         cost: Time, memory and tokens of the search.
     """
@@ -55,6 +56,7 @@ class Found:
     windows: dict[str, Any] = field(default_factory=dict)
     calibrated_on: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = None
+    note: str | None = None
     front: dict[str, Any] | None = None
     cost: StageMeter = field(default_factory=StageMeter)
 
@@ -68,6 +70,7 @@ class Found:
             "non_finite": self.non_finite,
             "calibrated_on": self.calibrated_on,
             "warm_start": self.warm_start,
+            "note": self.note,
             "perplexity": {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows,
         }
         if self.baselines:

@@ -10,6 +10,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 from ..config import FFPConfig
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
+from ..utils.folders import expand
 from . import arguments
 from .errors import one_line_errors
 from .launching import run_in_processes
@@ -67,6 +68,8 @@ def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
     """Return one folder per sparsity: the output folder, or one with the percentage in its name."""
     if args.output and len(sparsities) == 1:
         return [arguments.output_name(args)]
+    if args.policy:
+        return [f"{arguments.output_name(args)}-{expand(args.policy).stem}"]
     folders = [f"{arguments.output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
     if len({*folders}) < len(folders):
         raise FFPError(f"two values of --sparsity map to the same folder: {', '.join(folders)}; give each once")
@@ -96,6 +99,8 @@ def recovery_command(args: Namespace, config: FFPConfig, revision: str | None, f
 
 def prune(args: Namespace) -> None:
     """Check, lock, prune, save and push, at every requested sparsity; several share one agent."""
+    if args.policy and (args.sparsity or args.method):
+        raise FFPError("--policy decides the sparsity, and nothing is searched; leave out --sparsity and --method")
     sparsities = args.sparsity
     args.sparsity = sparsities and sparsities[0]
     config = FFPConfig.from_args(args).resolve()

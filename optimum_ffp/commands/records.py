@@ -65,6 +65,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     tests = [(windows.describe(), figures | {"pruned": final(figures)}) for windows, figures in result.tests]
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
+    pruned |= {"search": result.search.note} if result.search.note else {}
     pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
     dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
     return [pruned, dense | _perplexities(tests, "dense")]

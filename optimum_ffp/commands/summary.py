@@ -69,7 +69,7 @@ def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | 
 
 
 def summarize(records: Sequence[Record], next_step: str) -> str:
-    """Format the size and quality of a model in five lines.
+    """Format the size and quality of a model in five lines, or six if its policy wasn't searched for.
 
     Args:
         records: Records of the result, of the model before it, if that is not the dense one, and of the dense model.
@@ -86,6 +86,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     rows = [
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
+        *([["search", result["search"]]] if "search" in result else []),
         ["perplexity", "; ".join(perplexities)],
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],

@@ -214,7 +214,7 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         raise FFPError(f"{path} can't be read as a config: {error}") from None
     if not isinstance(record, dict):
         raise FFPError(f"{path} must hold a JSON object of options, found {type(record).__name__}")
-    if "policy" in record:
+    if isinstance(record.get("policy"), dict):
         check_record(record, path)
     return record
 

@@ -111,9 +111,17 @@ class FFPConfig(TextConfig):
         "ffp",
         "How to choose the number of heads and channels per layer: ffp (loss-guided search), no-search (from layer "
         "measurements), uniform (the same fraction in every layer), homogeneous (exactly the same number in every "
-        "layer, so that the checkpoint needs no custom code), or the baselines random and evolutionary.",
+        "layer, so that the checkpoint needs no custom code), given (by a policy), or the baselines random and "
+        "evolutionary.",
         "Pruning",
         choices="search.methods",
+    )
+    policy: str | None = option(
+        None,
+        "Policy to use instead of a search: that of a pruned folder or Hub id, or a JSON file with a list of units as "
+        "in ffp_config.json. It decides the sparsity.",
+        "Pruning",
+        cli={"metavar": "POLICY"},
     )
     preset: str = option(
         "default",
@@ -287,6 +295,11 @@ class FFPConfig(TextConfig):
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
 
+    def __post_init__(self) -> None:
+        if self.policy is not None:
+            self.method = "given"
+        super().__post_init__()
+
     @property
     def needs_fishers(self) -> bool:
         """Whether Fisher matrices are estimated, which needs a backward pass."""
@@ -338,6 +351,8 @@ class FFPConfig(TextConfig):
             raise FFPError(f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.follows_gradient and self.reward != "compensated":
             raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
+        if self.method == "given" and not self.policy:
+            raise FFPError("method 'given' needs a policy, such as a pruned folder; give it as --policy (policy=...)")
         if self.method == "homogeneous" and self.attention == "auto":
             raise FFPError(
                 "method 'homogeneous' needs one kind of group in all layers; choose attention 'kv-groups' or "
@@ -363,6 +378,9 @@ class FFPConfig(TextConfig):
         if self_share and "dataset" in options:
             texts = [f"{text.name}:{text.share * (1 - self_share):.6g}" for text in TextMix.parse(options["dataset"])]
             options["dataset"] = ",".join([*texts, f"self:{self_share:.6g}"])
+        if isinstance(options.get("policy"), dict):
+            # The policy of the result, which it repeats if it was given to it.
+            options["policy"] = os.fspath(path) if options.get("method") == "given" else None
         if "distillation_seq_len" in options:
             options["train_seq_len"] = options.pop("distillation_seq_len")
         # Other keys of a record are results and options of earlier versions.

@@ -27,7 +27,13 @@ TYPES = {
         "sparsity": NUMBER,
         "units": [{"layer": int, "unit": str, "items": int, "kept": int, "retention": NUMBER}],
     },
-    "search": {"method": str, "calibrated_on": WINDOWS, "perplexity": WINDOWS, "warm_start": OPTIONAL_NAME},
+    "search": {
+        "method": str,
+        "calibrated_on": WINDOWS,
+        "perplexity": WINDOWS,
+        "warm_start": OPTIONAL_NAME,
+        "note": OPTIONAL_NAME,
+    },
     "provenance": {
         "base_model": str,
         "revision": OPTIONAL_NAME,

@@ -1,12 +1,16 @@
-"""Records of pruned models in local folders or on the Hub."""
+"""Records of pruned models in local folders or on the Hub, and their policies."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
+from ..allocation.policy import PruningPolicy, Unit
+from ..config.record import check_record
+from ..errors import FFPError
 from ..utils.folders import RECORD, expand, read_record
 
 
@@ -43,3 +47,35 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return read_record(Path(file).parent) if file else {}
+
+
+def policy_rows(source: str) -> list[dict[str, Any]]:
+    """Return the rows of a policy, one per unit, as in `ffp_config.json`.
+
+    Args:
+        source: Pruned model in a folder or on the Hub, its `ffp_config.json`, or a JSON file with a list of rows.
+
+    Raises:
+        FFPError: If there is no policy, or it is malformed.
+    """
+    path = expand(source)
+    if path.is_file():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FFPError(f"{source} can't be read as a policy: {error}") from None
+        record = {"policy": {"units": record}} if isinstance(record, list) else record
+    else:
+        record = prune_record(source)
+    if not isinstance(record, dict) or not record.get("policy"):
+        raise FFPError(
+            f"there is no policy {source}; name a pruned folder or its Hub id, or a JSON file with the units of a "
+            f"policy as in {RECORD}"
+        )
+    check_record(record, source)
+    return record["policy"].get("units", [])
+
+
+def read_policy(source: str, units: Sequence[Unit]) -> PruningPolicy:
+    """Return a policy for a model with the given units. Raises `FFPError` like `policy_rows` and `from_dict`."""
+    return PruningPolicy.from_dict({"units": policy_rows(source)}, units)

@@ -14,6 +14,7 @@ from ..config.prune import GRADIENT_COST
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
+from ..hub.record import read_policy
 from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
@@ -136,6 +137,8 @@ def estimate_prune(
     model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
     with loading_errors(name, None):
         variants = find_unit_variants(model, family, config)
+    if config.policy:
+        sparsities = [read_policy(config.policy, [unit.unit for unit in variants[0]]).sparsity]
     for sparsity in sparsities:
         shapes = ([unit.unit for unit in units] for units in variants)
         check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))

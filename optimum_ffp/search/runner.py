@@ -18,6 +18,7 @@ from ..config import FFPConfig
 from ..config.prune import find_choice
 from ..engine.token_counter import total_tokens
 from ..errors import FFPError
+from ..hub.naming import short_name
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
@@ -153,6 +154,7 @@ class PolicySearch:
         # There may be less text than requested.
         result.calibrated_on = data.calibration.describe()
         result.warm_start = getattr(warm_start, "source", None)
+        result.note = f"the policy is that of {short_name(config.policy)}" if config.policy else None
         return result
 
     def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:

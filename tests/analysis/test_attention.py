@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import layerwise_of, make_tiny_model
+from tests.helpers import layerwise_of, make_tiny_model, prune_by_hand
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,16 @@ def test_unit_variants_follow_the_option_and_the_model(name, kv_heads, options, 
     assert [variant[0].unit.group for variant in variants] == expected
     # All variants have the same parameters.
     assert len({sum(unit.unit.parameters for unit in variant) for variant in variants}) == 1
+
+
+def test_groups_are_those_of_a_given_policy(tmp_path):
+    model = make_tiny_model(num_key_value_heads=2)
+    _, policy = prune_by_hand(model, groups=("kv_group", "query_head"))
+    (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
+    config = FFPConfig(policy=str(tmp_path / "policy.json"), ffn_multiple=1, attention="query-heads")
+    (units,) = find_unit_variants(model, find_family(model.config), config)
+    assert tuple(unit.unit for unit in units) == policy.units
+    assert {"kv_group", "query_head"} < {unit.group for unit in policy.units}
 
 
 def test_losses_are_compared_where_both_can_go():

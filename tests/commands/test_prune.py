@@ -88,6 +88,39 @@ def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp
     assert (tmp_path / "tiny-llama-ffp-25" / "model.safetensors").is_file()
 
 
+def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, monkeypatch, caplog):
+    model, first = save_tiny_model(), tmp_path / "first"
+    options = ("--calibration", "ridge", "--seed", 1)
+    assert run("-m", model, first, "--sparsity", 0.3, "--method", "random", *options)[0] == 0
+    record = json.loads((first / "ffp_config.json").read_text())
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps(record["policy"]["units"]))
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = run("-m", model, "--policy", sizes, *options)
+    assert code == 0, errors
+    assert "the policy is that of sizes.json" in output and "--search-steps has no effect" in caplog.text
+    out = tmp_path / "tiny-llama-sizes"
+    again = json.loads((out / "ffp_config.json").read_text())
+    assert again["policy"] == record["policy"] and again["search"]["candidate_evaluations"] == 1
+    assert (out / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert "the policy is that of sizes.json" in (out / "README.md").read_text()
+    assert str(tmp_path) not in json.dumps(again)
+    # The record repeats it, without the file.
+    sizes.unlink()
+    assert run("-m", model, tmp_path / "third", "--config", out / "ffp_config.json")[0] == 0
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_a_policy_decides_alone(run, save_tiny_model, tmp_path):
+    for more in (("--sparsity", 0.2), ("--method", "uniform")):
+        code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--policy", tmp_path / "pruned", *more)
+        assert code == 2 and "--policy decides the sparsity" in errors
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--policy", tmp_path / "pruned", "--plan")
+    assert code == 2 and "error: there is no policy" in errors
+    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--method", "given")
+    assert code == 2 and "--policy" in errors
+
+
 def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tmp_path, caplog):
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"sparsity": 0.3, "clip_range": 0.5, "slope_samples": 3}))

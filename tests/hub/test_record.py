@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.errors import FFPError
-from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
+from optimum_ffp.hub.record import prune_record, read_policy, recorded_length, recorded_start_token
 from optimum_ffp.utils.folders import recorded_files
 
 
@@ -68,3 +69,41 @@ def test_how_a_model_was_measured_last():
         "recovery": [{"options": {"start_token": "never"}, "perplexity": {"pruned": 30.0, "window_length": 24}}]
     }
     assert recorded_length(recovered) == 24 and recorded_start_token(recovered) == "never"
+
+
+UNITS = (Unit(0, "attention", 4, 100, 10, group="query_head"), Unit(0, "ffn", 16, 30, multiple=4))
+
+
+def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
+    policy = PruningPolicy(UNITS, (2, 12))
+    record = {"ffp_version": "0.2", "policy": policy.to_dict()}
+    (tmp_path / "ffp_config.json").write_text(json.dumps(record))
+    (tmp_path / "sizes.json").write_text(json.dumps(record["policy"]["units"]))
+    for name in ("", "ffp_config.json", "sizes.json"):
+        assert read_policy(str(tmp_path / name), UNITS) == policy
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no policy .*sizes.json; name a pruned folder"),
+        ("{", "can't be read as a policy"),
+        ("{}", "no policy"),
+        ("[]", "has 0 units, and the model 2"),
+        ([{"kept": 0}, {}], "layer 0 attention can keep 1 to 4 groups, found 0"),
+        ([{"kept": "2"}, {}], "kept must be of type int"),
+        ([{}, {"kept": 11}], "layer 0 ffn keeps a multiple of 4 groups, found 11"),
+        ([{"items": 3}, {}], "another"),
+        ([{"group": "kv_group"}, {}], "another value of attention"),
+    ],
+)
+def test_a_policy_that_can_not_be_used_is_refused_in_one_line(tmp_path, content, message):
+    file = tmp_path / "sizes.json"
+    if isinstance(content, list):
+        rows = PruningPolicy(UNITS, (2, 12)).to_dict()["units"]
+        content = json.dumps([row | changes for row, changes in zip(rows, content)])
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(FFPError, match=message) as caught:
+        read_policy(str(file), UNITS)
+    assert "\n" not in str(caught.value)

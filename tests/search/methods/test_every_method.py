@@ -12,7 +12,7 @@ from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
 
 def test_every_method_has_a_name_in_the_config():
     methods = choices_of(FFPConfig.__dataclass_fields__["method"])
-    assert {"ffp", "homogeneous", "no-search", "random", "evolutionary", "uniform"} == set(methods)
+    assert {"ffp", "given", "homogeneous", "no-search", "random", "evolutionary", "uniform"} == set(methods)
     assert all(callable(find_choice("method", name).search) for name in methods)
 
 

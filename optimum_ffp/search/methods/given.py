@@ -1,0 +1,18 @@
+"""No search: the policy that the option `policy` names."""
+
+from ...checkpoint.result import Found
+from ...config import FFPConfig
+from ...hub.record import read_policy
+from ..task import AgentState, SearchTask
+
+
+IS_BASELINE = True
+
+
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+    """Evaluate one candidate, the given policy, on all search windows.
+
+    Raises:
+        FFPError: If it can't be read, or isn't one of this model with the same kinds of attention groups.
+    """
+    return task.choose([read_policy(config.policy, task.units)])
