@@ -1,11 +1,13 @@
 """The benchmarks on tiny models: they run to the end, print a table and write a record that names no folder."""
 
 import json
+import os
 import runpy
 from pathlib import Path
 
 import pytest
 
+from optimum_ffp.config.texts import Text
 from tests.helpers import make_task, write_data
 
 
@@ -30,6 +32,12 @@ def run(monkeypatch, capsys, tmp_path):
         return printed, json.loads(text)
 
     return run
+
+
+def load(name: str, monkeypatch) -> dict:
+    """The functions of a benchmark."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
 def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
@@ -79,3 +87,37 @@ def test_recover(run, pruned, data_folder, tmp_path):
     sizes = ["seq_len=24", "batch_tokens=96", "held_out_samples=3", "learning_rate=0.00001"]
     _, (record,) = run("recover", *words, "--work", tmp_path / "work", "--eval-samples", "3", "--options", *sizes)
     assert record["perplexity"]["recovered"] > 0
+
+
+def test_completions(run, save_tiny_model, pruned):
+    printed, records = run("completions", save_tiny_model(), pruned[1], "--max-new-tokens", "8")
+    assert len(records) == 2 and printed.count("`is_prime`") == 1
+    # Untrained models write no Python.
+    assert not any(function["passed"] for record in records for function in record["functions"].values())
+
+
+def test_programs_of_a_model_run_apart(monkeypatch, tmp_path):
+    runs = load("completions", monkeypatch)["runs"]
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert runs("import os\nassert os.listdir() == [] and 'HF_TOKEN' not in os.environ", 60)
+    assert runs(f"import os\nassert os.getpid() != {os.getpid()}", 60)
+    assert not runs("assert 1 == 2", 60) and not runs("while True: pass", 0.5)
+
+
+def test_python_source_keeps_files_in_their_split(monkeypatch, tmp_path):
+    names = [f"package{number % 7}/module{number}.py" for number in range(80)]
+    left_out = ["test/test_this.py", "package1/tests/case.py", "site-packages/other.py", "_sysconfigdata_linux.py"]
+    library = tmp_path / "library"
+    for name in [*names, *left_out]:
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
+        (library / name).write_text(f"# {name}", encoding="utf-8")
+    source = load("python_source", monkeypatch)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: library)
+    monkeypatch.setattr("sys.argv", ["python_source", str(tmp_path / "corpus")])
+    source["main"]()
+    splits = {name: [row["text"] for row in rows] for name, rows in Text(str(tmp_path / "corpus")).open().items()}
+    assert sorted(sum(splits.values(), [])) == sorted(f"# {name}" for name in names)
+    assert 2 * len(splits["test"] + splits["validation"]) < len(splits["train"]) and all(splits.values())
+    (library / "new.py").write_text("# new", encoding="utf-8")
+    again = source["read_library"](library)
+    assert {name: [text for text in texts if text != "# new"] for name, texts in again.items()} == splits
