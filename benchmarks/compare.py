@@ -12,10 +12,10 @@ was developed on, and on all after them; and there the difference from the metho
 calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
 Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows. Methods
 other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the search
-differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also after
-distillation, the default. The file is updated after every prune. `--options` sets other options of `FFPConfig` for the
-methods of the default preset. With `--work` an interrupted run resumes when it is started again, also with more
-methods; the recorded seconds are those of the last process.
+differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also with the
+calibration of a prune, the default or that in `--options`. The file is updated after every prune. `--options` sets
+other options of `FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when it is
+started again, also with more methods; the recorded seconds are those of the last process.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
         for method in methods:
             name = "ffp" if method == "paper" else method
             found = pruner.search(sparsity, config=replace(config, method=name))
-            calibrations = ["ridge", *(["distillation"] if method in args.distilled and preset == "default" else [])]
+            is_trained = method in args.distilled and preset == "default"
+            calibrations = ["ridge", *([found.config.calibration] if is_trained else [])]
             for calibration in calibrations:
                 result = pruner.finish(found, replace(found.config, calibration=calibration))
                 yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
