@@ -33,7 +33,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import Windows
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
-from optimum_ffp.search.task import finalist_count
+from optimum_ffp.search.task import finalist_count, finalist_windows
 from optimum_ffp.utils.precision import autocast_dtype
 
 
@@ -90,9 +90,14 @@ def main() -> None:
 
 
 def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
-    """Number of steps of random search that reads at most so many tokens: finalists are compared on all windows."""
+    """Number of steps of random search that reads at most so many tokens, with those of the finalists."""
     few, steps = min(config.update_samples, search_samples), 1
-    while (steps + 1) * few + finalist_count(steps + 1) * (search_samples - few) <= tokens // config.seq_len:
+
+    def windows(steps: int) -> int:
+        finalists = finalist_count(steps)
+        return (steps - finalists) * few + finalist_windows(finalists, search_samples)
+
+    while windows(steps + 1) <= tokens // config.seq_len:
         steps += 1
     return steps
 

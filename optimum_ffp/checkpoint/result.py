@@ -25,7 +25,8 @@ class Found:
         policy: Number of groups that each unit keeps.
         best_perplexity: Its perplexity on the search windows.
         log: One record per candidate evaluation.
-        baselines: Perplexity of policies without a search on the same windows by method, if evaluated.
+        baselines: Perplexity of policies without a search by method, if evaluated; of one that dropped out, that of
+            the dense model times the ratio on the windows that were read.
         agent: State of the agent for policy transfer, if the method has one.
         scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
             curves.

@@ -20,7 +20,7 @@ from ..modeling.families import ModelUnit, decoder_layers, find_family
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
 from ..modeling.offloading import check_offload
 from ..search.runner import check_budget
-from ..search.task import finalist_count
+from ..search.task import finalist_count, finalist_windows
 from ..utils import processes
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
@@ -260,9 +260,13 @@ def _estimate_at(
 def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
     """Return an upper bound of the tokens of a prune, for which the model generates `written` windows."""
     read, search = config.num_samples, config.search_samples
-    # Finalists, including those of the last update of PPO or all of method homogeneous, and two baselines.
-    compared = finalist_count(config.search_steps) + config.candidates * config.reads("candidates") + 2
-    windows = config.search_steps * min(config.update_samples, search) + compared * search
+    windows, finalists = 0, [config.candidates if config.method == "homogeneous" else 1]
+    if config.reads("search_steps"):
+        windows = config.search_steps * min(config.update_samples, search)
+        # Those of the last update of PPO, too.
+        compared = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
+        finalists = [compared + 2] if config.fall_back else [compared, 2]
+    windows += sum(finalist_windows(count, search) for count in finalists)
     if config.calibration == "distillation":
         held_out, passes = config.held_out_samples, config.distillation_passes
         # Training may start a second time. An eighth of the tokens is also read as first tokens.

@@ -31,8 +31,6 @@ class CandidateEvaluator:
         journal: Saves the losses.
 
     Attributes:
-        evaluations: Number of candidate evaluations.
-        non_finite: Number of evaluations with a loss that is not finite.
         on_evaluation: Called after every policy with its cost in evaluations.
     """
 
@@ -50,7 +48,6 @@ class CandidateEvaluator:
         self.compensated, self.batch_size, self.dtype = compensated, batch_size, dtype
         self.counter = sorted_model.layerwise.counter
         self.journal = (journal or Journal()).part(windows.tolist(), compensated, str(dtype))
-        self.evaluations = self.non_finite = 0
         self.on_evaluation: Callable[[int], Any] = lambda cost: None
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
@@ -78,10 +75,7 @@ class CandidateEvaluator:
         for policy, journal in journals.items():
             measured[policy] = self.counter.value(journal, "losses", partial(measure, policy))
             self.on_evaluation(1)
-        losses = np.array([measured[policy] for policy in policies])
-        self.evaluations += len(policies)
-        self.non_finite += int((~np.isfinite(losses)).any(1).sum())
-        return losses
+        return np.array([measured[policy] for policy in policies])
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> SizeGradients:
         """Return the losses of one policy on the windows of the given indices, and their size gradients."""
@@ -92,11 +86,8 @@ class CandidateEvaluator:
             return [gradients.losses.tolist(), gradients.down.tolist(), gradients.up.tolist()]
 
         entry = self.counter.value(self._journal_of(policy, windows), "size_gradients", measure)
-        gradients = SizeGradients(*map(np.array, entry))
-        self.evaluations += 1
         self.on_evaluation(GRADIENT_COST)
-        self.non_finite += int(not np.isfinite(gradients.losses).all())
-        return gradients
+        return SizeGradients(*map(np.array, entry))
 
     def _journal_of(self, policy: PruningPolicy, windows: np.ndarray) -> Journal:
         return self.journal.part(policy.sizes, windows.tolist())

@@ -23,7 +23,7 @@ from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from .evaluator import CandidateEvaluator
-from .task import AgentState, SearchTask
+from .task import AgentState, SearchTask, finalist_count
 
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class PolicySearch:
         method = find_choice("method", config.method)
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
-        total = config.search_steps + len(baselines) if searches else None
+        # The better half of the finalists counts again in the next round.
+        total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
         with progress_bar(total, f"Search {config.sparsity:.0%}", "evaluation") as bar:
             ratios: list[float] = []
             evaluator.on_evaluation = bar.update
@@ -136,7 +137,7 @@ class PolicySearch:
                 on_evaluated=show,
             )
             result = processes.from_main(method.search(task, config, warm_start))
-            # Identical finalists are evaluated once.
+            # Identical finalists are evaluated once, and no window twice.
             bar.total = bar.n
         if searches and not task.updates:
             logger.warning(
@@ -146,9 +147,9 @@ class PolicySearch:
                 " at this sparsity" if warm_start is not None else "",
             )
         result.config = config
-        result.candidate_evaluations = evaluator.evaluations
+        result.candidate_evaluations = len(result.log)
         result.tokens_evaluated = total_tokens(counter.tokens - read_before)
-        result.non_finite = evaluator.non_finite
+        result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
         result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
         result.windows = data.search.describe()
         # There may be less text than requested.

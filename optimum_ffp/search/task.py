@@ -1,5 +1,7 @@
 """Task of a search: maps scores to policies, evaluates them, keeps the log, and compares the finalists."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,24 @@ from .evaluator import CandidateEvaluator
 AgentState = Mapping[str, np.ndarray]
 # Name of the array with the parameters of every unit of the model, saved with those of an agent.
 UNIT_PARAMETERS = "unit_parameters"
+
+
+# Numbers of windows after which the worse half of the finalists drops out, if there are more.
+ROUNDS = (4, 8)
+
+
+def round_sizes(windows: int) -> list[int]:
+    """Return the number of windows that finalists were read on after every round of their comparison."""
+    return [*(size for size in ROUNDS if size < windows), windows]
+
+
+def finalist_windows(finalists: int, windows: int) -> int:
+    """Return the number of windows that the comparison of finalists reads in total."""
+    total = before = 0
+    for size in round_sizes(windows):
+        total += finalists * (size - before)
+        finalists, before = math.ceil(finalists / 2), size
+    return total
 
 
 def finalist_count(steps: int) -> int:
@@ -63,6 +83,7 @@ class SearchTask:
         fall_back: Whether to return a baseline that is better than all candidates.
         on_evaluated: Called with the records of every batch of candidates.
         log: One record per candidate evaluation.
+        losses: Losses of every candidate by search window.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
         updates: Number of entries of the log before the finalists were compared.
     """
@@ -80,6 +101,7 @@ class SearchTask:
     fall_back: bool = True
     on_evaluated: Callable[[list[dict[str, Any]]], Any] = lambda entries: None
     log: list[dict[str, Any]] = field(default_factory=list)
+    losses: dict[PruningPolicy, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     best: tuple[float, PruningPolicy] | None = None
     updates: int = 0
 
@@ -90,7 +112,7 @@ class SearchTask:
 
     @property
     def finalists(self) -> int:
-        """Number of evaluations reserved for comparing the best candidates on all windows."""
+        """Number of evaluations reserved for comparing the best candidates on more windows."""
         return finalist_count(self.steps)
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
@@ -115,8 +137,15 @@ class SearchTask:
 
         Only candidates at the final sparsity and full fidelity can become the best of the search.
         """
-        losses = self.evaluate(policies, windows).mean(1)
+        losses = self._read(policies, windows).mean(1)
         return self._record(policies, losses=losses, sparsity=sparsity, windows=windows)
+
+    def _read(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
+        """Return losses of policies, and keep them."""
+        losses = self.evaluate(policies, windows)
+        for policy, row in zip(policies, losses.tolist()):
+            self.losses[policy] |= zip(windows.tolist(), row)
+        return losses
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the size gradients of a candidate at the target sparsity.
@@ -161,7 +190,7 @@ class SearchTask:
                     "best_perplexity": self.best[0] if self.best else None,
                 }
             )
-        self.on_evaluated(self.log[-len(policies) :])
+        self.on_evaluated(self.log[len(self.log) - len(policies) :])
         return excess
 
     def conclude(
@@ -170,7 +199,10 @@ class SearchTask:
         agent: AgentState | None = None,
         scores_by_update: Sequence[np.ndarray] = (),
     ) -> Found:
-        """Compare finalists and baselines at the target sparsity on all windows and return the best candidate.
+        """Compare finalists and baselines at the target sparsity, and return the best candidate.
+
+        They are compared on four windows, then on eight and then on all. The worse half drops out each time, so that
+        only the better ones, and always the result, are measured on all windows.
 
         Args:
             finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
@@ -190,13 +222,11 @@ class SearchTask:
     def choose(self, policies: Sequence[PruningPolicy]) -> Found:
         """Compare policies and baselines, as `conclude` does, without scores."""
         self.updates = len(self.log)
-        excess = dict(zip(policies, self._compare(policies)))
+        baselines = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in policies]
+        excess = self._compare([*policies, *baselines] if self.fall_back else policies)
         best = self.best
-        others = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in excess]
-        if others:
-            excess |= zip(others, self._compare(others))
-        if self.fall_back:
-            best = self.best
+        if not self.fall_back:
+            excess |= self._compare(baselines)
         if best is None:
             raise FFPError(
                 f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity, or choose dtype "
@@ -207,5 +237,26 @@ class SearchTask:
         baselines = {name: to_perplexity(dense + float(excess[one])) for name, one in self.baselines.items()}
         return Found(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
 
-    def _compare(self, policies: Sequence[PruningPolicy]) -> np.ndarray:
-        return self.excess_losses(policies, self.sparsity, self.windows(self.max_samples))
+    def _compare(self, policies: Sequence[PruningPolicy]) -> dict[PruningPolicy, float]:
+        """Return losses minus that of the dense model on the windows that each policy has got to."""
+        excess: dict[PruningPolicy, float] = {}
+        remaining = [*policies]
+        for size in round_sizes(self.max_samples):
+            is_last = size == self.max_samples
+            if len(remaining) <= 1 and not is_last:
+                continue
+            # The last ones first: some searches choose their finalists on the first ones.
+            windows = np.arange(self.max_samples - size, self.max_samples)
+            unread = defaultdict(list)
+            for policy in remaining:
+                unread[tuple(window for window in windows if window not in self.losses[policy])].append(policy)
+            for missing, group in unread.items():
+                if missing:
+                    self._read(group, np.array(missing))
+            losses = np.array([np.mean([self.losses[policy][one] for one in windows]) for policy in remaining])
+            kept = 0 if is_last else math.ceil(len(remaining) / 2)
+            out = np.sort(np.argsort(losses, kind="stable")[kept:])
+            dropped = [remaining[index] for index in out]
+            excess |= zip(dropped, self._record(dropped, losses=losses[out], sparsity=self.sparsity, windows=windows))
+            remaining = [policy for policy in remaining if policy not in excess]
+        return excess

@@ -32,6 +32,7 @@ class KnownLandscape:
         self.difficulty = np.exp(0.2 * generator.standard_normal(8))
         self.calls: list[PruningPolicy] = []
         self.spent = 0
+        self.read: list[tuple[PruningPolicy, int]] = []
         self.broken, self.interaction = broken, interaction
 
     def loss(self, policy: PruningPolicy) -> float:
@@ -41,6 +42,7 @@ class KnownLandscape:
     def __call__(self, policies, windows):
         self.calls += policies
         self.spent += len(policies)
+        self.read += [(policy, window) for policy in policies for window in windows]
         losses = np.array([np.nan if self.broken else self.loss(policy) for policy in policies])
         return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
 

@@ -26,13 +26,6 @@ def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows
         assert losses == pytest.approx(losses_by_transformers(sliced, windows[[4, 1]]), rel=1e-5)
 
 
-def test_it_counts_candidates(sorted_model, windows):
-    evaluate, policy = CandidateEvaluator(sorted_model, np.zeros(6), windows), random_policy(sorted_model, 0)
-    evaluate([policy, policy], np.arange(3))
-    evaluate.size_gradients(policy, np.arange(2))
-    assert (evaluate.evaluations, evaluate.non_finite) == (3, 0)
-
-
 def test_entries_of_the_journal_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
     policy = random_policy(sorted_model, 0)
     journal = Journal.open(tmp_path / "work", {}, resume=False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.task import finalist_count
+from optimum_ffp.search.task import finalist_count, finalist_windows
 from tests.search.landscape import KnownLandscape, run
 
 
@@ -47,6 +47,39 @@ def test_finalists_are_compared_at_the_target(task):
     result = task.conclude(scores)
     losses = [KnownLandscape().loss(task.map_scores(row, 0.3)) for row in scores]
     assert result.policy == task.map_scores(scores[np.argmin(losses)], 0.3)
+
+
+@pytest.mark.parametrize(("finalists", "windows"), [(1, 28), (4, 28), (7, 28), (5, 6), (3, 4), (2, 2)])
+def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, finalists, windows):
+    generator = np.random.default_rng(3)
+    losses, difficulty, read = {}, generator.uniform(0.5, 2, windows), []
+
+    class Evaluate:
+        dense_losses = generator.normal(3, 0.3, windows)
+
+        def __call__(self, policies, chosen):
+            read.extend((policy, window) for policy in policies for window in chosen)
+            rows = [losses.setdefault(policy, 0.1 + 0.01 * len(losses)) * difficulty[chosen] for policy in policies]
+            return self.dense_losses[chosen] + np.array(rows)
+
+    task.best, task.evaluate, task.max_samples, task.log = None, Evaluate(), windows, []
+    policies = [task.map_scores(scores, 0.3) for scores in generator.normal(size=(finalists, 6))]
+    best = policies[-1]
+    losses[best] = 0.05
+    # One of them was read before.
+    task.excess_losses([best], 0.3, np.array([0, windows - 1]))
+    found = task.choose(policies)
+    assert found.policy == best and len({*read}) == len(read)
+    dense = Evaluate.dense_losses.mean()
+    assert found.best_perplexity == pytest.approx(np.exp(dense + 0.05 * difficulty.mean()))
+    counts = sorted((sum(policy == one for one, _ in read) for policy in policies), reverse=True)
+    if windows == 28 and finalists > 1:
+        half, quarter = -(-finalists // 2), -(-finalists // 4)
+        # The one that was read before may drop out no earlier, and one of its windows is in no early round.
+        assert counts == [28] * quarter + [8] * (half - quarter) + [4] * (finalists - half)
+    else:
+        assert counts[0] == windows and counts[-1] >= min(4, windows)
+    assert len(read) == finalist_windows(finalists, windows)
 
 
 def test_overflowing_perplexity_is_worth_nothing_and_found_out_at_the_end(task):

@@ -33,8 +33,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     gradients to multipliers of the curves around that size, which determine the next policy. The fixed point is a
     policy in which no unit's step is worth more than another's.
 
-    The evaluations reserved for finalists compare, on all search windows, the last scores and their mean over the
-    second half of the search, and in a longer search also the undamped multipliers.
+    The evaluations reserved for finalists compare the last scores and their mean over the second half of the search,
+    and in a longer search also the undamped multipliers.
 
     Args:
         task: The search task. Its actions are multipliers of parts of `task.curves`.

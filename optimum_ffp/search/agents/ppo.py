@@ -45,7 +45,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some
     evaluations are reserved for finalists: the agent's deterministic action at the final sparsity, and the actions
     from the second half of the search with the highest advantage over their update. All are mapped to the final
-    sparsity and evaluated on all windows.
+    sparsity and compared.
 
     Args:
         task: The search task.

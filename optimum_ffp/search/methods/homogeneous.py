@@ -16,9 +16,9 @@ IS_BASELINE = True
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
-    """Evaluate policies with different numbers of heads on all search windows.
+    """Compare policies with different numbers of heads on the search windows.
 
-    At most `config.candidates` are evaluated: those with the lowest loss by the loss curves or, without curves, evenly
+    At most `config.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
     spaced ones from the fewest to the most heads.
 
     Raises:
