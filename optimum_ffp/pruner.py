@@ -1,5 +1,6 @@
 """FFPPruner: runs the stages of a prune."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
-from .planning.estimate import estimate_prune
+from .planning.estimate import Machine, estimate_prune
 from .search.runner import PolicySearch, check_budget
 from .search.task import check_agent
 from .utils import processes
@@ -34,6 +35,9 @@ from .utils.device_memory import device_name
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
+
+
+logger = logging.getLogger(__name__)
 
 
 class FFPPruner:
@@ -93,7 +97,8 @@ class FFPPruner:
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
         for option in ("method", "criterion", "mapping", "calibration"):
-            find_choice(option, getattr(config, option))
+            if (choice := getattr(config, option)) is not None:
+                find_choice(option, choice)
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
         offloads = self.options.offload != "none"
@@ -208,6 +213,33 @@ class FFPPruner:
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
+    def with_calibration(self, config: FFPConfig) -> FFPConfig:
+        """Return the config with a calibration that memory suffices for, if it has none.
+
+        It is chosen once, and saved in the work folder.
+        """
+        if config.calibration is not None:
+            return config
+
+        def choose() -> dict[str, Any]:
+            offloads = self.options.offload != "none"
+            machine = Machine.of(self.options.device if offloads else str(self.model.device))
+            if machine.accelerator is not None and not offloads:
+                machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
+            estimate = estimate_prune(
+                self.model.config,
+                config,
+                self.options,
+                local_processes=processes.local_count(),
+                machine=machine,
+            )
+            return {"calibration": estimate.calibration, "lora": estimate.lora}
+
+        chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
+        adapters = f", by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
+        logger.info("calibration %s%s, for which memory suffices", chosen["calibration"], adapters)
+        return replace(config, **chosen).resolve()
+
     @memory_errors()
     def search(
         self,
@@ -227,6 +259,7 @@ class FFPPruner:
         """
         config = config or self.config
         config = self.measured.resolved(config if sparsity is None else replace(config, sparsity=sparsity))
+        config = self.with_calibration(config)
         self.measured.check(config)
         self._check_budget(config)
         agent = load_agent(warm_start, self.options.token)

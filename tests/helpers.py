@@ -190,6 +190,14 @@ def make_text(words: int, seed: int = 0) -> str:
     return "\n".join(" ".join(f"w{n}" for n in row.tolist()) for row in numbers.split(20)) + "\n"
 
 
+def sample_windows(model: PreTrainedModel, count: int, length: int) -> torch.Tensor:
+    """Windows of text that a model has written."""
+    torch.manual_seed(0)
+    new = length - 1
+    start = torch.full((count, 1), model.config.bos_token_id)
+    return model.generate(start, do_sample=True, top_k=0, min_new_tokens=new, max_new_tokens=new)
+
+
 def write_data(folder: Path, words: int = 1500) -> Path:
     """Three files of different text, one of each split."""
     folder.mkdir(exist_ok=True)

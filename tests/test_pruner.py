@@ -164,7 +164,7 @@ def test_a_dtype_is_named_or_given(save_tiny_model, data_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "calibration"), [(torch.bfloat16, "distillation"), (torch.float16, "ridge")])
+@pytest.mark.parametrize(("dtype", "calibration"), [(torch.bfloat16, "layers"), (torch.float16, "ridge")])
 def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, data_folder, dtype, calibration):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS | {"calibration": calibration, "sparsity": 0.3})
     make_tiny_model().to(dtype).save_pretrained(tmp_path)

@@ -15,7 +15,7 @@ EXIT_CODES = """exit codes:
   0    done, also if --resume finds that the command has finished
   1    unexpected error, with a traceback
   2    error that you can correct: an option, a file, a model, memory or disk space
-  3    a recovery that lowered neither perplexity nor divergence
+  3    a recovery that did not lower the perplexity
   130  interrupted by Ctrl-C
   143  terminated by SIGTERM
 """

@@ -66,6 +66,9 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
     pruned |= {"search": result.search.note} if result.search.note else {}
+    for stage in result.calibration.get("stages", ()):
+        pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
+    pruned |= {"calibration": result.calibration.get("kept", result.config.calibration)}
     pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
     dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
     return [pruned, dense | _perplexities(tests, "dense")]

@@ -69,7 +69,7 @@ def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | 
 
 
 def summarize(records: Sequence[Record], next_step: str) -> str:
-    """Format the size and quality of a model in five lines, or six if its policy wasn't searched for.
+    """Format the size and quality of a model, how its policy was found and the stages of its calibration.
 
     Args:
         records: Records of the result, of the model before it, if that is not the dense one, and of the dense model.
@@ -88,10 +88,25 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         *([["search", result["search"]]] if "search" in result else []),
         ["perplexity", "; ".join(perplexities)],
+        *([["calibration", _stages(result)]] if result["role"] == "pruned" else []),
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
     return "\n" + format_rows(rows)
+
+
+def _stages(record: Record) -> str:
+    """Format the perplexity and the divergence on held-out windows after every stage of a calibration."""
+    stages = [key.partition("/")[2] for key in record if key.startswith("held_out_perplexity/")]
+    if not stages:
+        return record["calibration"]
+    figures = {
+        stage: [record[f"held_out_{name}/{stage}"] for name in ("perplexity", "divergence")] for stage in stages
+    }
+    orders = [sorted(stages, key=lambda stage: figures[stage][column]) for column in (0, 1)]
+    texts = [f"{stage} {perplexity:.2f} / {divergence:.4f}" for stage, (perplexity, divergence) in figures.items()]
+    disagree = ", where divergence disagrees" if orders[0] != orders[1] else ""
+    return f"{', '.join(texts)} (perplexity / divergence, held out); {record['calibration']} kept{disagree}"
 
 
 def sweep_table(records: Sequence[Record]) -> str:

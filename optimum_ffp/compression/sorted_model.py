@@ -252,6 +252,17 @@ class SortedModel:
             pruned = pruned.to(device)
         return pruned.eval()
 
+    def weights_of(self, pruned: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Return the weights of a pruned model's layers and last norm in host memory, by name, for `change`."""
+        transposed = {name for name, module in self.model.named_modules() if isinstance(module, TransposedLinear)}
+        in_layers = tuple(self.prefixes)
+        weights = {}
+        for name, parameter in pruned.named_parameters():
+            if name.startswith(in_layers) or parameter.ndim == 1:
+                weight = parameter.detach().cpu()
+                weights[name] = weight.t().contiguous() if name.removesuffix(".weight") in transposed else weight
+        return weights
+
     def _copy_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """Copy a layer's weights to host memory, in the layout and dtype of the checkpoint."""
         state = {

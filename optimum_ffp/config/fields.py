@@ -121,6 +121,7 @@ class Config:
     def resolve(self: T) -> T:
         """Return the config with derived defaults filled in."""
         missing = {name: value for name, value in self.derived().items() if getattr(self, name) is None}
+        missing = {name: value for name, value in missing.items() if value is not None}
         return replace(self, **missing) if missing else self
 
     @classmethod
@@ -141,7 +142,8 @@ class Config:
     def reads(self, name: str) -> bool:
         """Return whether an option has an effect with the current values of the others."""
         when = self.__dataclass_fields__[name].metadata["when"]
-        return not when or getattr(self.resolve(), when[0]) in when[1:] and self.reads(when[0])
+        # An option without a value yet, such as the calibration, may get any.
+        return not when or getattr(self.resolve(), when[0]) in (None, *when[1:]) and self.reads(when[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options in JSON-ready form."""

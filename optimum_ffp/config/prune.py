@@ -20,11 +20,16 @@ OFFLOADS = ("none", "host", "disk")
 # Values of earlier versions that select removed features.
 REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 
+# Learning rates of the whole model: after ridge regression, after its layers were trained, and of adapters, which
+# start at zero.
+WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 1e-4, 3e-5, 5e-4
+LORA_RANK = 32
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
 measured_option = partial(option, stage="measured")
 ppo_option = partial(option, when=("agent", "ppo"))
-distillation_option = partial(option, when=("calibration", "distillation"), stage="calibration")
+layer_option = partial(option, when=("calibration", "layers", "model"), stage="calibration")
+model_option = partial(option, when=("calibration", "model"), stage="calibration")
 
 
 @named_options
@@ -254,15 +259,17 @@ class FFPConfig(TextConfig):
     hidden_sizes: tuple[int, ...] = ppo_option(
         (256, 128), "Widths of the hidden layers of PPO's network.", low=1, paper=(256, 128)
     )
-    calibration: str = option(
-        "distillation",
-        "How to adapt the remaining weights: distillation (ridge regression, then training every layer to reproduce "
-        "the output of the dense layer, and the last norm to reproduce its predictions), ridge (ridge regression, "
-        "layer by layer) or none.",
+    calibration: str | None = option(
+        None,
+        "How far to adapt the remaining weights: none, ridge (ridge regression, layer by layer), layers (then every "
+        "layer is trained to reproduce the output of the dense layer, with the memory of one layer) or model (then "
+        "the whole model is trained to reproduce the dense model's predictions).",
         "Calibration",
         choices="compression.calibrations",
         paper="ridge",
         stage="calibration",
+        default_text="model if memory suffices for its training, of all weights or with peft of adapters, otherwise "
+        "layers",
     )
     ridge_lambda: float = measured_option(0.01, "Penalty λ of ridge regression.", "Calibration", paper=0.01)
     ridge_lambda_relative: bool = measured_option(
@@ -270,34 +277,55 @@ class FFPConfig(TextConfig):
     )
     held_out_samples: int = measured_option(
         4,
-        "Number of windows by which distillation decides what it keeps, from the validation split; none of them is a "
-        "search window.",
+        "Number of windows by which training decides what it keeps, from the validation split; none is a search "
+        "window.",
         low=1,
-        when=("calibration", "distillation"),
+        when=("calibration", "layers", "model"),
     )
-    distillation_passes: int = distillation_option(
-        2, "Number of distillation passes over the calibration windows.", low=1
+    distillation_passes: int | None = layer_option(
+        None,
+        "Number of passes over the calibration windows that train the layers.",
+        default_text="2, or 0 before the whole model is trained",
     )
-    distillation_rate: float = distillation_option(
+    distillation_rate: float = layer_option(
         0.01,
         "Learning rate of distillation, relative to the norm of the weights. It is multiplied by the square root of "
         "distillation_batch.",
     )
-    train_seq_len: int | None = distillation_option(
+    train_seq_len: int | None = layer_option(
         None,
         "Minimum tokens per distillation window: calibration windows are split into equal parts of at least this "
         "length. Shorter windows mean more steps.",
         low=2,
         default_text="whole windows",
     )
-    distillation_batch: int = distillation_option(
+    distillation_batch: int = layer_option(
         1, "Number of windows per distillation step, which has at least 512 tokens. Fewer steps may be worse.", low=1
+    )
+    model_passes: int = model_option(
+        1, "Number of passes over the calibration windows that train the whole model.", "Calibration", low=1
+    )
+    model_rate: float | None = model_option(
+        None,
+        "Peak learning rate for training the whole model.",
+        "Calibration",
+        default_text=f"{WEIGHT_RATE:g}, {TRAINED_RATE:g} after training of its layers, {ADAPTER_RATE:g} by adapters",
+    )
+    lora: int | None = model_option(
+        None,
+        "Train the whole model by LoRA adapters of this rank (32 without a number), which are merged; needs peft. 0 "
+        "trains all weights.",
+        "Calibration",
+        default_text=f"0, or {LORA_RANK} if memory suffices for adapters alone",
+        cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
 
     def __post_init__(self) -> None:
         if self.policy is not None:
             self.method = "given"
+        # Its name in earlier versions.
+        self.calibration = "layers" if self.calibration == "distillation" else self.calibration
         super().__post_init__()
 
     @property
@@ -328,8 +356,15 @@ class FFPConfig(TextConfig):
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""
         agent = self.agent or ("ppo" if self.reward == "pruned" else "gradient")
+        passes, rate = self.distillation_passes, None
+        # The pruner chooses a calibration for the free memory.
+        if self.calibration is not None:
+            passes = 2 * (self.calibration == "layers") if passes is None else passes
+            rate = ADAPTER_RATE if self.lora else TRAINED_RATE if passes else WEIGHT_RATE
         return {
             "agent": agent,
+            "distillation_passes": passes,
+            "model_rate": rate,
             "attention": "kv-groups" if self.method == "homogeneous" else "auto",
             "search_steps": 256 if agent == "ppo" else 26,
         }

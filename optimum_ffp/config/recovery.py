@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import FFPError
 from .fields import named_options, option, same_as
-from .prune import SEQ_LEN_DEFAULT, FFPConfig
+from .prune import ADAPTER_RATE, LORA_RANK, SEQ_LEN_DEFAULT, WEIGHT_RATE, FFPConfig
 from .texts import TextConfig, TextMix
 
 
@@ -17,9 +17,6 @@ BATCH_TOKENS = {"quick": 8_192, "standard": 131_072, "full": 1_048_576}
 # Minimum number of steps, as long as a step has a window. With few tokens the number of steps matters most: on
 # SmolLM2, 49 steps of 1,024 tokens lowered the divergence by 11 %, and 49 of 2,048 by 13 %.
 MIN_STEPS = 200
-# Learning rate of weights, and of adapters, which start at zero.
-WEIGHT_RATE = 1e-4
-ADAPTER_RATE = 5e-4
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -121,7 +118,7 @@ class RecoveryConfig(TextConfig):
         "Train LoRA adapters of this rank (32 without a number) and merge them, instead of all weights; needs peft.",
         "Training",
         default_text="0, all weights",
-        cli={"nargs": "?", "const": 32},
+        cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass and process.", "Resources", low=1)
     bf16: bool | None = option(

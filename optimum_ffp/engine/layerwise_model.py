@@ -208,6 +208,7 @@ class LayerwiseModel:
         dtype: torch.dtype | None = None,
         batch_size: int = 1,
         on_layer: Callable[[], Any] = lambda: None,
+        on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None] = lambda decoded: None,
     ) -> torch.Tensor:
         """Return the mean negative log-likelihood of every window, in nats per predicted token.
 
@@ -218,6 +219,7 @@ class LayerwiseModel:
             dtype: Autocast dtype; `None` for the model's own.
             batch_size: Windows per forward pass.
             on_layer: Called after every layer.
+            on_decoded: As for `window_losses`; for a single candidate.
 
         Returns:
             Losses, float64, shape `[candidates, windows]`.
@@ -239,20 +241,24 @@ class LayerwiseModel:
             with self.cast_outer_weights():
                 for change, states in zip(candidates, candidate_states):
                     with change(len(self.layers)):
-                        chunk_losses.append(self._head_losses(states, chunk, dtype, batch_size))
+                        chunk_losses.append(self._head_losses(states, chunk, dtype, batch_size, on_decoded))
             losses.append(torch.stack(chunk_losses))
         return torch.cat(losses, 1)
 
     def _head_losses(
-        self, states: torch.Tensor, windows: torch.Tensor, dtype: torch.dtype | None, batch_size: int
+        self,
+        states: torch.Tensor,
+        windows: torch.Tensor,
+        dtype: torch.dtype | None,
+        batch_size: int,
+        on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None],
     ) -> torch.Tensor:
+        losses = []
         with computing_in(self.device, dtype):
-            return torch.cat(
-                [
-                    chunked_losses(self.model, self.decoded(batch), tokens)
-                    for batch, tokens in zip(states.split(batch_size), windows.split(batch_size))
-                ]
-            )
+            for batch, tokens in zip(states.split(batch_size), windows.split(batch_size)):
+                decoded = self.decoded(batch)
+                losses.append(chunked_losses(self.model, decoded, tokens, on_decoded(decoded)))
+        return torch.cat(losses)
 
     @contextmanager
     def _skipped_layers(self, states: torch.Tensor) -> Iterator[torch.Tensor]:

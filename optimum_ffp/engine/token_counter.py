@@ -36,6 +36,10 @@ class TokenCounter:
         """Number of tokens that this process has read."""
         return self.layer_tokens / self.layers
 
+    def add(self, tokens: float) -> None:
+        """Count tokens that this process has read outside of the layer-wise engine, in forward passes."""
+        self.layer_tokens += round(self.layers * tokens)
+
     def value(self, journal: Journal, name: str, compute: Callable[[], Any]) -> Any:
         """Return the value of a journal entry, as `Journal.value` does."""
         entry = journal.value(name, lambda: [compute(), self.layer_tokens])

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..analysis.attention import find_unit_variants
+from ..compression.calibrations.model import EVALUATIONS, training_options
 from ..compression.training.batch import Batch
 from ..config import FFPConfig, RecoveryConfig
-from ..config.prune import GRADIENT_COST
+from ..config.prune import GRADIENT_COST, LORA_RANK
 from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..hub.record import read_policy
 from ..modeling import is_homogeneous
-from ..modeling.families import ModelUnit, decoder_layers, find_family
+from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
 from ..modeling.offloading import check_offload
 from ..search.runner import check_budget
@@ -74,6 +76,8 @@ class Estimate:
         disk: Bytes of the work folder and of the checkpoints.
         tokens: Upper bound of the tokens read in forward passes of the model, without the evaluation.
         offload: Where the weights of idle layers are, as in `LoadOptions`.
+        calibration: Calibration of a prune, which may be chosen by the free memory.
+        lora: Rank of the adapters that a prune trains; 0 if it trains weights.
     """
 
     machine: Machine
@@ -82,6 +86,8 @@ class Estimate:
     disk: int
     tokens: int
     offload: str = "none"
+    calibration: str | None = None
+    lora: int = 0
 
     @property
     def memory(self) -> dict[str, tuple[int, int]]:
@@ -116,7 +122,9 @@ def estimate_prune(
     local_processes: int = 1,
     machine: Machine | None = None,
 ) -> Estimate:
-    """Estimate a prune, and choose where its weights are.
+    """Estimate a prune, and choose where its weights are, and its calibration if `config` has none.
+
+    That is the first for which memory suffices of `model`, of all weights or of adapters, and `layers`.
 
     Args:
         model_config: Config of the dense model.
@@ -153,21 +161,34 @@ def estimate_prune(
             places += ["host"] * (machine.accelerator is not None) + ["disk"] * reads_files
     else:
         check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
-    for place in places:
-        estimate = _estimate_at(
-            place,
-            model,
-            units=variants[0],
-            config=config,
-            sparsities=sparsities,
-            written=written,
-            saves_work=saves_work,
-            local_processes=local_processes,
-            machine=machine,
-        )
-        if not estimate.warnings:
-            break
+    for choice in _calibrations(config):
+        for place in places:
+            # The whole model is only trained if all of its weights stay on the device.
+            if place != "none" and choice.calibration == "model" and config.calibration is None:
+                continue
+            estimate = _estimate_at(
+                place,
+                model,
+                units=variants[0],
+                config=choice,
+                sparsities=sparsities,
+                written=written,
+                saves_work=saves_work,
+                local_processes=local_processes,
+                machine=machine,
+            )
+            if not estimate.warnings:
+                return estimate
     return estimate
+
+
+def _calibrations(config: FFPConfig) -> list[FFPConfig]:
+    """Return the config with each calibration to choose from, the best one first."""
+    if config.calibration is not None:
+        return [config]
+    ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
+    whole = [replace(config, calibration="model", lora=rank) for rank in ranks]
+    return [one.resolve() for one in (*whole, replace(config, calibration="layers"))]
 
 
 def _estimate_at(
@@ -187,8 +208,10 @@ def _estimate_at(
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
     weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
     removed = int(min(sparsities) * sum(unit.unit.parameters for unit in units)) * stored
-    pruned, distills = weights - removed, config.calibration == "distillation"
+    pruned, trains_model = weights - removed, config.calibration == "model"
+    distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills
+    distills &= config.distillation_passes > 0
     projections = [unit.output.module for unit in units]
     widest = max(module.in_features for module in projections)
     factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
@@ -236,6 +259,18 @@ def _estimate_at(
         (trained[0] + training, trained[1] + calibrated * in_memory),
         (0, (calibrated + pruned * min(2, len(sparsities))) * in_memory),
     ]
+    if trains_model:
+        bf16 = computes_in_bfloat16(machine.device, None)
+        size = torch.bfloat16.itemsize if bf16 else computed
+        options = training_options(config, 1)
+        batch = Batch.for_model(options, shape, count=1)
+        teacher = weights // stored * size * (size != stored)
+        kept = pruned // stored
+        trained = _trained_parameters(model, options.lora, kept)
+        state = _training_bytes(
+            kept, trained, options.lora, stored=computed if options.lora else 4, computed=size, shares=local_processes
+        )
+        stages.append((teacher + state + _activation_bytes(model, batch, size, False), calibrated + pruned))
     if written:
         # Keys and values of the passages that are generated at once, with all layers loaded.
         _, heads, head_dim = find_family(shape).heads(shape)
@@ -254,6 +289,8 @@ def _estimate_at(
         disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work * saves_work,
         tokens=max_tokens(config, written, len(sparsities)),
         offload=place,
+        calibration=config.calibration,
+        lora=config.lora or 0,
     )
 
 
@@ -267,11 +304,14 @@ def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
         compared = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
         finalists = [compared + 2] if config.fall_back else [compared, 2]
     windows += sum(finalist_windows(count, search) for count in finalists)
-    if config.calibration == "distillation":
-        held_out, passes = config.held_out_samples, config.distillation_passes
+    held_out, passes = config.held_out_samples, config.distillation_passes
+    if config.calibration in ("layers", "model") and passes:
         # Training may start a second time. An eighth of the tokens is also read as first tokens.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
-        windows += 9 * distilled // 8 + 1
+        # The dense model, and the pruned one before and after.
+        windows += 9 * distilled // 8 + 1 + 3 * held_out
+    if config.calibration == "model":
+        windows += (1 + GRADIENT_COST) * config.model_passes * read + (2 * EVALUATIONS + 5) * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
     return (written + read + fishers + search + sparsities * windows) * config.seq_len
 
@@ -300,29 +340,14 @@ def estimate_recovery(
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
     stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
-    layers = decoder_layers(student)
-    matrices = [[one.shape for one in layer.parameters() if one.ndim == 2] for layer in layers]
-    parameters = trained = student.num_parameters()
-    weights = parameters * (stored.itemsize + size * (size != stored.itemsize))
-    if config.lora:
-        trained = config.lora * sum(sum(map(sum, shapes)) for shapes in matrices)
-        weights += 4 * trained
-    # In float32: gradients, their copies for the exchange between processes, and both moments of Adam.
-    weights += trained * (12 + 4 * (shares > 1)) + teacher.num_parameters() * (size if bf16 else dense.itemsize)
+    trained = _trained_parameters(student, config.lora, student.num_parameters())
+    weights = _training_bytes(student.num_parameters(), trained, config.lora, stored.itemsize, size, shares)
+    weights += teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
         # FSDP gathers the running and the next layer of both models.
         largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
         weights = weights // shares + 6 * size * largest
-    shape, (vocabulary, hidden) = student.config, student.get_output_embeddings().weight.shape
-    eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
-    # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
-    activations = len(layers) * (hidden * (16 + 7 * size) + eager)
-    activations += 4 * size * sum(max(width for _, width in shapes) for shapes in matrices)
-    if config.gradient_checkpointing:
-        activations = len(layers) * hidden * size + activations // len(layers)
-    # Logits of both models, their log-probabilities, probabilities and gradient; the gradient of the head twice.
-    head = batch.at_once * min(POSITIONS, batch.length) * vocabulary * 24 + 8 * vocabulary * hidden * (not config.lora)
-    used = weights + batch.at_once * batch.length * activations + head
+    used = weights + _activation_bytes(student, batch, size, config.gradient_checkpointing)
     # Weights pass through host memory on their way to an accelerator.
     staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens
@@ -331,6 +356,44 @@ def estimate_recovery(
         device=used if on_accelerator else 0,
         host=local_processes * (PROCESS_BYTES + (staged if on_accelerator else used)),
         # The windows, the best checkpoint and the last while the next is written, and the result.
-        disk=8 * tokens + 3 * 12 * trained + student.dtype.itemsize * parameters + CHECKPOINT_EXTRA_BYTES,
+        disk=8 * tokens + 3 * 12 * trained + student.get_memory_footprint() + CHECKPOINT_EXTRA_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )
+
+
+def _trained_parameters(model: PreTrainedModel, lora: int, parameters: int) -> int:
+    """Return the number of parameters that training end to end changes, of a model or of its adapters."""
+    if not lora:
+        return parameters - sum(one.numel() for one in outer_matrices(model))
+    return lora * sum(sum(one.shape) for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
+
+
+def _training_bytes(parameters: int, trained: int, lora: int, stored: int, computed: int, shares: int) -> int:
+    """Return the bytes of the weights, and in float32 of gradients, both moments of Adam, and adapters.
+
+    Args:
+        parameters: Number of parameters of the model.
+        trained: Number of trained parameters.
+        lora: Rank of adapters, if they are trained.
+        stored: Bytes of an entry of a weight.
+        computed: Bytes of an entry of its copy to compute with.
+        shares: Number of processes, which exchange copies of the gradients.
+    """
+    weights = parameters * (stored + computed * (computed != stored)) + 4 * trained * bool(lora)
+    return weights + trained * (12 + 4 * (shares > 1))
+
+
+def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool) -> int:
+    """Return the bytes of activations and logits of a forward and backward pass end to end."""
+    layers, shape = decoder_layers(model), model.config
+    vocabulary, hidden = model.get_output_embeddings().weight.shape
+    eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
+    # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
+    activations = len(layers) * (hidden * (16 + 7 * itemsize) + eager)
+    widths = ([one.shape[1] for one in layer.parameters() if one.ndim == 2] for layer in layers)
+    activations += 4 * itemsize * sum(map(max, widths))
+    if checkpointing:
+        activations = len(layers) * hidden * itemsize + activations // len(layers)
+    # Logits of both models, their log-probabilities, probabilities and gradient.
+    head = min(POSITIONS, batch.length) * vocabulary * 24
+    return batch.at_once * (batch.length * activations + head)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint.pushing import push_result
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
+from ..compression.calibration import describe_change
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput
 from ..config import RecoveryConfig
@@ -26,7 +27,7 @@ from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
 from ..utils.progress import progress_bar
-from ..utils.resume import CHECKPOINTS, Journal, fingerprint
+from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .launch import check_launch
 from .teacher import check_teacher, find_teacher, with_dataset
@@ -143,7 +144,7 @@ class FFPRecovery:
             The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
 
         Raises:
-            NotRecoveredError: If the training has lowered neither divergence nor perplexity on the held-out windows.
+            NotRecoveredError: If the training has not lowered the perplexity on the held-out windows.
             FFPError: If the text can't be used, memory is exhausted, or the work folder contains the state of another
                 run.
         """
@@ -305,7 +306,8 @@ class FFPRecovery:
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> TrainingOutput:
         """Train the student; the result keeps its dtype."""
-        checkpoints = self.journal.folder and self.journal.folder / CHECKPOINTS
+        if self.bf16:
+            convert(self.teacher, torch.bfloat16)
         with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.config.to_dict()) as tracker:
             training = Training(
                 student=self.student,
@@ -317,16 +319,26 @@ class FFPRecovery:
                 tracker=tracker,
             )
             try:
-                return training.run(windows, held_out, checkpoints)
-            except NotRecoveredError:
-                # Resuming would end the same.
-                self.journal.remove()
-                raise
+                trained = training.run(windows, held_out, self.journal.checkpoints)
             except OSError as error:
                 raise FFPError(
                     f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume with "
                     "--resume (resume=True)"
                 ) from None
+        before, after = trained.curve[0], trained.best
+        change = f"on held-out windows {describe_change(before, after)}"
+        if not after["perplexity"] < before["perplexity"]:
+            # Resuming would end the same.
+            self.journal.remove()
+            raise NotRecoveredError(
+                f"the training did not lower the perplexity ({change}); nothing was written: lower learning_rate "
+                "(--learning-rate), or train on more tokens (--max-tokens)"
+            )
+        if after["kl"] < before["kl"]:
+            logger.info(change)
+        else:
+            logger.warning("%s (they disagree, and perplexity decides)", change)
+        return trained
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -120,6 +120,11 @@ class Journal:
         """Like `tensors` if `on_disk` is set; otherwise compute the tensors without saving them."""
         return self.tensors(name, compute) if self.on_disk else compute()
 
+    @property
+    def checkpoints(self) -> Path | None:
+        """Folder of the checkpoints of an unfinished training; `None` if nothing is saved."""
+        return self.folder and self.folder / CHECKPOINTS / self.prefix
+
     def has(self, name: str) -> bool:
         """Return whether an entry is saved."""
         if self.folder is None:

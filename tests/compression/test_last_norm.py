@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from optimum_ffp.compression.calibrations.distillation import distill
+from optimum_ffp.compression.calibrations.layers import distill
 from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family

@@ -66,9 +66,10 @@ import json, sys
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_prune
-model, data = sys.argv[1:]
-sizes = {"num_samples": 2, "fisher_samples": 2, "search_samples": 2, "eval_samples": 2, "seq_len": 1024}
-quick = {"search_steps": 5, "criterion": "wanda", "distillation_passes": 1}
+model, data, calibration = sys.argv[1:]
+samples = ("num_samples", "fisher_samples", "search_samples", "held_out_samples", "eval_samples")
+sizes = {"seq_len": 1024} | dict.fromkeys(samples, 2)
+quick = {"search_steps": 5, "criterion": "wanda", "calibration": calibration}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
 estimate = estimate_prune(pruner.model.config, pruner.config, LoadOptions("cpu", offload="none"))
 peaks = pruner.prune().cost.peak_bytes
@@ -79,15 +80,16 @@ print(json.dumps([max(peaks.values()) - peaks["data"], expected]))
 
 
 @pytest.mark.slow
-def test_the_estimate_of_a_prune_is_what_is_measured(tmp_path):
+@pytest.mark.parametrize("calibration", ["layers", "model"])
+def test_the_estimate_of_a_prune_is_what_is_measured(calibration, tmp_path):
     """On a model whose weights, matrices and logits are large beside what Python and torch take."""
     sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(make_text(10_000))
+    (tmp_path / "text.txt").write_text(make_text(14_000))
     # A process of its own: what other tests leave behind must not count.
-    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt"]
+    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt", calibration]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured, estimated = json.loads(done.stdout.splitlines()[-1])
@@ -115,7 +117,7 @@ from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_recovery
 student, teacher, data = sys.argv[1:]
 sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
-config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-5, **sizes)
+config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-3, label_share=0.5, **sizes)
 recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
 estimate = estimate_recovery(recovery.student, recovery.teacher, config, LoadOptions("cpu"))
 loaded = sum(model.get_memory_footprint() for model in (recovery.student, recovery.teacher))

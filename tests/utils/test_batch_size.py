@@ -88,7 +88,7 @@ def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_
     [
         ("analysis.prepare.collect_statistics", "statistics"),
         ("search.evaluator.measure_size_gradients", "search"),
-        ("compression.calibrations.distillation.distill", "calibration"),
+        ("compression.calibrations.layers.distill", "calibration"),
     ],
 )
 def test_a_prune_without_memory_ends_in_one_line(function, stage, save_tiny_model, data_folder, monkeypatch):

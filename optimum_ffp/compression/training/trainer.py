@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import rewrite_logs
 
-from ...errors import NotRecoveredError, convert_errors, one_line
+from ...errors import convert_errors, one_line
 from ...evaluation import to_perplexity
 from ...utils.tracking import Tracker
 
@@ -70,8 +70,8 @@ class RecoveryTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
     An evaluation gives the divergence from the dense model and the perplexity on the held-out windows, `eval_kl` and
-    `eval_perplexity`, and the loss, `eval_loss`. The best weights minimize `eval_objective`: the divergence if it is
-    lower than before the training, otherwise that before the training plus the perplexity, which is larger.
+    `eval_perplexity`, and the loss, `eval_loss`. The best weights have the lowest perplexity. A loss that is not
+    finite ends the training.
     """
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
@@ -98,9 +98,6 @@ class RecoveryTrainer(Trainer):
             eval_dataset: Windows; those of the constructor if `None`.
             ignore_keys: Ignored.
             metric_key_prefix: Ignored.
-
-        Raises:
-            NotRecoveredError: If the loss is not finite.
         """
         self.model_wrapped.eval()
         rows = []
@@ -109,17 +106,10 @@ class RecoveryTrainer(Trainer):
             # Convert on the CPU, since some devices lack float64.
             rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
         loss, kl, nll = torch.cat(rows).mean(0).tolist()
-        if not math.isfinite(loss):
-            raise NotRecoveredError(
-                f"the loss on the held-out windows is not finite after {self.state.global_step} steps, and nothing "
-                "was written; lower learning_rate (--learning-rate), or use another dtype"
-            )
         metrics = {"eval_loss": loss, "eval_kl": kl, "eval_perplexity": to_perplexity(nll)}
-        before = next((row for row in self.state.log_history if "eval_kl" in row), metrics)
-        is_closer = kl < before["eval_kl"]
-        metrics["eval_objective"] = kl if is_closer else before["eval_kl"] + metrics["eval_perplexity"]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= not math.isfinite(loss)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

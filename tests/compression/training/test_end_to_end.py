@@ -1,5 +1,6 @@
 """A training: what is trained, what an evaluation says, and how it goes on after an interruption."""
 
+import math
 from shutil import copytree
 
 import pytest
@@ -10,13 +11,13 @@ from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.compression.training.batch import Batch
 from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput
 from optimum_ffp.compression.training.trainer import RecoveryTrainer
-from optimum_ffp.errors import NotRecoveredError
-from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model
+from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model, sample_windows
 
 
 LENGTH = 24
-TOKENS = torch.randint(3, 128, (8, LENGTH), generator=torch.Generator().manual_seed(0))
-TEXT, HELD_OUT = TOKENS.repeat(4, 1)[:20].int(), TOKENS[4:]
+# Text of the teacher, whose perplexity falls with the divergence from it.
+TOKENS = sample_windows(make_tiny_model(), 28, LENGTH)
+TEXT, HELD_OUT = TOKENS[:20].int(), TOKENS[20:]
 
 
 def train(folder=None, student=None, teacher=None, dtype=torch.float32, **options) -> TrainingOutput:
@@ -139,20 +140,28 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
         assert torch.equal(weight, early.model.state_dict()[name])
 
 
-def test_without_a_lower_divergence_the_lowest_perplexity_is_kept(caplog):
+def test_the_weights_with_the_lowest_perplexity_are_kept():
     """The teacher itself has no divergence that could fall, and learns the text."""
     trained = train(student=make_tiny_model(), label_share=1.0, evaluations=5)
     start, *rest = trained.curve
     assert start["kl"] < 1e-6 < trained.best["kl"]
-    assert trained.best["perplexity"] == min(point["perplexity"] for point in rest) < 0.9 * start["perplexity"]
-    assert "perplexity" in caplog.text
+    assert trained.best["perplexity"] == min(point["perplexity"] for point in rest)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("learning_rate", "word"), [(3.0, "neither"), (1e30, "finite")])
-def test_a_training_that_gains_nothing_is_an_error(learning_rate, word):
-    with pytest.raises(NotRecoveredError, match=word):
-        train(learning_rate=learning_rate, max_grad_norm=0)
+def test_a_loss_that_is_not_finite_ends_the_training():
+    trained = train(learning_rate=1e30, max_grad_norm=0, evaluations=10)
+    assert len(trained.curve) < 5 and not math.isfinite(trained.curve[-1]["kl"])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_embeddings_and_head_stay_and_everything_else_is_trained(name):
+    student = prune_by_hand(make_tiny_model(name))[0]
+    before = {name: parameter.clone() for name, parameter in student.named_parameters()}
+    trained = train(student=student, teacher=make_tiny_model(name), max_tokens=96).model
+    same = {name for name, parameter in trained.named_parameters() if torch.equal(parameter, before[name])}
+    matrices = {trained.get_input_embeddings().weight, trained.get_output_embeddings().weight}
+    positions = {one for key, one in trained.named_parameters() if "wpe" in key}
+    assert same == {key for key, one in trained.named_parameters() if one in matrices | positions}
 
 
 def test_weights_are_rounded_to_their_dtype():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.calibrations.distillation import FIRST_TOKENS, Distilled, distill, split_windows
+from optimum_ffp.compression.calibrations.layers import FIRST_TOKENS, Distilled, distill, split_windows
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import applied, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
@@ -171,7 +171,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
 
 @pytest.mark.slow
 def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.compression.calibrations.distillation.STEP_TOKENS", 1)
+    monkeypatch.setattr("optimum_ffp.compression.calibrations.layers.STEP_TOKENS", 1)
     steps = []
 
     def watched(optimizer, *args):

@@ -1,8 +1,7 @@
-"""Block-local distillation: every pruned layer is trained to reproduce the output of the dense layer."""
+"""Ridge regression, then training of every pruned layer to reproduce the output of the dense layer."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -18,9 +17,11 @@ from ...utils.precision import autocast_dtype
 from ...utils.progress import progress_bar
 from ...utils.resume import Journal
 from ..calibration import Calibration
+from ..held_out import held_out_figures
 from ..last_norm import PredictionLoss, last_norm_parameters
 from ..sorted_model import SortedModel
 from ..training.layer import Fit, Trainer
+from . import ridge
 
 
 # Minimum number of tokens per step of the optimizer.
@@ -59,26 +60,29 @@ def calibrate(
     config: FFPConfig,
     journal: Journal,
 ) -> Calibration:
-    """Train every layer on the calibration windows (`distill`)."""
-    tokens = split_windows(data.held_out.tokens, config.distillation_parts, start_token)
-    held_out = replace(data.held_out, tokens=tokens)
+    """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
+    held_out, dtype = data.held_out, autocast_dtype(sorted_model.model, config.search_dtype)
     distilled = distill(
         sorted_model,
         policy,
         split_windows(data.calibration.tokens, config.distillation_parts, start_token),
-        held_out.tokens,
+        split_windows(held_out.tokens, config.distillation_parts, start_token),
         passes=config.distillation_passes,
         learning_rate=config.distillation_rate,
         batch=config.distillation_batch,
         seed=config.seed,
         start_token=start_token,
-        dtype=autocast_dtype(sorted_model.model, config.search_dtype),
+        dtype=dtype,
         journal=journal,
     )
-    record = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
+    before = ridge.calibrate(sorted_model, policy, data, start_token, config, journal)
+    figures = held_out_figures(
+        sorted_model, policy, [before.weights, distilled.weights], held_out.tokens, dtype, journal.part("layers")
+    )
+    errors = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
     if distilled.last_norm is not None:
-        record["last_norm"] = distilled.last_norm.errors
-    return Calibration(distilled.weights, record | held_out.describe())
+        errors["last_norm"] = distilled.last_norm.errors
+    return before.followed_by("layers", distilled.weights, *figures, errors | held_out.describe())
 
 
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
