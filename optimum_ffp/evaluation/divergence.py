@@ -56,7 +56,11 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     # Of the decoder's class, by which the model locates it.
     empty = copy.copy(decoder)
     vars(empty).update(_modules={}, _parameters={}, _buffers={})
-    return copy.deepcopy(model, {id(decoder): empty})
+    copies = {id(decoder): empty}
+    head = copy.deepcopy(model, copies)
+    # Without embeddings, a model doesn't find its head.
+    head.get_output_embeddings = lambda: copies[id(model.get_output_embeddings())]
+    return head
 
 
 class Comparison:
