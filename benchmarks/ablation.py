@@ -66,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
 
     shared = {name: getattr(args, name) for name in ("dataset", "sparsity", "seed", "eval_samples", "seq_len")}
-    shared["calibration"] = "ridge"
+    shared |= {"calibration": "ridge", "method": "ffp"}
     options = read_options(args.options)
     records = []
     print("| variant | uncalibrated | perplexity | candidates | tokens |\n|---|---:|---:|---:|---:|")

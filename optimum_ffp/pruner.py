@@ -17,7 +17,7 @@ from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import load_agent, save_checkpoint
 from .config import FFPConfig
-from .config.prune import find_choice
+from .config.prune import TRAINING_SUFFICES, find_choice
 from .data import DataSplits
 from .data.samples import write_samples
 from .engine.token_counter import total_tokens
@@ -38,6 +38,10 @@ from .utils.tracking import Tracker, check_trackers
 
 
 logger = logging.getLogger(__name__)
+NO_SEARCH = (
+    f"skipped, since from {100 * TRAINING_SUFFICES:g} % of the blocks on training makes up for what a search gains; "
+    "--method ffp searches"
+)
 
 
 class FFPPruner:
@@ -89,7 +93,7 @@ class FFPPruner:
         options: LoadOptions | None = None,
         data: DataSplits | None = None,
     ):
-        self.report_to, config = check_trackers(report_to), config.resolve()
+        self.report_to, resolved = check_trackers(report_to), config.resolve()
         if work_folder is not None:
             # `prune` checks `resume`.
             check_work_folder(work_folder, resume=True)
@@ -97,7 +101,7 @@ class FFPPruner:
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
         for option in ("method", "criterion", "mapping", "calibration"):
-            if (choice := getattr(config, option)) is not None:
+            if (choice := getattr(resolved, option)) is not None:
                 find_choice(option, choice)
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -257,12 +261,13 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
-        config = config or self.config
-        config = self.measured.resolved(config if sparsity is None else replace(config, sparsity=sparsity))
+        asked = config or self.config
+        config = self.measured.resolved(asked if sparsity is None else replace(asked, sparsity=sparsity))
         config = self.with_calibration(config)
+        skips = asked.method is None and config.method == "no-search"
         self.measured.check(config)
         self._check_budget(config)
-        agent = load_agent(warm_start, self.options.token)
+        agent = None if skips else load_agent(warm_start, self.options.token)
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
         # Measure before the stage `search` starts: measurements have their own stages.
@@ -273,7 +278,7 @@ class FFPPruner:
             run = f"{Path(self.model_id).name}-{config.sparsity:g}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 result = policy_search.run(agent, tracker.log_evaluation)
-        result.cost = meter
+        result.cost, result.note = meter, NO_SEARCH if skips else result.note
         return result
 
     @memory_errors()

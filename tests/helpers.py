@@ -119,6 +119,7 @@ GROUPINGS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "both groups": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
 }
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
+SETTINGS |= {"method": "ffp"}
 # Of a checkpoint of a llama.
 FILES = {
     "README.md",
@@ -285,7 +286,7 @@ def make_sorted_model(
 
 def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningResult]:
     """Prunes at several sparsities as the command does: each search starts from the agent of the one before."""
-    front, agent, steps, results = {}, None, pruner.config.search_steps, []
+    front, agent, steps, results = {}, None, pruner.config.resolve().search_steps, []
     for sparsity in sparsities:
         results.append(pruner.prune(sparsity, agent))
         front = results[-1].search.front = extend_front(front, results[-1])

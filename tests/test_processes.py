@@ -16,7 +16,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 # Numbers of windows that two processes can't share evenly.
 SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
-SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12"]
+SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12", "--method", "ffp"]
 
 
 def run_in_two(*words: str | Path) -> subprocess.CompletedProcess:

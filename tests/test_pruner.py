@@ -172,7 +172,7 @@ def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, 
     pruners = [FFPPruner.from_pretrained(tmp_path, config, dtype=name, device="cpu") for name in ("auto", "float32")]
     result, reference = (pruner.prune() for pruner in pruners)
     assert result.policy == reference.policy
-    assert result.perplexity == pytest.approx(reference.perplexity, rel=2e-3)
+    assert result.perplexity == pytest.approx(reference.perplexity, rel=5e-3)
     assert {tensor.dtype for tensor in result.model.parameters()} == {dtype}
     # What is reported is what the saved weights give in float32.
     losses = window_losses(result.model.float(), pruners[0].measured.data.tests[0].tokens)
@@ -211,6 +211,17 @@ def test_a_search_and_a_calibration_may_have_other_options_than_the_pruner(save_
     assert list(pruner.finish(search).losses) == ["dense", "searched"]
 
 
+def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_it(save_tiny_model, data_folder):
+    pruner = make_pruner(save_tiny_model(), data_folder, method=None)
+    low, high, again = (pruner.search(sparsity) for sparsity in (0.2, 0.3, 0.2))
+    assert [found.config.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
+    assert low.policy == again.policy and len(high.log) == 1
+    assert low.note is None and "--method ffp" in high.note
+    # The agent of the lower one isn't needed, and nothing that is asked for is skipped.
+    assert pruner.search(0.3, low.agent).policy == high.policy
+    assert pruner.search(0.3, low.agent, replace(pruner.config, method="ffp")).note is None
+
+
 def test_work_is_kept_for_further_sparsities(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", method="uniform", calibration="ridge")
     for sparsity, keep in ((0.2, True), (0.3, False)):
@@ -232,11 +243,11 @@ def test_windows_are_as_long_as_the_model_knows(save_tiny_model, data_folder):
 
 def test_too_little_text_is_refused_and_little_text_is_a_warning(data_folder, tmp_path, caplog):
     text = tmp_path / "text.txt"
-    text.write_text(make_text(100))
+    text.write_text(make_text(180))
     config = FFPConfig(dataset=str(text), seq_len=16)
     with pytest.raises(FFPError, match="too few"):
-        FFPPruner(make_tiny_model(intermediate_size=1024), make_tokenizer(), config).prune()
-    assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).measured.data.calibration) == 3
+        FFPPruner(make_tiny_model(intermediate_size=2048), make_tokenizer(), config).prune()
+    assert len(FFPPruner(make_tiny_model(), make_tokenizer(), config).measured.data.calibration) == 6
     assert "little text" in caplog.text
 
 

@@ -103,7 +103,8 @@ def prune(args: Namespace) -> None:
         raise FFPError("--policy decides the sparsity, and nothing is searched; leave out --sparsity and --method")
     sparsities = args.sparsity
     args.sparsity = sparsities and sparsities[0]
-    config = FFPConfig.from_args(args).resolve()
+    asked = FFPConfig.from_args(args)
+    config = asked.resolve()
     sparsities = sparsities or [config.sparsity]
     folders = output_folders(args, sparsities)
     repositories = repository_names(args, folders, sparsities)
@@ -137,7 +138,7 @@ def prune(args: Namespace) -> None:
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
     estimate = estimate_prune(
         read_model_config(args.model, options),
-        config,
+        asked,
         options,
         sparsities,
         local_processes=max(processes.local_count(), args.num_processes or 1),
@@ -159,7 +160,7 @@ def prune(args: Namespace) -> None:
     begin(estimate, found, work, args.resume)
     agent = load_agent(args.warm_start)
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
-    pruner = FFPPruner.from_pretrained(args.model, config, work, args.report_to, **placed)
+    pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
     front, records, dense = {}, [], {}
     for sparsity, folder in zip(sparsities, folders):
         result = pruner.prune(sparsity, agent, resume=True)
@@ -169,7 +170,7 @@ def prune(args: Namespace) -> None:
         if result.agent is not None:
             # The target sparsity is part of the agent's state, so that the next search needs half as many candidates.
             agent = SavedAgent(result.agent, folder)
-            pruner.config = replace(config, search_steps=max(1, config.search_steps // 2))
+            pruner.config = replace(asked, search_steps=max(1, config.search_steps // 2))
         pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
             record, dense = prune_records(result, folder)

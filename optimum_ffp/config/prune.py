@@ -24,6 +24,9 @@ REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 # start at zero.
 WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 1e-4, 3e-5, 5e-4
 LORA_RANK = 32
+# Sparsity from which training makes up for what a search gains: at 30 % nothing is left of it, at 20 % 0.8 %.
+TRAINING_SUFFICES = 0.25
+
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
 measured_option = partial(option, stage="measured")
@@ -112,14 +115,15 @@ class FFPConfig(TextConfig):
         low=1,
         default_text="all of the test split, or the first 100 if the text has none",
     )
-    method: str = option(
-        "ffp",
+    method: str | None = option(
+        None,
         "How to choose the number of heads and channels per layer: ffp (loss-guided search), no-search (from layer "
         "measurements), uniform (the same fraction in every layer), homogeneous (exactly the same number in every "
         "layer, so that the checkpoint needs no custom code), given (by a policy), or the baselines random and "
         "evolutionary.",
         "Pruning",
         choices="search.methods",
+        default_text=f"ffp; no-search if weights are trained and sparsity is at least {TRAINING_SUFFICES:g}",
     )
     policy: str | None = option(
         None,
@@ -344,6 +348,12 @@ class FFPConfig(TextConfig):
         return self.method == "ffp" and self.agent == "gradient"
 
     @property
+    def skips_search(self) -> bool:
+        """Whether the default method is not to search, since weights are trained afterwards."""
+        trains, is_default = self.calibration not in ("none", "ridge"), self.preset == "default" and not self.agent
+        return trains and is_default and self.sparsity >= TRAINING_SUFFICES
+
+    @property
     def distillation_parts(self) -> int:
         """Number of distillation windows per calibration window, if `seq_len` is set."""
         return max(1, self.seq_len // (self.train_seq_len or self.seq_len))
@@ -365,6 +375,7 @@ class FFPConfig(TextConfig):
             "agent": agent,
             "distillation_passes": passes,
             "model_rate": rate,
+            "method": "no-search" if self.skips_search else "ffp",
             "attention": "kv-groups" if self.method == "homogeneous" else "auto",
             "search_steps": 256 if agent == "ppo" else 26,
         }

@@ -139,7 +139,8 @@ def estimate_prune(
     Raises:
         FFPError: If the model can't be pruned or offloaded, or a sparsity can't be met.
     """
-    config, machine = with_window_length(config, model_config), machine or Machine.of(options.device)
+    asked_for, config = config, with_window_length(config, model_config)
+    machine = machine or Machine.of(options.device)
     sparsities, name = [*sparsities] or [config.sparsity], model_config._name_or_path or "the model"
     stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
     model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
@@ -150,6 +151,8 @@ def estimate_prune(
     for sparsity in sparsities:
         shapes = ([unit.unit for unit in units] for units in variants)
         check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
+    # The default method depends on the sparsity.
+    searched = sum(search_windows(replace(asked_for, sparsity=sparsity).resolve()) for sparsity in sparsities)
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
@@ -173,6 +176,7 @@ def estimate_prune(
                 config=choice,
                 sparsities=sparsities,
                 written=written,
+                searched=searched,
                 saves_work=saves_work,
                 local_processes=local_processes,
                 machine=machine,
@@ -198,6 +202,7 @@ def _estimate_at(
     config: FFPConfig,
     sparsities: Sequence[float],
     written: int,
+    searched: int,
     saves_work: bool,
     local_processes: int,
     machine: Machine,
@@ -287,23 +292,23 @@ def _estimate_at(
         device=device,
         host=local_processes * host,
         disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work * saves_work,
-        tokens=max_tokens(config, written, len(sparsities)),
+        tokens=max_tokens(config, written, searched, len(sparsities)),
         offload=place,
         calibration=config.calibration,
         lora=config.lora or 0,
     )
 
 
-def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
-    """Return an upper bound of the tokens of a prune, for which the model generates `written` windows."""
-    read, search = config.num_samples, config.search_samples
-    windows, finalists = 0, [config.candidates if config.method == "homogeneous" else 1]
-    if config.reads("search_steps"):
-        windows = config.search_steps * min(config.update_samples, search)
-        # Those of the last update of PPO, too.
-        compared = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
-        finalists = [compared + 2] if config.fall_back else [compared, 2]
-    windows += sum(finalist_windows(count, search) for count in finalists)
+def max_tokens(config: FFPConfig, written: int, searched: int, sparsities: int) -> int:
+    """Return an upper bound of the tokens of a prune.
+
+    Args:
+        config: Options.
+        written: Number of windows that the model generates.
+        searched: Number of windows that all searches read (`search_windows`).
+        sparsities: Number of models to calibrate.
+    """
+    read, windows = config.num_samples, 0
     held_out, passes = config.held_out_samples, config.distillation_passes
     if config.calibration in ("layers", "model") and passes:
         # Training may start a second time. An eighth of the tokens is also read as first tokens.
@@ -313,7 +318,19 @@ def max_tokens(config: FFPConfig, written: int, sparsities: int) -> int:
     if config.calibration == "model":
         windows += (1 + GRADIENT_COST) * config.model_passes * read + (2 * EVALUATIONS + 5) * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
-    return (written + read + fishers + search + sparsities * windows) * config.seq_len
+    return (written + read + fishers + config.search_samples + searched + sparsities * windows) * config.seq_len
+
+
+def search_windows(config: FFPConfig) -> int:
+    """Return an upper bound of the windows that a search reads in forward passes."""
+    search = config.search_samples
+    if not config.reads("search_steps"):
+        return finalist_windows(config.candidates if config.method == "homogeneous" else 1, search)
+    # With those of the last update of PPO, and two baselines.
+    finalists = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
+    compared = [finalists + 2] if config.fall_back else [finalists, 2]
+    updates = config.search_steps * min(config.update_samples, search)
+    return updates + sum(finalist_windows(count, search) for count in compared)
 
 
 def estimate_recovery(

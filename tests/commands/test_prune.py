@@ -30,7 +30,7 @@ def run(run_ffp, data_folder):
 
 def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_path, windows):
     out, base = tmp_path / "out", save_tiny_model()
-    code, output, errors = run("-m", base, out, "--sparsity", 0.3, "--seed", 5, "--log-level", "debug")
+    code, output, errors = run("-m", base, out, "--sparsity", 0.24, "--seed", 5, "--log-level", "debug")
     assert code == 0, errors
     assert re.findall(r"^[a-z ]+?(?=  )", output, re.MULTILINE) == SUMMARY
     for text in ("seconds/search", "peak_bytes/calibration", "perplexity_ratio/./"):
@@ -41,7 +41,7 @@ def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_p
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert torch.isfinite(model(windows).logits).all()
     config = FFPConfig.from_file(out / "ffp_config.json")
-    assert (config.sparsity, config.seed, config.agent, config.search_steps) == (0.3, 5, "gradient", 10)
+    assert (config.sparsity, config.seed, config.agent, config.search_steps) == (0.24, 5, "gradient", 10)
 
 
 @pytest.mark.slow
@@ -75,9 +75,12 @@ def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_
     assert [record["role"] for record in records] == ["pruned", "pruned", "dense"]
     assert all(record["model"] in output and f"{record['parameters']:,}" in output for record in records)
     assert f"Pareto front: {out}-ffp-pareto.json, {out}-ffp-pareto.png" in output
-    for percent in (20, 30):
-        record = json.loads((tmp_path / f"out-ffp-{percent}" / "ffp_config.json").read_text())
+    for percent, method in ((20, "ffp"), (30, "no-search")):
+        folder = tmp_path / f"out-ffp-{percent}"
+        record = json.loads((folder / "ffp_config.json").read_text())
         assert record["policy"]["sparsity"] == pytest.approx(percent / 100, abs=0.01)
+        assert record["search"]["method"] == record["method"] == method
+        assert ("--method ffp" in (folder / "README.md").read_text()) == (method == "no-search")
     assert run("-m", model, tmp_path / "third", "--warm-start", tmp_path / "out-ffp-20")[0] == 0
 
 

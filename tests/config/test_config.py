@@ -106,6 +106,25 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({}, "ffp"),
+        ({"sparsity": 0.24}, "ffp"),
+        ({"sparsity": 0.25}, "no-search"),
+        ({"sparsity": 0.3, "calibration": "ridge"}, "ffp"),
+        ({"sparsity": 0.3, "calibration": "none"}, "ffp"),
+        ({"sparsity": 0.3, "agent": "gradient"}, "ffp"),
+        ({"sparsity": 0.3, "preset": "paper", "calibration": "layers"}, "ffp"),
+        ({"sparsity": 0.3, "method": "random"}, "random"),
+        ({"policy": "pruned"}, "given"),
+    ],
+)
+def test_the_method_that_is_not_given(options, method):
+    config = FFPConfig(**options)
+    assert config.resolve().method == method and config.method in (None, options.get("method"), "given")
+
+
 @pytest.mark.parametrize(("kind", "options", "word"), REFUSED)
 def test_what_is_refused(kind, options, word):
     with pytest.raises(FFPError, match=word):

@@ -6,11 +6,11 @@ from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 from . import no_search
-from .random import SPREAD, evaluate
+from .random import evaluate, spread_of
 
 
-# Standard deviation of mutations.
-MUTATION_SPREAD = 0.3
+# Standard deviation of mutations, relative to that of the initial population.
+MUTATION_SPREAD = 0.6
 # Fractions of a generation, as in Search for Efficient LLMs (Shen et al. 2024): of 500 parents and children, 350 are
 # mutations and 100 crossovers, and the best 300 survive; every score mutates with probability 0.2.
 MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
@@ -28,7 +28,8 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     if budget < 1:
         return no_search.search(task, config, warm_start)
     generation = max(MIN_GENERATION, round(budget**0.5))
-    scores = SPREAD * generator.standard_normal((min(budget, generation), task.actions))
+    spread = spread_of(config)
+    scores = spread * generator.standard_normal((min(budget, generation), task.actions))
     scores[0] = 0
     losses, spent = evaluate(task, config, scores), len(scores)
     while spent < budget:
@@ -39,7 +40,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
             first, second = generator.integers(len(scores), size=2)
             mask = generator.random(task.actions)
             if generator.random() < MUTATIONS:
-                noise = MUTATION_SPREAD * generator.standard_normal(task.actions)
+                noise = MUTATION_SPREAD * spread * generator.standard_normal(task.actions)
                 children.append(scores[first] + noise * (mask < MUTATION_PROBABILITY))
             else:
                 children.append(np.where(mask < 0.5, scores[first], scores[second]))

@@ -8,8 +8,9 @@ from ..task import AgentState, SearchTask
 from . import no_search
 
 
-# Standard deviation of the scores of random candidates.
-SPREAD = 0.5
+def spread_of(config: FFPConfig) -> float:
+    """Return the standard deviation of random scores: PPO's where they multiply loss curves, otherwise a wide one."""
+    return 0.1 if config.mapping == "curves" else 0.5
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
@@ -17,7 +18,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     generator = np.random.default_rng(config.seed)
     if task.steps <= task.finalists:
         return no_search.search(task, config, warm_start)
-    scores = SPREAD * generator.standard_normal((task.steps - task.finalists, task.actions))
+    scores = spread_of(config) * generator.standard_normal((task.steps - task.finalists, task.actions))
     scores[0] = 0
     losses = evaluate(task, config, scores)
     return task.conclude(scores[np.argsort(losses)][: task.finalists])
