@@ -2,9 +2,9 @@
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary ffp ...]
         [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
-        [--distilled no-search ffp] [--seq-len 2048] [--eval-dataset DATASET]
-        [--options num_samples=32 ...] [--against no-search] [--head 10] [--save FOLDER] [--work FOLDER]
-        [--output compare.json]
+        [--distilled no-search ffp] [--policies flap=flap-20.json flap=flap-30.json] [--seq-len 2048]
+        [--eval-dataset DATASET] [--options num_samples=32 ...] [--against no-search] [--head 10]
+        [--save FOLDER] [--work FOLDER] [--output compare.json]
 
 Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
 seconds and peak memory per stage) and prints a table: perplexity on the first `--head` test windows, which the method
@@ -15,7 +15,9 @@ other than `paper` share the default preset's statistics, importance, curves and
 differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also with the
 calibration of a prune, the default or that in `--options`. The file is updated after every prune. `--options` sets
 other options of `FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when it is
-started again, also with more methods; the recorded seconds are those of the last process.
+started again, also with more methods; the recorded seconds are those of the last process. `--policies` adds rows for
+policies of files, such as those of `flap.py`, by the name of a method. They share measurements of their own, since
+layers may lose other groups of attention, all of them the same.
 """
 
 import argparse
@@ -53,8 +55,9 @@ def main() -> None:
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
     parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
-    parser.add_argument("--against", default="no-search", choices=METHODS, help="Method to compare the others with.")
-    parser.add_argument("--distilled", nargs="*", default=("no-search", "ffp"), choices=METHODS)
+    parser.add_argument("--against", default="no-search", help="Method to compare the others with.")
+    parser.add_argument("--distilled", nargs="*", default=("no-search", "ffp"))
+    parser.add_argument("--policies", nargs="*", default=[], metavar="NAME=FILE")
     parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
     parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
     parser.add_argument("--seq-len", type=int, default=2048)
@@ -62,21 +65,29 @@ def main() -> None:
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
+    policies = [word.partition("=")[::2] for word in args.policies]
+    if unknown := {args.against, *args.distilled} - {*METHODS, *(name for name, _ in policies)}:
+        parser.error(f"{', '.join(unknown)}: neither a method nor the name of a policy")
 
+    # By measurements that are shared: rows, with their sparsities and options.
+    groups = {
+        "default": [(one, asked, {"method": one}) for asked in args.sparsities for one in args.methods],
+        "paper": [("paper", asked, {"method": "ffp"}) for asked in args.sparsities if "paper" in args.methods],
+        "policies": [(name, None, {"policy": file}) for name, file in policies],
+    }
+    groups["default"] = [row for row in groups["default"] if row[0] != "paper"]
     records = []
     for seed in args.seeds:
-        for preset in ("default", "paper"):
-            methods = [method for method in args.methods if (method == "paper") == (preset == "paper")]
-            if methods:
-                for record in run(args, preset, methods, seed):
-                    records.append(record)
-                    args.output.write_text(json.dumps(records, indent=2) + "\n")
+        for group, rows in groups.items():
+            for record in run(args, group, rows, seed) if rows else ():
+                records.append(record)
+                args.output.write_text(json.dumps(records, indent=2) + "\n")
     print(table(records, args.head, args.against))
 
 
-def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
-    """Yields the records of one seed and preset; all methods share a pruner and its measurements."""
-    if preset == "paper":
+def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None, dict]], seed: int):
+    """Yields the records of one seed and group; all rows share a pruner and its measurements."""
+    if group == "paper":
         options = {"search_steps": args.paper_steps}
     else:
         options = read_options(args.options)
@@ -87,24 +98,24 @@ def run(args: argparse.Namespace, preset: str, methods: list[str], seed: int):
         "eval_samples": args.eval_samples,
         "seq_len": args.seq_len,
     }
-    config = FFPConfig(preset=preset, seed=seed, **data, **options)
-    work = args.work and args.work / f"{preset}-seed{seed}"
+    preset = "paper" if group == "paper" else "default"
+    config = FFPConfig(preset=preset, seed=seed, policy=rows[0][2].get("policy"), **data, **options)
+    work = args.work and args.work / f"{group}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)
-    for sparsity in args.sparsities:
-        for method in methods:
-            name = "ffp" if method == "paper" else method
-            found = pruner.search(sparsity, config=replace(config, method=name))
-            is_trained = method in args.distilled and preset == "default"
-            calibrations = ["ridge", *([found.config.calibration] if is_trained else [])]
-            for calibration in calibrations:
-                result = pruner.finish(found, replace(found.config, calibration=calibration))
-                yield {"method": method, "calibration": calibration, "asked": sparsity} | describe(result)
-                if args.save:
-                    name = f"{method}-{100 * sparsity:g}-seed{seed}"
-                    name += "" if calibration == calibrations[-1] else f"-{calibration}"
-                    # `pruner.save_pretrained` would remove the work folder.
-                    save_checkpoint(result, args.save / name, overwrite=True)
+    for method, sparsity, changes in rows:
+        found = pruner.search(sparsity, config=replace(config, **changes))
+        asked = sparsity or round(found.policy.sparsity, 2)
+        is_trained = method in args.distilled and group != "paper"
+        calibrations = ["ridge", *([found.config.calibration] if is_trained else [])]
+        for calibration in calibrations:
+            result = pruner.finish(found, replace(found.config, calibration=calibration))
+            yield {"method": method, "calibration": calibration, "asked": asked} | describe(result)
+            if args.save:
+                name = f"{method}-{100 * asked:g}-seed{seed}"
+                name += "" if calibration == calibrations[-1] else f"-{calibration}"
+                # `pruner.save_pretrained` would remove the work folder.
+                save_checkpoint(result, args.save / name, overwrite=True)
 
 
 def read_options(words: list[str]) -> dict:

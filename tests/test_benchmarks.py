@@ -3,10 +3,13 @@
 import json
 import os
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.config.texts import Text
 from tests.helpers import make_task, write_data
 
@@ -48,6 +51,34 @@ def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_pat
     _, records = run("compare", *words, "--methods", "uniform", "no-search")
     assert {record["method"] for record in records} == {"uniform", "no-search"}
     assert records[0]["perplexities"] == first[0]["perplexities"]
+
+
+def test_the_allocation_of_flap_is_a_row_beside_the_methods(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
+    model, file = save_tiny_model(), tmp_path / "flap.json"
+    words = [model, data_folder, "--sparsity", "0.3", "--num-samples", "8", "--seq-len", "24", "--output", file]
+    monkeypatch.setattr("sys.argv", ["flap", *map(str, words)])
+    runpy.run_path(str(BENCHMARKS / "flap.py"), run_name="__main__")
+    words = [model, data_folder, "--methods", "uniform", "--sparsities", "0.3", "--seeds", "0"]
+    words += ["--policies", f"flap={file}", "--against", "uniform", "--distilled", "flap", *SHORT, *FEW]
+    printed, records = run("compare", *words)
+    assert [record["method"] for record in records] == ["uniform", "flap", "flap"] and "| flap |" in printed
+    rows = json.loads(file.read_text())
+    assert records[1]["sizes"] == records[2]["sizes"] == [row["kept"] for row in rows]
+    assert records[1]["sparsity"] == pytest.approx(0.3, abs=0.01) and records[1]["asked"] == 0.3
+
+
+def test_flap_keeps_what_stands_out_in_its_unit(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    allocate = runpy.run_path(str(BENCHMARKS / "flap.py"))["allocate"]
+    # A head has as many parameters as ten channels. Of 200, 40 go: those with the lowest scores, by the parameters.
+    units = [Unit(layer, kind, *size) for layer in (0, 1) for kind, size in (("attention", (4, 10)), ("ffn", (60, 1)))]
+    channels = np.linspace(3, -3, 60)
+    scores = [np.array([2, 1, 0, -2.5]), channels, np.array([2, 1, 0, -0.5]), channels]
+    policy = allocate(units, scores, 0.2)
+    # Above the threshold t there are 3 + 4 heads and twice 60 (3 - t) / 6 channels: t = -1.5.
+    assert policy.sizes == (3, 45, 4, 45) and policy.sparsity == 0.2
+    policy = allocate([replace(unit, multiple=4) if unit.kind == "ffn" else unit for unit in units], scores, 0.2)
+    assert policy.sizes[::2] == (3, 4) and sorted(policy.sizes[1::2]) == [44, 44]
 
 
 def test_texts(run, save_tiny_model, data_folder, tmp_path):
