@@ -411,6 +411,6 @@ def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, check
     activations += 4 * itemsize * sum(map(max, widths))
     if checkpointing:
         activations = len(layers) * hidden * itemsize + activations // len(layers)
-    # Logits of both models, their log-probabilities, probabilities and gradient.
-    head = min(POSITIONS, batch.length) * vocabulary * 24
-    return batch.at_once * (batch.length * activations + head)
+    # Logits of both models, copies that process them, and the gradient.
+    head = min(POSITIONS, batch.at_once * batch.length) * vocabulary * 16
+    return batch.at_once * batch.length * activations + head

@@ -1,16 +1,20 @@
 """Distillation loss: the divergence of the pruned model's predictions from those of the dense model."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import kl_div
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ...utils.lm_head import POSITIONS, decode, head_logits, replaced_forward, without_hooks
+
+
+# Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
+BLOCK = 32
 
 
 class DistillationLoss:
@@ -20,8 +24,9 @@ class DistillationLoss:
 
         (1 - m) · τ² · KL(softmax(y / τ) ‖ softmax(z / τ)) + m · cross-entropy(softmax(z), token)
 
-    Logits are computed in chunks of positions, and recomputed in the backward pass, so that those of a window are
-    never materialized. As the module's forward pass, the loss works with any wrapper, such as DDP, FSDP or peft.
+    Logits are computed in chunks of positions, and their gradients along with the loss, so that those of a window are
+    never materialized and the head runs once. As the module's forward pass, the loss works with any wrapper, such as
+    DDP, FSDP or peft.
 
     Args:
         student: The pruned model.
@@ -54,54 +59,96 @@ class DistillationLoss:
             `loss`, the mean over all predicted tokens; and `measured`, without gradients, the loss, divergence and
             negative log-likelihood of each window, in nats per predicted token, shape `[windows, 3]`.
         """
-        predicted = input_ids.shape[1] - 1
         with torch.no_grad():
             teacher_decoded = decode(self.teacher, input_ids)
         with replaced_forward(self.student, self._forward):
             # FSDP may offload the weights to host memory.
             student_decoded = decode(self.student, input_ids, input_ids.device)
-        head = self.student.get_output_embeddings()
-        plain_forward = head.forward
+        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:]
+        run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
 
-        def sum_chunks(hidden: torch.Tensor) -> torch.Tensor:
-            sums = torch.zeros(2, len(hidden), device=hidden.device)
-            for start in range(0, predicted, self.positions):
-                chunk = slice(start, min(start + self.positions, predicted))
-                sums = sums + checkpoint(
-                    self._chunk_sums,
-                    replace(student_decoded, last_hidden_state=hidden[:, chunk].contiguous()),
-                    replace(
-                        teacher_decoded, last_hidden_state=teacher_decoded.last_hidden_state[:, chunk].contiguous()
-                    ),
-                    input_ids[:, 1:][:, chunk],
-                    plain_forward,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            return sums
+        def differentiated(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+            return _WithGradients.apply(run, hidden[:, :-1].flatten(0, 1), *trained)
 
         # As the head's forward pass, since FSDP, which may shard the head separately, must see a single call.
-        with replaced_forward(head, sum_chunks):
-            kl, nll = head(student_decoded.last_hidden_state) / predicted
-        loss = (1 - self.label_share) * kl + self.label_share * nll
-        return {"loss": loss.mean(), "measured": torch.stack([loss, kl, nll], 1).detach()}
+        with replaced_forward(head, differentiated):
+            total, measured = head(student_decoded.last_hidden_state)
+        return {"loss": total / tokens.numel(), "measured": measured.view(*tokens.shape, 3).mean(1)}
 
-    def _chunk_sums(
-        self, student: ModelOutput, teacher: ModelOutput, tokens: torch.Tensor, head_forward: Any
+    def _run_head(
+        self,
+        student: ModelOutput,
+        teacher: ModelOutput,
+        tokens: torch.Tensor,
+        head_forward: Callable[..., Any],
+        hidden: torch.Tensor,
+        *trained: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the losses of all positions, and the gradients of their sum.
+
+        Args:
+            student: Output of the student's decoder.
+            teacher: Output of the teacher's decoder.
+            tokens: The predicted tokens, shape `[windows, positions]`.
+            head_forward: The forward pass of the student's head.
+            hidden: Hidden states of the student before every predicted token, shape `[tokens, hidden size]`.
+            trained: Parameters of the head to differentiate with respect to.
+
+        Returns:
+            The loss, divergence and negative log-likelihood of every token, shape `[tokens, 3]`; and the gradients of
+            hidden states and parameters.
+        """
+        head, losses = self.student.get_output_embeddings(), []
+        gradients = [torch.zeros_like(tensor) for tensor in (hidden, *trained)]
+        rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten(), gradients[0]
+        for states, teacher_states, targets, gradient in zip(*(tensor.split(self.positions) for tensor in rows)):
+            with (
+                replaced_forward(self.student, self._forward),
+                without_hooks(head),
+                replaced_forward(head, head_forward),
+                torch.set_grad_enabled(hidden.requires_grad),
+            ):
+                states = states[None].detach().requires_grad_(hidden.requires_grad)
+                logits = head_logits(self.student, replace(student, last_hidden_state=states))
+            teacher_logits = head_logits(self.teacher, replace(teacher, last_hidden_state=teacher_states[None]))
+            logits_gradient = torch.empty_like(logits)
+            chunk = logits.detach()[0], teacher_logits[0], targets, logits_gradient[0]
+            losses += [self._losses(*block) for block in zip(*(tensor.split(BLOCK) for tensor in chunk))]
+            if hidden.requires_grad:
+                found = torch.autograd.grad(logits, [states, *trained], logits_gradient)
+                for sums, of_chunk in zip([gradient[None], *gradients[1:]], found):
+                    sums += of_chunk
+        return torch.cat(losses), gradients
+
+    def _losses(
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, tokens: torch.Tensor, gradient: torch.Tensor
     ) -> torch.Tensor:
-        """Return the sums of divergences and of negative log-likelihoods, shape `[2, windows]`."""
-        head, scale = self.student.get_output_embeddings(), self.temperature
-        with (
-            replaced_forward(self.student, self._forward),
-            without_hooks(head),
-            replaced_forward(head, head_forward),
-        ):
-            logits = head_logits(self.student, student).float()
-        with torch.no_grad():
-            teacher_log_probs = (head_logits(self.teacher, teacher).float() / scale).log_softmax(-1)
-        log_probs = logits.log_softmax(-1)
-        nll = -log_probs.gather(-1, tokens[..., None])
-        if scale != 1:
-            log_probs = (logits / scale).log_softmax(-1)
-        kl = kl_div(log_probs, teacher_log_probs, reduction="none", log_target=True) * scale**2
-        return torch.stack([kl.sum((1, 2)), nll.sum((1, 2))])
+        """Return loss, divergence and negative log-likelihood of tokens, and write the gradient of the loss's sum."""
+        share, scale = self.label_share, self.temperature
+        log_probs = logits.float().log_softmax(-1)
+        teacher_log_probs = (teacher_logits.float() / scale).log_softmax(-1)
+        nll = -log_probs.gather(-1, tokens[:, None])[:, 0]
+        scaled_log_probs = log_probs if scale == 1 else (log_probs / scale).log_softmax(-1)
+        expected = teacher_log_probs.exp()
+        kl = ((teacher_log_probs - scaled_log_probs) * expected).sum(-1) * scale**2
+        slope = (scaled_log_probs.exp() - expected) * ((1 - share) * scale)
+        if share:
+            slope += share * log_probs.exp()
+            slope.scatter_add_(-1, tokens[:, None], slope.new_full((len(tokens), 1), -share))
+        gradient.copy_(slope)
+        return torch.stack([(1 - share) * kl + share * nll, kl, nll], -1)
+
+
+class _WithGradients(torch.autograd.Function):
+    """The sum of losses from a function that also computes their gradients, so that no logits are saved."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, ctx.gradients = run(*inputs)
+        ctx.mark_non_differentiable(losses)
+        return losses[:, 0].sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *(of_sum.mul_(gradient) for of_sum in ctx.gradients)

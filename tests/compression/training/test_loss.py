@@ -65,6 +65,6 @@ def test_the_head_of_the_student_is_a_module_that_runs_once(ids):
     head.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs))
     student.forward = DistillationLoss(student, teacher, positions=PIECE)
     student(input_ids=ids)["loss"].backward()
-    shape, sums = calls
-    assert shape == (2, 12, student.config.hidden_size) and sums.requires_grad
+    shape, (total, _) = calls
+    assert shape == (2, 12, student.config.hidden_size) and total.requires_grad
     assert "forward" not in vars(head) and len(head._forward_hooks) == 1
