@@ -26,6 +26,7 @@ from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
+from .modeling.offloading import check_calibration
 from .planning.estimate import Machine, estimate_prune
 from .search.runner import PolicySearch, check_budget
 from .search.task import check_agent
@@ -217,32 +218,15 @@ class FFPPruner:
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
-    def with_calibration(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with a calibration that memory suffices for, if it has none.
-
-        It is chosen once, and saved in the work folder.
-        """
+    def _with_calibration(self, config: FFPConfig) -> FFPConfig:
+        """Return the config with the calibration that memory suffices for, which is chosen once, if it has none."""
         if config.calibration is not None:
             return config
-
-        def choose() -> dict[str, Any]:
-            offloads = self.options.offload != "none"
-            machine = Machine.of(self.options.device if offloads else str(self.model.device))
-            if machine.accelerator is not None and not offloads:
-                machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
-            estimate = estimate_prune(
-                self.model.config,
-                config,
-                self.options,
-                local_processes=processes.local_count(),
-                machine=machine,
-            )
-            return {"calibration": estimate.calibration, "lora": estimate.lora}
-
-        chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
+        choose = partial(processes.on_main, partial(self._choose_calibration, config))
+        chosen = self.measured.journal.value("calibration", choose)
         adapters = f", by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
         logger.info("calibration %s%s, for which memory suffices", chosen["calibration"], adapters)
-        return replace(config, **chosen).resolve()
+        return replace(config, **chosen)
 
     @memory_errors()
     def search(
@@ -263,13 +247,16 @@ class FFPPruner:
         """
         asked = config or self.config
         config = self.measured.resolved(asked if sparsity is None else replace(asked, sparsity=sparsity))
-        config = self.with_calibration(config)
         skips = asked.method is None and config.method == "no-search"
         self.measured.check(config)
+        check_calibration(config.calibration, self.options.offload)
         self._check_budget(config)
         agent = None if skips else load_agent(warm_start, self.options.token)
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
+        # Text that can't be used is found before anything is saved, and the memory is that before measurements.
+        _ = self.measured.data
+        config = self._with_calibration(config)
         # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses
         meter = StageMeter(counter=self.measured.layerwise.counter)
@@ -299,6 +286,7 @@ class FFPPruner:
         calibrated_with = (config or search.config).for_stages("calibration")
         config = replace(search.config, **calibrated_with)
         measured.check(config)
+        check_calibration(config.calibration, self.options.offload)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
         dense_samples = measured.dense_samples
@@ -371,6 +359,15 @@ class FFPPruner:
         upload fails.
         """
         return push_result(partial(save_checkpoint, self._finished()), repo_id, **options)
+
+    def _choose_calibration(self, config: FFPConfig) -> dict[str, Any]:
+        machine = Machine.of(str(self.measured.layerwise.device))
+        if machine.accelerator is not None and self.options.offload == "none":
+            # The estimate includes the weights, which are there already.
+            machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
+        local = processes.local_count()
+        estimate = estimate_prune(self.model.config, config, self.options, local_processes=local, machine=machine)
+        return {"calibration": estimate.calibration, "lora": estimate.lora}
 
     def _finished(self) -> PruningResult:
         if self.result is None:

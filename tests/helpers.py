@@ -119,7 +119,7 @@ GROUPINGS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "both groups": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
 }
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
-SETTINGS |= {"method": "ffp"}
+SETTINGS |= {"method": "ffp", "calibration": "layers"}
 # Of a checkpoint of a llama.
 FILES = {
     "README.md",

@@ -29,7 +29,9 @@ def read_record(folder: Path) -> dict:
 
 
 def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_folder, tmp_path, run_ffp):
-    (tmp_path / "options.json").write_text('{"search_dtype": "model"}')
+    (tmp_path / "options.json").write_text(
+        '{"search_dtype": "model", "calibration": "model", "distillation_passes": 1}'
+    )
     words = ["--dataset", str(data_folder), *SIZES, "--config", str(tmp_path / "options.json")]
     model, one, two = (str(path) for path in (save_tiny_model("llama"), tmp_path / "one", tmp_path / "two"))
     assert run_ffp("prune", "-m", model, one, *words)[0] == 0
@@ -38,6 +40,11 @@ def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_fold
     assert run.stdout.count("saved in") == 1
     records = [read_record(Path(folder))["provenance"] for folder in (one, two)]
     assert [record["processes"] for record in records] == [1, 2]
+    stages = [
+        [(one["stage"], one["perplexity"], one["kl"]) for one in record["held_out"]["stages"]] for record in records
+    ]
+    for one, two in zip(*stages, strict=True):
+        assert one[0] == two[0] and two[1:] == pytest.approx(one[1:], rel=1e-3)
     perplexities = [record["perplexity"]["calibrated"] for record in records]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-3)
     assert not list(tmp_path.glob("*.work"))

@@ -36,6 +36,9 @@ def show_plan(
         name: f"{format_bytes(needed)} needed, {format_bytes(free)} available"
         for name, (needed, free) in needs.items()
     }
+    if estimate.calibration:
+        rows["calibration"] = estimate.calibration + (f", by LoRA of rank {estimate.lora}" if estimate.lora else "")
+        record |= {"calibration": estimate.calibration, "lora": estimate.lora}
     rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
     print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
@@ -88,25 +91,25 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         *([["search", result["search"]]] if "search" in result else []),
         ["perplexity", "; ".join(perplexities)],
-        *([["calibration", _stages(result)]] if result["role"] == "pruned" else []),
+        *_stages(result),
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
     return "\n" + format_rows(rows)
 
 
-def _stages(record: Record) -> str:
-    """Format the perplexity and the divergence on held-out windows after every stage of a calibration."""
-    stages = [key.partition("/")[2] for key in record if key.startswith("held_out_perplexity/")]
+def _stages(record: Record) -> list[list[str]]:
+    """Return a row with the figures on held-out windows after every stage of a calibration, if it compared several."""
+    stages = [name.partition("/")[2] for name in record if name.startswith("held_out_perplexity/")]
     if not stages:
-        return record["calibration"]
-    figures = {
-        stage: [record[f"held_out_{name}/{stage}"] for name in ("perplexity", "divergence")] for stage in stages
-    }
-    orders = [sorted(stages, key=lambda stage: figures[stage][column]) for column in (0, 1)]
-    texts = [f"{stage} {perplexity:.2f} / {divergence:.4f}" for stage, (perplexity, divergence) in figures.items()]
-    disagree = ", where divergence disagrees" if orders[0] != orders[1] else ""
-    return f"{', '.join(texts)} (perplexity / divergence, held out); {record['calibration']} kept{disagree}"
+        return []
+    texts = [
+        f"{record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})" for one in stages
+    ]
+    text = ", ".join(f"{stage} {text}" for stage, text in zip(stages, texts))
+    kept, closest = record["calibration"], min(stages, key=lambda one: record[f"held_out_divergence/{one}"])
+    note = f", although the divergence is lowest after {closest}" if closest != kept else ""
+    return [["calibration", f"held-out perplexity (and divergence) after {text}; {kept} was kept{note}"]]
 
 
 def sweep_table(records: Sequence[Record]) -> str:

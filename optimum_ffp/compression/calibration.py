@@ -16,13 +16,11 @@ class Calibration:
     """Calibrated weights.
 
     Attributes:
-        stage: The stage that they come from: `none`, `ridge`, `layers` or `model`.
         weights: Weights by the parameter's name, or `None` without calibration.
-        record: Figures on held-out windows, if stages were compared: `stages`, with the `perplexity` and the
-            divergence, `kl`, after every `stage`; the one that was `kept`; the errors of training.
+        record: If there was training: the perplexity and the divergence from the dense model on held-out windows
+            after every stage, `stages`; the stage whose weights were `kept`; and errors of the training.
     """
 
-    stage: str
     weights: dict[str, torch.Tensor] | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -34,14 +32,14 @@ class Calibration:
         after: Mapping[str, float],
         record: Mapping[str, Any],
     ) -> "Calibration":
-        """Return the result of a further stage, whose weights are kept if they lower the perplexity.
+        """Return the result of a further stage, whose weights are kept if they lower the held-out perplexity.
 
         Args:
             stage: Name of the stage.
-            weights: Weights after it.
-            before: Figures on the held-out windows before it.
-            after: Figures on the held-out windows after it.
-            record: Further entries for the record.
+            weights: Weights after the stage.
+            before: `perplexity` and `kl` on the held-out windows before the stage.
+            after: Those after it.
+            record: Further entries of the record.
         """
         is_better = after["perplexity"] < before["perplexity"]
         agrees = is_better == (after["kl"] < before["kl"])
@@ -53,10 +51,11 @@ class Calibration:
             describe_change(before, after),
             "" if agrees else " (they disagree, and perplexity decides)",
         )
-        stages = [*self.record.get("stages", [{"stage": self.stage} | before]), {"stage": stage} | after]
-        kept = stage if is_better else self.stage
-        figures = {"stages": stages, "kept": kept}
-        return Calibration(kept, weights if is_better else self.weights, self.record | record | figures)
+        earlier = {"stages": [{"stage": "ridge"} | before], "kept": "ridge"} | self.record
+        stages = {"stages": [*earlier["stages"], {"stage": stage} | after]}
+        if is_better:
+            return Calibration(weights, earlier | record | stages | {"kept": stage})
+        return Calibration(self.weights, earlier | record | stages)
 
 
 def describe_change(before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -40,7 +40,8 @@ def held_out_figures(
         rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
         if len(share):
             losses = partial(sorted_model.layerwise.losses, share, dtype=dtype)
-            predictions = Predictions(sorted_model.model, share)
+            with sorted_model.layerwise.cast_outer_weights():
+                predictions = Predictions(sorted_model.model, share)
             losses(on_decoded=predictions.append)
             for row, weights in zip(rows, candidates):
                 comparison = Comparison(predictions)

@@ -121,7 +121,6 @@ class Config:
     def resolve(self: T) -> T:
         """Return the config with derived defaults filled in."""
         missing = {name: value for name, value in self.derived().items() if getattr(self, name) is None}
-        missing = {name: value for name, value in missing.items() if value is not None}
         return replace(self, **missing) if missing else self
 
     @classmethod

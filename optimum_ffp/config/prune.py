@@ -359,6 +359,19 @@ class FFPConfig(TextConfig):
         return max(1, self.seq_len // (self.train_seq_len or self.seq_len))
 
     @property
+    def layer_passes(self) -> int:
+        """Number of passes that train the layers, with the default of the calibration."""
+        if self.distillation_passes is None:
+            return 2 if self.calibration == "layers" else 0
+        return self.distillation_passes
+
+    @property
+    def peak_rate(self) -> float:
+        """Peak learning rate of the whole model, with the default for what it starts from."""
+        after_layers = TRAINED_RATE if self.layer_passes else WEIGHT_RATE
+        return self.model_rate or (ADAPTER_RATE if self.lora else after_layers)
+
+    @property
     def reports_searched(self) -> bool:
         """Whether to report perplexity before calibration; not if the search optimizes compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
@@ -366,15 +379,8 @@ class FFPConfig(TextConfig):
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""
         agent = self.agent or ("ppo" if self.reward == "pruned" else "gradient")
-        passes, rate = self.distillation_passes, None
-        # The pruner chooses a calibration for the free memory.
-        if self.calibration is not None:
-            passes = 2 * (self.calibration == "layers") if passes is None else passes
-            rate = ADAPTER_RATE if self.lora else TRAINED_RATE if passes else WEIGHT_RATE
         return {
             "agent": agent,
-            "distillation_passes": passes,
-            "model_rate": rate,
             "method": "no-search" if self.skips_search else "ffp",
             "attention": "kv-groups" if self.method == "homogeneous" else "auto",
             "search_steps": 256 if agent == "ppo" else 26,

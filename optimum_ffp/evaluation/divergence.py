@@ -57,10 +57,11 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     empty = copy.copy(decoder)
     vars(empty).update(_modules={}, _parameters={}, _buffers={})
     copies = {id(decoder): empty}
-    head = copy.deepcopy(model, copies)
-    # Without embeddings, a model doesn't find its head.
-    head.get_output_embeddings = lambda: copies[id(model.get_output_embeddings())]
-    return head
+    copied = copy.deepcopy(model, copies)
+    head = copies[id(model.get_output_embeddings())]
+    # Without its embeddings, transformers doesn't find the head.
+    copied.get_output_embeddings = lambda: head
+    return copied
 
 
 class Comparison:

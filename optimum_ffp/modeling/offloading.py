@@ -10,6 +10,15 @@ from ..utils.tensors import pin, replace_value
 from .families import decoder_layers
 
 
+def check_calibration(calibration: str | None, offload: str) -> None:
+    """Raise `FFPError` if weights of idle layers are offloaded that the calibration trains."""
+    if calibration == "model" and offload != "none":
+        raise FFPError(
+            f"calibration 'model' needs all weights on the device, found offload {offload!r}; choose offload 'none', "
+            "or calibration 'layers'"
+        )
+
+
 def check_offload(
     offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, is_gguf: bool
 ) -> None:

@@ -20,7 +20,7 @@ from ..hub.record import read_policy
 from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
-from ..modeling.offloading import check_offload
+from ..modeling.offloading import check_calibration, check_offload
 from ..search.runner import check_budget
 from ..search.task import finalist_count, finalist_windows
 from ..utils import processes
@@ -158,16 +158,16 @@ def estimate_prune(
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
     places = ["none" if options.offload == "auto" else options.offload]
     if options.offload == "auto":
-        # A model that generates text has all weights on its device.
-        if not (written and machine.accelerator is not None):
+        # A model that generates text has all weights on its device, as does one that is trained.
+        if not (written and machine.accelerator is not None) and config.calibration != "model":
             reads_files = saves_work and not name.endswith(".gguf") and asked in ("auto", stored)
             places += ["host"] * (machine.accelerator is not None) + ["disk"] * reads_files
     else:
+        check_calibration(config.calibration, options.offload)
         check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
     for choice in _calibrations(config):
         for place in places:
-            # The whole model is only trained if all of its weights stay on the device.
-            if place != "none" and choice.calibration == "model" and config.calibration is None:
+            if place != "none" and choice.calibration == "model":
                 continue
             estimate = _estimate_at(
                 place,
@@ -192,7 +192,7 @@ def _calibrations(config: FFPConfig) -> list[FFPConfig]:
         return [config]
     ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
     whole = [replace(config, calibration="model", lora=rank) for rank in ranks]
-    return [one.resolve() for one in (*whole, replace(config, calibration="layers"))]
+    return [*whole, replace(config, calibration="layers")]
 
 
 def _estimate_at(
@@ -216,7 +216,7 @@ def _estimate_at(
     pruned, trains_model = weights - removed, config.calibration == "model"
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills
-    distills &= config.distillation_passes > 0
+    distills &= config.layer_passes > 0
     projections = [unit.output.module for unit in units]
     widest = max(module.in_features for module in projections)
     factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
@@ -224,7 +224,7 @@ def _estimate_at(
     in_memory = place != "disk"
 
     # Memory that all stages need.
-    resident, host = weights, PROCESS_BYTES
+    resident, host, checkpoints = weights, PROCESS_BYTES, 0
     if place != "none":
         resident -= in_layers
         host += int(PINNED * in_layers) * (place == "host")
@@ -276,6 +276,7 @@ def _estimate_at(
             kept, trained, options.lora, stored=computed if options.lora else 4, computed=size, shares=local_processes
         )
         stages.append((teacher + state + _activation_bytes(model, batch, size, False), calibrated + pruned))
+        checkpoints = 3 * 12 * trained
     if written:
         # Keys and values of the passages that are generated at once, with all layers loaded.
         _, heads, head_dim = find_family(shape).heads(shape)
@@ -291,7 +292,7 @@ def _estimate_at(
         machine=machine,
         device=device,
         host=local_processes * host,
-        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work * saves_work,
+        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + (work + checkpoints) * saves_work,
         tokens=max_tokens(config, written, searched, len(sparsities)),
         offload=place,
         calibration=config.calibration,
@@ -309,7 +310,7 @@ def max_tokens(config: FFPConfig, written: int, searched: int, sparsities: int) 
         sparsities: Number of models to calibrate.
     """
     read, windows = config.num_samples, 0
-    held_out, passes = config.held_out_samples, config.distillation_passes
+    held_out, passes = config.held_out_samples, config.layer_passes
     if config.calibration in ("layers", "model") and passes:
         # Training may start a second time. An eighth of the tokens is also read as first tokens.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out

@@ -125,6 +125,11 @@ class Journal:
         """Folder of the checkpoints of an unfinished training; `None` if nothing is saved."""
         return self.folder and self.folder / CHECKPOINTS / self.prefix
 
+    def remove_checkpoints(self) -> None:
+        """Delete the checkpoints of a training that has finished."""
+        if self.folder is not None and processes.is_main():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def has(self, name: str) -> bool:
         """Return whether an entry is saved."""
         if self.folder is None:

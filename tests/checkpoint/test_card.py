@@ -59,7 +59,7 @@ def test_a_model_without_code_whose_windows_were_given(record):
     record["model"] |= {"code_file": None, "chat": False, "linear": False, "gguf": None, "language_model_only": True}
     record["provenance"]["given_data"] = True
     record["files"] = ["policy.png"]
-    record["calibration"] = "ridge"
+    record["calibration"], record["provenance"]["held_out"] = "ridge", {}
     del record["recovery"]
     for unit in record["policy"]["units"]:
         unit |= {"kept": unit["items"], "retention": 1.0, "group": "all_heads"} if unit["unit"] == "attention" else {}

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
-from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.modeling.families import find_family, find_units, outer_matrices
 from tests.helpers import (
     EVERY_MODEL,
     GROUPINGS,
@@ -156,6 +156,20 @@ def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, win
     assert (replaced - plain).abs().max() > 1e-3
     assert agree(sorted_model.materialize(policy, weights)(windows).logits, replaced)
     assert torch.equal(sorted_model.model(windows).logits, before)
+
+
+def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows):
+    sorted_model, _ = make_sorted_model(tiny_model, windows)
+    policy = random_policy(sorted_model, 0)
+    trained = sorted_model.materialize(policy)
+    outer = {id(matrix) for matrix in outer_matrices(trained)}
+    for parameter in trained.parameters():
+        if id(parameter) not in outer:
+            parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
+    weights, expected = sorted_model.weights_of(trained), trained(windows).logits
+    assert torch.equal(sorted_model.materialize(policy, weights)(windows).logits, expected)
+    with applied(sorted_model, policy, weights) as model:
+        assert agree(model(windows).logits, expected)
 
 
 def test_candidates_run_on_views(tiny_model, windows):

@@ -32,6 +32,25 @@ def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offloa
     assert without.offload == offload.replace("disk", "host")
 
 
+@pytest.mark.parametrize(
+    ("machine", "calibration", "lora"),
+    [(card(140), "model", 0), (card(60), "model", 32), (card(24), "layers", 0)],
+    ids=str,
+)
+def test_the_deepest_calibration_that_memory_suffices_for_is_chosen(machine, calibration, lora):
+    pytest.importorskip("peft")
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=machine)
+    assert (found.calibration, found.lora, found.offload, found.warnings) == (calibration, lora, "none", [])
+
+
+def test_what_is_trained_as_a_whole_is_not_offloaded():
+    config = FFPConfig(calibration="model")
+    found = estimate_prune(LLAMA_2_7B, config, AUTO, machine=card(24))
+    assert (found.calibration, found.offload) == ("model", "none") and found.warnings
+    with pytest.raises(FFPError, match="calibration"):
+        estimate_prune(LLAMA_2_7B, config, LoadOptions(offload="host"), machine=card(24))
+
+
 def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
     found = estimate_prune(LLAMA_2_7B, FFPConfig(dataset="self"), AUTO, machine=card(12))
     (warning,) = found.warnings

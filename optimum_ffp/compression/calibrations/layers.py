@@ -67,7 +67,7 @@ def calibrate(
         policy,
         split_windows(data.calibration.tokens, config.distillation_parts, start_token),
         split_windows(held_out.tokens, config.distillation_parts, start_token),
-        passes=config.distillation_passes,
+        passes=config.layer_passes,
         learning_rate=config.distillation_rate,
         batch=config.distillation_batch,
         seed=config.seed,

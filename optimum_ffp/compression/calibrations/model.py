@@ -38,16 +38,15 @@ def calibrate(
     The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`).
 
     Raises:
-        FFPError: If the weights of the dense model don't stay on the device, or several processes have no work folder.
+        FFPError: If several processes have no work folder for the checkpoints of the training.
     """
-    if sorted_model.layerwise.weights.offloaded:
-        raise FFPError("calibration 'model' needs all weights on the device; choose calibration 'layers'")
     if processes.count() > 1 and journal.folder is None:
         raise FFPError("calibration 'model' of several processes needs a work_folder; or choose calibration 'layers'")
-    begin, held_out = layers if config.distillation_passes else ridge, data.held_out
-    before = begin.calibrate(sorted_model, policy, data, start_token, config, journal)
+    stage_before, held_out = layers if config.layer_passes else ridge, data.held_out
+    before = stage_before.calibrate(sorted_model, policy, data, start_token, config, journal)
     train = partial(_train, sorted_model, policy, before, data.calibration.tokens, held_out.tokens, start_token)
     trained = sorted_model.layerwise.counter.tensors(journal, "model", partial(train, config, journal))
+    journal.remove_checkpoints()
     figures = held_out_figures(
         sorted_model,
         policy,
@@ -97,7 +96,7 @@ def training_options(config: FFPConfig, count: int) -> RecoveryConfig:
         max_tokens=config.model_passes * config.num_samples * config.seq_len,
         batch_tokens=STEP_TOKENS * count,
         seq_len=config.seq_len // max(1, config.seq_len // STEP_TOKENS),
-        learning_rate=config.model_rate,
+        learning_rate=config.peak_rate,
         lora=config.lora or 0,
         evaluations=EVALUATIONS,
         seed=config.seed,

@@ -24,7 +24,7 @@ def calibrate(
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in sorted_model.layerwise.iter_layers():
         weights |= journal.mapped(f"ridge-{layer}", partial(_compensated, sorted_model, policy, layer))
-    return Calibration("ridge", weights)
+    return Calibration(weights)
 
 
 def _compensated(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:

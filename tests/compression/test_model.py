@@ -1,0 +1,102 @@
+"""Calibration of the whole model: what it contains, what it keeps, and how it goes on after an interruption."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from optimum_ffp.compression.calibrations import model as stage
+from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.planning.estimate import Machine
+from tests.helpers import make_pruner, make_tiny_model, make_tokenizer
+
+
+# Text of the model itself, so that what it learns shows in few windows.
+OPTIONS = {"sparsity": 0.5, "num_samples": 64, "held_out_samples": 12, "method": "uniform"}
+OPTIONS |= {"calibration": "model", "model_rate": 1e-3}
+
+
+def prepare(folder, name="llama", work=None, **options):
+    make_tiny_model(name).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return make_pruner(folder, "self", work, **OPTIONS | options)
+
+
+@pytest.fixture(autouse=True)
+def several_steps(monkeypatch):
+    """Of 8 windows of 24 tokens."""
+    monkeypatch.setattr(stage, "STEP_TOKENS", 192)
+
+
+@pytest.fixture(scope="module")
+def pruner(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("dense"))
+
+
+def assert_same_weights(result, other):
+    expected = other.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
+def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner, passes, before):
+    config = replace(pruner.config, distillation_passes=passes, model_rate=1e3)
+    search = pruner.search()
+    result = pruner.finish(search, config)
+    assert result.calibration["kept"] == before
+    assert [one["stage"] for one in result.calibration["stages"]] == ["ridge", *["layers"] * passes, "model"]
+    assert_same_weights(result, pruner.finish(search, replace(config, calibration=before)))
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
+def test_the_figures_on_record_are_those_of_the_saved_model(name, tmp_path):
+    pruner, dense = prepare(tmp_path, name), make_tiny_model(name)
+    result, held_out = pruner.prune(), pruner.measured.data.held_out.tokens.long()
+    *_, figures = result.calibration["stages"]
+    assert result.calibration["kept"] == figures["stage"] == "model"
+    logits, target = (model(held_out).logits[:, :-1].flatten(0, 1) for model in (result.model, dense))
+    perplexity = cross_entropy(logits, held_out[:, 1:].flatten()).exp().item()
+    divergence = kl_div(logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean").item()
+    assert (figures["perplexity"], figures["kl"]) == pytest.approx((perplexity, divergence), rel=1e-4)
+    assert torch.equal(result.model.get_input_embeddings().weight, dense.get_input_embeddings().weight)
+    assert torch.equal(result.model.get_output_embeddings().weight, dense.get_output_embeddings().weight)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp_path, monkeypatch):
+    alone = prepare(tmp_path / "dense")
+    expected = {sparsity: alone.prune(sparsity) for sparsity in (0.3, 0.5)}
+    training_step, steps = RecoveryTrainer.training_step, []
+
+    def interrupt(self, *arguments):
+        steps.append(self.state.global_step)
+        if steps[0] == 0 and steps[-1] == stop:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(RecoveryTrainer, "training_step", interrupt)
+    stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "dense", work=tmp_path / "work").prune(0.5)
+    again, stop = prepare(tmp_path / "dense", work=tmp_path / "work"), None
+    for sparsity, first in ((0.3, 0), (0.5, 4)):
+        steps.clear()
+        assert_same_weights(again.prune(sparsity, resume=True), expected[sparsity])
+        assert steps[0] == first
+    assert not [*(tmp_path / "work").rglob("checkpoint-*")]
+
+
+@pytest.mark.slow
+def test_the_calibration_that_memory_suffices_for_is_chosen_once(tmp_path, monkeypatch):
+    def prune_with(host, **options):
+        cpu = torch.device("cpu")
+        monkeypatch.setattr("optimum_ffp.pruner.Machine.of", lambda device: Machine(cpu, host))
+        pruner = prepare(tmp_path / "dense", work=tmp_path / "work", **{"calibration": None} | options)
+        return pruner.prune(resume=True).config
+
+    little = prune_with(0)
+    assert little.calibration == "layers"
+    assert prune_with(2**40) == little
+    assert prune_with(2**40, sparsity=0.3).calibration == "layers"
+    assert prepare(tmp_path / "dense", calibration=None).prune().config.calibration == "model"
