@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.config.texts import Text
-from tests.helpers import make_task, write_data
+from tests.helpers import make_task, make_tiny_model, mixed_units, statistics_of, write_data
 
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,30 @@ def test_flap_keeps_what_stands_out_in_its_unit(monkeypatch):
     assert policy.sizes == (3, 45, 4, 45) and policy.sparsity == 0.2
     policy = allocate([replace(unit, multiple=4) if unit.kind == "ffn" else unit for unit in units], scores, 0.2)
     assert policy.sizes[::2] == (3, 4) and sorted(policy.sizes[1::2]) == [44, 44]
+
+
+def test_scores_of_flap_are_those_of_the_inputs_of_the_whole_model(windows):
+    """As the authors compute them: by column, standardized in a layer, and the mean of those of a head."""
+    model, seen = make_tiny_model(num_key_value_heads=2), {}
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: seen.setdefault(name, []).append(inputs[0])
+            )
+    for window in windows:
+        model(window[None])
+    expected = []
+    for name, inputs in seen.items():
+        weight = model.get_submodule(name).weight
+        metric = torch.cat(inputs).flatten(0, 1).var(0, correction=0) * weight.square().sum(0)
+        metric = metric.square() if name.endswith("o_proj") else metric
+        metric = (metric - metric.mean()) / metric.std()
+        scores = metric.view(2, -1).mean(1) if name.endswith("o_proj") else metric
+        expected.append(scores.sort(descending=True).values)
+    model, score = make_tiny_model(num_key_value_heads=2), runpy.run_path(str(BENCHMARKS / "flap.py"))["score"]
+    units = mixed_units(model, ["kv_group"])
+    for unit, found, scores in zip(units, statistics_of(model, units, windows), expected, strict=True):
+        assert score(unit, found) == pytest.approx(scores.numpy(), rel=1e-3, abs=1e-3)
 
 
 def test_texts(run, save_tiny_model, data_folder, tmp_path):

@@ -162,7 +162,7 @@ def test_gguf_file_is_dequantized(run, tmp_path):
 def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
     from optimum_ffp.search import evaluator
 
-    command = ["-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.3, "--search-steps", 40]
+    command = ["-m", save_tiny_model(), tmp_path / "out", "--method", "ffp", "--search-steps", 40]
     # Shells ignore Ctrl-C in background jobs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     measure, calls, handler = evaluator.measure_size_gradients, [], signal.getsignal(number)
