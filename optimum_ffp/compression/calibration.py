@@ -41,26 +41,20 @@ class Calibration:
             after: Those after it.
             record: Further entries of the record.
         """
-        is_better = after["perplexity"] < before["perplexity"]
-        agrees = is_better == (after["kl"] < before["kl"])
-        logger.log(
-            logging.INFO if agrees else logging.WARNING,
-            "%s %s; on held-out windows %s%s",
-            stage,
-            "kept" if is_better else "discarded",
-            describe_change(before, after),
-            "" if agrees else " (they disagree, and perplexity decides)",
-        )
         earlier = {"stages": [{"stage": "ridge"} | before], "kept": "ridge"} | self.record
         stages = {"stages": [*earlier["stages"], {"stage": stage} | after]}
-        if is_better:
+        if is_improvement(f"calibration {stage}", before, after):
             return Calibration(weights, earlier | record | stages | {"kept": stage})
         return Calibration(self.weights, earlier | record | stages)
 
 
-def describe_change(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Format the perplexity and the divergence on held-out windows before and after a stage."""
-    return (
-        f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}, "
-        f"divergence {before['kl']:.4f} -> {after['kl']:.4f} nats per token"
+def is_improvement(training: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Return whether a training lowers the perplexity on held-out windows; log it and the divergence."""
+    is_lower, is_closer = (after[name] < before[name] for name in ("perplexity", "kl"))
+    logger.log(
+        logging.INFO if is_lower == is_closer else logging.WARNING,
+        f"{training} is {'kept' if is_lower else 'discarded'}: on held-out windows, perplexity "
+        f"{before['perplexity']:.2f} -> {after['perplexity']:.2f}, divergence {before['kl']:.4f} -> {after['kl']:.4f} "
+        f"nats per token{'' if is_lower == is_closer else '; perplexity decides'}",
     )
+    return is_lower

@@ -270,13 +270,16 @@ def _estimate_at(
         options = training_options(config, 1)
         batch = Batch.for_model(options, shape, count=1)
         teacher = weights // stored * size * (size != stored)
-        kept = pruned // stored
-        trained = _trained_parameters(model, options.lora, kept)
-        state = _training_bytes(
-            kept, trained, options.lora, stored=computed if options.lora else 4, computed=size, shares=local_processes
+        trained_parameters, state = _training_bytes(
+            model,
+            pruned // stored,
+            options.lora,
+            stored=computed if options.lora else torch.float32.itemsize,
+            computed=size,
+            shares=local_processes,
         )
         stages.append((teacher + state + _activation_bytes(model, batch, size, False), calibrated + pruned))
-        checkpoints = 3 * 12 * trained
+        checkpoints = 3 * 12 * trained_parameters
     if written:
         # Keys and values of the passages that are generated at once, with all layers loaded.
         _, heads, head_dim = find_family(shape).heads(shape)
@@ -358,8 +361,9 @@ def estimate_recovery(
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
     stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
-    trained = _trained_parameters(student, config.lora, student.num_parameters())
-    weights = _training_bytes(student.num_parameters(), trained, config.lora, stored.itemsize, size, shares)
+    trained, weights = _training_bytes(
+        student, student.num_parameters(), config.lora, stored=stored.itemsize, computed=size, shares=shares
+    )
     weights += teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
         # FSDP gathers the running and the next layer of both models.
@@ -379,26 +383,20 @@ def estimate_recovery(
     )
 
 
-def _trained_parameters(model: PreTrainedModel, lora: int, parameters: int) -> int:
-    """Return the number of parameters that training end to end changes, of a model or of its adapters."""
-    if not lora:
-        return parameters - sum(one.numel() for one in outer_matrices(model))
-    return lora * sum(sum(one.shape) for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
+def _training_bytes(
+    model: PreTrainedModel, parameters: int, lora: int, stored: int, computed: int, shares: int
+) -> tuple[int, int]:
+    """Return how many of a model's parameters training end to end changes, and the bytes of weights and optimizer.
 
-
-def _training_bytes(parameters: int, trained: int, lora: int, stored: int, computed: int, shares: int) -> int:
-    """Return the bytes of the weights, and in float32 of gradients, both moments of Adam, and adapters.
-
-    Args:
-        parameters: Number of parameters of the model.
-        trained: Number of trained parameters.
-        lora: Rank of adapters, if they are trained.
-        stored: Bytes of an entry of a weight.
-        computed: Bytes of an entry of its copy to compute with.
-        shares: Number of processes, which exchange copies of the gradients.
+    Weights have `stored` bytes per entry, and copies to compute with `computed`. Gradients and both moments of Adam
+    are in float32, and several processes (`shares`) exchange copies of the gradients.
     """
+    trained = parameters - sum(one.numel() for one in outer_matrices(model))
+    if lora:
+        matrices = (one for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
+        trained = lora * sum(sum(one.shape) for one in matrices)
     weights = parameters * (stored + computed * (computed != stored)) + 4 * trained * bool(lora)
-    return weights + trained * (12 + 4 * (shares > 1))
+    return trained, weights + trained * (12 + 4 * (shares > 1))
 
 
 def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool) -> int:

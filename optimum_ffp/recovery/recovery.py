@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint.pushing import push_result
 from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
-from ..compression.calibration import describe_change
+from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput
 from ..config import RecoveryConfig
@@ -325,19 +325,13 @@ class FFPRecovery:
                     f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume with "
                     "--resume (resume=True)"
                 ) from None
-        before, after = trained.curve[0], trained.best
-        change = f"on held-out windows {describe_change(before, after)}"
-        if not after["perplexity"] < before["perplexity"]:
+        if not is_improvement("the training", trained.curve[0], trained.best):
             # Resuming would end the same.
             self.journal.remove()
             raise NotRecoveredError(
-                f"the training did not lower the perplexity ({change}); nothing was written: lower learning_rate "
-                "(--learning-rate), or train on more tokens (--max-tokens)"
+                "the training did not lower the perplexity on the held-out windows, and nothing was written; lower "
+                "learning_rate (--learning-rate), or train on more tokens (--max-tokens)"
             )
-        if after["kl"] < before["kl"]:
-            logger.info(change)
-        else:
-            logger.warning("%s (they disagree, and perplexity decides)", change)
         return trained
 
 
