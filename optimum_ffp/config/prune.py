@@ -198,7 +198,7 @@ class FFPConfig(TextConfig):
         low=1,
         paper=1000,
         when=SEARCHES,
-        default_text="26, 256 with agent ppo, or 1000 with preset paper",
+        default_text="26, or 256 with agent ppo",
     )
     fall_back: bool = option(
         True,
@@ -272,8 +272,7 @@ class FFPConfig(TextConfig):
         choices="compression.calibrations",
         paper="ridge",
         stage="calibration",
-        default_text="model if memory suffices for its training, of all weights or with peft of adapters, otherwise "
-        "layers",
+        default_text="model if memory suffices for it (with lora 32, if peft is installed), otherwise layers",
     )
     ridge_lambda: float = measured_option(0.01, "Penalty λ of ridge regression.", "Calibration", paper=0.01)
     ridge_lambda_relative: bool = measured_option(
@@ -289,7 +288,7 @@ class FFPConfig(TextConfig):
     distillation_passes: int | None = layer_option(
         None,
         "Number of passes over the calibration windows that train the layers.",
-        default_text="2, or 0 before the whole model is trained",
+        default_text="2, or 0 with calibration model",
     )
     distillation_rate: float = layer_option(
         0.01,
@@ -313,14 +312,14 @@ class FFPConfig(TextConfig):
         None,
         "Peak learning rate for training the whole model.",
         "Calibration",
-        default_text=f"{WEIGHT_RATE:g}, {TRAINED_RATE:g} after training of its layers, {ADAPTER_RATE:g} by adapters",
+        default_text=f"{WEIGHT_RATE:g}, {TRAINED_RATE:g} after training of layers, {ADAPTER_RATE:g} with lora",
     )
     lora: int | None = model_option(
         None,
         "Train the whole model by LoRA adapters of this rank (32 without a number), which are merged; needs peft. 0 "
         "trains all weights.",
         "Calibration",
-        default_text=f"0, or {LORA_RANK} if memory suffices for adapters alone",
+        default_text=f"0, or {LORA_RANK} if memory suffices for that alone",
         cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)

@@ -42,7 +42,7 @@ TYPES = {
         "versions": dict,
         "parameters": {"dense": int, "pruned": int},
         "model_sparsity": NUMBER,
-        "held_out": dict,
+        "held_out": {"stages": [{"stage": str, "perplexity": OPTIONAL_NUMBER, "kl": OPTIONAL_NUMBER}], "kept": str},
         "tokens": dict,
         "samples": [{"prompt": str, "dense": str, "pruned": str}],
         **MEASURED,
