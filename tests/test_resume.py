@@ -49,7 +49,7 @@ def test_a_resumed_prune_computes_nothing_again(save_tiny_model, data_folder, tm
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
     for stage in (
         *("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher"),
-        "training.layer.Adam",
+        "compression.training.layer.Adam",
     ):
         name = stage.rpartition(".")[2]
         for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
