@@ -28,7 +28,7 @@ VARIANTS = {
     "distillation": {"calibration": "layers"},
     "distillation-1-pass": {"calibration": "layers", "distillation_passes": 1},
     "distillation-4-passes": {"calibration": "layers", "distillation_passes": 4},
-    "distillation-512-tokens": {"calibration": "layers", "train_seq_len": 512},
+    "distillation-2048-tokens": {"calibration": "layers", "train_seq_len": 2048},
     "distillation-batch-4": {"calibration": "layers", "distillation_batch": 4},
     "distillation-rate-0.02": {"calibration": "layers", "distillation_rate": 0.02},
     "twice-the-search": {"search_steps": 2 * FFPConfig().resolve().search_steps},

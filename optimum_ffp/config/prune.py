@@ -295,12 +295,11 @@ class FFPConfig(TextConfig):
         "Learning rate of distillation, relative to the norm of the weights. It is multiplied by the square root of "
         "distillation_batch.",
     )
-    train_seq_len: int | None = layer_option(
-        None,
-        "Minimum tokens per distillation window: calibration windows are split into equal parts of at least this "
-        "length. Shorter windows mean more steps.",
+    train_seq_len: int = layer_option(
+        512,
+        "Minimum tokens per window that weights are trained on: calibration windows are split into equal parts of at "
+        "least this length. Shorter windows mean more steps, and less time for attention.",
         low=2,
-        default_text="whole windows",
     )
     distillation_batch: int = layer_option(
         1, "Number of windows per distillation step, which has at least 512 tokens. Fewer steps may be worse.", low=1
@@ -355,7 +354,7 @@ class FFPConfig(TextConfig):
     @property
     def distillation_parts(self) -> int:
         """Number of distillation windows per calibration window, if `seq_len` is set."""
-        return max(1, self.seq_len // (self.train_seq_len or self.seq_len))
+        return max(1, self.seq_len // self.train_seq_len)
 
     @property
     def layer_passes(self) -> int:

@@ -18,11 +18,11 @@ from ..sorted_model import SortedModel
 from ..training.batch import Batch
 from ..training.end_to_end import Training
 from . import layers, ridge
-from .layers import split_windows
+from .layers import STEP_TOKENS, split_windows
 
 
-# Tokens per step of each process, and evaluations on the held-out windows.
-STEP_TOKENS, EVALUATIONS = 512, 4
+# Number of evaluations on the held-out windows.
+EVALUATIONS = 4
 
 
 def calibrate(
@@ -74,7 +74,7 @@ def _train(
     bf16 = computes_in_bfloat16(model.device, False if in_float32 else None)
     dtype = torch.bfloat16 if bf16 else compute_dtype(model.device, model.dtype)
     options = training_options(config, processes.count())
-    split = split_windows(windows, config.seq_len // options.seq_len, start_token)
+    split = split_windows(windows, config.distillation_parts, start_token)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(config.model_passes)])
     training = Training(
@@ -95,7 +95,7 @@ def training_options(config: FFPConfig, count: int) -> RecoveryConfig:
     return RecoveryConfig(
         max_tokens=config.model_passes * config.num_samples * config.seq_len,
         batch_tokens=STEP_TOKENS * count,
-        seq_len=config.seq_len // max(1, config.seq_len // STEP_TOKENS),
+        seq_len=config.seq_len // config.distillation_parts,
         learning_rate=config.peak_rate,
         lora=config.lora or 0,
         evaluations=EVALUATIONS,
