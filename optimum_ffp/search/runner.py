@@ -137,7 +137,7 @@ class PolicySearch:
                 on_evaluated=show,
             )
             result = processes.from_main(method.search(task, config, warm_start))
-            # Identical finalists are evaluated once, and no window twice.
+            # Identical finalists are evaluated once.
             bar.total = bar.n
         if searches and not task.updates:
             logger.warning(

@@ -1,7 +1,6 @@
 """Task of a search: maps scores to policies, evaluates them, keeps the log, and compares the finalists."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,18 +28,19 @@ UNIT_PARAMETERS = "unit_parameters"
 ROUNDS = (4, 8)
 
 
-def round_sizes(windows: int) -> list[int]:
-    """Return the number of windows that finalists were read on after every round of their comparison."""
-    return [*(size for size in ROUNDS if size < windows), windows]
+def halving(finalists: int, windows: int) -> list[tuple[int, int]]:
+    """Return the number of finalists in every round of their comparison, and of windows that are read of each."""
+    rounds, read = [], 0
+    for size in ROUNDS:
+        if finalists > 1 and size < windows:
+            rounds.append((finalists, size - read))
+            finalists, read = math.ceil(finalists / 2), size
+    return [*rounds, (finalists, windows - read)]
 
 
 def finalist_windows(finalists: int, windows: int) -> int:
     """Return the number of windows that the comparison of finalists reads in total."""
-    total = before = 0
-    for size in round_sizes(windows):
-        total += finalists * (size - before)
-        finalists, before = math.ceil(finalists / 2), size
-    return total
+    return sum(count * read for count, read in halving(finalists, windows))
 
 
 def finalist_count(steps: int) -> int:
@@ -83,7 +83,6 @@ class SearchTask:
         fall_back: Whether to return a baseline that is better than all candidates.
         on_evaluated: Called with the records of every batch of candidates.
         log: One record per candidate evaluation.
-        losses: Losses of every candidate by search window.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
         updates: Number of entries of the log before the finalists were compared.
     """
@@ -101,7 +100,6 @@ class SearchTask:
     fall_back: bool = True
     on_evaluated: Callable[[list[dict[str, Any]]], Any] = lambda entries: None
     log: list[dict[str, Any]] = field(default_factory=list)
-    losses: dict[PruningPolicy, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     best: tuple[float, PruningPolicy] | None = None
     updates: int = 0
 
@@ -137,15 +135,8 @@ class SearchTask:
 
         Only candidates at the final sparsity and full fidelity can become the best of the search.
         """
-        losses = self._read(policies, windows).mean(1)
+        losses = self.evaluate(policies, windows).mean(1)
         return self._record(policies, losses=losses, sparsity=sparsity, windows=windows)
-
-    def _read(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
-        """Return losses of policies, and keep them."""
-        losses = self.evaluate(policies, windows)
-        for policy, row in zip(policies, losses.tolist()):
-            self.losses[policy] |= zip(windows.tolist(), row)
-        return losses
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the size gradients of a candidate at the target sparsity.
@@ -190,7 +181,7 @@ class SearchTask:
                     "best_perplexity": self.best[0] if self.best else None,
                 }
             )
-        self.on_evaluated(self.log[len(self.log) - len(policies) :])
+        self.on_evaluated(self.log[-len(policies) :])
         return excess
 
     def conclude(
@@ -225,7 +216,7 @@ class SearchTask:
         baselines = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in policies]
         excess = self._compare([*policies, *baselines] if self.fall_back else policies)
         best = self.best
-        if not self.fall_back:
+        if baselines and not self.fall_back:
             excess |= self._compare(baselines)
         if best is None:
             raise FFPError(
@@ -240,23 +231,15 @@ class SearchTask:
     def _compare(self, policies: Sequence[PruningPolicy]) -> dict[PruningPolicy, float]:
         """Return losses minus that of the dense model on the windows that each policy has got to."""
         excess: dict[PruningPolicy, float] = {}
-        remaining = [*policies]
-        for size in round_sizes(self.max_samples):
-            is_last = size == self.max_samples
-            if len(remaining) <= 1 and not is_last:
-                continue
+        losses, first = np.empty((len(policies), 0)), self.max_samples
+        for _, read in halving(len(policies), self.max_samples):
             # The last ones first: some searches choose their finalists on the first ones.
-            windows = np.arange(self.max_samples - size, self.max_samples)
-            unread = defaultdict(list)
-            for policy in remaining:
-                unread[tuple(window for window in windows if window not in self.losses[policy])].append(policy)
-            for missing, group in unread.items():
-                if missing:
-                    self._read(group, np.array(missing))
-            losses = np.array([np.mean([self.losses[policy][one] for one in windows]) for policy in remaining])
-            kept = 0 if is_last else math.ceil(len(remaining) / 2)
-            out = np.sort(np.argsort(losses, kind="stable")[kept:])
-            dropped = [remaining[index] for index in out]
-            excess |= zip(dropped, self._record(dropped, losses=losses[out], sparsity=self.sparsity, windows=windows))
-            remaining = [policy for policy in remaining if policy not in excess]
+            first -= read
+            losses = np.hstack([self.evaluate(policies, np.arange(first, first + read)), losses])
+            means = losses.mean(1)
+            order = np.argsort(means, kind="stable")
+            kept, out = np.split(order, [math.ceil(len(policies) / 2) if first else 0])
+            dropped, windows = [policies[index] for index in out], np.arange(first, self.max_samples)
+            excess |= zip(dropped, self._record(dropped, losses=means[out], sparsity=self.sparsity, windows=windows))
+            policies, losses = [policies[index] for index in kept], losses[kept]
         return excess
