@@ -315,7 +315,7 @@ def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, da
     words = (data_folder / "train.txt").read_text().split()
     (data_folder / "train.txt").write_text(" ".join(words[:45]))
     _ = make_pruner(save_tiny_model(), data_folder, method="uniform").measured.prepared
-    assert "6 of 6 units have more channels (up to 48) than there are calibration tokens (24)" in caplog.text
+    assert "units have more channels (up to 48) than there are calibration tokens (24)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class PruningPolicy:
 
         Raises:
             FFPError: If the record is malformed, belongs to a model of another shape, has other groups, or a size is
-                out of bounds or between the steps of its unit.
+                out of bounds.
         """
         try:
             shapes = [
@@ -152,18 +152,9 @@ class PruningPolicy:
             sizes = tuple(row["kept"] for row in data["units"])
         except (AttributeError, KeyError, TypeError) as error:
             raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
-        if len(sizes) != len(units):
-            raise FFPError(f"the saved policy has {len(sizes)} units, and the model {len(units)}")
         if shapes != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
             raise FFPError(
                 "the saved policy belongs to a model with other layers, heads or FFN widths than this one, or was "
                 "pruned with another value of attention"
             )
-        policy = cls(tuple(units), sizes)
-        for unit, size in zip(units, sizes):
-            if size % unit.multiple:
-                raise FFPError(
-                    f"{unit.name} keeps a multiple of {unit.multiple} groups, found {size}; choose an ffn_multiple "
-                    "that divides it"
-                )
-        return policy
+        return cls(tuple(units), sizes)

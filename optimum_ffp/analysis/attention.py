@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..allocation.mappings.curves import lower_hull
-from ..allocation.policy import GROUP_NAMES, Group, PruningPolicy, Unit
+from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..hub.record import policy_rows
@@ -31,25 +31,22 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     Args:
         model: The dense model.
         family: The family record of the model.
-        config: `policy`, or `attention`. The choice is left open only if loss curves can make it.
+        config: `policy`, whose groups the units have (`read_policy` checks the rest), or `attention`. The choice is
+            left open only if loss curves can make it.
 
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
-
-    Raises:
-        FFPError: If a policy is given that isn't one of this model.
     """
     possible = family.attention_groups(model.config)
     if config.policy:
+        kept = {(row.get("layer"), row.get("group")) for row in policy_rows(config.policy)}
         variants = zip(*(find_units(model, family, config.ffn_multiple, group) for group in possible))
-        rows = policy_rows(config.policy)
-        groups = dict(enumerate(row.get("group") for row in rows))
-        units = [
-            next((unit for unit in by_group if unit.unit.group == groups.get(index)), by_group[0])
-            for index, by_group in enumerate(variants)
-        ]
-        PruningPolicy.from_dict({"units": rows}, [unit.unit for unit in units])
-        return (units,)
+        return (
+            [
+                next((one for one in choices if (one.unit.layer, one.unit.group) in kept), choices[0])
+                for choices in variants
+            ],
+        )
     wanted = GROUPS.get(config.attention)
     if wanted in possible:
         possible = (wanted,)

@@ -38,22 +38,6 @@ class Statistics:
         return Statistics(self.gram.to(device), self.mean.to(device))
 
 
-def describe_shortage(features: Sequence[int], tokens: int) -> str | None:
-    """Return a warning if there are too few calibration tokens for Gram matrices of full rank, otherwise `None`.
-
-    Args:
-        features: Number of columns of every unit's output projection.
-        tokens: Number of calibration tokens.
-    """
-    short = [count for count in features if count > tokens]
-    if not short:
-        return None
-    return (
-        f"{len(short)} of {len(features)} units have more channels (up to {max(short):,}) than there are calibration "
-        f"tokens ({tokens:,}), too few to tell them apart; use more text, or raise num_samples or seq_len"
-    )
-
-
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Add `rowsᵀ rows` to `total` in float32, regardless of autocast.
 

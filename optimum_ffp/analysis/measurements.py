@@ -198,16 +198,13 @@ class Measurements:
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
-        if self._given_data is None and processes.is_main():
+        if self._given_data is None:
             written = request.count_generated(self.config.texts, self.config.reported)
-            self.meter.tokens["data"] += sum(written.values()) * request.length
+            self.meter.tokens["data"] += sum(written.values()) * request.length * processes.is_main()
+            for warning in data.warnings(request):
+                logger.warning(warning)
         widest = max(unit.output.module.in_features for unit in self.unit_variants[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
-        if self._given_data is not None:
-            # Windows that were passed are as many as they should be.
-            request = replace(request, **{role: len(windows) for role, windows in data.roles()} | {"test": None})
-        for warning in data.warnings(request):
-            logger.warning(warning)
         if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):
             logger.warning(
                 "the model has a chat template, but %s contains no chats; add conversations to the dataset, or the "

@@ -25,7 +25,7 @@ from ..utils.resume import Journal
 from ..utils.tensors import pin
 from .attention import OrderedUnit, choose_variant, factorize_unit, order_unit
 from .fisher import collect_fisher
-from .gram import Statistics, collect_statistics, describe_shortage, matrix_device
+from .gram import Statistics, collect_statistics, matrix_device
 
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,12 @@ def prepare(
             "the heads and channels of this model were sorted by a prune that did not finish; load it again in a new "
             "FFPPruner"
         )
-    if shortage := describe_shortage([unit.output.module.in_features for unit in variants[0]], windows.numel()):
-        logger.warning(shortage)
+    channels, tokens = max(unit.output.module.in_features for unit in variants[0]), windows.numel()
+    if channels > tokens:
+        logger.warning(
+            f"units have more channels (up to {channels:,}) than there are calibration tokens ({tokens:,}), too few "
+            "to tell them apart; use more text, or raise num_samples or seq_len"
+        )
     preparation = _Preparation(layerwise, variants, config, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):

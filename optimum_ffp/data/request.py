@@ -22,20 +22,21 @@ class DataRequest:
 
     Attributes:
         length: Tokens per window.
-        calibration, search, held_out, test: Number of windows, for the test of each text. `test=None` means all of a
-            test split, or the first 100 of a text without one.
-        seed: Random seed for the choice of all windows but those for the test, which are the first ones.
+        test: Number of test windows of each text, the first ones; `None` for all of a test split, or 100 of a text
+            without one.
+        seed: Random seed for the choice of all other windows.
+        calibration, search, held_out: Number of these windows.
         text_column: Column of a dataset to read; one of a known name if `None`.
         start_token: Whether windows begin with the start token: `"auto"` or `"never"`.
         token: Access token of the Hub.
     """
 
     length: int
-    calibration: int
-    search: int
-    held_out: int
     test: int | None
     seed: int
+    calibration: int = 0
+    search: int = 0
+    held_out: int = 0
     text_column: str | None = None
     start_token: str = "auto"
     token: str | None = field(default=None, repr=False, compare=False)

@@ -111,9 +111,6 @@ def evaluate(
     recorded = next(filter(None, map(recorded_length, records)), None)
     request = DataRequest(
         length=min(window_length(seq_len or recorded, config) for config in configs),
-        calibration=0,
-        search=0,
-        held_out=0,
         test=eval_samples,
         seed=0,
         text_column=text_column,

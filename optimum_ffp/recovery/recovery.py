@@ -257,9 +257,6 @@ class FFPRecovery:
         config = self.config
         return DataRequest(
             length=self.batch.length,
-            # Training text is read by `training_windows`.
-            calibration=0,
-            search=0,
             held_out=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,

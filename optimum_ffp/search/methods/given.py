@@ -10,9 +10,5 @@ IS_BASELINE = True
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
-    """Evaluate one candidate, the given policy, on all search windows.
-
-    Raises:
-        FFPError: If it can't be read, or isn't one of this model with the same kinds of attention groups.
-    """
+    """Evaluate one candidate, the given policy, on all search windows."""
     return task.choose([read_policy(config.policy, task.units)])
