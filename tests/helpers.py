@@ -123,7 +123,6 @@ SETTINGS |= {"method": "ffp", "calibration": "layers"}
 # Of a checkpoint of a llama.
 FILES = {
     "README.md",
-    "calibration.png",
     "config.json",
     "ffp_config.json",
     "generation_config.json",

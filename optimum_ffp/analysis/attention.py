@@ -40,13 +40,10 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     possible = family.attention_groups(model.config)
     if config.policy:
         kept = {(row.get("layer"), row.get("group")) for row in policy_rows(config.policy)}
-        variants = zip(*(find_units(model, family, config.ffn_multiple, group) for group in possible))
-        return (
-            [
-                next((one for one in choices if (one.unit.layer, one.unit.group) in kept), choices[0])
-                for choices in variants
-            ],
-        )
+        variants = (find_units(model, family, config.ffn_multiple, group) for group in possible)
+        # The first kind where the policy has none of them.
+        units = [max(kinds, key=lambda one: (one.unit.layer, one.unit.group) in kept) for kinds in zip(*variants)]
+        return (units,)
     wanted = GROUPS.get(config.attention)
     if wanted in possible:
         possible = (wanted,)

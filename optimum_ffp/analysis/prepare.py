@@ -95,10 +95,7 @@ def prepare(
 
 
 class _Preparation:
-    """Orders and factors the units layer by layer, so that only one layer's Gram matrices are in memory.
-
-    Processes share the windows; the main one orders and factors. Finished layers survive an out-of-memory error.
-    """
+    """Orders and factors the units, one layer in memory at a time. Finished ones survive an out-of-memory error."""
 
     def __init__(
         self,

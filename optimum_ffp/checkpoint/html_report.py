@@ -39,7 +39,6 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         "group_names": GROUP_NAMES,
         "perplexities": _perplexities(view),
         "layers": _layers(view["policy"]["units"]),
-        "mean_errors": _mean_errors(view["calibration"].get("layers")),
         "total": sum(view["provenance"]["seconds"].values()),
         "settings": {
             name: _show(record[name]) for name in FFPConfig.option_names() if name in record and name != "policy"
@@ -75,11 +74,6 @@ def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     for unit in units:
         layers.setdefault(unit["layer"], {})[unit["unit"]] = unit
     return layers
-
-
-def _mean_errors(layers: list[dict[str, Any]] | None) -> dict[str, float]:
-    """Return mean held-out errors of the layers before and after distillation."""
-    return {name: sum(row[name] for row in layers) / len(layers) for name in ("before", "error")} if layers else {}
 
 
 def _show(value: Any) -> str:

@@ -18,21 +18,19 @@ WIDTH, DPI = 7, 200
 
 
 def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Plot the policy and, if available, the search, the gain of distillation and the Pareto front.
+    """Plot the policy and, if available, the search and the Pareto front.
 
     Args:
         record: Content of `ffp_config.json`.
         log: One record per candidate evaluation.
-        folder: Folder to write `policy.png`, `search.png`, `calibration.png` and `pareto.png` to.
+        folder: Folder to write `policy.png`, `search.png` and `pareto.png` to.
     """
-    policy, search, provenance = record["policy"], record["search"], record["provenance"]
+    policy, search = record["policy"], record["search"]
     _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
         _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)
-    if layers := provenance["held_out"].get("layers"):
-        _draw_calibration(layers).savefig(folder / "calibration.png", dpi=DPI)
     if front := search.get("front"):
-        write_front(front, folder / "pareto.png", provenance["parameters"]["pruned"])
+        write_front(front, folder / "pareto.png", record["provenance"]["parameters"]["pruned"])
 
 
 def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -> None:
@@ -184,20 +182,6 @@ def _draw_search(log: Sequence[dict[str, Any]], search: Mapping[str, Any]):
     _use_integer_ticks(axes.xaxis)
     figure.suptitle(f"Candidates of the search, {100 * target:.3g} % of the blocks removed")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def _draw_calibration(rows: Sequence[dict[str, Any]]):
-    """Draw the part of every layer's error that distillation removes."""
-    figure, (axes,) = _new_figure(3)
-    gains = [100 * (1 - row["error"] / row["before"]) if row["before"] else 0 for row in rows]
-    axes.bar(_column(rows, "layer"), gains, width=0.8, color=[BLUE if gain >= 0 else RED for gain in gains])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="layer", ylabel="error removed [%]")
-    axes.margins(x=0.01)
-    _use_integer_ticks(axes.xaxis)
-    before, after = (100 * sum(_column(rows, name)) / len(rows) for name in ("before", "error"))
-    figure.suptitle(f"Gain of distillation per layer: mean held-out error from {before:.2f} % to {after:.2f} %")
     return figure
 
 

@@ -177,8 +177,7 @@ def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Wind
             f"{windows.dataset} ({windows.split}) has one window of {windows.length} tokens, and needs one to search "
             "on and one to hold out; use more text, or lower seq_len"
         )
-    parts = {"search": windows.tokens[:search], "held_out": windows.tokens[search:]}
-    return {role: replace(windows, tokens=tokens) for role, tokens in parts.items()}
+    return {"search": windows.first(search), "held_out": replace(windows, tokens=windows.tokens[search:])}
 
 
 def take_windows(windows: Iterable[torch.Tensor], count: int | None, bar: tqdm) -> list[torch.Tensor]:

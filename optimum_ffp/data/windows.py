@@ -1,7 +1,7 @@
 """Windows of tokens for calibration, search and test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class Windows:
     def length(self) -> int:
         """Tokens per window."""
         return self.tokens.shape[1]
+
+    def first(self, count: int) -> "Windows":
+        """Return the first `count` windows, or all if there are fewer."""
+        return replace(self, tokens=self.tokens[:count])
 
 
 def describe_size(windows: Mapping[str, Any]) -> str:

@@ -33,20 +33,21 @@ def record():
 
 
 def test_the_report_is_one_file_with_all_figures(record, tmp_path):
-    record["files"] = ["policy.png", "search.png", "calibration.png", "README.md"]
+    record["files"] = ["policy.png", "search.png", "README.md"]
     for name in record["files"]:
         (tmp_path / name).write_bytes(b"picture")
     record["provenance"]["perplexity"]["calibrated"] = None
     record["dataset"] = "<script>.jsonl"
     write_report(record, tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert Checked(text).sources == ["https://huggingface.co/org/tiny", *["data:image/png;base64,cGljdHVyZQ=="] * 3]
+    assert Checked(text).sources == ["https://huggingface.co/org/tiny", *["data:image/png;base64,cGljdHVyZQ=="] * 2]
     for part in (
         "31,456",
         "11,520",
         "not finite",
         "24 of 48 channels",
         "policy “uniform”",
+        "layers: 22.50 and 0.1600",
         "--config ffp_config.json",
     ):
         assert part in text

@@ -23,7 +23,6 @@ def make_record(layers: int) -> dict:
         {"sparsity": 0.3, "parameters": 8_000_000, "perplexity": 300.0},
         {"sparsity": 0.4, "parameters": 7_000_000, "perplexity": 400.0},
     ]
-    errors = [{"layer": layer, "before": generator.random(), "error": generator.random()} for layer in range(layers)]
     return {
         "policy": {"sparsity": 0.3, "units": units},
         "search": {
@@ -31,7 +30,7 @@ def make_record(layers: int) -> dict:
             "baselines": {"uniform": 400.0, "no-search": None},
             "front": front,
         },
-        "provenance": {"parameters": {"pruned": 8_000_000}, "held_out": {"layers": errors}},
+        "provenance": {"parameters": {"pruned": 8_000_000}},
     }
 
 
@@ -63,14 +62,14 @@ def figures(monkeypatch) -> list[Figure]:
 
 def test_plots_are_files(tmp_path):
     write_plots(make_record(2), make_log(3), tmp_path)
-    names = {f"{name}.png" for name in ("policy", "search", "calibration", "pareto")}
+    names = {f"{name}.png" for name in ("policy", "search", "pareto")}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
 def test_plots_without_data_are_left_out(tmp_path):
     record = make_record(2)
-    record["search"]["front"], record["provenance"]["held_out"] = None, {}
+    record["search"]["front"] = None
     write_plots(record, make_log(1), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.png"]
 
@@ -82,7 +81,7 @@ def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layer
     write_plots(record, make_log(evaluations), tmp_path)
     curve = [{"tokens": 1000 * step, "kl": 1.0 / (1 + step), "perplexity": 20.0} for step in range(9)]
     write_recovery(curve, curve[-1], {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
-    assert len(figures) == 5
+    assert len(figures) == 4
     for figure in figures:
         figure.canvas.draw()
         assert all(axes.has_data() for axes in figure.axes)
@@ -126,6 +125,6 @@ def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_
 
 def test_the_front_has_all_final_models_of_finite_perplexity(figures, tmp_path):
     write_plots(make_record(2), [], tmp_path)
-    axes = figures[2].axes[0]
+    axes = figures[1].axes[0]
     assert [*zip(*axes.lines[0].get_data())] == [(10, 20), (8, 300), (7, 400)]
     assert [text.get_text() for text in axes.texts] == ["30 %", "40 %"]
