@@ -107,18 +107,14 @@ class PolicySearch:
         # The better half of the finalists counts again in the next round.
         total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
         with progress_bar(total, f"Search {config.sparsity:.0%}", "evaluation") as bar:
-            ratios: list[float] = []
+            rewards: list[float] = []
             evaluator.on_evaluation = bar.update
 
             def show(entries: list[dict[str, Any]]) -> None:
                 # Relative to the dense model on the same windows, of which candidates have different ones.
-                ratios.extend(
-                    1 / entry["reward"]
-                    for entry in entries
-                    if entry["reward"] and entry["target_sparsity"] == config.sparsity
-                )
-                if ratios:
-                    bar.set_postfix_str(f"best perplexity {min(ratios):.2f}x dense")
+                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == config.sparsity)
+                if best := max(rewards, default=0):
+                    bar.set_postfix_str(f"best perplexity {1 / best:.2f}x dense")
                 for entry in entries:
                     on_entry(entry)
 

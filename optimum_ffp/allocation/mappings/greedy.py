@@ -12,10 +12,6 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
 
     Policies depend only on the order of the scores and on the budget: before rounding, all units but one are at
     `a_min` or `a_max`.
-
-    Args:
-        scores: Raw action `A`, shape `[units]`.
-        budget: Bounds and number of parameters to keep.
     """
     _, preference = retention_scores(scores, budget)
     low, high = budget.smallest / budget.groups, budget.largest / budget.groups

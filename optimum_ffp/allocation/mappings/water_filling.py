@@ -11,10 +11,6 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     """Shift all retentions by one `τ` with `Σ clip(A'' + τ, a_min, a_max) · w = P Σ w`.
 
     A change of the budget changes every unit a little, where `greedy` moves few units between their bounds.
-
-    Args:
-        scores: Raw action `A`, shape `[units]`.
-        budget: Bounds and number of parameters to keep.
     """
     squashed, preference = retention_scores(scores, budget)
     steps = fill(squashed, budget, budget.allowed) * budget.groups / budget.multiples

@@ -6,15 +6,6 @@ from ..gram import Statistics
 
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
-    """Return FLAP's weighted fluctuation (An et al. 2024): `Var(X) · Σ_out W²`, summed over the columns of a group.
-
-    Args:
-        weight: Weight of the output projection, shape `[out_features, features]`.
-        statistics: Statistics of its input.
-        block: Number of columns per group.
-
-    Returns:
-        Scores, shape `[groups]`; higher is more important.
-    """
+    """Return FLAP's weighted fluctuation (An et al. 2024): `Var(X) · Σ_out W²`, summed over the columns of a group."""
     fluctuation = statistics.variance.to(weight.device)
     return (weight.float().square().sum(0) * fluctuation).view(-1, block).sum(1)

@@ -19,15 +19,7 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
 
     Repeatedly removes the groups `P` with the smallest loss after the ridge regression of Eq. 6,
     `tr(W_P (H⁻¹_PP)⁻¹ W_Pᵀ)` with `H + λI` in place of `H`, and compensates the remaining groups. Groups are removed
-    in up to `PORTIONS` portions.
-
-    Args:
-        weight: Weight of the output projection, shape `[out_features, features]`.
-        statistics: Statistics of its input.
-        block: Number of columns per group.
-
-    Returns:
-        Scores, shape `[groups]`: the rank of each group in the order of removal; higher is more important.
+    in up to `PORTIONS` portions. The score of a group is its rank in the order of removal.
     """
     weight = weight.float()
     gram = statistics.gram.to(weight.device)
