@@ -128,8 +128,10 @@ def save_recovered(
         record: Record of the recovery.
         model: The recovered model.
         tokenizer: Its tokenizer.
-        directory, overwrite, work_folder: As for `save_checkpoint`.
+        directory: Folder to write, atomically.
+        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
         hub: `revision`, `token` of the pruned model.
+        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
 
     Returns:
         Path of the folder.
