@@ -432,7 +432,8 @@ class FFPConfig(TextConfig):
             # The policy of the result, which it repeats if it was given to it.
             options["policy"] = os.fspath(path) if options.get("method") == "given" else None
         if "distillation_seq_len" in options:
-            options["train_seq_len"] = options.pop("distillation_seq_len")
+            # Without a value, windows were whole.
+            options["train_seq_len"] = options.pop("distillation_seq_len") or options.get("seq_len")
         # Other keys of a record are results and options of earlier versions.
         is_result = "ffp_version" in record
         return {name: value for name, value in options.items() if not is_result or name in cls.option_names()}
