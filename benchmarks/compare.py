@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None
         "seq_len": args.seq_len,
     }
     preset = "paper" if group == "paper" else "default"
-    config = FFPConfig(preset=preset, seed=seed, policy=rows[0][2].get("policy"), **data, **options)
+    config = FFPConfig(**{"preset": preset} | options, seed=seed, policy=rows[0][2].get("policy"), **data)
     work = args.work and args.work / f"{group}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)

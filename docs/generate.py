@@ -14,21 +14,25 @@ from optimum_ffp.config.fields import Config, format_default
 
 
 FOLDER = Path(__file__).parent
+# Presets of a prune other than the default.
+PRESETS = ("fast", "best", "paper")
 SECTION = r"^(Args|Attributes|Returns|Raises|Example):\n"
 
 
 def option_table(config_class: type[Config]) -> str:
     """Return the table of all options of a config; those of the command line are written with dashes."""
     has_presets = config_class is FFPConfig
-    head = "| option | default | `--preset paper` | read only with |" if has_presets else "| option | default |"
+    columns = ("option", "default", *[f"`{name}`" for name in PRESETS], "read only with")
+    head = f"| {' | '.join(columns if has_presets else columns[:2])} |"
     lines = [head, re.sub(r"[^|]+", "---", head)]
     for field in fields(config_class):
         metadata = field.metadata
         name = f"--{field.name.replace('_', '-')}" if metadata["group"] else field.name
         cells = [f"`{name}`", format_default(field)]
         if has_presets:
-            paper, when = metadata["presets"].get("paper", ""), metadata["when"]
-            cells += [str(paper).lower().strip("()"), f"`{when[0]}` {', '.join(when[1:])}" if when else ""]
+            when = metadata["when"]
+            cells += [str(metadata["presets"].get(name, "")).lower().strip("()") for name in PRESETS]
+            cells.append(f"`{when[0]}` {', '.join(when[1:])}" if when else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -54,7 +54,15 @@ class Option:
     cli: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def option(default: Any, help: str, group: str | None = None, paper: Any = None, **metadata: Any) -> Any:
+def option(
+    default: Any,
+    help: str,
+    group: str | None = None,
+    paper: Any = None,
+    fast: Any = None,
+    best: Any = None,
+    **metadata: Any,
+) -> Any:
     """Return a dataclass field for an option.
 
     Args:
@@ -62,10 +70,13 @@ def option(default: Any, help: str, group: str | None = None, paper: Any = None,
         help: Description, without the default.
         group: Argument group in `--help`, for options of the command line.
         paper: Value with the preset `paper`.
+        fast: Value with the preset `fast`.
+        best: Value with the preset `best`.
         metadata: Other attributes of `Option`.
     """
-    presets = {} if paper is None else {"presets": {"paper": paper}}
-    return dataclasses.field(default=default, metadata=vars(Option(help, group, **presets, **metadata)))
+    presets = {"paper": paper, "fast": fast, "best": best}
+    presets = {name: value for name, value in presets.items() if value is not None} | metadata.pop("presets", {})
+    return dataclasses.field(default=default, metadata=vars(Option(help, group, presets=presets, **metadata)))
 
 
 def same_as(config: "type[Config]", name: str) -> Any:

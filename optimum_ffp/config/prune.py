@@ -103,7 +103,7 @@ class FFPConfig(TextConfig):
         choices=("auto", "never"),
     )
     num_samples: int = measured_option(
-        128, "Number of windows to calibrate on, from the train split.", "Data", low=1, paper=32
+        128, "Number of windows to calibrate on, from the train split.", "Data", low=1, paper=32, fast=32
     )
     search_samples: int = measured_option(
         28, "Number of windows to compare candidates on, from the validation split.", "Data", low=1, paper=4
@@ -123,6 +123,7 @@ class FFPConfig(TextConfig):
         "evolutionary.",
         "Pruning",
         choices="search.methods",
+        fast="no-search",
         default_text=f"ffp; no-search if weights are trained and sparsity is at least {TRAINING_SUFFICES:g}",
     )
     policy: str | None = option(
@@ -134,9 +135,10 @@ class FFPConfig(TextConfig):
     )
     preset: str = option(
         "default",
-        "Where options that are not given come from: default, or paper (the FastForward Pruning paper).",
+        "Where options that are not given come from: fast (a fifth of the tokens), default, best (twice the tokens), "
+        "or paper (the FastForward Pruning paper).",
         "Pruning",
-        choices=("default", "paper"),
+        choices=("fast", "default", "best", "paper"),
     )
     criterion: str = measured_option(
         "fisher-obs",
@@ -179,7 +181,11 @@ class FFPConfig(TextConfig):
         paper=False,
     )
     fisher_samples: int = measured_option(
-        32, "Number of calibration windows for the backward pass that estimates the Fisher matrix.", "Pruning", low=1
+        32,
+        "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
+        "Pruning",
+        low=1,
+        fast=16,
     )
     seed: int = measured_option(0, "Random seed.", "Pruning", high=2**32 - 1)
     agent: str | None = option(
@@ -288,7 +294,9 @@ class FFPConfig(TextConfig):
     distillation_passes: int | None = layer_option(
         None,
         "Number of passes over the calibration windows that train the layers.",
-        default_text="2, or 0 with calibration model",
+        fast=0,
+        best=2,
+        default_text="2, or 1 before the whole model is trained",
     )
     distillation_rate: float = layer_option(
         0.01,
@@ -305,7 +313,7 @@ class FFPConfig(TextConfig):
         1, "Number of windows per distillation step, which has at least 512 tokens. Fewer steps may be worse.", low=1
     )
     model_passes: int = model_option(
-        1, "Number of passes over the calibration windows that train the whole model.", "Calibration", low=1
+        1, "Number of passes over the calibration windows that train the whole model.", "Calibration", low=1, best=2
     )
     model_rate: float | None = model_option(
         None,
@@ -348,7 +356,7 @@ class FFPConfig(TextConfig):
     @property
     def skips_search(self) -> bool:
         """Whether the default method is not to search, since weights are trained afterwards."""
-        trains, is_default = self.calibration not in ("none", "ridge"), self.preset == "default" and not self.agent
+        trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
         return trains and is_default and self.sparsity >= TRAINING_SUFFICES
 
     @property
@@ -360,7 +368,7 @@ class FFPConfig(TextConfig):
     def layer_passes(self) -> int:
         """Number of passes that train the layers, with the default of the calibration."""
         if self.distillation_passes is None:
-            return 2 if self.calibration == "layers" else 0
+            return 1 if self.calibration == "model" else 2
         return self.distillation_passes
 
     @property
