@@ -22,7 +22,7 @@ REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 
 # Learning rates of the whole model: after ridge regression, after its layers were trained, and of adapters, which
 # start at zero.
-WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 1e-4, 3e-5, 5e-4
+WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 1.5e-4, 1e-4, 5e-4
 LORA_RANK = 32
 # Sparsity from which training makes up for what a search gains: at 30 % nothing is left of it, at 20 % 0.8 %.
 TRAINING_SUFFICES = 0.25

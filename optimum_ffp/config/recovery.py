@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import FFPError
 from .fields import named_options, option, same_as
-from .prune import ADAPTER_RATE, LORA_RANK, SEQ_LEN_DEFAULT, WEIGHT_RATE, FFPConfig
+from .prune import ADAPTER_RATE, LORA_RANK, SEQ_LEN_DEFAULT, TRAINED_RATE, FFPConfig
 from .texts import TextConfig, TextMix
 
 
@@ -87,7 +87,7 @@ class RecoveryConfig(TextConfig):
         None,
         "Peak learning rate of AdamW.",
         "Training",
-        default_text=f"{WEIGHT_RATE:g}, or {ADAPTER_RATE:g} with adapters",
+        default_text=f"{TRAINED_RATE:g}, or {ADAPTER_RATE:g} with adapters",
     )
     batch_tokens: int | str | None = option(
         None,
@@ -140,7 +140,7 @@ class RecoveryConfig(TextConfig):
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""
         return {
-            "learning_rate": ADAPTER_RATE if self.lora else WEIGHT_RATE,
+            "learning_rate": ADAPTER_RATE if self.lora else TRAINED_RATE,
             "batch_tokens": min(BATCH_TOKENS[self.preset], max(1, self.max_tokens // MIN_STEPS)),
         }
 
