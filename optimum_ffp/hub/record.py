@@ -53,7 +53,7 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
     """Return the rows of a policy, one per unit, as in `ffp_config.json`.
 
     Args:
-        source: Pruned model in a folder or on the Hub, or a JSON file with a list of rows.
+        source: Pruned model in a folder or on the Hub, its `ffp_config.json`, or a JSON file with a list of rows.
 
     Raises:
         FFPError: If there is no policy, or it is malformed.
@@ -61,11 +61,14 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
     path = expand(source)
     if path.is_file():
         try:
-            record = {"policy": {"units": json.loads(path.read_text(encoding="utf-8"))}}
+            record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FFPError(f"{source} can't be read as a policy: {error}") from None
+        record = record if isinstance(record, dict) else {"policy": {"units": record}}
         check_record(record, source)
-    elif not (record := prune_record(source)):
+    else:
+        record = prune_record(source)
+    if not record.get("policy"):
         raise FFPError(
             f"there is no policy {source}; name a pruned folder or its Hub id, or a JSON file with the units of a "
             f"policy as in {RECORD}"

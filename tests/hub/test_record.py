@@ -74,13 +74,13 @@ def test_how_a_model_was_measured_last():
 UNITS = (Unit(0, "attention", 4, 100, 10, group="query_head"), Unit(0, "ffn", 16, 30, multiple=4))
 
 
-def test_a_policy_is_read_from_a_pruned_folder_or_a_list_of_units(tmp_path):
+def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
     # Sizes need not be whole steps of the unit.
     policy = PruningPolicy(UNITS, (2, 11))
     record = {"ffp_version": "0.2", "policy": policy.to_dict()}
     (tmp_path / "ffp_config.json").write_text(json.dumps(record))
     (tmp_path / "sizes.json").write_text(json.dumps(record["policy"]["units"]))
-    for name in ("", "sizes.json"):
+    for name in ("", "ffp_config.json", "sizes.json"):
         assert read_policy(str(tmp_path / name), UNITS) == policy
 
 
@@ -89,7 +89,7 @@ def test_a_policy_is_read_from_a_pruned_folder_or_a_list_of_units(tmp_path):
     [
         (None, "no policy .*sizes.json; name a pruned folder"),
         ("{", "can't be read as a policy"),
-        ("{}", "must be of type list"),
+        ("{}", "no policy"),
         ("[]", "another"),
         ([{"kept": 0}, {}], "layer 0 attention can keep 1 to 4 groups, found 0"),
         ([{"kept": "2"}, {}], "kept must be of type int"),
