@@ -1,11 +1,22 @@
-"""Result of a calibration."""
+"""Result of a calibration, and which of its stages is kept."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+
+from ..allocation.policy import PruningPolicy
+from ..config import FFPConfig
+from ..data import Windows
+from ..evaluation import to_perplexity
+from ..evaluation.divergence import Comparison, Predictions
+from ..utils import processes
+from ..utils.precision import autocast_dtype
+from ..utils.resume import Journal
+from .sorted_model import SortedModel
 
 
 logger = logging.getLogger(__name__)
@@ -28,24 +39,46 @@ class Calibration:
         self,
         stage: str,
         weights: dict[str, torch.Tensor],
-        before: Mapping[str, float],
-        after: Mapping[str, float],
-        record: Mapping[str, Any],
+        sorted_model: SortedModel,
+        policy: PruningPolicy,
+        held_out: Windows,
+        config: FFPConfig,
+        journal: Journal,
     ) -> "Calibration":
         """Return the result of a further stage, whose weights are kept if they lower the held-out perplexity.
 
         Args:
             stage: Name of the stage.
             weights: Weights after the stage.
-            before: `perplexity` and `kl` on the held-out windows before the stage.
-            after: Those after it.
-            record: Further entries of the record.
+            sorted_model: The sorted model.
+            policy: Number of groups to keep per unit.
+            held_out: Windows to measure perplexity and divergence on, before and after the stage.
+            config: Options.
+            journal: Saves the figures.
         """
-        earlier = {"stages": [{"stage": "ridge"} | before], "kept": "ridge"} | self.record
-        stages = {"stages": [*earlier["stages"], {"stage": stage} | after]}
+        layerwise = sorted_model.layerwise
+
+        def measure() -> list[dict[str, float]]:
+            share = held_out.tokens[processes.share(len(held_out))]
+            rows = torch.zeros(2, len(share), 2, dtype=torch.float64)
+            if len(share):
+                losses = partial(layerwise.losses, share, dtype=autocast_dtype(layerwise.model, config.search_dtype))
+                with layerwise.cast_outer_weights():
+                    predictions = Predictions(layerwise.model, share)
+                losses(on_decoded=predictions.append)
+                for row, candidate in zip(rows, (self.weights, weights)):
+                    comparison = Comparison(predictions)
+                    row[:, 0] = losses([sorted_model.change(policy, candidate)], on_decoded=comparison.begin_batch)[0]
+                    row[:, 1] = torch.tensor(comparison.record()["divergences"])
+            means = [processes.gather(row).mean(0).tolist() for row in rows]
+            return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]
+
+        before, after = layerwise.counter.value(journal, f"held-out-{stage}", measure)
+        record = {"stages": [{"stage": "ridge"} | before], "kept": "ridge"} | self.record | held_out.describe()
+        record["stages"] = [*record["stages"], {"stage": stage} | after]
         if is_improvement(f"calibration {stage}", before, after):
-            return Calibration(weights, earlier | record | stages | {"kept": stage})
-        return Calibration(self.weights, earlier | record | stages)
+            return Calibration(weights, record | {"kept": stage})
+        return Calibration(self.weights, record)
 
 
 def is_improvement(training: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from ...utils.precision import autocast_dtype
 from ...utils.progress import progress_bar
 from ...utils.resume import Journal
 from ..calibration import Calibration
-from ..held_out import held_out_figures
 from ..last_norm import PredictionLoss, last_norm_parameters
 from ..sorted_model import SortedModel
 from ..training.layer import Fit, Trainer
@@ -61,28 +61,26 @@ def calibrate(
     journal: Journal,
 ) -> Calibration:
     """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
-    held_out, dtype = data.held_out, autocast_dtype(sorted_model.model, config.search_dtype)
+    parts, held_out = config.distillation_parts, data.held_out
+    before = ridge.calibrate(sorted_model, policy, data, start_token, config, journal)
     distilled = distill(
         sorted_model,
         policy,
-        split_windows(data.calibration.tokens, config.distillation_parts, start_token),
-        split_windows(held_out.tokens, config.distillation_parts, start_token),
+        split_windows(data.calibration.tokens, parts, start_token),
+        split_windows(held_out.tokens, parts, start_token),
         passes=config.layer_passes,
         learning_rate=config.distillation_rate,
         batch=config.distillation_batch,
         seed=config.seed,
         start_token=start_token,
-        dtype=dtype,
+        dtype=autocast_dtype(sorted_model.model, config.search_dtype),
         journal=journal,
-    )
-    before = ridge.calibrate(sorted_model, policy, data, start_token, config, journal)
-    figures = held_out_figures(
-        sorted_model, policy, [before.weights, distilled.weights], held_out.tokens, dtype, journal.part("layers")
     )
     errors = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
-    return before.followed_by("layers", distilled.weights, *figures, errors | held_out.describe())
+    before = replace(before, record=errors)
+    return before.followed_by("layers", distilled.weights, sorted_model, policy, held_out, config, journal)
 
 
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
@@ -208,15 +206,9 @@ def windows_per_step(batch: int, length: int) -> int:
 
 
 class _Sequences(NamedTuple):
-    """Hidden states of this process's sequences, all of one length.
+    """Hidden states of this process's sequences, all of one length, and what else each layer gets."""
 
-    Attributes:
-        dense: States of the dense model after the layer that is trained. Shape `[sequences, length, hidden size]`.
-        pruned: States of the pruned model before that layer, of the same shape.
-        arguments: Other arguments of every layer.
-        per_window: Sequences per window.
-    """
-
+    # After the layer that is trained in the dense model, and before it in the pruned one, `[sequences, length, size]`.
     dense: torch.Tensor
     pruned: torch.Tensor
     arguments: list[Arguments]
@@ -245,7 +237,9 @@ class _LayerLoss:
         self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
         sizes = torch.zeros(targets.shape[-1], device=runner.device)
         for target in targets[: len(range(windows)[processes.share(windows)])]:
-            sizes += _shares(target).to(runner.device)
+            squares = target.float().square()
+            # The share of every channel in the squared norm of a token, summed over the tokens of a window.
+            sizes += (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0).to(runner.device)
         processes.sum_(sizes)
         self.channels = (sizes / sizes.mean()).clamp_min(MIN_SHARE)
 
@@ -258,9 +252,3 @@ class _LayerLoss:
             squares = ((output - target).square() / self.channels).sum(-1)
             errors.append((squares / (target.square().sum(-1) + EPSILON)).flatten())
         return torch.cat(errors).mean()
-
-
-def _shares(target: torch.Tensor) -> torch.Tensor:
-    """Return the share of every channel in the squared norm of a token, summed over the tokens of a window."""
-    squares = target.float().square()
-    return (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0)
