@@ -167,7 +167,7 @@ class FFPRecovery:
         dtypes = self.journal.value(
             "compute-dtypes", lambda: {name: dtype_name(dtype) for name, dtype in current.items()}
         )
-        trained = self._train(windows.tokens, data.held_out.tokens.int())
+        trained = self._train(windows.tokens, data.held_out.tokens)
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.

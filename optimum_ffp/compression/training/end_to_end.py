@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.utils.data import StackDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
 
 from ...config import RecoveryConfig
@@ -23,7 +24,7 @@ from ...utils.tensors import replace_value
 from ...utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
-from .trainer import RecoveryTrainer, ReportCallback, TokenWindows
+from .trainer import RecoveryTrainer, ReportCallback
 
 
 # Number of times to log the loss.
@@ -122,8 +123,8 @@ class Training:
         trainer = RecoveryTrainer(
             self._with_adapter(student) if config.lora else _trainable(convert(student, torch.float32)),
             self._arguments(folder, weights_only),
-            train_dataset=TokenWindows(windows),
-            eval_dataset=TokenWindows(held_out),
+            train_dataset=StackDataset(input_ids=windows),
+            eval_dataset=StackDataset(input_ids=held_out),
             callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
         )
         # It prints every log.
@@ -239,10 +240,8 @@ def _trainable(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> Iterator[None]:
-    """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout.
-
-    The teacher has no dropout, so that the student's would only add noise.
-    """
+    """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout."""
+    # The teacher has none, so that it would only add noise.
     for module in student.modules():
         for name, rate in vars(module).items():
             if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):

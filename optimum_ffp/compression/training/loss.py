@@ -52,7 +52,7 @@ class DistillationLoss:
         """Compute the loss of a batch of windows.
 
         Args:
-            input_ids: Token ids, shape `[windows, window length]`.
+            input_ids: Token ids of any integer type, shape `[windows, window length]`.
             options: Ignored arguments that wrappers pass.
 
         Returns:
@@ -64,7 +64,7 @@ class DistillationLoss:
         with replaced_forward(self.student, self._forward):
             # FSDP may offload the weights to host memory.
             student_decoded = decode(self.student, input_ids, input_ids.device)
-        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:]
+        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:].long()
         run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
 
         def differentiated(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,20 +85,7 @@ class DistillationLoss:
         hidden: torch.Tensor,
         *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the losses of all positions, and the gradients of their sum.
-
-        Args:
-            student: Output of the student's decoder.
-            teacher: Output of the teacher's decoder.
-            tokens: The predicted tokens, shape `[windows, positions]`.
-            head_forward: The forward pass of the student's head.
-            hidden: Hidden states of the student before every predicted token, shape `[tokens, hidden size]`.
-            trained: Parameters of the head to differentiate with respect to.
-
-        Returns:
-            The loss, divergence and negative log-likelihood of every token, shape `[tokens, 3]`; and the gradients of
-            hidden states and parameters.
-        """
+        """Return `_losses` of all tokens, and the gradients of the loss's sum with respect to the last arguments."""
         head, losses = self.student.get_output_embeddings(), []
         gradients = [torch.zeros_like(tensor) for tensor in (hidden, *trained)]
         rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten(), gradients[0]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import rewrite_logs
@@ -17,23 +16,6 @@ from transformers.integrations import rewrite_logs
 from ...errors import convert_errors, one_line
 from ...evaluation import to_perplexity
 from ...utils.tracking import Tracker
-
-
-class TokenWindows(Dataset):
-    """Dataset of windows for `Trainer`.
-
-    Args:
-        tokens: Token ids, shape `[windows, window length]`.
-    """
-
-    def __init__(self, tokens: torch.Tensor):
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.tokens[index].long()}
 
 
 class ReportCallback(TrainerCallback):
@@ -86,22 +68,11 @@ class RecoveryTrainer(Trainer):
         return self.lr_scheduler
 
     @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Measure and log the figures on held-out windows.
-
-        Args:
-            eval_dataset: Windows; those of the constructor if `None`.
-            ignore_keys: Ignored.
-            metric_key_prefix: Ignored.
-        """
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure and log the figures on the held-out windows."""
         self.model_wrapped.eval()
         rows = []
-        for batch in self.get_eval_dataloader(eval_dataset):
+        for batch in self.get_eval_dataloader():
             measured = self.model_wrapped(**self._prepare_inputs(batch))["measured"]
             # Convert on the CPU, since some devices lack float64.
             rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
