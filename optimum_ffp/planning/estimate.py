@@ -84,7 +84,7 @@ class Estimate:
     device: int
     host: int
     disk: int
-    tokens: int
+    tokens: int = 0
     offload: str = "none"
     calibration: str | None = None
     lora: int = 0
@@ -132,7 +132,7 @@ def estimate_prune(
         options: How the model will be loaded. With offload `"auto"` the weights are in the first place for which
             memory suffices, or else in the last.
         sparsities: Fractions of the block parameters to remove; `config.sparsity` if empty.
-        saves_work: Whether finished work is saved to disk, to resume from.
+        saves_work: Whether finished work is saved to disk, which offload `"disk"` needs.
         local_processes: Number of processes on this machine that share the work.
         machine: Device and available memory; those of this machine if `None`.
 
@@ -152,47 +152,31 @@ def estimate_prune(
         shapes = ([unit.unit for unit in units] for units in variants)
         check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
     # The default method depends on the sparsity.
-    searched = sum(search_windows(replace(asked_for, sparsity=sparsity).resolve()) for sparsity in sparsities)
+    searches = [replace(asked_for, sparsity=sparsity).resolve() for sparsity in sparsities]
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
-    places = ["none" if options.offload == "auto" else options.offload]
+    places, is_gguf, on_accelerator = [options.offload], name.endswith(".gguf"), machine.accelerator is not None
     if options.offload == "auto":
-        # A model that generates text has all weights on its device, as does one that is trained.
-        if not (written and machine.accelerator is not None) and config.calibration != "model":
-            reads_files = saves_work and not name.endswith(".gguf") and asked in ("auto", stored)
-            places += ["host"] * (machine.accelerator is not None) + ["disk"] * reads_files
+        # A model that generates text has all weights on its device.
+        reads_files = saves_work and not is_gguf and asked in ("auto", stored)
+        others = ["host"] * on_accelerator + ["disk"] * reads_files
+        places = ["none", *([] if written and on_accelerator else others)]
     else:
         check_calibration(config.calibration, options.offload)
-        check_offload(options.offload, machine.device, asked, model_config, name.endswith(".gguf"))
-    for choice in _calibrations(config):
-        for place in places:
-            if place != "none" and choice.calibration == "model":
-                continue
-            estimate = _estimate_at(
-                place,
-                model,
-                units=variants[0],
-                config=choice,
-                sparsities=sparsities,
-                written=written,
-                searched=searched,
-                saves_work=saves_work,
-                local_processes=local_processes,
-                machine=machine,
-            )
-            if not estimate.warnings:
-                return estimate
-    return estimate
-
-
-def _calibrations(config: FFPConfig) -> list[FFPConfig]:
-    """Return the config with each calibration to choose from, the best one first."""
-    if config.calibration is not None:
-        return [config]
-    ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
-    whole = [replace(config, calibration="model", lora=rank) for rank in ranks]
-    return [*whole, replace(config, calibration="layers")]
+        check_offload(options.offload, machine.device, asked, model_config, is_gguf)
+    choices = [config]
+    if config.calibration is None:
+        ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
+        choices = [replace(config, calibration="model", lora=rank) for rank in ranks]
+        choices.append(replace(config, calibration="layers"))
+    # A model that is trained as a whole has all weights on its device too.
+    possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
+    for choice, place in possible:
+        estimate = _estimate_at(place, model, variants[0], choice, sparsities, written, local_processes, machine)
+        if not estimate.warnings:
+            break
+    return replace(estimate, tokens=_max_tokens(choice, searches, written))
 
 
 def _estimate_at(
@@ -202,12 +186,10 @@ def _estimate_at(
     config: FFPConfig,
     sparsities: Sequence[float],
     written: int,
-    searched: int,
-    saves_work: bool,
     local_processes: int,
     machine: Machine,
 ) -> Estimate:
-    """Estimate a prune with the given offload."""
+    """Estimate a prune with the given offload and calibration, without its tokens."""
     shape, length, on_accelerator = model.config, config.seq_len, machine.accelerator is not None
     stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
@@ -295,23 +277,15 @@ def _estimate_at(
         machine=machine,
         device=device,
         host=local_processes * host,
-        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + (work + checkpoints) * saves_work,
-        tokens=max_tokens(config, written, searched, len(sparsities)),
+        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work + checkpoints,
         offload=place,
         calibration=config.calibration,
         lora=config.lora or 0,
     )
 
 
-def max_tokens(config: FFPConfig, written: int, searched: int, sparsities: int) -> int:
-    """Return an upper bound of the tokens of a prune.
-
-    Args:
-        config: Options.
-        written: Number of windows that the model generates.
-        searched: Number of windows that all searches read (`search_windows`).
-        sparsities: Number of models to calibrate.
-    """
+def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int) -> int:
+    """Return an upper bound of the tokens of a prune, with the options of each search, and windows that it writes."""
     read, windows = config.num_samples, 0
     held_out, passes = config.held_out_samples, config.layer_passes
     if config.calibration in ("layers", "model") and passes:
@@ -322,10 +296,11 @@ def max_tokens(config: FFPConfig, written: int, searched: int, sparsities: int) 
     if config.calibration == "model":
         windows += (1 + GRADIENT_COST) * config.model_passes * read + (2 * EVALUATIONS + 5) * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
-    return (written + read + fishers + config.search_samples + searched + sparsities * windows) * config.seq_len
+    windows = len(searches) * windows + sum(map(_search_windows, searches))
+    return (written + read + fishers + config.search_samples + windows) * config.seq_len
 
 
-def search_windows(config: FFPConfig) -> int:
+def _search_windows(config: FFPConfig) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
     search = config.search_samples
     if not config.reads("search_steps"):
@@ -386,16 +361,13 @@ def estimate_recovery(
 def _training_bytes(
     model: PreTrainedModel, parameters: int, lora: int, stored: int, computed: int, shares: int
 ) -> tuple[int, int]:
-    """Return how many of a model's parameters training end to end changes, and the bytes of weights and optimizer.
-
-    Weights have `stored` bytes per entry, and copies to compute with `computed`. Gradients and both moments of Adam
-    are in float32, and several processes (`shares`) exchange copies of the gradients.
-    """
+    """Return how many parameters training end to end changes, and the bytes of weights, gradients and moments."""
     trained = parameters - sum(one.numel() for one in outer_matrices(model))
     if lora:
         matrices = (one for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
         trained = lora * sum(sum(one.shape) for one in matrices)
     weights = parameters * (stored + computed * (computed != stored)) + 4 * trained * bool(lora)
+    # Several processes exchange copies of the gradients.
     return trained, weights + trained * (12 + 4 * (shares > 1))
 
 
