@@ -222,10 +222,18 @@ class FFPPruner:
         """Return the config with the calibration that memory suffices for, which is chosen once, if it has none."""
         if config.calibration is not None:
             return config
-        choose = partial(processes.on_main, partial(self._choose_calibration, config))
-        chosen = self.measured.journal.value("calibration", choose)
-        adapters = f", by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
-        logger.info("calibration %s%s, for which memory suffices", chosen["calibration"], adapters)
+
+        def choose() -> dict[str, Any]:
+            machine = Machine.of(str(self.measured.layerwise.device))
+            if machine.accelerator is not None and self.options.offload == "none":
+                # The estimate includes the weights, which are there already.
+                machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
+            local = processes.local_count()
+            estimate = estimate_prune(self.model.config, config, self.options, local_processes=local, machine=machine)
+            return {"calibration": estimate.calibration, "lora": estimate.lora}
+
+        chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
+        logger.info("calibration %(calibration)s (lora %(lora)s), for which memory suffices", chosen)
         return replace(config, **chosen)
 
     @memory_errors()
@@ -359,15 +367,6 @@ class FFPPruner:
         upload fails.
         """
         return push_result(partial(save_checkpoint, self._finished()), repo_id, **options)
-
-    def _choose_calibration(self, config: FFPConfig) -> dict[str, Any]:
-        machine = Machine.of(str(self.measured.layerwise.device))
-        if machine.accelerator is not None and self.options.offload == "none":
-            # The estimate includes the weights, which are there already.
-            machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
-        local = processes.local_count()
-        estimate = estimate_prune(self.model.config, config, self.options, local_processes=local, machine=machine)
-        return {"calibration": estimate.calibration, "lora": estimate.lora}
 
     def _finished(self) -> PruningResult:
         if self.result is None:
