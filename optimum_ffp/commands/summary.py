@@ -31,7 +31,6 @@ def show_plan(
     record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
     record |= {f"needed_bytes/{name}": needed for name, (needed, _) in needs.items()}
     record |= {f"available_bytes/{name}": available for name, (_, available) in needs.items()}
-    write_records(file, [record])
     rows = {
         name: f"{format_bytes(needed)} needed, {format_bytes(free)} available"
         for name, (needed, free) in needs.items()
@@ -39,6 +38,7 @@ def show_plan(
     if estimate.calibration:
         rows["calibration"] = estimate.calibration + (f", by LoRA of rank {estimate.lora}" if estimate.lora else "")
         record |= {"calibration": estimate.calibration, "lora": estimate.lora}
+    write_records(file, [record])
     rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
     print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
@@ -104,12 +104,12 @@ def _stages(record: Record) -> list[list[str]]:
     if not stages:
         return []
     texts = [
-        f"{record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})" for one in stages
+        f"{one} {record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})"
+        for one in stages
     ]
-    text = ", ".join(f"{stage} {text}" for stage, text in zip(stages, texts))
     kept, closest = record["calibration"], min(stages, key=lambda one: record[f"held_out_divergence/{one}"])
     note = f", although the divergence is lowest after {closest}" if closest != kept else ""
-    return [["calibration", f"held-out perplexity (and divergence) after {text}; {kept} was kept{note}"]]
+    return [["calibration", f"held-out perplexity (and divergence) after {', '.join(texts)}; {kept} was kept{note}"]]
 
 
 def sweep_table(records: Sequence[Record]) -> str:
