@@ -240,25 +240,15 @@ class LayerwiseModel:
             chunk_losses = []
             with self.cast_outer_weights():
                 for change, states in zip(candidates, candidate_states):
-                    with change(len(self.layers)):
-                        chunk_losses.append(self._head_losses(states, chunk, dtype, batch_size, on_decoded))
+                    with change(len(self.layers)), computing_in(self.device, dtype):
+                        batches = zip(map(self.decoded, states.split(batch_size)), chunk.split(batch_size))
+                        losses_by_batch = [
+                            chunked_losses(self.model, decoded, tokens, on_decoded(decoded))
+                            for decoded, tokens in batches
+                        ]
+                        chunk_losses.append(torch.cat(losses_by_batch))
             losses.append(torch.stack(chunk_losses))
         return torch.cat(losses, 1)
-
-    def _head_losses(
-        self,
-        states: torch.Tensor,
-        windows: torch.Tensor,
-        dtype: torch.dtype | None,
-        batch_size: int,
-        on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None],
-    ) -> torch.Tensor:
-        losses = []
-        with computing_in(self.device, dtype):
-            for batch, tokens in zip(states.split(batch_size), windows.split(batch_size)):
-                decoded = self.decoded(batch)
-                losses.append(chunked_losses(self.model, decoded, tokens, on_decoded(decoded)))
-        return torch.cat(losses)
 
     @contextmanager
     def _skipped_layers(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
