@@ -74,7 +74,14 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"preset": "paper"}, {"method": "evolutionary"}, {"method": None, "sparsity": 0.3}]
+    "options",
+    [
+        {},
+        {"preset": "paper"},
+        {"preset": "paper", "method": "uniform"},
+        {"method": "evolutionary"},
+        {"method": None, "sparsity": 0.3},
+    ],
 )
 def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)

@@ -59,12 +59,13 @@ class DistillationLoss:
             `loss`, the mean over all predicted tokens; and `measured`, without gradients, the loss, divergence and
             negative log-likelihood of each window, in nats per predicted token, shape `[windows, 3]`.
         """
+        input_ids = input_ids.long()
         with torch.no_grad():
             teacher_decoded = decode(self.teacher, input_ids)
         with replaced_forward(self.student, self._forward):
             # FSDP may offload the weights to host memory.
             student_decoded = decode(self.student, input_ids, input_ids.device)
-        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:].long()
+        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:]
         run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
 
         def differentiated(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
