@@ -29,7 +29,7 @@ class DistillationLoss:
     DDP, FSDP or peft.
 
     Args:
-        student: The pruned model.
+        student: The pruned model. Its head is not trained.
         teacher: The dense model. It is not trained.
         temperature: τ.
         label_share: m, the share of the language-model loss.
@@ -68,12 +68,8 @@ class DistillationLoss:
         head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:]
         run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
 
-        def differentiated(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-            return _WithGradients.apply(run, hidden[:, :-1].flatten(0, 1), *trained)
-
         # As the head's forward pass, since FSDP, which may shard the head separately, must see a single call.
-        with replaced_forward(head, differentiated):
+        with replaced_forward(head, lambda hidden: _WithGradient.apply(run, hidden[:, :-1].flatten(0, 1))):
             total, measured = head(student_decoded.last_hidden_state)
         return {"loss": total / tokens.numel(), "measured": measured.view(*tokens.shape, 3).mean(1)}
 
@@ -84,13 +80,11 @@ class DistillationLoss:
         tokens: torch.Tensor,
         head_forward: Callable[..., Any],
         hidden: torch.Tensor,
-        *trained: torch.Tensor,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return `_losses` of all tokens, and the gradients of the loss's sum with respect to the last arguments."""
-        head, losses = self.student.get_output_embeddings(), []
-        gradients = [torch.zeros_like(tensor) for tensor in (hidden, *trained)]
-        rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten(), gradients[0]
-        for states, teacher_states, targets, gradient in zip(*(tensor.split(self.positions) for tensor in rows)):
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `_losses` of all tokens, and the gradient of the loss's sum with respect to the hidden states."""
+        head, losses, gradients = self.student.get_output_embeddings(), [], []
+        rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten()
+        for states, teacher_states, targets in zip(*(tensor.split(self.positions) for tensor in rows)):
             with (
                 replaced_forward(self.student, self._forward),
                 without_hooks(head),
@@ -104,10 +98,8 @@ class DistillationLoss:
             chunk = logits.detach()[0], teacher_logits[0], targets, logits_gradient[0]
             losses += [self._losses(*block) for block in zip(*(tensor.split(BLOCK) for tensor in chunk))]
             if hidden.requires_grad:
-                found = torch.autograd.grad(logits, [states, *trained], logits_gradient)
-                for sums, of_chunk in zip([gradient[None], *gradients[1:]], found):
-                    sums += of_chunk
-        return torch.cat(losses), gradients
+                gradients.append(torch.autograd.grad(logits, states, logits_gradient)[0][0])
+        return torch.cat(losses), torch.cat(gradients) if gradients else None
 
     def _losses(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, tokens: torch.Tensor, gradient: torch.Tensor
@@ -128,15 +120,15 @@ class DistillationLoss:
         return torch.stack([(1 - share) * kl + share * nll, kl, nll], -1)
 
 
-class _WithGradients(torch.autograd.Function):
-    """The sum of losses from a function that also computes their gradients, so that no logits are saved."""
+class _WithGradient(torch.autograd.Function):
+    """The sum of losses from a function that also computes its gradient, so that no logits are saved."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Any], *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, ctx.gradients = run(*inputs)
+    def forward(ctx: Any, run: Callable[..., Any], hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, ctx.gradient = run(hidden)
         ctx.mark_non_differentiable(losses)
         return losses[:, 0].sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *(of_sum.mul_(gradient) for of_sum in ctx.gradients)
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, ctx.gradient.mul_(gradient)

@@ -5,10 +5,19 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from optimum_ffp.compression.training.loss import DistillationLoss
+from optimum_ffp.modeling.families import outer_matrices
 from tests.helpers import KINDS, VOCABULARY, make_tiny_model
 
 
 PIECE = 5
+
+
+def make_student(name="llama"):
+    """All but the embeddings and the head is trained."""
+    student = make_tiny_model(name, seed=1).requires_grad_(True)
+    for matrix in outer_matrices(student):
+        matrix.requires_grad_(False)
+    return student
 
 
 @pytest.fixture
@@ -19,8 +28,8 @@ def ids(windows) -> torch.Tensor:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("temperature", "label_share"), [(1.0, 0.0), (2.0, 0.3)])
 def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_share, ids):
-    teacher, student = make_tiny_model(name), make_tiny_model(name, seed=1).requires_grad_(True)
-    parameters = [*student.parameters()]
+    teacher, student = make_tiny_model(name), make_student(name)
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     logits, target = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
     logs = [(one / temperature).log_softmax(-1) for one in (logits, target)]
     kl = kl_div(*logs, log_target=True, reduction="batchmean") * temperature**2
@@ -42,7 +51,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_s
 
 def test_no_more_logits_than_those_of_a_piece(ids):
     """Of autograd's doings too: tensors with the vocabulary as last dimension that it saves or makes."""
-    teacher, student, sizes = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True), []
+    teacher, student, sizes = make_tiny_model(), make_student(), []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() > 1 and tensor.shape[-1] == VOCABULARY and tensor.shape[-2] != student.config.hidden_size:
@@ -59,7 +68,7 @@ def test_no_more_logits_than_those_of_a_piece(ids):
 
 def test_the_head_of_the_student_is_a_module_that_runs_once(ids):
     """FSDP gathers the weights in its hooks, and frees them at the end of the backward pass of what they return."""
-    teacher, student, calls = make_tiny_model(), make_tiny_model(seed=1).requires_grad_(True), []
+    teacher, student, calls = make_tiny_model(), make_student(), []
     head = student.get_output_embeddings()
     head.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
     head.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs))
