@@ -326,7 +326,7 @@ class FFPConfig(TextConfig):
         "Train the whole model by LoRA adapters of this rank (32 without a number), which are merged; needs peft. 0 "
         "trains all weights.",
         "Calibration",
-        default_text=f"0, or {LORA_RANK} if memory suffices for that alone",
+        default_text=f"0, or {LORA_RANK} if memory suffices for that alone and no calibration is given",
         cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
@@ -405,7 +405,7 @@ class FFPConfig(TextConfig):
                 f"num_samples and search_samples must be at least {len(names)}, one window for each of "
                 f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}"
             )
-        if self.method == "ffp" and self.agent == "gradient" and self.mapping != "curves":
+        if self.follows_gradient and self.mapping != "curves":
             raise FFPError(f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.follows_gradient and self.reward != "compensated":
             raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
