@@ -62,7 +62,6 @@ def calibrate(
 ) -> Calibration:
     """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
     parts, held_out = config.distillation_parts, data.held_out
-    before = ridge.calibrate(sorted_model, policy, data, start_token, config, journal)
     distilled = distill(
         sorted_model,
         policy,
@@ -79,7 +78,7 @@ def calibrate(
     errors = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
-    before = replace(before, record=errors)
+    before = replace(ridge.calibrate(sorted_model, policy, data, start_token, config, journal), record=errors)
     return before.followed_by("layers", distilled.weights, sorted_model, policy, held_out, config, journal)
 
 
