@@ -326,7 +326,7 @@ class FFPConfig(TextConfig):
         "Train the whole model by LoRA adapters of this rank (32 without a number), which are merged; needs peft. 0 "
         "trains all weights.",
         "Calibration",
-        default_text=f"0, or {LORA_RANK} if memory suffices for that alone and no calibration is given",
+        default_text=f"0, or {LORA_RANK} if memory suffices for that alone",
         cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass.", "Resources", low=1)
