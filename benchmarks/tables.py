@@ -234,7 +234,7 @@ def learning(form: str) -> dict[str, Column]:
 
 
 NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
-TRAINED = "**Layers and last norm trained on the calibration text**"
+TRAINED = "**Layers and last norm trained on the calibration text (`--calibration layers`)**"
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
 RIDGE, DISTILLED = {"calibration": "ridge"}, {"calibration": "distillation"}
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
@@ -267,14 +267,14 @@ TABLES = {
         [
             ("dense", [{"of": "dense"}]),
             ("**Nothing trained**", []),
-            ("the default with `--calibration ridge`", [FFP | RIDGE]),
+            ("`--method ffp --calibration ridge`", [FFP | RIDGE]),
             ("`--method no-search --calibration ridge`", [NO_SEARCH | RIDGE]),
             ("the same, calibrated on 32 windows", [LESS_TEXT | RIDGE]),
             ("`--method uniform --calibration ridge`", [UNIFORM | RIDGE]),
             ("`--preset paper`, 64 of its 1000 evaluations", [{"method": "paper"}]),
             *((name, list(figures)) for name, figures in OTHERS.items()),
             (TRAINED, []),
-            ("**the default**", [FFP | DISTILLED]),
+            ("**`--method ffp`**", [FFP | DISTILLED]),
             ("`--method no-search`", [NO_SEARCH | DISTILLED]),
             ("the same, calibrated on 32 windows", [LESS_TEXT | DISTILLED]),
             ("`--method uniform`", [UNIFORM | DISTILLED]),
@@ -290,8 +290,8 @@ TABLES = {
                 "`--method uniform`": [UNIFORM],
                 "`--method no-search`": [NO_SEARCH],
                 "`--method no-search`, 32 windows of text": [LESS_TEXT],
-                "the default, seed 0": [FFP],
-                "the default, seeds 1, 2": [FFP | {"seed": seed} for seed in (1, 2)],
+                "`--method ffp`, seed 0": [FFP],
+                "`--method ffp`, seeds 1, 2": [FFP | {"seed": seed} for seed in (1, 2)],
             }
         ),
     ),
@@ -303,14 +303,14 @@ TABLES = {
             (f"{label}{trained}", [one | calibration | {"than": than}])
             for label, one, than in (
                 ("curves: no search against uniform", NO_SEARCH, UNIFORM),
-                ("search: the default against no search", FFP, NO_SEARCH),
+                ("search: `ffp` against no search", FFP, NO_SEARCH),
                 ("text: no search, 114 windows against 32", NO_SEARCH | {"text": 233472}, LESS_TEXT),
             )
             for trained, calibration in ((", not trained", RIDGE), (", trained", DISTILLED))
         ]
         + [
             (f"training: {label}", [one | DISTILLED | {"than": RIDGE}])
-            for label, one in (("uniform", UNIFORM), ("no search", NO_SEARCH), ("the default", FFP))
+            for label, one in (("uniform", UNIFORM), ("no search", NO_SEARCH), ("`ffp`", FFP))
         ],
     ),
     "zero-shot": Table(
@@ -327,8 +327,8 @@ TABLES = {
         },
         [
             ("dense", [{"model": "dense"}]),
-            ("20 %, the default (trained)", [{"model": "ffp-20-seed0"}]),
-            ("30 %, the default (trained)", [{"model": "ffp-30-seed0"}]),
+            ("20 %, `--calibration layers`", [{"model": "ffp-20-seed0"}]),
+            ("30 %, `--calibration layers`", [{"model": "ffp-30-seed0"}]),
         ],
     ),
     "texts": Table(
@@ -375,7 +375,7 @@ TABLES = {
             "windows 1-10": perplexity(1, 10),
             "11-60": perplexity(11, 60),
             "against no search": against(11, 60, method="no-search"),
-            "against the default": against(11, 60, method="ffp"),
+            "against `ffp`": against(11, 60, method="ffp"),
             **SPENT,
         },
         [
@@ -409,7 +409,7 @@ TABLES = {
                 ", against no search": against(5, 14, method="no-search"),
             }
         ),
-        trained_or_not({"`--method uniform`": [UNIFORM], "`--method no-search`": [NO_SEARCH], "the default": [FFP]}),
+        trained_or_not({"`--method uniform`": [UNIFORM], "`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
     ),
     "qwen": Table(
         "20 % of the blocks = 11.4 % of the model",
@@ -419,7 +419,7 @@ TABLES = {
             "against no search": against(5, 14, method="no-search"),
             "against ridge": against(5, 14, calibration="ridge"),
         },
-        trained_or_not({"`--method no-search`": [NO_SEARCH], "the default": [FFP]}),
+        trained_or_not({"`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
     ),
     "starts": Table(
         "30 % of the blocks = 23.7 % of the model",
@@ -432,7 +432,7 @@ TABLES = {
         [
             (label, [RECOVERED | {"asked": "50k", "start": start}])
             for label, start in (
-                ("the default: layers trained, 0.71M", "ffp-30-seed0"),
+                ("`--calibration layers`, 0.71M", "ffp-30-seed0"),
                 ("`--calibration ridge`: not trained, 0.28M", "ffp-30-seed0-ridge"),
                 ("`--method no-search --calibration sequential`: closed form, 0.42M", "no-search-30-seed0"),
                 ("`--preset paper`, 64 evaluations: not trained, 0.42M", "paper-30-seed0"),
@@ -444,9 +444,9 @@ TABLES = {
 
 # Rows of the table of methods in the picture: label, color, marker, and whether weights are trained.
 DRAWN = {
-    "**the default**": ("optimum-ffp", "#1f5fa8", "o", True),
+    "**`--method ffp`**": ("optimum-ffp", "#1f5fa8", "o", True),
     "`--method uniform`": ("uniform, trained", "#8a4fb0", "s", True),
-    "the default with `--calibration ridge`": ("optimum-ffp, nothing trained", "#1f5fa8", "o", False),
+    "`--method ffp --calibration ridge`": ("optimum-ffp, nothing trained", "#1f5fa8", "o", False),
     "`--method uniform --calibration ridge`": ("uniform, nothing trained", "#8a4fb0", "s", False),
     "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("FLAP", "#505050", "^", False),
     "LLM-Pruner (Taylor, `param_first`), FFN alone": ("LLM-Pruner", "#909090", "v", False),
