@@ -409,7 +409,9 @@ TABLES = {
                 ", against no search": against(5, 14, method="no-search"),
             }
         ),
-        trained_or_not({"`--method uniform`": [UNIFORM], "`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
+        trained_or_not(
+            {"`--method uniform`": [UNIFORM], "`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]},
+        ),
     ),
     "qwen": Table(
         "20 % of the blocks = 11.4 % of the model",
