@@ -280,6 +280,20 @@ TABLES = {
             ("`--method uniform`", [UNIFORM | DISTILLED]),
         ],
     ),
+    "presets": Table(
+        SIZES,
+        ("smollm2-fast",),
+        by_sparsity({"": perplexity(1, 10)})
+        | {
+            head: at(column, asked=0.2)
+            for head, column in (("tokens of training", tokens("calibration")), ("of the prune", tokens()))
+        },
+        [
+            ("dense", [{"of": "dense"}]),
+            ("`--preset fast --calibration ridge`", [{"calibration": "ridge"}]),
+            ("`--preset fast`", [{"calibration": "model"}]),
+        ],
+    ),
     "default": Table(
         SIZES,
         ALL_WINDOWS,

@@ -233,7 +233,8 @@ class FFPPruner:
             return {"calibration": estimate.calibration, "lora": estimate.lora}
 
         chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
-        logger.info("calibration %(calibration)s (lora %(lora)s), for which memory suffices", chosen)
+        adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
+        logger.info("calibration %s%s, for which memory suffices", chosen["calibration"], adapters)
         return replace(config, **chosen)
 
     @memory_errors()
