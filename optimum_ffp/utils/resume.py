@@ -127,6 +127,8 @@ class Journal:
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of a training that has finished."""
+        # Every process loads the best weights from them.
+        processes.wait()
         if self.folder is not None and processes.is_main():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
