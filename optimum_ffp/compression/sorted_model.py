@@ -13,7 +13,7 @@ from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_config, pruned_model_class
-from ..modeling.families import ModelUnit, Slice, TransposedLinear
+from ..modeling.families import ModelUnit, Slice, TransposedLinear, outer_matrices
 from ..modeling.families.base import permute_blocks, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.resume import Journal
@@ -253,12 +253,11 @@ class SortedModel:
         return pruned.eval()
 
     def weights_of(self, pruned: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """Return the weights of a pruned model's layers and last norm in host memory, by name, for `change`."""
+        """Return the weights of a pruned model but the outer matrices in host memory, by name, for `change`."""
         transposed = {name for name, module in self.model.named_modules() if isinstance(module, TransposedLinear)}
-        in_layers = tuple(self.prefixes)
-        weights = {}
+        frozen, weights = {id(matrix) for matrix in outer_matrices(pruned)}, {}
         for name, parameter in pruned.named_parameters():
-            if name.startswith(in_layers) or parameter.ndim == 1:
+            if id(parameter) not in frozen:
                 weight = parameter.detach().cpu()
                 weights[name] = weight.t().contiguous() if name.removesuffix(".weight") in transposed else weight
         return weights
