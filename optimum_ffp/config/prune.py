@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -409,6 +410,7 @@ class FFPConfig(TextConfig):
             raise FFPError(f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
         if self.follows_gradient and self.reward != "compensated":
             raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
+        check_lora(self.lora)
         if self.method == "given" and not self.policy:
             raise FFPError("method 'given' needs a policy, such as a pruned folder; give it as --policy (policy=...)")
         if self.method == "homogeneous" and self.attention == "auto":
@@ -472,6 +474,12 @@ def find_choice(option: str, name: str) -> ModuleType:
     if not hasattr(module, function):
         raise FFPError(f"{option} {name} has no function {function!r}")
     return module
+
+
+def check_lora(rank: int | None) -> None:
+    """Raise `FFPError` if adapters are to be trained and peft is not installed."""
+    if rank and find_spec("peft") is None:
+        raise FFPError("lora needs the peft package: pip install peft")
 
 
 def is_fisher_weighted(criterion: str) -> bool:

@@ -172,6 +172,14 @@ def test_an_unknown_key_of_a_file_is_a_warning(tmp_path, caplog):
     assert "did you mean sparsity" in caplog.text
 
 
+def test_adapters_are_refused_at_once_without_peft(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.config.prune.find_spec", lambda name: None)
+    for kind in (FFPConfig, RecoveryConfig):
+        assert kind(lora=0).lora == 0
+        with pytest.raises(FFPError, match="pip install peft"):
+            kind(lora=8)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"sparsity": "much"}', "\x00"])
 def test_broken_files_are_refused(tmp_path, content):
     path = tmp_path / "options.json"
