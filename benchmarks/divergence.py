@@ -1,33 +1,39 @@
 """How far the predictions of pruned models are from those of the dense model, beside their perplexities.
 
-    python benchmarks/divergence.py DENSE PRUNED [PRUNED ...] --dataset DATASET [--windows 8] [--dtype bfloat16]
-        [--output divergence.json]
+    python benchmarks/divergence.py DENSE PRUNED [PRUNED ...] --dataset DATASET [--windows 8 | --windows 1-10 82-148]
+        [--dtype bfloat16] [--output divergence.json]
 
 Perplexity compares a model with the text, which the dense model may predict badly itself: one that was trained on
 code does so with articles, and a pruned model can come nearer to the text while it gets further from the dense model.
-Prints what `optimum-cli ffp evaluate --baseline DENSE` measures on the first test windows: the divergence
+Prints a table for every range of test windows, counted from 1 (8 are the first 8): perplexity, the divergence
 `KL(dense ‖ pruned)` in nats per token, the share of tokens of which both find the same one most likely, and the loss
 above the dense model's; and differences in percent of the first pruned model's figure, with their paired standard
-errors over windows.
+errors over windows. Windows are as long as in the first pruned model's record, and no others are run. The JSON has
+a record per model with the figures of every window, in the order of `numbers`.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tables import mean_and_error
+from tables import difference, mean_and_error
 
-from optimum_ffp import evaluate
 from optimum_ffp.commands.errors import one_line_errors
+from optimum_ffp.config.texts import TextMix, mark_local_paths
+from optimum_ffp.data import DataRequest, load_windows, window_length
+from optimum_ffp.errors import FFPError
+from optimum_ffp.evaluation.divergence import Predictions
+from optimum_ffp.evaluation.record import perplexity_record
+from optimum_ffp.hub.naming import short_name, without_folders
+from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
+from optimum_ffp.modeling.loading import LoadOptions, load_any
+from optimum_ffp.utils.precision import in_compute_dtype
 
 
-COLUMNS = ("divergence", "agreement", "excess_loss")
-
-
-def against(first: np.ndarray, figures: np.ndarray) -> str:
-    """Mean difference in percent of the first model's mean, with its paired standard error over windows."""
-    return "{:+.1f} ± {:.1f} %".format(*mean_and_error(100 * (figures - first) / first.mean()))
+VERSUS = "against the first"
+COLUMNS = ("model", "perplexity", VERSUS, "divergence", VERSUS, "same token", "excess loss", VERSUS)
 
 
 def main() -> None:
@@ -35,28 +41,80 @@ def main() -> None:
     parser.add_argument("dense")
     parser.add_argument("pruned", nargs="+")
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--windows", nargs="+", default=["8"], metavar="N | FIRST-LAST")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--output", type=Path, default=Path("divergence.json"))
     args = parser.parse_args()
 
-    first, *others = args.pruned
-    options = {"dataset": args.dataset, "eval_samples": args.windows, "dtype": args.dtype, "speed": False}
-    measured = evaluate(first, [args.dense, *others], **options)
-    losses = np.array(measured.pop("baseline")["perplexity"]["losses"])
-    records, reference = [], None
-    print("| | divergence | against the first | same token | excess loss | against the first |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for source, record in zip(args.pruned, measured.values()):
-        figures = record["perplexity"]
-        columns = np.array([figures["divergences"], figures["agreements"], figures["losses"] - losses])
-        reference = columns if reference is None else reference
-        divergence, agreement, excess = columns.mean(1)
-        versus = [against(reference[row], columns[row]) if records else "" for row in (0, 2)]
-        cells = (f"{divergence:.4f}", versus[0], f"{100 * agreement:.1f} %", f"{excess:.4f}", versus[1])
-        print(f"| {Path(source).name} | {' | '.join(cells)} |")
-        records.append({"model": Path(source).name, **dict(zip(COLUMNS, columns.tolist()))})
-    args.output.write_text(json.dumps(records, indent=2) + "\n")
+    ranges = [parse_range(words) for words in args.windows]
+    numbers = sorted({number for one in ranges for number in one})
+    options = LoadOptions(dtype=args.dtype)
+    dense, tokenizer = load_any(args.dense, options)
+    pruned = prune_record(args.pruned[0])
+    request = DataRequest(
+        length=window_length(recorded_length(pruned), dense.config),
+        test=numbers[-1],
+        seed=0,
+        start_token=recorded_start_token(pruned),
+    )
+    test = load_windows(TextMix.parse(mark_local_paths(args.dataset)), tokenizer, dense, request).test
+    if len(test) < numbers[-1]:
+        raise FFPError(f"{args.dataset} has {len(test)} test windows, not {numbers[-1]}; lower --windows")
+    test = replace(test, tokens=test.tokens[np.array(numbers) - 1])
+
+    with in_compute_dtype(dense):
+        predictions = Predictions(dense, test.tokens)
+        measured = perplexity_record(dense, test, store=predictions, label=f"Perplexity, {args.dense}")
+    del dense
+    records = [describe(args.dense, measured, numbers)]
+    for source in args.pruned:
+        model, _ = load_any(source, options)
+        with in_compute_dtype(model):
+            measured = perplexity_record(model, test, baseline=predictions, label=f"Perplexity, {source}")
+        excess = np.subtract(measured["losses"], records[0]["losses"]).tolist()
+        divergence = {"divergence": measured["divergences"], "agreement": measured["agreements"]}
+        records.append(describe(source, measured, numbers) | divergence | {"excess_loss": excess})
+        args.output.write_text(json.dumps(records, indent=2) + "\n")
+    for windows in ranges:
+        print(table(records, windows))
+
+
+def parse_range(words: str) -> range:
+    """The numbers of the windows in `FIRST-LAST`, or of the first `N`."""
+    first, _, last = words.rpartition("-")
+    return range(int(first or 1), int(last) + 1)
+
+
+def describe(source: str, measured: dict, numbers: list[int]) -> dict:
+    """The record of a model, its windows and its loss on each of them."""
+    windows = {name: measured[name] for name in ("dataset", "split", "window_length", "start_token")}
+    return without_folders({"model": short_name(source), **windows, "numbers": numbers, "losses": measured["losses"]})
+
+
+def table(records: list[dict], windows: range) -> str:
+    """Means over a range of windows by model, and paired differences from the first pruned model."""
+    lines = [f"\nWindows {windows[0]}-{windows[-1]}:\n", f"| {' | '.join(COLUMNS)} |"]
+    lines += ["|---|" + "---:|" * (len(COLUMNS) - 1)]
+    chosen = np.isin(records[0]["numbers"], windows)
+    names = ("losses", "divergence", "agreement", "excess_loss")
+    rows = [{name: np.array(record[name])[chosen] for name in names if name in record} for record in records]
+    first = rows[1]
+    for record, row in zip(records, rows):
+        cells = [record["model"], f"{np.exp(row['losses'].mean()):.2f}"]
+        if "divergence" in row:
+            versus = [difference([row["losses"] - first["losses"]])]
+            versus += [against(first[name], row[name]) for name in ("divergence", "excess_loss")]
+            versus = versus if row is not first else [""] * 3
+            divergence, agreement, excess = (row[name].mean() for name in names[1:])
+            cells += [versus[0], f"{divergence:.4f}", versus[1], f"{100 * agreement:.1f} %"]
+            cells += [f"{excess:.4f}", versus[2]]
+        lines.append(f"| {' | '.join(cells + [''] * (len(COLUMNS) - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def against(first: np.ndarray, figures: np.ndarray) -> str:
+    """Mean difference in percent of the first model's mean, with its paired standard error over windows."""
+    return "{:+.1f} ± {:.1f} %".format(*mean_and_error(100 * (figures - first) / first.mean()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from optimum_ffp import evaluate
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.config.texts import Text
 from tests.helpers import make_task, make_tiny_model, mixed_units, statistics_of, write_data
@@ -128,8 +129,13 @@ def test_learning_curve(run, save_tiny_model, data_folder):
 
 def test_divergence_and_zero_shot(run, save_tiny_model, pruned, data_folder, tmp_path):
     dense = save_tiny_model()
-    _, records = run("divergence", dense, pruned[1], dense, "--dataset", data_folder, "--dtype", "float32")
-    assert min(records[0]["divergence"]) > 0 and max(records[1]["divergence"]) < 1e-6
+    words = [dense, pruned[1], dense, "--dataset", data_folder, "--dtype", "float32", "--windows", "2", "4-5"]
+    _, records = run("divergence", *words)
+    assert min(records[1]["divergence"]) > 0 and max(records[2]["divergence"]) < 1e-6
+    assert [record["numbers"] for record in records] == 3 * [[1, 2, 4, 5]]
+    whole = evaluate(pruned[1], dense, dataset=str(data_folder), speed=False)["model"]["perplexity"]
+    for name, figures in (("losses", whole["losses"]), ("divergence", whole["divergences"])):
+        assert records[1][name] == pytest.approx([*figures[:2], *figures[3:5]], rel=1e-4)
     pytest.importorskip("lm_eval")
     make_task(tmp_path / "tasks")
     words = ["--tasks", "tiny", "--balanced", "tiny", "--tasks-path", tmp_path / "tasks"]
