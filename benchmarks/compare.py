@@ -6,18 +6,19 @@
         [--eval-dataset DATASET] [--options num_samples=32 ...] [--against no-search] [--head 10]
         [--save FOLDER] [--work FOLDER] [--output compare.json]
 
-Writes one JSON record per prune (perplexities, losses of every test window, sparsity, candidate evaluations, tokens,
-seconds and peak memory per stage) and prints a table: perplexity on the first `--head` test windows, which the method
-was developed on, and on all after them; and there the difference from the method `--against` with the same
-calibration and seed, in percent of perplexity, with its paired standard error over windows (mean over seeds).
-Tokens are counted in forward passes of the model, those of the prune without the evaluation on test windows. Methods
-other than `paper` share the default preset's statistics, importance, curves and evaluator, so that only the search
-differs. All are compared after ridge regression, as candidates of the search are; those in `--distilled` also with the
-calibration of a prune, the default or that in `--options`. The file is updated after every prune. `--options` sets
-other options of `FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when it is
-started again, also with more methods; the recorded seconds are those of the last process. `--policies` adds rows for
-policies of files, such as those of `flap.py`, by the name of a method. They share measurements of their own, since
-layers may lose other groups of attention, all of them the same.
+Writes one JSON record per prune (perplexities, losses of every test window, held-out figures of every stage of a
+calibration, sparsity, candidate evaluations, tokens, seconds and peak memory per stage) and prints a table:
+perplexity on the first `--head` test windows, which the method was developed on, and on all after them; and there
+the difference from the method `--against` with the same calibration and seed, in percent of perplexity, with its
+paired standard error over windows (mean over seeds). Tokens are counted in forward passes of the model, those of
+the prune without the evaluation on test windows. Methods other than `paper` share the default preset's statistics,
+importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, as
+candidates of the search are; those in `--distilled` also with the calibration of a prune, the default or that in
+`--options`. The file is updated after every prune. `--options` sets other options of `FFPConfig` for the methods
+of the default preset. With `--work` an interrupted run resumes when it is started again, also with more methods;
+the recorded seconds are those of the last process. `--policies` adds rows for policies of files, such as those of
+`flap.py`, by the name of a method. They share measurements of their own, since layers may lose other groups of
+attention, all of them the same.
 """
 
 import argparse
@@ -147,6 +148,7 @@ def describe(result: PruningResult) -> dict:
             perplexities | windows.describe() | {"losses": losses_on(result, text)}
             for text, (windows, perplexities) in enumerate(result.tests[1:], 1)
         ],
+        "held_out": result.calibration,
         "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
         "tokens": result.cost.tokens,

@@ -67,6 +67,7 @@ def test_the_allocation_of_flap_is_a_row_beside_the_methods(run, save_tiny_model
     assert [record["method"] for record in records] == ["uniform", "flap", "flap"] and "| flap |" in printed
     rows = json.loads(file.read_text())
     assert records[1]["sizes"] == records[2]["sizes"] == [row["kept"] for row in rows]
+    assert [stage["stage"] for stage in records[2]["held_out"]["stages"]] == ["ridge", "layers", "model"]
     assert records[1]["sparsity"] == pytest.approx(0.3, abs=0.01) and records[1]["asked"] == 0.3
 
 
