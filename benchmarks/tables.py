@@ -1,10 +1,11 @@
-"""Write the tables of docs/results.md and benchmarks/README.md from the records in `benchmarks/results/`.
+"""Write the tables of README.md, docs/results.md and benchmarks/README.md from the records in `benchmarks/results/`.
 
-    python benchmarks/tables.py [--check] [--picture docs/size-perplexity.png]
+    python benchmarks/tables.py [--check] [--picture docs/size-perplexity.png] [--frontier docs/tokens-perplexity.png]
 
 A table is made of files of records, columns and rows: a row selects a record, and a column turns it into a cell. On a
-page it is between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing and fails if a page differs from
-the records. `--picture` draws size against perplexity, the only part that needs a package (matplotlib).
+page it is between `<!-- table: NAME -->` and `<!-- end -->`, without the rows that have no record. `--check` writes
+nothing and fails if a page differs from the records. `--picture` draws size against perplexity, and `--frontier` the
+tokens of a prune against perplexity; both need matplotlib.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "docs" / "results.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "results.md", HERE / "README.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 # Fields of a record and their values. `of` names the model whose losses count, by default "calibrated", and `than` has
@@ -39,7 +40,10 @@ class Table(NamedTuple):
     rows: list[Row]
 
     def render(self) -> str:
-        """Return the table in Markdown. If a row selects several records, a cell has the figures of all."""
+        """Return the table in Markdown. If a row selects several records, a cell has the figures of all.
+
+        A row of which nothing was recorded is left out.
+        """
         pool = Pool(self.files)
         lines = [f"| {' | '.join([self.label, *self.columns])} |", "|---|" + "---:|" * len(self.columns)]
         for label, row in self.rows:
@@ -48,7 +52,8 @@ class Table(NamedTuple):
                 cells = [
                     ", ".join(dict.fromkeys(column(pool, one) for one in row)) for column in self.columns.values()
                 ]
-            lines.append(f"| {' | '.join([label, *cells])} |")
+            if any(cells) or not row:
+                lines.append(f"| {' | '.join([label, *cells])} |")
         return "\n".join(lines) + "\n"
 
 
@@ -98,7 +103,8 @@ def flatten(record: dict) -> list[dict]:
         texts = [record, *record["other_texts"]]
         losses = {model: [text["losses"][model] for text in texts] for model in record["losses"]}
         calibrated_on = record["search"]["calibrated_on"]
-        return [record | {"losses": losses, "text": calibrated_on["windows"] * calibrated_on["window_length"]}]
+        text = calibrated_on["windows"] * calibrated_on["window_length"]
+        return [record.get("options", {}) | record | {"losses": losses, "text": text}]
     return [record]
 
 
@@ -203,6 +209,27 @@ def tokens(*stages: str) -> Column:
     return cell
 
 
+def held_out(figure: str, form: str) -> Column:
+    """Perplexity or divergence on held-out windows, after the stage whose weights were kept."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        record = {} if "of" in row else pool.find(row).get("held_out", {})
+        return "".join(
+            form.format(stage[figure]) for stage in record.get("stages", []) if stage["stage"] == record["kept"]
+        )
+
+    return cell
+
+
+def time_against(pool: Pool, row: Wanted) -> str:
+    """Time of the prune, relative to that of the row's `than`."""
+    own, other = (
+        sum(seconds for stage, seconds in pool.find(wanted).get("seconds", {}).items() if stage != "evaluation")
+        for wanted in (row, row | row.get("than", {}))
+    )
+    return f"{own / other:.2f}x" if own and other and "than" in row else ""
+
+
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
     """Return rows of the dense model, of models after ridge regression, and of the same models distilled."""
     groups: list[Row] = [("dense", [{"of": "dense"}])]
@@ -210,6 +237,17 @@ def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
         groups.append((head, []))
         groups += [(label, [one | calibration for one in models]) for label, models in rows.items()]
     return groups
+
+
+def rows_of_presets() -> list[Row]:
+    """Return rows of the dense model and of the presets at 20 and 30 %, with the method that each uses."""
+    rows: list[Row] = [("dense", [{"of": "dense"}])]
+    for percent, method in ((20, FFP), (30, NO_SEARCH)):
+        default = method | MODEL | {"asked": percent / 100, "preset": "default"}
+        for preset in ("fast", "default", "best"):
+            used = default | {"preset": preset, "than": default} | (NO_SEARCH if preset == "fast" else {})
+            rows.append((f"{percent} %: `--preset {preset}`", [used]))
+    return rows
 
 
 def by_sparsity(columns: dict[str, Column]) -> dict[str, Column]:
@@ -236,7 +274,7 @@ def learning(form: str) -> dict[str, Column]:
 NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
 TRAINED = "**Layers and last norm trained on the calibration text (`--calibration layers`)**"
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
-RIDGE, DISTILLED = {"calibration": "ridge"}, {"calibration": "distillation"}
+RIDGE, DISTILLED, MODEL = ({"calibration": calibration} for calibration in ("ridge", "distillation", "model"))
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
 LESS_TEXT = NO_SEARCH | {"text": 65536}
 RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
@@ -244,6 +282,12 @@ SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "s
 ALL_WINDOWS = (*SMOLLM2, "smollm2-default-all-windows")
 SPENT = {"tokens of training": tokens("calibration"), "of the prune": tokens()}
 SPENT_20 = {f"20 %: {head}": at(column, asked=0.2) for head, column in SPENT.items()}
+# Records of today's presets, and of the default with other options.
+FRONTIER = tuple(
+    path.stem
+    for name in ("default-model-*", "fast", "best*", "frontier-*")
+    for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
+)
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
@@ -282,17 +326,16 @@ TABLES = {
     ),
     "presets": Table(
         SIZES,
-        ("smollm2-fast",),
-        by_sparsity({"": perplexity(1, 10)})
-        | {
-            head: at(column, asked=0.2)
-            for head, column in (("tokens of training", tokens("calibration")), ("of the prune", tokens()))
+        FRONTIER,
+        {
+            "windows 1-10": perplexity(1, 10),
+            "held out": held_out("perplexity", "{:.2f}"),
+            "divergence, held out": held_out("kl", "{:.4f}"),
+            "tokens of training": tokens("calibration"),
+            "of the prune": tokens(),
+            "time": time_against,
         },
-        [
-            ("dense", [{"of": "dense"}]),
-            ("`--preset fast --calibration ridge`", [{"calibration": "ridge"}]),
-            ("`--preset fast`", [{"calibration": "model"}]),
-        ],
+        rows_of_presets(),
     ),
     "default": Table(
         SIZES,
@@ -502,10 +545,67 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+# Markers and labels in the picture of tokens, by what was trained, and colors by method.
+STAGES = {
+    "ridge": ("o", "nothing trained"),
+    "layers": ("s", "layers"),
+    "model": ("^", "whole model"),
+    "layers, model": ("D", "layers, then whole model"),
+}
+COLORS = {
+    "ffp": ("#1f5fa8", "with a search"),
+    "no-search": ("#d07b1e", "no search"),
+    "uniform": ("#8a4fb0", "uniform"),
+}
+
+
+def trained(record: dict) -> str:
+    """Return what a prune trained, a key of `STAGES`."""
+    calibration = record["calibration"].replace("distillation", "layers")
+    return "layers, model" if calibration == "model" and record["distillation_passes"] != 0 else calibration
+
+
+def draw_frontier(path: Path) -> None:
+    """Draw the tokens of prunes against the perplexity of their results, and the lowest with so many tokens."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    pool = Pool((*FRONTIER, *SMOLLM2))
+    (_, (unpruned,)), *rows = rows_of_presets()
+    names = {id(pool.find(wanted)): wanted["preset"] for _, (wanted,) in rows}
+    dense = exp(mean(pool.losses(unpruned, 1, 10)))
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, percent in zip(figure.subplots(1, 2), (20, 30)):
+        points = []
+        for record in pool.records:
+            if (record["asked"], record["seed"]) == (percent / 100, 0) and record["method"] in COLORS:
+                spent = sum(count for stage, count in record["tokens"].items() if stage != "evaluation") / 1e6
+                points.append((spent, exp(mean(record["losses"]["calibrated"][0][:10]))))
+                axes.plot(*points[-1], STAGES[trained(record)][0], color=COLORS[record["method"]][0], ms=7)
+                if name := names.get(id(record)):
+                    note = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 9}
+                    axes.annotate(f"{name} {points[-1][1]:.2f}", points[-1], (-6, -4), **note)
+        lowest = [(x, min(value for spent, value in points if spent <= x)) for x, _ in sorted(points)]
+        axes.plot(*zip(*lowest), drawstyle="steps-post", color="#909090", lw=1, zorder=1)
+        axes.axhline(dense, color="black", lw=1)
+        axes.text(9.5, dense, f"dense {dense:.2f}", ha="right", va="bottom", fontsize=9)
+        axes.set(xscale="log", xlim=(0.2, 10), xticks=(ticks := (0.25, 0.5, 1, 2, 4, 8)), xticklabels=ticks)
+        axes.minorticks_off()
+        axes.grid(color="#e8e8e8")
+        axes.set_axisbelow(True)
+        axes.set(title=f"{percent} % of the blocks", xlabel="tokens of the prune, millions", ylabel="perplexity")
+    handles = [Line2D([], [], color="black", marker=marker, ls="", label=label) for marker, label in STAGES.values()]
+    handles += [Line2D([], [], color=color, marker="o", ls="", label=label) for color, label in COLORS.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.suptitle("SmolLM2-135M-Instruct, WikiText-2, test windows 1-10")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="Fail if a page differs, and write nothing.")
     parser.add_argument("--picture", type=Path, help="Draw size against perplexity to this file.")
+    parser.add_argument("--frontier", type=Path, help="Draw the tokens of a prune against perplexity to this file.")
     args = parser.parse_args()
     for page in PAGES:
         text = page.read_text()
@@ -518,6 +618,8 @@ def main() -> None:
             page.write_text(written)
     if args.picture:
         draw(args.picture)
+    if args.frontier:
+        draw_frontier(args.frontier)
 
 
 if __name__ == "__main__":

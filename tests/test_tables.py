@@ -19,7 +19,8 @@ def tables(tmp_path):
     """Runs the script on a copy of the pages and records; without site packages, as `make check` may."""
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "results.md", tmp_path / "docs")
+    for page in ("README.md", "docs/results.md"):
+        shutil.copy(ROOT / page, tmp_path / page)
 
     def run(*options: str) -> subprocess.CompletedProcess:
         words = [sys.executable, "-I", "-S", tmp_path / "benchmarks" / "tables.py", *options]
@@ -37,6 +38,14 @@ def test_a_wrong_digit_is_seen_and_written_anew(tables, tmp_path):
     assert found.returncode == 1 and len(found.stderr.splitlines()) == 1
     assert "methods" in found.stderr and "zero-shot" not in found.stderr
     assert tables().returncode == 0 and page.read_text() == right
+
+
+def test_a_row_without_a_record_is_left_out(tables, tmp_path):
+    (tmp_path / "benchmarks" / "results" / "smollm2-fast.json").unlink()
+    assert tables().returncode == 0
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| 20 %: `--preset fast`" in (ROOT / "docs" / "results.md").read_text()
+    assert "| 20 %: `--preset fast`" not in page and "| `--method uniform --calibration ridge` | 26.99" in page
 
 
 def test_differences_are_of_perplexities():
