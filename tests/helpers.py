@@ -27,6 +27,7 @@ from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
+from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 
 
@@ -310,16 +311,29 @@ def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     return greedy.map_scores(scores, Budget(sorted_model.units, 0.4, 0.1))
 
 
+def make_deep_model(name: str) -> PreTrainedModel:
+    """A tiny model of four layers, the last of the type of the second, for `without_parts`."""
+    lists = {key: [*value, value[1]] for key, value in CONFIGS[name][1].items() if key in PER_LAYER_LISTS}
+    return make_tiny_model(name, num_hidden_layers=4, **lists)
+
+
+def without_parts(policy: PruningPolicy) -> PruningPolicy:
+    """A policy of four layers without the FFN of the second, the third, and the attention of the last."""
+    sizes = tuple(0 if index in (3, 4, 5, 6) else size for index, size in enumerate(policy.sizes))
+    return PruningPolicy(policy.units, sizes)
+
+
 def prune_by_hand(
     model: PreTrainedModel,
     size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3,
     groups: Sequence[Group | None] = (None,),
     homogeneous: bool = False,
+    smallest: int = 1,
 ) -> tuple[PreTrainedModel, PruningPolicy]:
-    """A different number of groups in every unit, from that of the dense one and its index; one at the least."""
+    """A different number of groups in every unit, from that of the dense one and its index, at least `smallest`."""
     units = mixed_units(model, groups)
     sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
-    sizes = tuple(max(1, size(unit.unit.groups, index)) for index, unit in enumerate(units))
+    sizes = tuple(max(smallest, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
     return sorted_model.materialize(policy, homogeneous=homogeneous), policy
 

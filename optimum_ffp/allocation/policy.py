@@ -30,11 +30,13 @@ class Unit:
         groups: Number of groups in the dense model.
         group_parameters: Number of parameters per group, biases included.
         fixed_parameters: Number of parameters that belong to no group (the bias of the output projection, and key and
-            value projections if groups are query heads).
+            value projections if groups are query heads). They go when the unit is removed whole.
         multiple: Sizes are multiples of this number of groups.
         group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
             every KV head; `"channel"` of an FFN; or `"all_heads"`, the single group of attention that is not pruned.
             By default KV groups in attention.
+        required: Whether the unit can't be removed whole: from the attention of the first layer of each type, caches
+            tell how many tokens they hold.
     """
 
     layer: int
@@ -44,6 +46,7 @@ class Unit:
     fixed_parameters: int = 0
     multiple: int = 1
     group: Group | None = None
+    required: bool = False
 
     def __post_init__(self) -> None:
         if self.group is None:
@@ -79,11 +82,12 @@ def block_parameters(units: Sequence[Unit]) -> int:
 class PruningPolicy:
     """Number of groups to keep per unit.
 
-    Groups are sorted by importance, so unit `i` keeps its first `sizes[i]` groups.
+    Groups are sorted by importance, so unit `i` keeps its first `sizes[i]` groups. Of a unit without groups nothing is
+    left, and of a layer whose attention and FFN have none neither.
 
     Attributes:
         units: The units of the model.
-        sizes: Number of kept groups per unit.
+        sizes: Number of kept groups per unit; 0 removes it.
     """
 
     units: tuple[Unit, ...]
@@ -95,8 +99,8 @@ class PruningPolicy:
                 f"a policy has one size per unit: found {len(self.sizes)} sizes for {len(self.units)} units"
             )
         for unit, size in zip(self.units, self.sizes):
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= unit.groups:
-                raise FFPError(f"{unit.name} can keep 1 to {unit.groups} groups, found {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int) or not unit.required <= size <= unit.groups:
+                raise FFPError(f"{unit.name} can keep {unit.required:d} to {unit.groups} groups, found {size!r}")
 
     @classmethod
     def dense(cls, units: Sequence[Unit]) -> "PruningPolicy":
@@ -109,9 +113,16 @@ class PruningPolicy:
         return tuple(size / unit.groups for unit, size in zip(self.units, self.sizes))
 
     @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Layers that keep their attention or their FFN. Others are removed, and the rest is renumbered."""
+        return tuple(dict.fromkeys(unit.layer for unit, size in zip(self.units, self.sizes) if size))
+
+    @property
     def kept_parameters(self) -> int:
         """Number of kept parameters in the projections of all decoder blocks."""
-        return sum(size * unit.group_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes))
+        return sum(
+            size * unit.group_parameters + unit.fixed_parameters for unit, size in zip(self.units, self.sizes) if size
+        )
 
     @property
     def sparsity(self) -> float:
@@ -121,9 +132,9 @@ class PruningPolicy:
         return (total - self.kept_parameters) / total
 
     def neighbors(self) -> tuple["PruningPolicy", "PruningPolicy"]:
-        """Return the policies with every unit one step smaller and one step larger, within its bounds."""
+        """Return the policies with every unit one step smaller and one step larger; none appears or disappears."""
         down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
-        up = tuple(min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
+        up = tuple(k and min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:

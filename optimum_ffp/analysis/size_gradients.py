@@ -55,6 +55,8 @@ def measure_size_gradients(
     def change(layer: int) -> Iterator[None]:
         weights = {}
         for index in sorted_model.members(layer):
+            if not policy.sizes[index]:
+                continue
             missing = (up.sizes[index] - policy.sizes[index]) * sorted_model.model_units[index].output.block
             weight = sorted_model.compensated_output(index, policy.sizes[index])
             weights |= [sorted_model.named_output(index, nn.functional.pad(weight, (0, missing)))]
@@ -64,6 +66,8 @@ def measure_size_gradients(
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
         hooks = {}
         for index in sorted_model.members(layer):
+            if not policy.sizes[index]:
+                continue
             unit = sorted_model.model_units[index]
             low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
@@ -76,7 +80,8 @@ def measure_size_gradients(
         sorted_model.layerwise, share, watchers=watchers, labels_of=_next_tokens, change=change, dtype=dtype
     )
     units = len(policy.units)
-    gradients = torch.empty(units, len(losses), 2, dtype=torch.float64)
+    # Zero for removed units.
+    gradients = torch.zeros(units, len(losses), 2, dtype=torch.float64)
     for row, unit_changes in zip(gradients, changes):
         if unit_changes:
             # In two steps: some devices don't support float64.

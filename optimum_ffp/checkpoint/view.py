@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": _removed(units),
         "layers_differ": _layers_differ(units),
+        "removed_whole": removed_whole(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
         "samples": provenance.get("samples", []),
@@ -123,13 +124,40 @@ def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{option.replace('_', '-')} {shlex.quote(options[option])}"
 
 
-def _removed(units: list[dict[str, Any]]) -> str:
+def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
+    """Describe what the rows of a policy remove whole, such as `layers 3 and 4, the FFN of layer 7`; empty if nothing.
+
+    Layers are numbered as in the dense model, from 0.
+    """
+    kept, gone = _kept_layers(units), [unit for unit in units if not unit["kept"]]
+    parts = {
+        "": [unit["layer"] for unit in gone if unit["unit"] == "ffn" and unit["layer"] not in kept],
+        "the attention of ": [unit["layer"] for unit in gone if unit["unit"] == "attention" and unit["layer"] in kept],
+        "the FFN of ": [unit["layer"] for unit in gone if unit["unit"] == "ffn" and unit["layer"] in kept],
+    }
+    return ", ".join(
+        f"{part}layer{'s' if layers[1:] else ''} {' and '.join(map(str, layers))}"
+        for part, layers in parts.items()
+        if layers
+    )
+
+
+def _kept_layers(units: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {unit["layer"] for unit in units if unit["kept"]}
+
+
+def _removed(units: Sequence[Mapping[str, Any]]) -> str:
     names = {"attention": "attention heads", "ffn": "FFN channels"}
-    smaller = {unit["unit"] for unit in units if unit["kept"] < unit["items"]}
+    smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
     return " and ".join(name for kind, name in names.items() if kind in smaller)
 
 
-def _layers_differ(units: list[dict[str, Any]]) -> bool:
+def _layers_differ(units: Sequence[Mapping[str, Any]]) -> bool:
+    kept = _kept_layers(units)
     # Unpruned attention is the same for all kinds of groups.
-    sizes = {(unit["unit"], unit["retention"] < 1 and unit["group"], unit["retention"]) for unit in units}
+    sizes = {
+        (unit["unit"], unit["retention"] < 1 and unit["group"], unit["retention"])
+        for unit in units
+        if unit["layer"] in kept
+    }
     return len(sizes) > len({kind for kind, _, _ in sizes})

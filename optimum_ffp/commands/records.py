@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.result import PruningResult, final, package_versions
+from ..checkpoint.view import removed_whole
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
@@ -66,6 +67,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
     pruned |= {"search": result.search.note} if result.search.note else {}
+    whole = removed_whole(result.policy.to_dict()["units"])
+    pruned |= {"removed_whole": whole} if whole else {}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
     pruned |= {"calibration": result.calibration.get("kept", result.config.calibration)}

@@ -89,6 +89,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     rows = [
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
+        *([["without", result["removed_whole"]]] if "removed_whole" in result else []),
         *([["search", result["search"]]] if "search" in result else []),
         ["perplexity", "; ".join(perplexities)],
         *_stages(result),

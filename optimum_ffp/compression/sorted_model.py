@@ -1,7 +1,7 @@
 """A model with its groups sorted by importance, so that every policy keeps a prefix of every unit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_
 from ..modeling.families import ModelUnit, Slice, TransposedLinear, outer_matrices
 from ..modeling.families.base import permute_blocks, units_of_layer
 from ..utils.device_memory import free_device_memory
+from ..utils.lm_head import replaced_forward
 from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
@@ -141,11 +142,12 @@ class SortedModel:
         """Return the output weights after ridge regression by name, each `[out_features, kept columns]`.
 
         Args:
-            policy: Number of groups to keep per unit.
+            policy: Number of groups to keep per unit; removed units have no weights.
             members: Indices of the units to compensate; all if `None`. The weights of their layers are loaded.
         """
         chosen = range(len(policy.sizes)) if members is None else members
-        return dict(self.named_output(index, self.compensated_output(index, policy.sizes[index])) for index in chosen)
+        kept = [index for index in chosen if policy.sizes[index]]
+        return dict(self.named_output(index, self.compensated_output(index, policy.sizes[index])) for index in kept)
 
     def compensated_output(self, index: int, size: int) -> torch.Tensor:
         """Return the compensated output weight of one unit of `size` groups, shape `[out_features, kept columns]`."""
@@ -159,6 +161,8 @@ class SortedModel:
     ) -> Change:
         """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 
+        The output projection of a removed unit yields zeros, and a removed layer returns its input.
+
         Args:
             policy: Number of groups to keep per unit.
             weights: Tensors that replace the views and other parameters of the dense model, by name. Those on another
@@ -169,14 +173,20 @@ class SortedModel:
         @contextmanager
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
+            if members and layer not in policy.kept_layers:
+                with replaced_forward(self.layerwise.layers[layer], lambda hidden, *_, **__: hidden):
+                    yield
+                return
             used = self.compensated(policy, members) if compensated else {}
             used |= {name: weight for name, weight in (weights or {}).items() if self._belongs_to(layer, name)}
             originals = {name: self.model.get_parameter(name).data for name in used}
-            try:
+            removed = (self.model_units[index].output.module for index in members if not policy.sizes[index])
+            with ExitStack() as stack:
+                for module in removed:
+                    stack.enter_context(replaced_forward(module, partial(_zeros, module.out_features)))
+                stack.callback(self._set, members, [unit.groups for unit in self.units], originals)
                 self._set(members, policy.sizes, used)
                 yield
-            finally:
-                self._set(members, [unit.groups for unit in self.units], originals)
 
         return applied_to
 
@@ -188,10 +198,12 @@ class SortedModel:
 
     def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
         for index in members:
+            # What is removed still runs, at its smallest: attention can't reshape to no heads.
+            size = sizes[index] or 1
             for tensor in self._sorted[index]:
-                getattr(tensor.module, tensor.name).data = tensor.prefix(sizes[index])
+                getattr(tensor.module, tensor.name).data = tensor.prefix(size)
             for owner, attribute, count in self.model_units[index].counters:
-                setattr(owner, attribute, sizes[index] * count)
+                setattr(owner, attribute, size * count)
         for name, weight in weights.items():
             parameter = self.model.get_parameter(name)
             parameter.data = weight.to(parameter.device, parameter.dtype)
@@ -199,6 +211,12 @@ class SortedModel:
     def dense_output(self, index: int) -> torch.Tensor:
         """Return the sorted weight of a unit's output projection, shape `[out_features, features]`."""
         return self.model_units[index].in_group_order(self._sorted[index][-1].full)
+
+    def removed_modules(self, policy: PruningPolicy, layer: int) -> tuple[str, ...]:
+        """Return the prefixes, relative to a layer, of the names of its parameters that go with its removed units."""
+        modules = {"attention": self.family.attention_modules, "ffn": self.family.ffn_modules}
+        removed = [self.units[index].kind for index in self.members(layer) if not policy.sizes[index]]
+        return tuple(f"{name}." for kind in removed for name in modules[kind])
 
     def is_homogeneous(self, policy: PruningPolicy) -> bool:
         """Return whether all layers of a policy have the same sizes, and the dense model's class supports them."""
@@ -222,7 +240,7 @@ class SortedModel:
             homogeneous: Whether to use the dense model's class, which must support the policy's sizes
                 (`is_homogeneous`).
         """
-        change, layers = self.change(policy, weights), len(self.prefixes)
+        change, layers, kept = self.change(policy, weights), len(self.prefixes), policy.kept_layers
         journal = journal or Journal()
         # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         with change(layers):
@@ -232,9 +250,11 @@ class SortedModel:
                 if self._belongs_to(layers, name)
             }
         for index, layer in self.layerwise.iter_layers():
+            if index not in kept:
+                continue
             with change(index):
-                prefix = self.prefixes[index]
-                layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer))
+                prefix, removed = self.prefixes[kept.index(index)], self.removed_modules(policy, index)
+                layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer, removed))
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         if homogeneous:
             model_class = type(self.model)
@@ -252,30 +272,38 @@ class SortedModel:
             pruned = pruned.to(device)
         return pruned.eval()
 
-    def weights_of(self, pruned: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """Return the weights of a pruned model but the outer matrices in host memory, by name, for `change`."""
+    def weights_of(self, pruned: PreTrainedModel, policy: PruningPolicy) -> dict[str, torch.Tensor]:
+        """Return the weights of a model that a policy gave in host memory, without outer matrices, for `change`."""
         transposed = {name for name, module in self.model.named_modules() if isinstance(module, TransposedLinear)}
+        numbers = {self.prefixes[new]: self.prefixes[old] for new, old in enumerate(policy.kept_layers)}
         frozen, weights = {id(matrix) for matrix in outer_matrices(pruned)}, {}
         for name, parameter in pruned.named_parameters():
             if id(parameter) not in frozen:
+                prefix = next((one for one in numbers if name.startswith(one)), "")
+                name = numbers.get(prefix, "") + name.removeprefix(prefix)
                 weight = parameter.detach().cpu()
                 weights[name] = weight.t().contiguous() if name.removesuffix(".weight") in transposed else weight
         return weights
 
-    def _copy_weights(self, layer: nn.Module) -> dict[str, torch.Tensor]:
-        """Copy a layer's weights to host memory, in the layout and dtype of the checkpoint."""
+    def _copy_weights(self, layer: nn.Module, removed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Copy the weights of a layer that stay to host memory, in the layout and dtype of the checkpoint."""
         state = {
             name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
             for name, tensor in layer.state_dict().items()
+            if not name.startswith(removed)
         }
         for name, module in layer.named_modules():
-            if isinstance(module, TransposedLinear):
+            if isinstance(module, TransposedLinear) and f"{name}.weight" in state:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
 
     def stored_dtype(self, tensor: torch.Tensor) -> torch.dtype:
         """Return the dtype that a tensor has in the checkpoint."""
         return self.layerwise.stored_dtype if tensor.dtype == self.layerwise.dtype else tensor.dtype
+
+
+def _zeros(features: int, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.new_zeros(*hidden.shape[:-1], features)
 
 
 def _fits_on(device: torch.device, size: int) -> bool:

@@ -33,7 +33,8 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     names = {family.query, family.attention_output, *family.ffn_inputs, family.ffn_output}
     if not family.fused_by_head:
         names |= {family.key, family.value}
-    projections = (layer.get_submodule(name) for layer in decoder_layers(model) for name in names)
+    modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
+    projections = (module for name, module in modules if name in names)
     return sum(_count(parameter) for projection in projections for parameter in projection.parameters())
 
 

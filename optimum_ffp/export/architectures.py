@@ -25,6 +25,7 @@ class Architecture:
         interleaved: Whether the rotary embedding rotates adjacent rows of a head instead of its halves, so that query
             and key rows are permuted.
         fused: Whether query, key and value are one tensor.
+        no_heads: Whether a layer may have no heads, and then no attention; otherwise it keeps a head of zeros.
         all_heads: Whether the query must be as wide as the hidden size, so that no head can be removed.
         norm_offset: Value to add to the weights of norms: transformers adds one to those of Gemma, llama.cpp doesn't.
         activation: Activation function of the FFN, by its name in transformers.
@@ -35,6 +36,7 @@ class Architecture:
     name: str
     interleaved: bool = False
     fused: bool = False
+    no_heads: bool = False
     all_heads: bool = False
     norm_offset: float = 0.0
     activation: str = "silu"
@@ -73,16 +75,16 @@ UNIFORM = {
 }
 # Architectures with sizes per layer. `deci` supports query, key and value biases, as in Qwen2.
 PER_LAYER = {
-    "llama": Architecture("deci", interleaved=True),
-    "mistral": Architecture("deci", interleaved=True),
-    "qwen2": Architecture("deci", interleaved=True),
+    "llama": Architecture("deci", interleaved=True, no_heads=True),
+    "mistral": Architecture("deci", interleaved=True, no_heads=True),
+    "qwen2": Architecture("deci", interleaved=True, no_heads=True),
     "qwen3": Architecture("openelm", fused=True),
 }
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Number of query heads and KV heads, and FFN width, of a layer."""
+    """Number of query heads and KV heads, and FFN width, of a layer; 0 if it has none."""
 
     heads: int
     kv_heads: int
@@ -94,7 +96,7 @@ def padded_size(config: PretrainedConfig, sizes: list[LayerSizes]) -> LayerSizes
     width = max(size.width for size in sizes)
     kv_heads = max(size.kv_heads for size in sizes)
     # Layers may differ in the number of query heads per KV head too.
-    heads = kv_heads * max(size.heads // size.kv_heads for size in sizes)
+    heads = kv_heads * max(size.heads // size.kv_heads for size in sizes if size.kv_heads)
     if UNIFORM[config.model_type].all_heads:
         # The smallest number of query heads per KV head that divides the number of heads.
         smallest, heads = heads // kv_heads, all_heads(config)

@@ -10,20 +10,31 @@ from ..modeling.families.base import head_dimension
 from .architectures import Architecture, LayerSizes, rotary_parameters
 
 
-QUERY, KEY, VALUE, QUERY_KEY_VALUE = (f"self_attn.{name}_proj" for name in ("q", "k", "v", "qkv"))
+QUERY, KEY, VALUE, QUERY_KEY_VALUE, OUTPUT = (f"self_attn.{name}_proj" for name in ("q", "k", "v", "qkv", "o"))
+ATTENTION = "self_attn.", "input_layernorm"
+GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 
 def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
     """Return the sizes of all layers, from the shapes of the weights."""
     dimension = head_dimension(model.config)
+    rows = [
+        {name: len(parameter) for name, parameter in layer.named_parameters()} for layer in model.base_model.layers
+    ]
     return [
         LayerSizes(
-            heads=layer.self_attn.q_proj.out_features // dimension,
-            kv_heads=layer.self_attn.k_proj.out_features // dimension,
-            width=layer.mlp.gate_proj.out_features,
+            heads=layer.get(f"{QUERY}.weight", 0) // dimension,
+            kv_heads=layer.get(f"{KEY}.weight", 0) // dimension,
+            width=layer.get(f"{GATE}.weight", 0),
         )
-        for layer in model.base_model.layers
+        for layer in rows
     ]
+
+
+def written_sizes(sizes: LayerSizes, architecture: Architecture) -> LayerSizes:
+    """Return the sizes that a layer has in the file, where a head or a channel of zeros stands for a missing part."""
+    heads = 0 if architecture.no_heads else 1
+    return LayerSizes(sizes.heads or heads, sizes.kv_heads or heads, sizes.width or 1)
 
 
 def tensors(
@@ -49,8 +60,10 @@ def tensors(
     if factors is not None:
         yield "rope_freqs.weight", factors
     dimension = head_dimension(model.config)
-    for index, layer in enumerate(base.layers):
-        weights = dict(_layer(layer, dimension, padded))
+    for index, (parameters, sizes) in enumerate(zip(_complete(base.layers, dimension), layer_sizes(model))):
+        weights = dict(_layer(parameters, dimension, padded))
+        if architecture.no_heads and not sizes.heads:
+            weights = {name: one for name, one in weights.items() if not name[0].startswith(ATTENTION)}
         if architecture.interleaved:
             for module, kind in weights:
                 if module in (QUERY, KEY):
@@ -64,8 +77,21 @@ def tensors(
             yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
 
 
+def _complete(layers: torch.nn.ModuleList, dimension: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the parameters of every layer, where a missing attention or FFN has a single head or channel of zeros."""
+    named = [dict(layer.named_parameters()) for layer in layers]
+    shapes = {name: parameter.shape for parameters in named for name, parameter in parameters.items()}
+    rows = {QUERY: dimension, KEY: dimension, VALUE: dimension, GATE: 1, UP: 1}
+    columns = {OUTPUT: dimension, DOWN: 1}
+    for parameters in named:
+        for name in shapes.keys() - parameters.keys():
+            module, (first, *others) = name.rpartition(".")[0], shapes[name]
+            parameters[name] = torch.zeros(rows.get(module, first), *(columns.get(module, size) for size in others))
+        yield parameters
+
+
 def _layer(
-    layer: torch.nn.Module, dimension: int, padded: LayerSizes | None
+    parameters: dict[str, torch.Tensor], dimension: int, padded: LayerSizes | None
 ) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
     """Yield the parameters by module and kind (`"weight"` or `"bias"`)."""
     # By projection: number of sections before and after padding, and padded size of a section.
@@ -73,12 +99,12 @@ def _layer(
     columns: dict[str, tuple[int, int, int]] = {}
     if padded is not None:
         # Query heads are grouped by KV head.
-        kv_heads = layer.get_submodule(KEY).out_features // dimension
+        kv_heads = len(parameters[f"{KEY}.weight"]) // dimension
         queries = kv_heads, padded.kv_heads, padded.heads // padded.kv_heads * dimension
         keys, channels = (1, 1, padded.kv_heads * dimension), (1, 1, padded.width)
-        rows = {QUERY: queries, KEY: keys, VALUE: keys, "mlp.gate_proj": channels, "mlp.up_proj": channels}
-        columns = {"self_attn.o_proj": queries, "mlp.down_proj": channels}
-    for name, parameter in layer.named_parameters():
+        rows = {QUERY: queries, KEY: keys, VALUE: keys, GATE: channels, UP: channels}
+        columns = {OUTPUT: queries, DOWN: channels}
+    for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
         tensor = parameter.float()
         if module in rows:

@@ -18,7 +18,7 @@ from .architectures import (
     padded_size,
     rotary_parameters,
 )
-from .tensors import layer_sizes, tensors
+from .tensors import layer_sizes, tensors, written_sizes
 from .tokenizer import read_tokenizer, write_tokenizer
 
 
@@ -73,7 +73,7 @@ def export_gguf(
     import gguf
 
     path = expand(path)
-    sizes = [padded] * len(model.base_model.layers) if padded else layer_sizes(model)
+    sizes = [padded or written_sizes(one, architecture) for one in layer_sizes(model)]
     try:
         with atomic_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)

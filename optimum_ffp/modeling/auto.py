@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .families import FAMILIES, Family, get_family
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").setLevel(logging.ERROR)
 # Masks, frequencies and positions that earlier releases of transformers saved as buffers.
 SAVED_BUFFERS = r"((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
+# Config attributes with one entry per layer.
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
 AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
@@ -45,12 +48,12 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
     of heads. Without an `AutoModel` entry in `auto_map`, `AutoModel.from_config` would silently build the dense model.
     """
-    config = copy.deepcopy(dense_config)
+    config = _with_layers(dense_config, policy.kept_layers)
     overrides = _layer_overrides(dense_config, family, policy)
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {layer: values for layer, values in overrides.items() if values}
+    config.per_layer_config = {layer: values for layer, values in enumerate(overrides) if values}
     model_class = pruned_model_class(family)
     config.architectures = [model_class.__name__]
     config.auto_map = _auto_map(model_class)
@@ -71,11 +74,12 @@ def homogeneous_config(
         family: The family record.
         policy: The policy of the pruned model.
     """
-    first, *rest = _layer_overrides(dense_config, family, policy).values()
-    if any(overrides != first for overrides in rest):
+    first, *rest = _layer_overrides(dense_config, family, policy)
+    if "skip" in first or any(overrides != first for overrides in rest):
         return None
     pruned = pruned_config(dense_config, family, policy)
-    dense_values = {name: value for name, value in dense_config.to_dict().items() if name != "auto_map"}
+    sliced = _with_layers(dense_config, policy.kept_layers)
+    dense_values = {name: value for name, value in sliced.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
     try:
         config = type(dense_config).from_dict(dense_values | sizes)
@@ -101,13 +105,23 @@ def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy
     return homogeneous_config(type(model), model.config, family, policy) is not None
 
 
-def _layer_overrides(
-    dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
-) -> dict[int, dict[str, int]]:
-    sizes: dict[int, dict[Group, int]] = {}
+def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+    """Return a copy of the config of a model that keeps only these layers, which are renumbered."""
+    config = copy.deepcopy(dense_config)
+    config.num_hidden_layers = len(layers)
+    for name in PER_LAYER_LISTS:
+        if entries := getattr(config, name, None):
+            setattr(config, name, [entries[layer] for layer in layers])
+    return config
+
+
+def _layer_overrides(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> list[dict[str, Any]]:
+    """Return the overrides of every kept layer."""
+    sizes: dict[int, dict[Group, int]] = {layer: {} for layer in policy.kept_layers}
     for unit, size in zip(policy.units, policy.sizes):
-        sizes.setdefault(unit.layer, {})[unit.group] = size
-    return {layer: family.layer_overrides(dense_config, layer_sizes) for layer, layer_sizes in sizes.items()}
+        if unit.layer in sizes:
+            sizes[unit.layer][unit.group] = size
+    return [family.layer_overrides(dense_config, layer_sizes) for layer_sizes in sizes.values()]
 
 
 def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:

@@ -6,6 +6,8 @@ those of Cohere 2.
 
 import copy
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
 from transformers.models.cohere2.modeling_cohere2 import Cohere2DecoderLayer, Cohere2ForCausalLM, Cohere2Model
@@ -38,6 +40,23 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     return layer_config
 
 
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: Cohere2DecoderLayer, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.self_attn = Removed()
+    if "mlp" in skip:
+        layer.mlp = Removed()
+
+
 class FFPCohere2Model(Cohere2Model):
     """The decoder without a head, with sizes per layer."""
 
@@ -46,9 +65,11 @@ class FFPCohere2Model(Cohere2Model):
             config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
-            layer = Cohere2DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            layer_config = get_layer_config(config, layer_idx)
+            layer = Cohere2DecoderLayer(layer_config, layer_idx)
             # The layer's config is a copy, which set_attn_implementation would not update.
             layer.self_attn.config = config
+            skip_parts(layer, getattr(layer_config, "skip", []))
             self.layers[layer_idx] = layer
         self.post_init()
 

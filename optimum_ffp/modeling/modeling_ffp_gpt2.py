@@ -6,6 +6,8 @@ those of GPT-2.
 
 import copy
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2LMHeadModel, GPT2Model
@@ -22,6 +24,25 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
     return layer_config
+
+
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: GPT2Block, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.attn = Removed()
+        layer.ln_1 = nn.Identity()
+    if "mlp" in skip:
+        layer.mlp = Removed()
+        layer.ln_2 = nn.Identity()
 
 
 def shrink_layer(layer: GPT2Block, config: PretrainedConfig, heads: int, width: int) -> None:
@@ -46,6 +67,7 @@ class FFPGPT2Model(GPT2Model):
         for layer_idx, layer in enumerate(self.h):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.n_inner)
+            skip_parts(layer, getattr(layer_config, "skip", []))
         self.post_init()
 
 

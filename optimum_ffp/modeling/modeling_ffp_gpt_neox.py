@@ -6,6 +6,7 @@ those of GPT-NeoX.
 
 import copy
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
@@ -41,6 +42,25 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     return layer_config
 
 
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: GPTNeoXLayer, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.attention = Removed()
+        layer.input_layernorm = nn.Identity()
+    if "mlp" in skip:
+        layer.mlp = Removed()
+        layer.post_attention_layernorm = nn.Identity()
+
+
 def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, width: int) -> None:
     """Reduce the numbers of heads and FFN channels of a dense layer.
 
@@ -63,6 +83,7 @@ class FFPGPTNeoXModel(GPTNeoXModel):
         for layer_idx, layer in enumerate(self.layers):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.intermediate_size)
+            skip_parts(layer, getattr(layer_config, "skip", []))
         self.post_init()
 
 

@@ -6,6 +6,8 @@ those of Mistral.
 
 import copy
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
@@ -38,6 +40,25 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     return layer_config
 
 
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: MistralDecoderLayer, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.self_attn = Removed()
+        layer.input_layernorm = nn.Identity()
+    if "mlp" in skip:
+        layer.mlp = Removed()
+        layer.post_attention_layernorm = nn.Identity()
+
+
 class FFPMistralModel(MistralModel):
     """The decoder without a head, with sizes per layer."""
 
@@ -46,9 +67,11 @@ class FFPMistralModel(MistralModel):
             config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
-            layer = MistralDecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            layer_config = get_layer_config(config, layer_idx)
+            layer = MistralDecoderLayer(layer_config, layer_idx)
             # The layer's config is a copy, which set_attn_implementation would not update.
             layer.self_attn.config = config
+            skip_parts(layer, getattr(layer_config, "skip", []))
             self.layers[layer_idx] = layer
         self.post_init()
 

@@ -6,6 +6,7 @@ those of OPT.
 
 import copy
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
@@ -22,6 +23,24 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     for name, value in {int(index): values for index, values in overrides.items()}.get(layer_idx, {}).items():
         setattr(layer_config, name, value)
     return layer_config
+
+
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: OPTDecoderLayer, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.self_attn = Removed()
+    if "mlp" in skip:
+        layer.fc1 = Removed()
+        layer.fc2 = nn.Identity()
 
 
 def shrink_layer(layer: OPTDecoderLayer, config: PretrainedConfig, heads: int, ffn_dim: int) -> None:
@@ -48,6 +67,7 @@ class FFPOPTModel(OPTModel):
         for layer_idx, layer in enumerate(self.decoder.layers):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.ffn_dim)
+            skip_parts(layer, getattr(layer_config, "skip", []))
         self.post_init()
 
 

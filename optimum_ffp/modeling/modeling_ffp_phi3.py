@@ -6,6 +6,8 @@ those of Phi-3.
 
 import copy
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig, __version__
 from transformers.models.auto import modeling_auto
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
@@ -41,6 +43,25 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
     return layer_config
 
 
+class Removed(nn.Module):
+    """In place of the attention or the FFN of a layer that has none."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return zeros and, as only attention gets further arguments, its missing weights."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if kwargs else zeros
+
+
+def skip_parts(layer: Phi3DecoderLayer, skip: list[str]) -> None:
+    """Remove the attention or the FFN of a layer, and the norms that only they need."""
+    if "attention" in skip:
+        layer.self_attn = Removed()
+        layer.input_layernorm = nn.Identity()
+    if "mlp" in skip:
+        layer.mlp = Removed()
+        layer.post_attention_layernorm = nn.Identity()
+
+
 class LayerConfig:
     """The config of a layer, which delegates to the global config.
 
@@ -66,8 +87,10 @@ class FFPPhi3Model(Phi3Model):
             config.update(legacy_rope_config(config))
         super().__init__(config)
         for layer_idx in range(config.num_hidden_layers):
-            layer = Phi3DecoderLayer(get_layer_config(config, layer_idx), layer_idx)
+            layer_config = get_layer_config(config, layer_idx)
+            layer = Phi3DecoderLayer(layer_config, layer_idx)
             layer.self_attn.config = LayerConfig(config, layer.self_attn.config.num_attention_heads)
+            skip_parts(layer, getattr(layer_config, "skip", []))
             self.layers[layer_idx] = layer
         self.post_init()
 

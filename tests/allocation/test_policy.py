@@ -6,7 +6,7 @@ from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.errors import FFPError
 
 
-UNITS = (Unit(0, "attention", 4, 100, 10), Unit(0, "ffn", 16, 30))
+UNITS = (Unit(0, "attention", 4, 100, 10, required=True), Unit(0, "ffn", 16, 30))
 
 
 def test_figures_of_a_policy():
@@ -35,6 +35,14 @@ def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
     assert PruningPolicy.from_dict(saved, UNITS).sizes == (2, 12)
     with pytest.raises(FFPError, match="attention"):
         PruningPolicy.from_dict(saved, units)
+
+
+def test_of_what_is_removed_no_parameter_stays_and_nothing_grows():
+    units = (*UNITS, Unit(1, "attention", 4, 100, 10), Unit(1, "ffn", 16, 30, 5), Unit(2, "ffn", 16, 30, 5))
+    policy = PruningPolicy(units, (4, 0, 0, 0, 8))
+    assert policy.kept_parameters == 410 + 245 and policy.kept_layers == (0, 2)
+    assert [one.sizes for one in policy.neighbors()] == [(3, 0, 0, 0, 7), (4, 0, 0, 0, 9)]
+    assert PruningPolicy.from_dict(policy.to_dict(), units) == policy
 
 
 @pytest.mark.parametrize("sizes", [(0, 12), (5, 12), (2, 17), (2,), (2, 12, 1), (2.0, 12), (True, 12), ("2", 12)])

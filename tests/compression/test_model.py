@@ -1,15 +1,18 @@
 """Calibration of the whole model: what it contains, what it keeps, and how it goes on after an interruption."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations import model as stage
 from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.planning.estimate import Machine
-from tests.helpers import make_pruner, make_tiny_model, make_tokenizer
+from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts
 
 
 # Text of the model itself, so that what it learns shows in few windows.
@@ -52,6 +55,25 @@ def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner,
 @pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
 def test_the_figures_on_record_are_those_of_the_saved_model(name, tmp_path):
     pruner, dense = prepare(tmp_path, name), make_tiny_model(name)
+    check_figures(pruner, dense)
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_parts_that_a_policy_removes_are_left_out_of_every_stage(name, tmp_path):
+    dense = make_deep_model(name)
+    dense.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    units = tuple(unit.unit for unit in find_units(dense, find_family(dense.config)))
+    policy = without_parts(PruningPolicy(units, tuple(unit.groups * 3 // 4 for unit in units)))
+    (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
+    dense = make_deep_model(name)
+    pruner = make_pruner(tmp_path, "self", **OPTIONS | {"policy": str(tmp_path / "policy.json")})
+    result = check_figures(pruner, dense)
+    assert result.policy == policy and result.model.config.num_hidden_layers == 3
+    assert [one["layer"] for one in result.calibration["layers"]] == [0, 1, 3]
+
+
+def check_figures(pruner, dense):
     result, held_out = pruner.prune(), pruner.measured.data.held_out.tokens.long()
     *_, figures = result.calibration["stages"]
     assert result.calibration["kept"] == figures["stage"] == "model"
@@ -61,6 +83,7 @@ def test_the_figures_on_record_are_those_of_the_saved_model(name, tmp_path):
     assert (figures["perplexity"], figures["kl"]) == pytest.approx((perplexity, divergence), rel=1e-4)
     assert torch.equal(result.model.get_input_embeddings().weight, dense.get_input_embeddings().weight)
     assert torch.equal(result.model.get_output_embeddings().weight, dense.get_output_embeddings().weight)
+    return result
 
 
 @pytest.mark.slow

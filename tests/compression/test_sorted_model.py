@@ -4,20 +4,24 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
+from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import find_family, find_units, outer_matrices
 from tests.helpers import (
     EVERY_MODEL,
     GROUPINGS,
+    KINDS,
     applied,
+    make_deep_model,
     make_sorted_model,
     make_tiny_model,
     random_policy,
     ridge_direct,
+    without_parts,
 )
 
 
@@ -36,6 +40,8 @@ def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPo
             gone = gone.view(-1, kv_heads) + torch.arange(0, heads, heads // kv_heads)
         for group in gone.flatten().tolist():
             unit.output.module.weight.data[:, group * block : (group + 1) * block] = 0
+        if not size and unit.output.module.bias is not None:
+            unit.output.module.bias.data.zero_()
     return model
 
 
@@ -63,11 +69,23 @@ def test_sliced_equals_masked_with_query_heads_pruned(name, grouping, windows, t
     check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, groups)
 
 
-def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_sliced_equals_masked_without_attention_ffn_or_a_layer(name, windows, tmp_path):
+    model, dense = make_deep_model(name), make_tiny_model(name)
+    check_sliced_equals_masked(model, windows, tmp_path, change=without_parts)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert [config.per_layer_config[layer].skip for layer in range(3)] == [[], ["mlp"], ["attention"]]
+    # Of four layers, of which the last was like the second.
+    for name in PER_LAYER_LISTS:
+        if entries := getattr(dense.config, name, None):
+            assert getattr(config, name) == [entries[layer] for layer in (0, 1, 1)]
+
+
+def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=lambda policy: policy):
     dense = copy.deepcopy(model)
     sorted_model, orders = make_sorted_model(model, windows, groups)
     assert agree(sorted_model.model(windows).logits, dense(windows).logits)
-    policy = random_policy(sorted_model, 0)
+    policy = change(random_policy(sorted_model, 0))
     expected = masked(dense, orders, policy)(windows).logits
 
     with applied(sorted_model, policy) as model:
@@ -75,9 +93,9 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,)):
     sliced = sorted_model.materialize(policy)
     assert agree(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
-    blocks = sum(unit.parameters for unit in sorted_model.units)
-    assert removed == blocks - policy.kept_parameters
-    assert removed == projection_parameters(dense) - projection_parameters(sliced)
+    blocks = sum(unit.parameters for unit in sorted_model.units) - policy.kept_parameters
+    assert removed == blocks if min(policy.sizes) else removed > blocks
+    assert blocks == projection_parameters(dense) - projection_parameters(sliced)
 
     sliced.save_pretrained(folder)
     for loaded in (
@@ -166,7 +184,7 @@ def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows)
     for parameter in trained.parameters():
         if id(parameter) not in outer:
             parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
-    weights, expected = sorted_model.weights_of(trained), trained(windows).logits
+    weights, expected = sorted_model.weights_of(trained, policy), trained(windows).logits
     assert torch.equal(sorted_model.materialize(policy, weights)(windows).logits, expected)
     with applied(sorted_model, policy, weights) as model:
         assert agree(model(windows).logits, expected)
@@ -208,9 +226,14 @@ def test_generation_with_query_heads_pruned(name, grouping, windows):
     check_generation(make_tiny_model(name, **sizes), windows, groups)
 
 
-def check_generation(model, windows, groups=(None,)):
+@pytest.mark.parametrize("name", KINDS)
+def test_generation_without_attention_ffn_or_a_layer(name, windows):
+    check_generation(make_deep_model(name), windows, change=without_parts)
+
+
+def check_generation(model, windows, groups=(None,), change=lambda policy: policy):
     sorted_model, _ = make_sorted_model(model, windows, groups)
-    sliced = sorted_model.materialize(random_policy(sorted_model, 5))
+    sliced = sorted_model.materialize(change(random_policy(sorted_model, 5)))
     prompt = windows[:2, :5]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
     cached = sliced.generate(prompt, use_cache=True, **options)

@@ -78,6 +78,37 @@ def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_lla
     check(model, tokenizer, path, run_llama_cpp)
 
 
+def make_model_without_parts(name, **sizes):
+    model = make_tiny_model(name, vocab_size=VOCABULARY, num_hidden_layers=4, **sizes)
+    size = {3: 0, 4: 0, 5: 0, 6: 0}
+    return prune_by_hand(model, lambda groups, index: size.get(index, groups - index % 3), smallest=0)[0]
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes", "pad_uniform", "architecture"),
+    [("llama", {}, False, "deci"), ("qwen2", {}, True, "qwen2"), ("qwen3", TIED, False, "openelm")],
+)
+def test_layers_without_attention_or_ffn_run(name, sizes, pad_uniform, architecture, run_llama_cpp, tmp_path):
+    model, tokenizer, path = make_model_without_parts(name, **sizes), make_byte_level_tokenizer(), tmp_path / "a.gguf"
+    assert export_gguf(model, tokenizer, path, "f32", pad_uniform).name == architecture
+    check(model, tokenizer, path, run_llama_cpp)
+
+
+def test_a_missing_attention_has_no_heads_and_a_missing_ffn_a_channel_of_zeros(tmp_path):
+    import gguf
+
+    export_gguf(make_model_without_parts("llama"), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    columns = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    sizes = zip(*(reader.fields[f"deci.{column}"].contents() for column in columns))
+    assert list(sizes) == [(8, 4, 47), (4, 2, 1), (0, 0, 47)]
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert not tensors["blk.1.ffn_down.weight"].any() and tensors["blk.2.ffn_down.weight"].any()
+    assert not any(name.startswith("blk.2.attn") for name in tensors)
+
+
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize(

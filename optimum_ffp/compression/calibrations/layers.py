@@ -38,7 +38,7 @@ class Distilled(NamedTuple):
     """Result of distillation.
 
     Attributes:
-        layers: The fit of every layer.
+        layers: The fit of every layer that isn't removed.
         last_norm: The fit of the norm after the last layer; `None` if the model has none.
     """
 
@@ -75,7 +75,7 @@ def calibrate(
         dtype=autocast_dtype(sorted_model.model, config.search_dtype),
         journal=journal,
     )
-    errors = {"layers": [{"layer": index} | fit.errors for index, fit in enumerate(distilled.layers)]}
+    errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(policy.kept_layers, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
     before = replace(ridge.calibrate(sorted_model, policy, data, start_token, config, journal), record=errors)
@@ -174,9 +174,16 @@ def distill(
             runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in inputs]
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
+            if index not in policy.kept_layers:
+                bar.update()
+                continue
             with compensated(index):
-                loss = _LayerLoss(runs, len(windows))
-                start = {name: one.detach().to(layerwise.stored_dtype) for name, one in layer.named_parameters()}
+                loss, removed = _LayerLoss(runs, len(windows)), sorted_model.removed_modules(policy, index)
+                start = {
+                    name: one.detach().to(layerwise.stored_dtype)
+                    for name, one in layer.named_parameters()
+                    if not name.startswith(removed)
+                }
                 trainer = new_trainer(loss, start, sorted_model.prefixes[index], scale=loss.scale)
                 train = partial(trainer.fit, passes, learning_rate, seed)
                 fits.append(Fit.unpack(layerwise.counter.tensors(journal, f"layer-{index}", train)))

@@ -62,7 +62,7 @@ def calibrate(
         )
         trained = training.run(windows[order], data.held_out.tokens, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
-        return sorted_model.weights_of(trained.model)
+        return sorted_model.weights_of(trained.model, policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
     journal.remove_checkpoints()

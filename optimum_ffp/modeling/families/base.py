@@ -33,6 +33,8 @@ class Family:
         ffn_output: Projection whose columns are FFN channels.
         heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. `kv_heads_attribute` is
             `None` for families without grouped-query attention.
+        attention_modules, ffn_modules: Modules of a layer that go when its attention or its FFN is removed. The first
+            then yields zeros, and the others are the identity. Norms stay if both blocks or the residual need them.
         default_width: FFN channels as a multiple of the hidden size if the config's width is `None`.
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
             it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
@@ -57,6 +59,8 @@ class Family:
     heads_attribute: str = "num_attention_heads"
     kv_heads_attribute: str | None = "num_key_value_heads"
     width_attribute: str = "intermediate_size"
+    attention_modules: tuple[str, ...] = ("self_attn", "input_layernorm")
+    ffn_modules: tuple[str, ...] = ("mlp", "post_attention_layernorm")
     default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = (("self_attn.num_key_value_groups", "heads_per_kv_head"),)
     prunes_attention: bool = True
@@ -95,18 +99,24 @@ class Family:
         width = getattr(config, self.width_attribute)
         return self.default_width * config.hidden_size if width is None else width
 
-    def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, int]:
-        """Return a layer's entry of `per_layer_config` for the numbers of groups to keep; others are unchanged."""
+    def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, Any]:
+        """Return a layer's entry of `per_layer_config` for the numbers of groups to keep; others are unchanged.
+
+        A part that is removed is named in `skip`, and has no sizes.
+        """
         heads, kv_heads, _ = self.heads(config)
-        kept_kv_heads = sizes.get("kv_group", kv_heads)
-        overrides = {
-            self.heads_attribute: kept_kv_heads * sizes.get("query_head", heads // kv_heads),
-            self.width_attribute: sizes["channel"],
-        }
-        if self.kv_heads_attribute is not None:
-            overrides[self.kv_heads_attribute] = kept_kv_heads
+        skip = ["mlp" if group == "channel" else "attention" for group, size in sizes.items() if size == 0]
+        overrides = {}
+        if "attention" not in skip:
+            kept_kv_heads = sizes.get("kv_group", kv_heads)
+            overrides[self.heads_attribute] = kept_kv_heads * sizes.get("query_head", heads // kv_heads)
+            if self.kv_heads_attribute is not None:
+                overrides[self.kv_heads_attribute] = kept_kv_heads
+        if "mlp" not in skip:
+            overrides[self.width_attribute] = sizes["channel"]
         dense = {self.width_attribute: self.width(config)}
-        return {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
+        changed = {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
+        return changed | ({"skip": skip} if skip else {})
 
 
 @dataclass(frozen=True)
@@ -254,7 +264,9 @@ def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedC
         for path, quantity in family.head_counters
         if quantity in quantities
     )
-    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), group=group)
+    types = getattr(config, "layer_types", None) or [None] * (index + 1)
+    required = types.index(types[index]) == index
+    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), group=group, required=required)
     return ModelUnit(unit, tuple(slices), counters, sections)
 
 

@@ -46,7 +46,12 @@ PHI3 = Family(
 )
 
 GLM4 = Family(
-    model_type="glm4", ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), normalized_outputs=True, title="GLM-4"
+    model_type="glm4",
+    title="GLM-4",
+    ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"),
+    attention_modules=("self_attn", "input_layernorm", "post_self_attn_layernorm"),
+    ffn_modules=("mlp", "post_attention_layernorm", "post_mlp_layernorm"),
+    normalized_outputs=True,
 )
 
 GPT_NEOX = Family(
@@ -57,6 +62,7 @@ GPT_NEOX = Family(
     attention_output="attention.dense",
     ffn_inputs=("mlp.dense_h_to_4h",),
     ffn_output="mlp.dense_4h_to_h",
+    attention_modules=("attention", "input_layernorm"),
     kv_heads_attribute=None,
 )
 """Attention and FFN may share their input (parallel residual), which makes no difference for pruning."""
@@ -71,6 +77,8 @@ GPT2 = Family(
     attention_output="attn.c_proj",
     ffn_inputs=("mlp.c_fc",),
     ffn_output="mlp.c_proj",
+    attention_modules=("attn", "ln_1"),
+    ffn_modules=("mlp", "ln_2"),
     kv_heads_attribute=None,
     width_attribute="n_inner",
     default_width=4,
