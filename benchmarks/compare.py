@@ -179,11 +179,12 @@ def table(records: list[dict], head: int, against: str) -> str:
             for seed, record in group.items()
             if method != against and seed in reference
         ]
-        best = median(record["search"]["perplexity"]["best"] for record in group.values())
+        best = [record["search"].get("perplexity", {}).get("best") for record in group.values()]
         search, read = (next(iter(group.values()))[name] for name in ("search", "tokens"))
+        best = f"{median(best):.2f}" if best[0] else ""
         lines.append(
             f"| {method} | {calibration} | {asked:.0%} | {spread([one[:head] for one in losses])} | "
-            f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best:.2f} | "
+            f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} | "
             f"{sum(read.values()) - read['evaluation']:,} |"
         )

@@ -267,7 +267,7 @@ class FFPPruner:
         _ = self.measured.data
         config = self._with_calibration(config)
         # Measure before the stage `search` starts: measurements have their own stages.
-        _ = self.measured.dense_losses
+        _ = self.measured.dense_losses if config.compares_policies else self.measured.prepared
         meter = StageMeter(counter=self.measured.layerwise.counter)
         with meter.stage("search"):
             policy_search = PolicySearch(self.measured, config)

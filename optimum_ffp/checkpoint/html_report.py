@@ -52,21 +52,24 @@ def _embed(picture: Path) -> str:
 
 
 def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all perplexities of the prune and the dense model, on test windows and on search windows."""
+    """Return all perplexities of the prune and the dense model, on test windows and, of a search, on its windows."""
     search = view["search"]
-    reward_stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
-    policies = {"final policy": search["perplexity"]["best"]}
-    policies |= {f"policy “{name}”": value for name, value in search.get("baselines", {}).items()}
-    search_figures = {"dense": search["perplexity"]["dense"]}
-    search_figures |= {f"{name}, {reward_stage}": value for name, value in policies.items()}
     tests = [
         ("test windows", test, {MODELS[name]: value for name, value in test["figures"].items()})
         for test in view["tests"]
     ]
-    return [
-        {"role": role, "windows": windows, "figures": [*figures.items()]}
-        for role, windows, figures in (*tests, ("search windows", search["perplexity"], search_figures))
-    ]
+    if "perplexity" in search:
+        tests.append(("search windows", search["perplexity"], _search_figures(view)))
+    return [{"role": role, "windows": windows, "figures": [*figures.items()]} for role, windows, figures in tests]
+
+
+def _search_figures(view: Mapping[str, Any]) -> dict[str, float | None]:
+    search = view["search"]
+    reward_stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
+    policies = {"final policy": search["perplexity"]["best"]}
+    policies |= {f"policy “{name}”": value for name, value in search.get("baselines", {}).items()}
+    figures = {f"{name}, {reward_stage}": value for name, value in policies.items()}
+    return {"dense": search["perplexity"]["dense"]} | figures
 
 
 def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -32,7 +32,7 @@ def extend_front(front: Mapping[str, Any], result: PruningResult) -> dict[str, A
     row = {
         "sparsity": result.policy.sparsity,
         "parameters": result.parameters,
-        "search_perplexity": search.baselines | {"searched": search.best_perplexity},
+        "search_perplexity": search.baselines | ({"searched": search.best_perplexity} if search.windows else {}),
         "perplexity": result.perplexity,
         "candidate_evaluations": search.candidate_evaluations,
         "tokens_evaluated": search.tokens_evaluated,

@@ -23,7 +23,7 @@ class Found:
 
     Attributes:
         policy: Number of groups that each unit keeps.
-        best_perplexity: Its perplexity on the search windows.
+        best_perplexity: Its perplexity on the search windows; `None` if no policies were compared.
         log: One record per candidate evaluation.
         baselines: Perplexity of policies without a search by method, if evaluated; of one that dropped out, that of
             the dense model times the ratio on the windows that were read.
@@ -31,11 +31,11 @@ class Found:
         scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
             curves.
         config: Options; `config.sparsity` is the target.
-        dense_perplexity: Perplexity of the dense model on the search windows.
+        dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
         candidate_evaluations: Number of policies evaluated.
         tokens_evaluated: Tokens in forward passes for these evaluations.
         non_finite: Number of candidates whose loss is not finite.
-        windows: Description of the search windows.
+        windows: Description of the search windows, if policies were compared.
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
         note: Where the policy is from, if it wasn't searched for.
@@ -44,13 +44,13 @@ class Found:
     """
 
     policy: PruningPolicy
-    best_perplexity: float
-    log: list[dict[str, Any]]
+    best_perplexity: float | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     agent: Mapping[str, np.ndarray] | None = None
     scores_by_update: list[np.ndarray] = field(default_factory=list)
     config: FFPConfig | None = None
-    dense_perplexity: float = float("nan")
+    dense_perplexity: float | None = None
     candidate_evaluations: int = 0
     tokens_evaluated: int = 0
     non_finite: int = 0
@@ -72,8 +72,9 @@ class Found:
             "calibrated_on": self.calibrated_on,
             "warm_start": self.warm_start,
             "note": self.note,
-            "perplexity": {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows,
         }
+        if self.windows:
+            record["perplexity"] = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
         if self.baselines:
             record["baselines"] = self.baselines
         if self.front:

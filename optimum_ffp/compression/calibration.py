@@ -52,30 +52,32 @@ class Calibration:
             weights: Weights after the stage.
             sorted_model: The sorted model.
             policy: Number of groups to keep per unit.
-            held_out: Windows to measure perplexity and divergence on, before and after the stage.
+            held_out: Windows to measure perplexity and divergence on; a stage before this one did for its weights.
             config: Options.
             journal: Saves the figures.
         """
-        layerwise = sorted_model.layerwise
+        layerwise, stages = sorted_model.layerwise, self.record.get("stages", [])
+        candidates = [weights] if stages else [self.weights, weights]
 
         def measure() -> list[dict[str, float]]:
             share = held_out.tokens[processes.share(len(held_out))]
-            rows = torch.zeros(2, len(share), 2, dtype=torch.float64)
+            rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
             if len(share):
                 losses = partial(layerwise.losses, share, dtype=autocast_dtype(layerwise.model, config.search_dtype))
                 with layerwise.cast_outer_weights():
                     predictions = Predictions(layerwise.model, share)
                 losses(on_decoded=predictions.append)
-                for row, candidate in zip(rows, (self.weights, weights)):
+                for row, candidate in zip(rows, candidates):
                     comparison = Comparison(predictions)
                     row[:, 0] = losses([sorted_model.change(policy, candidate)], on_decoded=comparison.begin_batch)[0]
                     row[:, 1] = torch.tensor(comparison.record()["divergences"])
             means = [processes.gather(row).mean(0).tolist() for row in rows]
             return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]
 
-        before, after = layerwise.counter.value(journal, f"held-out-{stage}", measure)
-        record = {"stages": [{"stage": "ridge"} | before], "kept": "ridge"} | self.record | held_out.describe()
-        record["stages"] = [*record["stages"], {"stage": stage} | after]
+        *measured, after = layerwise.counter.value(journal, f"held-out-{stage}", measure)
+        record = {"kept": "ridge"} | self.record | held_out.describe()
+        record["stages"] = [*stages, *({"stage": "ridge"} | one for one in measured), {"stage": stage} | after]
+        before = next(one for one in record["stages"] if one["stage"] == record["kept"])
         if is_improvement(f"calibration {stage}", before, after):
             return Calibration(weights, record | {"kept": stage})
         return Calibration(self.weights, record)

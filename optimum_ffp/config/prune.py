@@ -361,6 +361,11 @@ class FFPConfig(TextConfig):
         return trains and is_default and self.sparsity >= TRAINING_SUFFICES
 
     @property
+    def compares_policies(self) -> bool:
+        """Whether policies are measured on the search windows."""
+        return self.method not in ("no-search", "uniform", "given")
+
+    @property
     def distillation_parts(self) -> int:
         """Number of distillation windows per calibration window, if `seq_len` is set."""
         return max(1, self.seq_len // self.train_seq_len)

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..analysis.attention import find_unit_variants
-from ..compression.calibrations.model import EVALUATIONS, training_options
+from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
 from ..compression.training.batch import Batch
 from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST, LORA_RANK
@@ -247,7 +247,7 @@ def _estimate_at(
         (0, (calibrated + pruned * min(2, len(sparsities))) * in_memory),
     ]
     if trains_model:
-        bf16 = computes_in_bfloat16(machine.device, None)
+        bf16 = trains_in_bfloat16(machine.device, model.dtype, config)
         size = torch.bfloat16.itemsize if bf16 else computed
         options = training_options(config, 1)
         batch = Batch.for_model(options, shape, count=1)
@@ -294,17 +294,22 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int) 
         # The dense model, and the pruned one before and after.
         windows += 9 * distilled // 8 + 1 + 3 * held_out
     if config.calibration == "model":
-        windows += (1 + GRADIENT_COST) * config.model_passes * read + (2 * EVALUATIONS + 5) * held_out
+        # Beside those of the training, the dense model, the trained one and, if no layers were, that before.
+        windows += (1 + GRADIENT_COST) * config.model_passes * read
+        windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
     windows = len(searches) * windows + sum(map(_search_windows, searches))
-    return (written + read + fishers + config.search_samples + windows) * config.seq_len
+    dense = config.search_samples * any(search.compares_policies for search in searches)
+    return (written + read + fishers + dense + windows) * config.seq_len
 
 
 def _search_windows(config: FFPConfig) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
     search = config.search_samples
-    if not config.reads("search_steps"):
-        return finalist_windows(config.candidates if config.method == "homogeneous" else 1, search)
+    if not config.compares_policies:
+        return 0
+    if config.method == "homogeneous":
+        return finalist_windows(config.candidates, search)
     # With those of the last update of PPO, and two baselines.
     finalists = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
     compared = [finalists + 2] if config.fall_back else [finalists, 2]

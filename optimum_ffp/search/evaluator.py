@@ -23,7 +23,8 @@ class CandidateEvaluator:
 
     Args:
         sorted_model: The model with its groups sorted.
-        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`.
+        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`; `None` if
+            no policies are compared.
         windows: Search windows, token ids of shape `[windows, window length]`.
         compensated: Whether candidates are evaluated after ridge regression.
         batch_size: Windows per forward pass.
@@ -37,7 +38,7 @@ class CandidateEvaluator:
     def __init__(
         self,
         sorted_model: SortedModel,
-        dense_losses: np.ndarray,
+        dense_losses: np.ndarray | None,
         windows: torch.Tensor,
         compensated: bool = False,
         batch_size: int = 1,

@@ -74,7 +74,7 @@ class PolicySearch:
         self.measured, self.config = measured, config.resolve()
         self.evaluator = CandidateEvaluator(
             measured.prepared.sorted_model,
-            measured.dense_losses,
+            measured.dense_losses if self.config.compares_policies else None,
             measured.data.search.tokens,
             compensated=config.reward == "compensated",
             batch_size=config.batch_size,
@@ -106,7 +106,8 @@ class PolicySearch:
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
         total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
-        with progress_bar(total, f"Search {config.sparsity:.0%}", "evaluation") as bar:
+        label = f"Search {config.sparsity:.0%}"
+        with progress_bar(total, label, "evaluation", shown=config.compares_policies) as bar:
             rewards: list[float] = []
             evaluator.on_evaluation = bar.update
 
@@ -146,8 +147,9 @@ class PolicySearch:
         result.candidate_evaluations = len(result.log)
         result.tokens_evaluated = total_tokens(counter.tokens - read_before)
         result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
-        result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
-        result.windows = data.search.describe()
+        if config.compares_policies:
+            result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
+            result.windows = data.search.describe()
         # There may be less text than requested.
         result.calibrated_on = data.calibration.describe()
         result.warm_start = getattr(warm_start, "source", None)

@@ -25,11 +25,3 @@ def test_front_of_a_sweep_has_every_sparsity_and_the_baselines(save_tiny_model, 
         assert row["perplexity"] == result.perplexity
     assert record["dense"]["parameters"] == results[0].dense_parameters
     assert files[1].read_bytes().startswith(b"\x89PNG")
-
-
-def test_baselines_are_the_policies_of_the_methods_of_their_names(save_tiny_model, data_folder):
-    folder = save_tiny_model()
-    result = make_pruner(folder, data_folder).prune(0.3)
-    for method, perplexity in result.search.baselines.items():
-        alone = make_pruner(folder, data_folder, method=method).prune(0.3)
-        assert alone.search.best_perplexity == pytest.approx(perplexity, rel=1e-6)

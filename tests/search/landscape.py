@@ -19,7 +19,7 @@ CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
 MULTIPLIERS = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
 KINDS = [
     *(("ffp", agent) for agent in ("gradient", "ppo")),
-    *((method, "gradient") for method in ("random", "evolutionary", "no-search")),
+    *((method, "gradient") for method in ("random", "evolutionary")),
 ]
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -106,6 +107,11 @@ def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
     for name, found in baselines.items():
         sliced = prepared.sorted_model.materialize(expected[name], prepared.sorted_model.compensated(expected[name]))
         assert found == pytest.approx(perplexity(sliced, tokens), rel=1e-5)
+    counter = search.measured.layerwise.counter
+    for name, policy in expected.items():
+        before = counter.tokens
+        alone = PolicySearch(search.measured, replace(search.config, method=name)).run()
+        assert alone.policy == policy and not alone.log and counter.tokens == before
 
 
 @pytest.mark.parametrize(("preset", "method"), [("default", "random"), ("default", "ffp"), ("paper", "ffp")])

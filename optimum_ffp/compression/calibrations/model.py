@@ -45,8 +45,7 @@ def calibrate(
     before = stage_before.calibrate(sorted_model, policy, data, start_token, config, journal)
 
     def train() -> dict[str, torch.Tensor]:
-        in_float32 = model.dtype == torch.float32 and config.search_dtype == "model"
-        bf16 = computes_in_bfloat16(model.device, False if in_float32 else None)
+        bf16 = trains_in_bfloat16(model.device, model.dtype, config)
         dtype = torch.bfloat16 if bf16 else compute_dtype(model.device, model.dtype)
         options = training_options(config, processes.count())
         windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
@@ -67,6 +66,12 @@ def calibrate(
     weights = layerwise.counter.tensors(journal, "model", train)
     journal.remove_checkpoints()
     return before.followed_by("model", weights, sorted_model, policy, data.held_out, config, journal)
+
+
+def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, config: FFPConfig) -> bool:
+    """Return whether a model of a dtype is trained in bfloat16, as layers are."""
+    in_float32 = dtype == torch.float32 and config.search_dtype == "model"
+    return computes_in_bfloat16(device, False if in_float32 else None)
 
 
 def training_options(config: FFPConfig, count: int) -> RecoveryConfig:

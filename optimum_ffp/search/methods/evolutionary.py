@@ -5,7 +5,6 @@ import numpy as np
 from ...checkpoint.result import Found
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
-from . import no_search
 from .random import evaluate, spread_of
 
 
@@ -26,7 +25,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     generator = np.random.default_rng(config.seed)
     budget = task.steps - task.finalists
     if budget < 1:
-        return no_search.search(task, config, warm_start)
+        return task.conclude([np.zeros(task.actions)])
     generation = max(MIN_GENERATION, round(budget**0.5))
     spread = spread_of(config)
     scores = spread * generator.standard_normal((min(budget, generation), task.actions))

@@ -12,5 +12,5 @@ IS_BASELINE = True
 
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
-    """Evaluate one candidate, the uniform policy, on all search windows."""
-    return task.choose([uniform(np.zeros(task.actions), task.budget)])
+    """Return the uniform policy."""
+    return Found(uniform(np.zeros(task.actions), task.budget))
