@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,21 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
         record = record if isinstance(record, dict) else {"policy": {"units": record}}
         check_record(record, source)
     else:
-        record = prune_record(source)
+        record = prune_record(source) if path.is_dir() else _record_on_hub(source)
     if not record.get("policy"):
+        # It may be there the next time.
+        _record_on_hub.cache_clear()
         raise FFPError(
             f"there is no policy {source}; name a pruned folder or its Hub id, or a JSON file with the units of a "
             f"policy as in {RECORD}"
         )
     return record["policy"]["units"]
+
+
+@cache
+def _record_on_hub(model_id: str) -> dict[str, Any]:
+    """Return `prune_record`, which a prune reads several times, and so that all of it has the same policy."""
+    return prune_record(model_id)
 
 
 def read_policy(source: str, units: Sequence[Unit]) -> PruningPolicy:

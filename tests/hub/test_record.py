@@ -5,7 +5,7 @@ import pytest
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.errors import FFPError
-from optimum_ffp.hub.record import prune_record, read_policy, recorded_length, recorded_start_token
+from optimum_ffp.hub.record import policy_rows, prune_record, read_policy, recorded_length, recorded_start_token
 from optimum_ffp.utils.folders import recorded_files
 
 
@@ -61,6 +61,16 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
     assert prune_record("me/other", **cache) == {}
 
 
+@pytest.mark.slow
+def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
+    with pytest.raises(FFPError, match="no policy me/policy"):
+        policy_rows("me/policy")
+    push_checkpoint(folder, "me/policy")
+    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"]
+    requests = len(hub.requests)
+    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"] and len(hub.requests) == requests
+
+
 def test_how_a_model_was_measured_last():
     assert recorded_length({}) is None and recorded_start_token({}) == "never"
     pruned = {"start_token": "auto", "provenance": {"perplexity": {"dense": 20.0, "window_length": 512}}}
@@ -91,7 +101,7 @@ def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
         ("{", "can't be read as a policy"),
         ("{}", "no policy"),
         ("[]", "another"),
-        ([{"kept": 0}, {}], "layer 0 attention can keep 1 to 4 groups, found 0"),
+        ([{"kept": 5}, {}], "layer 0 attention can keep 0 to 4 groups, found 5"),
         ([{"kept": "2"}, {}], "kept must be of type int"),
         ([{"items": 3}, {}], "another"),
         ([{"group": "kv_group"}, {}], "another value of attention"),
