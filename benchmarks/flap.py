@@ -77,11 +77,12 @@ def allocate(units: Sequence[Unit], scores: Sequence[np.ndarray], sparsity: floa
         scores: Scores of the groups of every unit, in descending order, each of shape `[groups]`.
         sparsity: Fraction of the parameters to remove.
     """
-    budget = Budget(units, sparsity)
+    budget = Budget.for_sparsity(units, sparsity)
+    costs, available = budget.linear()
     owner = np.repeat(np.arange(len(units)), [len(one) for one in scores])
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    spent = np.cumsum(budget.group_parameters[owner[order]])
-    kept = order[: np.searchsorted(spent, budget.allowed, side="right")]
+    spent = np.cumsum(costs[owner[order]])
+    kept = order[: np.searchsorted(spent, available, side="right")]
     sizes = np.bincount(owner[kept], minlength=len(units))
     # Rounding is corrected in the order of the groups that come next.
     following = [one[min(size, len(one) - 1)] for one, size in zip(scores, sizes)]

@@ -137,7 +137,7 @@ class Judge:
     def compare(self, sparsity: float, searches: dict[str, Found], every: int) -> dict[str, Any]:
         """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
         search = PolicySearch(self.pruner.measured, replace(self.pruner.config, sparsity=sparsity))
-        budget, record = search.budget(sparsity), {"sparsity": sparsity}
+        budget, record = search.budget, {"sparsity": sparsity}
         for name, found in searches.items():
             record[name] = {
                 "tokens": found.tokens_evaluated,

@@ -308,7 +308,7 @@ def applied(
 
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
-    return greedy.map_scores(scores, Budget(sorted_model.units, 0.4, 0.1))
+    return greedy.map_scores(scores, Budget.for_sparsity(sorted_model.units, 0.4, 0.1))
 
 
 def make_deep_model(name: str) -> PreTrainedModel:

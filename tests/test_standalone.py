@@ -48,7 +48,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         if ALIKE in case:
             policy = next(
                 policy
-                for policy in homogeneous_policies(Budget(sorted_model.units, 0.3))
+                for policy in homogeneous_policies(Budget.for_sparsity(sorted_model.units, 0.3))
                 if sorted_model.is_homogeneous(policy)
             )
         pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)

@@ -1,88 +1,142 @@
-"""Parameter budget: bounds per unit, the parameters to keep in total, and sizes that meet both. Uses only numpy."""
+"""Budgets: limits on what a model costs, bounds per unit, and sizes that meet both. Uses only numpy."""
 
 import math
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from ..config.budgets import format_value
 from ..errors import FFPError
 from .policy import PruningPolicy, Unit, block_parameters
 
 
-class Budget:
-    """Bounds per unit and the number of parameters to keep in total.
+@dataclass(frozen=True)
+class Limit:
+    """An upper limit on a cost that is a sum over units, such as parameters or bytes.
 
-    Every mapping returns a policy whose kept parameters are at most `(1 - sparsity) * Σ w_i` and less than one
-    smallest quantum below it, provided that the bounds of the units with the smallest quantum are at least one largest
-    quantum apart (true of every transformer: FFN channels are fine-grained, KV groups coarse). Otherwise the gap is
-    still smaller than the largest quantum.
+    The option that sets it has the value `offset + scale * cost`: sparsity falls with the cost, others grow.
+
+    Attributes:
+        option: Name of the option.
+        asked: Value of the option.
+        allowed: Maximum cost of all units.
+        costs: Cost of every unit by the number of kept groups, not decreasing, each of shape `[groups + 1]`.
+        offset: Value of the option if units cost nothing.
+        scale: Change of the option's value per unit of cost.
+    """
+
+    option: str
+    asked: float
+    allowed: float
+    costs: Sequence[np.ndarray]
+    offset: float = 0
+    scale: float = 1
+
+    def cost(self, sizes: Sequence[int]) -> float:
+        """Return the cost of all units with the given numbers of groups."""
+        return float(sum(costs[size] for costs, size in zip(self.costs, sizes)))
+
+    def value(self, cost: float) -> float:
+        """Return the value of the option at a cost of all units."""
+        return self.offset + self.scale * cost
+
+    def describe(self, cost: float, higher: bool) -> str:
+        """Format the value of the option at a cost of all units, rounded to that of a higher or of a lower cost."""
+        return format_value(self.option, self.value(cost), math.ceil if higher == (self.scale > 0) else math.floor)
+
+    def __str__(self) -> str:
+        return f"{self.option} {format_value(self.option, self.asked)}"
+
+
+def linear_costs(units: Sequence[Unit], group: Sequence[float], fixed: Sequence[float]) -> list[np.ndarray]:
+    """Return costs by size, each of shape `[groups + 1]`: `fixed` and, per group, `group`; nothing without groups."""
+    sizes = (np.arange(unit.groups + 1) for unit in units)
+    return [(size > 0) * constant + size * slope for size, slope, constant in zip(sizes, group, fixed)]
+
+
+def parameter_costs(units: Sequence[Unit]) -> list[np.ndarray]:
+    """Return the number of parameters of every unit by its size, each of shape `[groups + 1]`."""
+    return linear_costs(units, [unit.group_parameters for unit in units], [unit.fixed_parameters for unit in units])
+
+
+def sparsity_limit(units: Sequence[Unit], sparsity: float) -> Limit:
+    """Return the limit for a fraction of the block parameters to remove, `σ`."""
+    total = block_parameters(units)
+    # Exact decimal arithmetic: in binary 1 - 0.775 is slightly less than 0.225.
+    allowed = math.floor((1 - Fraction(str(sparsity))) * total)
+    return Limit("sparsity", sparsity, allowed, parameter_costs(units), offset=1, scale=-1 / total)
+
+
+class Budget:
+    """Limits on the costs of a model, and bounds per unit.
+
+    Every mapping returns a policy that meets all limits and misses at least one of them by less than one smallest
+    step, provided that the bounds of the units with the smallest step are at least one largest step apart (true of
+    every transformer: FFN channels are fine-grained, KV groups coarse). Otherwise no unit can grow by a step.
 
     Args:
         units: The units of the model.
-        sparsity: Fraction of the block parameters to remove, `σ`.
+        limits: One or several limits.
         min_retention: Minimum fraction of groups to keep per unit, `a_min`. A unit always keeps at least one step.
         max_retention: Maximum fraction of groups to keep per unit, `a_max`.
         precision: Grid that retentions are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
 
     Attributes:
-        allowed: Maximum number of parameters of the kept groups in total.
-        min_sparsity: Sparsity of the largest policy within the bounds.
-        feasible: Smallest and largest feasible sparsity, rounded to four places.
+        sizes: Allowed numbers of groups of every unit, in ascending order.
+        costs: Costs of these sizes by unit, each of shape `[limits, sizes]`.
+        allowed: Maximum cost of all units, shape `[limits]`.
+        dense: Cost of all units of the dense model, shape `[limits]`.
+        quanta: Cost of the last step of every unit to its dense size, shape `[limits, units]`.
 
     Raises:
-        FFPError: If the sparsity can't be met within the bounds; the message gives the feasible range.
+        FFPError: If a limit can't be met within the bounds, or none of them removes anything; the message says what
+            can be reached.
     """
 
     def __init__(
         self,
         units: Sequence[Unit],
-        sparsity: float,
+        limits: Sequence[Limit],
         min_retention: float = 0.0,
         max_retention: float = 1.0,
         precision: float | None = None,
     ):
-        self.units = tuple(units)
-        self.sparsity = sparsity
+        self.units, self.limits, self.precision = tuple(units), tuple(limits), precision
         self.min_retention, self.max_retention = min_retention, max_retention
-        self.precision = precision
         self.groups = np.array([unit.groups for unit in units], dtype=np.int64)
         self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
-        self.group_parameters = np.array([unit.group_parameters for unit in units], dtype=np.int64)
-        self.quanta = np.array([unit.quantum for unit in units], dtype=np.int64)
         steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
         # A single group is never removed.
         self.largest[self.groups == 1] = 1
         self._check_bounds()
+        bounds = zip(self.smallest, self.largest, self.multiples)
+        self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
+        by_unit = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
+        self.costs = [costs[:, sizes] for costs, sizes in zip(by_unit, self.sizes)]
+        self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
+        self.dense = sum(costs[:, -1] for costs in by_unit)
+        self.quanta = np.stack([costs[:, -1] - costs[:, -1 - step] for costs, step in zip(by_unit, self.multiples)], 1)
+        self._check_limits()
 
-        total = block_parameters(units)
-        fixed = sum(unit.fixed_parameters for unit in units)
-        # Exact decimal arithmetic: in binary 1 - 0.775 is slightly less than 0.225.
-        self.allowed = math.floor((1 - Fraction(str(sparsity))) * total) - fixed
-        min_kept, max_kept = self.parameters(self.smallest), self.parameters(self.largest)
-        self.min_sparsity = 1 - (max_kept + fixed) / total
-        low = math.ceil(Fraction(total - fixed - max_kept, total) * 10**4) / 1e4
-        high = math.floor(Fraction(total - fixed - min_kept, total) * 10**4) / 1e4
-        self.feasible = low, high
-        if self.allowed < min_kept:
-            raise FFPError(
-                f"sparsity {sparsity} can't be met: with min_retention {min_retention:g} at most {high:g} of the "
-                "block parameters can be removed; lower sparsity or min_retention"
-            )
-        if self.allowed >= max_kept + self.quanta.min():
-            raise FFPError(
-                f"sparsity {sparsity} can't be met: with max_retention {max_retention:g} at least {low:g} of the "
-                "block parameters are removed; raise sparsity or max_retention"
-            )
+    @classmethod
+    def for_sparsity(cls, units: Sequence[Unit], sparsity: float, *bounds: float | None, **options: float) -> "Budget":
+        """Return the budget for a fraction of the block parameters to remove."""
+        return cls(units, [sparsity_limit(units, sparsity)], *bounds, **options)
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.limits))
 
     def _check_bounds(self) -> None:
         for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
             if unit.groups % unit.multiple:
                 raise FFPError(
                     f"{unit.name} has {unit.groups} groups, which {unit.multiple} does not divide; "
-                    "choose ffn_multiple among the divisors of the FFN width"
+                    "choose multiple_of among the divisors of the FFN width"
                 )
             if smallest > largest:
                 raise FFPError(
@@ -90,15 +144,72 @@ class Budget:
                     f"{self.max_retention:g} in steps of {unit.multiple} of its {unit.groups} groups; widen the bounds"
                 )
 
-    def parameters(self, sizes: np.ndarray) -> int:
-        """Return the number of parameters of the kept groups."""
-        return int(sizes @ self.group_parameters)
+    def _check_limits(self) -> None:
+        # The smallest sizes have the lowest costs of every kind.
+        for limit, cost in zip(self.limits, self.costs_of(self.smallest)):
+            if cost > limit.allowed:
+                at_least, lower = ("at least", "raise") if limit.scale > 0 else ("at most", "lower")
+                raise FFPError(
+                    f"{limit} can't be met: with min_retention {self.min_retention:g} it is {at_least} "
+                    f"{limit.describe(cost, higher=True)}; {lower} {limit.option}, or lower min_retention"
+                )
+        largest = self.costs_of(self.largest)
+        steps = [min(row[row > 0], default=0) for row in self.quanta]
+        spare = np.zeros(len(self.limits)) if (self.largest == self.groups).all() else np.array(steps)
+        if (self.allowed - largest >= spare).all():
+            limit, cost = self.limits[0], largest[0]
+            lower, bound = ("lower", "") if limit.scale > 0 else ("raise", " or max_retention")
+            raise FFPError(
+                f"{limit} leaves nothing to remove: with max_retention {self.max_retention:g} it is "
+                f"{limit.describe(cost, higher=False)} already; {lower} {limit.option}{bound}"
+            )
 
-    def policy(self, sizes: np.ndarray) -> PruningPolicy:
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the cost of all units to remove, of the limit that removes the largest one."""
+        return float((1 - self.allowed / self.dense).max())
+
+    def relaxed(self, progress: float) -> "Budget":
+        """Return the budget at a fraction of the way from the dense model to the limits."""
+        budget = copy(self)
+        budget.allowed = self.dense - progress * (self.dense - self.allowed)
+        return budget
+
+    def linear(self) -> tuple[np.ndarray, float]:
+        """Return the cost per group of every unit, shape `[units]`, and the cost that all groups may have.
+
+        Raises:
+            FFPError: If there are several limits.
+        """
+        if len(self.limits) > 1:
+            names = " and ".join(limit.option for limit in self.limits)
+            raise FFPError(f"this mapping or method takes one limit, found {names}; choose mapping 'curves'")
+        costs = self.limits[0].costs
+        per_group = np.array([table[-1] - table[-2] for table in costs])
+        fixed = sum(table[-1] - slope * unit.groups for table, slope, unit in zip(costs, per_group, self.units))
+        return per_group, float(self.allowed[0] - fixed)
+
+    def costs_of(self, sizes: Sequence[int]) -> np.ndarray:
+        """Return the costs of all units with the given numbers of groups, shape `[limits]`."""
+        return np.array([limit.cost(sizes) for limit in self.limits])
+
+    def slack(self, sizes: Sequence[int]) -> np.ndarray:
+        """Return by how much sizes stay below the limits, shape `[limits]`."""
+        return self.allowed - self.costs_of(sizes)
+
+    def indices(self, sizes: Sequence[float]) -> np.ndarray:
+        """Return the index of the nearest allowed size of every unit, shape `[units]`."""
+        return np.array([np.abs(allowed - size).argmin() for allowed, size in zip(self.sizes, sizes)])
+
+    def policy_of(self, indices: Sequence[int]) -> PruningPolicy:
+        """Return the policy of the allowed sizes with these indices."""
+        return self.policy([sizes[index] for sizes, index in zip(self.sizes, indices)])
+
+    def policy(self, sizes: Sequence[int]) -> PruningPolicy:
         """Return the policy of the given sizes."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
-    def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
+    def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray, exact: bool = True) -> PruningPolicy:
         """Convert retentions to sizes that meet the budget (DiscretizeAndCorrect of Algorithm 1).
 
         Retentions are rounded to the grid and to whole steps, then corrected (`correct`).
@@ -106,56 +217,59 @@ class Budget:
         Args:
             rates: Retention of every unit, shape `[units]`.
             preference: Unit indices, most important first, shape `[units]`.
+            exact: As in `correct`.
         """
         if self.precision:
             rates = np.round(rates / self.precision) * self.precision
-        sizes = np.round(rates * self.groups / self.multiples).astype(np.int64) * self.multiples
-        return self.correct(sizes, preference)
+        return self.correct(np.round(rates * self.groups / self.multiples) * self.multiples, preference, exact)
 
-    def correct(self, sizes: np.ndarray, preference: np.ndarray) -> PruningPolicy:
+    def correct(self, sizes: np.ndarray, preference: np.ndarray, exact: bool = True) -> PruningPolicy:
         """Return the policy of sizes that are corrected in the order of preference until the budget is met.
 
-        Fine-grained units are corrected before coarse ones, whose steps may exceed the whole correction. If only
-        coarse units can still grow, one does and the least preferred fine-grained units shrink by the difference.
+        Fine-grained units are corrected before coarse ones, whose steps may exceed the whole correction.
 
         Args:
-            sizes: Number of groups of every unit, whole steps, shape `[units]`.
+            sizes: Number of groups of every unit, rounded to the nearest allowed one, shape `[units]`.
             preference: Unit indices, most important first, shape `[units]`.
+            exact: If only coarse units can still grow, whether one does and the least preferred fine-grained units
+                shrink by the difference.
         """
-        sizes = np.clip(sizes, self.smallest, self.largest)
-        fine = self.quanta[preference] == self.quanta.min()
-        order = np.concatenate([preference[fine], preference[~fine]])
-        remaining = self.allowed - self.parameters(sizes)
-        if remaining < 0:
-            remaining = self._shrink(sizes, order, remaining)
-        remaining = self._grow(sizes, order, remaining)
-        if remaining >= self.quanta.min():
-            self._exchange(sizes, preference[~fine], preference[fine], remaining)
-        return self.policy(sizes)
+        chosen = self.indices(sizes)
+        slack = self.slack(self.policy_of(chosen).sizes)
+        grain = (self.quanta / self.allowed[:, None]).max(0)[preference]
+        fine, coarse = preference[grain == grain.min()], preference[grain > grain.min()]
+        slack = self._shrink(chosen, slack, [*fine, *coarse])
+        for unit in (*fine, *coarse):
+            costs = self.costs[unit][:, chosen[unit] :]
+            fits = (costs - costs[:, :1] <= slack[:, None]).all(0)
+            slack = self._resize(chosen, slack, unit, chosen[unit] + np.flatnonzero(fits)[-1])
+        if exact and (slack >= self.quanta[:, fine].min(1)).all():
+            chosen = self._exchange(chosen, slack, coarse, fine[::-1])
+        return self.policy_of(chosen)
 
-    def _shrink(self, sizes: np.ndarray, order: np.ndarray, remaining: int) -> int:
+    def _resize(self, chosen: np.ndarray, slack: np.ndarray, unit: int, index: int) -> np.ndarray:
+        """Give a unit another size, by its index among the allowed ones, and return the slack of all limits."""
+        costs = self.costs[unit]
+        slack, chosen[unit] = slack + costs[:, chosen[unit]] - costs[:, index], index
+        return slack
+
+    def _shrink(self, chosen: np.ndarray, slack: np.ndarray, order: Sequence[int]) -> np.ndarray:
+        """Shrink units in this order, by as little as possible each, until all limits hold; return their slack."""
         for unit in order:
-            if remaining >= 0:
+            if (slack >= 0).all():
                 break
-            quantum = int(self.quanta[unit])
-            steps = min(-(remaining // quantum), int(sizes[unit] - self.smallest[unit]) // int(self.multiples[unit]))
-            sizes[unit] -= steps * self.multiples[unit]
-            remaining += steps * quantum
-        return remaining
+            costs = self.costs[unit][:, : chosen[unit] + 1]
+            # A unit without a cost of the exceeded kind stays as it is.
+            wanted = np.maximum(costs[:, -1] + np.minimum(slack, 0), costs[:, 0])
+            index = np.flatnonzero((costs <= wanted[:, None]).all(0))[-1]
+            slack = self._resize(chosen, slack, unit, index)
+        return slack
 
-    def _grow(self, sizes: np.ndarray, order: np.ndarray, remaining: int) -> int:
-        for unit in order:
-            quantum = int(self.quanta[unit])
-            steps = min(remaining // quantum, int(self.largest[unit] - sizes[unit]) // int(self.multiples[unit]))
-            sizes[unit] += steps * self.multiples[unit]
-            remaining -= steps * quantum
-        return remaining
-
-    def _exchange(self, sizes: np.ndarray, coarse: np.ndarray, fine: np.ndarray, remaining: int) -> None:
-        spare = int((sizes - self.smallest)[fine] @ self.group_parameters[fine])
+    def _exchange(self, chosen: np.ndarray, slack: np.ndarray, coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
         for unit in coarse:
-            missing = int(self.quanta[unit]) - remaining
-            if sizes[unit] < self.largest[unit] and missing <= spare:
-                sizes[unit] += self.multiples[unit]
-                self._shrink(sizes, fine[::-1], -missing)
-                return
+            if chosen[unit] + 1 < len(self.sizes[unit]):
+                exchanged = chosen.copy()
+                larger = self._resize(exchanged, slack, unit, chosen[unit] + 1)
+                if (self._shrink(exchanged, larger, fine) >= 0).all():
+                    return exchanged
+        return chosen

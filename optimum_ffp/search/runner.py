@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
     """Return the budget for a sparsity. Raises `FFPError` if it can't be met."""
-    return Budget(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+    return Budget.for_sparsity(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
 
 
 def check_budget(
@@ -83,8 +82,7 @@ class PolicySearch:
         )
         self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
-        # Candidates of an update, and of most searches, share one budget.
-        self.budget = cache(lambda sparsity: budget_at(measured.units, sparsity, config))
+        self.budget = budget_at(measured.units, self.config.sparsity, self.config)
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
@@ -126,7 +124,7 @@ class PolicySearch:
                 sparsity=config.sparsity,
                 steps=config.search_steps,
                 max_samples=len(data.search),
-                budget=self.budget(config.sparsity),
+                budget=self.budget,
                 is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
                 curves=self.curves,
                 baselines=baselines,
@@ -157,11 +155,10 @@ class PolicySearch:
         return result
 
     def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
-        # The curriculum may start below the minimum sparsity, and the target may be just below it.
-        lowest = min(self.budget(self.config.sparsity).min_sparsity, self.config.sparsity)
+        budget = self.budget.relaxed(sparsity / self.config.sparsity)
         # The search runs in every process, and agents may round differently on other machines.
-        return processes.from_main(self.mapping(scores, self.budget(max(sparsity, lowest))))
+        return processes.from_main(self.mapping(scores, budget))
 
     def _baselines(self) -> dict[str, PruningPolicy]:
-        scores, budget = np.zeros(len(self.measured.units)), self.budget(self.config.sparsity)
-        return {"uniform": uniform(scores, budget), "no-search": self.mapping(scores, budget)}
+        scores = np.zeros(len(self.measured.units))
+        return {"uniform": uniform(scores, self.budget), "no-search": self.mapping(scores, self.budget)}

@@ -1,31 +1,93 @@
 import re
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.budget import Budget, Limit, linear_costs, sparsity_limit
+from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
+from optimum_ffp.config.prune import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2
 
 
 def test_infeasible_sparsity_names_the_feasible_range():
     with pytest.raises(FFPError, match=r"at most 0.7"):
-        Budget(SMOLLM2, 0.9, 0.2)
-    with pytest.raises(FFPError, match=r"at least 0.5"):
-        Budget(SMOLLM2, 0.2, 0.2, 0.5)
+        Budget.for_sparsity(SMOLLM2, 0.9, 0.2)
+    with pytest.raises(FFPError, match=r"it is 0.5417 already"):
+        Budget.for_sparsity(SMOLLM2, 0.2, 0.2, 0.5)
 
 
 def test_the_sparsity_that_an_error_suggests_can_be_met():
     units = [Unit(0, "ffn", 1000, 1)]
     # In binary 1 - 0.775 is a little less than 0.225.
-    assert Budget(units, 0.775, 0.225).allowed == 225
+    assert Budget.for_sparsity(units, 0.775, 0.225).allowed == 225
     for sparsity, bounds in ((0.9, (1 / 3, 1)), (0.66604, (0.334, 1)), (0.1, (0.2, 2 / 3)), (0.7750001, (0.225, 1))):
         with pytest.raises(FFPError, match="sparsity") as caught:
-            Budget(units, sparsity, *bounds)
-        suggested = float(re.search(r"at (?:most|least) (\S+) of", str(caught.value))[1])
-        assert suggested != sparsity and Budget(units, suggested, *bounds).allowed > 0
+            Budget.for_sparsity(units, sparsity, *bounds)
+        suggested = float(re.search(r"it is (?:at most )?([\d.]+)", str(caught.value))[1])
+        assert suggested != sparsity and Budget.for_sparsity(units, suggested, *bounds).allowed > 0
 
 
 def test_width_that_the_multiple_does_not_divide_is_refused():
     with pytest.raises(FFPError, match="32"):
-        Budget([Unit(3, "ffn", 100, 10, multiple=32)], 0.2)
+        Budget.for_sparsity([Unit(3, "ffn", 100, 10, multiple=32)], 0.2)
+
+
+@given(
+    units=st.lists(
+        st.builds(
+            Unit,
+            layer=st.integers(0, 50),
+            kind=st.sampled_from(["attention", "ffn"]),
+            groups=st.integers(1, 10).map(lambda steps: steps * 4),
+            group_parameters=st.integers(1, 500),
+            multiple=st.sampled_from([1, 2, 4]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    shares=st.lists(st.floats(0.1, 1.2), min_size=1, max_size=3),
+    least=st.floats(0, 0.5),
+    data=st.data(),
+)
+def test_every_limit_holds_and_no_unit_can_grow(units, shares, least, data):
+    count, limits = len(units), []
+    for index, share in enumerate(shares):
+        costs = [data.draw(st.lists(st.integers(0, 300), min_size=count, max_size=count)) for _ in range(2)]
+        tables = linear_costs(units, *costs)
+        limits.append(Limit(f"cost {index}", share, int(share * sum(table[-1] for table in tables)), tables))
+    try:
+        budget = Budget(units, limits, least)
+    except FFPError as error:
+        smallest = [max(1, int(np.ceil(least * unit.groups / unit.multiple - 1e-9))) * unit.multiple for unit in units]
+        met = all(limit.cost(smallest) <= limit.allowed for limit in limits)
+        assert ("nothing to remove" if met else "can't be met") in str(error)
+        return
+    seed = data.draw(st.integers(0, 1000))
+    decreases = [np.random.default_rng(seed + index).exponential(size=unit.groups) for index, unit in enumerate(units)]
+    curves = CurveMapping([np.append(np.cumsum(one)[::-1], 0) for one in decreases])
+    policy = curves(np.zeros(count), budget)
+    slack = [limit.allowed - limit.cost(policy.sizes) for limit in limits]
+    assert min(slack) >= 0
+    for unit, size, sizes in zip(range(count), policy.sizes, budget.sizes):
+        for larger in sizes[sizes > size][:1]:
+            steps = [limit.costs[unit][larger] - limit.costs[unit][size] for limit in limits]
+            assert any(step > spare for step, spare in zip(steps, slack))
+
+
+@pytest.mark.parametrize("mapping", ["greedy", "water-filling"])
+def test_other_mappings_take_one_limit(mapping):
+    limits = [sparsity_limit(SMOLLM2, 0.2), sparsity_limit(SMOLLM2, 0.3)]
+    with pytest.raises(FFPError, match="takes one limit, found sparsity and sparsity"):
+        find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, limits, 0.2))
+
+
+@pytest.mark.parametrize("mapping", ["greedy", "water-filling"])
+def test_units_without_a_cost_stay_whole(mapping):
+    heads = [unit.kind == "attention" for unit in SMOLLM2]
+    limit = Limit("kv_cache", 0.5, 45, linear_costs(SMOLLM2, heads, [0] * 60))
+    policy = find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, [limit], 0.2))
+    assert sum(policy.sizes[::2]) == 45 and set(policy.sizes[1::2]) == {1536}

@@ -31,7 +31,7 @@ def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps,
         )
     ]
     try:
-        budget = Budget(units, sparsity, least)
+        budget = Budget.for_sparsity(units, sparsity, least)
     except FFPError:
         return
     policies = homogeneous_policies(budget)
@@ -40,7 +40,7 @@ def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps,
     widths = range(max(1, math.ceil(least * steps - 1e-9)) * multiple, (steps + 1) * multiple + 1, multiple)
     expected, wider = {}, {}
     for size in range(max(1, math.ceil(least * heads - 1e-9)), heads + 1):
-        kept = {width: layers * (size * of_head + width * of_channel) for width in widths}
+        kept = {width: layers * (size * of_head + fixed + width * of_channel) for width in widths}
         fitting = [width for width, parameters in kept.items() if parameters <= budget.allowed]
         if fitting:
             (wider if max(fitting) > steps * multiple else expected)[size] = max(fitting)
@@ -51,7 +51,7 @@ def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps,
 
 
 def test_homogeneous_policies_of_smollm2():
-    found = homogeneous_policies(Budget(SMOLLM2, 0.2, 0.2))
+    found = homogeneous_policies(Budget.for_sparsity(SMOLLM2, 0.2, 0.2))
     assert all(policy.sizes == policy.sizes[:2] * 30 for policy in found)
     assert [policy.sizes[:2] for policy in found] == [(1, 1467), (2, 1297), (3, 1126)]
     assert all(0.2 <= policy.sparsity < 0.2004 for policy in found)
@@ -64,10 +64,10 @@ def test_layers_that_lose_different_kinds_of_heads_are_refused():
         for unit in (Unit(layer, "attention", 4, 100, group=group), Unit(layer, "ffn", 64, 10))
     ]
     with pytest.raises(FFPError, match="kv-groups"):
-        homogeneous_policies(Budget(units, 0.2))
+        homogeneous_policies(Budget.for_sparsity(units, 0.2))
 
 
 def test_coarse_attention_is_met_with_all_channels():
     units = [Unit(0, "attention", 2, 1000), Unit(0, "ffn", 4, 10)]
-    found = homogeneous_policies(Budget(units, 0.3))
+    found = homogeneous_policies(Budget.for_sparsity(units, 0.3))
     assert [policy.sizes for policy in found] == [(1, 4)]

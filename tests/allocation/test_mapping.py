@@ -42,7 +42,7 @@ units_strategy = st.lists(
 def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, mapping):
     scores = np.array(data.draw(st.lists(st.floats(-50, 50), min_size=len(units), max_size=len(units))))
     try:
-        budget = Budget(units, sparsity, *bounds, precision)
+        budget = Budget.for_sparsity(units, sparsity, *bounds, precision)
     except FFPError as error:
         # Refused only for a reason: the bounds leave no size, or the target is out of their reach.
         if "can't be met" in str(error):
@@ -56,8 +56,9 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
     sizes = np.array(policy.sizes)
     assert (sizes >= budget.smallest).all() and (sizes <= budget.largest).all()
     assert (sizes % budget.multiples == 0).all()
-    finest, coarsest = budget.quanta.min(), budget.quanta.max()
-    room = ((budget.largest - budget.smallest) * budget.group_parameters)[budget.quanta == finest].sum()
+    movable = [(unit.quantum, len(sizes) - 1) for unit, sizes in zip(units, budget.sizes) if len(sizes) > 1]
+    finest, coarsest = min(movable, default=(0, 0))[0], max(unit.quantum for unit in units)
+    room = sum(quantum * steps for quantum, steps in movable if quantum == finest)
     assert gap < coarsest + 1
     if room >= coarsest:
         assert gap < finest + 1
@@ -79,7 +80,7 @@ def check_infeasible(units, sparsity, bounds):
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 def test_real_shape_is_within_one_channel_of_the_target(mapping, sparsity):
     for seed in range(20):
-        policy = mapping(np.random.default_rng(seed).normal(size=60), Budget(SMOLLM2, sparsity, 0.2))
+        policy = mapping(np.random.default_rng(seed).normal(size=60), Budget.for_sparsity(SMOLLM2, sparsity, 0.2))
         gap = (1 - sparsity) * block_parameters(SMOLLM2) - policy.kept_parameters
         assert 0 <= gap < 1728
 
@@ -100,7 +101,7 @@ COARSER = [replace(unit, multiple=32 if unit.kind == "ffn" else 1) for unit in S
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 @pytest.mark.parametrize("precision", [None, 0.01])
 def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision):
-    policy = uniform(np.zeros(len(units)), Budget(units, sparsity, 0.2, precision=precision))
+    policy = uniform(np.zeros(len(units)), Budget.for_sparsity(units, sparsity, 0.2, precision=precision))
     widths = [size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "ffn"]
     assert max(widths) - min(widths) <= spread
     heads = {}
@@ -114,5 +115,5 @@ def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision)
 
 
 def test_uniform_rounds_attention_up():
-    policy = uniform(np.zeros(60), Budget(SMOLLM2, 0.2, 0.2))
+    policy = uniform(np.zeros(60), Budget.for_sparsity(SMOLLM2, 0.2, 0.2))
     assert {size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "attention"} == {3}

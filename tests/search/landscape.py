@@ -67,13 +67,15 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
     config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
     task = SearchTask(
         units=UNITS,
-        map_scores=lambda scores, target: used(scores, Budget(UNITS, target, 0.1)),
+        map_scores=lambda scores, target: used(scores, Budget.for_sparsity(UNITS, target, 0.1)),
         evaluate=landscape,
         sparsity=sparsity,
         steps=steps,
         max_samples=8,
         curves=mapping,
-        baselines={} if method == "no-search" else {"no-search": mapping(np.zeros(6), Budget(UNITS, sparsity, 0.1))},
+        baselines={}
+        if method == "no-search"
+        else {"no-search": mapping(np.zeros(6), Budget.for_sparsity(UNITS, sparsity, 0.1))},
     )
     return find_choice("method", config.method).search(task, config, warm_start), landscape, task
 
@@ -81,7 +83,9 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
 def regret(agent: str, interaction: float, method: str = "ffp") -> float:
     """What a search leaves of the loss that knowing the multipliers would save, as a share of it."""
     landscape = KnownLandscape(interaction=interaction)
-    perfect = CurveMapping([t * curve for t, curve in zip(MULTIPLIERS, CURVES)])(np.zeros(6), Budget(UNITS, 0.3, 0.1))
+    perfect = CurveMapping([t * curve for t, curve in zip(MULTIPLIERS, CURVES)])(
+        np.zeros(6), Budget.for_sparsity(UNITS, 0.3, 0.1)
+    )
     found = run(method, agent, landscape=landscape)[0].policy
     start = run("no-search", landscape=landscape)[0].policy
     found, best, start = map(landscape.loss, (found, perfect, start))

@@ -61,13 +61,13 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     budget = budget_at(units, sparsity, config)
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
-    room = ((budget.largest - budget.smallest) * budget.group_parameters)[layers:].sum()
+    room = sum(unit.quantum * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
     for mapping in (uniform, curves, find_choice("mapping", "greedy").map_scores):
         policy = mapping(scores, budget)
         gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
         assert gap > -1
-        if room >= budget.quanta.max():
-            assert gap < budget.quanta.min() + 1
+        if room >= max(unit.quantum for unit in units):
+            assert gap < min(unit.quantum for unit in units) + 1
         saved = json.loads(json.dumps(policy.to_dict()))
         assert PruningPolicy.from_dict(saved, units) == policy
 
@@ -78,9 +78,9 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "attention", 10, 90), ffn],
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
-    with pytest.raises(FFPError, match="at most 0.48 .* lower sparsity or .*, or choose attention 'kv-groups'$"):
+    with pytest.raises(FFPError, match="at most 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"):
         check_budget(variants, FFPConfig(sparsity=0.7))
-    with pytest.raises(FFPError, match="lower sparsity or min_retention$"):
+    with pytest.raises(FFPError, match="lower sparsity, or lower min_retention$"):
         check_budget(variants, FFPConfig(sparsity=0.9))
     check_budget(variants, FFPConfig(sparsity=0.4))
 
@@ -100,7 +100,7 @@ def test_the_record_is_what_was_done(search):
 
 def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
     prepared, tokens = search.measured.prepared, search.measured.data.search.tokens
-    zeros, budget = np.zeros(len(search.measured.units)), search.budget(search.config.sparsity)
+    zeros, budget = np.zeros(len(search.measured.units)), search.budget
     expected = {"uniform": uniform(zeros, budget), "no-search": prepared.curves(zeros, budget)}
     baselines = search.run().baselines
     assert baselines.keys() == expected.keys()
@@ -129,8 +129,8 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
     options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
     search, evaluate, seen = PolicySearch(pruner.measured, pruner.config), CandidateEvaluator.__call__, set()
-    budget = search.budget(0.2)
-    assert budget.min_sparsity > 0.2
+    budget = search.budget
+    assert budget.policy(budget.largest).sparsity > 0.2
 
     def keep(evaluator, policies, windows):
         seen.update(policies)
@@ -139,7 +139,10 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
     monkeypatch.setattr(CandidateEvaluator, "__call__", keep)
     search.run()
     for policy in seen:
-        assert 0.8 * block_parameters(policy.units) - policy.kept_parameters < budget.quanta.min() + 1
+        assert (
+            0.8 * block_parameters(policy.units) - policy.kept_parameters
+            < min(unit.quantum for unit in policy.units) + 1
+        )
 
 
 TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]

@@ -14,11 +14,12 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     `a_min` or `a_max`.
     """
     _, preference = retention_scores(scores, budget)
-    low, high = budget.smallest / budget.groups, budget.largest / budget.groups
-    weights = budget.groups * budget.group_parameters
-    rates = low.copy()
-    remaining = budget.allowed - float(low @ weights)
-    for unit in preference:
+    costs, remaining = budget.linear()
+    low, high, weights = budget.smallest / budget.groups, budget.largest / budget.groups, budget.groups * costs
+    # Units without a cost stay whole.
+    rates = np.where(weights > 0, low, high)
+    remaining -= float(rates @ weights)
+    for unit in preference[weights[preference] > 0]:
         step = min(remaining, (high[unit] - rates[unit]) * weights[unit])
         rates[unit] += step / weights[unit]
         remaining -= step

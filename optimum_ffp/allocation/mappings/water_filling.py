@@ -13,5 +13,5 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     A change of the budget changes every unit a little, where `greedy` moves few units between their bounds.
     """
     squashed, preference = retention_scores(scores, budget)
-    steps = fill(squashed, budget, budget.allowed) * budget.groups / budget.multiples
+    steps = fill(squashed, budget, budget.linear()[1]) * budget.groups / budget.multiples
     return budget.discretize_and_correct(level_ffns(squashed, np.round(steps), budget), preference)

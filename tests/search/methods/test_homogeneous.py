@@ -12,7 +12,7 @@ from optimum_ffp.search.task import SearchTask
 
 
 UNITS = tuple(unit for layer in range(4) for unit in (Unit(layer, "attention", 16, 100), Unit(layer, "ffn", 400, 10)))
-POLICIES = homogeneous_policies(Budget(UNITS, 0.3, 0.1))
+POLICIES = homogeneous_policies(Budget.for_sparsity(UNITS, 0.3, 0.1))
 
 
 class Evaluate:
@@ -36,7 +36,7 @@ def run(best=5, curves=None, candidates=8, **fields):
         sparsity=0.3,
         steps=candidates,
         max_samples=3,
-        budget=Budget(UNITS, 0.3, 0.1),
+        budget=Budget.for_sparsity(UNITS, 0.3, 0.1),
         fall_back=False,
         curves=curves,
         **fields,
@@ -71,6 +71,6 @@ def test_only_sizes_that_the_class_can_have_are_evaluated():
 
 
 def test_it_is_not_replaced_by_a_better_baseline():
-    better = Budget(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
+    better = Budget.for_sparsity(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
     result, _ = run(best=1, baselines={"no-search": better}, candidates=2)
     assert result.policy != better and result.baselines["no-search"] == pytest.approx(np.exp(2.1))

@@ -8,4 +8,4 @@ from tests.search.landscape import CURVES, UNITS, run
 def test_no_search_is_the_policy_of_equal_scores():
     result, landscape, _ = run("no-search")
     assert not landscape.calls
-    assert result.policy == CurveMapping(CURVES)(np.zeros(6), Budget(UNITS, 0.3, 0.1))
+    assert result.policy == CurveMapping(CURVES)(np.zeros(6), Budget.for_sparsity(UNITS, 0.3, 0.1))

@@ -1,0 +1,43 @@
+"""Budgets as users write them: names of limits, and quantities such as `6B`, `12GiB` and `32k`."""
+
+import re
+from collections.abc import Callable
+
+from ..errors import FFPError
+
+
+# Options that limit what a model costs, and how each is named in folders.
+LIMITS = ("sparsity", "params", "memory", "kv_cache")
+BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+# Contexts are powers of two.
+TOKENS = {"k": 2**10, "M": 2**20}
+UNITS = {"params": COUNTS, "memory": BYTES, "context": TOKENS}
+EXAMPLES = {"params": "600M or 6B", "memory": "900MiB or 12GiB", "context": "4096 or 32k"}
+
+
+def parse_quantity(option: str, value: str | int) -> int:
+    """Return the number that a value such as `6B`, `12GiB` or `32k` stands for.
+
+    Raises:
+        FFPError: If it is malformed.
+    """
+    units = {unit.lower(): factor for unit, factor in UNITS[option].items()}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", str(value).replace(" ", "").lower())
+    if not match or match[2] not in {"", *units}:
+        raise FFPError(f"invalid {option} {value!r}; write it as {EXAMPLES[option]}")
+    return round(float(match[1]) * units.get(match[2], 1))
+
+
+def format_value(option: str, value: float, rounding: Callable[[float], int] = round) -> str:
+    """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point.
+
+    Args:
+        option: One of `LIMITS`.
+        value: The value.
+        rounding: How the last digit is rounded.
+    """
+    # Of bytes, the binary units alone.
+    units = {name: factor for name, factor in UNITS.get(option, {}).items() if option != "memory" or "i" in name}
+    name = next((name for name in reversed(units) if value >= units[name]), "")
+    return f"{rounding(value / units.get(name, 1) * 10**4) / 10**4:.10g}{name}"

@@ -1,0 +1,64 @@
+"""Sizes under several limits, against scipy's solver of mixed-integer linear programs."""
+
+import numpy as np
+import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from optimum_ffp.allocation.budget import Budget, Limit, linear_costs, parameter_costs
+from optimum_ffp.allocation.knapsack import lower_hull, minimize_loss
+from optimum_ffp.allocation.policy import Unit
+
+
+def random_problem(seed):
+    """Loss curves of a small model and up to three limits: on parameters, on the KV cache, and on both in bytes."""
+    generator = np.random.default_rng(seed)
+    layers, heads, steps = (int(generator.integers(*bounds)) for bounds in ((4, 9), (2, 9), (16, 49)))
+    hidden, queries = int(generator.integers(256, 1024)), int(generator.integers(1, 5))
+    units, head_bytes, curves = [], [], []
+    for layer in range(layers):
+        units.append(Unit(layer, "attention", heads, 2 * (queries + 1) * 64 * hidden))
+        units.append(Unit(layer, "ffn", steps * 32, 3 * hidden, multiple=32))
+        # Some layers have a sliding window.
+        head_bytes += [256 * int(generator.choice([1024, 4096])), 0]
+    for unit in units:
+        kept = np.arange(unit.groups + 1) / unit.groups
+        curve = np.exp(0.8 * generator.normal()) * (1 - kept) ** generator.uniform(1, 3) / (0.3 + kept)
+        decreases = -np.diff(curve) * np.exp(0.1 * generator.normal(size=unit.groups))
+        curves.append(np.append(np.cumsum(decreases[::-1])[::-1], 0))
+    parameters, cache = parameter_costs(units), linear_costs(units, head_bytes, [0] * len(units))
+    both = [2 * one + 4 * other for one, other in zip(parameters, cache)]
+    chosen = [("params", parameters), ("kv_cache", cache), ("memory", both)]
+    chosen = [chosen[index] for index in ([0], [1], [2], [0, 1], [0, 1, 2])[seed % 5]]
+    limits = []
+    for name, costs in chosen:
+        allowed = int(generator.uniform(0.45, 0.9) * sum(table[-1] for table in costs))
+        limits.append(Limit(name, allowed, allowed, costs))
+    return curves, Budget(units, limits, 0.2)
+
+
+def least_loss(losses, budget):
+    variables = sum(map(len, losses))
+    owner = np.repeat(np.arange(len(losses)), [len(loss) for loss in losses])
+    one_size_each = LinearConstraint((owner == np.arange(len(losses))[:, None]).astype(float), 1, 1)
+    costs = np.concatenate(budget.costs, axis=1) / budget.allowed[:, None]
+    return milp(
+        np.concatenate(losses),
+        constraints=[one_size_each, LinearConstraint(costs, -np.inf, 1)],
+        integrality=np.ones(variables),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 1e-4},
+    ).fun
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(one, marks=pytest.mark.slow) for one in range(5, 50))])
+def test_loss_is_within_a_percent_of_the_least(seed):
+    curves, budget = random_problem(seed)
+    losses = [curve[sizes] for curve, sizes in zip(curves, budget.sizes)]
+    policy = minimize_loss(losses, budget)
+    assert (budget.costs_of(policy.sizes) <= budget.allowed).all()
+    assert sum(curve[size] for curve, size in zip(curves, policy.sizes)) <= 1.01 * least_loss(losses, budget)
+
+
+def test_hull_drops_what_is_above_it():
+    x = np.arange(5)
+    assert lower_hull(x, np.array([4.0, 3.5, 1.0, 0.9, 0.0])).tolist() == [0, 2, 4]
