@@ -13,11 +13,20 @@ from safetensors.torch import save_file
 from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from tests.helpers import CONFIGS, GROUPINGS, make_sorted_model, make_tiny_model, make_tokenizer, random_policy
+from tests.helpers import (
+    CONFIGS,
+    GROUPINGS,
+    make_deep_model,
+    make_sorted_model,
+    make_tiny_model,
+    make_tokenizer,
+    random_policy,
+    without_parts,
+)
 
 
 pytestmark = pytest.mark.slow
-ALIKE = "alike"
+ALIKE, PARTS = "alike", "without parts"
 EVERY_CHECK = ("llama", "gpt-neox", "gpt2", "phi3", "opt", "gemma2", "gemma3", "cohere2", "olmo2")
 
 
@@ -42,9 +51,15 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     cases["phi3, longrope"] = ("phi3", partial | before | {"rope_parameters": rope | partial | before}, (None,))
     # Layers of one size, in the dense model's own class.
     cases |= {f"{name}, {ALIKE}": (name, {}, (None,)) for name in ("llama", "gemma2", "gemma3", "gpt-neox", "gpt2")}
+    cases |= {
+        f"{name}, {PARTS}": (name, {}, (None,)) for name in ("llama", "gpt-neox", "phi3", "gemma3", "olmo3", "opt")
+    }
     for case, (name, sizes, groups) in cases.items():
-        sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
+        model = make_deep_model(name) if PARTS in case else make_tiny_model(name, **sizes)
+        sorted_model, _ = make_sorted_model(model, windows, groups)
         policy = random_policy(sorted_model, 1)
+        if PARTS in case:
+            policy = without_parts(policy)
         if ALIKE in case:
             policy = next(
                 policy

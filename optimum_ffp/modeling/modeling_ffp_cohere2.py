@@ -45,7 +45,8 @@ class Removed(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
         """Return zeros and, as only attention gets further arguments, its missing weights."""
-        zeros = torch.zeros_like(hidden_states)
+        # Not `zeros_like`, by which norms would get no gradient.
+        zeros = 0 * hidden_states
         return (zeros, None) if kwargs else zeros
 
 

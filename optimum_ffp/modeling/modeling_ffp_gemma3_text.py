@@ -43,9 +43,13 @@ def get_layer_config(config: PretrainedConfig, layer_idx: int) -> PretrainedConf
 class Removed(nn.Module):
     """In place of the attention or the FFN of a layer that has none."""
 
+    # Read before 5, to choose arguments that have no effect here.
+    is_sliding, attention_type = False, "full_attention"
+
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:
         """Return zeros and, as only attention gets further arguments, its missing weights."""
-        zeros = torch.zeros_like(hidden_states)
+        # Not `zeros_like`, by which norms would get no gradient.
+        zeros = 0 * hidden_states
         return (zeros, None) if kwargs else zeros
 
 
