@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
 from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.search.task import UNIT_PARAMETERS
-from tests.helpers import KINDS, SETTINGS, make_pruner, make_text, make_tiny_model, make_tokenizer
+from tests.helpers import KINDS, SETTINGS, make_deep_model, make_pruner, make_text, make_tiny_model, make_tokenizer
 
 
 def pruner_of(model, data, **options) -> FFPPruner:
@@ -38,6 +38,30 @@ def test_every_kind_of_family_is_pruned_to_the_budget(data_folder, name, preset)
     assert result.dense_parameters - result.parameters == total - result.policy.kept_parameters
     measured = window_losses(result.model, pruner.measured.data.test.tokens).mean().exp()
     assert float(measured) == pytest.approx(result.perplexity, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("depth", "method"), [("sublayers", "ffp"), ("layers", "homogeneous"), ("layers", "evolutionary")]
+)
+def test_parts_that_are_removed_whole_leave_more_for_the_rest_of_the_budget(tmp_path, depth, method):
+    dense = make_deep_model("llama")
+    # A model that hardly needs its third layer, nor the attention of the last.
+    for layer, part in ((2, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
+        dense.model.layers[layer].get_submodule(part).weight.data *= 1e-3
+    # On text of the model, which no other predicts better.
+    options = {"sparsity": 0.4, "min_retention": 0.5, "calibration": "ridge", "search_samples": 8, "seq_len": 64}
+    whole = pruner_of(copy.deepcopy(dense), "self", method="uniform", **options).prune()
+    pruner = pruner_of(dense, "self", method=method, depth=depth, **options)
+    result = pruner.prune()
+    assert result.policy.kept_layers == (0, 1, 3) and result.perplexity < whole.perplexity
+    assert (result.policy.sizes[6] == 0) == (depth == "sublayers")
+    assert 0 <= result.policy.sparsity - 0.4 < 0.05
+    pruner.save_pretrained(tmp_path / "out")
+    loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert isinstance(loaded, LlamaForCausalLM) and (type(loaded) is LlamaForCausalLM) == (method == "homogeneous")
+    measured = window_losses(loaded, pruner.measured.data.test.tokens).mean().exp()
+    assert float(measured) == pytest.approx(result.perplexity, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Budgets: limits on what a model costs, bounds per unit, and sizes that meet both. Uses only numpy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -175,6 +175,26 @@ class Budget:
         budget.allowed = self.dense - progress * (self.dense - self.allowed)
         return budget
 
+    def without(self, removed: Collection[int]) -> "Budget":
+        """Return the budget of a model whose units of these indices are removed whole, in spite of the bounds.
+
+        Raises:
+            FFPError: If the largest sizes of the others leave nothing to remove.
+        """
+        budget, none = copy(self), (np.zeros(1, dtype=np.int64), np.zeros((len(self.limits), 1)))
+        gone = [index in removed for index in range(len(self.units))]
+        budget.smallest, budget.largest = (np.where(gone, 0, bound) for bound in (self.smallest, self.largest))
+        choices = [none if one else kept for one, *kept in zip(gone, self.sizes, self.costs)]
+        budget.sizes, budget.costs = map(list, zip(*choices))
+        budget._check_limits()
+        return budget
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of every dense unit in the cost of all units, of the limit where it is largest, shape `[units]`."""
+        costs = np.array([[table[-1] for table in limit.costs] for limit in self.limits])
+        return (costs / self.dense[:, None]).max(0)
+
     def linear(self) -> tuple[np.ndarray, float]:
         """Return the cost per group of every unit, shape `[units]`, and the cost that all groups may have.
 
@@ -186,8 +206,8 @@ class Budget:
             raise FFPError(f"this mapping or method takes one limit, found {names}; choose mapping 'curves'")
         costs = self.limits[0].costs
         per_group = np.array([table[-1] - table[-2] for table in costs])
-        fixed = sum(table[-1] - slope * unit.groups for table, slope, unit in zip(costs, per_group, self.units))
-        return per_group, float(self.allowed[0] - fixed)
+        fixed = np.array([table[-1] for table in costs]) - per_group * self.groups
+        return per_group, float(self.allowed[0] - fixed @ (self.largest > 0))
 
     def costs_of(self, sizes: Sequence[int]) -> np.ndarray:
         """Return the costs of all units with the given numbers of groups, shape `[limits]`."""

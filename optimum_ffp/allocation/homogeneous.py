@@ -12,7 +12,7 @@ from .policy import PruningPolicy
 def homogeneous_policies(
     budget: Budget, is_possible: Callable[[PruningPolicy], bool] = lambda policy: True
 ) -> list[PruningPolicy]:
-    """Return the policies that keep the same number of heads and of channels in every layer.
+    """Return the policies that keep the same number of heads and of channels in every layer that isn't removed.
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget. If attention
     is so small that FFNs reach their bound, a policy is smaller than necessary; the largest possible one of those is
@@ -30,7 +30,7 @@ def homogeneous_policies(
             "some layers of this model lose KV groups and others query heads, so their sizes can't be equal; choose "
             "attention 'kv-groups' or 'query-heads'"
         )
-    attention = np.array([unit.kind == "attention" for unit in budget.units])
+    attention, kept = np.array([unit.kind == "attention" for unit in budget.units]), budget.largest > 0
     (sizes, heads), (widths, channels) = (
         (budget.sizes[kind[0]], sum(budget.costs[unit] for unit in kind))
         for kind in map(np.flatnonzero, (attention, ~attention))
@@ -39,9 +39,11 @@ def homogeneous_policies(
     for size, cost in zip(sizes, heads.T):
         slack = budget.allowed[:, None] - cost[:, None] - channels
         if fitting := np.flatnonzero((slack >= 0).all(0)).tolist():
-            policy = budget.policy(np.where(attention, size, widths[fitting[-1]]))
+            policy = budget.policy(kept * np.where(attention, size, widths[fitting[-1]]))
             # All FFNs are as wide as possible, and could grow by a step.
-            spare = fitting[-1] == len(widths) - 1 and (slack[:, -1] >= budget.quanta[:, ~attention].sum(1)).all()
+            spare = (
+                fitting[-1] == len(widths) - 1 and (slack[:, -1] >= budget.quanta[:, ~attention & kept].sum(1)).all()
+            )
             (smaller if spare else exact).append(policy)
     policies = [policy for policy in exact if is_possible(policy)]
     policies = policies or [policy for policy in smaller if is_possible(policy)][-1:]

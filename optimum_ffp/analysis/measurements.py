@@ -126,7 +126,7 @@ class Measurements:
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
-        self.unit_variants = find_unit_variants(model, self.layerwise.family, config)
+        self.unit_variants = find_unit_variants(model, self.layerwise.family, config.resolve())
         self.config = self.resolved(config)
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()

@@ -159,6 +159,15 @@ class FFPConfig(TextConfig):
         paper="kv-groups",
         default_text="auto, or kv-groups with method homogeneous",
     )
+    depth: str = option(
+        "none",
+        "What may be removed whole, in spite of min_retention, where that costs less than fewer heads and channels: "
+        "none, layers (the checkpoint has fewer; also with method homogeneous) or sublayers (the attention or the FFN "
+        "of a layer). Their number is that with the lowest loss.",
+        "Pruning",
+        choices=("none", "layers", "sublayers"),
+        when=("method", "ffp", "no-search", "uniform", "homogeneous", "random", "evolutionary"),
+    )
     min_retention: float = option(
         0.2, "Minimum fraction of heads or FFN channels to keep in a layer.", "Pruning", high=1
     )
@@ -355,6 +364,11 @@ class FFPConfig(TextConfig):
         return self.method == "ffp" and self.agent == "gradient"
 
     @property
+    def searches_depth(self) -> bool:
+        """Whether parts that are removed whole are searched for."""
+        return self.depth != "none" and self.reads("depth")
+
+    @property
     def skips_search(self) -> bool:
         """Whether the default method is not to search, since weights are trained afterwards."""
         trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
@@ -423,6 +437,8 @@ class FFPConfig(TextConfig):
                 "method 'homogeneous' needs one kind of group in all layers; choose attention 'kv-groups' or "
                 "'query-heads'"
             )
+        if self.method == "homogeneous" and self.depth == "sublayers":
+            raise FFPError("method 'homogeneous' needs the same parts in all layers; choose depth 'layers' or 'none'")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
 

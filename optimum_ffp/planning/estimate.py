@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..allocation.policy import Unit
 from ..analysis.attention import find_unit_variants
 from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
 from ..compression.training.batch import Batch
@@ -21,6 +22,7 @@ from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
 from ..modeling.offloading import check_calibration, check_offload
+from ..search.depth import WINDOWS, max_evaluations, parts_of
 from ..search.runner import check_budget
 from ..search.task import finalist_count, finalist_windows
 from ..utils import processes
@@ -176,7 +178,7 @@ def estimate_prune(
         estimate = _estimate_at(place, model, variants[0], choice, sparsities, written, local_processes, machine)
         if not estimate.warnings:
             break
-    return replace(estimate, tokens=_max_tokens(choice, searches, written))
+    return replace(estimate, tokens=_max_tokens(choice, searches, written, [unit.unit for unit in variants[0]]))
 
 
 def _estimate_at(
@@ -284,7 +286,7 @@ def _estimate_at(
     )
 
 
-def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int) -> int:
+def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, units: Sequence[Unit]) -> int:
     """Return an upper bound of the tokens of a prune, with the options of each search, and windows that it writes."""
     read, windows = config.num_samples, 0
     held_out, passes = config.held_out_samples, config.layer_passes
@@ -298,23 +300,25 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int) 
         windows += (1 + GRADIENT_COST) * config.model_passes * read
         windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
-    windows = len(searches) * windows + sum(map(_search_windows, searches))
+    windows = len(searches) * windows + sum(_search_windows(search, units) for search in searches)
     dense = config.search_samples * any(search.compares_policies for search in searches)
     return (written + read + fishers + dense + windows) * config.seq_len
 
 
-def _search_windows(config: FFPConfig) -> int:
+def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
-    search = config.search_samples
+    search, depth = config.search_samples, 0
+    if config.searches_depth:
+        depth = min(WINDOWS, search) * max_evaluations(len(parts_of(units, config.depth)))
     if not config.compares_policies:
-        return 0
+        return depth
     if config.method == "homogeneous":
-        return finalist_windows(config.candidates, search)
+        return depth + finalist_windows(config.candidates, search)
     # With those of the last update of PPO, and two baselines.
     finalists = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
     compared = [finalists + 2] if config.fall_back else [finalists, 2]
     updates = config.search_steps * min(config.update_samples, search)
-    return updates + sum(finalist_windows(count, search) for count in compared)
+    return depth + updates + sum(finalist_windows(count, search) for count in compared)
 
 
 def estimate_recovery(

@@ -21,6 +21,7 @@ from ..hub.naming import short_name
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
+from .depth import WINDOWS, Part, choose_removed
 from .evaluator import CandidateEvaluator
 from .task import AgentState, SearchTask, finalist_count
 
@@ -100,6 +101,8 @@ class PolicySearch:
         counter = self.measured.layerwise.counter
         read_before = counter.tokens
         method = find_choice("method", config.method)
+        if config.searches_depth:
+            self.budget = self.budget.without(self._choose_removed())
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
@@ -158,6 +161,23 @@ class PolicySearch:
         budget = self.budget.relaxed(sparsity / self.config.sparsity)
         # The search runs in every process, and agents may round differently on other machines.
         return processes.from_main(self.mapping(scores, budget))
+
+    def _choose_removed(self) -> Part:
+        """Compare policies without a search that remove more and more units whole, and return those of the best."""
+        config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
+        scores = np.zeros(len(self.measured.units))
+        alike = config.method in ("uniform", "homogeneous")
+
+        def policy_without(removed: Part) -> PruningPolicy:
+            budget = self.budget.without(removed)
+            return processes.from_main(uniform(scores, budget) if alike else self.mapping(scores, budget))
+
+        def loss_of(policy: PruningPolicy) -> float:
+            return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))
+
+        with progress_bar(None, "Depth", "evaluation") as bar:
+            self.evaluator.on_evaluation = bar.update
+            return choose_removed(self.measured.units, self.budget.shares, config.depth, policy_without, loss_of)
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores = np.zeros(len(self.measured.units))

@@ -80,6 +80,7 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
         {"preset": "paper"},
         {"preset": "paper", "method": "uniform"},
         {"method": "evolutionary"},
+        {"method": "no-search", "depth": "sublayers"},
         {"method": None, "sparsity": 0.3},
     ],
 )

@@ -1,0 +1,104 @@
+"""Depth: which attentions, FFNs or layers are removed whole, and how many of them under a budget."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..allocation.policy import PruningPolicy, Unit
+from ..errors import FFPError
+
+
+# Number of search windows that losses are measured on.
+WINDOWS = 8
+# Losses that are measured again before every removal.
+REPEATED = 4
+# Number of removals without an improvement after which no more are tried.
+PATIENCE = 4
+# Indices of units.
+Part = tuple[int, ...]
+
+
+def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
+    """Return what can be removed whole: units with depth `"sublayers"`, and all units of a layer with `"layers"`."""
+    parts: dict[int, Part] = {}
+    for index, unit in enumerate(units):
+        key = index if depth == "sublayers" else unit.layer
+        parts[key] = (*parts.get(key, ()), index)
+    return [part for part in parts.values() if not any(units[index].required for index in part)]
+
+
+def max_evaluations(parts: int) -> int:
+    """Return an upper bound of the number of policies that `choose_removed` evaluates."""
+    return 2 + parts * (2 + REPEATED)
+
+
+def removals(
+    units: Sequence[Unit], costs: Sequence[float], parts: Sequence[Part], loss_of: Callable[[PruningPolicy], float]
+) -> Iterator[Part]:
+    """Yield ever more units to remove, each time with the part whose removal increases the loss least for its cost.
+
+    The increase is measured on the model without what was removed before, and otherwise dense. It mostly grows with
+    every removal, so that only the parts with the lowest earlier increases are measured again (a lazy greedy search).
+
+    Args:
+        units: The units of the model.
+        costs: Cost of every unit, such as its share in the parameters.
+        parts: What can be removed. Parts without a cost stay.
+        loss_of: Measures the loss of a policy.
+    """
+
+    def loss_without(removed: Part) -> float:
+        sizes = (0 if index in removed else unit.groups for index, unit in enumerate(units))
+        return loss_of(PruningPolicy(tuple(units), tuple(sizes)))
+
+    cost_of = {part: cost for part in parts if (cost := sum(costs[index] for index in part)) > 0}
+    removed, loss = (), loss_without(())
+    losses = {part: loss_without(part) for part in cost_of}
+    increases = {part: (losses[part] - loss) / cost for part, cost in cost_of.items()}
+    measured = {*cost_of}
+    while increases:
+        chosen = min(measured, key=increases.get)
+        removed, loss = removed + chosen, losses[chosen]
+        yield removed
+        del increases[chosen]
+        measured.clear()
+        while len(measured) < min(REPEATED, len(increases)):
+            part = min(increases, key=increases.get)
+            if part in measured:
+                break
+            losses[part] = loss_without(removed + part)
+            increases[part] = (losses[part] - loss) / cost_of[part]
+            measured.add(part)
+
+
+def choose_removed(
+    units: Sequence[Unit],
+    costs: Sequence[float],
+    depth: str,
+    policy_without: Callable[[Part], PruningPolicy],
+    loss_of: Callable[[PruningPolicy], float],
+) -> Part:
+    """Return the units to remove whole: those of `removals` without which the pruned model has the lowest loss.
+
+    Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
+    removals are tried in ascending order, until the budget is exceeded or the loss has not fallen `PATIENCE` times.
+
+    Args:
+        units: The units of the model.
+        costs: As for `removals`.
+        depth: `"layers"` or `"sublayers"`.
+        policy_without: Returns a policy that meets the budget without these units. Raises `FFPError` if they are
+            more than the budget removes.
+        loss_of: Measures the loss of a policy.
+    """
+    chosen: Part = ()
+    best, waited = loss_of(policy_without(chosen)), 0
+    for removed in removals(units, costs, parts_of(units, depth), loss_of):
+        try:
+            loss = loss_of(policy_without(removed))
+        except FFPError:
+            break
+        waited += 1
+        if loss < best:
+            chosen, best, waited = removed, loss, 0
+        elif waited == PATIENCE:
+            break
+    return chosen

@@ -1,0 +1,79 @@
+"""Which parts are removed whole, and how many, by losses that are known."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.errors import FFPError
+from optimum_ffp.search.depth import PATIENCE, choose_removed, max_evaluations, parts_of, removals
+
+
+UNITS = tuple(
+    unit
+    for layer in range(6)
+    for unit in (Unit(layer, "attention", 4, 10, required=layer == 0), Unit(layer, "ffn", 16, 10, 5))
+)
+
+
+COSTS = [unit.parameters for unit in UNITS]
+
+
+def removed_by(policy):
+    return tuple(index for index, size in enumerate(policy.sizes) if not size)
+
+
+def test_the_attention_of_the_first_layer_stays_and_so_does_that_layer():
+    assert parts_of(UNITS, "sublayers") == [(index,) for index in range(1, 12)]
+    assert parts_of(UNITS, "layers") == [(index, index + 1) for index in range(2, 12, 2)]
+
+
+@given(st.lists(st.floats(-1, 10), min_size=12, max_size=12), st.sampled_from(["layers", "sublayers"]))
+def test_parts_without_interaction_go_by_their_loss_per_parameter(losses, depth):
+    calls = []
+
+    def loss_of(policy):
+        calls.append(policy)
+        return sum(losses[index] for index in removed_by(policy))
+
+    parts = parts_of(UNITS, depth)
+    found = [(), *removals(UNITS, COSTS, parts, loss_of)]
+    order = [tuple(sorted({*after} - {*before})) for before, after in pairwise(found)]
+    assert sorted(order) == parts
+    rates = [sum(losses[i] for i in part) / sum(COSTS[i] for i in part) for part in order]
+    assert rates == pytest.approx(sorted(rates), abs=1e-9)
+    assert len(calls) + len(parts) + 1 <= max_evaluations(len(parts))
+
+
+def test_what_a_removal_makes_worse_is_measured_again():
+    def loss_of(policy):
+        removed = removed_by(policy)
+        # The third layer makes up for the second, and the other way around.
+        return 0.1 * len(removed) + 0.01 * sum(removed) + 5 * ({2, 4} <= {*removed})
+
+    first, second, *_ = removals(UNITS, COSTS, parts_of(UNITS, "layers"), loss_of)
+    assert (first, second) == ((2, 3), (2, 3, 6, 7))
+
+
+@pytest.mark.parametrize(("best", "affordable"), [(0, 11), (1, 11), (3, 11), (7, 11), (11, 3)])
+def test_as_many_are_removed_as_lose_the_least(best, affordable):
+    tried = []
+
+    def policy_without(removed):
+        if len(removed) > affordable:
+            raise FFPError("removes too much")
+        tried.append(len(removed))
+        sizes = np.array([unit.groups for unit in UNITS]) // 2
+        sizes[[*removed]] = 0
+        return PruningPolicy(UNITS, tuple(sizes.tolist()))
+
+    def loss_of(policy):
+        number = policy.sizes.count(0)
+        return number if max(policy.sizes) > 8 else abs(number - best)
+
+    chosen = choose_removed(UNITS, COSTS, "sublayers", policy_without, loss_of)
+    assert len(chosen) == min(best, affordable)
+    assert tried == [*range(min(best + PATIENCE, affordable, 11) + 1)]
