@@ -166,7 +166,6 @@ class FFPConfig(TextConfig):
         "of a layer). Their number is that with the lowest loss.",
         "Pruning",
         choices=("none", "layers", "sublayers"),
-        when=("method", "ffp", "no-search", "uniform", "homogeneous", "random", "evolutionary"),
     )
     min_retention: float = option(
         0.2, "Minimum fraction of heads or FFN channels to keep in a layer.", "Pruning", high=1
@@ -364,11 +363,6 @@ class FFPConfig(TextConfig):
         return self.method == "ffp" and self.agent == "gradient"
 
     @property
-    def searches_depth(self) -> bool:
-        """Whether parts that are removed whole are searched for."""
-        return self.depth != "none" and self.reads("depth")
-
-    @property
     def skips_search(self) -> bool:
         """Whether the default method is not to search, since weights are trained afterwards."""
         trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
@@ -439,6 +433,8 @@ class FFPConfig(TextConfig):
             )
         if self.method == "homogeneous" and self.depth == "sublayers":
             raise FFPError("method 'homogeneous' needs the same parts in all layers; choose depth 'layers' or 'none'")
+        if self.policy and self.depth != "none":
+            raise FFPError(f"a policy says itself what is removed whole; leave out depth {self.depth!r}")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
 

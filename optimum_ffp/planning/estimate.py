@@ -308,7 +308,7 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
 def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
     search, depth = config.search_samples, 0
-    if config.searches_depth:
+    if config.depth != "none":
         depth = min(WINDOWS, search) * max_evaluations(len(parts_of(units, config.depth)))
     if not config.compares_policies:
         return depth

@@ -101,7 +101,7 @@ class PolicySearch:
         counter = self.measured.layerwise.counter
         read_before = counter.tokens
         method = find_choice("method", config.method)
-        if config.searches_depth:
+        if config.depth != "none":
             self.budget = self.budget.without(self._choose_removed())
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}

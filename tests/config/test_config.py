@@ -85,6 +85,8 @@ REFUSED = [
     (FFPConfig, {"hidden_sizes": 64}, "hidden_sizes"),
     (FFPConfig, {"method": "magic"}, "no-search"),
     (FFPConfig, {"method": "homogeneous", "attention": "auto"}, "query-heads"),
+    (FFPConfig, {"method": "homogeneous", "depth": "sublayers"}, "layers"),
+    (FFPConfig, {"policy": "pruned", "depth": "layers"}, "policy"),
     (FFPConfig, {"agent": "gradient", "reward": "pruned"}, "reward"),
     (FFPConfig, {"agent": "gradient", "mapping": "greedy"}, "mapping"),
     (FFPConfig, {"criterion": "no_such_package.criterion"}, "fisher-obs"),
