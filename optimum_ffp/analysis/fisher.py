@@ -14,7 +14,7 @@ from ..modeling.families.base import units_of_layer
 from ..utils import processes
 from ..utils.cholesky import check_finite
 from ..utils.seeds import seed_of
-from .gram import add_gram, matrix_device, output_norms
+from .gram import add_gram, matrix_device, mirror, output_norms
 
 
 def collect_fisher(
@@ -71,7 +71,7 @@ def collect_fisher(
 
     def finish(layer: int) -> None:
         for index in units_of_layer(units, layer):
-            matrix = processes.sum_(sum_of(index)).div_(windows.numel())
+            matrix = mirror(processes.sum_(sum_of(index))).div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             matrices[index] = keep(index, matrix.cpu())

@@ -27,7 +27,8 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 
 
 @pytest.mark.slow
-def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows):
+def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.analysis.gram.BLOCK", 7)
     units = find_units(tiny_model, get_family(tiny_model.config.model_type))
     before = copy.deepcopy(tiny_model.state_dict())
     fishers = collect_fisher(layerwise_of(tiny_model), units, windows.repeat(8, 1))
