@@ -48,7 +48,16 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
         if "can't be met" in str(error):
             check_infeasible(units, sparsity, bounds)
         return
+    removed = data.draw(st.sets(st.integers(0, len(units) - 1)) | st.just(set()))
+    try:
+        budget = budget.without(removed)
+    except FFPError:
+        # Refused only if what is left fits at its largest.
+        kept = [unit for index, unit in enumerate(units) if index not in removed]
+        assert sum(unit.parameters for unit in kept) * bounds[1] <= (1 - sparsity) * block_parameters(units) + 1
+        return
     policy = mapping(scores, budget)
+    assert {index for index, size in enumerate(policy.sizes) if size == 0} == removed
 
     target = (1 - Fraction(str(sparsity))) * block_parameters(units)
     gap = float(target - int(policy.kept_parameters))
