@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import exp, expm1
 from pathlib import Path
 from statistics import mean, stdev
@@ -73,8 +74,9 @@ class Pool:
         return {}
 
     def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
-        """Return the losses of test windows, counted from 1; none without a record."""
-        return losses_of(self.find(wanted, last), wanted, text)[first - 1 : last]
+        """Return the losses of test windows, counted from 1; none without a record of all of them."""
+        losses = losses_of(self.find(wanted, last), wanted, text)[first - 1 : last]
+        return [] if None in losses else losses
 
 
 def losses_of(record: dict, wanted: Wanted, text: int = 0) -> list[float]:
@@ -87,7 +89,7 @@ def read(file: str) -> list[dict]:
     """Read one file. The `losses` of its records are lists over texts and windows, by model."""
     records = json.loads((HERE / "results" / f"{file}.json").read_text())
     records = records if isinstance(records, list) else [records]
-    return [flat for record in records for flat in flatten(record)]
+    return [flat | {"file": file} for record in records for flat in flatten(record)]
 
 
 def flatten(record: dict) -> list[dict]:
@@ -99,6 +101,8 @@ def flatten(record: dict) -> list[dict]:
         return [shared | search for search in record["searches"]]
     if "start" in record:
         return [record["options"] | record]
+    if "numbers" in record:
+        return [{"model": record["model"], "losses": by_number(record)}]
     if "losses" in record:
         texts = [record, *record["other_texts"]]
         losses = {model: [text["losses"][model] for text in texts] for model in record["losses"]}
@@ -106,6 +110,14 @@ def flatten(record: dict) -> list[dict]:
         text = calibrated_on["windows"] * calibrated_on["window_length"]
         return [record.get("options", {}) | record | {"losses": losses, "text": text}]
     return [record]
+
+
+def by_number(record: dict) -> dict[str, list[list[float | None]]]:
+    """Return what `divergence.py` measured on test windows, with `None` for those between that it didn't run."""
+    names = {"calibrated": "losses", "divergence": "divergence", "agreement": "agreement"}
+    figures = {name: dict(zip(record["numbers"], record.get(key, []))) for name, key in names.items()}
+    last = record["numbers"][-1]
+    return {name: [[found.get(number) for number in range(1, last + 1)]] for name, found in figures.items() if found}
 
 
 def evaluated(model: dict) -> dict:
@@ -164,6 +176,16 @@ def against(first: int, last: int, text: int = 0, **than: Any) -> Column:
         pair = [one - other for one, other in zip(ours, theirs)]
         nats, error = mean_and_error(pair)
         return f"**{difference([pair])}**" if nats <= -3 * error else difference([pair])
+
+    return cell
+
+
+def average(first: int, last: int, figure: str, form: str, times: float = 1) -> Column:
+    """Mean of a figure of `divergence.py` over test windows, counted from 1."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        found = pool.losses(row | {"of": figure}, first, last)
+        return form.format(times * mean(found)) if found else ""
 
     return cell
 
@@ -288,6 +310,7 @@ FRONTIER = tuple(
     for name in ("default-model-*", "fast", "best*", "frontier-*")
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
+DIVERGENCES = tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-*.json")))
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
@@ -336,6 +359,24 @@ TABLES = {
             "time": time_against,
         },
         rows_of_presets(),
+    ),
+    "divergence": Table(
+        "records and model",
+        DIVERGENCES,
+        {
+            f"{head}, {first}-{last}": column(first, last)
+            for head, column in (
+                ("perplexity", perplexity),
+                ("divergence", partial(average, figure="divergence", form="{:.4f}")),
+                ("same token", partial(average, figure="agreement", form="{:.1f} %", times=100)),
+            )
+            for first, last in ((1, 10), (82, 148))
+        },
+        [
+            (f"{file.removeprefix('smollm2-divergence-')}: {model}", [{"file": file, "model": model}])
+            for file in DIVERGENCES
+            for model in [record["model"] for record in read(file)]
+        ],
     ),
     "default": Table(
         SIZES,
