@@ -8,7 +8,7 @@ It is the paper's default, adaptive over layers and modules (AL-AM), as in the a
 projection has the metric `Var(X) * sum(W^2)`, squared in attention. Metrics are standardized over the columns of a
 unit and averaged over those of a head. Heads and channels of all layers are kept in the order of this score, down to
 the number of parameters of the sparsity. A KV head goes with its query heads. What differs: sizes are whole steps of
-the prune (`ffn_multiple`), every unit keeps one, and the sparsity is met exactly. Statistics are those of the
+the prune (`multiple_of`), every unit keeps one, and the sparsity is met exactly. Statistics are those of the
 calibration windows of a prune with the same options.
 """
 

@@ -271,7 +271,7 @@ class FFPPruner:
         meter = StageMeter(counter=self.measured.layerwise.counter)
         with meter.stage("search"):
             policy_search = PolicySearch(self.measured, config)
-            run = f"{Path(self.model_id).name}-{config.sparsity:g}"
+            run = f"{Path(self.model_id).name}-{config.budget_name}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 result = policy_search.run(agent, tracker.log_evaluation)
         result.cost, result.note = meter, NO_SEARCH if skips else result.note
@@ -377,4 +377,4 @@ class FFPPruner:
     def _check_budget(self, config: FFPConfig) -> None:
         shapes = ([unit.unit for unit in units] for units in self.measured.unit_variants)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
-        check_budget(shapes, config, possible)
+        check_budget(self.measured.model, shapes, config, possible)

@@ -216,7 +216,7 @@ def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder
 
 @pytest.mark.slow
 def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
-    options = {"min_retention": 0.5, "max_retention": 0.75, "ffn_multiple": 4, "sparsity": 0.4}
+    options = {"min_retention": 0.5, "max_retention": 0.75, "multiple_of": 4, "sparsity": 0.4}
     result = make_pruner(save_tiny_model(), data_folder, **options).prune()
     for unit, size in zip(result.policy.units, result.policy.sizes):
         assert 0.5 <= size / unit.groups <= 0.75 and (unit.kind == "attention" or size % 4 == 0)

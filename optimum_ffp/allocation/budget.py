@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -169,6 +170,23 @@ class Budget:
         """Fraction of the cost of all units to remove, of the limit that removes the largest one."""
         return float((1 - self.allowed / self.dense).max())
 
+    @property
+    def removed_parameters(self) -> int:
+        """Number of parameters that are removed for certain; 0 if only bytes are limited."""
+        spared = zip(self.limits, self.dense - self.allowed)
+        return max((int(count) for limit, count in spared if limit.option in ("sparsity", "params")), default=0)
+
+    def describe(self) -> list[str]:
+        """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
+        lines = []
+        for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.smallest)):
+            bound = "at least" if limit.scale > 0 else "at most"
+            asked, whole = (format_value(limit.option, value) for value in (limit.asked, limit.value(dense)))
+            lines.append(
+                f"{limit.option} {asked} (dense model {whole}, {bound} {limit.describe(least, higher=True)} possible)"
+            )
+        return lines
+
     def relaxed(self, progress: float) -> "Budget":
         """Return the budget at a fraction of the way from the dense model to the limits."""
         budget = copy(self)
@@ -208,6 +226,14 @@ class Budget:
         per_group = np.array([table[-1] - table[-2] for table in costs])
         fixed = np.array([table[-1] for table in costs]) - per_group * self.groups
         return per_group, float(self.allowed[0] - fixed @ (self.largest > 0))
+
+    def record(self, policy: PruningPolicy) -> list[dict[str, Any]]:
+        """Return the JSON-ready values of every limit's option: asked, of the dense model, and reached by a policy."""
+        reached = self.costs_of(policy.sizes)
+        return [
+            {"option": limit.option, "asked": limit.asked, "dense": limit.value(dense), "reached": limit.value(cost)}
+            for limit, dense, cost in zip(self.limits, self.dense.tolist(), reached.tolist())
+        ]
 
     def costs_of(self, sizes: Sequence[int]) -> np.ndarray:
         """Return the costs of all units with the given numbers of groups, shape `[limits]`."""

@@ -40,7 +40,7 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     possible = family.attention_groups(model.config)
     if config.policy:
         kept = {(row.get("layer"), row.get("group")) for row in policy_rows(config.policy)}
-        variants = (find_units(model, family, config.ffn_multiple, group) for group in possible)
+        variants = (find_units(model, family, config.multiple_of, group) for group in possible)
         # The first kind where the policy has none of them.
         units = [max(kinds, key=lambda one: (one.unit.layer, one.unit.group) in kept) for kinds in zip(*variants)]
         return (units,)
@@ -54,7 +54,7 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
         name = model.config._name_or_path or "the model"
         outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
         _warn_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
-    return tuple(find_units(model, family, config.ffn_multiple, group) for group in possible)
+    return tuple(find_units(model, family, config.multiple_of, group) for group in possible)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Pareto front of a sweep over sparsities, as JSON and plot."""
+"""Pareto front of a sweep over budgets, as JSON and plot."""
 
 import os
 from collections.abc import Mapping
@@ -13,15 +13,16 @@ from .plots import write_front
 from .result import PruningResult
 
 
-def extend_front(front: Mapping[str, Any], result: PruningResult) -> dict[str, Any]:
-    """Return the record of the size and perplexity at every sparsity of a sweep, with one more result.
+def extend_front(front: Mapping[str, Any], result: PruningResult, swept: str = "sparsity") -> dict[str, Any]:
+    """Return the record of the size and perplexity at every budget of a sweep, with one more result.
 
     `search_perplexity` compares policies before the final calibration, on the search windows. `perplexity` is that of
     the final model on the test windows.
 
     Args:
         front: Record of the previous results; empty if there are none.
-        result: Result at the next sparsity.
+        result: Result with the next budget.
+        swept: Option of the budget that differs.
     """
     search = result.search
     dense = {
@@ -31,6 +32,7 @@ def extend_front(front: Mapping[str, Any], result: PruningResult) -> dict[str, A
     }
     row = {
         "sparsity": result.policy.sparsity,
+        "limit": next(limit for limit in search.budget if limit["option"] == swept),
         "parameters": result.parameters,
         "search_perplexity": search.baselines | ({"searched": search.best_perplexity} if search.windows else {}),
         "perplexity": result.perplexity,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..allocation.policy import GROUP_NAMES
+from ..config.budgets import format_value
 from ..data import describe_size, describe_windows
 
 
@@ -13,6 +14,11 @@ from ..data import describe_size, describe_windows
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#D9D9D9"
 # Line of each baseline of a search.
 BASELINES = {"uniform": {"color": ORANGE, "linestyle": ":"}, "no-search": {"color": GREEN, "linestyle": "-."}}
+# Label of the axis and its unit, by the option that a front is over, where that isn't the number of parameters.
+FRONT_AXES = {
+    "memory": ("memory of weights and KV cache [GiB]", 2**30),
+    "kv_cache": ("KV cache as a fraction of the dense model's", 1),
+}
 # Inches, wide enough for 80 layers, with 10-point text that is legible at half size.
 WIDTH, DPI = 7, 200
 
@@ -34,7 +40,9 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
 
 
 def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -> None:
-    """Plot the Pareto front of several sparsities: test perplexity of the final models against parameters.
+    """Plot the Pareto front of several budgets: test perplexity of the final models against what is limited.
+
+    That is the number of parameters, or the bytes or the share of the KV cache that a limit is on.
 
     Args:
         front: Record of `extend_front`.
@@ -43,12 +51,18 @@ def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -
     """
     figure, (axes,) = _new_figure(3.8)
     dense, rows = front["dense"], [row for row in front["pruned"] if row["perplexity"] is not None]
+    # Records of earlier versions have no limit.
+    limits = [row.get("limit", {"option": "sparsity", "asked": row["sparsity"]}) for row in rows]
+    label, unit = FRONT_AXES.get(limits[0]["option"], ("parameters of the model [million]", None))
     sizes = [row["parameters"] / 1e6 for row in (dense, *rows)]
+    if unit:
+        sizes = [value / unit for value in (limits[0]["dense"], *(limit["reached"] for limit in limits))]
     perplexities = _column([dense, *rows], "perplexity")
-    axes.plot(sizes, perplexities, color=BLUE, marker="o", label="pruned, with percent of the blocks removed")
-    for row, size in zip(rows, sizes[1:]):
+    axes.plot(sizes, perplexities, color=BLUE, marker="o", label="pruned, with the limit that was asked for")
+    for row, limit, size in zip(rows, limits, sizes[1:]):
         here, offset = (size, row["perplexity"]), {"xytext": (6, 6), "textcoords": "offset points"}
-        axes.annotate(f"{100 * row['sparsity']:.3g} %", here, **offset)
+        asked = format_value(limit["option"], limit["asked"])
+        axes.annotate(f"{100 * limit['asked']:.3g} %" if limit["option"] == "sparsity" else asked, here, **offset)
         if row["parameters"] == this:
             axes.scatter(*here, s=160, facecolors="none", edgecolors="black", label="this model", zorder=3)
     style = {"color": "black", "linestyle": "--", "linewidth": 1}
@@ -56,7 +70,7 @@ def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -
     axes.plot(sizes[0], perplexities[0], marker="s", label="dense", **style)
     _scale_perplexity_axis(axes, perplexities)
     axes.margins(x=0.08, y=0.12)
-    axes.set(xlabel="parameters of the model [million]", ylabel="test perplexity")
+    axes.set(xlabel=label, ylabel="test perplexity")
     # Names may contain dollar signs, which would be parsed as formulas.
     axes.set_title(describe_windows(front["test_windows"]), fontsize=9, parse_math=False, wrap=True)
     figure.suptitle("Size and perplexity of the pruned models")

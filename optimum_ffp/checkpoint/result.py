@@ -30,7 +30,7 @@ class Found:
         agent: State of the agent for policy transfer, if the method has one.
         scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
             curves.
-        config: Options; `config.sparsity` is the target.
+        config: Options, with the budget.
         dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
         candidate_evaluations: Number of policies evaluated.
         tokens_evaluated: Tokens in forward passes for these evaluations.
@@ -39,6 +39,7 @@ class Found:
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
         note: Where the policy is from, if it wasn't searched for.
+        budget: Limits: the option, and its value as asked, of the dense model and reached.
         front: Record of the Pareto front of a sweep up to this sparsity.
         cost: Time, memory and tokens of the search.
     """
@@ -58,6 +59,7 @@ class Found:
     calibrated_on: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = None
     note: str | None = None
+    budget: list[dict[str, Any]] = field(default_factory=list)
     front: dict[str, Any] | None = None
     cost: StageMeter = field(default_factory=StageMeter)
 
@@ -72,6 +74,7 @@ class Found:
             "calibrated_on": self.calibrated_on,
             "warm_start": self.warm_start,
             "note": self.note,
+            "budget": self.budget,
         }
         if self.windows:
             record["perplexity"] = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows

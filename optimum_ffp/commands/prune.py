@@ -8,6 +8,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand
 
 from ..config import FFPConfig
+from ..config.budgets import LIMITS
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils.folders import expand
@@ -16,11 +17,12 @@ from .errors import one_line_errors
 from .launching import run_in_processes
 
 
-USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--sparsity X] [--dataset DATASET] [--push-to-hub] [options]"
+USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
 DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, with a different number per layer,
 and adapt the remaining weights. Transformers can load the resulting folder."""
 EXAMPLES = """examples:
-  optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --sparsity 0.2
+  optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --params 5B
+  optimum-cli ffp prune -m Qwen/Qwen3-8B out --memory 12GiB --context 32k --sequences 4
   optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
   optimum-cli ffp prune -m model.gguf out --dataset self --preset paper --search-steps 64
 """
@@ -56,7 +58,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
             help="Where to store the weights of layers that aren't running: none (on the device), host (in host "
             "memory), disk (in the files of the checkpoint), or auto (the first with enough memory, as in --plan).",
         )
-        arguments.add_hub_group(parser, "; ID-10 and so on for several sparsities")
+        arguments.add_hub_group(parser, "; ID-10 and so on for several budgets")
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
@@ -64,24 +66,40 @@ class FFPPruneCommand(BaseOptimumCLICommand):
             run_in_processes(None if self.args.plan else self.args.num_processes, lambda: prune(self.args))
 
 
-def output_folders(args: Namespace, sparsities: list[float]) -> list[str]:
-    """Return one folder per sparsity: the output folder, or one with the percentage in its name."""
-    if args.output and len(sparsities) == 1:
+def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
+    """Return the option with several values, if there is one, and a config for each of its values."""
+    given = {name: values for name in LIMITS if (values := getattr(args, name))}
+    if args.policy and (given or args.method):
+        raise FFPError("--policy decides the sizes, and nothing is searched; leave out the budget and --method")
+    several = [name for name, values in given.items() if len(values) > 1]
+    if len(several) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in several)
+        raise FFPError(f"one option of the budget may have several values, found {options}")
+    for name, (first, *_) in given.items():
+        setattr(args, name, first)
+    config = FFPConfig.from_args(args)
+    swept = several[0] if several else None
+    return swept, [replace(config, **{swept: value}) for value in given[swept]] if swept else [config]
+
+
+def output_folders(args: Namespace, names: list[str]) -> list[str]:
+    """Return one folder per budget: the output folder, or one with the name of the budget."""
+    if args.output and len(names) == 1:
         return [arguments.output_name(args)]
     if args.policy:
         return [f"{arguments.output_name(args)}-{expand(args.policy).stem}"]
-    folders = [f"{arguments.output_name(args)}-ffp-{100 * sparsity:g}" for sparsity in sparsities]
+    folders = [f"{arguments.output_name(args)}-ffp-{name}" for name in names]
     if len({*folders}) < len(folders):
-        raise FFPError(f"two values of --sparsity map to the same folder: {', '.join(folders)}; give each once")
+        raise FFPError(f"two values of the budget map to the same folder: {', '.join(folders)}; give each once")
     return folders
 
 
-def repository_names(args: Namespace, folders: list[str], sparsities: list[float]) -> list[str]:
+def repository_names(args: Namespace, folders: list[str], names: list[str]) -> list[str]:
     """Return the repository of each folder; none without `--push-to-hub`."""
     if not args.push_to_hub:
         return []
     if args.hub_model_id and len(folders) > 1:
-        return [f"{args.hub_model_id}-{100 * sparsity:g}" for sparsity in sparsities]
+        return [f"{args.hub_model_id}-{name}" for name in names]
     return [args.hub_model_id or Path(folder).name for folder in folders]
 
 
@@ -98,16 +116,11 @@ def recovery_command(args: Namespace, config: FFPConfig, revision: str | None, f
 
 
 def prune(args: Namespace) -> None:
-    """Check, lock, prune, save and push, at every requested sparsity; several share one agent."""
-    if args.policy and (args.sparsity or args.method):
-        raise FFPError("--policy decides the sparsity, and nothing is searched; leave out --sparsity and --method")
-    sparsities = args.sparsity
-    args.sparsity = sparsities and sparsities[0]
-    asked = FFPConfig.from_args(args)
-    config = asked.resolve()
-    sparsities = sparsities or [config.sparsity]
-    folders = output_folders(args, sparsities)
-    repositories = repository_names(args, folders, sparsities)
+    """Check, lock, prune, save and push, with every requested budget; several share one agent."""
+    swept, configs = read_configs(args)
+    asked, config, names = configs[0], configs[0].resolve(), [one.budget_name for one in configs]
+    folders = output_folders(args, names)
+    repositories = repository_names(args, folders, names)
     arguments.warn_of_hub_options(args)
 
     from ..checkpoint.pareto import extend_front, front_files, save_front
@@ -127,9 +140,8 @@ def prune(args: Namespace) -> None:
     processes.join(args.device)
     check_trackers(args.report_to)
     check_json(args.json)
-    work, several = work_folder_of(folders[0]), len(sparsities) > 1
-    # The agent of a sparsity starts from that of the previous one.
-    request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, sparsities))
+    work = work_folder_of(folders[0])
+    request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
     is_finished = {read_record(folder).get("request") for folder in folders} == {request}
     if args.resume and not args.overwrite and processes.from_main(is_finished):
         end_finished(folders, work, repositories, args.private)
@@ -140,7 +152,7 @@ def prune(args: Namespace) -> None:
         read_model_config(args.model, options),
         asked,
         options,
-        sparsities,
+        configs,
         local_processes=max(processes.local_count(), args.num_processes or 1),
     )
     found = find_problems(
@@ -151,7 +163,7 @@ def prune(args: Namespace) -> None:
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,
-        files=front_files(front_name) if several else {},
+        files=front_files(front_name) if swept else {},
         repositories=repositories,
     )
     if args.plan:
@@ -162,21 +174,23 @@ def prune(args: Namespace) -> None:
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
     front, records, dense = {}, [], {}
-    for sparsity, folder in zip(sparsities, folders):
-        result = pruner.prune(sparsity, agent, resume=True)
+    for one, folder in zip(configs, folders):
+        pruner.config = one
+        if agent is not None and folder != folders[0]:
+            # An agent knows other budgets too, so that the next search needs half as many candidates.
+            pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
+        result = pruner.prune(warm_start=agent, resume=True)
         result.request = request
-        if several:
-            front = result.search.front = extend_front(front, result)
+        if swept:
+            front = result.search.front = extend_front(front, result, swept)
         if result.agent is not None:
-            # The target sparsity is part of the agent's state, so that the next search needs half as many candidates.
             agent = SavedAgent(result.agent, folder)
-            pruner.config = replace(asked, search_steps=max(1, config.search_steps // 2))
         pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
             record, dense = prune_records(result, folder)
             records.append(record)
     if processes.is_main():
-        if several:
+        if swept:
             print(sweep_table([*records, dense]))
             print(f"Pareto front: {', '.join(map(str, save_front(front, front_name)))}")
         else:

@@ -66,6 +66,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     tests = [(windows.describe(), figures | {"pruned": final(figures)}) for windows, figures in result.tests]
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
+    for limit in result.search.budget:
+        pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
     pruned |= {"search": result.search.note} if result.search.note else {}
     whole = removed_whole(result.policy.to_dict()["units"])
     pruned |= {"removed_whole": whole} if whole else {}

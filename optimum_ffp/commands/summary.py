@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..checkpoint.pushing import push_checkpoint
+from ..config.budgets import format_value
 from ..errors import FFPError
 from ..evaluation.table import MIB, align
 from ..planning.estimate import Estimate, format_bytes
@@ -31,7 +32,8 @@ def show_plan(
     record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
     record |= {f"needed_bytes/{name}": needed for name, (needed, _) in needs.items()}
     record |= {f"available_bytes/{name}": available for name, (_, available) in needs.items()}
-    rows = {
+    rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
+    rows |= {
         name: f"{format_bytes(needed)} needed, {format_bytes(free)} available"
         for name, (needed, free) in needs.items()
     }
@@ -40,6 +42,10 @@ def show_plan(
         record |= {"calibration": estimate.calibration, "lora": estimate.lora}
     write_records(file, [record])
     rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
+    if estimate.quantized:
+        sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
+        rows["quantizing"] = f"the dense weights alone would take about {sizes}"
+        record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
     print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
     if problems:
@@ -90,6 +96,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         *([["without", result["removed_whole"]]] if "removed_whole" in result else []),
+        *_budget(result),
         *([["search", result["search"]]] if "search" in result else []),
         ["perplexity", "; ".join(perplexities)],
         *_stages(result),
@@ -97,6 +104,16 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
         ["next step", next_step],
     ]
     return "\n" + format_rows(rows)
+
+
+def _budget(record: Record) -> list[list[str]]:
+    """Return a row with what was asked for and what was reached, of limits that no other row tells."""
+    options = [name.partition("/")[2] for name in record if name.startswith("asked/") and name != "asked/sparsity"]
+    values = {
+        name: [format_value(name, record[f"{kind}/{name}"]) for kind in ("asked", "reached")] for name in options
+    }
+    texts = [f"{name} {reached} (at most {asked} asked for)" for name, (asked, reached) in values.items()]
+    return [["budget", "; ".join(texts)]] if texts else []
 
 
 def _stages(record: Record) -> list[list[str]]:
@@ -117,10 +134,14 @@ def sweep_table(records: Sequence[Record]) -> str:
     """Format a table of the pruned models of a sweep and, as the last record, of the dense model."""
     *pruned, dense = records
     texts = _texts(dense)
-    rows = [["", "blocks", "model", "parameters", "MiB", *(f"perplexity, {text}" for text in texts)]]
+    # Others have a column already.
+    options = [name for name in ("memory", "kv_cache") if f"reached/{name}" in pruned[0]]
+    rows = [["", "blocks", "model", "parameters", "MiB", *options, *(f"perplexity, {text}" for text in texts)]]
     for record in (dense, *pruned):
         removed = [f"-{_percent(record[name])}" for name in ("sparsity", "model_sparsity") if name in record]
         sizes = [f"{record['parameters']:,}", _mib(record)]
+        limited = [pruned[0][f"dense/{name}"] if record is dense else record[f"reached/{name}"] for name in options]
+        sizes += map(format_value, options, limited)
         rows.append([record["model"], *(removed or ["", ""]), *sizes, *(_perplexity(record, text) for text in texts)])
     return "\n" + align(rows)
 

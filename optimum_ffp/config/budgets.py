@@ -12,8 +12,20 @@ BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "M
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Contexts are powers of two.
 TOKENS = {"k": 2**10, "M": 2**20}
-UNITS = {"params": COUNTS, "memory": BYTES, "context": TOKENS}
-EXAMPLES = {"params": "600M or 6B", "memory": "900MiB or 12GiB", "context": "4096 or 32k"}
+UNITS = {
+    "params": COUNTS,
+    "memory": BYTES,
+    "context": TOKENS,
+    "max_tokens": COUNTS,
+    "batch_tokens": COUNTS,
+}
+EXAMPLES = {
+    "params": "600M or 6B",
+    "memory": "900MiB or 12GiB",
+    "context": "4096 or 32k",
+    "max_tokens": "400k or 2M",
+    "batch_tokens": "8192 or 128k",
+}
 
 
 def parse_quantity(option: str, value: str | int) -> int:
@@ -23,7 +35,7 @@ def parse_quantity(option: str, value: str | int) -> int:
         FFPError: If it is malformed.
     """
     units = {unit.lower(): factor for unit, factor in UNITS[option].items()}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", str(value).replace(" ", "").lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", re.sub("[ ,_]", "", str(value)).lower())
     if not match or match[2] not in {"", *units}:
         raise FFPError(f"invalid {option} {value!r}; write it as {EXAMPLES[option]}")
     return round(float(match[1]) * units.get(match[2], 1))

@@ -36,7 +36,8 @@ class Option:
         low: Minimum of a number.
         high: Maximum of a number.
         presets: Values by preset, where they differ from the default.
-        when: Another option, followed by the values of it for which this one is read.
+        when: Another option, followed by the values of it for which this one is read; without values, the options of
+            which one must be given, such as `("memory or kv_cache",)`.
         stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
         default_text: Description of the default, if the value doesn't say enough.
         cli: Additional arguments of `add_argument`.
@@ -152,6 +153,8 @@ class Config:
     def reads(self, name: str) -> bool:
         """Return whether an option has an effect with the current values of the others."""
         when = self.__dataclass_fields__[name].metadata["when"]
+        if len(when) == 1:
+            return any(getattr(self, other) is not None for other in when[0].split(" or "))
         # An option without a value yet, such as the calibration, may get any.
         return not when or getattr(self.resolve(), when[0]) in (None, *when[1:]) and self.reads(when[0])
 
@@ -209,8 +212,10 @@ class Config:
         for name in given:
             if not config.reads(name):
                 other, *values = config.__dataclass_fields__[name].metadata["when"]
-                choices = " or ".join(", ".join(values).rsplit(", ", 1))
-                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read if {other} is {choices}")
+                choices = (
+                    f"if {other} is {' or '.join(', '.join(values).rsplit(', ', 1))}" if values else f"with {other}"
+                )
+                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read {choices}")
         return config
 
 

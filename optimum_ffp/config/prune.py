@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import FFPError
 from ..version import __version__
+from .budgets import LIMITS, format_value, parse_quantity
 from .fields import named_options, option
 from .texts import HUB_NAME, TextConfig, TextMix
 
@@ -50,13 +51,45 @@ class FFPConfig(TextConfig):
         FFPError: If a value is not allowed, or an option is unknown.
     """
 
-    sparsity: float = option(
-        0.2,
-        "Fraction of the attention and FFN parameters to remove, between 0 and 1. On the command line, several "
-        "values write one folder each and a plot of size against perplexity.",
-        "Common options",
+    sparsity: float | None = option(
+        None,
+        "Fraction of the attention and FFN parameters to remove, between 0 and 1. All options of the budget that are "
+        "given hold. On the command line, one of them may have several values, which write one folder each and a plot "
+        "of size against perplexity.",
+        "Budget",
+        default_text="0.2, or none with another budget",
         cli={"nargs": "+", "metavar": "X"},
     )
+    params: int | str | None = option(
+        None,
+        "Maximum number of parameters of the model, such as 600M or 6B.",
+        "Budget",
+        low=1,
+        cli={"nargs": "+", "metavar": "N"},
+    )
+    memory: int | str | None = option(
+        None,
+        "Maximum memory for the weights and for the KV cache, such as 900MiB or 12GiB.",
+        "Budget",
+        low=1,
+        cli={"nargs": "+", "metavar": "BYTES"},
+    )
+    kv_cache: float | None = option(
+        None,
+        "Maximum size of the KV cache as a fraction of the dense model's, between 0 and 1.",
+        "Budget",
+        cli={"nargs": "+", "metavar": "X"},
+    )
+    context: int | str = option(
+        4096,
+        "Tokens per sequence in the KV cache, such as 4096 or 32k (32768). Layers with a sliding window keep at most "
+        "that.",
+        "Budget",
+        low=1,
+        when=("memory or kv_cache",),
+        cli={"metavar": "TOKENS"},
+    )
+    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, when=("memory",))
     dataset: str = measured_option(
         "wikitext2,c4",
         "Text to calibrate and search on, ideally like the text the model will be used on: wikitext2, c4, a Hub id, a "
@@ -157,7 +190,7 @@ class FFPConfig(TextConfig):
         "Pruning",
         choices=("auto", "kv-groups", "query-heads"),
         paper="kv-groups",
-        default_text="auto, or kv-groups with method homogeneous",
+        default_text="auto, or kv-groups with method homogeneous or a limit on the KV cache",
     )
     depth: str = option(
         "none",
@@ -170,15 +203,14 @@ class FFPConfig(TextConfig):
     min_retention: float = option(
         0.2, "Minimum fraction of heads or FFN channels to keep in a layer.", "Pruning", high=1
     )
-    max_retention: float = option(
-        1.0, "Maximum fraction of heads or FFN channels to keep in a layer.", "Pruning", high=1
-    )
+    max_retention: float = option(1.0, "Maximum fraction of heads or FFN channels to keep in a layer.", high=1)
     rate_precision: float | None = option(
         None, "Step size that retentions are rounded to.", high=1, paper=0.01, default_text="no rounding"
     )
-    ffn_multiple: int | None = measured_option(
+    multiple_of: int | None = measured_option(
         None,
-        "Round FFN widths to multiples of this number of channels.",
+        "Round FFN widths to multiples of this number of channels: 128 times the number of devices for FP8 blocks or "
+        "Marlin kernels, for example.",
         "Pruning",
         low=1,
         paper=1,
@@ -226,7 +258,6 @@ class FFPConfig(TextConfig):
         8,
         "Number of candidates per update (agent ppo), per batch (method random or evolutionary) or in total (method "
         "homogeneous).",
-        "Search",
         low=1,
     )
     update_samples: int = option(
@@ -258,7 +289,7 @@ class FFPConfig(TextConfig):
         "faster at it) or model (float32).",
         choices=("auto", "model"),
     )
-    learning_rate: float = ppo_option(3e-3, "Learning rate of PPO.", "Search", paper=1e-4)
+    learning_rate: float = ppo_option(3e-3, "Learning rate of PPO.", paper=1e-4)
     alpha_start: float = ppo_option(
         1.0,
         "Fraction of the sparsity and of the search windows that PPO's progressive schedule starts with; 1 disables "
@@ -289,7 +320,7 @@ class FFPConfig(TextConfig):
         stage="calibration",
         default_text="model if memory suffices for it (with lora 32, if peft is installed), otherwise layers",
     )
-    ridge_lambda: float = measured_option(0.01, "Penalty λ of ridge regression.", "Calibration", paper=0.01)
+    ridge_lambda: float = measured_option(0.01, "Penalty λ of ridge regression.", paper=0.01)
     ridge_lambda_relative: bool = measured_option(
         True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute."
     )
@@ -327,7 +358,6 @@ class FFPConfig(TextConfig):
     model_rate: float | None = model_option(
         None,
         "Peak learning rate for training the whole model.",
-        "Calibration",
         default_text=f"{WEIGHT_RATE:g}, {TRAINED_RATE:g} after training of layers, {ADAPTER_RATE:g} with lora",
     )
     lora: int | None = model_option(
@@ -345,6 +375,9 @@ class FFPConfig(TextConfig):
             self.method = "given"
         # Its name in earlier versions.
         self.calibration = "layers" if self.calibration == "distillation" else self.calibration
+        for name in ("params", "memory", "context"):
+            if getattr(self, name) is not None:
+                setattr(self, name, parse_quantity(name, getattr(self, name)))
         super().__post_init__()
 
     @property
@@ -366,7 +399,21 @@ class FFPConfig(TextConfig):
     def skips_search(self) -> bool:
         """Whether the default method is not to search, since weights are trained afterwards."""
         trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
-        return trains and is_default and self.sparsity >= TRAINING_SUFFICES
+        return trains and is_default and (self.sparsity or 0) >= TRAINING_SUFFICES
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of the budget that are given, by option."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+    @property
+    def budget_name(self) -> str:
+        """Name of the budget for folders: `20`, `6B`, `12GiB` or `kv-50`."""
+        names = []
+        for limit, value in self.resolve().limits.items():
+            text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
+            names.append(f"kv-{text}" if limit == "kv_cache" else text)
+        return "-".join(names)
 
     @property
     def compares_policies(self) -> bool:
@@ -399,18 +446,22 @@ class FFPConfig(TextConfig):
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""
         agent = self.agent or ("ppo" if self.reward == "pruned" else "gradient")
-        return {
+        removes_heads = self.method == "homogeneous" or self.memory or self.kv_cache
+        return ({} if self.limits else {"sparsity": 0.2}) | {
             "agent": agent,
             "method": "no-search" if self.skips_search else "ffp",
-            "attention": "kv-groups" if self.method == "homogeneous" else "auto",
+            "attention": "kv-groups" if removes_heads else "auto",
             "search_steps": 256 if agent == "ppo" else 26,
         }
 
     def check(self) -> None:
         """Check combinations of options, after derived defaults are filled in."""
-        if not 0 < self.sparsity < 1:
-            hint = f"; for {self.sparsity:g} % give {self.sparsity / 100:g}" if 1 < self.sparsity < 100 else ""
-            raise FFPError(f"sparsity must be a number between 0 and 1, found {self.sparsity!r}{hint}")
+        for name in ("sparsity", "kv_cache"):
+            if (value := getattr(self, name)) is not None and not 0 < value < 1:
+                hint = f"; for {value:g} % give {value / 100:g}" if 1 < value < 100 else ""
+                raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
+        if self.policy and self.limits.keys() - {"sparsity"}:
+            raise FFPError("a policy decides the sizes; leave out params, memory and kv_cache")
         if self.base_model is not None and not HUB_NAME.fullmatch(self.base_model):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         _, names = self.reported, self.texts.names
@@ -443,6 +494,13 @@ class FFPConfig(TextConfig):
         return super().to_dict() | {"ffp_version": __version__}
 
     @classmethod
+    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
+        """Read options as `Config.from_file`. A budget among the overrides replaces that of the file."""
+        if overrides.keys() & {*LIMITS}:
+            overrides = dict.fromkeys(LIMITS) | overrides
+        return super().from_file(path, **overrides)
+
+    @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
         """Return the options in a record, including one of an earlier version."""
         for name, value in REMOVED_VALUES.items():
@@ -458,6 +516,8 @@ class FFPConfig(TextConfig):
         if isinstance(options.get("policy"), dict):
             # The policy of the result, which it repeats if it was given to it.
             options["policy"] = os.fspath(path) if options.get("method") == "given" else None
+        if "ffn_multiple" in options:
+            options["multiple_of"] = options.pop("ffn_multiple")
         if "distillation_seq_len" in options:
             # Without a value, windows were whole.
             options["train_seq_len"] = options.pop("distillation_seq_len") or options.get("seq_len")

@@ -22,7 +22,9 @@ TYPES = {
     "dataset": str,
     "base_model": OPTIONAL_NAME,
     "start_token": str,
-    "sparsity": NUMBER,
+    "sparsity": OPTIONAL_NUMBER,
+    "context": int,
+    "sequences": int,
     "policy": {
         "sparsity": NUMBER,
         "units": [{"layer": int, "unit": str, "items": int, "kept": int, "retention": NUMBER}],
@@ -33,6 +35,7 @@ TYPES = {
         "perplexity": WINDOWS,
         "warm_start": OPTIONAL_NAME,
         "note": OPTIONAL_NAME,
+        "budget": [{"option": str, "asked": NUMBER, "dense": NUMBER, "reached": NUMBER}],
     },
     "provenance": {
         "base_model": str,

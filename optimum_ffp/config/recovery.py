@@ -1,11 +1,11 @@
 """Options of a recovery."""
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FFPError
+from .budgets import parse_quantity
 from .fields import named_options, option, same_as
 from .prune import ADAPTER_RATE, LORA_RANK, SEQ_LEN_DEFAULT, TRAINED_RATE, FFPConfig, check_lora
 from .texts import TextConfig, TextMix
@@ -16,19 +16,6 @@ BATCH_TOKENS = {"quick": 8_192, "standard": 131_072, "full": 1_048_576}
 # Minimum number of steps, as long as a step has a window. With few tokens the number of steps matters most: on
 # SmolLM2, 49 steps of 1,024 tokens lowered the divergence by 11 %, and 49 of 2,048 by 13 %.
 MIN_STEPS = 200
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-
-def parse_tokens(value: str | int) -> int:
-    """Parse a number of tokens such as `400k`, `2M` or `1.5B`.
-
-    Raises:
-        FFPError: If it is malformed.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", str(value).replace(",", "").replace("_", "").lower())
-    if not match:
-        raise FFPError(f"invalid number of tokens {value!r}; write it as 400k, 2M, 1.5B or 2000000")
-    return round(float(match[1]) * UNITS[match[2]])
 
 
 @named_options
@@ -133,7 +120,7 @@ class RecoveryConfig(TextConfig):
     def __post_init__(self) -> None:
         for name in ("max_tokens", "batch_tokens"):
             if getattr(self, name) is not None:
-                setattr(self, name, parse_tokens(getattr(self, name)))
+                setattr(self, name, parse_quantity(name, getattr(self, name)))
         super().__post_init__()
 
     def derived(self) -> dict[str, Any]:

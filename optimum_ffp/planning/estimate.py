@@ -1,13 +1,14 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..allocation.budget import Budget
 from ..allocation.policy import Unit
 from ..analysis.attention import find_unit_variants
 from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
@@ -80,6 +81,8 @@ class Estimate:
         offload: Where the weights of idle layers are, as in `LoadOptions`.
         calibration: Calibration of a prune, which may be chosen by the free memory.
         lora: Rank of the adapters that a prune trains; 0 if it trains weights.
+        budget: A line per limit of every prune.
+        quantized: Bytes of the dense weights in quantizations of llama.cpp, which need no prune.
     """
 
     machine: Machine
@@ -90,6 +93,8 @@ class Estimate:
     offload: str = "none"
     calibration: str | None = None
     lora: int = 0
+    budget: Sequence[str] = ()
+    quantized: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> dict[str, tuple[int, int]]:
@@ -119,7 +124,7 @@ def estimate_prune(
     model_config: PretrainedConfig,
     config: FFPConfig,
     options: LoadOptions,
-    sparsities: Sequence[float] = (),
+    searches: Sequence[FFPConfig] = (),
     saves_work: bool = True,
     local_processes: int = 1,
     machine: Machine | None = None,
@@ -133,28 +138,28 @@ def estimate_prune(
         config: Options.
         options: How the model will be loaded. With offload `"auto"` the weights are in the first place for which
             memory suffices, or else in the last.
-        sparsities: Fractions of the block parameters to remove; `config.sparsity` if empty.
+        searches: Configs that differ from `config` in the budget, one for each prune; `config` if empty.
         saves_work: Whether finished work is saved to disk, which offload `"disk"` needs.
         local_processes: Number of processes on this machine that share the work.
         machine: Device and available memory; those of this machine if `None`.
 
     Raises:
-        FFPError: If the model can't be pruned or offloaded, or a sparsity can't be met.
+        FFPError: If the model can't be pruned or offloaded, or a budget can't be met.
     """
-    asked_for, config = config, with_window_length(config, model_config)
+    searches = [with_window_length(one, model_config) for one in searches or [config]]
+    config = with_window_length(config, model_config)
     machine = machine or Machine.of(options.device)
-    sparsities, name = [*sparsities] or [config.sparsity], model_config._name_or_path or "the model"
+    name = model_config._name_or_path or "the model"
     stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
     model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
     with loading_errors(name, None):
         variants = find_unit_variants(model, family, config)
     if config.policy:
-        sparsities = [read_policy(config.policy, [unit.unit for unit in variants[0]]).sparsity]
-    for sparsity in sparsities:
-        shapes = ([unit.unit for unit in units] for units in variants)
-        check_budget(shapes, replace(config, sparsity=sparsity), partial(is_homogeneous, model, family))
-    # The default method depends on the sparsity.
-    searches = [replace(asked_for, sparsity=sparsity).resolve() for sparsity in sparsities]
+        policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
+        searches = [replace(config, sparsity=policy.sparsity)]
+    shapes = [[unit.unit for unit in units] for units in variants]
+    possible = partial(is_homogeneous, model, family)
+    budgets = [check_budget(model, shapes, search, possible) for search in searches]
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
@@ -175,10 +180,20 @@ def estimate_prune(
     # A model that is trained as a whole has all weights on its device too.
     possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
     for choice, place in possible:
-        estimate = _estimate_at(place, model, variants[0], choice, sparsities, written, local_processes, machine)
+        estimate = _estimate_at(place, model, variants[0], choice, budgets, written, local_processes, machine)
         if not estimate.warnings:
             break
-    return replace(estimate, tokens=_max_tokens(choice, searches, written, [unit.unit for unit in variants[0]]))
+    parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
+    return replace(
+        estimate,
+        tokens=_max_tokens(choice, searches, written, shapes[0]),
+        budget=[line for budget in budgets for line in budget.describe()],
+        quantized={
+            # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
+            "q8_0": round(parameters * 8.5 / 8),
+            "q4_0": round(((parameters - outer) * 4.5 + outer * 8.5) / 8),
+        },
+    )
 
 
 def _estimate_at(
@@ -186,7 +201,7 @@ def _estimate_at(
     model: PreTrainedModel,
     units: Sequence[ModelUnit],
     config: FFPConfig,
-    sparsities: Sequence[float],
+    budgets: Sequence[Budget],
     written: int,
     local_processes: int,
     machine: Machine,
@@ -196,7 +211,7 @@ def _estimate_at(
     stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
     weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
-    removed = int(min(sparsities) * sum(unit.unit.parameters for unit in units)) * stored
+    removed = min(budget.removed_parameters for budget in budgets) * stored
     pruned, trains_model = weights - removed, config.calibration == "model"
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills
@@ -246,7 +261,7 @@ def _estimate_at(
         (read[0] + logits + (1 + config.batch_size) * activations, read[1] + fishers),
         (read[0] + device_algebra, read[1] + algebra - device_algebra + fishers * in_memory),
         (trained[0] + training, trained[1] + calibrated * in_memory),
-        (0, (calibrated + pruned * min(2, len(sparsities))) * in_memory),
+        (0, (calibrated + pruned * min(2, len(budgets))) * in_memory),
     ]
     if trains_model:
         bf16 = trains_in_bfloat16(machine.device, model.dtype, config)
@@ -274,12 +289,12 @@ def _estimate_at(
         host += max(on_host for _, on_host in stages)
     else:
         device, host = 0, host + resident + max(map(sum, stages))
-    work = factors + fishers + len(sparsities) * (calibrated + pruned * (not in_memory))
+    work = factors + fishers + len(budgets) * (calibrated + pruned * (not in_memory))
     return Estimate(
         machine=machine,
         device=device,
         host=local_processes * host,
-        disk=len(sparsities) * (pruned + CHECKPOINT_EXTRA_BYTES) + work + checkpoints,
+        disk=len(budgets) * (pruned + CHECKPOINT_EXTRA_BYTES) + work + checkpoints,
         offload=place,
         calibration=config.calibration,
         lora=config.lora or 0,

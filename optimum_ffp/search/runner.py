@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from ..allocation.budget import Budget
 from ..allocation.homogeneous import homogeneous_policies
@@ -18,6 +19,7 @@ from ..config.prune import find_choice
 from ..engine.token_counter import total_tokens
 from ..errors import FFPError
 from ..hub.naming import short_name
+from ..modeling.limits import find_limits
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
@@ -29,21 +31,24 @@ from .task import AgentState, SearchTask, finalist_count
 logger = logging.getLogger(__name__)
 
 
-def budget_at(units: Sequence[Unit], sparsity: float, config: FFPConfig) -> Budget:
-    """Return the budget for a sparsity. Raises `FFPError` if it can't be met."""
-    return Budget.for_sparsity(units, sparsity, config.min_retention, config.max_retention, config.rate_precision)
+def find_budget(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> Budget:
+    """Return the budget of a config for a model. Raises `FFPError` if it can't be met."""
+    limits = find_limits(model, units, config)
+    return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision)
 
 
 def check_budget(
+    model: PreTrainedModel,
     variants: Iterable[Sequence[Unit]],
     config: FFPConfig,
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
-) -> None:
-    """Check that a sparsity can be met with any choice of attention groups.
+) -> Budget:
+    """Check that a budget can be met with any choice of attention groups, and return it for the last of them.
 
     Args:
+        model: The dense model; may be on the meta device.
         variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
-        config: Sparsity and retention bounds.
+        config: The budget and retention bounds.
         is_homogeneous: Whether the dense model's class supports the sizes of a policy, for that method.
 
     Raises:
@@ -52,7 +57,9 @@ def check_budget(
     feasible, problem = [], None
     for units in variants:
         try:
-            budget = budget_at(units, config.sparsity, config)
+            budget = find_budget(model, units, config)
+            if config.method == "uniform" or config.mapping != "curves":
+                budget.linear()
             if config.method == "homogeneous":
                 homogeneous_policies(budget, is_homogeneous)
             feasible += [name for name, group in GROUPS.items() if group == units[0].group]
@@ -60,6 +67,7 @@ def check_budget(
             problem = error
     if problem is not None:
         raise FFPError(f"{problem}, or choose attention {feasible[0]!r}" if feasible else str(problem))
+    return budget
 
 
 class PolicySearch:
@@ -83,7 +91,9 @@ class PolicySearch:
         )
         self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
-        self.budget = budget_at(measured.units, self.config.sparsity, self.config)
+        self.budget = find_budget(measured.model, measured.units, self.config)
+        # What agents see: exact for the option of that name, but for the last digits.
+        self.sparsity = round(self.budget.sparsity, 6)
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
@@ -107,14 +117,14 @@ class PolicySearch:
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
         total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
-        label = f"Search {config.sparsity:.0%}"
+        label = f"Search, {self.budget}"
         with progress_bar(total, label, "evaluation", shown=config.compares_policies) as bar:
             rewards: list[float] = []
             evaluator.on_evaluation = bar.update
 
             def show(entries: list[dict[str, Any]]) -> None:
                 # Relative to the dense model on the same windows, of which candidates have different ones.
-                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == config.sparsity)
+                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == self.sparsity)
                 if best := max(rewards, default=0):
                     bar.set_postfix_str(f"best perplexity {1 / best:.2f}x dense")
                 for entry in entries:
@@ -124,7 +134,7 @@ class PolicySearch:
                 units=self.measured.units,
                 map_scores=self._map_scores,
                 evaluate=evaluator,
-                sparsity=config.sparsity,
+                sparsity=self.sparsity,
                 steps=config.search_steps,
                 max_samples=len(data.search),
                 budget=self.budget,
@@ -142,9 +152,9 @@ class PolicySearch:
                 "%d candidate evaluations are too few to update the policy in addition to the comparison of the "
                 "finalists, so nothing was searched%s; raise search_steps, or choose method 'no-search'",
                 config.search_steps,
-                " at this sparsity" if warm_start is not None else "",
+                " with this budget" if warm_start is not None else "",
             )
-        result.config = config
+        result.config, result.budget = config, self.budget.record(result.policy)
         result.candidate_evaluations = len(result.log)
         result.tokens_evaluated = total_tokens(counter.tokens - read_before)
         result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
@@ -158,7 +168,7 @@ class PolicySearch:
         return result
 
     def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
-        budget = self.budget.relaxed(sparsity / self.config.sparsity)
+        budget = self.budget.relaxed(sparsity / self.sparsity)
         # The search runs in every process, and agents may round differently on other machines.
         return processes.from_main(self.mapping(scores, budget))
 
@@ -181,4 +191,6 @@ class PolicySearch:
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores = np.zeros(len(self.measured.units))
-        return {"uniform": uniform(scores, self.budget), "no-search": self.mapping(scores, self.budget)}
+        baselines = {"no-search": self.mapping(scores, self.budget)}
+        # Several limits have no common retention.
+        return baselines if len(self.budget.limits) > 1 else {"uniform": uniform(scores, self.budget)} | baselines

@@ -220,8 +220,8 @@ class SearchTask:
             excess |= self._compare(baselines)
         if best is None:
             raise FFPError(
-                f"no candidate at sparsity {self.sparsity:g} has a finite perplexity; lower sparsity, or choose dtype "
-                "float32 or bfloat16 if it is float16"
+                "no candidate has a finite perplexity; remove less, or choose dtype float32 or bfloat16 if it is "
+                "float16"
             )
         perplexity, policy = best
         dense = float(self.evaluate.dense_losses.mean())

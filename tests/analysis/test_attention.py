@@ -41,7 +41,7 @@ def test_groups_are_those_of_a_given_policy(tmp_path):
     model = make_tiny_model(num_key_value_heads=2)
     _, policy = prune_by_hand(model, groups=("kv_group", "query_head"))
     (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
-    config = FFPConfig(policy=str(tmp_path / "policy.json"), ffn_multiple=1, attention="query-heads")
+    config = FFPConfig(policy=str(tmp_path / "policy.json"), multiple_of=1, attention="query-heads")
     (units,) = find_unit_variants(model, find_family(model.config), config)
     assert tuple(unit.unit for unit in units) == policy.units
     assert {"kv_group", "query_head"} < {unit.group for unit in policy.units}

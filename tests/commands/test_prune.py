@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
-from optimum_ffp.commands.prune import FFPPruneCommand, output_folders
+from optimum_ffp.commands.prune import FFPPruneCommand, output_folders, read_configs
 from optimum_ffp.export import export_gguf
 from tests.helpers import SAMPLE, contents, make_byte_level_tokenizer, make_text, make_tiny_model
 
@@ -85,6 +85,31 @@ def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_
 
 
 @pytest.mark.slow
+def test_two_sizes_of_a_budget_with_a_further_limit(run, save_tiny_model, tmp_path):
+    model, out, options = save_tiny_model(), tmp_path / "out", ("--method", "no-search", "--calibration", "ridge")
+    code, output, errors = run("-m", model, out, "--params", "22k", "27k", "--kv-cache", 0.75, *options)
+    assert code == 0, errors
+    for name, limit in (("22k", 22_000), ("27k", 27_000)):
+        folder = tmp_path / f"out-ffp-{name}-kv-75"
+        assert str(folder) in output
+        pruned = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        assert limit - 200 < pruned.num_parameters() <= limit
+        record = json.loads((folder / "ffp_config.json").read_text())
+        assert (record["sparsity"], record["params"], record["kv_cache"]) == (None, limit, 0.75)
+        limits = {row["option"]: row for row in record["search"]["budget"]}
+        assert limits["params"]["reached"] == pruned.num_parameters() and limits["kv_cache"]["reached"] <= 0.75
+        assert f"pruned to {name} parameters and 0.75 of the KV cache" in (folder / "README.md").read_text()
+    again = tmp_path / "again"
+    assert run("-m", model, again, "--config", folder / "ffp_config.json")[0] == 0
+    assert json.loads((again / "ffp_config.json").read_text())["policy"] == record["policy"]
+    # Another budget replaces both limits.
+    code, output, _ = run("-m", model, "--config", folder / "ffp_config.json", "--memory", "500KiB", "--plan")
+    assert code == 0 and "memory 500KiB (dense model" in output and "params" not in output
+    code, _, errors = run("-m", model, "--params", "22k", "27k", "--sparsity", 0.1, 0.2)
+    assert code == 2 and "one option of the budget may have several values" in errors
+
+
+@pytest.mark.slow
 def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("-m", save_tiny_model(), "--sparsity", 0.25, "--dataset", "self", *UNIFORM)[0] == 0
@@ -117,7 +142,7 @@ def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, m
 def test_a_policy_decides_alone(run, save_tiny_model, tmp_path):
     for more in (("--sparsity", 0.2), ("--method", "uniform")):
         code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--policy", tmp_path / "pruned", *more)
-        assert code == 2 and "--policy decides the sparsity" in errors
+        assert code == 2 and "--policy decides the sizes" in errors
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--policy", tmp_path / "pruned", "--plan")
     assert code == 2 and "error: there is no policy" in errors
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--method", "given")
@@ -128,14 +153,16 @@ def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tm
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"sparsity": 0.3, "clip_range": 0.5, "slope_samples": 3}))
     words = ("-m", save_tiny_model(), "--plan", "--config", file)
-    code, output, errors = run(*words, "--learning-rate", 1e-3, "--hub-model-id", "it")
+    code, output, errors = run(*words, "--context", "8k", "--hub-model-id", "it")
     assert code == 0 and "tokens" in output, errors
     # What a file holds need not be read, or known.
-    assert "learning-rate has no effect" in caplog.text and "clip" not in caplog.text
+    assert (
+        "context has no effect: it is only read with memory or kv_cache" in caplog.text and "clip" not in caplog.text
+    )
     assert "hub-model-id has no effect" in caplog.text
     assert "no option slope_samples" in caplog.text
     caplog.clear()
-    assert run(*words, "--agent", "ppo", "--learning-rate", 1e-3)[0] == 0
+    assert run(*words, "--context", "8k", "--kv-cache", 0.75)[0] == 0
     assert "no effect" not in caplog.text
 
 
@@ -223,4 +250,5 @@ def test_names_of_outputs(tmp_path, monkeypatch, words, expected):
     parser = ArgumentParser()
     FFPPruneCommand.parse_args(parser)
     args = parser.parse_args(words)
-    assert output_folders(args, args.sparsity or [0.2]) == expected.replace("HERE", str(here)).split()
+    names = [config.budget_name for config in read_configs(args)[1]]
+    assert output_folders(args, names) == expected.replace("HERE", str(here)).split()

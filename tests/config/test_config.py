@@ -22,7 +22,7 @@ def test_signatures_are_real_and_documented():
     for kind in (FFPConfig, RecoveryConfig):
         assert [*inspect.signature(kind).parameters] == kind.option_names()
         assert all(f"    {name}: " in kind.__doc__ for name in kind.option_names())
-    assert inspect.signature(FFPConfig).parameters["sparsity"].default == 0.2
+    assert inspect.signature(FFPConfig).parameters["num_samples"].default == 128
 
 
 def test_paper_preset_is_the_papers_numbers():
@@ -142,7 +142,7 @@ def test_paths_and_modules_of_others_are_values(tmp_path):
 
 
 def test_what_is_saved_is_read_again(tmp_path):
-    config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", ffn_multiple=32)
+    config = FFPConfig(preset="paper", sparsity=0.3, hidden_sizes=[64], eval_dataset="c4", multiple_of=32)
     path = save(config.to_dict() | {"policy": {}, "files": []}, tmp_path)
     assert FFPConfig.from_file(path) == config
     assert FFPConfig.from_file(path, seed=5) == replace(config, seed=5)

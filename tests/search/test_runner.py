@@ -14,7 +14,7 @@ from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
 from optimum_ffp.search.evaluator import CandidateEvaluator
-from optimum_ffp.search.runner import PolicySearch, budget_at, check_budget
+from optimum_ffp.search.runner import PolicySearch, check_budget, find_budget
 from tests.helpers import make_pruner
 
 
@@ -54,11 +54,11 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(variants, config)
+        check_budget(None, variants, config)
     except FFPError:
         return
     units = [variants[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
-    budget = budget_at(units, sparsity, config)
+    budget = find_budget(None, units, config)
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
     room = sum(unit.quantum * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
@@ -79,10 +79,10 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
     with pytest.raises(FFPError, match="at most 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"):
-        check_budget(variants, FFPConfig(sparsity=0.7))
+        check_budget(None, variants, FFPConfig(sparsity=0.7))
     with pytest.raises(FFPError, match="lower sparsity, or lower min_retention$"):
-        check_budget(variants, FFPConfig(sparsity=0.9))
-    check_budget(variants, FFPConfig(sparsity=0.4))
+        check_budget(None, variants, FFPConfig(sparsity=0.9))
+    check_budget(None, variants, FFPConfig(sparsity=0.4))
 
 
 def test_the_record_is_what_was_done(search):
@@ -125,7 +125,7 @@ def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method,
 
 
 def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_tiny_model, data_folder, monkeypatch):
-    options = {"sparsity": 0.2, "max_retention": 0.9, "ffn_multiple": 16, "calibration": "none", "reward": "pruned"}
+    options = {"sparsity": 0.2, "max_retention": 0.9, "multiple_of": 16, "calibration": "none", "reward": "pruned"}
     options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
     search, evaluate, seen = PolicySearch(pruner.measured, pruner.config), CandidateEvaluator.__call__, set()
@@ -157,4 +157,4 @@ def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_ti
     caplog.clear()
     # As later sparsities of a sweep, which have half of the evaluations.
     PolicySearch(pruner.measured, pruner.config).run(found.agent)
-    assert warns == ("nothing was searched at this sparsity; raise search_steps" in caplog.text)
+    assert warns == ("nothing was searched with this budget; raise search_steps" in caplog.text)

@@ -216,20 +216,20 @@ def quantizable_multiple(width: int) -> int:
 
 
 def find_units(
-    model: PreTrainedModel, family: Family, ffn_multiple: int | None = 1, group: Group | None = None
+    model: PreTrainedModel, family: Family, multiple_of: int | None = 1, group: Group | None = None
 ) -> list[ModelUnit]:
     """Return the units of a dense model, attention then FFN, layer by layer.
 
     Args:
         model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
         family: The family record.
-        ffn_multiple: FFN widths are multiples of this number of channels; `None` for `quantizable_multiple`.
+        multiple_of: FFN widths are multiples of this number of channels; `None` for `quantizable_multiple`.
         group: Groups of attention, one of `family.attention_groups`; the first of them if `None`.
     """
     if family.prepare:
         family.prepare(model)
     width = family.width(model.config)
-    multiple = quantizable_multiple(width) if ffn_multiple is None else ffn_multiple
+    multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
         units.append(_attention(index, layer, family, model.config, group or family.attention_groups(model.config)[0]))

@@ -10,7 +10,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
 from optimum_ffp.modeling.families.base import quantizable_multiple
-from optimum_ffp.search.runner import budget_at
+from optimum_ffp.search.runner import find_budget
 from tests.helpers import CONFIGS, SETTINGS, make_tiny_model, make_tokenizer
 
 
@@ -80,7 +80,7 @@ def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, cap
 def test_bounds_leave_attention_whole_that_must_be(data_folder):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, max_retention=0.95, preset="paper", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
-    assert budget_at(pruner.measured.units, 0.3, config).largest.tolist()[::2] == 3 * [1]
+    assert find_budget(pruner.measured.model, pruner.measured.units, config).largest.tolist()[::2] == 3 * [1]
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
