@@ -266,7 +266,7 @@ def _estimate_at(
     if trains_model:
         bf16 = trains_in_bfloat16(machine.device, model.dtype, config)
         size = torch.bfloat16.itemsize if bf16 else computed
-        options = training_options(config, 1)
+        options = training_options(config, tokens=config.num_samples * length, count=1)
         batch = Batch.for_model(options, shape, count=1)
         teacher = weights // stored * size * (size != stored)
         trained_parameters, state = _training_bytes(

@@ -12,7 +12,7 @@ from optimum_ffp.compression.calibrations import model as stage
 from optimum_ffp.compression.training.trainer import RecoveryTrainer
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.planning.estimate import Machine
-from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts
+from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts, write_data
 
 
 # Text of the model itself, so that what it learns shows in few windows.
@@ -84,6 +84,24 @@ def check_figures(pruner, dense):
     assert torch.equal(result.model.get_input_embeddings().weight, dense.get_input_embeddings().weight)
     assert torch.equal(result.model.get_output_embeddings().weight, dense.get_output_embeddings().weight)
     return result
+
+
+def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_path, monkeypatch):
+    make_tiny_model("llama").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    data = write_data(tmp_path / "text")
+    options = OPTIONS | {"num_samples": 512, "search_samples": 1, "held_out_samples": 1}
+    pruner = make_pruner(tmp_path, data, distillation_passes=0, model_passes=2, **options)
+    training_step, read = RecoveryTrainer.training_step, []
+
+    def count(self, model, inputs, *arguments):
+        read.extend(map(tuple, inputs["input_ids"].tolist()))
+        return training_step(self, model, inputs, *arguments)
+
+    monkeypatch.setattr(RecoveryTrainer, "training_step", count)
+    pruner.prune()
+    windows = pruner.measured.data.calibration.tokens
+    assert len(windows) < 512 and len(read) == 2 * len(windows)
 
 
 @pytest.mark.slow

@@ -47,10 +47,10 @@ def calibrate(
     def train() -> dict[str, torch.Tensor]:
         bf16 = trains_in_bfloat16(model.device, model.dtype, config)
         dtype = torch.bfloat16 if bf16 else compute_dtype(model.device, model.dtype)
-        options = training_options(config, processes.count())
         windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
+        options = training_options(config, len(order) * windows.shape[1], processes.count())
         training = Training(
             student=sorted_model.materialize(policy, before.weights),
             teacher=model if model.dtype == dtype else convert(copy.deepcopy(model), dtype),
@@ -74,10 +74,10 @@ def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, config: FFPConf
     return computes_in_bfloat16(device, False if in_float32 else None)
 
 
-def training_options(config: FFPConfig, count: int) -> RecoveryConfig:
-    """Return the options of the training, for a config with `seq_len` and a number of processes."""
+def training_options(config: FFPConfig, tokens: int, count: int) -> RecoveryConfig:
+    """Return the options of the training on a number of tokens by several processes, for a config with `seq_len`."""
     return RecoveryConfig(
-        max_tokens=config.model_passes * config.num_samples * config.seq_len,
+        max_tokens=tokens,
         batch_tokens=STEP_TOKENS * count,
         seq_len=config.seq_len // config.distillation_parts,
         learning_rate=config.peak_rate,
