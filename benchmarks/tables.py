@@ -51,7 +51,8 @@ class Table(NamedTuple):
             cells = row or [""] * len(self.columns)
             if isinstance(cells[0], dict):
                 cells = [
-                    ", ".join(dict.fromkeys(column(pool, one) for one in row)) for column in self.columns.values()
+                    ", ".join(filter(None, dict.fromkeys(column(pool, one) for one in row)))
+                    for column in self.columns.values()
                 ]
             if any(cells) or not row:
                 lines.append(f"| {' | '.join([label, *cells])} |")
@@ -243,15 +244,6 @@ def held_out(figure: str, form: str) -> Column:
     return cell
 
 
-def time_against(pool: Pool, row: Wanted) -> str:
-    """Time of the prune, relative to that of the row's `than`."""
-    own, other = (
-        sum(seconds for stage, seconds in pool.find(wanted).get("seconds", {}).items() if stage != "evaluation")
-        for wanted in (row, row | row.get("than", {}))
-    )
-    return f"{own / other:.2f}x" if own and other and "than" in row else ""
-
-
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
     """Return rows of the dense model, of models after ridge regression, and of the same models distilled."""
     groups: list[Row] = [("dense", [{"of": "dense"}])]
@@ -265,10 +257,9 @@ def rows_of_presets() -> list[Row]:
     """Return rows of the dense model and of the presets at 20 and 30 %, with the method that each uses."""
     rows: list[Row] = [("dense", [{"of": "dense"}])]
     for percent, method in ((20, FFP), (30, NO_SEARCH)):
-        default = method | MODEL | {"asked": percent / 100, "preset": "default"}
-        for preset in ("fast", "default", "best"):
-            used = default | {"preset": preset, "than": default} | (NO_SEARCH if preset == "fast" else {})
-            rows.append((f"{percent} %: `--preset {preset}`", [used]))
+        presets = {"fast": NO_SEARCH | MODEL, "default": method | DEFAULT, "best": method | MODEL}
+        for preset, wanted in presets.items():
+            rows.append((f"{percent} %: `--preset {preset}`", [wanted | {"preset": preset, "asked": percent / 100}]))
     return rows
 
 
@@ -298,6 +289,7 @@ TRAINED = "**Layers and last norm trained on the calibration text (`--calibratio
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
 RIDGE, DISTILLED, MODEL = ({"calibration": calibration} for calibration in ("ridge", "distillation", "model"))
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
+DEFAULT = MODEL | {"preset": "default", "distillation_passes": None, "model_rate": None}
 LESS_TEXT = NO_SEARCH | {"text": 65536}
 RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
 SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "smollm2-less-text")
@@ -329,7 +321,7 @@ OTHERS = {
 TABLES = {
     "methods": Table(
         SIZES,
-        (*SMOLLM2, "smollm2"),
+        (*SMOLLM2, "smollm2", *FRONTIER),
         by_sparsity({"": perplexity(1, 10)}) | {"tokens of text": at(value("text", form="{:,}"), asked=0.2)},
         [
             ("dense", [{"of": "dense"}]),
@@ -341,10 +333,19 @@ TABLES = {
             ("`--preset paper`, 64 of its 1000 evaluations", [{"method": "paper"}]),
             *((name, list(figures)) for name, figures in OTHERS.items()),
             (TRAINED, []),
-            ("**`--method ffp`**", [FFP | DISTILLED]),
+            ("`--method ffp`", [FFP | DISTILLED]),
             ("`--method no-search`", [NO_SEARCH | DISTILLED]),
             ("the same, calibrated on 32 windows", [LESS_TEXT | DISTILLED]),
             ("`--method uniform`", [UNIFORM | DISTILLED]),
+            ("**The whole model trained too (`--calibration model`)**", []),
+            (
+                "**the default**: `--method ffp` at 20 %, `no-search` at 30 %",
+                [ask | DEFAULT for ask in (FFP, NO_SEARCH)],
+            ),
+            (
+                "`--preset fast`: no search, 32 windows, layers not trained by themselves",
+                [NO_SEARCH | MODEL | {"preset": "fast"}],
+            ),
         ],
     ),
     "presets": Table(
@@ -356,7 +357,6 @@ TABLES = {
             "divergence, held out": held_out("kl", "{:.4f}"),
             "tokens of training": tokens("calibration"),
             "of the prune": tokens(),
-            "time": time_against,
         },
         rows_of_presets(),
     ),
@@ -544,8 +544,8 @@ TABLES = {
 
 # Rows of the table of methods in the picture: label, color, marker, and whether weights are trained.
 DRAWN = {
-    "**`--method ffp`**": ("optimum-ffp", "#1f5fa8", "o", True),
-    "`--method uniform`": ("uniform, trained", "#8a4fb0", "s", True),
+    "**the default**: `--method ffp` at 20 %, `no-search` at 30 %": ("optimum-ffp", "#1f5fa8", "o", True),
+    "`--method uniform`": ("uniform, layers trained", "#8a4fb0", "s", True),
     "`--method ffp --calibration ridge`": ("optimum-ffp, nothing trained", "#1f5fa8", "o", False),
     "`--method uniform --calibration ridge`": ("uniform, nothing trained", "#8a4fb0", "s", False),
     "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("FLAP", "#505050", "^", False),
