@@ -302,7 +302,6 @@ FRONTIER = tuple(
     for name in ("default-model-*", "fast", "best*", "frontier-*")
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
-DIVERGENCES = tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-*.json")))
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
@@ -361,8 +360,8 @@ TABLES = {
         rows_of_presets(),
     ),
     "divergence": Table(
-        "records and model",
-        DIVERGENCES,
+        SIZES,
+        ("smollm2-divergence-default",),
         {
             f"{head}, {first}-{last}": column(first, last)
             for head, column in (
@@ -373,9 +372,9 @@ TABLES = {
             for first, last in ((1, 10), (82, 148))
         },
         [
-            (f"{file.removeprefix('smollm2-divergence-')}: {model}", [{"file": file, "model": model}])
-            for file in DIVERGENCES
-            for model in [record["model"] for record in read(file)]
+            ("dense", [{"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}]),
+            ("the default at 20 %", [{"model": "ffp-20-seed0"}]),
+            ("the default at 30 %", [{"model": "no-search-30-seed0"}]),
         ],
     ),
     "default": Table(
