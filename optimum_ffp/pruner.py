@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .allocation.budget import Budget
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
@@ -46,12 +47,12 @@ NO_SEARCH = (
 
 
 class FFPPruner:
-    """Prunes a model, at one or several sparsities.
+    """Prunes a model, to one or several sizes.
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
-    `prune`. Between calls `config` may change in options that are read later (`sparsity`, `method`, `calibration`,
-    ...); changing an option that `measured` depends on is an error. Several processes, as of `accelerate launch`,
-    share the work and all get the results; all of them must make the same calls.
+    `prune`. Between calls `config` may change in options that are read later (`params`, `sparsity`, `method`,
+    `calibration`, ...); changing an option that `measured` depends on is an error. Several processes, as of
+    `accelerate launch`, share the work and all get the results; all of them must make the same calls.
 
     Args:
         model: The dense model, of a supported family. It is changed in place: `requires_grad` is turned off, and its
@@ -72,7 +73,7 @@ class FFPPruner:
         result: Last result of `finish` or `prune`.
 
     Raises:
-        FFPError: If the model can't be pruned, or the sparsity can't be met.
+        FFPError: If the model can't be pruned, or the budget can't be met.
 
     Example:
         >>> pruner = FFPPruner.from_pretrained("meta-llama/Llama-2-7b-hf", FFPConfig(sparsity=0.2))
@@ -143,7 +144,7 @@ class FFPPruner:
                 `token`, ...
 
         Raises:
-            FFPError: If the model can't be loaded or pruned, or the sparsity can't be met.
+            FFPError: If the model can't be loaded or pruned, or the budget can't be met.
         """
         processes.join(options.get("device"))
         config, name = config or FFPConfig(), os.fspath(model_id)
@@ -171,7 +172,7 @@ class FFPPruner:
         """Search, calibrate, slice and evaluate. A further call reuses what was measured.
 
         Args:
-            sparsity: Fraction of the block parameters to remove; `config.sparsity` if `None`.
+            sparsity: Fraction of the block parameters to remove, instead of `config.sparsity`.
             warm_start: Agent to start from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
             resume: Whether to resume from the state that an interrupted process left in the work folder. On the CPU
                 the result is bitwise the same as without the interruption. `save_pretrained` removes that folder.
@@ -180,7 +181,7 @@ class FFPPruner:
             The pruned model and its record; also stored as `self.result`.
 
         Raises:
-            FFPError: If the sparsity can't be met, the data or the agent can't be used, memory doesn't suffice, or the
+            FFPError: If the budget can't be met, the data or the agent can't be used, memory doesn't suffice, or the
                 work folder holds the state of another prune.
         """
         self.open_journal(resume)
@@ -256,10 +257,13 @@ class FFPPruner:
         """
         asked = config or self.config
         config = self.measured.resolved(asked if sparsity is None else replace(asked, sparsity=sparsity))
-        skips = asked.method is None and config.method == "no-search"
         self.measured.check(config)
         check_calibration(config.calibration, self.options.offload)
-        self._check_budget(config)
+        budget = self._check_budget(config)
+        # Of limits other than the sparsity, the model decides how much they remove.
+        if asked.method is None and config.skips_search(budget.sparsity):
+            config = replace(config, method="no-search")
+        skips = asked.method is None and config.method == "no-search"
         agent = None if skips else load_agent(warm_start, self.options.token)
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
@@ -374,7 +378,7 @@ class FFPPruner:
             raise FFPError("there is nothing to save yet; call prune() first")
         return self.result
 
-    def _check_budget(self, config: FFPConfig) -> None:
+    def _check_budget(self, config: FFPConfig) -> Budget:
         shapes = ([unit.unit for unit in units] for units in self.measured.unit_variants)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
-        check_budget(self.measured.model, shapes, config, possible)
+        return check_budget(self.measured.model, shapes, config, possible)

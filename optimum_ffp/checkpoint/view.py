@@ -31,9 +31,10 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
     on_hub = base != source or is_on_hub(provenance)
     itemsize = getattr(torch, provenance["dtype"]).itemsize
     budget = _view_budget(record)
-    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned"
+    share = f"{100 * provenance['model_sparsity']:.1f} %"
+    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned ({share} of the model)"
     if budget:
-        removed = f"pruned to {' and '.join(limit['asked'] for limit in budget)}"
+        removed = f"pruned to {' and '.join(limit['asked'] for limit in budget)} ({share} of the parameters removed)"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     return {
@@ -43,7 +44,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "calibration": provenance["held_out"],
         "provenance": provenance,
         "model": record["model"],
-        "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
+        "title": f"{model_name(base)}, {removed}",
         "base": base,
         "source": source,
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,

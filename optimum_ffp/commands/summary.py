@@ -153,7 +153,7 @@ def warn_of_high_perplexity(records: Iterable[Record]) -> None:
     }
     if high := [f"{model} ({ratio:.2f}x)" for model, ratio in ratios.items() if ratio >= HIGH_RATIO]:
         logger.warning(
-            "perplexity is much higher than the dense model's: %s; lower --sparsity, calibrate on more text "
+            "perplexity is much higher than the dense model's: %s; remove less, calibrate on more text "
             "(--num-samples), or train the model with ffp recover",
             ", ".join(high),
         )

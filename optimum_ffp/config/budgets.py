@@ -51,5 +51,7 @@ def format_value(option: str, value: float, rounding: Callable[[float], int] = r
     """
     # Of bytes, the binary units alone.
     units = {name: factor for name, factor in UNITS.get(option, {}).items() if option != "memory" or "i" in name}
-    name = next((name for name in reversed(units) if value >= units[name]), "")
+    fitting = [name for name in reversed(units) if value >= units[name]] or [""]
+    # 1400MiB rather than 1.3672GiB.
+    name = next((name for name in fitting if value * 1000 % units.get(name, 1) == 0), fitting[0])
     return f"{rounding(value / units.get(name, 1) * 10**4) / 10**4:.10g}{name}"

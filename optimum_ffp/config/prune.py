@@ -158,7 +158,7 @@ class FFPConfig(TextConfig):
         "Pruning",
         choices="search.methods",
         fast="no-search",
-        default_text=f"ffp; no-search if weights are trained and sparsity is at least {TRAINING_SUFFICES:g}",
+        default_text=f"ffp; no-search if weights are trained and at least {TRAINING_SUFFICES:g} is removed",
     )
     policy: str | None = option(
         None,
@@ -395,11 +395,10 @@ class FFPConfig(TextConfig):
         """Whether the search runs backward passes."""
         return self.method == "ffp" and self.agent == "gradient"
 
-    @property
-    def skips_search(self) -> bool:
-        """Whether the default method is not to search, since weights are trained afterwards."""
+    def skips_search(self, removed: float | None) -> bool:
+        """Return whether not to search by default, if so much is removed that training makes up for what it gains."""
         trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
-        return trains and is_default and (self.sparsity or 0) >= TRAINING_SUFFICES
+        return trains and is_default and (removed or 0) >= TRAINING_SUFFICES
 
     @property
     def limits(self) -> dict[str, float]:
@@ -449,7 +448,7 @@ class FFPConfig(TextConfig):
         removes_heads = self.method == "homogeneous" or self.memory or self.kv_cache
         return ({} if self.limits else {"sparsity": 0.2}) | {
             "agent": agent,
-            "method": "no-search" if self.skips_search else "ffp",
+            "method": "no-search" if self.skips_search(self.sparsity) else "ffp",
             "attention": "kv-groups" if removes_heads else "auto",
             "search_steps": 256 if agent == "ppo" else 26,
         }

@@ -43,7 +43,7 @@ def check_budget(
     config: FFPConfig,
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
 ) -> Budget:
-    """Check that a budget can be met with any choice of attention groups, and return it for the last of them.
+    """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
 
     Args:
         model: The dense model; may be on the meta device.
@@ -54,20 +54,21 @@ def check_budget(
     Raises:
         FFPError: If it can't be met.
     """
-    feasible, problem = [], None
+    feasible, problem, budgets = [], None, []
     for units in variants:
         try:
-            budget = find_budget(model, units, config)
+            budgets.append(budget := find_budget(model, units, config))
             if config.method == "uniform" or config.mapping != "curves":
                 budget.linear()
             if config.method == "homogeneous":
                 homogeneous_policies(budget, is_homogeneous)
             feasible += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
-            problem = error
+            # KV groups come first, with which more can be removed.
+            problem = problem or error
     if problem is not None:
         raise FFPError(f"{problem}, or choose attention {feasible[0]!r}" if feasible else str(problem))
-    return budget
+    return budgets[0]
 
 
 class PolicySearch:

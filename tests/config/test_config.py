@@ -201,3 +201,20 @@ def test_an_option_is_read_with_what_it_depends_on():
 def test_neither_torch_nor_transformers_is_imported():
     program = "import sys, optimum_ffp.config; assert not {'torch', 'transformers', 'datasets'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_quantities_are_read_as_they_are_written_and_name_folders():
+    for option, text, number in (
+        ("params", "6B", 6 * 10**9),
+        ("params", "134.515M", 134_515_000),
+        ("memory", "1400MiB", 1400 * 2**20),
+        ("memory", "1.5GiB", 1536 * 2**20),
+    ):
+        config = FFPConfig(**{option: text})
+        assert getattr(config, option) == number and config.budget_name == text
+        assert getattr(FFPConfig(**{option: number}), option) == number
+    assert FFPConfig(context="32k").context == 32768 and FFPConfig(memory="2GB").memory == 2 * 10**9
+    assert FFPConfig(sparsity=0.3, kv_cache=0.5).budget_name == "30-kv-50" and FFPConfig().budget_name == "20"
+    for options in ({"params": "6 lots"}, {"memory": "12GiBs"}, {"kv_cache": 1.0}, {"context": 0}):
+        with pytest.raises(FFPError, match=next(iter(options))):
+            FFPConfig(**options)
