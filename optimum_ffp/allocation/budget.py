@@ -84,8 +84,10 @@ class Budget:
         min_retention: Minimum fraction of groups to keep per unit, `a_min`. A unit always keeps at least one step.
         max_retention: Maximum fraction of groups to keep per unit, `a_max`.
         precision: Grid that retentions are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
+        removable: Indices of units that may be removed whole (`without`), in spite of the bounds.
 
     Attributes:
+        least: Smallest numbers of groups, 0 for removable units.
         sizes: Allowed numbers of groups of every unit, in ascending order.
         costs: Costs of these sizes by unit, each of shape `[limits, sizes]`.
         allowed: Maximum cost of all units, shape `[limits]`.
@@ -104,6 +106,7 @@ class Budget:
         min_retention: float = 0.0,
         max_retention: float = 1.0,
         precision: float | None = None,
+        removable: Collection[int] = (),
     ):
         self.units, self.limits, self.precision = tuple(units), tuple(limits), precision
         self.min_retention, self.max_retention = min_retention, max_retention
@@ -115,6 +118,7 @@ class Budget:
         # A single group is never removed.
         self.largest[self.groups == 1] = 1
         self._check_bounds()
+        self.least = np.where(self._mask(removable), 0, self.smallest)
         bounds = zip(self.smallest, self.largest, self.multiples)
         self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
         by_unit = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
@@ -147,7 +151,7 @@ class Budget:
 
     def _check_limits(self) -> None:
         # The smallest sizes have the lowest costs of every kind.
-        for limit, cost in zip(self.limits, self.costs_of(self.smallest)):
+        for limit, cost in zip(self.limits, self.costs_of(self.least)):
             if cost > limit.allowed:
                 at_least, lower = ("at least", "raise") if limit.scale > 0 else ("at most", "lower")
                 raise FFPError(
@@ -170,6 +174,9 @@ class Budget:
         """Fraction of the cost of all units to remove, of the limit that removes the largest one."""
         return float((1 - self.allowed / self.dense).max())
 
+    def _mask(self, units: Collection[int]) -> np.ndarray:
+        return np.array([index in units for index in range(len(self.units))])
+
     @property
     def removed_parameters(self) -> int:
         """Number of parameters that are removed for certain; 0 if only bytes are limited."""
@@ -179,7 +186,7 @@ class Budget:
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
         lines = []
-        for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.smallest)):
+        for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least)):
             bound = "at least" if limit.scale > 0 else "at most"
             asked, whole = (format_value(limit.option, value) for value in (limit.asked, limit.value(dense)))
             lines.append(
@@ -194,14 +201,15 @@ class Budget:
         return budget
 
     def without(self, removed: Collection[int]) -> "Budget":
-        """Return the budget of a model whose units of these indices are removed whole, in spite of the bounds.
+        """Return the budget of a model whose units of these indices are removed whole, and no others.
 
         Raises:
-            FFPError: If the largest sizes of the others leave nothing to remove.
+            FFPError: If a limit can't be met without removing more units, or nothing else has to be removed.
         """
         budget, none = copy(self), (np.zeros(1, dtype=np.int64), np.zeros((len(self.limits), 1)))
-        gone = [index in removed for index in range(len(self.units))]
+        gone = self._mask(removed)
         budget.smallest, budget.largest = (np.where(gone, 0, bound) for bound in (self.smallest, self.largest))
+        budget.least = budget.smallest
         choices = [none if one else kept for one, *kept in zip(gone, self.sizes, self.costs)]
         budget.sizes, budget.costs = map(list, zip(*choices))
         budget._check_limits()

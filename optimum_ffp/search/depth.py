@@ -1,6 +1,8 @@
 """Depth: which attentions, FFNs or layers are removed whole, and how many of them under a budget."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..errors import FFPError
@@ -18,6 +20,8 @@ Part = tuple[int, ...]
 
 def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
     """Return what can be removed whole: units with depth `"sublayers"`, and all units of a layer with `"layers"`."""
+    if depth == "none":
+        return []
     parts: dict[int, Part] = {}
     for index, unit in enumerate(units):
         key = index if depth == "sublayers" else unit.layer
@@ -79,26 +83,35 @@ def choose_removed(
     """Return the units to remove whole: those of `removals` without which the pruned model has the lowest loss.
 
     Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
-    removals are tried in ascending order, until the budget is exceeded or the loss has not fallen `PATIENCE` times.
+    removals are tried in ascending order, from the first that meets the budget until nothing is left for it to remove,
+    or the loss has not fallen `PATIENCE` times.
 
     Args:
         units: The units of the model.
         costs: As for `removals`.
         depth: `"layers"` or `"sublayers"`.
-        policy_without: Returns a policy that meets the budget without these units. Raises `FFPError` if they are
-            more than the budget removes.
+        policy_without: Returns a policy that meets the budget without these units. Raises `FFPError` if they are too
+            few for that, or more than it removes.
         loss_of: Measures the loss of a policy.
+
+    Raises:
+        FFPError: If no number of removals meets the budget.
     """
-    chosen: Part = ()
-    best, waited = loss_of(policy_without(chosen)), 0
-    for removed in removals(units, costs, parts_of(units, depth), loss_of):
+    chosen: Part | None = None
+    best, waited, problem = math.inf, 0, None
+    for removed in chain([()], removals(units, costs, parts_of(units, depth), loss_of)):
         try:
-            loss = loss_of(policy_without(removed))
-        except FFPError:
-            break
-        waited += 1
-        if loss < best:
+            policy = policy_without(removed)
+        except FFPError as error:
+            problem = error
+            if chosen is not None:
+                break
+            continue
+        loss, waited = loss_of(policy), waited + 1
+        if chosen is None or loss < best:
             chosen, best, waited = removed, loss, 0
         elif waited == PATIENCE:
             break
+    if chosen is None:
+        raise problem
     return chosen

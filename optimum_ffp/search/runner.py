@@ -23,7 +23,7 @@ from ..modeling.limits import find_limits
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
-from .depth import WINDOWS, Part, choose_removed
+from .depth import WINDOWS, Part, choose_removed, parts_of
 from .evaluator import CandidateEvaluator
 from .task import AgentState, SearchTask, finalist_count
 
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 def find_budget(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> Budget:
     """Return the budget of a config for a model. Raises `FFPError` if it can't be met."""
-    limits = find_limits(model, units, config)
-    return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision)
+    limits, removable = find_limits(model, units, config), sum(parts_of(units, config.depth), ())
+    return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision, removable)
 
 
 def check_budget(

@@ -58,13 +58,16 @@ def test_what_a_removal_makes_worse_is_measured_again():
     assert (first, second) == ((2, 3), (2, 3, 6, 7))
 
 
-@pytest.mark.parametrize(("best", "affordable"), [(0, 11), (1, 11), (3, 11), (7, 11), (11, 3)])
-def test_as_many_are_removed_as_lose_the_least(best, affordable):
+@pytest.mark.parametrize(
+    ("best", "least", "affordable"),
+    [(0, 0, 11), (1, 0, 11), (3, 0, 11), (7, 3, 11), (11, 0, 3), (0, 2, 11), (0, 12, 11)],
+)
+def test_as_many_are_removed_as_lose_the_least(best, least, affordable):
     tried = []
 
     def policy_without(removed):
-        if len(removed) > affordable:
-            raise FFPError("removes too much")
+        if not least <= len(removed) <= affordable:
+            raise FFPError("removes too little or too much")
         tried.append(len(removed))
         sizes = np.array([unit.groups for unit in UNITS]) // 2
         sizes[[*removed]] = 0
@@ -74,6 +77,11 @@ def test_as_many_are_removed_as_lose_the_least(best, affordable):
         number = policy.sizes.count(0)
         return number if max(policy.sizes) > 8 else abs(number - best)
 
+    if least > affordable:
+        with pytest.raises(FFPError, match="removes"):
+            choose_removed(UNITS, COSTS, "sublayers", policy_without, loss_of)
+        return
     chosen = choose_removed(UNITS, COSTS, "sublayers", policy_without, loss_of)
-    assert len(chosen) == min(best, affordable)
-    assert tried == [*range(min(best + PATIENCE, affordable, 11) + 1)]
+    best = min(max(best, least), affordable)
+    assert len(chosen) == best
+    assert tried == [*range(least, min(best + PATIENCE, affordable, 11) + 1)]
