@@ -13,6 +13,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, Pru
 from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
+from optimum_ffp.evaluation.size import kv_cache_bytes
 from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import KINDS, SETTINGS, make_deep_model, make_pruner, make_text, make_tiny_model, make_tokenizer
 
@@ -62,6 +63,17 @@ def test_parts_that_are_removed_whole_leave_more_for_the_rest_of_the_budget(tmp_
     assert isinstance(loaded, LlamaForCausalLM) and (type(loaded) is LlamaForCausalLM) == (method == "homogeneous")
     measured = window_losses(loaded, pruner.measured.data.test.tokens).mean().exp()
     assert float(measured) == pytest.approx(result.perplexity, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cache_of_a_single_kv_head_shrinks_by_whole_attentions(data_folder):
+    dense = make_tiny_model("llama", num_hidden_layers=4, num_key_value_heads=1)
+    budget = {"sparsity": None, "kv_cache": 0.6, "context": 24}
+    with pytest.raises(FFPError, match="single KV head.*depth"):
+        pruner_of(dense, data_folder, **budget)
+    result = pruner_of(dense, data_folder, depth="sublayers", search_steps=5, calibration="ridge", **budget).prune()
+    assert sum(size > 0 for size in result.policy.sizes[::2]) == 2 and result.policy.sizes[0] > 0
+    assert kv_cache_bytes(result.model) == kv_cache_bytes(dense) / 2
 
 
 @pytest.mark.slow

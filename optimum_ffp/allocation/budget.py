@@ -127,6 +127,7 @@ class Budget:
         self.dense = sum(costs[:, -1] for costs in by_unit)
         self.quanta = np.stack([costs[:, -1] - costs[:, -1 - step] for costs, step in zip(by_unit, self.multiples)], 1)
         self._check_limits()
+        self._check_something_goes()
 
     @classmethod
     def for_sparsity(cls, units: Sequence[Unit], sparsity: float, *bounds: float | None, **options: float) -> "Budget":
@@ -158,6 +159,8 @@ class Budget:
                     f"{limit} can't be met: with min_retention {self.min_retention:g} it is {at_least} "
                     f"{limit.describe(cost, higher=True)}; {lower} {limit.option}, or lower min_retention"
                 )
+
+    def _check_something_goes(self) -> None:
         largest = self.costs_of(self.largest)
         steps = [min(row[row > 0], default=0) for row in self.quanta]
         spare = np.zeros(len(self.limits)) if (self.largest == self.groups).all() else np.array(steps)
@@ -204,7 +207,7 @@ class Budget:
         """Return the budget of a model whose units of these indices are removed whole, and no others.
 
         Raises:
-            FFPError: If a limit can't be met without removing more units, or nothing else has to be removed.
+            FFPError: If a limit can't be met without removing more units.
         """
         budget, none = copy(self), (np.zeros(1, dtype=np.int64), np.zeros((len(self.limits), 1)))
         gone = self._mask(removed)

@@ -34,7 +34,7 @@ def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     sizes = np.diff(sums, prepend=0).astype(np.int64) * budget.multiples
     # Steps of attention may be smaller than the remaining ones.
     quanta = costs * budget.multiples
-    smallest = quanta[quanta > 0].min()
+    smallest = min(quanta[quanta > 0], default=1)
     growable = np.flatnonzero((quanta == smallest) & (sizes < budget.largest))
     steps = max(0, int((available - sizes @ costs) // smallest))
     chosen = growable[np.linspace(0, len(growable), min(steps, len(growable)), endpoint=False, dtype=int)]

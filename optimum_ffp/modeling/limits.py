@@ -22,7 +22,7 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         config: The budget.
 
     Raises:
-        FFPError: If the KV cache is limited, and no KV head of this model can be removed.
+        FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole.
     """
     limits = [] if config.sparsity is None else [sparsity_limit(units, config.sparsity)]
     if not config.limits.keys() - {"sparsity"}:
@@ -38,9 +38,9 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         limits.append(Limit("memory", config.memory, config.memory - rest, costs, offset=rest))
     if config.kv_cache is not None:
         groups = find_family(model.config).attention_groups(model.config)
-        if "kv_group" not in groups:
+        if "kv_group" not in groups and config.depth == "none":
             reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
-            raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory")
+            raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
         total = int(sum(costs[-1] for costs in cache))
         # Exact decimal arithmetic, as for the sparsity.
         allowed = math.floor(Fraction(str(config.kv_cache)) * total)

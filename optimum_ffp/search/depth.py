@@ -83,15 +83,15 @@ def choose_removed(
     """Return the units to remove whole: those of `removals` without which the pruned model has the lowest loss.
 
     Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
-    removals are tried in ascending order, from the first that meets the budget until nothing is left for it to remove,
-    or the loss has not fallen `PATIENCE` times.
+    removals are tried in ascending order, from the first that meets the budget until the rest stays whole, or the loss
+    has not fallen `PATIENCE` times.
 
     Args:
         units: The units of the model.
         costs: As for `removals`.
         depth: `"layers"` or `"sublayers"`.
         policy_without: Returns a policy that meets the budget without these units. Raises `FFPError` if they are too
-            few for that, or more than it removes.
+            few for that.
         loss_of: Measures the loss of a policy.
 
     Raises:
@@ -104,13 +104,11 @@ def choose_removed(
             policy = policy_without(removed)
         except FFPError as error:
             problem = error
-            if chosen is not None:
-                break
             continue
         loss, waited = loss_of(policy), waited + 1
         if chosen is None or loss < best:
             chosen, best, waited = removed, loss, 0
-        elif waited == PATIENCE:
+        if waited == PATIENCE or all(size in (0, unit.groups) for unit, size in zip(units, policy.sizes)):
             break
     if chosen is None:
         raise problem
