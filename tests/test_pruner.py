@@ -51,13 +51,13 @@ def test_parts_that_are_removed_whole_leave_more_for_the_rest_of_the_budget(tmp_
     for layer, part in ((2, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
         dense.model.layers[layer].get_submodule(part).weight.data *= 1e-3
     # On text of the model, which no other predicts better.
-    options = {"sparsity": 0.4, "min_retention": 0.5, "calibration": "ridge", "search_samples": 8, "seq_len": 64}
+    options = {"sparsity": 0.3, "min_retention": 0.5, "calibration": "ridge", "search_samples": 8, "seq_len": 64}
     whole = pruner_of(copy.deepcopy(dense), "self", method="uniform", **options).prune()
     pruner = pruner_of(dense, "self", method=method, depth=depth, **options)
     result = pruner.prune()
     assert result.policy.kept_layers == (0, 1, 3) and result.perplexity < whole.perplexity
     assert (result.policy.sizes[6] == 0) == (depth == "sublayers")
-    assert 0 <= result.policy.sparsity - 0.4 < 0.05
+    assert 0 <= result.policy.sparsity - 0.3 < 0.05
     pruner.save_pretrained(tmp_path / "out")
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(loaded, LlamaForCausalLM) and (type(loaded) is LlamaForCausalLM) == (method == "homogeneous")
@@ -251,7 +251,7 @@ def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_i
     pruner = make_pruner(save_tiny_model(), data_folder, method=None)
     low, high, again = (pruner.search(sparsity) for sparsity in (0.2, 0.3, 0.2))
     assert [found.config.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
-    assert low.policy == again.policy and len(high.log) == 1
+    assert low.policy == again.policy and low.log and not high.log
     assert low.note is None and "--method ffp" in high.note
     # The agent of the lower one isn't needed, and nothing that is asked for is skipped.
     assert pruner.search(0.3, low.agent).policy == high.policy

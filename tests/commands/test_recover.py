@@ -67,7 +67,9 @@ def test_the_output_has_a_name_of_its_own(recover, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_adapters_are_merged_and_uploaded(recover, hub):
     pytest.importorskip("peft")
-    code, output, errors = recover("--lora", "4", "--push-to-hub", "--hub-model-id", "me/recovered")
+    # Few tokens teach adapters nothing that holds on other text.
+    upload = ("--push-to-hub", "--hub-model-id", "me/recovered")
+    code, output, errors = recover("--lora", "4", "--max-tokens", "5k", *upload)
     assert code == 0, errors
     files = hub.repositories["me/recovered"].at("main").files
     assert "uploaded: " in output and "recovery-1.png" in files

@@ -49,4 +49,4 @@ def test_only_a_perplexity_of_at_least_half_more_is_warned_of(caplog):
     assert not caplog.messages
     warn_of_high_perplexity([pruned("a", 1.49), pruned("b", 1.5), pruned("c", 3)])
     (line,) = caplog.messages
-    assert "b (1.50x), c (3.00x)" in line and "a (" not in line and "--sparsity" in line
+    assert "b (1.50x), c (3.00x)" in line and "a (" not in line and "remove less" in line

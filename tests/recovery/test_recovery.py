@@ -105,7 +105,7 @@ def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    recovery = make_recovery(max_tokens=480, evaluations=1, learning_rate=1e-5)
+    recovery = make_recovery(max_tokens=480, evaluations=1, label_share=0.5)
     recovery.report_to = ["tensorboard"]
     record = recovery.recover()
     (events,) = (tmp_path / "runs" / f"{pruned[1].name}-recovered").glob("events.out.tfevents.*")

@@ -60,7 +60,7 @@ def test_the_result_is_the_best_at_the_target_on_all_windows(method, agent):
 @pytest.mark.parametrize(("method", "agent"), KINDS)
 def test_perplexity_that_is_not_finite_has_reward_zero(method, agent):
     landscape = KnownLandscape(broken=True)
-    with pytest.raises(FFPError, match="no candidate at sparsity 0.3 has a finite perplexity"):
+    with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         run(method, agent, landscape=landscape)
 
 
