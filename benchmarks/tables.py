@@ -362,7 +362,7 @@ TABLES = {
     ),
     "divergence": Table(
         SIZES,
-        ("smollm2-divergence-default",),
+        ("smollm2-divergence-default", "smollm2-divergence-whole-model-20"),
         {
             f"{head}, {first}-{last}": column(first, last)
             for head, column in (
@@ -376,6 +376,7 @@ TABLES = {
             ("dense", [{"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}]),
             ("the default at 20 %", [{"model": "ffp-20-seed0"}]),
             ("the default at 30 %", [{"model": "no-search-30-seed0"}]),
+            ("20 % with 1.23M tokens", [{"model": "no-search-20-seed0"}]),
         ],
     ),
     "default": Table(

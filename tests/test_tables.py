@@ -58,7 +58,7 @@ def test_figures_of_chosen_windows_are_those_of_their_numbers(tables, tmp_path):
     assert tables().returncode == 0
     page = tmp_path / "docs" / "results.md"
     # Means of 1 to 10 and of 82 to 148 are 5.5 and 115.
-    row = "\n| the default at 20 % | 1.06 | 3.16 | 0.5500 | 11.5000 | 2.8 % | 57.5 % |\n<!-- end -->\n"
+    row = "\n| the default at 20 % | 1.06 | 3.16 | 0.5500 | 11.5000 | 2.8 % | 57.5 % |\n"
     assert row in page.read_text()
 
 
