@@ -186,6 +186,11 @@ def with_start_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
     return tokenizer
 
 
+def step_parameters(unit: Unit) -> int:
+    """The minimum number of parameters by which a unit can grow or shrink."""
+    return unit.multiple * unit.group_parameters
+
+
 def make_text(words: int, seed: int = 0) -> str:
     numbers = torch.randint(3, VOCABULARY, (words,), generator=torch.Generator().manual_seed(seed))
     return "\n".join(" ".join(f"w{n}" for n in row.tolist()) for row in numbers.split(20)) + "\n"

@@ -58,11 +58,6 @@ class Unit:
         return self.groups * self.group_parameters + self.fixed_parameters
 
     @property
-    def quantum(self) -> int:
-        """Minimum number of parameters by which the unit can grow or shrink."""
-        return self.multiple * self.group_parameters
-
-    @property
     def step(self) -> int:
         """Number of groups by which neighboring sizes differ: about a twelfth, a multiple of `multiple`, not 0."""
         return self.multiple * max(1, round(self.groups * STEP / self.multiple))

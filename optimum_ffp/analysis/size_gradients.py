@@ -51,12 +51,13 @@ def measure_size_gradients(
     # By unit and window. Kept on the device: every transfer to the host would synchronize.
     changes: list[list[torch.Tensor]] = [[] for _ in policy.units]
 
+    def kept_members(layer: int) -> list[int]:
+        return [index for index in sorted_model.members(layer) if policy.sizes[index]]
+
     @contextmanager
     def change(layer: int) -> Iterator[None]:
         weights = {}
-        for index in sorted_model.members(layer):
-            if not policy.sizes[index]:
-                continue
+        for index in kept_members(layer):
             missing = (up.sizes[index] - policy.sizes[index]) * sorted_model.model_units[index].output.block
             weight = sorted_model.compensated_output(index, policy.sizes[index])
             weights |= [sorted_model.named_output(index, nn.functional.pad(weight, (0, missing)))]
@@ -65,9 +66,7 @@ def measure_size_gradients(
 
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
         hooks = {}
-        for index in sorted_model.members(layer):
-            if not policy.sizes[index]:
-                continue
+        for index in kept_members(layer):
             unit = sorted_model.model_units[index]
             low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)

@@ -169,11 +169,12 @@ class SortedModel:
                 device are copied for the duration of the context.
             compensated: Whether to use the output weights after ridge regression too.
         """
+        kept_layers = policy.kept_layers
 
         @contextmanager
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
-            if members and layer not in policy.kept_layers:
+            if members and layer not in kept_layers:
                 with replaced_forward(self.layerwise.layers[layer], lambda hidden, *_, **__: hidden):
                     yield
                 return

@@ -27,12 +27,12 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
     limits = [] if config.sparsity is None else [sparsity_limit(units, config.sparsity)]
     if not config.limits.keys() - {"sparsity"}:
         return limits
-    parameters, cache = parameter_costs(units), _cache_bytes(model, units, config)
-    outside = model.num_parameters() - block_parameters(units)
+    parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
     if config.params is not None:
         limits.append(Limit("params", config.params, config.params - outside, parameters, offset=outside))
     if config.memory is not None:
         itemsize = model.dtype.itemsize
+        cache = _cache_bytes(model, units, config)
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside
         limits.append(Limit("memory", config.memory, config.memory - rest, costs, offset=rest))
@@ -41,6 +41,7 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         if "kv_group" not in groups and config.depth == "none":
             reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
             raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
+        cache = _cache_bytes(model, units, config)
         total = int(sum(costs[-1] for costs in cache))
         # Exact decimal arithmetic, as for the sparsity.
         allowed = math.floor(Fraction(str(config.kv_cache)) * total)

@@ -12,7 +12,7 @@ from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
 from optimum_ffp.errors import FFPError
-from tests.helpers import SMOLLM2
+from tests.helpers import SMOLLM2, step_parameters
 
 
 greedy, water_filling = (find_choice("mapping", name).map_scores for name in ("greedy", "water-filling"))
@@ -61,8 +61,8 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
         return
     assert (sizes >= budget.smallest).all() and (sizes <= budget.largest).all()
     assert (sizes % budget.multiples == 0).all()
-    movable = [(unit.quantum, len(sizes) - 1) for unit, sizes in zip(units, budget.sizes) if len(sizes) > 1]
-    finest, coarsest = min(movable, default=(0, 0))[0], max(unit.quantum for unit in units)
+    movable = [(step_parameters(unit), len(sizes) - 1) for unit, sizes in zip(units, budget.sizes) if len(sizes) > 1]
+    finest, coarsest = min(movable, default=(0, 0))[0], max(step_parameters(unit) for unit in units)
     room = sum(quantum * steps for quantum, steps in movable if quantum == finest)
     assert gap < coarsest + 1
     if room >= coarsest:
@@ -72,13 +72,13 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
 def check_infeasible(units, sparsity, bounds):
     def kept(retention, rounding):
         return sum(
-            max(1, rounding(retention * unit.groups / unit.multiple)) * unit.quantum + unit.fixed_parameters
+            max(1, rounding(retention * unit.groups / unit.multiple)) * step_parameters(unit) + unit.fixed_parameters
             for unit in units
         )
 
     target = (1 - sparsity) * block_parameters(units)
     least, most = kept(bounds[0] - 1e-6, math.ceil), kept(bounds[1] + 1e-6, math.floor)
-    assert target < least + max(unit.quantum for unit in units) * len(units) * 1e-3 + 1 or target > most
+    assert target < least + max(step_parameters(unit) for unit in units) * len(units) * 1e-3 + 1 or target > most
 
 
 @pytest.mark.parametrize("mapping", [greedy, water_filling, uniform])

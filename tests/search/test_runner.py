@@ -15,7 +15,7 @@ from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
 from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.search.runner import PolicySearch, check_budget, find_budget
-from tests.helpers import make_pruner
+from tests.helpers import make_pruner, step_parameters
 
 
 def perplexity(model, windows) -> float:
@@ -61,13 +61,13 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     budget = find_budget(None, units, config)
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
-    room = sum(unit.quantum * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
+    room = sum(step_parameters(unit) * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
     for mapping in (uniform, curves, find_choice("mapping", "greedy").map_scores):
         policy = mapping(scores, budget)
         gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
         assert gap > -1
-        if room >= max(unit.quantum for unit in units):
-            assert gap < min(unit.quantum for unit in units) + 1
+        if room >= max(step_parameters(unit) for unit in units):
+            assert gap < min(step_parameters(unit) for unit in units) + 1
         saved = json.loads(json.dumps(policy.to_dict()))
         assert PruningPolicy.from_dict(saved, units) == policy
 
@@ -141,7 +141,7 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
     for policy in seen:
         assert (
             0.8 * block_parameters(policy.units) - policy.kept_parameters
-            < min(unit.quantum for unit in policy.units) + 1
+            < min(step_parameters(unit) for unit in policy.units) + 1
         )
 
 
