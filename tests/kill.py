@@ -2,11 +2,12 @@
 
     python tests/kill.py MODEL DATA SCRATCH KILLS [OPTIONS as JSON]
 
-Prints one JSON object a kill: when it came, how far the prune was, and which files differ from those of a prune that
-ran undisturbed. A process is forked for every prune, so that none has to import everything again.
+Prints one JSON object a kill: how far the prune was, and which files differ from those of a prune that ran
+undisturbed. A process is forked for every prune, so that none has to import everything again.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -44,6 +45,22 @@ def start(model: Path, data: Path, folder: Path, options: dict, overwrite: bool 
     os._exit(0)
 
 
+def count_entries(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder / "work"))
+    except FileNotFoundError:
+        return 0
+
+
+def watch(child: int, folder: Path, entries: float = math.inf) -> int:
+    """Waits until a process has ended or its work has this many entries, and returns how many it had at most."""
+    most = 0
+    while most < entries and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
+        most = max(most, count_entries(folder))
+    return most
+
+
 def finish(child: int) -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL), status
@@ -63,26 +80,29 @@ def remains(folder: Path) -> list[str]:
 
 
 def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> None:
-    began = time.monotonic()
-    finish(start(model, data, scratch / "whole", options))
+    whole = scratch / "whole"
+    child = start(model, data, whole, options)
+    began, entries = time.monotonic(), watch(child, whole)
     seconds = time.monotonic() - began
-    expected = contents(scratch / "whole")
+    finish(child)
+    expected = contents(whole)
     generator = random.Random(0)
     for number in range(kills):
         folder = scratch / str(number)
-        moment = generator.uniform(0, seconds)
         child = start(model, data, folder, options)
-        time.sleep(moment)
+        # By progress, since the time that a prune takes varies with what else runs.
+        watch(child, folder, generator.randrange(1, entries))
+        time.sleep(generator.uniform(0, seconds / entries))
         os.kill(child, signal.SIGKILL)
         finish(child)
-        entries = len(list((folder / "work").glob("*"))) if (folder / "work").exists() else 0
+        left_entries = count_entries(folder)
         if not (folder / "out").exists() or remains(folder):
             # Killed before it removed the lock of its work, which was removed already, it begins again.
-            finish(start(model, data, folder, options, overwrite=not entries))
+            finish(start(model, data, folder, options, overwrite=not left_entries))
         found = contents(folder)
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         left = remains(folder)
-        print(json.dumps({"second": round(moment, 2), "entries": entries, "differing": differing, "left": left}))
+        print(json.dumps({"entries": left_entries, "differing": differing, "left": left}))
 
 
 if __name__ == "__main__":
