@@ -1,7 +1,7 @@
 """Budgets: limits on what a model costs, bounds per unit, and sizes that meet both. Uses only numpy."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,37 +16,31 @@ from .policy import PruningPolicy, Unit, block_parameters
 
 @dataclass(frozen=True)
 class Limit:
-    """An upper limit on a cost that is a sum over units, such as parameters or bytes.
-
-    The option that sets it has the value `offset + scale * cost`: sparsity falls with the cost, others grow.
+    """An upper limit on a cost that is a sum over units, such as parameters, bytes or seconds.
 
     Attributes:
         option: Name of the option.
         asked: Value of the option.
         allowed: Maximum cost of all units.
         costs: Cost of every unit by the number of kept groups, not decreasing, each of shape `[groups + 1]`.
-        offset: Value of the option if units cost nothing.
-        scale: Change of the option's value per unit of cost.
+        value: Returns the value of the option at a cost of all units.
+        rises: Whether that rises with the cost; sparsity and speed fall.
     """
 
     option: str
     asked: float
     allowed: float
     costs: Sequence[np.ndarray]
-    offset: float = 0
-    scale: float = 1
+    value: Callable[[float], float] = float
+    rises: bool = True
 
     def cost(self, sizes: Sequence[int]) -> float:
         """Return the cost of all units with the given numbers of groups."""
         return float(sum(costs[size] for costs, size in zip(self.costs, sizes)))
 
-    def value(self, cost: float) -> float:
-        """Return the value of the option at a cost of all units."""
-        return self.offset + self.scale * cost
-
     def describe(self, cost: float, higher: bool) -> str:
         """Format the value of the option at a cost of all units, rounded to that of a higher or of a lower cost."""
-        return format_value(self.option, self.value(cost), math.ceil if higher == (self.scale > 0) else math.floor)
+        return format_value(self.option, self.value(cost), math.ceil if higher == self.rises else math.floor)
 
     def __str__(self) -> str:
         return f"{self.option} {format_value(self.option, self.asked)}"
@@ -68,7 +62,7 @@ def sparsity_limit(units: Sequence[Unit], sparsity: float) -> Limit:
     total = block_parameters(units)
     # Exact decimal arithmetic: in binary 1 - 0.775 is slightly less than 0.225.
     allowed = math.floor((1 - Fraction(str(sparsity))) * total)
-    return Limit("sparsity", sparsity, allowed, parameter_costs(units), offset=1, scale=-1 / total)
+    return Limit("sparsity", sparsity, allowed, parameter_costs(units), lambda cost: 1 - cost / total, rises=False)
 
 
 class Budget:
@@ -92,7 +86,7 @@ class Budget:
         costs: Costs of these sizes by unit, each of shape `[limits, sizes]`.
         allowed: Maximum cost of all units, shape `[limits]`.
         dense: Cost of all units of the dense model, shape `[limits]`.
-        quanta: Cost of the last step of every unit to its dense size, shape `[limits, units]`.
+        quanta: Largest cost of a step of every unit that keeps something, shape `[limits, units]`.
 
     Raises:
         FFPError: If a limit can't be met within the bounds, or none of them removes anything; the message says what
@@ -125,7 +119,8 @@ class Budget:
         self.costs = [costs[:, sizes] for costs, sizes in zip(by_unit, self.sizes)]
         self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
         self.dense = sum(costs[:, -1] for costs in by_unit)
-        self.quanta = np.stack([costs[:, -1] - costs[:, -1 - step] for costs, step in zip(by_unit, self.multiples)], 1)
+        rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(by_unit, self.multiples)]
+        self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
         self._check_something_goes()
 
@@ -154,7 +149,7 @@ class Budget:
         # The smallest sizes have the lowest costs of every kind.
         for limit, cost in zip(self.limits, self.costs_of(self.least)):
             if cost > limit.allowed:
-                at_least, lower = ("at least", "raise") if limit.scale > 0 else ("at most", "lower")
+                at_least, lower = ("at least", "raise") if limit.rises else ("at most", "lower")
                 raise FFPError(
                     f"{limit} can't be met: with min_retention {self.min_retention:g} it is {at_least} "
                     f"{limit.describe(cost, higher=True)}; {lower} {limit.option}, or lower min_retention"
@@ -166,7 +161,7 @@ class Budget:
         spare = np.zeros(len(self.limits)) if (self.largest == self.groups).all() else np.array(steps)
         if (self.allowed - largest >= spare).all():
             limit, cost = self.limits[0], largest[0]
-            lower, bound = ("lower", "") if limit.scale > 0 else ("raise", " or max_retention")
+            lower, bound = ("lower", "") if limit.rises else ("raise", " or max_retention")
             raise FFPError(
                 f"{limit} leaves nothing to remove: with max_retention {self.max_retention:g} it is "
                 f"{limit.describe(cost, higher=False)} already; {lower} {limit.option}{bound}"
@@ -190,7 +185,7 @@ class Budget:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
         lines = []
         for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least)):
-            bound = "at least" if limit.scale > 0 else "at most"
+            bound = "at least" if limit.rises else "at most"
             asked, whole = (format_value(limit.option, value) for value in (limit.asked, limit.value(dense)))
             lines.append(
                 f"{limit.option} {asked} (dense model {whole}, {bound} {limit.describe(least, higher=True)} possible)"
@@ -224,15 +219,23 @@ class Budget:
         costs = np.array([[table[-1] for table in limit.costs] for limit in self.limits])
         return (costs / self.dense[:, None]).max(0)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether there is a single limit, and every group of a unit costs the same."""
+        return len(self.limits) == 1 and self.limits[0].option != "speedup"
+
     def linear(self) -> tuple[np.ndarray, float]:
         """Return the cost per group of every unit, shape `[units]`, and the cost that all groups may have.
 
         Raises:
-            FFPError: If there are several limits.
+            FFPError: If there are several limits, or one on seconds.
         """
-        if len(self.limits) > 1:
+        if not self.is_linear:
             names = " and ".join(limit.option for limit in self.limits)
-            raise FFPError(f"this mapping or method takes one limit, found {names}; choose mapping 'curves'")
+            raise FFPError(
+                f"this mapping or method takes one limit, on parameters or bytes, found {names}; choose mapping "
+                "'curves'"
+            )
         costs = self.limits[0].costs
         per_group = np.array([table[-1] - table[-2] for table in costs])
         fixed = np.array([table[-1] for table in costs]) - per_group * self.groups

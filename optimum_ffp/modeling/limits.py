@@ -29,13 +29,13 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
     if config.params is not None:
-        limits.append(Limit("params", config.params, config.params - outside, parameters, offset=outside))
+        limits.append(Limit("params", config.params, config.params - outside, parameters, lambda cost: cost + outside))
     if config.memory is not None:
         itemsize = model.dtype.itemsize
         cache = _cache_bytes(model, units, config)
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside
-        limits.append(Limit("memory", config.memory, config.memory - rest, costs, offset=rest))
+        limits.append(Limit("memory", config.memory, config.memory - rest, costs, lambda cost: cost + rest))
     if config.kv_cache is not None:
         groups = find_family(model.config).attention_groups(model.config)
         if "kv_group" not in groups and config.depth == "none":
@@ -45,7 +45,7 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         total = int(sum(costs[-1] for costs in cache))
         # Exact decimal arithmetic, as for the sparsity.
         allowed = math.floor(Fraction(str(config.kv_cache)) * total)
-        limits.append(Limit("kv_cache", config.kv_cache, allowed, cache, scale=1 / total))
+        limits.append(Limit("kv_cache", config.kv_cache, allowed, cache, lambda cost: cost / total))
     return limits
 
 

@@ -193,5 +193,4 @@ class PolicySearch:
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores = np.zeros(len(self.measured.units))
         baselines = {"no-search": self.mapping(scores, self.budget)}
-        # Several limits have no common retention.
-        return baselines if len(self.budget.limits) > 1 else {"uniform": uniform(scores, self.budget)} | baselines
+        return {"uniform": uniform(scores, self.budget)} | baselines if self.budget.is_linear else baselines
