@@ -84,7 +84,6 @@ class Trainer:
         self.share = range(windows)[processes.share(windows)]
         self.held_out = range(held_out)[processes.share(held_out)]
         self.parts = torch.arange(windows).tensor_split(min(windows, per_step))
-        self.device = next(iter(start.values())).device
 
     def fit(self, passes: int, learning_rate: float, seed: int) -> dict[str, torch.Tensor]:
         """Train, and return the fit of the best pass, packed.
@@ -116,8 +115,7 @@ class Trainer:
         masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
         steps = max(map(len, self.parts))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
-        # On a GPU a single kernel updates all weights.
-        optimizer = Adam(groups, betas=BETAS, fused=True if self.device.type == "cuda" else None)
+        optimizer = Adam(groups, betas=BETAS, fused=True)
         schedule = LambdaLR(optimizer, lambda step: _rate(step, passes * steps))
         for _ in range(passes):
             orders = [part[torch.randperm(len(part), generator=generator)].tolist() for part in self.parts]
