@@ -269,7 +269,7 @@ class Budget:
         """Return the policy of the given sizes."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
-    def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray, exact: bool = True) -> PruningPolicy:
+    def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
         """Convert retentions to sizes that meet the budget (DiscretizeAndCorrect of Algorithm 1).
 
         Retentions are rounded to the grid and to whole steps, then corrected (`correct`).
@@ -277,11 +277,10 @@ class Budget:
         Args:
             rates: Retention of every unit, shape `[units]`.
             preference: Unit indices, most important first, shape `[units]`.
-            exact: As in `correct`.
         """
         if self.precision:
             rates = np.round(rates / self.precision) * self.precision
-        return self.correct(np.round(rates * self.groups / self.multiples) * self.multiples, preference, exact)
+        return self.correct(np.round(rates * self.groups / self.multiples) * self.multiples, preference)
 
     def correct(self, sizes: np.ndarray, preference: np.ndarray, exact: bool = True) -> PruningPolicy:
         """Return the policy of sizes that are corrected in the order of preference until the budget is met.
@@ -292,7 +291,7 @@ class Budget:
             sizes: Number of groups of every unit, rounded to the nearest allowed one, shape `[units]`.
             preference: Unit indices, most important first, shape `[units]`.
             exact: If only coarse units can still grow, whether one does and the least preferred fine-grained units
-                shrink by the difference.
+                shrink by the difference, at any loss.
         """
         chosen = self.indices(sizes)
         slack = self.slack(self.policy_of(chosen).sizes)
