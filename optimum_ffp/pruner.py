@@ -256,13 +256,11 @@ class FFPPruner:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
         asked = config or self.config
-        config = self.measured.resolved(asked if sparsity is None else replace(asked, sparsity=sparsity))
+        asked = asked if sparsity is None else replace(asked, sparsity=sparsity)
+        budget = self._check_budget(self.measured.resolved(asked))
+        config = self.measured.resolved(asked.with_method(budget.sparsity))
         self.measured.check(config)
         check_calibration(config.calibration, self.options.offload)
-        budget = self._check_budget(config)
-        # Of limits other than the sparsity, the model decides how much they remove.
-        if asked.method is None and config.skips_search(budget.sparsity):
-            config = replace(config, method="no-search")
         skips = asked.method is None and config.method == "no-search"
         agent = None if skips else load_agent(warm_start, self.options.token)
         if agent is not None:

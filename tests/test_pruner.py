@@ -262,6 +262,8 @@ def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_i
     assert [found.config.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
     assert low.policy == again.policy and low.log and not high.log
     assert low.note is None and "--method ffp" in high.note
+    # A number of parameters removes as much.
+    assert pruner.search(config=replace(pruner.config, sparsity=None, params="23k")).note == high.note
     # The agent of the lower one isn't needed, and nothing that is asked for is skipped.
     assert pruner.search(0.3, low.agent).policy == high.policy
     assert pruner.search(0.3, low.agent, replace(pruner.config, method="ffp")).note is None

@@ -1,7 +1,7 @@
 """Options of a prune, with their defaults and the values of the paper."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -395,10 +395,15 @@ class FFPConfig(TextConfig):
         """Whether the search runs backward passes."""
         return self.method == "ffp" and self.agent == "gradient"
 
-    def skips_search(self, removed: float | None) -> bool:
-        """Return whether not to search by default, if so much is removed that training makes up for what it gains."""
+    def with_method(self, removed: float) -> "FFPConfig":
+        """Return the config, by default without a search if training makes up for what that gains.
+
+        Args:
+            removed: Fraction that the budget removes (`Budget.sparsity`).
+        """
         trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
-        return trains and is_default and (removed or 0) >= TRAINING_SUFFICES
+        skips = self.method is None and trains and is_default and removed >= TRAINING_SUFFICES
+        return replace(self, method="no-search") if skips else self
 
     @property
     def limits(self) -> dict[str, float]:
@@ -448,7 +453,7 @@ class FFPConfig(TextConfig):
         removes_heads = self.method == "homogeneous" or self.memory or self.kv_cache
         return ({} if self.limits else {"sparsity": 0.2}) | {
             "agent": agent,
-            "method": "no-search" if self.skips_search(self.sparsity) else "ffp",
+            "method": "ffp",
             "attention": "kv-groups" if removes_heads else "auto",
             "search_steps": 256 if agent == "ppo" else 26,
         }

@@ -146,7 +146,7 @@ def estimate_prune(
     Raises:
         FFPError: If the model can't be pruned or offloaded, or a budget can't be met.
     """
-    searches = [with_window_length(one, model_config) for one in searches or [config]]
+    searches = searches or [config]
     config = with_window_length(config, model_config)
     machine = machine or Machine.of(options.device)
     name = model_config._name_or_path or "the model"
@@ -159,7 +159,8 @@ def estimate_prune(
         searches = [replace(config, sparsity=policy.sparsity)]
     shapes = [[unit.unit for unit in units] for units in variants]
     possible = partial(is_homogeneous, model, family)
-    budgets = [check_budget(model, shapes, search, possible) for search in searches]
+    budgets = [check_budget(model, shapes, search.resolve(), possible) for search in searches]
+    searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())

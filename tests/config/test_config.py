@@ -124,7 +124,8 @@ REFUSED = [
 )
 def test_the_method_that_is_not_given(options, method):
     config = FFPConfig(**options)
-    assert config.resolve().method == method and config.method in (None, options.get("method"), "given")
+    assert config.with_method(config.resolve().sparsity).resolve().method == method
+    assert config.method in (None, options.get("method"), "given")
 
 
 @pytest.mark.parametrize(("kind", "options", "word"), REFUSED)

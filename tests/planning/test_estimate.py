@@ -82,6 +82,7 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
         {"method": "evolutionary"},
         {"method": "no-search", "depth": "sublayers"},
         {"method": None, "sparsity": 0.3},
+        {"method": None, "params": "23k"},
     ],
 )
 def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
