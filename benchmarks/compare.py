@@ -135,6 +135,7 @@ def describe(result: PruningResult) -> dict:
     """The record of one prune. Local paths are cut to their names, so that records don't depend on the machine."""
     record = {
         "base_model": result.base_model,
+        "pruned_from": result.pruned_from,
         "dtype": result.dtype,
         "options": result.config.to_dict(),
         "versions": package_versions(),

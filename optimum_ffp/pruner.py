@@ -26,8 +26,18 @@ from .errors import FFPError
 from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
-from .modeling.loading import LoadOptions, load_dense, pin_commit, read_model_config, resolve_device
+from .modeling.loading import (
+    LoadOptions,
+    find_dense,
+    load_dense,
+    load_pruned,
+    pin_commit,
+    pruned_units,
+    read_model_config,
+    resolve_device,
+)
 from .modeling.offloading import check_calibration
+from .modeling.padding import padded
 from .planning.estimate import Machine, estimate_prune
 from .search.runner import PolicySearch, check_budget
 from .search.task import check_agent
@@ -67,6 +77,8 @@ class FFPPruner:
         report_to: Where to log the search: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: How the model was loaded: where its layers run, and how datasets of the Hub are reached.
         data: Windows to use instead of the datasets of the config.
+        dense: The original dense model, the teacher, if `model` was pruned before (`padded`).
+        pruned_from: Name of the pruned model, for the record. `model_id` and `options` are those of the dense one.
 
     Attributes:
         measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
@@ -94,6 +106,8 @@ class FFPPruner:
         report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
         data: DataSplits | None = None,
+        dense: PreTrainedModel | None = None,
+        pruned_from: str | None = None,
     ):
         self.report_to, resolved = check_trackers(report_to), config.resolve()
         if work_folder is not None:
@@ -113,10 +127,13 @@ class FFPPruner:
         device = resolve_device(self.options.device) if offloads else None
         # Computed before weights are converted and reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
-        self.measured = Measurements(model, tokenizer, config, data=data, device=device, token=self.options.token)
+        self.measured = Measurements(
+            model, tokenizer, config, data=data, device=device, token=self.options.token, dense=dense
+        )
         self._check_budget(self.measured.config)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
+        self.pruned_from = pruned_from
         self._license = read_license(self.model_id, **self.options.hub())
         if config.base_model and not self._license:
             self._license = read_license(config.base_model, token=self.options.token)
@@ -133,7 +150,7 @@ class FFPPruner:
         report_to: str | Sequence[str] = (),
         **options: Any,
     ) -> "FFPPruner":
-        """Load a dense model to prune.
+        """Load a dense model to prune, or a pruned one to prune further, along with its dense model.
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
@@ -148,7 +165,8 @@ class FFPPruner:
         """
         processes.join(options.get("device"))
         config, name = config or FFPConfig(), os.fspath(model_id)
-        pinned = pin_commit(name, LoadOptions(**{"offload": "auto"} | options))
+        defaults = {"offload": "auto", "base_model": config.base_model}
+        pinned = pin_commit(name, LoadOptions(**defaults | options))
         if pinned.offload == "auto":
             estimate = estimate_prune(
                 read_model_config(name, pinned),
@@ -158,10 +176,13 @@ class FFPPruner:
                 local_processes=processes.local_count(),
             )
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
-        model, tokenizer = load_dense(name, pinned)
-        return cls(
-            model, tokenizer, config, model_id=name, work_folder=work_folder, report_to=report_to, options=pinned
-        )
+        dense_id, dense_options = find_dense(name, pinned)
+        (model, tokenizer), again = load_dense(dense_id, dense_options), {}
+        if dense_id != name:
+            again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
+            pruned, tokenizer = load_pruned(name, pinned)
+            model = padded(model, pruned, pruned_units(name, pinned))
+        return cls(model, tokenizer, config, dense_id, work_folder, report_to, dense_options, **again)
 
     def prune(
         self,
@@ -228,7 +249,8 @@ class FFPPruner:
             machine = Machine.of(str(self.measured.layerwise.device))
             if machine.accelerator is not None and self.options.offload == "none":
                 # The estimate includes the weights, which are there already.
-                machine = replace(machine, accelerator=machine.accelerator + self.model.get_memory_footprint())
+                weights = self.model.get_memory_footprint() * (1 + bool(self.pruned_from))
+                machine = replace(machine, accelerator=machine.accelerator + weights)
             local = processes.local_count()
             estimate = estimate_prune(self.model.config, config, self.options, local_processes=local, machine=machine)
             return {"calibration": estimate.calibration, "lora": estimate.lora}
@@ -327,6 +349,7 @@ class FFPPruner:
             search=search,
             config=config,
             base_model=self.model_id,
+            pruned_from=self.pruned_from,
             dense_parameters=self._dense_parameters,
             test_windows=measured.data.tests,
             losses=losses,

@@ -111,6 +111,9 @@ class Budget:
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
         # A single group is never removed.
         self.largest[self.groups == 1] = 1
+        remaining = np.array([unit.remaining for unit in units], dtype=np.int64)
+        self.smallest[remaining == 0] = 0
+        self.largest = np.minimum(self.largest, remaining // self.multiples * self.multiples)
         self._check_bounds()
         self.least = np.where(self._mask(removable), 0, self.smallest)
         bounds = zip(self.smallest, self.largest, self.multiples)
@@ -161,11 +164,10 @@ class Budget:
         spare = np.zeros(len(self.limits)) if (self.largest == self.groups).all() else np.array(steps)
         if (self.allowed - largest >= spare).all():
             limit, cost = self.limits[0], largest[0]
-            lower, bound = ("lower", "") if limit.rises else ("raise", " or max_retention")
-            raise FFPError(
-                f"{limit} leaves nothing to remove: with max_retention {self.max_retention:g} it is "
-                f"{limit.describe(cost, higher=False)} already; {lower} {limit.option}{bound}"
-            )
+            lower = "lower" if limit.rises else "raise"
+            bound = f"with max_retention {self.max_retention:g} " if self.max_retention < 1 else ""
+            value = limit.describe(cost, higher=False)
+            raise FFPError(f"{limit} leaves nothing to remove: {bound}it is {value} already; {lower} {limit.option}")
 
     @property
     def sparsity(self) -> float:
@@ -215,8 +217,10 @@ class Budget:
 
     @property
     def shares(self) -> np.ndarray:
-        """Share of every dense unit in the cost of all units, of the limit where it is largest, shape `[units]`."""
-        costs = np.array([[table[-1] for table in limit.costs] for limit in self.limits])
+        """Share of every unit in the cost of all dense units, of the limit where it is largest, shape `[units]`."""
+        costs = np.array(
+            [[table[unit.remaining] for table, unit in zip(limit.costs, self.units)] for limit in self.limits]
+        )
         return (costs / self.dense[:, None]).max(0)
 
     @property

@@ -31,9 +31,12 @@ def homogeneous_policies(
             "attention 'kv-groups' or 'query-heads'"
         )
     attention, kept = np.array([unit.kind == "attention" for unit in budget.units]), budget.largest > 0
+    kinds = [np.flatnonzero(mask & kept) for mask in (attention, ~attention)]
+    # An earlier prune may have left fewer in some layers.
+    counts = [min(len(budget.sizes[unit]) for unit in kind) for kind in kinds]
     (sizes, heads), (widths, channels) = (
-        (budget.sizes[kind[0]], sum(budget.costs[unit] for unit in kind))
-        for kind in map(np.flatnonzero, (attention, ~attention))
+        (budget.sizes[kind[0]][:count], sum(budget.costs[unit][:, :count] for unit in kind))
+        for kind, count in zip(kinds, counts)
     )
     exact, smaller = [], []
     for size, cost in zip(sizes, heads.T):

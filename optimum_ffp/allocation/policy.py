@@ -37,6 +37,7 @@ class Unit:
             By default KV groups in attention.
         required: Whether the unit can't be removed whole: from the attention of the first layer of each type, caches
             tell how many tokens they hold.
+        remaining: Number of groups that an earlier prune has left; all by default.
     """
 
     layer: int
@@ -47,10 +48,13 @@ class Unit:
     multiple: int = 1
     group: Group | None = None
     required: bool = False
+    remaining: int | None = None
 
     def __post_init__(self) -> None:
         if self.group is None:
             object.__setattr__(self, "group", DEFAULT_GROUPS[self.kind])
+        if self.remaining is None:
+            object.__setattr__(self, "remaining", self.groups)
 
     @property
     def parameters(self) -> int:
@@ -94,13 +98,13 @@ class PruningPolicy:
                 f"a policy has one size per unit: found {len(self.sizes)} sizes for {len(self.units)} units"
             )
         for unit, size in zip(self.units, self.sizes):
-            if isinstance(size, bool) or not isinstance(size, int) or not unit.required <= size <= unit.groups:
-                raise FFPError(f"{unit.name} can keep {unit.required:d} to {unit.groups} groups, found {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int) or not unit.required <= size <= unit.remaining:
+                raise FFPError(f"{unit.name} can keep {unit.required:d} to {unit.remaining} groups, found {size!r}")
 
     @classmethod
     def dense(cls, units: Sequence[Unit]) -> "PruningPolicy":
         """Return the policy that keeps all groups."""
-        return cls(tuple(units), tuple(unit.groups for unit in units))
+        return cls(tuple(units), tuple(unit.remaining for unit in units))
 
     @property
     def retentions(self) -> tuple[float, ...]:
@@ -129,7 +133,7 @@ class PruningPolicy:
     def neighbors(self) -> tuple["PruningPolicy", "PruningPolicy"]:
         """Return the policies with every unit one step smaller and one step larger; none appears or disappears."""
         down = tuple(max(min(unit.multiple, k), k - unit.step) for unit, k in zip(self.units, self.sizes))
-        up = tuple(k and min(unit.groups, k + unit.step) for unit, k in zip(self.units, self.sizes))
+        up = tuple(k and min(unit.remaining, k + unit.step) for unit, k in zip(self.units, self.sizes))
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..hub.record import policy_rows
-from ..modeling.families import Family, ModelUnit, find_units
-from ..modeling.families.base import permute_blocks
+from ..modeling.families import Family, ModelUnit
+from ..modeling.families.base import permute_blocks, units_by_group
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups
@@ -40,10 +40,7 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     possible = family.attention_groups(model.config)
     if config.policy:
         kept = {(row.get("layer"), row.get("group")) for row in policy_rows(config.policy)}
-        variants = (find_units(model, family, config.multiple_of, group) for group in possible)
-        # The first kind where the policy has none of them.
-        units = [max(kinds, key=lambda one: (one.unit.layer, one.unit.group) in kept) for kinds in zip(*variants)]
-        return (units,)
+        return (units_by_group(model, family, config.multiple_of, kept),)
     wanted = GROUPS.get(config.attention)
     if wanted in possible:
         possible = (wanted,)
@@ -54,7 +51,9 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
         name = model.config._name_or_path or "the model"
         outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
         _warn_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
-    return tuple(find_units(model, family, config.multiple_of, group) for group in possible)
+    layers = range(model.config.num_hidden_layers)
+    wanted = ({(layer, group) for layer in layers} for group in possible)
+    return tuple(units_by_group(model, family, config.multiple_of, groups) for groups in wanted)
 
 
 @cache

@@ -29,6 +29,7 @@ from ..data.cutting import check_known
 from ..data.samples import write_samples
 from ..data.self_generated import NEEDS_WEIGHTS, lacks_chats
 from ..engine import LayerwiseModel
+from ..engine.layerwise_model import unchanged
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..hub.record import read_policy
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 def policy_losses(
     sorted_model: SortedModel,
-    policies: Sequence[PruningPolicy],
+    policies: Sequence[PruningPolicy] | None,
     windows: torch.Tensor,
     weights: Mapping[str, torch.Tensor] | None = None,
     compensated: bool = False,
@@ -61,7 +62,7 @@ def policy_losses(
 
     Args:
         sorted_model: The model with its groups sorted.
-        policies: Numbers of groups that each unit keeps.
+        policies: Numbers of groups that each unit keeps; `None` for the original dense model.
         windows: Token ids, shape `[windows, window length]`. Processes share them.
         weights: Tensors that replace parameters of the dense model, by name.
         compensated: Whether to use the output weights after ridge regression.
@@ -69,15 +70,17 @@ def policy_losses(
         dtype: Autocast dtype; `None` for the model's own.
         description: Description of the progress bar; no bar if `None`.
     """
-    layerwise, share = sorted_model.layerwise, windows[processes.share(len(windows))]
-    changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
+    layerwise, share, changes = sorted_model.layerwise.dense, windows[processes.share(len(windows))], [unchanged]
+    if policies is not None:
+        layerwise = sorted_model.layerwise
+        changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
 
     def measure(size: int) -> torch.Tensor:
-        layers = len(layerwise.layers) * math.ceil(len(share) / layerwise.chunk_size(share, len(policies)))
+        layers = len(layerwise.layers) * math.ceil(len(share) / layerwise.chunk_size(share, len(changes)))
         with progress_bar(layers, description or "", "layer", description is not None) as bar:
             return layerwise.losses(share, changes, dtype=dtype, batch_size=size, on_layer=bar.update)
 
-    no_losses = torch.empty(len(policies), 0, dtype=torch.float64)
+    no_losses = torch.empty(len(changes), 0, dtype=torch.float64)
     losses = with_halving_batches(measure, batch_size) if len(share) else no_losses
     return processes.gather(losses.T).T.numpy()
 
@@ -95,6 +98,7 @@ class Measurements:
         data: Windows to use instead of those of the config's datasets.
         device: Device to move the weights of one layer at a time to; `None` if all stay on their device.
         token: Access token of the Hub, for the datasets.
+        dense: The original dense model, if `model` was pruned before.
 
     Attributes:
         config: A copy of the config, with `seq_len` resolved to a number.
@@ -116,6 +120,7 @@ class Measurements:
         data: DataSplits | None = None,
         device: torch.device | None = None,
         token: str | None = None,
+        dense: PreTrainedModel | None = None,
     ):
         mark_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
@@ -126,6 +131,9 @@ class Measurements:
             check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
+        if dense is not None:
+            self.layerwise.original = LayerwiseModel(dense, self.layerwise.family, device, compute)
+            self.layerwise.dense.counter = self.layerwise.counter
         self.unit_variants = find_unit_variants(model, self.layerwise.family, config.resolve())
         self.config = self.resolved(config)
         self.meter = StageMeter(counter=self.layerwise.counter)
@@ -214,12 +222,14 @@ class Measurements:
         return data
 
     def _load(self, request: DataRequest) -> DataSplits:
-        config, layerwise = self.config, self.layerwise
+        config, dense = self.config, self.layerwise.dense
         writes = self._given_data is None and (config.texts.includes_self or config.reported.includes_self)
-        if writes and layerwise.weights.offloaded:
+        if writes and dense.weights.offloaded:
             raise FFPError(NEEDS_WEIGHTS)
-        with layerwise.loaded() if writes else nullcontext():
-            return self._given_data or load_windows(config.texts, self.tokenizer, self.model, request, config.reported)
+        with dense.loaded() if writes else nullcontext():
+            return self._given_data or load_windows(
+                config.texts, self.tokenizer, dense.model, request, config.reported
+            )
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -237,12 +247,12 @@ class Measurements:
             FFPError: If the perplexity is not finite.
         """
         config, windows = self.config, self.data.search.tokens
-        dtype, dense = autocast_dtype(self.model, config.search_dtype), PruningPolicy.dense(self.units)
+        dtype = autocast_dtype(self.model, config.search_dtype)
 
         def measure() -> list[float]:
             losses = policy_losses(
                 self.prepared.sorted_model,
-                [dense],
+                None,
                 windows,
                 batch_size=config.batch_size,
                 dtype=dtype,
@@ -264,20 +274,20 @@ class Measurements:
     def dense_test_losses(self) -> list[list[float]]:
         """Losses of the dense model on the test windows of each text, in nats per token."""
         _ = self.prepared
-        dense = PruningPolicy.dense(self.units)
-        return self.test_losses(dense, "dense", journal=self.journal, batch_size=self.config.batch_size)
+        return self.test_losses(None, "dense", journal=self.journal, batch_size=self.config.batch_size)
 
     @cached_property
     def dense_samples(self) -> dict[str, str]:
         """Texts of the dense model by prompt; none if its weights don't stay on the device, which would take long."""
-        if self.layerwise.weights.offloaded:
+        dense = self.layerwise.dense
+        if dense.weights.offloaded:
             return {}
-        with self.meter.stage("evaluation"), self.layerwise.loaded():
-            return processes.on_main(partial(write_samples, self.model, self.tokenizer))
+        with self.meter.stage("evaluation"), dense.loaded():
+            return processes.on_main(partial(write_samples, dense.model, self.tokenizer))
 
     def test_losses(
         self,
-        policy: PruningPolicy,
+        policy: PruningPolicy | None,
         name: str,
         journal: Journal,
         batch_size: int,
@@ -289,7 +299,7 @@ class Measurements:
         The policy runs on views of the dense model, so that only one model is in memory.
 
         Args:
-            policy: Number of groups that each unit keeps.
+            policy: Number of groups that each unit keeps; `None` for the original dense model.
             name: Label of the progress bar and of the journal entry.
             journal: Saves the losses.
             batch_size: Windows per forward pass, halved if memory runs out.
@@ -301,7 +311,7 @@ class Measurements:
             return [
                 policy_losses(
                     self.prepared.sorted_model,
-                    [policy],
+                    [policy] if policy else None,
                     test.tokens,
                     weights=weights,
                     batch_size=batch_size,

@@ -111,6 +111,7 @@ class PruningResult:
         license: Fields of the license of the dense model's card.
         given_data: Whether windows were passed by the caller instead of loaded from the datasets in the options.
         request: Digest of the command, by which `--resume` recognizes its result.
+        pruned_from: The pruned model that was pruned further, `id@commit` on the Hub; `None` if it was the dense one.
     """
 
     model: PreTrainedModel
@@ -130,6 +131,7 @@ class PruningResult:
     license: Mapping[str, str] = field(default_factory=dict)
     given_data: bool = False
     request: str | None = None
+    pruned_from: str | None = None
 
     def __repr__(self) -> str:
         lines = [
@@ -212,6 +214,7 @@ class PruningResult:
         provenance = {
             "base_model": self.base_model,
             "revision": self.revision,
+            "pruned_from": self.pruned_from,
             "dtype": self.dtype,
             "compute_dtype": self.compute_dtype,
             "trust_remote_code": self.trust_remote_code,

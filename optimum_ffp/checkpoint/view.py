@@ -131,9 +131,11 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
 def _command(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the parts of the command that reproduces a prune."""
     provenance, warm_start = record["provenance"], record["search"]["warm_start"]
-    yield f"optimum-cli ffp prune -m {shlex.quote(provenance['base_model'])} OUT --config ffp_config.json"
+    base = f"{provenance['base_model']}@{provenance['revision'] or ''}"
+    model, _, revision = (provenance.get("pruned_from") or base).partition("@")
+    yield f"optimum-cli ffp prune -m {shlex.quote(model)} OUT --config ffp_config.json"
     yield from _local_texts(record)
-    yield from [f"--revision {provenance['revision']}"] * bool(provenance["revision"])
+    yield from [f"--revision {revision}"] * bool(revision)
     yield f"--dtype {provenance['dtype']}"
     yield from ["--trust-remote-code"] * provenance["trust_remote_code"]
     yield from [f"--warm-start {shlex.quote(warm_start)}"] * bool(warm_start)

@@ -37,9 +37,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         """Add the options."""
         arguments.describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Model and output")
-        arguments.add_option(
-            model, "model", "-m", required=True, help="Dense model to prune: Hub id, folder or .gguf file."
-        )
+        arguments.add_option(model, "model", "-m", required=True, help="Model to prune: Hub id, folder or .gguf file.")
         arguments.add_run_options(model)
         groups = FFPConfig.add_arguments(parser)
         arguments.add_option(
@@ -103,11 +101,11 @@ def repository_names(args: Namespace, folders: list[str], names: list[str]) -> l
     return [args.hub_model_id or Path(folder).name for folder in folders]
 
 
-def recovery_command(args: Namespace, config: FFPConfig, revision: str | None, folder: str) -> str:
+def recovery_command(dense: str, config: FFPConfig, revision: str | None, folder: str) -> str:
     """Return the command that trains a pruned model, with what its record doesn't say."""
     words = ["optimum-cli", "ffp", "recover", "-m", folder, f"{folder}-recovered"]
     if revision is None:
-        words += ["--teacher", args.model]
+        words += ["--teacher", dense]
     if not all(text.hub_dataset for text in config.texts):
         words += ["--dataset", config.dataset]
     if config.text_column:
@@ -147,7 +145,7 @@ def prune(args: Namespace) -> None:
         end_finished(folders, work, repositories, args.private)
         return
     front_name = f"{arguments.output_name(args)}-ffp-pareto"
-    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
     estimate = estimate_prune(
         read_model_config(args.model, options),
         asked,
@@ -194,7 +192,7 @@ def prune(args: Namespace) -> None:
             print(sweep_table([*records, dense]))
             print(f"Pareto front: {', '.join(map(str, save_front(front, front_name)))}")
         else:
-            print(summarize([*records, dense], recovery_command(args, config, result.revision, folder)))
+            print(summarize([*records, dense], recovery_command(result.base_model, config, result.revision, folder)))
         warn_of_high_perplexity(records)
         write_records(args.json, [*records, dense])
     upload(folders, repositories, args.private)

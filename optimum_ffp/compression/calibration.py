@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -63,13 +62,14 @@ class Calibration:
             share = held_out.tokens[processes.share(len(held_out))]
             rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
             if len(share):
-                losses = partial(layerwise.losses, share, dtype=autocast_dtype(layerwise.model, config.search_dtype))
-                with layerwise.cast_outer_weights():
-                    predictions = Predictions(layerwise.model, share)
-                losses(on_decoded=predictions.append)
+                dtype, dense = autocast_dtype(layerwise.model, config.search_dtype), layerwise.dense
+                with dense.cast_outer_weights():
+                    predictions = Predictions(dense.model, share)
+                dense.losses(share, dtype=dtype, on_decoded=predictions.append)
                 for row, candidate in zip(rows, candidates):
                     comparison = Comparison(predictions)
-                    row[:, 0] = losses([sorted_model.change(policy, candidate)], on_decoded=comparison.begin_batch)[0]
+                    changes = [sorted_model.change(policy, candidate)]
+                    row[:, 0] = layerwise.losses(share, changes, dtype, on_decoded=comparison.begin_batch)[0]
                     row[:, 1] = torch.tensor(comparison.record()["divergences"])
             means = [processes.gather(row).mean(0).tolist() for row in rows]
             return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]

@@ -13,7 +13,7 @@ from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_config, pruned_model_class
-from ..modeling.families import ModelUnit, Slice, TransposedLinear, outer_matrices
+from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import permute_blocks, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.lm_head import replaced_forward
@@ -56,20 +56,17 @@ class SortedTensor:
 def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
     groups, tensors = unit.unit.groups, []
     orders = order.reshape(groups, -1).expand(-1, unit.sections)
-    for module in dict.fromkeys(part.module for part in unit.slices):
-        parts = tuple(part for part in unit.slices if part.module is module)
-        dim = parts[0].dim
-        for name in parts[0].tensors():
-            parameter = getattr(module, name)
-            slices = zip(parameter.data.split([part.length(groups) for part in parts], dim), parts)
-            parameter.data = torch.cat(
-                [
-                    entries if part.fixed else permute_blocks(entries, dim, part.block, orders[:, part.section])
-                    for entries, part in slices
-                ],
-                dim,
-            )
-            tensors.append(SortedTensor(module, name, full=parameter.data, groups=groups, parts=parts))
+    for module, name, parts in unit.tensors():
+        parameter, dim = getattr(module, name), parts[0].dim
+        slices = zip(parameter.data.split([part.length(groups) for part in parts], dim), parts)
+        parameter.data = torch.cat(
+            [
+                entries if part.fixed else permute_blocks(entries, dim, part.block, orders[:, part.section])
+                for entries, part in slices
+            ],
+            dim,
+        )
+        tensors.append(SortedTensor(module, name, full=parameter.data, groups=groups, parts=parts))
     return tensors
 
 
@@ -272,19 +269,6 @@ class SortedModel:
         if not self.layerwise.weights.offloaded and _fits_on(device, pruned.get_memory_footprint()):
             pruned = pruned.to(device)
         return pruned.eval()
-
-    def weights_of(self, pruned: PreTrainedModel, policy: PruningPolicy) -> dict[str, torch.Tensor]:
-        """Return the weights of a model that a policy gave in host memory, without outer matrices, for `change`."""
-        transposed = {name for name, module in self.model.named_modules() if isinstance(module, TransposedLinear)}
-        numbers = {self.prefixes[new]: self.prefixes[old] for new, old in enumerate(policy.kept_layers)}
-        frozen, weights = {id(matrix) for matrix in outer_matrices(pruned)}, {}
-        for name, parameter in pruned.named_parameters():
-            if id(parameter) not in frozen:
-                prefix = next((one for one in numbers if name.startswith(one)), "")
-                name = numbers.get(prefix, "") + name.removeprefix(prefix)
-                weight = parameter.detach().cpu()
-                weights[name] = weight.t().contiguous() if name.removesuffix(".weight") in transposed else weight
-        return weights
 
     def _copy_weights(self, layer: nn.Module, removed: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Copy the weights of a layer that stay to host memory, in the layout and dtype of the checkpoint."""

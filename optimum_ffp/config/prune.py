@@ -110,7 +110,7 @@ class FFPConfig(TextConfig):
     base_model: str | None = option(
         None,
         "Hub id of the dense model, for lineage and license in the model card, if the model is a local folder or a "
-        ".gguf file.",
+        ".gguf file. Of a model that was pruned before, also the folder or .gguf file of its dense model.",
         "Data",
         default_text="the model, if it is on the Hub",
         cli={"metavar": "ID"},
@@ -466,7 +466,7 @@ class FFPConfig(TextConfig):
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
         if self.policy and self.limits.keys() - {"sparsity"}:
             raise FFPError("a policy decides the sizes; leave out params, memory and kv_cache")
-        if self.base_model is not None and not HUB_NAME.fullmatch(self.base_model):
+        if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(self.base_model)):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         _, names = self.reported, self.texts.names
         if min(self.num_samples, self.search_samples) < len(names):

@@ -40,6 +40,7 @@ TYPES = {
     "provenance": {
         "base_model": str,
         "revision": OPTIONAL_NAME,
+        "pruned_from": OPTIONAL_NAME,
         "dtype": str,
         "license": dict,
         "versions": dict,

@@ -76,6 +76,7 @@ class LayerwiseModel:
         dtype: Dtype to compute in.
         stored_dtype: Dtype of the weights at rest.
         counter: Counts the tokens that the layers read.
+        original: The dense model, if this one was pruned before.
     """
 
     def __init__(
@@ -95,11 +96,17 @@ class LayerwiseModel:
         self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
         self.counter = TokenCounter(len(self.layers))
+        self.original: LayerwiseModel | None = None
         self._host_free = free_host_memory()
         # Whether heads and channels were sorted, which can't be undone.
         self.is_sorted = False
         # Whether layers return tuples, which differs by family and version of transformers.
         self._in_tuple: bool | None = None
+
+    @property
+    def dense(self) -> "LayerwiseModel":
+        """The dense model: this one, unless it was pruned before."""
+        return self.original or self
 
     def iter_layers(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices, each with its weights loaded until the next one."""

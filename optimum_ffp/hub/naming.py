@@ -12,7 +12,7 @@ from ..config.texts import TextMix
 
 
 # Keys of configs and records whose values name models or texts, which may be local paths.
-MODEL_KEYS = ("base_model", "policy", "teacher", "warm_start")
+MODEL_KEYS = ("base_model", "policy", "pruned_from", "teacher", "warm_start")
 TEXT_KEYS = ("dataset", "eval_dataset")
 
 

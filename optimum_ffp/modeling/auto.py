@@ -109,6 +109,7 @@ def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> Pretr
     """Return a copy of the config of a model that keeps only these layers, which are renumbered."""
     config = copy.deepcopy(dense_config)
     config.num_hidden_layers = len(layers)
+    vars(config).pop("pruned_units", None)
     for name in PER_LAYER_LISTS:
         if entries := getattr(config, name, None):
             setattr(config, name, [entries[layer] for layer in layers])

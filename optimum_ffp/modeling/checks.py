@@ -57,7 +57,7 @@ def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = F
         has_record: Whether its folder has the record of a prune, as for pruned models with standard modeling code.
     """
     if is_pruned(config) or has_record:
-        raise FFPError(f"{model_id} is already pruned; prune the original dense model")
+        raise FFPError(f"{model_id} is already pruned; give the name of a folder with its ffp_config.json")
     find_family(config)
     if not _is_native(config):
         raise FFPError(

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.auto import tokenization_auto
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from ..allocation.policy import DEFAULT_GROUPS
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
@@ -53,6 +54,7 @@ class LoadOptions:
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision: Revision on the Hub.
         token: Access token of the Hub.
+        base_model: Dense model of a model that was pruned before, if its record doesn't say where it is.
     """
 
     device: str | None = None
@@ -61,6 +63,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     token: str | None = None
+    base_model: str | None = None
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
@@ -91,6 +94,41 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer
+
+
+def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """Return the dense model of a pruned model, and the options to load it with; of a dense model, itself.
+
+    Args:
+        model_id: Hub id, folder, or `.gguf` file.
+        options: Options to load that with, and where the dense model is otherwise, `base_model`.
+
+    Raises:
+        FFPError: If the record of the pruned model names none on the Hub and `options.base_model` is `None`, or layers
+            of a pruned model are to be offloaded.
+    """
+    record = prune_record(model_id, **options.hub())
+    if not record:
+        return model_id, options
+    if options.offload in ("host", "disk"):
+        raise FFPError(f"{model_id} is pruned, and offload {options.offload!r} is for dense models; leave out offload")
+    if options.base_model is not None:
+        return options.base_model, replace(options, revision=None, base_model=None)
+    provenance = record.get("provenance", {})
+    name, revision = provenance.get("base_model", ""), provenance.get("revision")
+    # Records name local models without folder; another model may have the same name.
+    if not (revision or "/" in name):
+        raise FFPError(
+            f"the dense model of {model_id} is not on the Hub according to its record; specify it with --base-model "
+            "(base_model; --teacher of ffp recover): a Hub id, folder or .gguf file"
+        )
+    return name, replace(options, revision=revision)
+
+
+def pruned_units(model_id: str, options: LoadOptions) -> list[dict[str, Any]]:
+    """Return the rows of the policy in the record of a pruned model; none of a dense one."""
+    rows = prune_record(model_id, **options.hub()).get("policy", {}).get("units", [])
+    return [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in rows]
 
 
 def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
@@ -195,16 +233,20 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a dense model and check that it can be pruned.
+    """Read the config of a dense model, or of that which a pruned model is of, and check that it can be pruned.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
-        options: Hub options.
+        options: Options to load it with.
 
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    return _check_dense(model_id, _read_full_config(model_id, options), options)
+    dense_id, dense_options = find_dense(model_id, options)
+    config = _check_dense(dense_id, _read_full_config(dense_id, dense_options), dense_options)
+    if rows := pruned_units(model_id, options):
+        config.pruned_units = rows
+    return config
 
 
 def _check_dense(model_id: str, whole: PretrainedConfig, options: LoadOptions) -> PretrainedConfig:

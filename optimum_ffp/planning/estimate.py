@@ -169,7 +169,8 @@ def estimate_prune(
         # A model that generates text has all weights on its device.
         reads_files = saves_work and not is_gguf and asked in ("auto", stored)
         others = ["host"] * on_accelerator + ["disk"] * reads_files
-        places = ["none", *([] if written and on_accelerator else others)]
+        is_padded = hasattr(model_config, "pruned_units")
+        places = ["none", *([] if is_padded or (written and on_accelerator) else others)]
     else:
         check_calibration(config.calibration, options.offload)
         check_offload(options.offload, machine.device, asked, model_config, is_gguf)
@@ -224,7 +225,8 @@ def _estimate_at(
     in_memory = place != "disk"
 
     # Memory that all stages need.
-    resident, host, checkpoints = weights, PROCESS_BYTES, 0
+    # A model that was pruned before is in memory beside the dense one, and as large.
+    resident, host, checkpoints = weights * (1 + hasattr(shape, "pruned_units")), PROCESS_BYTES, 0
     if place != "none":
         resident -= in_layers
         host += int(PINNED * in_layers) * (place == "host")

@@ -11,7 +11,7 @@ from ..config.texts import TextMix
 from ..errors import FFPError
 from ..hub.naming import model_name
 from ..hub.record import prune_record, recorded_start_token
-from ..modeling.loading import LoadOptions
+from ..modeling.loading import LoadOptions, find_dense
 
 
 # Default training text, and a text of prunes that is too short for training.
@@ -36,17 +36,7 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
         raise FFPError(
             f"{student_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
         )
-    if teacher_id is not None:
-        return teacher_id, replace(options, revision=None)
-    provenance = record.get("provenance", {})
-    name, revision = provenance.get("base_model", ""), provenance.get("revision")
-    # Records name local models without folder; another model may have the same name.
-    if not (revision or "/" in name):
-        raise FFPError(
-            f"the dense model of {student_id} is not on the Hub according to its record; specify it with --teacher "
-            "(teacher): a Hub id, folder or .gguf file"
-        )
-    return name, replace(options, revision=revision)
+    return find_dense(student_id, replace(options, base_model=teacher_id))
 
 
 def check_teacher(

@@ -26,7 +26,12 @@ def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
     for index, unit in enumerate(units):
         key = index if depth == "sublayers" else unit.layer
         parts[key] = (*parts.get(key, ()), index)
-    return [part for part in parts.values() if not any(units[index].required for index in part)]
+    # Of an earlier prune, the attention or the FFN of a layer may be gone, or both.
+    return [
+        part
+        for part in parts.values()
+        if not any(units[index].required for index in part) and any(units[index].remaining for index in part)
+    ]
 
 
 def max_evaluations(parts: int) -> int:
@@ -50,7 +55,7 @@ def removals(
     """
 
     def loss_without(removed: Part) -> float:
-        sizes = (0 if index in removed else unit.groups for index, unit in enumerate(units))
+        sizes = (0 if index in removed else unit.remaining for index, unit in enumerate(units))
         return loss_of(PruningPolicy(tuple(units), tuple(sizes)))
 
     cost_of = {part: cost for part in parts if (cost := sum(costs[index] for index in part)) > 0}
@@ -108,7 +113,7 @@ def choose_removed(
         loss, waited = loss_of(policy), waited + 1
         if chosen is None or loss < best:
             chosen, best, waited = removed, loss, 0
-        if waited == PATIENCE or all(size in (0, unit.groups) for unit, size in zip(units, policy.sizes)):
+        if waited == PATIENCE or all(size in (0, unit.remaining) for unit, size in zip(units, policy.sizes)):
             break
     if chosen is None:
         raise problem

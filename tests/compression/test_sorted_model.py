@@ -11,6 +11,7 @@ from optimum_ffp.evaluation import projection_parameters
 from optimum_ffp.modeling import FFPModelForCausalLM
 from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import find_family, find_units, outer_matrices
+from optimum_ffp.modeling.padding import weights_of
 from tests.helpers import (
     EVERY_MODEL,
     GROUPINGS,
@@ -184,7 +185,7 @@ def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows)
     for parameter in trained.parameters():
         if id(parameter) not in outer:
             parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
-    weights, expected = sorted_model.weights_of(trained, policy), trained(windows).logits
+    weights, expected = weights_of(trained, sorted_model.model, policy), trained(windows).logits
     assert torch.equal(sorted_model.materialize(policy, weights)(windows).logits, expected)
     with applied(sorted_model, policy, weights) as model:
         assert agree(model(windows).logits, expected)

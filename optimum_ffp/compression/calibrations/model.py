@@ -8,6 +8,7 @@ from ...allocation.policy import PruningPolicy
 from ...config import FFPConfig, RecoveryConfig
 from ...data import DataSplits
 from ...errors import FFPError
+from ...modeling.padding import weights_of
 from ...utils import processes
 from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
 from ...utils.resume import Journal
@@ -40,28 +41,29 @@ def calibrate(
     """
     if processes.count() > 1 and journal.folder is None:
         raise FFPError("calibration 'model' of several processes needs a work_folder; or choose calibration 'layers'")
-    model, layerwise = sorted_model.model, sorted_model.layerwise
+    layerwise = sorted_model.layerwise
+    teacher = layerwise.dense.model
     stage_before = layers if config.layer_passes else ridge
     before = stage_before.calibrate(sorted_model, policy, data, start_token, config, journal)
 
     def train() -> dict[str, torch.Tensor]:
-        bf16 = trains_in_bfloat16(model.device, model.dtype, config)
-        dtype = torch.bfloat16 if bf16 else compute_dtype(model.device, model.dtype)
+        bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
+        dtype = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
         windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
         options = training_options(config, len(order) * windows.shape[1], processes.count())
         training = Training(
             student=sorted_model.materialize(policy, before.weights),
-            teacher=model if model.dtype == dtype else convert(copy.deepcopy(model), dtype),
+            teacher=teacher if teacher.dtype == dtype else convert(copy.deepcopy(teacher), dtype),
             dtype=layerwise.stored_dtype,
             config=options,
-            batch=Batch.for_model(options, model.config),
+            batch=Batch.for_model(options, teacher.config),
             bf16=bf16,
         )
         trained = training.run(windows[order], data.held_out.tokens, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
-        return sorted_model.weights_of(trained.model, policy)
+        return weights_of(trained.model, sorted_model.model, policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
     journal.remove_checkpoints()

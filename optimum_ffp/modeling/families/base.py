@@ -1,7 +1,7 @@
 """Definition of family records, and the units of a loaded model."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -177,6 +177,13 @@ class ModelUnit:
         last = self.slices[-1]
         return Slice(last.module, last.dim, self.sections * last.block)
 
+    def tensors(self) -> Iterator[tuple[nn.Linear, str, tuple[Slice, ...]]]:
+        """Yield modules, names of their parameters that are divided into groups, and the slices of each in order."""
+        for module in dict.fromkeys(part.module for part in self.slices):
+            parts = tuple(part for part in self.slices if part.module is module)
+            for name in parts[0].tensors():
+                yield module, name, parts
+
     def columns(self, order: torch.Tensor) -> torch.Tensor:
         """Return the columns of the output projection in group order, shape `[features]`.
 
@@ -238,6 +245,29 @@ def find_units(
             Slice(layer.get_submodule(family.ffn_output), 1, 1),
         )
         units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn, width), multiple), ffn))
+    return units
+
+
+def units_by_group(
+    model: PreTrainedModel, family: Family, multiple_of: int | None, wanted: Collection[tuple[int, Group]]
+) -> list[ModelUnit]:
+    """Return the units of a model: attention by the groups that it has lost before, or else by wanted ones.
+
+    Args:
+        model: As for `find_units`.
+        family: As for `find_units`.
+        multiple_of: As for `find_units`.
+        wanted: Layers and groups of their attention; others have the first possible groups.
+    """
+    rows = getattr(model.config, "pruned_units", ())
+    left = {(row["layer"], row["group"]): row["kept"] for row in rows if row["kept"] < row["items"]}
+    variants = (find_units(model, family, multiple_of, group) for group in family.attention_groups(model.config))
+    units = []
+    for kinds in zip(*variants):
+        by_group = {(one.unit.layer, one.unit.group): one for one in kinds}
+        key = max(by_group, key=lambda key: (key in left, key in wanted))
+        unit = replace(by_group[key].unit, remaining=left.get(key))
+        units.append(replace(by_group[key], unit=unit))
     return units
 
 

@@ -1,0 +1,67 @@
+"""A pruned model in the layout of its dense model, by which it is pruned further as the dense one is pruned."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..allocation.policy import PruningPolicy
+from .families import TransposedLinear, decoder_layers, find_family, outer_matrices
+from .families.base import units_by_group
+
+
+def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str, Any]]) -> PreTrainedModel:
+    """Return a model of the dense model's sizes that computes what the pruned one does, with zeros for what it lacks.
+
+    The groups that are left come first. Its config has the rows of the policy, `pruned_units`.
+
+    Args:
+        dense: The dense model.
+        pruned: The pruned model.
+        rows: Rows of its policy.
+
+    Raises:
+        FFPError: If the policy isn't one of this dense model.
+    """
+    model = copy.deepcopy(dense)
+    model.config.pruned_units = rows
+    groups = {(row["layer"], row["group"]) for row in rows}
+    units = units_by_group(model, find_family(model.config), 1, groups)
+    policy = PruningPolicy.from_dict({"units": rows}, [unit.unit for unit in units])
+    weights, names = weights_of(pruned, model, policy), {module: name for name, module in model.named_modules()}
+    for parameter in decoder_layers(model).parameters():
+        parameter.data.zero_()
+    for unit, size in zip(units, policy.sizes):
+        for module, name, parts in unit.tensors() if size else ():
+            dim, left = parts[0].dim, weights.pop(f"{names[module]}.{name}")
+            whole = getattr(module, name).data.split([part.length(unit.unit.groups) for part in parts], dim)
+            for target, entries in zip(whole, left.split([part.length(size) for part in parts], dim)):
+                target.narrow(dim, 0, entries.shape[dim]).copy_(entries)
+    for name, weight in weights.items():
+        model.get_parameter(name).data.copy_(weight)
+    for matrix, weight in zip(outer_matrices(model), outer_matrices(pruned)):
+        matrix.data.copy_(weight)
+    return model
+
+
+def weights_of(pruned: PreTrainedModel, model: PreTrainedModel, policy: PruningPolicy) -> dict[str, torch.Tensor]:
+    """Return the weights of a pruned model in host memory, by their names and in the layout of the dense model.
+
+    Args:
+        pruned: The pruned model; its outer matrices are left out.
+        model: The dense model.
+        policy: Number of groups that each unit has kept.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    transposed = {name for module, name in names.items() if isinstance(module, TransposedLinear)}
+    prefixes = [f"{names[layer]}." for layer in decoder_layers(model)]
+    numbers = {prefixes[new]: prefixes[old] for new, old in enumerate(policy.kept_layers)}
+    outer, weights = {id(matrix) for matrix in outer_matrices(pruned)}, {}
+    for name, parameter in pruned.named_parameters():
+        if id(parameter) not in outer:
+            prefix = next((one for one in numbers if name.startswith(one)), "")
+            name = numbers.get(prefix, "") + name.removeprefix(prefix)
+            weight = parameter.detach().cpu()
+            weights[name] = weight.t().contiguous() if name.removesuffix(".weight") in transposed else weight
+    return weights
