@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
-from ..config.budgets import format_value
+from ..config.budgets import describe_limits
 from ..data import Windows
 from ..utils import processes
 from ..utils.precision import dtype_name
@@ -138,12 +138,7 @@ class PruningResult:
             f"PruningResult of {self.base_model}",
             f"  sparsity: {self.policy.sparsity:.2%} of attention and FFNs, {self.model_sparsity:.2%} of the model",
             f"  parameters: {self.dense_parameters:,} -> {self.parameters:,}",
-            *(
-                f"  {limit['option']}: {format_value(limit['option'], limit['reached'])}, at most "
-                f"{format_value(limit['option'], limit['asked'])} asked for"
-                for limit in self.search.budget
-                if limit["option"] != "sparsity"
-            ),
+            *(f"  budget: {text}" for text in [describe_limits(self.search.budget)] if text),
             *(
                 f"  perplexity on {text}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 for text, figures in self.perplexities.items()

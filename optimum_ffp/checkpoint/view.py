@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config.budgets import format_value
+from ..config.budgets import describe_limits
 from ..config.texts import TextMix
 from ..data.samples import NEW_TOKENS
 from ..hub.naming import model_name
@@ -30,11 +30,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
     base = record.get("base_model") or source
     on_hub = base != source or is_on_hub(provenance)
     itemsize = getattr(torch, provenance["dtype"]).itemsize
-    budget = _view_budget(record)
-    share = f"{100 * provenance['model_sparsity']:.1f} %"
-    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned ({share} of the model)"
-    if budget:
-        removed = f"pruned to {' and '.join(limit['asked'] for limit in budget)} ({share} of the parameters removed)"
+    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     return {
@@ -44,13 +40,13 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "calibration": provenance["held_out"],
         "provenance": provenance,
         "model": record["model"],
-        "title": f"{model_name(base)}, {removed}",
+        "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
         "base": base,
         "source": source,
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": _removed(units),
-        "budget": budget,
+        "budget": describe_limits(record["search"].get("budget", ())),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
@@ -64,22 +60,6 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "revision": revision,
         "recoveries": [_view_recovery(recovery, number, record) for number, recovery in enumerate(recoveries, 1)],
     }
-
-
-def _view_budget(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what was asked for, reached, and the dense model has, as text, of every limit but the sparsity."""
-    context = f"{record.get('context', 0):,} tokens"
-    kinds = {
-        "params": "parameters",
-        "memory": f"of weights and KV cache ({record.get('sequences')} x {context})",
-        "kv_cache": f"of the KV cache (at {context})",
-    }
-    limits = [limit for limit in record["search"].get("budget", ()) if limit["option"] in kinds]
-    texts = [
-        {name: format_value(limit["option"], limit[name]) for name in ("asked", "reached", "dense")}
-        for limit in limits
-    ]
-    return [text | {"asked": f"{text['asked']} {kinds[limit['option']]}"} for text, limit in zip(texts, limits)]
 
 
 def is_on_hub(provenance: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from ..checkpoint.result import PruningResult, final, package_versions
 from ..checkpoint.view import removed_whole
+from ..config.budgets import describe_limits
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
@@ -68,6 +69,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
     for limit in result.search.budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
+    budget = describe_limits(result.search.budget)
+    pruned |= {"budget": budget} if budget else {}
     pruned |= {"search": result.search.note} if result.search.note else {}
     whole = removed_whole(result.policy.to_dict()["units"])
     pruned |= {"removed_whole": whole} if whole else {}

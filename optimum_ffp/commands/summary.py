@@ -95,25 +95,13 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     rows = [
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
-        *([["without", result["removed_whole"]]] if "removed_whole" in result else []),
-        *_budget(result),
-        *([["search", result["search"]]] if "search" in result else []),
+        *([name.replace("_", " "), result[name]] for name in ("removed_whole", "budget", "search") if name in result),
         ["perplexity", "; ".join(perplexities)],
         *_stages(result),
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
     return "\n" + format_rows(rows)
-
-
-def _budget(record: Record) -> list[list[str]]:
-    """Return a row with what was asked for and what was reached, of limits that no other row tells."""
-    options = [name.partition("/")[2] for name in record if name.startswith("asked/") and name != "asked/sparsity"]
-    values = {
-        name: [format_value(name, record[f"{kind}/{name}"]) for kind in ("asked", "reached")] for name in options
-    }
-    texts = [f"{name} {reached} (at most {asked} asked for)" for name, (asked, reached) in values.items()]
-    return [["budget", "; ".join(texts)]] if texts else []
 
 
 def _stages(record: Record) -> list[list[str]]:

@@ -1,7 +1,8 @@
 """Budgets as users write them: names of limits, and quantities such as `6B`, `12GiB` and `32k`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ..errors import FFPError
 
@@ -55,3 +56,12 @@ def format_value(option: str, value: float, rounding: Callable[[float], int] = r
     # 1400MiB rather than 1.3672GiB.
     name = next((name for name in fitting if value * 1000 % units.get(name, 1) == 0), fitting[0])
     return f"{rounding(value / units.get(name, 1) * 10**4) / 10**4:.10g}{name}"
+
+
+def describe_limits(limits: Iterable[Mapping[str, Any]]) -> str:
+    """Describe the limits of a record but the sparsity, such as `params 5.999B (6B asked for, dense 8B)`."""
+    texts = []
+    for limit in limits:
+        reached, asked, dense = (format_value(limit["option"], limit[name]) for name in ("reached", "asked", "dense"))
+        texts += [f"{limit['option']} {reached} ({asked} asked for, dense {dense})"] * (limit["option"] != "sparsity")
+    return "; ".join(texts)

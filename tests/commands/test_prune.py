@@ -98,7 +98,7 @@ def test_two_sizes_of_a_budget_with_a_further_limit(run, save_tiny_model, tmp_pa
         assert (record["sparsity"], record["params"], record["kv_cache"]) == (None, limit, 0.75)
         limits = {row["option"]: row for row in record["search"]["budget"]}
         assert limits["params"]["reached"] == pruned.num_parameters() and limits["kv_cache"]["reached"] <= 0.75
-        assert f"pruned to {name} parameters and 0.75 of the KV cache" in (folder / "README.md").read_text()
+        assert f"({name} asked for, dense 31.456k); kv_cache" in (folder / "README.md").read_text()
     again = tmp_path / "again"
     assert run("-m", model, again, "--config", folder / "ffp_config.json")[0] == 0
     assert json.loads((again / "ffp_config.json").read_text())["policy"] == record["policy"]
