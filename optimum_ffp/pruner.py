@@ -22,7 +22,7 @@ from .config.prune import TRAINING_SUFFICES, find_choice
 from .data import DataSplits
 from .data.samples import write_samples
 from .engine.token_counter import total_tokens
-from .errors import FFPError
+from .errors import FFPError, convert_errors, one_line
 from .hub.license import read_license
 from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
@@ -44,6 +44,8 @@ from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
 from .utils.device_memory import device_name
+from .utils.folders import expand
+from .utils.json import write_json
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -240,6 +242,19 @@ class FFPPruner:
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
+    def _with_costs(self, config: FFPConfig) -> FFPConfig:
+        """Return the config with measured times, if it needs them, and write them to their file if there is none."""
+        if config.speedup is None and config.costs is None:
+            return config
+        # In one process, since the file appears when that of another has measured.
+        table = processes.on_main(lambda: config.cost_table)
+        if table is None:
+            table = self.measured.block_costs
+            if config.costs and processes.is_main():
+                with convert_errors(lambda error: f"costs {config.costs} can't be written: {one_line(error)}"):
+                    write_json(expand(config.costs), table)
+        return replace(config, costs=table)
+
     def _with_calibration(self, config: FFPConfig) -> FFPConfig:
         """Return the config with the calibration that memory suffices for, which is chosen once, if it has none."""
         if config.calibration is not None:
@@ -278,7 +293,7 @@ class FFPPruner:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
         asked = config or self.config
-        asked = asked if sparsity is None else replace(asked, sparsity=sparsity)
+        asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
         budget = self._check_budget(self.measured.resolved(asked))
         config = self.measured.resolved(asked.with_method(budget.sparsity))
         self.measured.check(config)
@@ -399,7 +414,7 @@ class FFPPruner:
             raise FFPError("there is nothing to save yet; call prune() first")
         return self.result
 
-    def _check_budget(self, config: FFPConfig) -> Budget:
+    def _check_budget(self, config: FFPConfig) -> Budget | None:
         shapes = ([unit.unit for unit in units] for units in self.measured.unit_variants)
         possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
         return check_budget(self.measured.model, shapes, config, possible)

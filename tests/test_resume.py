@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +60,18 @@ def test_a_resumed_prune_computes_nothing_again(save_tiny_model, data_folder, tm
     assert again.cost.tokens == first.cost.tokens
     state = first.model.state_dict()
     assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_a_resumed_prune_measures_no_speed_again(save_tiny_model, data_folder, tmp_path, monkeypatch):
+    # Times that shrink with every model that is built: no two measurements agree.
+    times = iter(np.geomspace(1, 0.01, 200))
+    monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", lambda *_: (next(times), 0.0))
+    options = {"work_folder": tmp_path / "work", "speedup": 1.0001, "workload": "8+4", "method": "no-search"}
+    folder = save_tiny_model()
+    first = make_pruner(folder, data_folder, **options).prune()
+    monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", None)
+    again = make_pruner(folder, data_folder, **options).prune(resume=True)
+    assert again.policy == first.policy and again.search.budget == first.search.budget
 
 
 def test_a_text_that_has_changed_is_not_resumed(save_tiny_model, data_folder, tmp_path):

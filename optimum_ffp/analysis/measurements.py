@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ..engine import LayerwiseModel
 from ..engine.layerwise_model import unchanged
 from ..errors import FFPError
 from ..evaluation import to_perplexity
+from ..evaluation.block_costs import measure_costs
 from ..hub.record import read_policy
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
@@ -230,6 +232,19 @@ class Measurements:
             return self._given_data or load_windows(
                 config.texts, self.tokenizer, dense.model, request, config.reported
             )
+
+    @cached_property
+    def block_costs(self) -> dict[str, Any]:
+        """Seconds of attention and FFN by size, as of `measure_costs`.
+
+        Raises:
+            FFPError: If weights are offloaded, or the model hasn't enough positions for the workload.
+        """
+        if self.layerwise.weights.offloaded:
+            raise FFPError("speed is measured with all weights on the device; choose offload none, or give costs")
+        measure = partial(measure_costs, self.model, self.config.workload)
+        with self.meter.stage("speed"):
+            return self.journal.value("costs", partial(processes.on_main, measure))
 
     @cached_property
     def prepared(self) -> Prepared:

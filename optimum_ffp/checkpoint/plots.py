@@ -18,6 +18,7 @@ BASELINES = {"uniform": {"color": ORANGE, "linestyle": ":"}, "no-search": {"colo
 FRONT_AXES = {
     "memory": ("memory of weights and KV cache [GiB]", 2**30),
     "kv_cache": ("KV cache as a fraction of the dense model's", 1),
+    "speedup": ("predicted speed as a multiple of the dense model's", 1),
 }
 # Inches, wide enough for 80 layers, with 10-point text that is legible at half size.
 WIDTH, DPI = 7, 200

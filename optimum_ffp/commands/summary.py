@@ -123,7 +123,7 @@ def sweep_table(records: Sequence[Record]) -> str:
     *pruned, dense = records
     texts = _texts(dense)
     # Others have a column already.
-    options = [name for name in ("memory", "kv_cache") if f"reached/{name}" in pruned[0]]
+    options = [name for name in ("memory", "kv_cache", "speedup") if f"reached/{name}" in pruned[0]]
     rows = [["", "blocks", "model", "parameters", "MiB", *options, *(f"perplexity, {text}" for text in texts)]]
     for record in (dense, *pruned):
         removed = [f"-{_percent(record[name])}" for name in ("sparsity", "model_sparsity") if name in record]

@@ -8,7 +8,7 @@ from ..errors import FFPError
 
 
 # Options that limit what a model costs, and how each is named in folders.
-LIMITS = ("sparsity", "params", "memory", "kv_cache")
+LIMITS = ("sparsity", "params", "memory", "kv_cache", "speedup")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Contexts are powers of two.
@@ -42,6 +42,21 @@ def parse_quantity(option: str, value: str | int) -> int:
     return round(float(match[1]) * units.get(match[2], 1))
 
 
+def parse_workload(workload: str) -> tuple[int, int, int]:
+    """Return the prompt tokens, new tokens and sequences of a workload such as `1024+200x8`.
+
+    Raises:
+        FFPError: If it is malformed.
+    """
+    match = re.fullmatch(r"([1-9]\d*)\+(\d+)(?:x([1-9]\d*))?", str(workload).replace(" ", ""))
+    if not match:
+        raise FFPError(
+            f"invalid workload {workload!r}; write it as prompt tokens + new tokens x sequences, such as 1024+200x8"
+        )
+    prompt, new, sequences = match.groups(default="1")
+    return int(prompt), int(new), int(sequences)
+
+
 def format_value(option: str, value: float, rounding: Callable[[float], int] = round) -> str:
     """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point.
 
@@ -63,5 +78,8 @@ def describe_limits(limits: Iterable[Mapping[str, Any]]) -> str:
     texts = []
     for limit in limits:
         reached, asked, dense = (format_value(limit["option"], limit[name]) for name in ("reached", "asked", "dense"))
-        texts += [f"{limit['option']} {reached} ({asked} asked for, dense {dense})"] * (limit["option"] != "sparsity")
+        # A speed is predicted.
+        measured = f", measured {limit['measured']:.4g}" if "measured" in limit else ""
+        text = f"{limit['option']} {reached} ({asked} asked for, dense {dense}{measured})"
+        texts += [text] * (limit["option"] != "sparsity")
     return "; ".join(texts)

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..errors import FFPError
 from ..version import __version__
-from .budgets import LIMITS, format_value, parse_quantity
-from .fields import named_options, option
+from .budgets import LIMITS, format_value, parse_quantity, parse_workload
+from .fields import named_options, option, read_file
 from .texts import HUB_NAME, TextConfig, TextMix
 
 
@@ -19,6 +20,8 @@ from .texts import HUB_NAME, TextConfig, TextMix
 GRADIENT_COST = 3
 # Storage of the weights of layers that aren't running, fastest first.
 OFFLOADS = ("none", "host", "disk")
+# Workload that speed is measured on.
+WORKLOAD = "512+32"
 # Values of earlier versions that select removed features.
 REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 
@@ -90,6 +93,29 @@ class FFPConfig(TextConfig):
         cli={"metavar": "TOKENS"},
     )
     sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, when=("memory",))
+    speedup: float | None = option(
+        None,
+        "Minimum speed as a multiple of the dense model's, such as 1.3. How long attention and FFNs of several sizes "
+        "take is measured first, on the device of the prune.",
+        "Budget",
+        low=1,
+        cli={"nargs": "+", "metavar": "X"},
+    )
+    workload: str | None = measured_option(
+        None,
+        "What the speed is that of: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 is the prompt "
+        "alone, 1+200 decoding.",
+        "Budget",
+        default_text=f"that of the costs, or {WORKLOAD}",
+        when=("speedup or costs",),
+    )
+    costs: dict[str, Any] | str | None = option(
+        None,
+        "JSON file of measured times, so that they aren't measured again: written by this option if there is no such "
+        "file, or the ffp_config.json of a result. With other budgets, a warning says if little time is saved.",
+        "Budget",
+        cli={"metavar": "FILE"},
+    )
     dataset: str = measured_option(
         "wikitext2,c4",
         "Text to calibrate and search on, ideally like the text the model will be used on: wikitext2, c4, a Hub id, a "
@@ -411,12 +437,26 @@ class FFPConfig(TextConfig):
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
     @property
+    def cost_table(self) -> dict[str, Any] | None:
+        """The measured times, as of `measure_costs`; `None` if there are none yet.
+
+        Raises:
+            FFPError: If the file has none.
+        """
+        if not isinstance(self.costs, str) or not Path(self.costs).expanduser().exists():
+            return self.costs if isinstance(self.costs, dict) else None
+        record = read_file(self.costs)
+        if not (table := record.get("costs", record)) or "units" not in table:
+            raise FFPError(f"{self.costs} has no measured times; name a result of a prune with speedup, or a new file")
+        return table
+
+    @property
     def budget_name(self) -> str:
-        """Name of the budget for folders: `20`, `6B`, `12GiB` or `kv-50`."""
+        """Name of the budget for folders: `20`, `6B`, `12GiB`, `kv-50` or `1.3x`."""
         names = []
         for limit, value in self.resolve().limits.items():
             text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
-            names.append(f"kv-{text}" if limit == "kv_cache" else text)
+            names.append(f"kv-{text}" if limit == "kv_cache" else text + "x" * (limit == "speedup"))
         return "-".join(names)
 
     @property
@@ -455,6 +495,7 @@ class FFPConfig(TextConfig):
             "agent": agent,
             "method": "ffp",
             "attention": "kv-groups" if removes_heads else "auto",
+            "workload": (self.cost_table or {}).get("workload", WORKLOAD),
             "search_steps": 256 if agent == "ppo" else 26,
         }
 
@@ -465,7 +506,10 @@ class FFPConfig(TextConfig):
                 hint = f"; for {value:g} % give {value / 100:g}" if 1 < value < 100 else ""
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
         if self.policy and self.limits.keys() - {"sparsity"}:
-            raise FFPError("a policy decides the sizes; leave out params, memory and kv_cache")
+            raise FFPError("a policy decides the sizes; leave out params, memory, kv_cache and speedup")
+        measured = (self.cost_table or {}).get("workload", self.workload)
+        if parse_workload(self.workload) != parse_workload(measured):
+            raise FFPError(f"costs are those of workload {measured}, found {self.workload}; leave out one of them")
         if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(self.base_model)):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         _, names = self.reported, self.texts.names
@@ -488,6 +532,8 @@ class FFPConfig(TextConfig):
             )
         if self.method == "homogeneous" and self.depth == "sublayers":
             raise FFPError("method 'homogeneous' needs the same parts in all layers; choose depth 'layers' or 'none'")
+        if self.speedup and (self.mapping != "curves" or self.method == "uniform"):
+            raise FFPError("speedup needs mapping 'curves', and a method other than uniform")
         if self.policy and self.depth != "none":
             raise FFPError(f"a policy says itself what is removed whole; leave out depth {self.depth!r}")
         if self.min_retention > self.max_retention:

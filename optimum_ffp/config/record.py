@@ -35,7 +35,7 @@ TYPES = {
         "perplexity": WINDOWS,
         "warm_start": OPTIONAL_NAME,
         "note": OPTIONAL_NAME,
-        "budget": [{"option": str, "asked": NUMBER, "dense": NUMBER, "reached": NUMBER}],
+        "budget": [{"option": str, "asked": NUMBER, "dense": NUMBER, "reached": NUMBER, "measured": NUMBER}],
     },
     "provenance": {
         "base_model": str,

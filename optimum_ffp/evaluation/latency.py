@@ -18,9 +18,7 @@ def measure_speed(
     batch_size: int = 1,
     repeats: int = 5,
 ) -> dict[str, dict[str, float]]:
-    """Time generation of the models in turns: A, B, A, B, ... The first round is a warmup.
-
-    The prompt consists of random tokens, since speed does not depend on them.
+    """Measure the speed of generation of several models, in turns (`time_models`).
 
     Args:
         models: Causal LMs by name.
@@ -38,17 +36,7 @@ def measure_speed(
     limit = min((limit for limit in limits if limit), default=prompt_tokens + new_tokens + 1)
     new_tokens = min(new_tokens, limit - 2)
     prompt_tokens = min(prompt_tokens, limit - 1 - new_tokens)
-    vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    with progress_bar((repeats + 1) * len(models), "Speed", "measurement") as bar:
-        for repeat in range(repeats + 1):
-            for name, model in models.items():
-                measured = time_generation(model, prompt, new_tokens)
-                if repeat:
-                    seconds[name].append(measured)
-                bar.update()
+    seconds = time_models(models, prompt_tokens, new_tokens, batch_size, repeats)
     result = {}
     for name, rows in seconds.items():
         prefill, decode = (median(column) for column in zip(*rows))
@@ -61,6 +49,28 @@ def measure_speed(
             "repeats": repeats,
         }
     return result
+
+
+def time_models(
+    models: Mapping[Any, PreTrainedModel], prompt_tokens: int, new_tokens: int, batch_size: int, repeats: int = 5
+) -> dict[Any, list[tuple[float, float]]]:
+    """Time generation of the models in turns: A, B, A, B, ... The first round is a warmup.
+
+    The prompt consists of random tokens, since speed does not depend on them. Arguments are as for `measure_speed`.
+
+    Returns:
+        By name the seconds of every round until the first new token, and for the others.
+    """
+    vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)
+    seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in models}
+    with progress_bar((repeats + 1) * len(models), "Speed", "measurement") as bar:
+        for _ in range(repeats + 1):
+            for name, model in models.items():
+                seconds[name].append(time_generation(model, prompt, new_tokens))
+                bar.update()
+    return {name: rows[1:] for name, rows in seconds.items()}
 
 
 @torch.no_grad()

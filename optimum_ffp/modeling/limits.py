@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, StaticCache
 
 from ..allocation.budget import Limit, linear_costs, parameter_costs, sparsity_limit
@@ -21,8 +23,12 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         units: Its units.
         config: The budget.
 
+    Returns:
+        The limits, without that on the speed if no times were measured yet.
+
     Raises:
-        FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole.
+        FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, or
+            the times aren't those of this model.
     """
     limits = [] if config.sparsity is None else [sparsity_limit(units, config.sparsity)]
     if not config.limits.keys() - {"sparsity"}:
@@ -46,7 +52,35 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         # Exact decimal arithmetic, as for the sparsity.
         allowed = math.floor(Fraction(str(config.kv_cache)) * total)
         limits.append(Limit("kv_cache", config.kv_cache, allowed, cache, lambda cost: cost / total))
+    if config.speedup is not None and (table := config.cost_table):
+        limits.append(speedup_limit(units, table, config.speedup))
     return limits
+
+
+def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) -> Limit:
+    """Return the limit for a speed relative to the dense model's.
+
+    Args:
+        units: The units of the model.
+        table: Measured times, as of `measure_costs`.
+        speedup: Minimum speed as a multiple of the dense model's.
+
+    Raises:
+        FFPError: If the times aren't those of this model.
+    """
+    try:
+        rows = {
+            (row["unit"], row["group"], row["sizes"][-1], layer): (row["sizes"], row["seconds"])
+            for row in table["units"]
+            for layer in row["layers"]
+        }
+        keys = ((unit.kind, unit.group, unit.groups, unit.layer) for unit in units)
+        costs = [np.interp(range(unit.groups + 1), *rows[key]) for unit, key in zip(units, keys)]
+        dense, total = float(table["dense"]), float(sum(seconds[-1] for seconds in costs))
+    except (KeyError, TypeError, ValueError):
+        raise FFPError("the costs aren't those of this model; name a new file, to which they are written") from None
+    allowed = total - dense * (1 - 1 / speedup)
+    return Limit("speedup", speedup, allowed, costs, lambda cost: dense / (dense - total + cost), rises=False)
 
 
 def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list:

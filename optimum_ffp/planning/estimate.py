@@ -160,7 +160,9 @@ def estimate_prune(
     shapes = [[unit.unit for unit in units] for units in variants]
     possible = partial(is_homogeneous, model, family)
     budgets = [check_budget(model, shapes, search.resolve(), possible) for search in searches]
-    searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
+    searches = [
+        search.with_method(budget.sparsity if budget else 0).resolve() for search, budget in zip(searches, budgets)
+    ]
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
@@ -189,7 +191,12 @@ def estimate_prune(
     return replace(
         estimate,
         tokens=_max_tokens(choice, searches, written, shapes[0]),
-        budget=[line for budget in budgets for line in budget.describe()],
+        budget=[line for budget in budgets if budget for line in budget.describe()]
+        + [
+            f"speedup {one.speedup:g} (times of {one.workload} are measured first; --costs FILE keeps them)"
+            for one in searches
+            if one.speedup and one.cost_table is None
+        ],
         quantized={
             # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
             "q8_0": round(parameters * 8.5 / 8),
@@ -203,7 +210,7 @@ def _estimate_at(
     model: PreTrainedModel,
     units: Sequence[ModelUnit],
     config: FFPConfig,
-    budgets: Sequence[Budget],
+    budgets: Sequence[Budget | None],
     written: int,
     local_processes: int,
     machine: Machine,
@@ -213,7 +220,7 @@ def _estimate_at(
     stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
     weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
-    removed = min(budget.removed_parameters for budget in budgets) * stored
+    removed = min(budget.removed_parameters if budget else 0 for budget in budgets) * stored
     pruned, trains_model = weights - removed, config.calibration == "model"
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from ..allocation.budget import Budget
 from ..allocation.homogeneous import homogeneous_policies
 from ..allocation.mapping import uniform
-from ..allocation.policy import PruningPolicy, Unit
+from ..allocation.policy import PruningPolicy, Unit, block_parameters
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import Found
@@ -18,8 +19,9 @@ from ..config import FFPConfig
 from ..config.prune import find_choice
 from ..engine.token_counter import total_tokens
 from ..errors import FFPError
+from ..evaluation.block_costs import measure_speedup
 from ..hub.naming import short_name
-from ..modeling.limits import find_limits
+from ..modeling.limits import find_limits, speedup_limit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
@@ -42,8 +44,10 @@ def check_budget(
     variants: Iterable[Sequence[Unit]],
     config: FFPConfig,
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
-) -> Budget:
+) -> Budget | None:
     """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
+
+    Nothing is known of a speed before it is measured.
 
     Args:
         model: The dense model; may be on the meta device.
@@ -54,6 +58,8 @@ def check_budget(
     Raises:
         FFPError: If it can't be met.
     """
+    if config.limits.keys() == {"speedup"} and config.cost_table is None:
+        return None
     feasible, problem, budgets = [], None, []
     for units in variants:
         try:
@@ -156,6 +162,8 @@ class PolicySearch:
                 " with this budget" if warm_start is not None else "",
             )
         result.config, result.budget = config, self.budget.record(result.policy)
+        if config.costs:
+            self._check_speed(result)
         result.candidate_evaluations = len(result.log)
         result.tokens_evaluated = total_tokens(counter.tokens - read_before)
         result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
@@ -177,7 +185,7 @@ class PolicySearch:
         """Compare policies without a search that remove more and more units whole, and return those of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
         scores = np.zeros(len(self.measured.units))
-        alike = config.method in ("uniform", "homogeneous")
+        alike = config.method in ("uniform", "homogeneous") and self.budget.is_linear
 
         def policy_without(removed: Part) -> PruningPolicy:
             budget = self.budget.without(removed)
@@ -189,6 +197,24 @@ class PolicySearch:
         with progress_bar(None, "Depth", "evaluation") as bar:
             self.evaluator.on_evaluation = bar.update
             return choose_removed(self.measured.units, self.budget.shares, config.depth, policy_without, loss_of)
+
+    def _check_speed(self, result: Found) -> None:
+        """Measure the speed of a policy, if one was asked for, and warn if it is low for what is removed."""
+        policy, measured = result.policy, self.measured
+        limit = speedup_limit(policy.units, self.config.cost_table, 1)
+        saved = 1 - 1 / limit.value(limit.cost(policy.sizes))
+        share = policy.sparsity * block_parameters(policy.units) / measured.model.num_parameters()
+        if saved < share / 2:
+            logger.warning(
+                f"{100 * share:.0f} % of the parameters are removed, but only {100 * saved:.0f} % of the time of "
+                f"{self.config.workload} is saved: most of it is spent outside of attention and FFNs"
+            )
+        for row in result.budget:
+            if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:
+                measure = partial(measure_speedup, measured.model, policy, self.config.workload)
+                row["measured"] = measured.journal.part(policy.sizes).value(
+                    "speedup", partial(processes.on_main, measure)
+                )
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores = np.zeros(len(self.measured.units))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders, read_configs
 from optimum_ffp.export import export_gguf
+from optimum_ffp.modeling.families import decoder_layers
 from tests.helpers import SAMPLE, contents, make_byte_level_tokenizer, make_text, make_tiny_model
 
 
@@ -107,6 +108,44 @@ def test_two_sizes_of_a_budget_with_a_further_limit(run, save_tiny_model, tmp_pa
     assert code == 0 and "memory 500KiB (dense model" in output and "params" not in output
     code, _, errors = run("-m", model, "--params", "22k", "27k", "--sparsity", 0.1, 0.2)
     assert code == 2 and "one option of the budget may have several values" in errors
+
+
+@pytest.mark.slow
+def test_a_speed_is_measured_once(run, save_tiny_model, tmp_path, monkeypatch, caplog):
+    timed = []
+
+    def seconds(model, *_):
+        timed.append(model)
+        return 1e-6 * sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters()), 0.01
+
+    monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", seconds)
+    out, costs = tmp_path / "out", tmp_path / "costs.json"
+    base = ("-m", save_tiny_model(), "--method", "no-search", "--calibration", "ridge")
+    asked = (*base, "--speedup", 1.1, 1.2, "--costs", costs)
+    code, output, errors = run(*asked, out, "--workload", "8+4x2", "--plan")
+    assert code == 0 and "times of 8+4x2 are measured first" in output and not costs.exists() and not timed, errors
+    code, output, errors = run(*asked, out, "--workload", "8+4x2")
+    assert code == 0, errors
+    table, records = json.loads(costs.read_text()), {}
+    for speedup in (1.1, 1.2):
+        assert f"out-ffp-{speedup}x" in output
+        record = records[speedup] = json.loads((tmp_path / f"out-ffp-{speedup}x" / "ffp_config.json").read_text())
+        assert record["costs"] == table and table["workload"] == "8+4x2"
+        predicted, measured = (record["search"]["budget"][0][name] for name in ("reached", "measured"))
+        assert speedup <= predicted < speedup + 0.02 and predicted == pytest.approx(measured, rel=1e-3)
+    # The file and the record have what was measured, so that the policy is the same.
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.measure_costs", None)
+    config = tmp_path / "out-ffp-1.2x" / "ffp_config.json"
+    for folder, words in (("again", asked), ("repeated", (*base[:2], "--config", config))):
+        code, output, errors = run(*words, tmp_path / folder)
+        assert code == 0, errors
+    assert re.search(r"speedup 1.20\d+ \(1.2 asked for, dense 1, measured 1.2\d*\)", output)
+    for folder in ("again-ffp-1.2x", "repeated"):
+        assert json.loads((tmp_path / folder / "ffp_config.json").read_text())["policy"] == records[1.2]["policy"]
+    # Most of the time is outside of the blocks.
+    costs.write_text(json.dumps(table | {"dense": 10 * table["dense"]}))
+    code, output, errors = run(*base, tmp_path / "share", "--sparsity", 0.2, "--costs", costs)
+    assert code == 0 and "of the parameters are removed, but only" in caplog.text, errors
 
 
 @pytest.mark.slow

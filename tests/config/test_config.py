@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+from optimum_ffp.config.budgets import parse_workload
 
 
 def save(record, folder):
@@ -216,6 +217,11 @@ def test_quantities_are_read_as_they_are_written_and_name_folders():
         assert getattr(FFPConfig(**{option: number}), option) == number
     assert FFPConfig(context="32k").context == 32768 and FFPConfig(memory="2GB").memory == 2 * 10**9
     assert FFPConfig(sparsity=0.3, kv_cache=0.5).budget_name == "30-kv-50" and FFPConfig().budget_name == "20"
+    assert FFPConfig(speedup=1.25).budget_name == "1.25x"
+    assert parse_workload("1024 + 200x8") == (1024, 200, 8) and parse_workload("1024+0") == (1024, 0, 1)
+    for workload in ("1024", "0+5", "8+4x0", "8x4", "8+-1"):
+        with pytest.raises(FFPError, match="invalid workload"):
+            FFPConfig(workload=workload)
     for options in ({"params": "6 lots"}, {"memory": "12GiBs"}, {"kv_cache": 1.0}, {"context": 0}):
         with pytest.raises(FFPError, match=next(iter(options))):
             FFPConfig(**options)

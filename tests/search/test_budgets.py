@@ -74,6 +74,35 @@ def test_a_pruned_model_has_what_was_asked_for(name, shares, context, sequences)
     assert any(spare < step for spare, step in zip(missed, budget.quanta.max(1) + 1))
 
 
+# Seconds of a tiny llama, in steps of heads, and of widths that are multiples of 12 or nearly so.
+TIMES = {"attention": ("kv_group", [0, 1, 2, 3, 4], [0, 0.01, 0.06, 0.06, 0.09])}
+TIMES |= {"ffn": ("channel", [0, 12, 13, 24, 25, 36, 37, 48], [0, 0.02, 0.05, 0.05, 0.1, 0.1, 0.12, 0.16])}
+COSTS = {"workload": "8+4", "dense": 1.0}
+COSTS["units"] = [
+    {"unit": unit, "group": group, "layers": [0, 1, 2], "sizes": sizes, "seconds": seconds}
+    for unit, (group, sizes, seconds) in TIMES.items()
+]
+
+
+@settings(max_examples=30, deadline=None)
+@given(speedup=st.floats(1.05, 2))
+def test_a_speed_is_reached_by_times_with_steps(speedup):
+    pruned, budget = prune(make_tiny_model("llama"), FFPConfig(speedup=speedup, costs=COSTS))
+    widths = [
+        size
+        for layer in pruned.model.layers
+        for size in (layer.self_attn.k_proj.out_features // 4, layer.mlp.down_proj.in_features)
+    ]
+    tables = [np.interp(range(sizes[-1] + 1), sizes, seconds) for _, sizes, seconds in TIMES.values()] * 3
+    saved = sum(table[-1] - table[size] for table, size in zip(tables, widths))
+    assert 1 / (1 - saved) >= speedup
+    # No unit can grow by a step.
+    spare = saved - (1 - 1 / speedup)
+    rises = [table[size + 1] - table[size] for table, size in zip(tables, widths) if size + 1 < len(table)]
+    assert all(rise > spare for rise in rises)
+    assert budget.limits[0].value(budget.costs_of(widths)[0]) == pytest.approx(1 / (1 - saved))
+
+
 def test_what_cannot_be_reached_is_said():
     model = make_tiny_model("llama")
     for options, message in (
@@ -81,10 +110,20 @@ def test_what_cannot_be_reached_is_said():
         ({"params": "1M"}, "params 1M leaves nothing to remove: it is 31.456k already"),
         ({"memory": "100KiB"}, "memory 100KiB can't be met"),
         ({"kv_cache": 0.9, "params": "10k"}, "params 10k can't be met"),
+        ({"speedup": 9, "costs": COSTS}, "speedup 9 can't be met: with min_retention 0.2 it is at most 3.0303"),
         ({"kv_cache": 0.1}, "kv_cache 0.1 can't be met: with min_retention 0.2 it is at least 0.25"),
     ):
         with pytest.raises(FFPError, match=message):
             prune(model, FFPConfig(**options))
+
+
+def test_times_that_do_not_fit_are_refused():
+    with pytest.raises(FFPError, match="aren't those of this model"):
+        prune(make_tiny_model("gpt2"), FFPConfig(speedup=1.2, costs=COSTS))
+    with pytest.raises(FFPError, match="costs are those of workload 8.4, found 8.0"):
+        FFPConfig(speedup=1.2, costs=COSTS, workload="8+0")
+    with pytest.raises(FFPError, match="speedup needs mapping 'curves'"):
+        FFPConfig(speedup=1.2, mapping="greedy", agent="ppo")
 
 
 @pytest.mark.parametrize("name, changes", [("olmo2", {}), ("llama", {"num_key_value_heads": 1})])

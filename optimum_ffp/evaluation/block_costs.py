@@ -1,0 +1,104 @@
+"""Seconds that an attention or an FFN of every size takes, measured in whole models on this device."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from statistics import median
+from typing import Any
+
+import numpy as np
+from accelerate.utils import set_module_tensor_to_device
+from transformers import PreTrainedModel
+
+from ..allocation.policy import PruningPolicy
+from ..config.budgets import parse_workload
+from ..errors import FFPError
+from ..modeling.auto import pruned_config
+from ..modeling.families import find_family, find_units
+from ..modeling.loading import empty_model
+from ..utils.device_memory import device_name
+from ..utils.precision import dtype_name
+from .latency import time_models
+
+
+# Number of sizes below the dense one that are measured.
+SIZES = 8
+
+
+def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
+    """Measure the seconds of every kind of unit by its size.
+
+    All units of a kind get a size at a time, and the time that this saves is divided by their number.
+
+    Args:
+        model: The dense model, with all weights on its device.
+        workload: Prompt tokens, new tokens and sequences, such as `1024+200x8`.
+
+    Returns:
+        The `workload`, `device` and `dtype`, the seconds of the `dense` model, and a row for each kind of `units`:
+        their `layers`, and `seconds` by `sizes`, not decreasing, relative to those of the smallest size.
+
+    Raises:
+        FFPError: If the workload has more tokens than the model has positions.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and sum(parse_workload(workload)[:2]) > positions:
+        raise FFPError(f"workload {workload} has more tokens than the {positions} positions of the model; shorten it")
+    family, types, tried = find_family(model.config), getattr(model.config, "layer_types", None), {}
+    for group in family.attention_groups(model.config):
+        units = tuple(one.unit for one in find_units(model, family, None, group))
+        # Windows make a difference to attention alone.
+        windows = [types[unit.layer] if types and unit.kind == "attention" else None for unit in units]
+        for kind in dict.fromkeys((unit.kind, unit.group, window) for unit, window in zip(units, windows)):
+            members = [unit for unit, window in zip(units, windows) if (unit.kind, unit.group, window) == kind]
+            groups, step, least = members[0].groups, members[0].multiple, all(unit.required for unit in members)
+            sizes = sorted({round(groups / step * part / SIZES) * step for part in range(SIZES)})
+            tried[kind] = (
+                members,
+                {
+                    size: PruningPolicy(
+                        units, tuple(size if one in members and size >= one.required else one.groups for one in units)
+                    )
+                    for size in sizes
+                    if least <= size < groups
+                },
+            )
+    dense = PruningPolicy.dense(units)
+    seconds = time_policies(model, [dense, *chain.from_iterable(one.values() for _, one in tried.values())], workload)
+    rows = []
+    for (kind, group, _), (members, policies) in tried.items():
+        saved = [
+            (seconds[dense] - seconds[policy]) / sum(size >= unit.required for unit in members)
+            for size, policy in policies.items()
+        ]
+        taken = np.maximum.accumulate([saved[0] - value for value in (*saved, 0)]).tolist()
+        layers, sizes = [unit.layer for unit in members], [*policies, members[0].groups]
+        rows.append({"unit": kind, "group": group, "layers": layers, "sizes": sizes, "seconds": taken})
+    hardware = {"device": device_name(model.device), "dtype": dtype_name(model.dtype)}
+    return {"workload": workload, **hardware, "dense": seconds[dense], "units": rows}
+
+
+def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str) -> float:
+    """Measure the speed of a policy relative to that of the dense model. Arguments are as for `measure_costs`."""
+    dense = PruningPolicy.dense([replace(unit, remaining=None) for unit in policy.units])
+    seconds = time_policies(model, [dense, policy], workload)
+    return seconds[dense] / seconds[policy]
+
+
+def time_policies(
+    model: PreTrainedModel, policies: Iterable[PruningPolicy], workload: str
+) -> dict[PruningPolicy, float]:
+    """Return the median seconds of a workload with models of the sizes of policies, measured in turns."""
+    rounds = time_models({policy: _sized(model, policy) for policy in policies}, *parse_workload(workload))
+    return {policy: median(map(sum, seconds)) for policy, seconds in rounds.items()}
+
+
+def _sized(model: PreTrainedModel, policy: PruningPolicy) -> PreTrainedModel:
+    """Return a model of the sizes of a policy in the memory of the dense one, as speed doesn't depend on weights."""
+    sized = empty_model(pruned_config(model.config, find_family(model.config), policy), model.dtype)
+    memory = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in [*sized.named_parameters(), *sized.named_buffers()]:
+        view = memory[name].data.flatten()[: tensor.numel()].view(tensor.shape)
+        set_module_tensor_to_device(sized, name, model.device, view)
+    sized.tie_weights()
+    return sized.eval()

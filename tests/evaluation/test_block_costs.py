@@ -1,0 +1,64 @@
+"""Times of attention and FFN by size, on a device whose times are known, and on this one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from optimum_ffp import FFPError
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.evaluation.block_costs import measure_costs, measure_speedup
+from optimum_ffp.modeling.families import decoder_layers, find_family, find_units
+from optimum_ffp.modeling.limits import speedup_limit
+from tests.helpers import KINDS, make_deep_model
+
+
+def seconds_of(model, prompt, new_tokens):
+    """Seconds that rise with the sizes of each layer, by steps: those of the first tokens, and of the others."""
+    blocks = [layer.named_parameters() for layer in decoder_layers(model)]
+    blocks = [math.ceil(weight.numel() / 97) for block in blocks for _, weight in block if weight.ndim == 2]
+    return prompt.numel() / 10 + sum(blocks), new_tokens * sum(blocks)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", seconds_of)
+
+
+def variants_of(model):
+    family = find_family(model.config)
+    groups = family.attention_groups(model.config)
+    return [tuple(unit.unit for unit in find_units(model, family, 1, group)) for group in groups]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_speed_of_measured_sizes_is_predicted_exactly(clock, name):
+    model = make_deep_model(name)
+    table = measure_costs(model, "10+3x2")
+    rng = np.random.default_rng(0)
+    for units in variants_of(model):
+        # The fourth layer has the type of the second, so that its attention may go.
+        sizes = [int(unit.groups * rng.integers(1, 9) / 8 + 0.9) for unit in units]
+        sizes[5] = sizes[6] = 0
+        policy, dense = PruningPolicy(units, tuple(sizes)), PruningPolicy.dense(units)
+        limit = speedup_limit(units, table, 1.5)
+        assert limit.value(limit.cost(policy.sizes)) == pytest.approx(measure_speedup(model, policy, "10+3x2"))
+        assert limit.value(limit.cost(dense.sizes)) == 1 and limit.value(limit.allowed) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("name", [*KINDS])
+def test_what_is_measured_here_rises_with_the_size_and_leaves_the_model_as_it_is(name, windows):
+    model = make_deep_model(name)
+    before = model(windows).logits
+    table = measure_costs(model, "6+2x2")
+    assert torch.equal(model(windows).logits, before)
+    assert table["dense"] > 0 and {row["unit"] for row in table["units"]} == {"attention", "ffn"}
+    for row in table["units"]:
+        assert row["sizes"] == sorted(row["sizes"]) and (np.diff([0, *row["seconds"]]) >= 0).all()
+
+
+def test_a_workload_longer_than_the_model_allows_is_refused(clock):
+    model = make_deep_model("llama")
+    with pytest.raises(FFPError, match="64 positions"):
+        measure_costs(model, "60+5")
