@@ -149,6 +149,12 @@ CHOICES = 4
 METRICS = ("acc", "acc_norm")
 
 
+def linear_costs(units, group, fixed):
+    """Return costs by size, `fixed` and, per group, `group`, and nothing without groups."""
+    sizes = (np.arange(unit.groups + 1) for unit in units)
+    return [(size > 0) * constant + size * slope for size, slope, constant in zip(sizes, group, fixed)]
+
+
 def make_tiny_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family."""
     model_type, sizes = CONFIGS[name]

@@ -46,15 +46,10 @@ class Limit:
         return f"{self.option} {format_value(self.option, self.asked)}"
 
 
-def linear_costs(units: Sequence[Unit], group: Sequence[float], fixed: Sequence[float]) -> list[np.ndarray]:
-    """Return costs by size, each of shape `[groups + 1]`: `fixed` and, per group, `group`; nothing without groups."""
-    sizes = (np.arange(unit.groups + 1) for unit in units)
-    return [(size > 0) * constant + size * slope for size, slope, constant in zip(sizes, group, fixed)]
-
-
 def parameter_costs(units: Sequence[Unit]) -> list[np.ndarray]:
     """Return the number of parameters of every unit by its size, each of shape `[groups + 1]`."""
-    return linear_costs(units, [unit.group_parameters for unit in units], [unit.fixed_parameters for unit in units])
+    sizes = (np.arange(unit.groups + 1) for unit in units)
+    return [(size > 0) * unit.fixed_parameters + size * unit.group_parameters for unit, size in zip(units, sizes)]
 
 
 def sparsity_limit(units: Sequence[Unit], sparsity: float) -> Limit:
@@ -160,9 +155,7 @@ class Budget:
 
     def _check_something_goes(self) -> None:
         largest = self.costs_of(self.largest)
-        steps = [min(row[row > 0], default=0) for row in self.quanta]
-        spare = np.zeros(len(self.limits)) if (self.largest == self.groups).all() else np.array(steps)
-        if (self.allowed - largest >= spare).all():
+        if (self.allowed > largest).all():
             limit, cost = self.limits[0], largest[0]
             lower = "lower" if limit.rises else "raise"
             bound = f"with max_retention {self.max_retention:g} " if self.max_retention < 1 else ""
@@ -185,14 +178,11 @@ class Budget:
 
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
-        lines = []
-        for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least)):
-            bound = "at least" if limit.rises else "at most"
-            asked, whole = (format_value(limit.option, value) for value in (limit.asked, limit.value(dense)))
-            lines.append(
-                f"{limit.option} {asked} (dense model {whole}, {bound} {limit.describe(least, higher=True)} possible)"
-            )
-        return lines
+        return [
+            f"{limit} (dense model {format_value(limit.option, limit.value(dense))}, at "
+            f"{'least' if limit.rises else 'most'} {limit.describe(least, higher=True)} possible)"
+            for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least))
+        ]
 
     def relaxed(self, progress: float) -> "Budget":
         """Return the budget at a fraction of the way from the dense model to the limits."""
@@ -265,10 +255,6 @@ class Budget:
         """Return the index of the nearest allowed size of every unit, shape `[units]`."""
         return np.array([np.abs(allowed - size).argmin() for allowed, size in zip(self.sizes, sizes)])
 
-    def policy_of(self, indices: Sequence[int]) -> PruningPolicy:
-        """Return the policy of the allowed sizes with these indices."""
-        return self.policy([sizes[index] for sizes, index in zip(self.sizes, indices)])
-
     def policy(self, sizes: Sequence[int]) -> PruningPolicy:
         """Return the policy of the given sizes."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
@@ -298,7 +284,7 @@ class Budget:
                 shrink by the difference, at any loss.
         """
         chosen = self.indices(sizes)
-        slack = self.slack(self.policy_of(chosen).sizes)
+        slack = self.allowed - sum(costs[:, index] for costs, index in zip(self.costs, chosen))
         grain = (self.quanta / self.allowed[:, None]).max(0)[preference]
         fine, coarse = preference[grain == grain.min()], preference[grain > grain.min()]
         slack = self._shrink(chosen, slack, [*fine, *coarse])
@@ -308,7 +294,7 @@ class Budget:
             slack = self._resize(chosen, slack, unit, chosen[unit] + np.flatnonzero(fits)[-1])
         if exact and (slack >= self.quanta[:, fine].min(1)).all():
             chosen = self._exchange(chosen, slack, coarse, fine[::-1])
-        return self.policy_of(chosen)
+        return self.policy([sizes[index] for sizes, index in zip(self.sizes, chosen)])
 
     def _resize(self, chosen: np.ndarray, slack: np.ndarray, unit: int, index: int) -> np.ndarray:
         """Give a unit another size, by its index among the allowed ones, and return the slack of all limits."""

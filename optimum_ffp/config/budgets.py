@@ -13,19 +13,13 @@ BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "M
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Contexts are powers of two.
 TOKENS = {"k": 2**10, "M": 2**20}
-UNITS = {
-    "params": COUNTS,
-    "memory": BYTES,
-    "context": TOKENS,
-    "max_tokens": COUNTS,
-    "batch_tokens": COUNTS,
-}
-EXAMPLES = {
-    "params": "600M or 6B",
-    "memory": "900MiB or 12GiB",
-    "context": "4096 or 32k",
-    "max_tokens": "400k or 2M",
-    "batch_tokens": "8192 or 128k",
+# Units of options, and examples of values.
+QUANTITIES = {
+    "params": (COUNTS, "600M or 6B"),
+    "memory": (BYTES, "900MiB or 12GiB"),
+    "context": (TOKENS, "4096 or 32k"),
+    "max_tokens": (COUNTS, "400k or 2M"),
+    "batch_tokens": (COUNTS, "8192 or 128k"),
 }
 
 
@@ -35,10 +29,11 @@ def parse_quantity(option: str, value: str | int) -> int:
     Raises:
         FFPError: If it is malformed.
     """
-    units = {unit.lower(): factor for unit, factor in UNITS[option].items()}
+    names, example = QUANTITIES[option]
+    units = {name.lower(): factor for name, factor in names.items()}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", re.sub("[ ,_]", "", str(value)).lower())
     if not match or match[2] not in {"", *units}:
-        raise FFPError(f"invalid {option} {value!r}; write it as {EXAMPLES[option]}")
+        raise FFPError(f"invalid {option} {value!r}; write it as {example}")
     return round(float(match[1]) * units.get(match[2], 1))
 
 
@@ -66,7 +61,8 @@ def format_value(option: str, value: float, rounding: Callable[[float], int] = r
         rounding: How the last digit is rounded.
     """
     # Of bytes, the binary units alone.
-    units = {name: factor for name, factor in UNITS.get(option, {}).items() if option != "memory" or "i" in name}
+    names, _ = QUANTITIES.get(option, ({}, ""))
+    units = {name: factor for name, factor in names.items() if option != "memory" or "i" in name}
     fitting = [name for name in reversed(units) if value >= units[name]] or [""]
     # 1400MiB rather than 1.3672GiB.
     name = next((name for name in fitting if value * 1000 % units.get(name, 1) == 0), fitting[0])

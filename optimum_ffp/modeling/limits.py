@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, StaticCache
 
-from ..allocation.budget import Limit, linear_costs, parameter_costs, sparsity_limit
+from ..allocation.budget import Limit, parameter_costs, sparsity_limit
 from ..allocation.policy import Unit, block_parameters
 from ..config import FFPConfig
 from ..errors import FFPError
@@ -83,18 +83,16 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
     return Limit("speedup", speedup, allowed, costs, lambda cost: dense / (dense - total + cost), rises=False)
 
 
-def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list:
+def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list[np.ndarray]:
     """Return the bytes of KV cache of every unit by its size, each of shape `[groups + 1]`."""
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
     # Layers with a sliding window keep no more tokens than it has.
     tokens = [layer.max_cache_len for layer in StaticCache(model.config, max_cache_len=config.context).layers]
-    heads = [
-        2 * head_dim * model.dtype.itemsize * config.sequences * tokens[unit.layer] * (unit.kind == "attention")
-        for unit in units
-    ]
-    removable = [unit.group == "kv_group" for unit in units]
-    return linear_costs(
-        units,
-        [size * goes for size, goes in zip(heads, removable)],
-        [size * kv_heads * (not goes) for size, goes in zip(heads, removable)],
-    )
+    head_bytes = 2 * head_dim * model.dtype.itemsize * config.sequences
+    costs = []
+    for unit in units:
+        sizes = np.arange(unit.groups + 1)
+        # Other groups leave all KV heads, until the attention is removed.
+        kept = sizes if unit.group == "kv_group" else kv_heads * (sizes > 0)
+        costs.append(kept * head_bytes * tokens[unit.layer] * (unit.kind == "attention"))
+    return costs

@@ -45,7 +45,7 @@ def removals(
     """Yield ever more units to remove, each time with the part whose removal increases the loss least for its cost.
 
     The increase is measured on the model without what was removed before, and otherwise dense. It mostly grows with
-    every removal, so that only the parts with the lowest earlier increases are measured again (a lazy greedy search).
+    every removal, so that only the parts with the lowest earlier increases are measured again.
 
     Args:
         units: The units of the model.
@@ -60,22 +60,16 @@ def removals(
 
     cost_of = {part: cost for part in parts if (cost := sum(costs[index] for index in part)) > 0}
     removed, loss = (), loss_without(())
-    losses = {part: loss_without(part) for part in cost_of}
-    increases = {part: (losses[part] - loss) / cost for part, cost in cost_of.items()}
-    measured = {*cost_of}
-    while increases:
+    increases = dict.fromkeys(cost_of, 0.0)
+    measured = [*cost_of]
+    while measured:
+        losses = {part: loss_without(removed + part) for part in measured}
+        increases |= {part: (losses[part] - loss) / cost_of[part] for part in measured}
         chosen = min(measured, key=increases.get)
         removed, loss = removed + chosen, losses[chosen]
         yield removed
         del increases[chosen]
-        measured.clear()
-        while len(measured) < min(REPEATED, len(increases)):
-            part = min(increases, key=increases.get)
-            if part in measured:
-                break
-            losses[part] = loss_without(removed + part)
-            increases[part] = (losses[part] - loss) / cost_of[part]
-            measured.add(part)
+        measured = sorted(increases, key=increases.get)[:REPEATED]
 
 
 def choose_removed(

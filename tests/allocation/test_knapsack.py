@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from optimum_ffp.allocation.budget import Budget, Limit, linear_costs, parameter_costs
+from optimum_ffp.allocation.budget import Budget, Limit, parameter_costs
 from optimum_ffp.allocation.knapsack import lower_hull, minimize_loss
 from optimum_ffp.allocation.policy import Unit
+from tests.helpers import linear_costs
 
 
 def random_problem(seed, layers=(4, 9), steps=(16, 49)):
