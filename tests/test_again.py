@@ -1,13 +1,14 @@
 """Pruned models that are pruned further: sizes, shares and figures are those of the original dense model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from optimum_ffp import FFPConfig, FFPModelForCausalLM
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
 from optimum_ffp.modeling.families import decoder_layers, find_family
@@ -81,6 +82,16 @@ def test_every_budget_of_the_dense_model_holds(save_tiny_model, data_folder, tmp
         measured = size_of(FFPModelForCausalLM.from_pretrained(tmp_path / name))
         assert measured == pytest.approx(limit["reached"]) and 0.9 * allowed < measured <= allowed
         assert limit["dense"] == pytest.approx(size_of(dense))
+    # As wide as the narrowest layer, at most.
+    twice.config = replace(twice.config, method="homogeneous", kv_cache=None, sparsity=0.5)
+    result = twice.prune()
+    assert type(result.model) is type(dense) and len({*result.policy.sizes}) == 2
+
+
+def test_layers_of_a_pruned_model_are_not_offloaded(pruned):
+    pruner, folder = pruned
+    with pytest.raises(FFPError, match="leave out offload"):
+        FFPPruner.from_pretrained(folder, FFPConfig(base_model=pruner.model_id), device="cpu", offload="disk")
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a dense model, or of that which a pruned model is of, and check that it can be pruned.
+    """Read the config of a dense model, or of that of a pruned model, and check that it can be pruned.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
