@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 def find_budget(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> Budget:
     """Return the budget of a config for a model. Raises `FFPError` if it can't be met."""
+    if config.depth != "none" and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        raise FFPError("this model scales attention by the number of its layer, which has to stay; choose depth none")
     limits, removable = find_limits(model, units, config), sum(parts_of(units, config.depth), ())
     return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision, removable)
 

@@ -135,3 +135,10 @@ def test_a_cache_that_cannot_shrink_is_refused(name, changes):
     dense = 4 * model.num_parameters() + cache_bytes(model, 16)
     pruned, _ = prune(model, FFPConfig(memory=int(0.8 * dense), context=16))
     assert 4 * pruned.num_parameters() + cache_bytes(pruned, 16) <= 0.8 * dense
+
+
+def test_layers_stay_where_attention_is_scaled_by_their_number():
+    model = make_tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    prune(model, FFPConfig(sparsity=0.3))
+    with pytest.raises(FFPError, match="depth none"):
+        prune(model, FFPConfig(sparsity=0.3, depth="layers"))
