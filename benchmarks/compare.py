@@ -100,7 +100,10 @@ def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None
         "seq_len": args.seq_len,
     }
     preset = "paper" if group == "paper" else "default"
-    config = FFPConfig(**{"preset": preset} | options, seed=seed, policy=rows[0][2].get("policy"), **data)
+    # The default may be less than what a model that was pruned before has lost.
+    _, sparsity, changes = rows[0]
+    budget = {"sparsity": sparsity, "policy": changes.get("policy")}
+    config = FFPConfig(**{"preset": preset} | options, seed=seed, **budget, **data)
     work = args.work and args.work / f"{group}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)
