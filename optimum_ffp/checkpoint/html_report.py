@@ -41,7 +41,9 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         "layers": _layers(view["policy"]["units"]),
         "total": sum(view["provenance"]["seconds"].values()),
         "settings": {
-            name: _show(record[name]) for name in FFPConfig.option_names() if name in record and name != "policy"
+            name: _show(record[name])
+            for name in FFPConfig.option_names()
+            if name in record and not isinstance(record[name], dict)
         },
     }
     (folder / REPORT_FILE).write_text(environment.get_template(TEMPLATE).render(fields), encoding="utf-8")

@@ -23,6 +23,7 @@ and adapt the remaining weights. Transformers can load the resulting folder."""
 EXAMPLES = """examples:
   optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --params 5B
   optimum-cli ffp prune -m Qwen/Qwen3-8B out --memory 12GiB --context 32k --sequences 4
+  optimum-cli ffp prune -m Qwen/Qwen3-8B out --speedup 1.3 --workload 1024+200x8
   optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
   optimum-cli ffp prune -m model.gguf out --dataset self --preset paper --search-steps 64
 """

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -106,7 +105,7 @@ class FFPConfig(TextConfig):
         "What the speed is that of: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 is the prompt "
         "alone, 1+200 decoding.",
         "Budget",
-        default_text=f"that of the costs, or {WORKLOAD}",
+        default_text=f"that of costs, or {WORKLOAD}",
         when=("speedup or costs",),
     )
     costs: dict[str, Any] | str | None = option(
@@ -443,10 +442,12 @@ class FFPConfig(TextConfig):
         Raises:
             FFPError: If the file has none.
         """
-        if not isinstance(self.costs, str) or not Path(self.costs).expanduser().exists():
-            return self.costs if isinstance(self.costs, dict) else None
+        if isinstance(self.costs, dict):
+            return self.costs
+        if self.costs is None or not os.path.exists(os.path.expanduser(self.costs)):
+            return None
         record = read_file(self.costs)
-        if not (table := record.get("costs", record)) or "units" not in table:
+        if "units" not in (table := record.get("costs") or record):
             raise FFPError(f"{self.costs} has no measured times; name a result of a prune with speedup, or a new file")
         return table
 
