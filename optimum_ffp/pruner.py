@@ -243,17 +243,11 @@ class FFPPruner:
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
     def _with_costs(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with measured times, if it needs them, and write them to their file if there is none."""
+        """Return the config with measured times, if it needs them."""
         if config.speedup is None and config.costs is None:
             return config
         # In one process, since the file appears when that of another has measured.
-        table = processes.on_main(lambda: config.cost_table)
-        if table is None:
-            table = self.measured.block_costs
-            if config.costs and processes.is_main():
-                with convert_errors(lambda error: f"costs {config.costs} can't be written: {one_line(error)}"):
-                    write_json(expand(config.costs), table)
-        return replace(config, costs=table)
+        return replace(config, costs=processes.on_main(lambda: config.cost_table) or self.measured.block_costs)
 
     def _with_calibration(self, config: FFPConfig) -> FFPConfig:
         """Return the config with the calibration that memory suffices for, which is chosen once, if it has none."""
@@ -293,6 +287,7 @@ class FFPPruner:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
         asked = config or self.config
+        costs = asked.costs if isinstance(asked.costs, str) else None
         asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
         budget = self._check_budget(self.measured.resolved(asked))
         config = self.measured.resolved(asked.with_method(budget.sparsity))
@@ -313,6 +308,9 @@ class FFPPruner:
             run = f"{Path(self.model_id).name}-{config.budget_name}"
             with Tracker(self.report_to, run, config.to_dict()) as tracker:
                 result = policy_search.run(agent, tracker.log_evaluation)
+        if costs and processes.is_main() and not expand(costs).exists():
+            with convert_errors(lambda error: f"costs {costs} can't be written: {one_line(error)}"):
+                write_json(expand(costs), result.config.costs)
         result.cost, result.note = meter, NO_SEARCH if skips else result.note
         return result
 

@@ -1,8 +1,8 @@
 """Seconds that an attention or an FFN of every size takes, measured in whole models on this device."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -63,34 +63,37 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
                     if least <= size < groups
                 },
             )
-    dense = PruningPolicy.dense(units)
-    seconds = time_policies(model, [dense, *chain.from_iterable(one.values() for _, one in tried.values())], workload)
-    rows = []
+    dense, seconds = _time_policies(model, [policy for _, one in tried.values() for policy in one.values()], workload)
+    measured, rows = iter(seconds), []
     for (kind, group, _), (members, policies) in tried.items():
-        saved = [
-            (seconds[dense] - seconds[policy]) / sum(size >= unit.required for unit in members)
-            for size, policy in policies.items()
-        ]
+        saved = [(dense - next(measured)) / sum(size >= unit.required for unit in members) for size in policies]
         taken = np.maximum.accumulate([saved[0] - value for value in (*saved, 0)]).tolist()
         layers, sizes = [unit.layer for unit in members], [*policies, members[0].groups]
         rows.append({"unit": kind, "group": group, "layers": layers, "sizes": sizes, "seconds": taken})
     hardware = {"device": device_name(model.device), "dtype": dtype_name(model.dtype)}
-    return {"workload": workload, **hardware, "dense": seconds[dense], "units": rows}
+    return {"workload": workload, **hardware, "dense": dense, "units": rows}
 
 
 def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str) -> float:
     """Measure the speed of a policy relative to that of the dense model. Arguments are as for `measure_costs`."""
-    dense = PruningPolicy.dense([replace(unit, remaining=None) for unit in policy.units])
-    seconds = time_policies(model, [dense, policy], workload)
-    return seconds[dense] / seconds[policy]
+    dense, (pruned,) = _time_policies(model, [policy], workload, repeats=9)
+    return dense / pruned
 
 
-def time_policies(
-    model: PreTrainedModel, policies: Iterable[PruningPolicy], workload: str
-) -> dict[PruningPolicy, float]:
-    """Return the median seconds of a workload with models of the sizes of policies, measured in turns."""
-    rounds = time_models({policy: _sized(model, policy) for policy in policies}, *parse_workload(workload))
-    return {policy: median(map(sum, seconds)) for policy, seconds in rounds.items()}
+def _time_policies(
+    model: PreTrainedModel, policies: Sequence[PruningPolicy], workload: str, repeats: int = 5
+) -> tuple[float, list[float]]:
+    """Return the median seconds of a workload with the dense model and those of policies, measured in turns."""
+    dense = PruningPolicy.dense([replace(unit, remaining=None) for unit in policies[0].units])
+    reference, models = _sized(model, dense), {}
+    for index, policy in enumerate(policies):
+        # More often than the others, since its error is in all that is saved.
+        models |= {("dense", index): reference} if index % 4 == 0 else {}
+        models["pruned", index] = _sized(model, policy)
+    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for (kind, index), rounds in time_models(models, *parse_workload(workload), repeats).items():
+        seconds[kind, index * (kind == "pruned")] += map(sum, rounds)
+    return median(seconds["dense", 0]), [median(seconds["pruned", index]) for index in range(len(policies))]
 
 
 def _sized(model: PreTrainedModel, policy: PruningPolicy) -> PreTrainedModel:

@@ -62,7 +62,7 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
 
     Args:
         units: The units of the model.
-        table: Measured times, as of `measure_costs`.
+        table: Measured times, as of `measure_costs`, with a `scale` that corrects them.
         speedup: Minimum speed as a multiple of the dense model's.
 
     Raises:
@@ -75,7 +75,8 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
             for layer in row["layers"]
         }
         keys = ((unit.kind, unit.group, unit.groups, unit.layer) for unit in units)
-        costs = [np.interp(range(unit.groups + 1), *rows[key]) for unit, key in zip(units, keys)]
+        scale = table.get("scale", 1)
+        costs = [scale * np.interp(range(unit.groups + 1), *rows[key]) for unit, key in zip(units, keys)]
         dense, total = float(table["dense"]), float(sum(seconds[-1] for seconds in costs))
     except (KeyError, TypeError, ValueError):
         raise FFPError("the costs aren't those of this model; name a new file, to which they are written") from None

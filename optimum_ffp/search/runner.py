@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -122,6 +123,9 @@ class PolicySearch:
         method = find_choice("method", config.method)
         if config.depth != "none":
             self.budget = self.budget.without(self._choose_removed())
+        if config.speedup and "scale" not in config.costs:
+            self._correct_costs()
+            config = self.config
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
@@ -200,11 +204,26 @@ class PolicySearch:
             self.evaluator.on_evaluation = bar.update
             return choose_removed(self.measured.units, self.budget.shares, config.depth, policy_without, loss_of)
 
+    def _correct_costs(self) -> None:
+        """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
+        policy, table = self._map_scores(np.zeros(len(self.measured.units)), self.sparsity), self.config.cost_table
+        scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(table, policy)
+        self.config = replace(self.config, costs=table | {"scale": scale})
+        removed = [index for index, sizes in enumerate(self.budget.sizes) if not sizes.any()]
+        self.budget = find_budget(self.measured.model, self.measured.units, self.config)
+        if removed:
+            self.budget = self.budget.without(removed)
+        self.sparsity = round(self.budget.sparsity, 6)
+
+    def _measured_speed(self, policy: PruningPolicy) -> float:
+        measure = partial(measure_speedup, self.measured.model, policy, self.config.workload)
+        journal = self.measured.journal.part(policy.sizes)
+        return journal.value("speedup", partial(processes.on_main, measure))
+
     def _check_speed(self, result: Found) -> None:
         """Measure the speed of a policy, if one was asked for, and warn if it is low for what is removed."""
         policy, measured = result.policy, self.measured
-        limit = speedup_limit(policy.units, self.config.cost_table, 1)
-        saved = 1 - 1 / limit.value(limit.cost(policy.sizes))
+        saved = _saved_time(self.config.cost_table, policy)
         share = policy.sparsity * block_parameters(policy.units) / measured.model.num_parameters()
         if saved < share / 2:
             logger.warning(
@@ -213,12 +232,15 @@ class PolicySearch:
             )
         for row in result.budget:
             if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:
-                measure = partial(measure_speedup, measured.model, policy, self.config.workload)
-                row["measured"] = measured.journal.part(policy.sizes).value(
-                    "speedup", partial(processes.on_main, measure)
-                )
+                row["measured"] = self._measured_speed(policy)
 
     def _baselines(self) -> dict[str, PruningPolicy]:
         scores = np.zeros(len(self.measured.units))
         baselines = {"no-search": self.mapping(scores, self.budget)}
         return {"uniform": uniform(scores, self.budget)} | baselines if self.budget.is_linear else baselines
+
+
+def _saved_time(table: dict[str, Any], policy: PruningPolicy) -> float:
+    """Return the fraction of the dense model's time that a policy saves by measured times."""
+    limit = speedup_limit(policy.units, table, 1)
+    return 1 - 1 / limit.value(limit.cost(policy.sizes))

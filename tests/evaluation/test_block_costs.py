@@ -11,7 +11,7 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation.block_costs import measure_costs, measure_speedup
 from optimum_ffp.modeling.families import decoder_layers, find_family, find_units
 from optimum_ffp.modeling.limits import speedup_limit
-from tests.helpers import KINDS, make_deep_model
+from tests.helpers import KINDS, make_deep_model, make_pruner
 
 
 def seconds_of(model, prompt, new_tokens):
@@ -62,3 +62,21 @@ def test_a_workload_longer_than_the_model_allows_is_refused(clock):
     model = make_deep_model("llama")
     with pytest.raises(FFPError, match="64 positions"):
         measure_costs(model, "60+5")
+
+
+@pytest.mark.slow
+def test_times_are_corrected_by_a_whole_model(save_tiny_model, data_folder, monkeypatch):
+    def seconds(model, *_):
+        return sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters()) + 5000, 0.0
+
+    options = {"speedup": 1.2, "workload": "8+4", "method": "no-search", "calibration": "none"}
+    pruner = make_pruner(save_tiny_model(), data_folder, **options)
+    dense, _ = seconds(pruner.model)
+    # The dense model happens to be slow while all others are measured.
+    clock = "optimum_ffp.evaluation.latency.time_generation"
+    monkeypatch.setattr(clock, lambda model, *_: (seconds(model)[0] + (seconds(model)[0] == dense) * dense / 20, 0.0))
+    assert pruner.measured.block_costs["dense"] == pytest.approx(1.05 * dense)
+    monkeypatch.setattr(clock, seconds)
+    result = pruner.prune()
+    (limit,) = result.search.budget
+    assert limit["measured"] == pytest.approx(1.2, rel=0.02) and result.config.costs["scale"] < 0.9
