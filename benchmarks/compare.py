@@ -190,7 +190,7 @@ def table(records: list[dict], head: int, against: str) -> str:
             f"| {method} | {calibration} | {asked:.0%} | {spread([one[:head] for one in losses])} | "
             f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best} | "
             f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} | "
-            f"{sum(read.values()) - read['evaluation']:,} |"
+            f"{sum(read.values()) - read.get('evaluation', 0):,} |"
         )
     test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"])
     lines.append(f"\nDense: {spread([dense[:head]])} and {spread([dense[head:]])}. {describe_windows(test)}.")
