@@ -63,10 +63,12 @@ def test_a_resumed_prune_computes_nothing_again(save_tiny_model, data_folder, tm
 
 
 def test_a_resumed_prune_measures_no_speed_again(save_tiny_model, data_folder, tmp_path, monkeypatch):
-    # Times that shrink with every model that is built: no two measurements agree.
-    times = iter(np.geomspace(1, 0.01, 200))
-    monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", lambda *_: (next(times), 0.0))
-    options = {"work_folder": tmp_path / "work", "speedup": 1.0001, "workload": "8+4", "method": "no-search"}
+    # No two measurements agree.
+    noise = iter(np.geomspace(1, 0.99, 500))
+    monkeypatch.setattr(
+        "optimum_ffp.evaluation.latency.time_generation", lambda model, *_: (model.num_parameters() * next(noise), 0.0)
+    )
+    options = {"work_folder": tmp_path / "work", "speedup": 1.1, "workload": "8+4", "method": "no-search"}
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder, **options).prune()
     monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", None)
