@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/results.md and benchmarks/README.md from the records in `benchmarks/results/`.
+"""Write the tables of README.md, docs and benchmarks/README.md from the records in `benchmarks/results/`.
 
     python benchmarks/tables.py [--check] [--picture docs/size-perplexity.png] [--frontier docs/tokens-perplexity.png]
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "results.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")), HERE / "README.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 # Fields of a record and their values. `of` names the model whose losses count, by default "calibrated", and `than` has
@@ -362,7 +362,7 @@ TABLES = {
     ),
     "divergence": Table(
         SIZES,
-        ("smollm2-divergence-default", "smollm2-divergence-whole-model-20"),
+        ("smollm2-divergence-default", "smollm2-divergence-whole-model-20", "smollm2-divergence-whole-model-30"),
         {
             f"{head}, {first}-{last}": column(first, last)
             for head, column in (
@@ -377,6 +377,7 @@ TABLES = {
             ("the default at 20 %", [{"model": "ffp-20-seed0"}]),
             ("the default at 30 %", [{"model": "no-search-30-seed0"}]),
             ("20 % with 1.23M tokens", [{"model": "no-search-20-seed0"}]),
+            ("30 % with 1.23M tokens", [{"model": "whole-model-30-seed0"}]),
         ],
     ),
     "default": Table(
@@ -414,7 +415,7 @@ TABLES = {
     ),
     "zero-shot": Table(
         SIZES,
-        ("smollm2-zero-shot-distilled",),
+        ("smollm2-zero-shot-distilled", "smollm2-zero-shot-model-20", "smollm2-zero-shot-model-30"),
         {
             task: value("tasks", number, "metrics", metric, form="{:.1f}", times=100)
             for number, task in enumerate(TASKS)
@@ -426,8 +427,10 @@ TABLES = {
         },
         [
             ("dense", [{"model": "dense"}]),
-            ("20 %, `--calibration layers`", [{"model": "ffp-20-seed0"}]),
+            ("20 %, `--calibration layers`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-distilled"}]),
+            ("20 %, the default", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-model-20"}]),
             ("30 %, `--calibration layers`", [{"model": "ffp-30-seed0"}]),
+            ("30 %, the default", [{"model": "no-search-30-seed0"}]),
         ],
     ),
     "texts": Table(
@@ -521,6 +524,19 @@ TABLES = {
             "against ridge": against(5, 14, calibration="ridge"),
         },
         trained_or_not({"`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
+    ),
+    "depth": Table(
+        "20 / 40 % of the blocks = 11.4 / 22.7 % of the model",
+        ("qwen2.5-coder-0.5b-depth",),
+        {
+            f"{percent} %{head}": at(column, asked=percent / 100)
+            for percent in (20, 40)
+            for head, column in {"": perplexity(1, 32), ", against `none`": against(1, 32, depth="none")}.items()
+        },
+        [
+            ("dense", [{"of": "dense"}]),
+            *((f"`--depth {depth}`", [{"depth": depth}]) for depth in ("none", "layers", "sublayers")),
+        ],
     ),
     "starts": Table(
         "30 % of the blocks = 23.7 % of the model",
