@@ -57,10 +57,10 @@ def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, ma
     gap = float(target - int(policy.kept_parameters))
     assert gap >= 0
     sizes = np.array(policy.sizes)
-    if (sizes == budget.largest).all():
-        return
     assert (sizes >= budget.smallest).all() and (sizes <= budget.largest).all()
     assert (sizes % budget.multiples == 0).all()
+    if (sizes == budget.largest).all():
+        return
     movable = [(step_parameters(unit), len(sizes) - 1) for unit, sizes in zip(units, budget.sizes) if len(sizes) > 1]
     finest, coarsest = min(movable, default=(0, 0))[0], max(step_parameters(unit) for unit in units)
     room = sum(quantum * steps for quantum, steps in movable if quantum == finest)

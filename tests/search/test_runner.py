@@ -13,6 +13,7 @@ from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
+from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.search.runner import PolicySearch, check_budget, find_budget
 from tests.helpers import make_pruner, step_parameters
 
@@ -121,6 +122,27 @@ def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method,
     record = pruner.search()
     best = min(record.baselines.values())
     assert record.best_perplexity <= best * (1 + 1e-9) if preset == "default" else record.baselines
+
+
+def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_tiny_model, data_folder, monkeypatch):
+    options = {"sparsity": 0.2, "max_retention": 0.9, "multiple_of": 16, "calibration": "none", "reward": "pruned"}
+    options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
+    pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
+    search, evaluate, seen = PolicySearch(pruner.measured, pruner.config), CandidateEvaluator.__call__, set()
+    budget = search.budget
+    assert budget.policy(budget.largest).sparsity > 0.2
+
+    def keep(evaluator, policies, windows):
+        seen.update(policies)
+        return evaluate(evaluator, policies, windows)
+
+    monkeypatch.setattr(CandidateEvaluator, "__call__", keep)
+    search.run()
+    for policy in seen:
+        assert (
+            0.8 * block_parameters(policy.units) - policy.kept_parameters
+            < min(step_parameters(unit) for unit in policy.units) + 1
+        )
 
 
 TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
