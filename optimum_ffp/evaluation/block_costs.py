@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import set_module_tensor_to_device
 from transformers import PreTrainedModel
 
-from ..allocation.policy import PruningPolicy
+from ..allocation.policy import PruningPolicy, Unit
 from ..config.budgets import parse_workload
 from ..errors import FFPError
 from ..modeling.auto import pruned_config
@@ -47,22 +47,13 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
     family, types, tried = find_family(model.config), getattr(model.config, "layer_types", None), {}
     for group in family.attention_groups(model.config):
         units = tuple(one.unit for one in find_units(model, family, None, group))
-        # Windows make a difference to attention alone.
-        windows = [types[unit.layer] if types and unit.kind == "attention" else None for unit in units]
-        for kind in dict.fromkeys((unit.kind, unit.group, window) for unit, window in zip(units, windows)):
-            members = [unit for unit, window in zip(units, windows) if (unit.kind, unit.group, window) == kind]
-            groups, step, least = members[0].groups, members[0].multiple, all(unit.required for unit in members)
-            sizes = sorted({round(groups / step * part / SIZES) * step for part in range(SIZES)})
-            tried[kind] = (
-                members,
-                {
-                    size: PruningPolicy(
-                        units, tuple(size if one in members and size >= one.required else one.groups for one in units)
-                    )
-                    for size in sizes
-                    if least <= size < groups
-                },
-            )
+        kinds = defaultdict(list)
+        for unit in units:
+            # Windows make a difference to attention alone.
+            window = types[unit.layer] if types and unit.kind == "attention" else None
+            kinds[unit.kind, unit.group, window].append(unit)
+        for kind, members in kinds.items():
+            tried[kind] = members, {size: _with_size(units, members, size) for size in _sizes_below(members)}
     dense, seconds = _time_policies(model, [policy for _, one in tried.values() for policy in one.values()], workload)
     measured, rows = iter(seconds), []
     for (kind, group, _), (members, policies) in tried.items():
@@ -72,6 +63,19 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
         rows.append({"unit": kind, "group": group, "layers": layers, "sizes": sizes, "seconds": taken})
     hardware = {"device": device_name(model.device), "dtype": dtype_name(model.dtype)}
     return {"workload": workload, **hardware, "dense": dense, "units": rows}
+
+
+def _sizes_below(members: Sequence[Unit]) -> list[int]:
+    """Return the sizes to measure of units of one kind, below the dense one."""
+    groups, step, least = members[0].groups, members[0].multiple, all(unit.required for unit in members)
+    sizes = {round(groups / step * part / SIZES) * step for part in range(SIZES)}
+    return [size for size in sorted(sizes) if least <= size < groups]
+
+
+def _with_size(units: Sequence[Unit], members: Sequence[Unit], size: int) -> PruningPolicy:
+    """Return the policy in which some units have a size, if they can have it, and the others are dense."""
+    sizes = (size if unit in members and size >= unit.required else unit.groups for unit in units)
+    return PruningPolicy(tuple(units), tuple(sizes))
 
 
 def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str) -> float:

@@ -34,11 +34,11 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
     if not config.limits.keys() - {"sparsity"}:
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
+    cache = _cache_bytes(model, units, config) if config.memory or config.kv_cache else []
     if config.params is not None:
         limits.append(Limit("params", config.params, config.params - outside, parameters, lambda cost: cost + outside))
     if config.memory is not None:
         itemsize = model.dtype.itemsize
-        cache = _cache_bytes(model, units, config)
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside
         limits.append(Limit("memory", config.memory, config.memory - rest, costs, lambda cost: cost + rest))
@@ -47,7 +47,6 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         if "kv_group" not in groups and config.depth == "none":
             reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
             raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
-        cache = _cache_bytes(model, units, config)
         total = int(sum(costs[-1] for costs in cache))
         # Exact decimal arithmetic, as for the sparsity.
         allowed = math.floor(Fraction(str(config.kv_cache)) * total)

@@ -126,7 +126,7 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions]:
 
 
 def pruned_units(model_id: str, options: LoadOptions) -> list[dict[str, Any]]:
-    """Return the rows of the policy in the record of a pruned model; none of a dense one."""
+    """Return the rows of the policy in the record of a pruned model."""
     rows = prune_record(model_id, **options.hub()).get("policy", {}).get("units", [])
     return [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in rows]
 
@@ -244,8 +244,8 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """
     dense_id, dense_options = find_dense(model_id, options)
     config = _check_dense(dense_id, _read_full_config(dense_id, dense_options), dense_options)
-    if rows := pruned_units(model_id, options):
-        config.pruned_units = rows
+    if dense_id != model_id:
+        config.pruned_units = pruned_units(model_id, options)
     return config
 
 

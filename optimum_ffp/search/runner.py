@@ -102,8 +102,11 @@ class PolicySearch:
         self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
         self.budget = find_budget(measured.model, measured.units, self.config)
-        # What agents see: exact for the option of that name, but for the last digits.
-        self.sparsity = round(self.budget.sparsity, 6)
+
+    @property
+    def sparsity(self) -> float:
+        """What agents see: exact for the option of that name, but for the last digits."""
+        return round(self.budget.sparsity, 6)
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
@@ -121,10 +124,10 @@ class PolicySearch:
         counter = self.measured.layerwise.counter
         read_before = counter.tokens
         method = find_choice("method", config.method)
-        if config.depth != "none":
-            self.budget = self.budget.without(self._choose_removed())
+        removed = self._choose_removed() if config.depth != "none" else ()
+        self.budget = self.budget.without(removed)
         if config.speedup and "scale" not in config.costs:
-            self._correct_costs()
+            self._correct_costs(removed)
             config = self.config
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
@@ -204,16 +207,12 @@ class PolicySearch:
             self.evaluator.on_evaluation = bar.update
             return choose_removed(self.measured.units, self.budget.shares, config.depth, policy_without, loss_of)
 
-    def _correct_costs(self) -> None:
+    def _correct_costs(self, removed: Part) -> None:
         """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
         policy, table = self._map_scores(np.zeros(len(self.measured.units)), self.sparsity), self.config.cost_table
         scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(table, policy)
         self.config = replace(self.config, costs=table | {"scale": scale})
-        removed = [index for index, sizes in enumerate(self.budget.sizes) if not sizes.any()]
-        self.budget = find_budget(self.measured.model, self.measured.units, self.config)
-        if removed:
-            self.budget = self.budget.without(removed)
-        self.sparsity = round(self.budget.sparsity, 6)
+        self.budget = find_budget(self.measured.model, self.measured.units, self.config).without(removed)
 
     def _measured_speed(self, policy: PruningPolicy) -> float:
         measure = partial(measure_speedup, self.measured.model, policy, self.config.workload)
