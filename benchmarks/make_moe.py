@@ -1,0 +1,256 @@
+"""Turns a dense llama into a mixture of experts, to measure the pruning of experts on a model that fits a laptop.
+
+    python benchmarks/make_moe.py MODEL DATASET OUT [--experts 8] [--top-k 4] [--num-samples 64] [--layer-passes 1]
+        [--model-passes 1] [--layers N] [--seed 0] [--output moe.json]
+
+OUT is a plain `mixtral` checkpoint. The channels of every FFN are divided into experts of equal size by balanced
+k-means of how their shares in a token's output vary over tokens (MoEfication, Zhang et al., 2022, clusters weights).
+The router starts as a linear regression of the norms of the experts' outputs. Then every layer is trained to reproduce
+the output of the dense layer, and the whole model to reproduce the dense model's predictions, by the trainers of a
+prune. `--layers` keeps the first layers alone, for a trial.
+
+Mixtral's gates of the chosen experts add up to 1. The dense FFN is the sum of all experts, so down projections are
+multiplied by the number of chosen experts, and logits start close to each other: with all experts chosen, the mixture
+is then nearly the dense model.
+
+The record has perplexities on windows of the validation split that decide nothing, the number of tokens read, in
+forward passes of which a backward pass counts as two, and the share of tokens that is routed to each expert, by layer.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.nn.functional import normalize
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+
+from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.commands.errors import one_line_errors
+from optimum_ffp.compression.calibrations.layers import (
+    FIRST_TOKENS,
+    _LayerLoss,
+    _Sequences,
+    split_windows,
+    windows_per_step,
+)
+from optimum_ffp.compression.calibrations.model import training_options, trains_in_bfloat16
+from optimum_ffp.compression.training.batch import Batch
+from optimum_ffp.compression.training.end_to_end import Training
+from optimum_ffp.compression.training.layer import Fit, Trainer
+from optimum_ffp.data import DataSplits
+from optimum_ffp.engine import LayerRunner, LayerwiseModel
+from optimum_ffp.evaluation import to_perplexity
+from optimum_ffp.evaluation.perplexity import window_losses
+from optimum_ffp.hub.naming import without_folders
+from optimum_ffp.modeling.families import FAMILIES, Family
+from optimum_ffp.utils.precision import autocast_dtype
+
+
+# Tokens of which channels are clustered, tokens of the regression, and the number of iterations of k-means.
+CLUSTERED_TOKENS, ROUTED_TOKENS, ITERATIONS = 2048, 8192, 10
+# Standard deviation of the first logits.
+LOGIT_SIZE = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("dataset")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--layer-passes", type=int, default=1)
+    parser.add_argument("--model-passes", type=int, default=1)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("moe.json"))
+    args = parser.parse_args()
+
+    config = FFPConfig(
+        dataset=args.dataset,
+        num_samples=args.num_samples,
+        seq_len=args.seq_len,
+        search_samples=8,
+        eval_samples=1,
+        distillation_passes=args.layer_passes,
+        model_passes=args.model_passes,
+        calibration="model",
+        seed=args.seed,
+    ).resolve()
+    pruner = FFPPruner.from_pretrained(args.model, config)
+    teacher, data = pruner.model, pruner.measured.data
+    if args.layers:
+        teacher.config.num_hidden_layers = args.layers
+        teacher.model.layers = teacher.model.layers[: args.layers]
+    layerwise = LayerwiseModel(teacher, FAMILIES[teacher.config.model_type])
+    FAMILIES.setdefault("mixtral", Family("mixtral"))
+
+    student = empty_mixture(teacher, args.experts, args.top_k)
+    measure = partial(perplexity, windows=data.search.tokens)
+    options = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}
+    record: dict[str, Any] = {"options": options | without_folders(config.to_dict())}
+    trained = train_layers(layerwise, student, data, config)
+    record |= {"dense": measure(teacher), "start": measure(student)}
+    student.load_state_dict(trained, strict=False)
+    record["layers"], tokens = measure(student), layerwise.counter.tokens
+    if args.model_passes:
+        student, more = train_model(student, teacher, data, config)
+        record["model"], tokens = measure(student), tokens + more
+    record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}
+    student.save_pretrained(args.out)
+    pruner.tokenizer.save_pretrained(args.out)
+    args.output.write_text(json.dumps(record, indent=2) + "\n")
+    figures = [f"{name} {record[name]:.2f}" for name in ("dense", "start", "layers", "model") if name in record]
+    flat = [share for layer in record["shares"] for share in layer]
+    print(f"perplexity: {', '.join(figures)}; {record['tokens']:,} tokens read")
+    print(f"{100 * min(flat):.0f} to {100 * max(flat):.0f} % of the tokens of a layer are routed to an expert")
+
+
+def perplexity(model: PreTrainedModel, windows: torch.Tensor) -> float:
+    return to_perplexity(float(window_losses(model, windows).mean()))
+
+
+def empty_mixture(dense: PreTrainedModel, experts: int, top_k: int) -> MixtralForCausalLM:
+    """The mixture with everything that it shares with the dense model; its experts and routers are random."""
+    names = MixtralConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    options = {name: value for name, value in dense.config.to_dict().items() if name in names}
+    options |= {
+        "intermediate_size": dense.config.intermediate_size // experts,
+        "num_local_experts": experts,
+        "num_experts_per_tok": top_k,
+    }
+    config = MixtralConfig(**options)
+    config._attn_implementation = dense.config._attn_implementation
+    config._experts_implementation = "eager"
+    student = MixtralForCausalLM(config).to(dense.dtype).eval().requires_grad_(False)
+    state = {name: tensor.clone() for name, tensor in dense.state_dict().items() if ".mlp." not in name}
+    student.load_state_dict(state, strict=False)
+    student.tie_weights()
+    student.generation_config = dense.generation_config
+    return student
+
+
+@torch.no_grad()
+def train_layers(
+    layerwise: LayerwiseModel, student: MixtralForCausalLM, data: DataSplits, config: FFPConfig
+) -> dict[str, torch.Tensor]:
+    """Divides every FFN into experts, in place, and returns the weights of the layers after training, as `distill`."""
+    start_token, weights = data.calibration.start_token, {}
+    windows, held_out = (
+        split_windows(part.tokens, config.distillation_parts, start_token)
+        for part in (data.calibration, data.held_out)
+    )
+    both, dtype = torch.cat([windows, held_out]), autocast_dtype(layerwise.model, config.search_dtype)
+    steps = (1,) if start_token else (1, FIRST_TOKENS)
+    tokens = [both[:, None] if step == 1 else both[:, ::step, None] for step in steps]
+    inputs, stride = [_Sequences.of(layerwise, one, dtype) for one in tokens], max(1, both.numel() // ROUTED_TOKENS)
+    for index, (layer, mixture) in enumerate(zip(layerwise.layers, student.model.layers)):
+        with sampled_inputs(layer.mlp, stride) as hidden:
+            for one in inputs:
+                layerwise.runner(layer, one.arguments[index], dtype).advance(one.dense, one.per_window)
+        split_ffn(layer.mlp, mixture.mlp, torch.cat(hidden).float())
+        runs = [(LayerRunner(mixture, one.arguments[index], dtype, layerwise.counter), one) for one in inputs]
+        loss, start = _LayerLoss(runs, len(windows)), dict(mixture.named_parameters())
+        per_step = windows_per_step(config.distillation_batch, windows.shape[1])
+        trainer = Trainer(loss, start, "", len(windows), len(held_out), per_step, loss.scale)
+        fit = Fit.unpack(trainer.fit(config.layer_passes, config.distillation_rate, config.seed))
+        print(f"layer {index}: error {fit.before:.4f} -> {fit.after:.4f}", flush=True)
+        for runner, one in runs:
+            for states in one.pruned.split(one.per_window):
+                states.copy_(runner.output(states, fit.weights))
+        weights |= {f"model.layers.{index}.{name}": weight for name, weight in fit.weights.items()}
+    return weights
+
+
+@contextmanager
+def sampled_inputs(module: nn.Module, stride: int) -> Iterator[list[torch.Tensor]]:
+    """Records every `stride`-th token that a module reads."""
+    hidden: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: hidden.append(args[0].flatten(0, 1)[::stride]))
+    yield hidden
+    hook.remove()
+
+
+def split_ffn(dense: nn.Module, mixture: nn.Module, hidden: torch.Tensor) -> None:
+    """Divides the channels of an FFN among experts of equal size.
+
+    Args:
+        dense: The FFN.
+        mixture: The block to write to.
+        hidden: Inputs of the FFN, shape `[tokens, hidden size]`.
+    """
+    down, experts = dense.down_proj.weight, mixture.gate.num_experts
+    activations = dense.act_fn(dense.gate_proj(hidden)) * dense.up_proj(hidden)
+    # The share of every channel in a token's output, relative to its mean, so that experts are needed about as often.
+    sizes = normalize(activations[:: len(activations) // CLUSTERED_TOKENS + 1].abs() * down.norm(dim=0), p=1)
+    members = balanced_clusters((sizes - sizes.mean(0)).T, experts)
+    for expert, channels in enumerate(members):
+        gate_up = dense.gate_proj.weight[channels], dense.up_proj.weight[channels]
+        mixture.experts.gate_up_proj[expert] = torch.cat(gate_up)
+        mixture.experts.down_proj[expert] = mixture.gate.top_k * down[:, channels]
+    norms = torch.stack([(activations[:, channels] @ down[:, channels].T).norm(dim=1) for channels in members], 1)
+    weight = torch.linalg.lstsq(hidden, norms / norms.mean(1, keepdim=True) - 1).solution
+    mixture.gate.weight.copy_(LOGIT_SIZE * weight.T / (hidden @ weight).std())
+
+
+def balanced_clusters(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns the indices of the rows of every cluster, shape `[clusters, rows per cluster]`, by spherical k-means."""
+    rows, size = normalize(rows), len(rows) // count
+    centers = rows[::size]
+    for _ in range(ITERATIONS):
+        # Every cluster has as many places as it gets rows.
+        similarity = (rows @ normalize(centers).T).repeat_interleave(size, 1)
+        _, places = linear_sum_assignment(similarity, maximize=True)
+        members = torch.from_numpy(places).argsort().view(count, size)
+        centers = rows[members].mean(1)
+    return members
+
+
+def train_model(
+    student: MixtralForCausalLM, teacher: PreTrainedModel, data: DataSplits, config: FFPConfig
+) -> tuple[PreTrainedModel, int]:
+    """Trains the whole mixture, as calibration `model`; returns it, and the number of tokens read."""
+    windows = split_windows(data.calibration.tokens, config.distillation_parts, data.calibration.start_token)
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
+    options = training_options(config, len(order) * windows.shape[1], 1)
+    training = Training(
+        student=student,
+        teacher=teacher,
+        dtype=teacher.dtype,
+        config=options,
+        batch=Batch.for_model(options, teacher.config),
+        bf16=trains_in_bfloat16(teacher.device, teacher.dtype, config),
+    )
+    trained = training.run(windows[order], data.held_out.tokens)
+    return trained.model, trained.tokens
+
+
+@torch.no_grad()
+def shares(student: PreTrainedModel, windows: torch.Tensor) -> list[list[float]]:
+    """Returns the share of tokens that is routed to each expert, by layer."""
+    counts = torch.zeros(len(student.model.layers), student.config.num_local_experts)
+
+    def count(
+        gate: nn.Module, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...], row: torch.Tensor
+    ) -> None:
+        row += output[2].flatten().bincount(minlength=gate.num_experts)
+
+    for row, layer in zip(counts, student.model.layers):
+        layer.mlp.gate.register_forward_hook(partial(count, row=row))
+    student(windows[:1])
+    return (counts / windows.shape[1]).tolist()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
