@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.budget import Budget, sparsity_limit
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.criteria import flap
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
@@ -77,7 +77,7 @@ def allocate(units: Sequence[Unit], scores: Sequence[np.ndarray], sparsity: floa
         scores: Scores of the groups of every unit, in descending order, each of shape `[groups]`.
         sparsity: Fraction of the parameters to remove.
     """
-    budget = Budget.for_sparsity(units, sparsity)
+    budget = Budget(units, [sparsity_limit(units, sparsity)])
     costs, available = budget.linear()
     owner = np.repeat(np.arange(len(units)), [len(one) for one in scores])
     order = np.argsort(-np.concatenate(scores), kind="stable")

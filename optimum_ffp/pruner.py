@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .allocation.budget import Budget
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
@@ -24,7 +23,6 @@ from .data.samples import write_samples
 from .engine.token_counter import total_tokens
 from .errors import FFPError, convert_errors, one_line
 from .hub.license import read_license
-from .modeling import is_homogeneous
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import (
     LoadOptions,
@@ -132,7 +130,7 @@ class FFPPruner:
         self.measured = Measurements(
             model, tokenizer, config, data=data, device=device, token=self.options.token, dense=dense
         )
-        self._check_budget(self.measured.config)
+        check_budget(model, self.measured.unit_variants, self.measured.config)
         check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
         self.pruned_from = pruned_from
@@ -289,7 +287,7 @@ class FFPPruner:
         asked = config or self.config
         costs = asked.costs if isinstance(asked.costs, str) else None
         asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
-        budget = self._check_budget(self.measured.resolved(asked))
+        budget = check_budget(self.model, self.measured.unit_variants, self.measured.resolved(asked))
         config = self.measured.resolved(asked.with_method(budget.sparsity))
         self.measured.check(config)
         check_calibration(config.calibration, self.options.offload)
@@ -411,8 +409,3 @@ class FFPPruner:
         if self.result is None:
             raise FFPError("there is nothing to save yet; call prune() first")
         return self.result
-
-    def _check_budget(self, config: FFPConfig) -> Budget | None:
-        shapes = ([unit.unit for unit in units] for units in self.measured.unit_variants)
-        possible = partial(is_homogeneous, self.measured.model, self.measured.layerwise.family)
-        return check_budget(self.measured.model, shapes, config, possible)

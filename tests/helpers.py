@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.allocation.budget import Budget
+from optimum_ffp.allocation.budget import Budget, sparsity_limit
 from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
@@ -147,6 +147,11 @@ SMOLLM2 = [
 ]
 CHOICES = 4
 METRICS = ("acc", "acc_norm")
+
+
+def sparsity_budget(units: Sequence[Unit], sparsity: float, *bounds: float | None, **options: float) -> Budget:
+    """The budget for a fraction of the block parameters to remove."""
+    return Budget(units, [sparsity_limit(units, sparsity)], *bounds, **options)
 
 
 def linear_costs(units, group, fixed):
@@ -319,7 +324,7 @@ def applied(
 
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
-    return greedy.map_scores(scores, Budget.for_sparsity(sorted_model.units, 0.4, 0.1))
+    return greedy.map_scores(scores, sparsity_budget(sorted_model.units, 0.4, 0.1))
 
 
 def make_deep_model(name: str) -> PreTrainedModel:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.checkpoint.saving import save_tokenizer
 from tests.helpers import (
@@ -21,6 +20,7 @@ from tests.helpers import (
     make_tiny_model,
     make_tokenizer,
     random_policy,
+    sparsity_budget,
     without_parts,
 )
 
@@ -63,7 +63,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         if ALIKE in case:
             policy = next(
                 policy
-                for policy in homogeneous_policies(Budget.for_sparsity(sorted_model.units, 0.3))
+                for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
                 if sorted_model.is_homogeneous(policy)
             )
         pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)

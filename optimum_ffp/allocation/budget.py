@@ -25,6 +25,7 @@ class Limit:
         costs: Cost of every unit by the number of kept groups, not decreasing, each of shape `[groups + 1]`.
         value: Returns the value of the option at a cost of all units.
         rises: Whether that rises with the cost; sparsity and speed fall.
+        pending: What is measured first, if costs aren't known yet: they are 0, and `allowed` is infinite.
     """
 
     option: str
@@ -33,6 +34,7 @@ class Limit:
     costs: Sequence[np.ndarray]
     value: Callable[[float], float] = float
     rises: bool = True
+    pending: str | None = None
 
     def cost(self, sizes: Sequence[int]) -> float:
         """Return the cost of all units with the given numbers of groups."""
@@ -78,7 +80,8 @@ class Budget:
     Attributes:
         least: Smallest numbers of groups, 0 for removable units.
         sizes: Allowed numbers of groups of every unit, in ascending order.
-        costs: Costs of these sizes by unit, each of shape `[limits, sizes]`.
+        tables: Costs of all sizes by unit, each of shape `[limits, groups + 1]`.
+        costs: Those of the allowed ones, each of shape `[limits, sizes]`.
         allowed: Maximum cost of all units, shape `[limits]`.
         dense: Cost of all units of the dense model, shape `[limits]`.
         quanta: Largest cost of a step of every unit that keeps something, shape `[limits, units]`.
@@ -111,24 +114,22 @@ class Budget:
         self.largest = np.minimum(self.largest, remaining // self.multiples * self.multiples)
         self._check_bounds()
         self.least = np.where(self._mask(removable), 0, self.smallest)
-        bounds = zip(self.smallest, self.largest, self.multiples)
-        self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
-        by_unit = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
-        self.costs = [costs[:, sizes] for costs, sizes in zip(by_unit, self.sizes)]
+        self.tables = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
+        self._list_sizes()
         self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
-        self.dense = sum(costs[:, -1] for costs in by_unit)
-        rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(by_unit, self.multiples)]
+        self.dense = sum(costs[:, -1] for costs in self.tables)
+        rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(self.tables, self.multiples)]
         self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
         self._check_something_goes()
 
-    @classmethod
-    def for_sparsity(cls, units: Sequence[Unit], sparsity: float, *bounds: float | None, **options: float) -> "Budget":
-        """Return the budget for a fraction of the block parameters to remove."""
-        return cls(units, [sparsity_limit(units, sparsity)], *bounds, **options)
-
     def __str__(self) -> str:
         return " and ".join(map(str, self.limits))
+
+    def _list_sizes(self) -> None:
+        bounds = zip(self.smallest, self.largest, self.multiples)
+        self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
+        self.costs = [costs[:, sizes] for costs, sizes in zip(self.tables, self.sizes)]
 
     def _check_bounds(self) -> None:
         for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
@@ -157,7 +158,7 @@ class Budget:
         largest, is_dense = self.costs_of(self.largest), (self.largest == self.groups).all()
         # Others than the dense sizes may be the answer, if they miss a limit by less than a step.
         steps = 0 if is_dense else np.array([min(row[row > 0], default=0) for row in self.quanta])
-        if (self.allowed - largest >= steps).all():
+        if (np.isfinite(self.allowed) & (self.allowed - largest >= steps)).all():
             limit, cost = self.limits[0], largest[0]
             lower = "lower" if limit.rises else "raise"
             bound = f"with max_retention {self.max_retention:g} " if self.max_retention < 1 else ""
@@ -181,7 +182,9 @@ class Budget:
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
         return [
-            f"{limit} (dense model {format_value(limit.option, limit.value(dense))}, at "
+            f"{limit} ({limit.pending} are measured first; --costs FILE keeps them)"
+            if limit.pending
+            else f"{limit} (dense model {format_value(limit.option, limit.value(dense))}, at "
             f"{'least' if limit.rises else 'most'} {limit.describe(least, higher=True)} possible)"
             for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least))
         ]
@@ -198,22 +201,18 @@ class Budget:
         Raises:
             FFPError: If a limit can't be met without removing more units.
         """
-        budget, none = copy(self), (np.zeros(1, dtype=np.int64), np.zeros((len(self.limits), 1)))
-        gone = self._mask(removed)
+        budget, gone = copy(self), self._mask(removed)
         budget.smallest, budget.largest = (np.where(gone, 0, bound) for bound in (self.smallest, self.largest))
         budget.least = budget.smallest
-        choices = [none if one else kept for one, *kept in zip(gone, self.sizes, self.costs)]
-        budget.sizes, budget.costs = map(list, zip(*choices))
+        budget._list_sizes()
         budget._check_limits()
         return budget
 
     @property
     def shares(self) -> np.ndarray:
         """Share of every unit in the cost of all dense units, of the limit where it is largest, shape `[units]`."""
-        costs = np.array(
-            [[table[unit.remaining] for table, unit in zip(limit.costs, self.units)] for limit in self.limits]
-        )
-        return (costs / self.dense[:, None]).max(0)
+        costs = np.array([costs[:, unit.remaining] for costs, unit in zip(self.tables, self.units)])
+        return (costs / self.dense).max(1)
 
     @property
     def is_linear(self) -> bool:

@@ -24,7 +24,7 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         config: The budget.
 
     Returns:
-        The limits, without that on the speed if no times were measured yet.
+        The limits. That on the speed is pending as long as no times were measured.
 
     Raises:
         FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, or
@@ -53,6 +53,9 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         limits.append(Limit("kv_cache", config.kv_cache, allowed, cache, lambda cost: cost / total))
     if config.speedup is not None and (table := config.cost_table):
         limits.append(speedup_limit(units, table, config.speedup))
+    elif config.speedup is not None:
+        costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload}"
+        limits.append(Limit("speedup", config.speedup, math.inf, costs, pending=pending))
     return limits
 
 

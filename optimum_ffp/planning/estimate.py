@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -19,7 +18,6 @@ from ..data import DataRequest, check_calibration_tokens, with_window_length
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..hub.record import read_policy
-from ..modeling import is_homogeneous
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
 from ..modeling.offloading import check_calibration, check_offload
@@ -157,12 +155,8 @@ def estimate_prune(
     if config.policy:
         policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
         searches = [replace(config, sparsity=policy.sparsity)]
-    shapes = [[unit.unit for unit in units] for units in variants]
-    possible = partial(is_homogeneous, model, family)
-    budgets = [check_budget(model, shapes, search.resolve(), possible) for search in searches]
-    searches = [
-        search.with_method(budget.sparsity if budget else 0).resolve() for search, budget in zip(searches, budgets)
-    ]
+    budgets = [check_budget(model, variants, search.resolve()) for search in searches]
+    searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
     widest = max(unit.output.module.in_features for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
@@ -190,13 +184,8 @@ def estimate_prune(
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
     return replace(
         estimate,
-        tokens=_max_tokens(choice, searches, written, shapes[0]),
-        budget=[line for budget in budgets if budget for line in budget.describe()]
-        + [
-            f"speedup {one.speedup:g} (times of {one.workload} are measured first; --costs FILE keeps them)"
-            for one in searches
-            if one.speedup and one.cost_table is None
-        ],
+        tokens=_max_tokens(choice, searches, written, budgets[0].units),
+        budget=[line for budget in budgets for line in budget.describe()],
         quantized={
             # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
             "q8_0": round(parameters * 8.5 / 8),
@@ -210,7 +199,7 @@ def _estimate_at(
     model: PreTrainedModel,
     units: Sequence[ModelUnit],
     config: FFPConfig,
-    budgets: Sequence[Budget | None],
+    budgets: Sequence[Budget],
     written: int,
     local_processes: int,
     machine: Machine,
@@ -220,7 +209,7 @@ def _estimate_at(
     stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
     layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
     weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
-    removed = min(budget.removed_parameters if budget else 0 for budget in budgets) * stored
+    removed = min(budget.removed_parameters for budget in budgets) * stored
     pruned, trains_model = weights - removed, config.calibration == "model"
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills

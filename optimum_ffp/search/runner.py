@@ -22,6 +22,8 @@ from ..engine.token_counter import total_tokens
 from ..errors import FFPError
 from ..evaluation.block_costs import measure_speedup
 from ..hub.naming import short_name
+from ..modeling import is_homogeneous
+from ..modeling.families import ModelUnit, find_family
 from ..modeling.limits import find_limits, speedup_limit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -42,35 +44,25 @@ def find_budget(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
     return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision, removable)
 
 
-def check_budget(
-    model: PreTrainedModel,
-    variants: Iterable[Sequence[Unit]],
-    config: FFPConfig,
-    is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True,
-) -> Budget | None:
+def check_budget(model: PreTrainedModel, variants: Iterable[Sequence[ModelUnit]], config: FFPConfig) -> Budget:
     """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
-
-    Nothing is known of a speed before it is measured.
 
     Args:
         model: The dense model; may be on the meta device.
         variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
         config: The budget and retention bounds.
-        is_homogeneous: Whether the dense model's class supports the sizes of a policy, for that method.
 
     Raises:
         FFPError: If it can't be met.
     """
-    if config.limits.keys() == {"speedup"} and config.cost_table is None:
-        return None
     feasible, problem, budgets = [], None, []
-    for units in variants:
+    for units in ([unit.unit for unit in variant] for variant in variants):
         try:
             budgets.append(budget := find_budget(model, units, config))
             if config.method == "uniform" or config.mapping != "curves":
                 budget.linear()
             if config.method == "homogeneous":
-                homogeneous_policies(budget, is_homogeneous)
+                homogeneous_policies(budget, partial(is_homogeneous, model, find_family(model.config)))
             feasible += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
             # KV groups come first, with which more can be removed.

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
 from optimum_ffp.errors import FFPError
-from tests.helpers import SMOLLM2, step_parameters
+from tests.helpers import SMOLLM2, sparsity_budget, step_parameters
 
 
 greedy, water_filling = (find_choice("mapping", name).map_scores for name in ("greedy", "water-filling"))
@@ -42,7 +41,7 @@ units_strategy = st.lists(
 def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, mapping):
     scores = np.array(data.draw(st.lists(st.floats(-50, 50), min_size=len(units), max_size=len(units))))
     try:
-        budget = Budget.for_sparsity(units, sparsity, *bounds, precision)
+        budget = sparsity_budget(units, sparsity, *bounds, precision)
     except FFPError as error:
         # Refused only for a reason: the bounds leave no size, or the target is out of their reach.
         if "can't be met" in str(error):
@@ -85,7 +84,7 @@ def check_infeasible(units, sparsity, bounds):
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 def test_real_shape_is_within_one_channel_of_the_target(mapping, sparsity):
     for seed in range(20):
-        policy = mapping(np.random.default_rng(seed).normal(size=60), Budget.for_sparsity(SMOLLM2, sparsity, 0.2))
+        policy = mapping(np.random.default_rng(seed).normal(size=60), sparsity_budget(SMOLLM2, sparsity, 0.2))
         gap = (1 - sparsity) * block_parameters(SMOLLM2) - policy.kept_parameters
         assert 0 <= gap < 1728
 
@@ -106,7 +105,7 @@ COARSER = [replace(unit, multiple=32 if unit.kind == "ffn" else 1) for unit in S
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 @pytest.mark.parametrize("precision", [None, 0.01])
 def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision):
-    policy = uniform(np.zeros(len(units)), Budget.for_sparsity(units, sparsity, 0.2, precision=precision))
+    policy = uniform(np.zeros(len(units)), sparsity_budget(units, sparsity, 0.2, precision=precision))
     widths = [size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "ffn"]
     assert max(widths) - min(widths) <= spread
     heads = {}
@@ -120,5 +119,5 @@ def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision)
 
 
 def test_uniform_rounds_attention_up():
-    policy = uniform(np.zeros(60), Budget.for_sparsity(SMOLLM2, 0.2, 0.2))
+    policy = uniform(np.zeros(60), sparsity_budget(SMOLLM2, 0.2, 0.2))
     assert {size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "attention"} == {3}

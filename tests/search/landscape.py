@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
@@ -10,6 +9,7 @@ from optimum_ffp.analysis.size_gradients import SizeGradients
 from optimum_ffp.config import FFPConfig
 from optimum_ffp.config.prune import GRADIENT_COST, find_choice
 from optimum_ffp.search.task import SearchTask
+from tests.helpers import sparsity_budget
 
 
 UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
@@ -67,7 +67,7 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
     config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
     task = SearchTask(
         units=UNITS,
-        map_scores=lambda scores, target: used(scores, Budget.for_sparsity(UNITS, target, 0.1)),
+        map_scores=lambda scores, target: used(scores, sparsity_budget(UNITS, target, 0.1)),
         evaluate=landscape,
         sparsity=sparsity,
         steps=steps,
@@ -75,7 +75,7 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
         curves=mapping,
         baselines={}
         if method == "no-search"
-        else {"no-search": mapping(np.zeros(6), Budget.for_sparsity(UNITS, sparsity, 0.1))},
+        else {"no-search": mapping(np.zeros(6), sparsity_budget(UNITS, sparsity, 0.1))},
     )
     return find_choice("method", config.method).search(task, config, warm_start), landscape, task
 
@@ -84,7 +84,7 @@ def regret(agent: str, interaction: float, method: str = "ffp") -> float:
     """What a search leaves of the loss that knowing the multipliers would save, as a share of it."""
     landscape = KnownLandscape(interaction=interaction)
     perfect = CurveMapping([t * curve for t, curve in zip(MULTIPLIERS, CURVES)])(
-        np.zeros(6), Budget.for_sparsity(UNITS, 0.3, 0.1)
+        np.zeros(6), sparsity_budget(UNITS, 0.3, 0.1)
     )
     found = run(method, agent, landscape=landscape)[0].policy
     start = run("no-search", landscape=landscape)[0].policy

@@ -13,6 +13,7 @@ from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
 from optimum_ffp.config.prune import find_choice
+from optimum_ffp.modeling.families import ModelUnit
 from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.search.runner import PolicySearch, check_budget, find_budget
 from tests.helpers import make_pruner, step_parameters
@@ -21,6 +22,11 @@ from tests.helpers import make_pruner, step_parameters
 def perplexity(model, windows) -> float:
     losses = [model(row[None], labels=row[None]).loss.double() for row in windows]
     return float(torch.stack(losses).mean().exp())
+
+
+def model_units(variants):
+    """Units without projections, of which only the numbers of groups count."""
+    return [[ModelUnit(unit, ()) for unit in units] for units in variants]
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(None, variants, config)
+        check_budget(None, model_units(variants), config)
     except FFPError:
         return
     units = [variants[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
@@ -79,10 +85,10 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
     with pytest.raises(FFPError, match="at most 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"):
-        check_budget(None, variants, FFPConfig(sparsity=0.7))
+        check_budget(None, model_units(variants), FFPConfig(sparsity=0.7))
     with pytest.raises(FFPError, match="lower sparsity, or lower min_retention$"):
-        check_budget(None, variants, FFPConfig(sparsity=0.9))
-    check_budget(None, variants, FFPConfig(sparsity=0.4))
+        check_budget(None, model_units(variants), FFPConfig(sparsity=0.9))
+    check_budget(None, model_units(variants), FFPConfig(sparsity=0.4))
 
 
 def test_the_record_is_what_was_done(search):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
+from tests.helpers import sparsity_budget
 
 
 def falling_curve(groups: int, seed: int, decay: float) -> np.ndarray:
@@ -21,7 +21,7 @@ def test_equal_scores_are_optimal_on_convex_curves(seed, sparsity):
     # Convex: every further group that goes costs more than the one before.
     steps = np.sort(np.random.default_rng(seed).uniform(0, 1, (4, 6)))
     curves = [np.append(np.cumsum(row)[::-1], 0.0) for row in steps]
-    budget = Budget.for_sparsity(units, sparsity)
+    budget = sparsity_budget(units, sparsity)
     policy = CurveMapping(curves)(np.zeros(4), budget)
 
     def loss(sizes):
@@ -42,7 +42,7 @@ def test_budget_holds(scores, sparsity, seed):
         for i in range(8)
     ]
     curves = [falling_curve(unit.groups, seed + i, 0.9) for i, unit in enumerate(units)]
-    policy = CurveMapping(curves)(np.array(scores), Budget.for_sparsity(units, sparsity, 0.2))
+    policy = CurveMapping(curves)(np.array(scores), sparsity_budget(units, sparsity, 0.2))
     gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
     assert 0 <= gap < 9 + 1
 
@@ -50,9 +50,7 @@ def test_budget_holds(scores, sparsity, seed):
 def test_a_curve_with_a_large_multiplier_gets_more():
     units = [Unit(layer, "ffn", 100, 10) for layer in range(3)]
     mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
-    sizes = [
-        mapping(np.array([score, 0.0, 0.0]), Budget.for_sparsity(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)
-    ]
+    sizes = [mapping(np.array([score, 0.0, 0.0]), sparsity_budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
     assert sizes[0] < sizes[1] < sizes[2]
 
 
@@ -63,15 +61,15 @@ def test_parts_with_large_multipliers_are_kept():
     # The last quarter of the first unit costs next to nothing, its third quarter much.
     scores[0] = [0, 0, 2, -2]
     scores[1:, 3] = 0.1
-    assert mapping(scores, Budget.for_sparsity(units, 1 / 12)).sizes == (9, 12, 12)
-    assert mapping(scores, Budget.for_sparsity(units, 2 / 12)).sizes[0] == 9
+    assert mapping(scores, sparsity_budget(units, 1 / 12)).sizes == (9, 12, 12)
+    assert mapping(scores, sparsity_budget(units, 2 / 12)).sizes[0] == 9
 
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.sampled_from([0.1, 0.25, 0.4]))
 def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
     units = [Unit(layer, "ffn", 24, 10) for layer in range(4)]
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
-    budget = Budget.for_sparsity(units, sparsity, 0.2)
+    budget = sparsity_budget(units, sparsity, 0.2)
     whole, parts = mapping(np.array(scores), budget), mapping(np.tile(np.array(scores)[:, None], 12), budget)
     multiplier = np.exp(scores)
     costs = [float(multiplier @ mapping.predict(policy)) for policy in (whole, parts)]

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.config import FFPConfig
 from optimum_ffp.search.agents.ppo import ProgressiveSchedule, PruningEnvironment, search
 from optimum_ffp.search.task import SearchTask
+from tests.helpers import sparsity_budget
 from tests.search.landscape import KnownLandscape, run
 
 
@@ -22,7 +22,7 @@ class WideLandscape:
         self.truth = [np.exp(number) * curve for number, curve in zip(generator.standard_normal(30), curves)]
         self.dense_losses = 3 + 0.3 * generator.standard_normal(8)
         self.difficulty = np.exp(0.2 * generator.standard_normal(8))
-        self.least = self.loss(CurveMapping(self.truth)(np.zeros(30), Budget.for_sparsity(self.units, 0.2, 0.2)))
+        self.least = self.loss(CurveMapping(self.truth)(np.zeros(30), sparsity_budget(self.units, 0.2, 0.2)))
 
     def loss(self, policy):
         return sum(curve[size] for curve, size in zip(self.truth, policy.sizes))
@@ -32,7 +32,7 @@ class WideLandscape:
         return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
 
     def map_scores(self, scores, sparsity):
-        return self.curves(scores, Budget.for_sparsity(self.units, sparsity, 0.2))
+        return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
 
     def task(self, steps):
         return SearchTask(self.units, self.map_scores, self, 0.2, steps, max_samples=8, curves=self.curves)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
@@ -9,10 +8,11 @@ from optimum_ffp.config import FFPConfig
 from optimum_ffp.errors import FFPError
 from optimum_ffp.search.methods.homogeneous import search
 from optimum_ffp.search.task import SearchTask
+from tests.helpers import sparsity_budget
 
 
 UNITS = tuple(unit for layer in range(4) for unit in (Unit(layer, "attention", 16, 100), Unit(layer, "ffn", 400, 10)))
-POLICIES = homogeneous_policies(Budget.for_sparsity(UNITS, 0.3, 0.1))
+POLICIES = homogeneous_policies(sparsity_budget(UNITS, 0.3, 0.1))
 
 
 class Evaluate:
@@ -36,7 +36,7 @@ def run(best=5, curves=None, candidates=8, **fields):
         sparsity=0.3,
         steps=candidates,
         max_samples=3,
-        budget=Budget.for_sparsity(UNITS, 0.3, 0.1),
+        budget=sparsity_budget(UNITS, 0.3, 0.1),
         fall_back=False,
         curves=curves,
         **fields,
@@ -71,6 +71,6 @@ def test_only_sizes_that_the_class_can_have_are_evaluated():
 
 
 def test_it_is_not_replaced_by_a_better_baseline():
-    better = Budget.for_sparsity(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
+    better = sparsity_budget(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
     result, _ = run(best=1, baselines={"no-search": better}, candidates=2)
     assert result.policy != better and result.baselines["no-search"] == pytest.approx(np.exp(2.1))
