@@ -30,7 +30,6 @@ from .modeling.loading import (
     load_dense,
     load_pruned,
     pin_commit,
-    pruned_units,
     read_model_config,
     resolve_device,
 )
@@ -176,12 +175,12 @@ class FFPPruner:
                 local_processes=processes.local_count(),
             )
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
-        dense_id, dense_options = find_dense(name, pinned)
+        dense_id, dense_options, rows = find_dense(name, pinned)
         (model, tokenizer), again = load_dense(dense_id, dense_options), {}
-        if dense_id != name:
+        if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
             pruned, tokenizer = load_pruned(name, pinned)
-            model = padded(model, pruned, pruned_units(name, pinned))
+            model = padded(model, pruned, rows)
         return cls(model, tokenizer, config, dense_id, work_folder, report_to, dense_options, **again)
 
     def prune(

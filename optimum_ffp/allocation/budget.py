@@ -113,7 +113,7 @@ class Budget:
         self.smallest[remaining == 0] = 0
         self.largest = np.minimum(self.largest, remaining // self.multiples * self.multiples)
         self._check_bounds()
-        self.least = np.where(self._mask(removable), 0, self.smallest)
+        self.least = np.where(np.isin(np.arange(len(units)), [*removable]), 0, self.smallest)
         self.tables = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
         self._list_sizes()
         self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
@@ -170,9 +170,6 @@ class Budget:
         """Fraction of the cost of all units to remove, of the limit that removes the largest one."""
         return float((1 - self.allowed / self.dense).max())
 
-    def _mask(self, units: Collection[int]) -> np.ndarray:
-        return np.array([index in units for index in range(len(self.units))])
-
     @property
     def removed_parameters(self) -> int:
         """Number of parameters that are removed for certain; 0 if only bytes are limited."""
@@ -201,7 +198,7 @@ class Budget:
         Raises:
             FFPError: If a limit can't be met without removing more units.
         """
-        budget, gone = copy(self), self._mask(removed)
+        budget, gone = copy(self), np.isin(np.arange(len(self.units)), [*removed])
         budget.smallest, budget.largest = (np.where(gone, 0, bound) for bound in (self.smallest, self.largest))
         budget.least = budget.smallest
         budget._list_sizes()
@@ -247,10 +244,6 @@ class Budget:
     def costs_of(self, sizes: Sequence[int]) -> np.ndarray:
         """Return the costs of all units with the given numbers of groups, shape `[limits]`."""
         return np.array([limit.cost(sizes) for limit in self.limits])
-
-    def slack(self, sizes: Sequence[int]) -> np.ndarray:
-        """Return by how much sizes stay below the limits, shape `[limits]`."""
-        return self.allowed - self.costs_of(sizes)
 
     def indices(self, sizes: Sequence[float]) -> np.ndarray:
         """Return the index of the nearest allowed size of every unit, shape `[units]`."""

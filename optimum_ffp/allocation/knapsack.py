@@ -44,7 +44,8 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
     unit, end, cost, spent, gain = (np.concatenate(column) for column in zip(*segments))
     # What has no price comes first.
     order = np.lexsort((-gain, spent > 0))
-    fits = (np.cumsum(cost[order], axis=0) <= budget.slack(budget.smallest)).all(1).cumprod().astype(bool)
+    slack = budget.allowed - budget.costs_of(budget.smallest)
+    fits = (np.cumsum(cost[order], axis=0) <= slack).all(1).cumprod().astype(bool)
     taken, rest = order[fits], order[~fits]
     sizes = budget.smallest.copy()
     # The segments of a unit are in the order of its sizes.

@@ -14,8 +14,8 @@ from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..hub.record import policy_rows
-from ..modeling.families import Family, ModelUnit
-from ..modeling.families.base import permute_blocks, units_by_group
+from ..modeling.families import Family, ModelUnit, find_units
+from ..modeling.families.base import permute_blocks
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups
@@ -37,10 +37,13 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
     """
-    possible = family.attention_groups(model.config)
+    possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
+    # An attention that was pruned before goes on to lose the same groups.
+    lost = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention" and row["kept"] < row["items"]}
     if config.policy:
-        kept = {(row.get("layer"), row.get("group")) for row in policy_rows(config.policy)}
-        return (units_by_group(model, family, config.multiple_of, kept),)
+        policy = [row for row in policy_rows(config.policy) if row.get("unit") == "attention"]
+        kept = {row.get("layer"): row.get("group") for row in policy}
+        return (find_units(model, family, config.multiple_of, kept | lost),)
     wanted = GROUPS.get(config.attention)
     if wanted in possible:
         possible = (wanted,)
@@ -52,8 +55,8 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
         outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
         _warn_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
     layers = range(model.config.num_hidden_layers)
-    wanted = ({(layer, group) for layer in layers} for group in possible)
-    return tuple(units_by_group(model, family, config.multiple_of, groups) for groups in wanted)
+    by_layer = (dict.fromkeys(layers, group) | lost for group in possible)
+    return tuple(find_units(model, family, config.multiple_of, groups) for groups in by_layer)
 
 
 @cache

@@ -69,11 +69,9 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
     for limit in result.search.budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
-    budget = describe_limits(result.search.budget)
-    pruned |= {"budget": budget} if budget else {}
-    pruned |= {"search": result.search.note} if result.search.note else {}
-    whole = removed_whole(result.policy.to_dict()["units"])
-    pruned |= {"removed_whole": whole} if whole else {}
+    notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
+    notes["removed_whole"] = removed_whole(result.policy.to_dict()["units"])
+    pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
     pruned |= {"calibration": result.calibration.get("kept", result.config.calibration)}

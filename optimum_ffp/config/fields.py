@@ -17,6 +17,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
+from .budgets import QUANTITIES, parse_quantity
 from .record import check_record
 
 
@@ -55,28 +56,17 @@ class Option:
     cli: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def option(
-    default: Any,
-    help: str,
-    group: str | None = None,
-    paper: Any = None,
-    fast: Any = None,
-    best: Any = None,
-    **metadata: Any,
-) -> Any:
+def option(default: Any, help: str, group: str | None = None, **metadata: Any) -> Any:
     """Return a dataclass field for an option.
 
     Args:
         default: Default value; `None` if it is derived from other options or from the model.
         help: Description, without the default.
         group: Argument group in `--help`, for options of the command line.
-        paper: Value with the preset `paper`.
-        fast: Value with the preset `fast`.
-        best: Value with the preset `best`.
-        metadata: Other attributes of `Option`.
+        metadata: Other attributes of `Option`, and the values with the presets `paper`, `fast` and `best`.
     """
-    presets = {"paper": paper, "fast": fast, "best": best}
-    presets = {name: value for name, value in presets.items() if value is not None} | metadata.pop("presets", {})
+    presets = {name: metadata.pop(name) for name in ("paper", "fast", "best") if name in metadata}
+    presets |= metadata.pop("presets", {})
     return dataclasses.field(default=default, metadata=vars(Option(help, group, presets=presets, **metadata)))
 
 
@@ -269,7 +259,7 @@ def _argument(field: Field) -> dict[str, Any]:
 
 
 def _checked(field: Field, value: Any) -> Any:
-    """Validate a value, and return it with paths as strings and lists as tuples."""
+    """Validate a value, and return it with paths as strings, lists as tuples and quantities as numbers."""
     if value is None and field.default is None:
         return None
     if get_origin(field.type) is tuple:
@@ -278,6 +268,8 @@ def _checked(field: Field, value: Any) -> Any:
         return tuple(_check_number(field, int, element) for element in value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if field.name in QUANTITIES:
+        value = parse_quantity(field.name, value)
     value_type = _types(field)[0]
     if field.metadata["choices"]:
         _check_choice(field, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import FFPError
 from ..version import __version__
-from .budgets import LIMITS, format_value, parse_quantity, parse_workload
+from .budgets import LIMITS, format_value, parse_workload
 from .fields import named_options, option, read_file
 from .texts import HUB_NAME, TextConfig, TextMix
 
@@ -33,6 +33,7 @@ TRAINING_SUFFICES = 0.25
 
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
+limit_option = partial(option, None, group="Budget", cli={"nargs": "+", "metavar": "X"})
 measured_option = partial(option, stage="measured")
 ppo_option = partial(option, when=("agent", "ppo"))
 layer_option = partial(option, when=("calibration", "layers", "model"), stage="calibration")
@@ -53,34 +54,22 @@ class FFPConfig(TextConfig):
         FFPError: If a value is not allowed, or an option is unknown.
     """
 
-    sparsity: float | None = option(
-        None,
+    sparsity: float | None = limit_option(
         "Fraction of the attention and FFN parameters to remove, between 0 and 1. All options of the budget that are "
         "given hold. On the command line, one of them may have several values, which write one folder each and a plot "
         "of size against perplexity.",
-        "Budget",
         default_text="0.2, or none with another budget",
-        cli={"nargs": "+", "metavar": "X"},
     )
-    params: int | str | None = option(
-        None,
-        "Maximum number of parameters of the model, such as 600M or 6B.",
-        "Budget",
-        low=1,
-        cli={"nargs": "+", "metavar": "N"},
+    params: int | str | None = limit_option(
+        "Maximum number of parameters of the model, such as 600M or 6B.", low=1, cli={"nargs": "+", "metavar": "N"}
     )
-    memory: int | str | None = option(
-        None,
+    memory: int | str | None = limit_option(
         "Maximum memory for the weights and for the KV cache, such as 900MiB or 12GiB.",
-        "Budget",
         low=1,
         cli={"nargs": "+", "metavar": "BYTES"},
     )
-    kv_cache: float | None = option(
-        None,
-        "Maximum size of the KV cache as a fraction of the dense model's, between 0 and 1.",
-        "Budget",
-        cli={"nargs": "+", "metavar": "X"},
+    kv_cache: float | None = limit_option(
+        "Maximum size of the KV cache as a fraction of the dense model's, between 0 and 1."
     )
     context: int | str = option(
         4096,
@@ -92,13 +81,10 @@ class FFPConfig(TextConfig):
         cli={"metavar": "TOKENS"},
     )
     sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, when=("memory",))
-    speedup: float | None = option(
-        None,
+    speedup: float | None = limit_option(
         "Minimum speed as a multiple of the dense model's, such as 1.3. How long attention and FFNs of several sizes "
         "take is measured first, on the device of the prune.",
-        "Budget",
         low=1,
-        cli={"nargs": "+", "metavar": "X"},
     )
     workload: str | None = measured_option(
         None,
@@ -400,9 +386,6 @@ class FFPConfig(TextConfig):
             self.method = "given"
         # Its name in earlier versions.
         self.calibration = "layers" if self.calibration == "distillation" else self.calibration
-        for name in ("params", "memory", "context"):
-            if getattr(self, name) is not None:
-                setattr(self, name, parse_quantity(name, getattr(self, name)))
         super().__post_init__()
 
     @property

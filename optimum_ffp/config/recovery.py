@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FFPError
-from .budgets import parse_quantity
 from .fields import named_options, option, same_as
 from .prune import ADAPTER_RATE, LORA_RANK, SEQ_LEN_DEFAULT, TRAINED_RATE, FFPConfig, check_lora
 from .texts import TextConfig, TextMix
@@ -116,12 +115,6 @@ class RecoveryConfig(TextConfig):
     gradient_checkpointing: bool = option(
         False, "Whether to recompute activations in the backward pass to save memory.", "Resources"
     )
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "batch_tokens"):
-            if getattr(self, name) is not None:
-                setattr(self, name, parse_quantity(name, getattr(self, name)))
-        super().__post_init__()
 
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""

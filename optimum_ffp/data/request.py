@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PretrainedConfig
 
-from ..config import FFPConfig
+from ..config import FFPConfig, RecoveryConfig
 from ..config.texts import TextMix
 from ..errors import FFPError
 
@@ -42,12 +42,15 @@ class DataRequest:
     token: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, config: FFPConfig, token: str | None = None) -> "DataRequest":
-        """Create the request for a config with `seq_len` (see `with_window_length`)."""
+    def of(
+        cls, config: FFPConfig | RecoveryConfig, token: str | None = None, length: int | None = None
+    ) -> "DataRequest":
+        """Create the request for a config with `seq_len` (see `with_window_length`), or for windows of `length`."""
         return cls(
-            length=config.seq_len,
-            calibration=config.num_samples,
-            search=config.search_samples,
+            length=length or config.seq_len,
+            # A recovery has none.
+            calibration=getattr(config, "num_samples", 0),
+            search=getattr(config, "search_samples", 0),
             held_out=config.held_out_samples,
             test=config.eval_samples,
             seed=config.seed,

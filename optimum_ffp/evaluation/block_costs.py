@@ -46,14 +46,14 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
         raise FFPError(f"workload {workload} has more tokens than the {positions} positions of the model; shorten it")
     family, types, tried = find_family(model.config), getattr(model.config, "layer_types", None), {}
     for group in family.attention_groups(model.config):
-        units = tuple(one.unit for one in find_units(model, family, None, group))
+        units = tuple(replace(one.unit, remaining=None) for one in find_units(model, family, None, group))
         kinds = defaultdict(list)
         for unit in units:
             # Windows make a difference to attention alone.
             window = types[unit.layer] if types and unit.kind == "attention" else None
             kinds[unit.kind, unit.group, window].append(unit)
         for kind, members in kinds.items():
-            tried[kind] = members, {size: _with_size(units, members, size) for size in _sizes_below(members)}
+            tried[kind] = members, _narrowed(units, members)
     dense, seconds = _time_policies(model, [policy for _, one in tried.values() for policy in one.values()], workload)
     measured, rows = iter(seconds), []
     for (kind, group, _), (members, policies) in tried.items():
@@ -65,17 +65,14 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
     return {"workload": workload, **hardware, "dense": dense, "units": rows}
 
 
-def _sizes_below(members: Sequence[Unit]) -> list[int]:
-    """Return the sizes to measure of units of one kind, below the dense one."""
-    groups, step, least = members[0].groups, members[0].multiple, all(unit.required for unit in members)
-    sizes = {round(groups / step * part / SIZES) * step for part in range(SIZES)}
-    return [size for size in sorted(sizes) if least <= size < groups]
-
-
-def _with_size(units: Sequence[Unit], members: Sequence[Unit], size: int) -> PruningPolicy:
-    """Return the policy in which some units have a size, if they can have it, and the others are dense."""
-    sizes = (size if unit in members and size >= unit.required else unit.groups for unit in units)
-    return PruningPolicy(tuple(units), tuple(sizes))
+def _narrowed(units: tuple[Unit, ...], members: Sequence[Unit]) -> dict[int, PruningPolicy]:
+    """Return policies by size, ascending, in which units of one kind have it, if they can, and others are dense."""
+    groups, step, policies = members[0].groups, members[0].multiple, {}
+    for part in range(SIZES):
+        size = round(groups / step * part / SIZES) * step
+        sizes = tuple(size if unit in members and size >= unit.required else unit.groups for unit in units)
+        policies[size] = PruningPolicy(units, sizes)
+    return {size: policy for size, policy in policies.items() if policy != PruningPolicy.dense(units)}
 
 
 def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str) -> float:
@@ -91,13 +88,13 @@ def _time_policies(
     dense = PruningPolicy.dense([replace(unit, remaining=None) for unit in policies[0].units])
     reference, models = _sized(model, dense), {}
     for index, policy in enumerate(policies):
-        # More often than the others, since its error is in all that is saved.
-        models |= {("dense", index): reference} if index % 4 == 0 else {}
-        models["pruned", index] = _sized(model, policy)
-    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for (kind, index), rounds in time_models(models, *parse_workload(workload), repeats).items():
-        seconds[kind, index * (kind == "pruned")] += map(sum, rounds)
-    return median(seconds["dense", 0]), [median(seconds["pruned", index]) for index in range(len(policies))]
+        if index % 4 == 0:
+            # More often than the others, since its error is in all that is saved.
+            models["dense", index] = reference
+        models[index] = _sized(model, policy)
+    seconds = time_models(models, *parse_workload(workload), repeats)
+    of_dense = [sum(one) for name in models if models[name] is reference for one in seconds[name]]
+    return median(of_dense), [median(map(sum, seconds[index])) for index in range(len(policies))]
 
 
 def _sized(model: PreTrainedModel, policy: PruningPolicy) -> PreTrainedModel:

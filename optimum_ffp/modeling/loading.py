@@ -96,8 +96,10 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     return model.eval().requires_grad_(False), tokenizer
 
 
-def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions]:
-    """Return the dense model of a pruned model, and the options to load it with; of a dense model, itself.
+def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, list[dict[str, Any]]]:
+    """Return the dense model of a pruned model, the options to load it with, and the rows of the policy.
+
+    A dense model is its own, and has no policy.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file.
@@ -109,11 +111,12 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions]:
     """
     record = prune_record(model_id, **options.hub())
     if not record:
-        return model_id, options
+        return model_id, options, []
     if options.offload in ("host", "disk"):
         raise FFPError(f"{model_id} is pruned, and offload {options.offload!r} is for dense models; leave out offload")
+    rows = [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in record["policy"].get("units", [])]
     if options.base_model is not None:
-        return options.base_model, replace(options, revision=None, base_model=None)
+        return options.base_model, replace(options, revision=None, base_model=None), rows
     provenance = record.get("provenance", {})
     name, revision = provenance.get("base_model", ""), provenance.get("revision")
     # Records name local models without folder; another model may have the same name.
@@ -122,13 +125,7 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions]:
             f"the dense model of {model_id} is not on the Hub according to its record; specify it with --base-model "
             "(base_model; --teacher of ffp recover): a Hub id, folder or .gguf file"
         )
-    return name, replace(options, revision=revision)
-
-
-def pruned_units(model_id: str, options: LoadOptions) -> list[dict[str, Any]]:
-    """Return the rows of the policy in the record of a pruned model."""
-    rows = prune_record(model_id, **options.hub()).get("policy", {}).get("units", [])
-    return [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in rows]
+    return name, replace(options, revision=revision), rows
 
 
 def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
@@ -242,10 +239,10 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     Raises:
         FFPError: If there is no config, or the model can't be pruned.
     """
-    dense_id, dense_options = find_dense(model_id, options)
+    dense_id, dense_options, rows = find_dense(model_id, options)
     config = _check_dense(dense_id, _read_full_config(dense_id, dense_options), dense_options)
-    if dense_id != model_id:
-        config.pruned_units = pruned_units(model_id, options)
+    if rows:
+        config.pruned_units = rows
     return config
 
 

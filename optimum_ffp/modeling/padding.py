@@ -7,8 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
-from .families import TransposedLinear, decoder_layers, find_family, outer_matrices
-from .families.base import units_by_group
+from .families import TransposedLinear, decoder_layers, find_family, find_units, outer_matrices
 
 
 def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str, Any]]) -> PreTrainedModel:
@@ -26,8 +25,8 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str,
     """
     model = copy.deepcopy(dense)
     model.config.pruned_units = rows
-    groups = {(row["layer"], row["group"]) for row in rows}
-    units = units_by_group(model, find_family(model.config), 1, groups)
+    groups = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention"}
+    units = find_units(model, find_family(model.config), group=groups)
     policy = PruningPolicy.from_dict({"units": rows}, [unit.unit for unit in units])
     weights, names = weights_of(pruned, model, policy), {module: name for name, module in model.named_modules()}
     for parameter in decoder_layers(model).parameters():

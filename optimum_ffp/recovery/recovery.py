@@ -29,7 +29,6 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtyp
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
-from .launch import check_launch
 from .teacher import check_teacher, find_teacher, with_dataset
 
 
@@ -254,16 +253,7 @@ class FFPRecovery:
 
     @property
     def _request(self) -> DataRequest:
-        config = self.config
-        return DataRequest(
-            length=self.batch.length,
-            held_out=config.held_out_samples,
-            test=config.eval_samples,
-            seed=config.seed,
-            text_column=config.text_column,
-            start_token=config.start_token,
-            token=self.options.token,
-        )
+        return DataRequest.of(self.config, self.options.token, length=self.batch.length)
 
     @property
     def _texts(self) -> list[str]:
@@ -330,6 +320,17 @@ class FFPRecovery:
                 "learning_rate (--learning-rate), or train on more tokens (--max-tokens)"
             )
         return trained
+
+
+def check_launch(device: torch.device, offload: str, work_folder: str | os.PathLike | None) -> None:
+    """Raise `FFPError` if the processes of this run can't train on a device, with these options of `FFPRecovery`."""
+    if offload != "none":
+        raise FFPError("a recovery can't offload layers; leave out offload, and shard large models with FSDP 2")
+    if processes.count() > 1 and work_folder is None:
+        raise FFPError("with several processes a work_folder is needed, from which all of them load the best weights")
+    if processes.count() == 1 and (device.index or 0) > 0:
+        # `Trainer` uses the first one.
+        raise FFPError(f"training uses the first visible device; set CUDA_VISIBLE_DEVICES={device.index}")
 
 
 def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -36,7 +36,8 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
         raise FFPError(
             f"{student_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
         )
-    return find_dense(student_id, replace(options, base_model=teacher_id))
+    dense_id, dense_options, _ = find_dense(student_id, replace(options, base_model=teacher_id))
+    return dense_id, dense_options
 
 
 def check_teacher(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..errors import FFPError
@@ -42,7 +41,7 @@ def max_evaluations(parts: int) -> int:
 def removals(
     units: Sequence[Unit], costs: Sequence[float], parts: Sequence[Part], loss_of: Callable[[PruningPolicy], float]
 ) -> Iterator[Part]:
-    """Yield ever more units to remove, each time with the part whose removal increases the loss least for its cost.
+    """Yield no units, then ever more to remove, each time the part whose removal adds least to the loss for its cost.
 
     The increase is measured on the model without what was removed before, and otherwise dense. It mostly grows with
     every removal, so that only the parts with the lowest earlier increases are measured again.
@@ -59,7 +58,9 @@ def removals(
         return loss_of(PruningPolicy(tuple(units), tuple(sizes)))
 
     cost_of = {part: cost for part in parts if (cost := sum(costs[index] for index in part)) > 0}
-    removed, loss = (), loss_without(())
+    removed: Part = ()
+    yield removed
+    loss = loss_without(removed)
     increases = dict.fromkeys(cost_of, 0.0)
     measured = [*cost_of]
     while measured:
@@ -98,7 +99,7 @@ def choose_removed(
     """
     chosen: Part | None = None
     best, waited, problem = math.inf, 0, None
-    for removed in chain([()], removals(units, costs, parts_of(units, depth), loss_of)):
+    for removed in removals(units, costs, parts_of(units, depth), loss_of):
         try:
             policy = policy_without(removed)
         except FFPError as error:

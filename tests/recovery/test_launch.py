@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPError, FFPRecovery
-from optimum_ffp.recovery.launch import check_launch
+from optimum_ffp.recovery.recovery import check_launch
 from optimum_ffp.utils import processes
 
 

@@ -1,7 +1,7 @@
 """Definition of family records, and the units of a loaded model."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -223,55 +223,42 @@ def quantizable_multiple(width: int) -> int:
 
 
 def find_units(
-    model: PreTrainedModel, family: Family, multiple_of: int | None = 1, group: Group | None = None
+    model: PreTrainedModel,
+    family: Family,
+    multiple_of: int | None = 1,
+    group: Group | Mapping[int, Group] | None = None,
 ) -> list[ModelUnit]:
-    """Return the units of a dense model, attention then FFN, layer by layer.
+    """Return the units of a dense model, or of a pruned one in its layout, attention then FFN, layer by layer.
 
     Args:
         model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
         family: The family record.
         multiple_of: FFN widths are multiples of this number of channels; `None` for `quantizable_multiple`.
-        group: Groups of attention, one of `family.attention_groups`; the first of them if `None`.
+        group: Groups of attention, or those by layer; the first of `family.attention_groups` if it is none of them.
     """
     if family.prepare:
         family.prepare(model)
     width = family.width(model.config)
     multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
+    possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
+    remaining = {(row["layer"], row["group"]): row["kept"] for row in rows}
     units: list[ModelUnit] = []
     for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
-        units.append(_attention(index, layer, family, model.config, group or family.attention_groups(model.config)[0]))
+        wanted = group.get(index) if isinstance(group, Mapping) else group
+        wanted = wanted if wanted in possible else possible[0]
+        units.append(_attention(index, layer, family, model.config, wanted, remaining.get((index, wanted))))
         ffn = (
             *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
             Slice(layer.get_submodule(family.ffn_output), 1, 1),
         )
-        units.append(ModelUnit(Unit(index, "ffn", width, *_count_parameters(ffn, width), multiple), ffn))
+        parameters, left = _count_parameters(ffn, width), remaining.get((index, "channel"))
+        units.append(ModelUnit(Unit(index, "ffn", width, *parameters, multiple, remaining=left), ffn))
     return units
 
 
-def units_by_group(
-    model: PreTrainedModel, family: Family, multiple_of: int | None, wanted: Collection[tuple[int, Group]]
-) -> list[ModelUnit]:
-    """Return the units of a model: attention by the groups that it has lost before, or else by wanted ones.
-
-    Args:
-        model: As for `find_units`.
-        family: As for `find_units`.
-        multiple_of: As for `find_units`.
-        wanted: Layers and groups of their attention; others have the first possible groups.
-    """
-    rows = getattr(model.config, "pruned_units", ())
-    left = {(row["layer"], row["group"]): row["kept"] for row in rows if row["kept"] < row["items"]}
-    variants = (find_units(model, family, multiple_of, group) for group in family.attention_groups(model.config))
-    units = []
-    for kinds in zip(*variants):
-        by_group = {(one.unit.layer, one.unit.group): one for one in kinds}
-        key = max(by_group, key=lambda key: (key in left, key in wanted))
-        unit = replace(by_group[key].unit, remaining=left.get(key))
-        units.append(replace(by_group[key], unit=unit))
-    return units
-
-
-def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group) -> ModelUnit:
+def _attention(
+    index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group, remaining: int | None
+) -> ModelUnit:
     heads, kv_heads, head_dim = family.heads(config)
     if group == "all_heads":
         groups, sections, block, key = 1, 1, heads * head_dim, (kv_heads * head_dim, 0, 0)
@@ -296,7 +283,8 @@ def _attention(index: int, layer: nn.Module, family: Family, config: PretrainedC
     )
     types = getattr(config, "layer_types", None) or [None] * (index + 1)
     required = types.index(types[index]) == index
-    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), group=group, required=required)
+    options = {"group": group, "required": required, "remaining": remaining}
+    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), **options)
     return ModelUnit(unit, tuple(slices), counters, sections)
 
 
