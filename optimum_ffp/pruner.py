@@ -16,6 +16,7 @@ from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
 from .checkpoint.saving import load_agent, save_checkpoint
+from .compression.calibration import CalibrationTask
 from .config import FFPConfig
 from .config.prune import TRAINING_SUFFICES, find_choice
 from .data import DataSplits
@@ -339,9 +340,8 @@ class FFPPruner:
         if config.reports_searched:
             losses["searched"] = test_losses("searched")
         with meter.stage("calibration"):
-            calibration = find_choice("calibration", config.calibration).calibrate(
-                sorted_model, policy, measured.data, measured.start_token, config, journal
-            )
+            task = CalibrationTask(sorted_model, policy, measured.data, measured.start_token, config, journal)
+            calibration = find_choice("calibration", config.calibration).calibrate(task)
         if config.calibration != "none":
             losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):

@@ -124,21 +124,8 @@ def save_recovered(
     All other files of the pruned checkpoint are copied: policy, agent, log, plots and report. `ffp_config.json` and
     the card are extended.
 
-    Args:
-        record: Record of the recovery.
-        model: The recovered model.
-        tokenizer: Its tokenizer.
-        directory: Folder to write, atomically.
-        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
-        hub: `revision`, `token` of the pruned model.
-        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
-
-    Returns:
-        Path of the folder.
-
-    Raises:
-        FFPError: If the folder exists and may not be replaced, or can't be written, or files of the pruned model no
-            longer exist.
+    Arguments, result and errors are as for `save_checkpoint`. `hub` is the `revision` and `token` of the pruned model,
+    whose files must still exist.
     """
     source = source_folder(record.source, hub or {})
     return write_checkpoint(partial(_write, record, model, tokenizer, source), directory, overwrite, work_folder)

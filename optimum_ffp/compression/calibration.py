@@ -1,4 +1,4 @@
-"""Result of a calibration, and which of its stages is kept."""
+"""Input and result of a calibration, and which of its stages is kept."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 
 from ..allocation.policy import PruningPolicy
 from ..config import FFPConfig
-from ..data import Windows
+from ..data import DataSplits
 from ..evaluation import to_perplexity
 from ..evaluation.divergence import Comparison, Predictions
 from ..utils import processes
@@ -34,53 +34,61 @@ class Calibration:
     weights: dict[str, torch.Tensor] | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
-    def followed_by(
-        self,
-        stage: str,
-        weights: dict[str, torch.Tensor],
-        sorted_model: SortedModel,
-        policy: PruningPolicy,
-        held_out: Windows,
-        config: FFPConfig,
-        journal: Journal,
-    ) -> "Calibration":
-        """Return the result of a further stage, whose weights are kept if they lower the held-out perplexity.
+
+@dataclass(frozen=True)
+class CalibrationTask:
+    """Input of a calibration.
+
+    Attributes:
+        sorted_model: The sorted model, with its ridge factors.
+        policy: Number of groups to keep per unit.
+        data: Windows of all roles.
+        start_token: Whether every text begins with a start token.
+        config: Options.
+        journal: Saves finished work.
+    """
+
+    sorted_model: SortedModel
+    policy: PruningPolicy
+    data: DataSplits
+    start_token: bool
+    config: FFPConfig
+    journal: Journal
+
+    def conclude(self, stage: str, before: Calibration, weights: dict[str, torch.Tensor]) -> Calibration:
+        """Return the result of a stage, whose weights are kept if they lower the held-out perplexity.
 
         Args:
             stage: Name of the stage.
+            before: Result of the stage before this one, which may have measured that for its weights.
             weights: Weights after the stage.
-            sorted_model: The sorted model.
-            policy: Number of groups to keep per unit.
-            held_out: Windows to measure perplexity and divergence on; a stage before this one did for its weights.
-            config: Options.
-            journal: Saves the figures.
         """
-        layerwise, stages = sorted_model.layerwise, self.record.get("stages", [])
-        candidates = [weights] if stages else [self.weights, weights]
+        layerwise, stages, held_out = self.sorted_model.layerwise, before.record.get("stages", []), self.data.held_out
+        candidates = [weights] if stages else [before.weights, weights]
 
         def measure() -> list[dict[str, float]]:
             share = held_out.tokens[processes.share(len(held_out))]
             rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
             if len(share):
-                dtype, dense = autocast_dtype(layerwise.model, config.search_dtype), layerwise.dense
+                dtype, dense = autocast_dtype(layerwise.model, self.config.search_dtype), layerwise.dense
                 with dense.cast_outer_weights():
                     predictions = Predictions(dense.model, share)
                 dense.losses(share, dtype=dtype, on_decoded=predictions.append)
                 for row, candidate in zip(rows, candidates):
                     comparison = Comparison(predictions)
-                    changes = [sorted_model.change(policy, candidate)]
+                    changes = [self.sorted_model.change(self.policy, candidate)]
                     row[:, 0] = layerwise.losses(share, changes, dtype, on_decoded=comparison.begin_batch)[0]
                     row[:, 1] = torch.tensor(comparison.record()["divergences"])
             means = [processes.gather(row).mean(0).tolist() for row in rows]
             return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]
 
-        *measured, after = layerwise.counter.value(journal, f"held-out-{stage}", measure)
-        record = {"kept": "ridge"} | self.record | held_out.describe()
+        *measured, after = layerwise.counter.value(self.journal, f"held-out-{stage}", measure)
+        record = {"kept": "ridge"} | before.record | held_out.describe()
         record["stages"] = [*stages, *({"stage": "ridge"} | one for one in measured), {"stage": stage} | after]
-        before = next(one for one in record["stages"] if one["stage"] == record["kept"])
-        if is_improvement(f"calibration {stage}", before, after):
+        kept = next(one for one in record["stages"] if one["stage"] == record["kept"])
+        if is_improvement(f"calibration {stage}", kept, after):
             return Calibration(weights, record | {"kept": stage})
-        return Calibration(self.weights, record)
+        return Calibration(before.weights, record)
 
 
 def is_improvement(training: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:

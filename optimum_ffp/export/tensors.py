@@ -15,12 +15,10 @@ ATTENTION = "self_attn.", "input_layernorm"
 GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 
-def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
-    """Return the sizes of all layers, from the shapes of the weights."""
+def layer_sizes(model: PreTrainedModel, architecture: Architecture | None = None) -> list[LayerSizes]:
+    """Return the sizes of all layers, from the shapes of the weights: in the model, or in an architecture's file."""
     dimension = head_dimension(model.config)
-    rows = [
-        {name: len(parameter) for name, parameter in layer.named_parameters()} for layer in model.base_model.layers
-    ]
+    rows = [{name: len(one) for name, one in layer.items()} for layer in _layers(model, architecture)]
     return [
         LayerSizes(
             heads=layer.get(f"{QUERY}.weight", 0) // dimension,
@@ -29,12 +27,6 @@ def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
         )
         for layer in rows
     ]
-
-
-def written_sizes(sizes: LayerSizes, architecture: Architecture) -> LayerSizes:
-    """Return the sizes that a layer has in the file, where a head or a channel of zeros stands for a missing part."""
-    heads = 0 if architecture.no_heads else 1
-    return LayerSizes(sizes.heads or heads, sizes.kv_heads or heads, sizes.width or 1)
 
 
 def tensors(
@@ -60,10 +52,8 @@ def tensors(
     if factors is not None:
         yield "rope_freqs.weight", factors
     dimension = head_dimension(model.config)
-    for index, (parameters, sizes) in enumerate(zip(_complete(base.layers, dimension), layer_sizes(model))):
+    for index, parameters in enumerate(_layers(model, architecture)):
         weights = dict(_layer(parameters, dimension, padded))
-        if architecture.no_heads and not sizes.heads:
-            weights = {name: one for name, one in weights.items() if not name[0].startswith(ATTENTION)}
         if architecture.interleaved:
             for module, kind in weights:
                 if module in (QUERY, KEY):
@@ -77,17 +67,19 @@ def tensors(
             yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
 
 
-def _complete(layers: torch.nn.ModuleList, dimension: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the parameters of every layer, where a missing attention or FFN has a single head or channel of zeros."""
-    named = [dict(layer.named_parameters()) for layer in layers]
-    shapes = {name: parameter.shape for parameters in named for name, parameter in parameters.items()}
+def _layers(model: PreTrainedModel, architecture: Architecture | None) -> list[dict[str, torch.Tensor]]:
+    """Return the parameters of every layer, with a head or channel of zeros for what an architecture can't lack."""
+    dimension, layers = head_dimension(model.config), [dict(one.named_parameters()) for one in model.base_model.layers]
+    shapes = {name: parameter.shape for parameters in layers for name, parameter in parameters.items()}
     rows = {QUERY: dimension, KEY: dimension, VALUE: dimension, GATE: 1, UP: 1}
     columns = {OUTPUT: dimension, DOWN: 1}
-    for parameters in named:
+    for parameters in layers if architecture else ():
         for name in shapes.keys() - parameters.keys():
             module, (first, *others) = name.rpartition(".")[0], shapes[name]
-            parameters[name] = torch.zeros(rows.get(module, first), *(columns.get(module, size) for size in others))
-        yield parameters
+            if not (architecture.no_heads and module.startswith(ATTENTION)):
+                shape = rows.get(module, first), *(columns.get(module, size) for size in others)
+                parameters[name] = torch.zeros(shape)
+    return layers
 
 
 def _layer(

@@ -18,7 +18,7 @@ from .architectures import (
     padded_size,
     rotary_parameters,
 )
-from .tensors import layer_sizes, tensors, written_sizes
+from .tensors import layer_sizes, tensors
 from .tokenizer import read_tokenizer, write_tokenizer
 
 
@@ -73,7 +73,7 @@ def export_gguf(
     import gguf
 
     path = expand(path)
-    sizes = [padded or written_sizes(one, architecture) for one in layer_sizes(model)]
+    sizes = [padded or one for one in layer_sizes(model, architecture)]
     try:
         with atomic_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)

@@ -9,15 +9,13 @@ from typing import NamedTuple
 import torch
 
 from ...allocation.policy import PruningPolicy
-from ...config import FFPConfig
-from ...data import DataSplits
 from ...engine import Arguments, LayerRunner, LayerwiseModel
 from ...utils import processes
 from ...utils.heap import return_free_memory
 from ...utils.precision import autocast_dtype
 from ...utils.progress import progress_bar
 from ...utils.resume import Journal
-from ..calibration import Calibration
+from ..calibration import Calibration, CalibrationTask
 from ..last_norm import PredictionLoss, last_norm_parameters
 from ..sorted_model import SortedModel
 from ..training.layer import Fit, Trainer
@@ -52,34 +50,26 @@ class Distilled(NamedTuple):
         return {name: weight for fit in fits for name, weight in fit.weights.items()}
 
 
-def calibrate(
-    sorted_model: SortedModel,
-    policy: PruningPolicy,
-    data: DataSplits,
-    start_token: bool,
-    config: FFPConfig,
-    journal: Journal,
-) -> Calibration:
+def calibrate(task: CalibrationTask) -> Calibration:
     """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
-    parts, held_out = config.distillation_parts, data.held_out
+    config, policy = task.config, task.policy
     distilled = distill(
-        sorted_model,
+        task.sorted_model,
         policy,
-        split_windows(data.calibration.tokens, parts, start_token),
-        split_windows(held_out.tokens, parts, start_token),
+        split_windows(task.data.calibration.tokens, config.distillation_parts, task.start_token),
+        split_windows(task.data.held_out.tokens, config.distillation_parts, task.start_token),
         passes=config.layer_passes,
         learning_rate=config.distillation_rate,
         batch=config.distillation_batch,
         seed=config.seed,
-        start_token=start_token,
-        dtype=autocast_dtype(sorted_model.model, config.search_dtype),
-        journal=journal,
+        start_token=task.start_token,
+        dtype=autocast_dtype(task.sorted_model.model, config.search_dtype),
+        journal=task.journal,
     )
     errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(policy.kept_layers, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
-    before = replace(ridge.calibrate(sorted_model, policy, data, start_token, config, journal), record=errors)
-    return before.followed_by("layers", distilled.weights, sorted_model, policy, held_out, config, journal)
+    return task.conclude("layers", replace(ridge.calibrate(task), record=errors), distilled.weights)
 
 
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:

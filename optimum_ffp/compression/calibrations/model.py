@@ -4,16 +4,12 @@ import copy
 
 import torch
 
-from ...allocation.policy import PruningPolicy
 from ...config import FFPConfig, RecoveryConfig
-from ...data import DataSplits
 from ...errors import FFPError
 from ...modeling.padding import weights_of
 from ...utils import processes
 from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
-from ...utils.resume import Journal
-from ..calibration import Calibration
-from ..sorted_model import SortedModel
+from ..calibration import Calibration, CalibrationTask
 from ..training.batch import Batch
 from ..training.end_to_end import Training
 from . import layers, ridge
@@ -24,14 +20,7 @@ from .layers import STEP_TOKENS, split_windows
 EVALUATIONS = 4
 
 
-def calibrate(
-    sorted_model: SortedModel,
-    policy: PruningPolicy,
-    data: DataSplits,
-    start_token: bool,
-    config: FFPConfig,
-    journal: Journal,
-) -> Calibration:
+def calibrate(task: CalibrationTask) -> Calibration:
     """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
 
     The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`).
@@ -39,35 +28,35 @@ def calibrate(
     Raises:
         FFPError: If several processes have no work folder for the checkpoints of the training.
     """
+    sorted_model, config, journal = task.sorted_model, task.config, task.journal
     if processes.count() > 1 and journal.folder is None:
         raise FFPError("calibration 'model' of several processes needs a work_folder; or choose calibration 'layers'")
     layerwise = sorted_model.layerwise
     teacher = layerwise.dense.model
-    stage_before = layers if config.layer_passes else ridge
-    before = stage_before.calibrate(sorted_model, policy, data, start_token, config, journal)
+    before = (layers if config.layer_passes else ridge).calibrate(task)
 
     def train() -> dict[str, torch.Tensor]:
         bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
         dtype = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-        windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
+        windows = split_windows(task.data.calibration.tokens, config.distillation_parts, task.start_token)
         generator = torch.Generator().manual_seed(config.seed)
         order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
         options = training_options(config, len(order) * windows.shape[1], processes.count())
         training = Training(
-            student=sorted_model.materialize(policy, before.weights),
+            student=sorted_model.materialize(task.policy, before.weights),
             teacher=teacher if teacher.dtype == dtype else convert(copy.deepcopy(teacher), dtype),
             dtype=layerwise.stored_dtype,
             config=options,
             batch=Batch.for_model(options, teacher.config),
             bf16=bf16,
         )
-        trained = training.run(windows[order], data.held_out.tokens, journal.checkpoints)
+        trained = training.run(windows[order], task.data.held_out.tokens, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
-        return weights_of(trained.model, sorted_model.model, policy)
+        return weights_of(trained.model, sorted_model.model, task.policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
     journal.remove_checkpoints()
-    return before.followed_by("model", weights, sorted_model, policy, data.held_out, config, journal)
+    return task.conclude("model", before, weights)
 
 
 def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, config: FFPConfig) -> bool:

@@ -4,29 +4,17 @@ from functools import partial
 
 import torch
 
-from ...allocation.policy import PruningPolicy
-from ...config import FFPConfig
-from ...data import DataSplits
-from ...utils.resume import Journal
-from ..calibration import Calibration
-from ..sorted_model import SortedModel
+from ..calibration import Calibration, CalibrationTask
 
 
-def calibrate(
-    sorted_model: SortedModel,
-    policy: PruningPolicy,
-    data: DataSplits,
-    start_token: bool,
-    config: FFPConfig,
-    journal: Journal,
-) -> Calibration:
+def calibrate(task: CalibrationTask) -> Calibration:
     """Return the compensated output projections of all layers."""
     weights: dict[str, torch.Tensor] = {}
-    for layer, _ in sorted_model.layerwise.iter_layers():
-        weights |= journal.mapped(f"ridge-{layer}", partial(_compensated, sorted_model, policy, layer))
+    for layer, _ in task.sorted_model.layerwise.iter_layers():
+        weights |= task.journal.mapped(f"ridge-{layer}", partial(_compensated, task, layer))
     return Calibration(weights)
 
 
-def _compensated(sorted_model: SortedModel, policy: PruningPolicy, layer: int) -> dict[str, torch.Tensor]:
-    weights = sorted_model.compensated(policy, sorted_model.members(layer))
-    return {name: weight.to(sorted_model.layerwise.stored_dtype) for name, weight in weights.items()}
+def _compensated(task: CalibrationTask, layer: int) -> dict[str, torch.Tensor]:
+    weights = task.sorted_model.compensated(task.policy, task.sorted_model.members(layer))
+    return {name: weight.to(task.sorted_model.layerwise.stored_dtype) for name, weight in weights.items()}
