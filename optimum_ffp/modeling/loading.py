@@ -299,17 +299,15 @@ def _load(
 def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model of any family. Raises `FFPError` if there is none."""
     source, extra = _locate(model_id)
-    code = {"trust_remote_code": options.trust_remote_code}
+    extra |= {"trust_remote_code": options.trust_remote_code}
+    if hasattr(tokenization_auto, "_use_mistral_format"):
+        # Prefer tokenizer.json to tekken.json of mistral-common.
+        extra["mistral_format"] = False
     with loading_errors(model_id, options.token):
-        tokenizer = AutoTokenizer.from_pretrained(source, **code, **options.hub(), **extra, **_tokenizer_options())
+        tokenizer = AutoTokenizer.from_pretrained(source, **options.hub(), **extra)
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
     return tokenizer
-
-
-def _tokenizer_options() -> dict[str, bool]:
-    """Return options of `AutoTokenizer` that make it prefer tokenizer.json to tekken.json of mistral-common."""
-    return {"mistral_format": False} if hasattr(tokenization_auto, "_use_mistral_format") else {}
 
 
 def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:

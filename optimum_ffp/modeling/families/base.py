@@ -105,18 +105,17 @@ class Family:
         A part that is removed is named in `skip`, and has no sizes.
         """
         heads, kv_heads, _ = self.heads(config)
-        skip = ["mlp" if group == "channel" else "attention" for group, size in sizes.items() if size == 0]
-        overrides = {}
-        if "attention" not in skip:
-            kept_kv_heads = sizes.get("kv_group", kv_heads)
-            overrides[self.heads_attribute] = kept_kv_heads * sizes.get("query_head", heads // kv_heads)
-            if self.kv_heads_attribute is not None:
-                overrides[self.kv_heads_attribute] = kept_kv_heads
-        if "mlp" not in skip:
-            overrides[self.width_attribute] = sizes["channel"]
+        kept_kv_heads = sizes.get("kv_group", kv_heads)
+        kept = {
+            self.heads_attribute: kept_kv_heads * sizes.get("query_head", heads // kv_heads),
+            self.width_attribute: sizes["channel"],
+        }
+        if self.kv_heads_attribute is not None:
+            kept[self.kv_heads_attribute] = kept_kv_heads
         dense = {self.width_attribute: self.width(config)}
-        changed = {name: value for name, value in overrides.items() if value != dense.get(name, getattr(config, name))}
-        return changed | ({"skip": skip} if skip else {})
+        kept = {name: size for name, size in kept.items() if size not in (0, dense.get(name, getattr(config, name)))}
+        skip = ["mlp" if group == "channel" else "attention" for group, size in sizes.items() if size == 0]
+        return kept | ({"skip": skip} if skip else {})
 
 
 @dataclass(frozen=True)
