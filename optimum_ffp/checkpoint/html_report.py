@@ -61,17 +61,11 @@ def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
         for test in view["tests"]
     ]
     if "perplexity" in search:
-        tests.append(("search windows", search["perplexity"], _search_figures(view)))
+        stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
+        figures = {"dense": search["perplexity"]["dense"], f"final policy, {stage}": search["perplexity"]["best"]}
+        figures |= {f"policy “{name}”, {stage}": value for name, value in search.get("baselines", {}).items()}
+        tests.append(("search windows", search["perplexity"], figures))
     return [{"role": role, "windows": windows, "figures": [*figures.items()]} for role, windows, figures in tests]
-
-
-def _search_figures(view: Mapping[str, Any]) -> dict[str, float | None]:
-    search = view["search"]
-    reward_stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
-    policies = {"final policy": search["perplexity"]["best"]}
-    policies |= {f"policy “{name}”": value for name, value in search.get("baselines", {}).items()}
-    figures = {f"{name}, {reward_stage}": value for name, value in policies.items()}
-    return {"dense": search["perplexity"]["dense"]} | figures
 
 
 def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from ..allocation.budget import Budget
 from ..allocation.policy import PruningPolicy, Unit
 from ..errors import FFPError
 
@@ -34,7 +35,7 @@ def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
 
 
 def max_evaluations(parts: int) -> int:
-    """Return an upper bound of the number of policies that `choose_removed` evaluates."""
+    """Return an upper bound of the number of policies that `remove_whole` evaluates."""
     return 2 + parts * (2 + REPEATED)
 
 
@@ -73,41 +74,39 @@ def removals(
         measured = sorted(increases, key=increases.get)[:REPEATED]
 
 
-def choose_removed(
-    units: Sequence[Unit],
-    costs: Sequence[float],
+def remove_whole(
+    budget: Budget,
     depth: str,
-    policy_without: Callable[[Part], PruningPolicy],
+    policy_of: Callable[[Budget], PruningPolicy],
     loss_of: Callable[[PruningPolicy], float],
-) -> Part:
-    """Return the units to remove whole: those of `removals` without which the pruned model has the lowest loss.
+) -> Budget:
+    """Return the budget without the units to remove whole: those of `removals` by which the loss is the lowest.
 
     Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
     removals are tried in ascending order, from the first that meets the budget until the rest stays whole, or the loss
     has not fallen `PATIENCE` times.
 
     Args:
-        units: The units of the model.
-        costs: As for `removals`.
+        budget: The budget.
         depth: `"layers"` or `"sublayers"`.
-        policy_without: Returns a policy that meets the budget without these units. Raises `FFPError` if they are too
-            few for that.
+        policy_of: Returns a policy that meets a budget without some of the units.
         loss_of: Measures the loss of a policy.
 
     Raises:
         FFPError: If no number of removals meets the budget.
     """
-    chosen: Part | None = None
+    units, chosen = budget.units, None
     best, waited, problem = math.inf, 0, None
-    for removed in removals(units, costs, parts_of(units, depth), loss_of):
+    for removed in removals(units, budget.shares, parts_of(units, depth), loss_of):
         try:
-            policy = policy_without(removed)
+            rest = budget.without(removed)
         except FFPError as error:
             problem = error
             continue
+        policy = policy_of(rest)
         loss, waited = loss_of(policy), waited + 1
         if chosen is None or loss < best:
-            chosen, best, waited = removed, loss, 0
+            chosen, best, waited = rest, loss, 0
         if waited == PATIENCE or all(size in (0, unit.remaining) for unit, size in zip(units, policy.sizes)):
             break
     if chosen is None:

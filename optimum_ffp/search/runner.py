@@ -28,7 +28,7 @@ from ..modeling.limits import find_limits, speedup_limit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
-from .depth import WINDOWS, Part, choose_removed, parts_of
+from .depth import WINDOWS, parts_of, remove_whole
 from .evaluator import CandidateEvaluator
 from .task import AgentState, SearchTask, finalist_count
 
@@ -116,10 +116,10 @@ class PolicySearch:
         counter = self.measured.layerwise.counter
         read_before = counter.tokens
         method = find_choice("method", config.method)
-        removed = self._choose_removed() if config.depth != "none" else ()
-        self.budget = self.budget.without(removed)
+        if config.depth != "none":
+            self.budget = self._without_parts()
         if config.speedup and "scale" not in config.costs:
-            self._correct_costs(removed)
+            self._correct_costs()
             config = self.config
         searches = not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
@@ -182,28 +182,27 @@ class PolicySearch:
         # The search runs in every process, and agents may round differently on other machines.
         return processes.from_main(self.mapping(scores, budget))
 
-    def _choose_removed(self) -> Part:
-        """Compare policies without a search that remove more and more units whole, and return those of the best."""
+    def _without_parts(self) -> Budget:
+        """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
-        scores = np.zeros(len(self.measured.units))
         alike = config.method in ("uniform", "homogeneous") and self.budget.is_linear
-
-        def policy_without(removed: Part) -> PruningPolicy:
-            budget = self.budget.without(removed)
-            return processes.from_main(uniform(scores, budget) if alike else self.mapping(scores, budget))
+        mapping = partial(uniform if alike else self.mapping, np.zeros(len(self.measured.units)))
 
         def loss_of(policy: PruningPolicy) -> float:
             return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))
 
         with progress_bar(None, "Depth", "evaluation") as bar:
             self.evaluator.on_evaluation = bar.update
-            return choose_removed(self.measured.units, self.budget.shares, config.depth, policy_without, loss_of)
+            return remove_whole(
+                self.budget, config.depth, lambda budget: processes.from_main(mapping(budget)), loss_of
+            )
 
-    def _correct_costs(self, removed: Part) -> None:
+    def _correct_costs(self) -> None:
         """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
         policy, table = self._map_scores(np.zeros(len(self.measured.units)), self.sparsity), self.config.cost_table
         scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(table, policy)
         self.config = replace(self.config, costs=table | {"scale": scale})
+        removed = np.flatnonzero(self.budget.largest == 0)
         self.budget = find_budget(self.measured.model, self.measured.units, self.config).without(removed)
 
     def _measured_speed(self, policy: PruningPolicy) -> float:

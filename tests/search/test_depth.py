@@ -1,6 +1,7 @@
 """Which parts are removed whole, and how many, by losses that are known."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.depth import PATIENCE, choose_removed, max_evaluations, parts_of, removals
+from optimum_ffp.search.depth import PATIENCE, max_evaluations, parts_of, removals, remove_whole
 
 
 UNITS = tuple(
@@ -64,9 +65,12 @@ def test_what_a_removal_makes_worse_is_measured_again():
 def test_as_many_are_removed_as_lose_the_least(best, least, whole):
     tried = []
 
-    def policy_without(removed):
+    def without(removed):
         if len(removed) < least:
             raise FFPError("removes too little")
+        return removed
+
+    def policy_of(removed):
         tried.append(len(removed))
         sizes = np.array([unit.groups for unit in UNITS]) // (1 if len(removed) >= whole else 2)
         sizes[[*removed]] = 0
@@ -76,11 +80,13 @@ def test_as_many_are_removed_as_lose_the_least(best, least, whole):
         number = policy.sizes.count(0)
         return abs(number - best) if policy.sizes[0] < 4 or number == whole == len(tried) - 1 else number
 
+    # Stands for a budget, and what is removed for that of the rest.
+    budget = SimpleNamespace(units=UNITS, shares=COSTS, without=without)
     if least > 11:
         with pytest.raises(FFPError, match="too little"):
-            choose_removed(UNITS, COSTS, "sublayers", policy_without, loss_of)
+            remove_whole(budget, "sublayers", policy_of, loss_of)
         return
-    chosen = choose_removed(UNITS, COSTS, "sublayers", policy_without, loss_of)
+    chosen = remove_whole(budget, "sublayers", policy_of, loss_of)
     best = min(max(best, least), whole)
     assert len(chosen) == best
     assert tried == [*range(least, min(best + PATIENCE, whole, 11) + 1)]
