@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import OptimizeResult, linprog
 from scipy.sparse import csc_array
 
 from .budget import Budget
@@ -34,7 +34,11 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
         return float(sum(loss[index] for loss, index in zip(losses, budget.indices(policy.sizes))))
 
     # Of a single limit, the scale of the price doesn't matter.
-    prices, segments = _multipliers(losses, budget) if len(budget.limits) > 1 else np.ones(1), []
+    prices, segments = np.ones(1), []
+    if len(budget.limits) > 1:
+        # The dual values of the linear relaxation.
+        _, relaxed = _solve(losses, budget)
+        prices = -relaxed.ineqlin.marginals / budget.dense
     for index, (loss, sizes, costs) in enumerate(zip(losses, budget.sizes, budget.costs)):
         price = prices @ costs
         corners = lower_hull(price, loss)
@@ -58,26 +62,18 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
     bound = sum((loss + prices @ costs).min() for loss, costs in zip(losses, budget.costs)) - prices @ budget.allowed
     if total(policy) <= (1 + TOLERANCE) * bound:
         return policy
-    return min(policy, budget.correct(_branch_and_bound(losses, budget), preference, exact=False), key=total)
+    # They meet the budget up to rounding errors of the solver.
+    sizes, _ = _solve(losses, budget, integrality=1, options={"mip_rel_gap": TOLERANCE})
+    return min(policy, budget.correct(sizes, preference, exact=False), key=total)
 
 
-def _multipliers(losses: Sequence[np.ndarray], budget: Budget) -> np.ndarray:
-    """Return the Lagrange multipliers of the limits, shape `[limits]`: the dual values of the linear relaxation."""
-    program, _ = _program(losses, budget)
-    return -linprog(**program).ineqlin.marginals / budget.dense
-
-
-def _branch_and_bound(losses: Sequence[np.ndarray], budget: Budget) -> np.ndarray:
-    """Return sizes that meet the budget, up to rounding errors of the solver, with nearly the lowest loss."""
-    program, sizes = _program(losses, budget)
-    chosen = linprog(**program, integrality=1, options={"mip_rel_gap": TOLERANCE}).x.round()
-    return program["A_eq"] @ (chosen * sizes)
-
-
-def _program(losses: Sequence[np.ndarray], budget: Budget) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the arguments of `linprog`, whose variables are shares of sizes in units, and the size of each variable.
+def _solve(losses: Sequence[np.ndarray], budget: Budget, **options: Any) -> tuple[np.ndarray, OptimizeResult]:
+    """Minimize the sum of losses by a linear program, whose variables are the shares of sizes in units.
 
     Losses and costs are relative to the largest ones, since the tolerances of solvers are absolute.
+
+    Returns:
+        The mean size of every unit with rounded shares, shape `[units]`, and the result of `linprog`.
     """
     choices = [np.linspace(0, len(loss) - 1, min(len(loss), CHOICES)).round().astype(int) for loss in losses]
     loss, sizes, costs = (
@@ -85,14 +81,16 @@ def _program(losses: Sequence[np.ndarray], budget: Budget) -> tuple[dict[str, An
         for tables in (losses, budget.sizes, budget.costs)
     )
     unit = np.repeat(np.arange(len(choices)), [len(choice) for choice in choices])
-    program = {
-        "c": loss / sum(loss[0] for loss in losses),
-        "A_ub": costs / budget.dense[:, None],
-        "b_ub": budget.allowed / budget.dense,
-        "A_eq": csc_array((np.ones(len(unit)), (unit, np.arange(len(unit))))),
-        "b_eq": np.ones(len(choices)),
-    }
-    return program, sizes
+    of_unit = csc_array((np.ones(len(unit)), (unit, np.arange(len(unit)))))
+    found = linprog(
+        loss / sum(loss[0] for loss in losses),
+        A_ub=costs / budget.dense[:, None],
+        b_ub=budget.allowed / budget.dense,
+        A_eq=of_unit,
+        b_eq=np.ones(len(choices)),
+        **options,
+    )
+    return of_unit @ (found.x.round() * sizes), found
 
 
 def lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
