@@ -26,18 +26,7 @@ _PUBLIC = {
     "RecoveryConfig": ".config",
     "evaluate": ".evaluation",
 }
-
-__all__ = [
-    "FFPConfig",
-    "FFPError",
-    "FFPModelForCausalLM",
-    "FFPPruner",
-    "FFPRecovery",
-    "PruningPolicy",
-    "RecoveryConfig",
-    "__version__",
-    "evaluate",
-]
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

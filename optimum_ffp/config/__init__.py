@@ -2,6 +2,3 @@
 
 from .prune import FFPConfig
 from .recovery import RecoveryConfig
-
-
-__all__ = ["FFPConfig", "RecoveryConfig"]

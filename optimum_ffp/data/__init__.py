@@ -6,20 +6,3 @@ from .request import DataRequest, check_calibration_tokens, window_length, with_
 from .rows import check_text
 from .training import TrainingWindows, training_windows
 from .windows import DataSplits, Windows, describe_size, describe_windows
-
-
-__all__ = [
-    "DataRequest",
-    "DataSplits",
-    "TrainingWindows",
-    "Windows",
-    "check_calibration_tokens",
-    "check_text",
-    "describe_size",
-    "describe_windows",
-    "find_start_token",
-    "load_windows",
-    "training_windows",
-    "window_length",
-    "with_window_length",
-]

@@ -4,6 +4,3 @@ from .backward import UNKNOWN, backward_passes, free_graphs
 from .layer_runner import Arguments, LayerRunner
 from .layerwise_model import LayerwiseModel
 from .token_counter import TokenCounter
-
-
-__all__ = ["UNKNOWN", "Arguments", "LayerRunner", "LayerwiseModel", "TokenCounter", "backward_passes", "free_graphs"]

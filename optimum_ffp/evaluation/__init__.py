@@ -5,14 +5,3 @@ from .latency import measure_speed
 from .perplexity import to_perplexity, window_losses
 from .size import projection_parameters
 from .zero_shot import TaskSuite
-
-
-__all__ = [
-    "Evaluation",
-    "TaskSuite",
-    "evaluate",
-    "measure_speed",
-    "projection_parameters",
-    "to_perplexity",
-    "window_losses",
-]

@@ -2,6 +2,3 @@
 
 from .architectures import check_exportable
 from .writer import export_gguf, plan_export
-
-
-__all__ = ["check_exportable", "export_gguf", "plan_export"]

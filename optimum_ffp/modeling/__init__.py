@@ -8,13 +8,3 @@ from .auto import (
     pruned_config,
     pruned_model_class,
 )
-
-
-__all__ = [
-    "FFPModelForCausalLM",
-    "attention_of",
-    "homogeneous_config",
-    "is_homogeneous",
-    "pruned_config",
-    "pruned_model_class",
-]

@@ -54,18 +54,3 @@ def outer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the embeddings, the head and other projections outside of the decoder layers."""
     in_layers = {id(parameter) for parameter in decoder_layers(model).parameters()}
     return [one for one in model.parameters() if one.ndim > 1 and id(one) not in in_layers]
-
-
-__all__ = [
-    "FAMILIES",
-    "MULTIMODAL",
-    "Family",
-    "ModelUnit",
-    "Slice",
-    "TransposedLinear",
-    "decoder_layers",
-    "find_family",
-    "find_units",
-    "outer_matrices",
-    "get_family",
-]
