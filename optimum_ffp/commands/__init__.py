@@ -12,36 +12,21 @@ from .push import FFPPushCommand
 from .recover import FFPRecoverCommand
 
 
+COMMANDS = {
+    "prune": FFPPruneCommand,
+    "recover": FFPRecoverCommand,
+    "evaluate": FFPEvaluateCommand,
+    "export": FFPExportCommand,
+    "push": FFPPushCommand,
+}
+
+
 class FFPCommand(BaseOptimumCLICommand):
     """`optimum-cli ffp`."""
 
     COMMAND = CommandInfo(name="ffp", help="Structured pruning of causal language models.")
-    SUBCOMMANDS = (
-        CommandInfo(
-            name="prune",
-            help="Remove attention heads and FFN channels of a causal language model.",
-            subcommand_class=FFPPruneCommand,
-        ),
-        CommandInfo(
-            name="recover",
-            help="Train a pruned model to reproduce the predictions of the dense model.",
-            subcommand_class=FFPRecoverCommand,
-        ),
-        CommandInfo(
-            name="evaluate",
-            help="Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline.",
-            subcommand_class=FFPEvaluateCommand,
-        ),
-        CommandInfo(
-            name="export",
-            help="Export a dense or pruned model to GGUF for llama.cpp.",
-            subcommand_class=FFPExportCommand,
-        ),
-        CommandInfo(
-            name="push",
-            help="Upload a pruned model's folder to the Hub.",
-            subcommand_class=FFPPushCommand,
-        ),
+    SUBCOMMANDS = tuple(
+        CommandInfo(name=name, help=command.__doc__, subcommand_class=command) for name, command in COMMANDS.items()
     )
 
     @staticmethod

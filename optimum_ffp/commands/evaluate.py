@@ -33,7 +33,7 @@ SETTINGS = (
 
 
 class FFPEvaluateCommand(BaseOptimumCLICommand):
-    """`optimum-cli ffp evaluate`."""
+    """Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:

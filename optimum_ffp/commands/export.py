@@ -15,7 +15,7 @@ EXAMPLES = """examples:
 
 
 class FFPExportCommand(BaseOptimumCLICommand):
-    """`optimum-cli ffp export`."""
+    """Export a dense or pruned model to GGUF for llama.cpp."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:

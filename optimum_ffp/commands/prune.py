@@ -31,7 +31,7 @@ LOAD_OPTIONS = ("device", "dtype", "offload", "trust_remote_code", "revision")
 
 
 class FFPPruneCommand(BaseOptimumCLICommand):
-    """`optimum-cli ffp prune`."""
+    """Remove attention heads and FFN channels of a causal language model."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 
 class FFPPushCommand(BaseOptimumCLICommand):
-    """`optimum-cli ffp push`."""
+    """Upload a pruned model's folder to the Hub."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:

@@ -27,7 +27,7 @@ LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
 
 class FFPRecoverCommand(BaseOptimumCLICommand):
-    """`optimum-cli ffp recover`."""
+    """Train a pruned model to reproduce the predictions of the dense model."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
