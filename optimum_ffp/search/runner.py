@@ -94,6 +94,8 @@ class PolicySearch:
         self.curves = measured.prepared.curves
         self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
         self.budget = find_budget(measured.model, measured.units, self.config)
+        # Those of policies without a search.
+        self.equal_scores = np.zeros(len(measured.units))
 
     @property
     def sparsity(self) -> float:
@@ -186,7 +188,7 @@ class PolicySearch:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
         alike = config.method in ("uniform", "homogeneous") and self.budget.is_linear
-        mapping = partial(uniform if alike else self.mapping, np.zeros(len(self.measured.units)))
+        mapping = partial(uniform if alike else self.mapping, self.equal_scores)
 
         def loss_of(policy: PruningPolicy) -> float:
             return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))
@@ -199,7 +201,7 @@ class PolicySearch:
 
     def _correct_costs(self) -> None:
         """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
-        policy, table = self._map_scores(np.zeros(len(self.measured.units)), self.sparsity), self.config.cost_table
+        policy, table = self._map_scores(self.equal_scores, self.sparsity), self.config.cost_table
         scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(table, policy)
         self.config = replace(self.config, costs=table | {"scale": scale})
         removed = np.flatnonzero(self.budget.largest == 0)
@@ -225,9 +227,8 @@ class PolicySearch:
                 row["measured"] = self._measured_speed(policy)
 
     def _baselines(self) -> dict[str, PruningPolicy]:
-        scores = np.zeros(len(self.measured.units))
-        baselines = {"no-search": self.mapping(scores, self.budget)}
-        return {"uniform": uniform(scores, self.budget)} | baselines if self.budget.is_linear else baselines
+        policies = {"uniform": uniform(self.equal_scores, self.budget)} if self.budget.is_linear else {}
+        return policies | {"no-search": self.mapping(self.equal_scores, self.budget)}
 
 
 def _saved_time(table: dict[str, Any], policy: PruningPolicy) -> float:

@@ -53,10 +53,11 @@ class TrainingOutput:
     seconds: float
 
 
+@dataclass(frozen=True)
 class Training:
     """Trains all weights of a model, or LoRA adapters for its projections, which are merged into them.
 
-    Args:
+    Attributes:
         student: The pruned model. It is changed.
         teacher: The dense model, on the device to train on, in the dtype to compute in.
         dtype: Dtype of the result.
@@ -66,18 +67,13 @@ class Training:
         tracker: Experiment tracker, if any.
     """
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        dtype: torch.dtype,
-        config: RecoveryConfig,
-        batch: Batch,
-        bf16: bool,
-        tracker: Tracker | None = None,
-    ):
-        self.student, self.teacher, self.dtype, self.config = student, teacher, dtype, config
-        self.batch, self.bf16, self.tracker = batch, bf16, tracker
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    dtype: torch.dtype
+    config: RecoveryConfig
+    batch: Batch
+    bf16: bool
+    tracker: Tracker | None = None
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
         """Train, resuming from the last checkpoint if there is one.
