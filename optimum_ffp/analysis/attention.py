@@ -1,13 +1,12 @@
 """Prunable groups of attention: KV groups or query heads, chosen per layer by the lower loss."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..allocation.knapsack import lower_hull
 from ..allocation.policy import GROUP_NAMES, Group, Unit
@@ -21,7 +20,7 @@ from .gram import Statistics
 from .importance import order_groups
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 GROUPS: dict[str, Group] = {"kv-groups": "kv_group", "query-heads": "query_head"}
 
 
@@ -53,16 +52,11 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     if wanted == "query_head" and wanted not in possible:
         name = model.config._name_or_path or "the model"
         outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
-        _warn_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
+        # Once, since the plan of a prune finds the units too.
+        logger.warning_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
     layers = range(model.config.num_hidden_layers)
     by_layer = (dict.fromkeys(layers, group) | lost for group in possible)
     return tuple(find_units(model, family, config.multiple_of, groups) for groups in by_layer)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    # The plan of a prune finds the units too.
-    logger.warning(message)
 
 
 @dataclass(frozen=True)

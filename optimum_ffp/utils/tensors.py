@@ -1,15 +1,13 @@
 """Values of parameters and buffers."""
 
-import logging
-from functools import cache
-
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .batch_size import out_of_memory
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 
 def pin(tensor: torch.Tensor) -> torch.Tensor:
@@ -19,13 +17,8 @@ def pin(tensor: torch.Tensor) -> torch.Tensor:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        _warn()
+        logger.warning_once("pinned memory is exhausted; copies to the GPU will be slower")
         return tensor.clone()
-
-
-@cache
-def _warn() -> None:
-    logger.warning("pinned memory is exhausted; copies to the GPU will be slower")
 
 
 def replace_value(tensor: torch.Tensor, value: torch.Tensor) -> None:
