@@ -167,9 +167,10 @@ class FFPPruner:
         config, name = config or FFPConfig(), os.fspath(model_id)
         defaults = {"offload": "auto", "base_model": config.base_model}
         pinned = pin_commit(name, LoadOptions(**defaults | options))
+        model_config = read_model_config(name, pinned)
         if pinned.offload == "auto":
             estimate = estimate_prune(
-                read_model_config(name, pinned),
+                model_config,
                 config,
                 pinned,
                 saves_work=work_folder is not None,
@@ -284,7 +285,7 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
-        asked = config or self.config
+        asked = self.measured.adapted(config or self.config)
         costs = asked.costs if isinstance(asked.costs, str) else None
         asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
         budget = check_budget(self.model, self.measured.unit_variants, self.measured.resolved(asked))

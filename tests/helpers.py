@@ -102,6 +102,23 @@ CONFIGS = {
     "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
     "gpt2": ("gpt2", SIZES),
 }
+# Mixtures of experts: a dense FFN in some layers, shared experts, and a router with groups in some of them.
+SPARSE = GATED | {"num_experts_per_tok": 2}
+NARROW = SPARSE | {"moe_intermediate_size": 16}
+GROUPED_ROUTER = NARROW | {"n_routed_experts": 12, "first_k_dense_replace": 1, "n_shared_experts": 1}
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5}
+MIXTURES = {
+    "qwen3-moe": ("qwen3_moe", NARROW | {"num_experts": 8, "head_dim": 6, "norm_topk_prob": True}),
+    "qwen2-moe": (
+        "qwen2_moe",
+        NARROW | {"num_experts": 8, "shared_expert_intermediate_size": 24, "mlp_only_layers": [2]},
+    ),
+    "olmoe": ("olmoe", SPARSE | {"num_experts": 8}),
+    "mixtral": ("mixtral", SPARSE | {"num_local_experts": 8}),
+    "granitemoe": ("granitemoe", SPARSE | {"num_local_experts": 8, "residual_multiplier": 0.5}),
+    "deepseek-v3": ("deepseek_v3", GROUPED_ROUTER | MLA | {"num_key_value_heads": 8, "n_group": 3, "topk_group": 2}),
+    "glm4-moe": ("glm4_moe", GROUPED_ROUTER | {"n_group": 1, "topk_group": 1, "head_dim": 8}),
+}
 # The four layouts of projections in a decoder layer; `make test-fast` does with these.
 LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 # One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block,
@@ -162,7 +179,7 @@ def linear_costs(units, group, fixed):
 
 def make_tiny_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family."""
-    model_type, sizes = CONFIGS[name]
+    model_type, sizes = (CONFIGS | MIXTURES)[name]
     torch.manual_seed(seed)
     return fill_with_noise(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes | changes)))
 
@@ -352,6 +369,19 @@ def prune_by_hand(
     sizes = tuple(max(smallest, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
     return sorted_model.materialize(policy, homogeneous=homogeneous), policy
+
+
+def drop_experts(model: PreTrainedModel, kept: int) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
+    """A mixture without some experts, other ones in every layer and group of the router, and their orders."""
+    units = mixed_units(model)
+    torch.manual_seed(1)
+    orders = [
+        torch.stack([torch.randperm(unit.unit.groups // unit.sections) for _ in range(unit.sections)], 1)
+        for unit in units
+    ]
+    sorted_model = SortedModel(layerwise_of(model), units, orders)
+    policy = PruningPolicy(sorted_model.units, (kept,) * len(units))
+    return sorted_model.materialize(policy), orders, policy
 
 
 def prune_tiny_model(name: str, folder: Path) -> Path:

@@ -106,6 +106,7 @@ class Budget:
         self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
         steps = self.groups / self.multiples
         self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
+        self.smallest = np.maximum(self.smallest, [unit.required for unit in units])
         self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
         # A single group is never removed.
         self.largest[self.groups == 1] = 1
@@ -149,9 +150,12 @@ class Budget:
         for limit, cost in zip(self.limits, self.costs_of(self.least)):
             if cost > limit.allowed:
                 at_least, lower = ("at least", "raise") if limit.rises else ("at most", "lower")
+                bound, widen = f"with min_retention {self.min_retention:g} ", ", or lower min_retention"
+                if not self.min_retention:
+                    bound = widen = ""
                 raise FFPError(
-                    f"{limit} can't be met: with min_retention {self.min_retention:g} it is {at_least} "
-                    f"{limit.describe(cost, higher=True)}; {lower} {limit.option}, or lower min_retention"
+                    f"{limit} can't be met: {bound}it is {at_least} {limit.describe(cost, higher=True)}; "
+                    f"{lower} {limit.option}{widen}"
                 )
 
     def _check_something_goes(self) -> None:
@@ -173,8 +177,8 @@ class Budget:
     @property
     def removed_parameters(self) -> int:
         """Number of parameters that are removed for certain; 0 if only bytes are limited."""
-        spared = zip(self.limits, self.dense - self.allowed)
-        return max((int(count) for limit, count in spared if limit.option in ("sparsity", "params")), default=0)
+        options, spared = ("sparsity", "params", "experts"), zip(self.limits, self.dense - self.allowed)
+        return max((int(count) for limit, count in spared if limit.option in options), default=0)
 
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""

@@ -12,11 +12,11 @@ from .policy import PruningPolicy
 def homogeneous_policies(
     budget: Budget, is_possible: Callable[[PruningPolicy], bool] = lambda policy: True
 ) -> list[PruningPolicy]:
-    """Return the policies that keep the same number of heads and of channels in every layer that isn't removed.
+    """Return the policies that keep the same number of heads, channels or experts in every layer that isn't removed.
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget. If attention
     is so small that FFNs reach their bound, a policy is smaller than necessary; the largest possible one of those is
-    returned only if there are no others.
+    returned only if there are no others. Of a mixture there is a single one, with the most experts.
 
     Args:
         budget: Bounds per unit and limits, of a model with equal layers.
@@ -30,6 +30,9 @@ def homogeneous_policies(
             "some layers of this model lose KV groups and others query heads, so their sizes can't be equal; choose "
             "attention 'kv-groups' or 'query-heads'"
         )
+    if budget.units[0].kind == "experts":
+        fitting = np.flatnonzero((sum(budget.costs) <= budget.allowed[:, None]).all(0))
+        return [budget.policy([sizes[fitting[-1]] for sizes in budget.sizes])]
     attention, kept = np.array([unit.kind == "attention" for unit in budget.units]), budget.largest > 0
     kinds = [np.flatnonzero(mask & kept) for mask in (attention, ~attention)]
     # An earlier prune may have left fewer in some layers.

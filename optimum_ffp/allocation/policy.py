@@ -9,45 +9,46 @@ from ..errors import FFPError
 
 # Fraction of a unit's groups by which neighboring policies differ.
 STEP = 1 / 12
-Group = Literal["kv_group", "query_head", "channel", "all_heads"]
+Group = Literal["kv_group", "query_head", "channel", "all_heads", "expert"]
 GROUP_NAMES: dict[Group, str] = {
     "kv_group": "KV groups",
     "query_head": "query heads per KV head",
     "channel": "channels",
     "all_heads": "all heads",
+    "expert": "experts",
 }
 # Default groups, also of saved policies that don't name theirs.
-DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel"}
+DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel", "experts": "expert"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The attention or the FFN of one layer, in terms of groups and parameters.
+    """The attention, the FFN or the experts of one layer, in terms of groups and parameters.
 
     Attributes:
         layer: Index of the decoder layer.
-        kind: `"attention"` or `"ffn"`.
+        kind: `"attention"`, `"ffn"` or `"experts"`.
         groups: Number of groups in the dense model.
         group_parameters: Number of parameters per group, biases included.
         fixed_parameters: Number of parameters that belong to no group (the bias of the output projection, and key and
             value projections if groups are query heads). They go when the unit is removed whole.
         multiple: Sizes are multiples of this number of groups.
         group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
-            every KV head; `"channel"` of an FFN; or `"all_heads"`, the single group of attention that is not pruned.
-            By default KV groups in attention.
-        required: Whether the unit can't be removed whole: from the attention of the first layer of each type, caches
-            tell how many tokens they hold.
+            every KV head; `"channel"` of an FFN; `"all_heads"`, the single group of attention that is not pruned; or
+            `"expert"`. By default KV groups in attention.
+        required: Smallest number of groups that the model can run with: 1 in the attention of the first layer of each
+            type, by which caches tell how many tokens they hold, and of experts those that a token is routed to.
         remaining: Number of groups that an earlier prune has left; all by default.
     """
 
     layer: int
-    kind: Literal["attention", "ffn"]
+    kind: Literal["attention", "ffn", "experts"]
     groups: int
     group_parameters: int
     fixed_parameters: int = 0
     multiple: int = 1
     group: Group | None = None
-    required: bool = False
+    required: int = 0
     remaining: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,9 +113,14 @@ class PruningPolicy:
         return tuple(size / unit.groups for unit, size in zip(self.units, self.sizes))
 
     @property
-    def kept_layers(self) -> tuple[int, ...]:
-        """Layers that keep their attention or their FFN. Others are removed, and the rest is renumbered."""
-        return tuple(dict.fromkeys(unit.layer for unit, size in zip(self.units, self.sizes) if size))
+    def removed_layers(self) -> frozenset[int]:
+        """Layers that keep neither their attention nor their FFN. They are removed, and the rest is renumbered."""
+        kept = {unit.layer for unit, size in zip(self.units, self.sizes) if size}
+        return frozenset(unit.layer for unit in self.units) - kept
+
+    def kept_layers(self, layers: int) -> list[int]:
+        """Return the layers that stay of a model with this many."""
+        return [layer for layer in range(layers) if layer not in self.removed_layers]
 
     @property
     def kept_parameters(self) -> int:

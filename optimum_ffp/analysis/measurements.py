@@ -174,6 +174,10 @@ class Measurements:
         """Attention and FFN of every layer."""
         return tuple(unit.unit for unit in self.model_units)
 
+    def adapted(self, config: FFPConfig) -> FFPConfig:
+        """Return the config with what the family decides. Raises `FFPError` if an option isn't for this family."""
+        return config.for_experts() if self.layerwise.family.experts else config
+
     def resolved(self, config: FFPConfig) -> FFPConfig:
         """Return a copy of a config with `seq_len` set, to the length of the calibration windows if they were passed.
 
@@ -182,6 +186,7 @@ class Measurements:
         Raises:
             FFPError: If it is larger than the model's number of positions, or the policy isn't one of this model.
         """
+        config = self.adapted(config)
         if config.policy:
             config = replace(config, sparsity=read_policy(config.policy, self.units).sparsity)
         if self._given_data is None:
@@ -213,7 +218,7 @@ class Measurements:
             self.meter.tokens["data"] += sum(written.values()) * request.length * processes.is_main()
             for warning in data.warnings(request):
                 logger.warning(warning)
-        widest = max(unit.output.module.in_features for unit in self.unit_variants[0])
+        widest = max(unit.width for unit in self.unit_variants[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):
             logger.warning(

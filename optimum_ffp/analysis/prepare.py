@@ -24,6 +24,7 @@ from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.tensors import pin
 from .attention import OrderedUnit, choose_variant, factorize_unit, order_unit
+from .experts import order_experts
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, matrix_device
 
@@ -67,12 +68,17 @@ def prepare(
             "the heads and channels of this model were sorted by a prune that did not finish; load it again in a new "
             "FFPPruner"
         )
-    channels, tokens = max(unit.output.module.in_features for unit in variants[0]), windows.numel()
+    channels, tokens = max(unit.width for unit in variants[0]), windows.numel()
     if channels > tokens:
         logger.warning(
             f"units have more channels (up to {channels:,}) than there are calibration tokens ({tokens:,}), too few "
             "to tell them apart; use more text, or raise num_samples or seq_len"
         )
+    if layerwise.family.experts:
+        with meter.stage("statistics"):
+            orders = order_experts(layerwise, variants[0], config, windows, journal)
+        layerwise.is_sorted = True
+        return Prepared(SortedModel(layerwise, variants[0], orders), curves=None)
     preparation = _Preparation(layerwise, variants, config, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):

@@ -33,7 +33,9 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
         folder: Folder to write `policy.png`, `search.png` and `pareto.png` to.
     """
     policy, search = record["policy"], record["search"]
-    _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
+    # All layers of a mixture keep the same number of experts.
+    if policy["units"][0]["unit"] != "experts":
+        _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
         _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)
     if front := search.get("front"):

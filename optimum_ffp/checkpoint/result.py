@@ -134,9 +134,10 @@ class PruningResult:
     pruned_from: str | None = None
 
     def __repr__(self) -> str:
+        parts = "experts" if self.policy.units[0].kind == "experts" else "attention and FFNs"
         lines = [
             f"PruningResult of {self.base_model}",
-            f"  sparsity: {self.policy.sparsity:.2%} of attention and FFNs, {self.model_sparsity:.2%} of the model",
+            f"  sparsity: {self.policy.sparsity:.2%} of {parts}, {self.model_sparsity:.2%} of the model",
             f"  parameters: {self.dense_parameters:,} -> {self.parameters:,}",
             *(f"  budget: {text}" for text in [describe_limits(self.search.budget)] if text),
             *(

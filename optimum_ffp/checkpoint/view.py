@@ -30,7 +30,10 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
     base = record.get("base_model") or source
     on_hub = base != source or is_on_hub(provenance)
     itemsize = getattr(torch, provenance["dtype"]).itemsize
+    experts = units[0] if units[0]["unit"] == "experts" else None
     removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned"
+    if experts:
+        removed = f"{experts['items'] - experts['kept']} of {experts['items']} experts pruned"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     return {
@@ -46,6 +49,8 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": _removed(units),
+        # Numbers of experts per layer of a mixture, dense and kept.
+        "experts": experts and {"dense": experts["items"], "kept": experts["kept"]},
         "budget": describe_limits(record["search"].get("budget", ())),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),

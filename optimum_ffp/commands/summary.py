@@ -20,6 +20,8 @@ from .records import Record, format_rows, write_records
 logger = logging.getLogger(__name__)
 # Ratio of the perplexity to the dense model's that a prune warns of.
 HIGH_RATIO = 1.5
+# Entries of the record of a prune to print as they are.
+NOTES = ("experts", "removed_whole", "budget", "search")
 
 
 def show_plan(
@@ -87,7 +89,8 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     result = records[0]
     # The teacher of a recovery may be another model.
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}
-    removed = f"{_percent(result['sparsity'])} of the blocks and {_percent(result['model_sparsity'])} of the model"
+    parts = "experts" if "experts" in result else "blocks"
+    removed = f"{_percent(result['sparsity'])} of the {parts} and {_percent(result['model_sparsity'])} of the model"
     perplexities = [
         ", ".join(f"{record['role']} {_perplexity(record, text)}" for record in reversed(records)) + f" on {text}"
         for text in _texts(result)
@@ -95,7 +98,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     rows = [
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
-        *([name.replace("_", " "), result[name]] for name in ("removed_whole", "budget", "search") if name in result),
+        *([name.replace("_", " "), result[name]] for name in NOTES if name in result),
         ["perplexity", "; ".join(perplexities)],
         *_stages(result),
         ["saved in", f"{result['model']}, with report.html"],

@@ -83,8 +83,9 @@ class CalibrationTask:
             return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]
 
         *measured, after = layerwise.counter.value(self.journal, f"held-out-{stage}", measure)
-        record = {"kept": "ridge"} | before.record | held_out.describe()
-        record["stages"] = [*stages, *({"stage": "ridge"} | one for one in measured), {"stage": stage} | after]
+        first = "ridge" if self.sorted_model.ridges else "none"
+        record = {"kept": first} | before.record | held_out.describe()
+        record["stages"] = [*stages, *({"stage": first} | one for one in measured), {"stage": stage} | after]
         kept = next(one for one in record["stages"] if one["stage"] == record["kept"])
         if is_improvement(f"calibration {stage}", kept, after):
             return Calibration(weights, record | {"kept": stage})

@@ -55,7 +55,7 @@ class SortedTensor:
 
 def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
     groups, tensors = unit.unit.groups, []
-    orders = order.reshape(groups, -1).expand(-1, unit.sections)
+    orders = order.reshape(len(order), -1).expand(-1, unit.sections)
     for module, name, parts in unit.tensors():
         parameter, dim = getattr(module, name), parts[0].dim
         slices = zip(parameter.data.split([part.length(groups) for part in parts], dim), parts)
@@ -166,12 +166,12 @@ class SortedModel:
                 device are copied for the duration of the context.
             compensated: Whether to use the output weights after ridge regression too.
         """
-        kept_layers = policy.kept_layers
+        removed_layers = policy.removed_layers
 
         @contextmanager
         def applied_to(layer: int) -> Iterator[None]:
             members = self.members(layer)
-            if members and layer not in kept_layers:
+            if layer in removed_layers:
                 with replaced_forward(self.layerwise.layers[layer], lambda hidden, *_, **__: hidden):
                     yield
                 return
@@ -236,9 +236,10 @@ class SortedModel:
             weights: As for `change`.
             journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
             homogeneous: Whether to use the dense model's class, which must support the policy's sizes
-                (`is_homogeneous`).
+                (`is_homogeneous`); mixtures always do.
         """
-        change, layers, kept = self.change(policy, weights), len(self.prefixes), policy.kept_layers
+        change, layers = self.change(policy, weights), len(self.prefixes)
+        kept = policy.kept_layers(layers)
         journal = journal or Journal()
         # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         with change(layers):
@@ -254,7 +255,7 @@ class SortedModel:
                 prefix, removed = self.prefixes[kept.index(index)], self.removed_modules(policy, index)
                 layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer, removed))
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
-        if homogeneous:
+        if homogeneous or self.family.experts:
             model_class = type(self.model)
             config = homogeneous_config(model_class, self.model.config, self.family, policy)
         else:

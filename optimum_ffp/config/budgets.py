@@ -8,7 +8,7 @@ from ..errors import FFPError
 
 
 # Options that limit what a model costs, and how each is named in folders.
-LIMITS = ("sparsity", "params", "memory", "kv_cache", "speedup")
+LIMITS = ("sparsity", "params", "memory", "kv_cache", "speedup", "experts")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Contexts are powers of two.

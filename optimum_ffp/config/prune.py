@@ -1,7 +1,7 @@
 """Options of a prune, with their defaults and the values of the paper."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,6 +31,13 @@ LORA_RANK = 32
 # Sparsity from which training makes up for what a search gains: at 30 % nothing is left of it, at 20 % 0.8 %.
 TRAINING_SUFFICES = 0.25
 
+# Options without a meaning for mixtures of experts, and what some of them are then.
+NOT_FOR_EXPERTS = (
+    *("kv_cache", "speedup", "costs", "method", "policy", "criterion", "attention", "depth", "min_retention"),
+    *("max_retention", "rate_precision", "multiple_of", "agent", "search_steps", "mapping"),
+)
+FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "reward": "pruned"}
+
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
 limit_option = partial(option, None, group="Budget", cli={"nargs": "+", "metavar": "X"})
@@ -55,9 +62,9 @@ class FFPConfig(TextConfig):
     """
 
     sparsity: float | None = limit_option(
-        "Fraction of the attention and FFN parameters to remove, between 0 and 1. All options of the budget that are "
-        "given hold. On the command line, one of them may have several values, which write one folder each and a plot "
-        "of size against perplexity.",
+        "Fraction of the attention and FFN parameters to remove, between 0 and 1; of a mixture, of its experts. All "
+        "options of the budget that are given hold. On the command line, one of them may have several values, which "
+        "write one folder each and a plot of size against perplexity.",
         default_text="0.2, or none with another budget",
     )
     params: int | str | None = limit_option(
@@ -85,6 +92,11 @@ class FFPConfig(TextConfig):
         "Minimum speed as a multiple of the dense model's, such as 1.3. How long attention and FFNs of several sizes "
         "take is measured first, on the device of the prune.",
         low=1,
+    )
+    experts: int | None = limit_option(
+        "Maximum number of experts in every layer of a mixture of experts.",
+        low=1,
+        cli={"nargs": "+", "metavar": "N"},
     )
     workload: str | None = measured_option(
         None,
@@ -192,6 +204,11 @@ class FFPConfig(TextConfig):
         "Pruning",
         choices="analysis.criteria",
         paper="wanda",
+    )
+    expert_criterion: str = measured_option(
+        "reap",
+        "How to rank the experts of a mixture: reap (gate times norm of the output, averaged over its tokens).",
+        choices=("reap",),
     )
     attention: str | None = measured_option(
         None,
@@ -413,6 +430,24 @@ class FFPConfig(TextConfig):
         skips = self.method is None and trains and is_default and removed >= TRAINING_SUFFICES
         return replace(self, method="no-search") if skips else self
 
+    def for_experts(self) -> "FFPConfig":
+        """Return the config for a mixture, whose layers all lose the same number of experts, without a search.
+
+        Raises:
+            FFPError: If an option is given that has no meaning for a mixture.
+        """
+        if FOR_EXPERTS.items() <= vars(self).items():
+            return self
+        defaults = {field.name: field.default for field in fields(self)} | self.preset_values(self.preset)
+        given = [name for name in NOT_FOR_EXPERTS if getattr(self, name) != defaults[name]]
+        if given:
+            raise FFPError(
+                f"a mixture loses the same number of experts in every layer, and nothing else; leave out {given[0]}"
+            )
+        if self.calibration == "ridge":
+            raise FFPError("experts have no ridge regression; choose calibration 'none', 'layers' or 'model'")
+        return replace(self, **FOR_EXPERTS)
+
     @property
     def limits(self) -> dict[str, float]:
         """The limits of the budget that are given, by option."""
@@ -436,17 +471,19 @@ class FFPConfig(TextConfig):
 
     @property
     def budget_name(self) -> str:
-        """Name of the budget for folders: `20`, `6B`, `12GiB`, `kv-50` or `1.3x`."""
+        """Name of the budget for folders: `20`, `6B`, `12GiB`, `kv-50`, `1.3x` or `96-experts`."""
         names = []
         for limit, value in self.resolve().limits.items():
             text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
-            names.append(f"kv-{text}" if limit == "kv_cache" else text + "x" * (limit == "speedup"))
+            suffix = {"speedup": "x", "experts": "-experts"}.get(limit, "")
+            names.append(f"kv-{text}" if limit == "kv_cache" else text + suffix)
         return "-".join(names)
 
     @property
     def compares_policies(self) -> bool:
         """Whether policies are measured on the search windows."""
-        return self.method not in ("no-search", "uniform", "given")
+        is_alone = self.method == "homogeneous" and self.candidates == 1
+        return not is_alone and self.method not in ("no-search", "uniform", "given")
 
     @property
     def distillation_parts(self) -> int:

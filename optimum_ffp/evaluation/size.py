@@ -19,7 +19,7 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors"
 
 
 def projection_parameters(model: PreTrainedModel) -> int | None:
-    """Return the number of parameters of the decoder blocks' projections, to which sparsity refers.
+    """Return the number of parameters that sparsity refers to: of the decoder blocks' projections, or of experts.
 
     Args:
         model: A causal LM, dense or pruned.
@@ -33,6 +33,8 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     names = {family.query, family.attention_output, *family.ffn_inputs, family.ffn_output}
     if not family.fused_by_head:
         names |= {family.key, family.value}
+    if family.experts:
+        names = {family.experts.router, family.experts.module}
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
     projections = (module for name, module in modules if name in names)
     return sum(_count(parameter) for projection in projections for parameter in projection.parameters())

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import FFPError
+from ..modeling.families import FAMILIES
 from ..modeling.families.base import head_dimension
 from ..utils.precision import is_quantized
 
@@ -113,6 +114,8 @@ def all_heads(config: PretrainedConfig) -> int:
 def check_exportable(config: PretrainedConfig) -> None:
     """Raise `FFPError` if models with this config can't be exported at any size."""
     model_type = config.model_type
+    if (family := FAMILIES.get(model_type)) and family.experts:
+        raise FFPError("mixtures of experts are plain checkpoints: use llama.cpp's convert_hf_to_gguf.py")
     if model_type not in UNIFORM:
         raise FFPError(
             f"llama.cpp has no architecture that this exporter writes for model type {model_type!r}; it exports "

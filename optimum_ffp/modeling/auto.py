@@ -17,6 +17,7 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint
 from .families import FAMILIES, Family, get_family
+from .families.base import Experts
 
 
 # Silence warnings about reading global sizes of a heterogeneous config, which pruned models do on purpose.
@@ -48,7 +49,7 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
     of heads. Without an `AutoModel` entry in `auto_map`, `AutoModel.from_config` would silently build the dense model.
     """
-    config = _with_layers(dense_config, policy.kept_layers)
+    config = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
     overrides = _layer_overrides(dense_config, family, policy)
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))
@@ -74,11 +75,13 @@ def homogeneous_config(
         family: The family record.
         policy: The policy of the pruned model.
     """
+    if family.experts:
+        return _mixture_config(model_class, dense_config, family.experts, policy)
     first, *rest = _layer_overrides(dense_config, family, policy)
     if "skip" in first or any(overrides != first for overrides in rest):
         return None
     pruned = pruned_config(dense_config, family, policy)
-    sliced = _with_layers(dense_config, policy.kept_layers)
+    sliced = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
     dense_values = {name: value for name, value in sliced.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
     try:
@@ -100,6 +103,18 @@ def homogeneous_config(
     return config
 
 
+def _mixture_config(
+    model_class: type[PreTrainedModel], dense_config: PretrainedConfig, experts: Experts, policy: PruningPolicy
+) -> PretrainedConfig:
+    config = copy.deepcopy(dense_config)
+    vars(config).pop("auto_map", None)
+    config.architectures = [model_class.__name__]
+    setattr(config, experts.count, policy.sizes[0])
+    # Transformers 5 saves some of these under another name, which earlier releases and other software don't read.
+    vars(config)[experts.count] = policy.sizes[0]
+    return config
+
+
 def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy) -> bool:
     """Return whether all layers of a policy have the same sizes, and the class of the dense model supports them."""
     return homogeneous_config(type(model), model.config, family, policy) is not None
@@ -118,7 +133,8 @@ def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> Pretr
 
 def _layer_overrides(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> list[dict[str, Any]]:
     """Return the overrides of every kept layer."""
-    sizes: dict[int, dict[Group, int]] = {layer: {} for layer in policy.kept_layers}
+    kept = policy.kept_layers(dense_config.num_hidden_layers)
+    sizes: dict[int, dict[Group, int]] = {layer: {} for layer in kept}
     for unit, size in zip(policy.units, policy.sizes):
         if unit.layer in sizes:
             sizes[unit.layer][unit.group] = size

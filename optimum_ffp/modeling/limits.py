@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, StaticCache
+from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from ..allocation.budget import Limit, parameter_costs, sparsity_limit
 from ..allocation.policy import Unit, block_parameters
@@ -27,20 +27,22 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         The limits. That on the speed is pending as long as no times were measured.
 
     Raises:
-        FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, or
-            the times aren't those of this model.
+        FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, the
+            times aren't those of this model, or it has no experts.
     """
     limits = [] if config.sparsity is None else [sparsity_limit(units, config.sparsity)]
-    if not config.limits.keys() - {"sparsity"}:
+    if config.experts is not None:
+        limits.append(_experts_limit(model.config, units, config.experts))
+    if not config.limits.keys() - {"sparsity", "experts"}:
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
-    cache = _cache_bytes(model, units, config) if config.memory or config.kv_cache else []
+    cache, fixed = _cache_bytes(model, units, config) if config.memory or config.kv_cache else ([], 0)
     if config.params is not None:
         limits.append(Limit("params", config.params, config.params - outside, parameters, lambda cost: cost + outside))
     if config.memory is not None:
         itemsize = model.dtype.itemsize
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
-        rest = itemsize * outside
+        rest = itemsize * outside + fixed
         limits.append(Limit("memory", config.memory, config.memory - rest, costs, lambda cost: cost + rest))
     if config.kv_cache is not None:
         groups = find_family(model.config).attention_groups(model.config)
@@ -57,6 +59,15 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload}"
         limits.append(Limit("speedup", config.speedup, math.inf, costs, pending=pending))
     return limits
+
+
+def _experts_limit(config: PretrainedConfig, units: Sequence[Unit], kept: int) -> Limit:
+    """Return the limit for a number of experts per layer, whose cost are their parameters."""
+    family, total = find_family(config), block_parameters(units)
+    if not family.experts:
+        raise FFPError(f"a model of type {config.model_type} has no experts; leave out experts")
+    count = getattr(config, family.experts.count)
+    return Limit("experts", kept, total * kept // count, parameter_costs(units), lambda cost: count * cost / total)
 
 
 def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) -> Limit:
@@ -86,16 +97,19 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
     return Limit("speedup", speedup, allowed, costs, lambda cost: dense / (dense - total + cost), rises=False)
 
 
-def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list[np.ndarray]:
-    """Return the bytes of KV cache of every unit by its size, each of shape `[groups + 1]`."""
+def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> tuple[list[np.ndarray], int]:
+    """Return the bytes of KV cache of every unit by its size, each of shape `[groups + 1]`, and those of no unit."""
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
     # Layers with a sliding window keep no more tokens than it has.
     tokens = [layer.max_cache_len for layer in StaticCache(model.config, max_cache_len=config.context).layers]
-    head_bytes = 2 * head_dim * model.dtype.itemsize * config.sequences
+    # DeepSeek's keys and values have dimensions of their own.
+    dims = (getattr(model.config, name, None) or head_dim for name in ("qk_head_dim", "v_head_dim"))
+    head_bytes = sum(dims) * model.dtype.itemsize * config.sequences
     costs = []
     for unit in units:
         sizes = np.arange(unit.groups + 1)
         # Other groups leave all KV heads, until the attention is removed.
         kept = sizes if unit.group == "kv_group" else kv_heads * (sizes > 0)
         costs.append(kept * head_bytes * tokens[unit.layer] * (unit.kind == "attention"))
-    return costs
+    owned = {unit.layer for unit in units if unit.kind == "attention"}
+    return costs, sum(kv_heads * head_bytes * count for layer, count in enumerate(tokens) if layer not in owned)

@@ -241,6 +241,8 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """
     dense_id, dense_options, rows = find_dense(model_id, options)
     config = _check_dense(dense_id, _read_full_config(dense_id, dense_options), dense_options)
+    if any(row["unit"] == "experts" for row in rows):
+        raise FFPError(f"{model_id} has lost experts already, and a mixture is pruned once; prune its dense model")
     if rows:
         config.pruned_units = rows
     return config

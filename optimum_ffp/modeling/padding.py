@@ -55,7 +55,7 @@ def weights_of(pruned: PreTrainedModel, model: PreTrainedModel, policy: PruningP
     names = {module: name for name, module in model.named_modules()}
     transposed = {name for module, name in names.items() if isinstance(module, TransposedLinear)}
     prefixes = [f"{names[layer]}." for layer in decoder_layers(model)]
-    numbers = {prefixes[new]: prefixes[old] for new, old in enumerate(policy.kept_layers)}
+    numbers = {prefixes[new]: prefixes[old] for new, old in enumerate(policy.kept_layers(len(prefixes)))}
     outer, weights = {id(matrix) for matrix in outer_matrices(pruned)}, {}
     for name, parameter in pruned.named_parameters():
         if id(parameter) not in outer:

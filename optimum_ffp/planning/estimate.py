@@ -145,6 +145,8 @@ def estimate_prune(
         FFPError: If the model can't be pruned or offloaded, or a budget can't be met.
     """
     searches = searches or [config]
+    if find_family(model_config).experts:
+        config, searches = config.for_experts(), [search.for_experts() for search in searches]
     config = with_window_length(config, model_config)
     machine = machine or Machine.of(options.device)
     name = model_config._name_or_path or "the model"
@@ -157,7 +159,7 @@ def estimate_prune(
         searches = [replace(config, sparsity=policy.sparsity)]
     budgets = [check_budget(model, variants, search.resolve()) for search in searches]
     searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
-    widest = max(unit.output.module.in_features for unit in variants[0])
+    widest = max(unit.width for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
     places, is_gguf, on_accelerator = [options.offload], name.endswith(".gguf"), machine.accelerator is not None
@@ -214,8 +216,9 @@ def _estimate_at(
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills
     distills &= config.layer_passes > 0
-    projections = [unit.output.module for unit in units]
-    widest = max(module.in_features for module in projections)
+    projections = [unit.output.module for unit in units if unit.unit.kind != "experts"]
+    # A token passes through several experts at once.
+    widest = max(unit.width for unit in units) * (1 if projections else shape.num_experts_per_tok)
     factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
     fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
     in_memory = place != "disk"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,14 @@ class PolicySearch:
             journal=measured.journal,
         )
         self.curves = measured.prepared.curves
-        self.mapping = self.curves or find_choice("mapping", config.mapping).map_scores
         self.budget = find_budget(measured.model, measured.units, self.config)
         # Those of policies without a search.
         self.equal_scores = np.zeros(len(measured.units))
+
+    @cached_property
+    def mapping(self) -> Callable[[np.ndarray, Budget], PruningPolicy]:
+        """Mapping from scores to policies."""
+        return self.curves or find_choice("mapping", self.config.mapping).map_scores
 
     @property
     def sparsity(self) -> float:

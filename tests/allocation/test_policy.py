@@ -40,7 +40,7 @@ def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
 def test_of_what_is_removed_no_parameter_stays_and_nothing_grows():
     units = (*UNITS, Unit(1, "attention", 4, 100, 10), Unit(1, "ffn", 16, 30, 5), Unit(2, "ffn", 16, 30, 5))
     policy = PruningPolicy(units, (4, 0, 0, 0, 8))
-    assert policy.kept_parameters == 410 + 245 and policy.kept_layers == (0, 2)
+    assert policy.kept_parameters == 410 + 245 and policy.kept_layers(3) == [0, 2]
     assert [one.sizes for one in policy.neighbors()] == [(3, 0, 0, 0, 7), (4, 0, 0, 0, 9)]
     assert PruningPolicy.from_dict(policy.to_dict(), units) == policy
 

@@ -66,7 +66,8 @@ def calibrate(task: CalibrationTask) -> Calibration:
         dtype=autocast_dtype(task.sorted_model.model, config.search_dtype),
         journal=task.journal,
     )
-    errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(policy.kept_layers, distilled.layers)]}
+    kept = policy.kept_layers(len(task.sorted_model.prefixes))
+    errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(kept, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
     return task.conclude("layers", replace(ridge.calibrate(task), record=errors), distilled.weights)
@@ -142,7 +143,7 @@ def distill(
         The fits of all layers and of the last norm.
     """
     journal, fits = journal or Journal(), []
-    layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=True)
+    layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=bool(sorted_model.ridges))
     learning_rate *= math.sqrt(min(batch, len(windows)))
     new_trainer = partial(
         Trainer,
@@ -164,7 +165,7 @@ def distill(
             runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in inputs]
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
-            if index not in policy.kept_layers:
+            if index in policy.removed_layers:
                 bar.update()
                 continue
             with compensated(index):

@@ -8,7 +8,9 @@ from ..calibration import Calibration, CalibrationTask
 
 
 def calibrate(task: CalibrationTask) -> Calibration:
-    """Return the compensated output projections of all layers."""
+    """Return the compensated output projections of all layers; nothing for a mixture, which has no ridge factors."""
+    if not task.sorted_model.ridges:
+        return Calibration()
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
         weights |= task.journal.mapped(f"ridge-{layer}", partial(_compensated, task, layer))

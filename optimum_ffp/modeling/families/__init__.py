@@ -12,10 +12,13 @@ from ...errors import FFPError
 from .base import Family, ModelUnit, Slice, find_units
 from .fused import GLM4, GPT2, GPT_NEOX, PHI3, TransposedLinear
 from .llama import LLAMA_LIKE
+from .mixtures import MIXTURES
 from .opt import OPT
 
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT, *MIXTURES)
+}
 
 # Vision-language models whose language model belongs to one of these families.
 MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")

@@ -1,5 +1,6 @@
 """Definition of family records, and the units of a loaded model."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,6 +15,35 @@ from ...allocation.policy import Group, Unit
 
 # Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantizations (Q8_0, Q4_0).
 QUANTIZATION_BLOCKS = (256, 32)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Names of the modules of a layer's mixture of experts, and of config attributes.
+
+    Attributes:
+        count: Config attribute of the number of experts.
+        router: Module whose tensors have a row per expert.
+        module: Module with the experts' weights, along the first dimension of its tensors.
+        grouped: Whether the router first chooses `config.topk_group` of `config.n_group` groups of experts, which must
+            be equally large.
+    """
+
+    count: str = "num_experts"
+    router: str = "mlp.gate"
+    module: str = "mlp.experts"
+    grouped: bool = False
+
+    def groups(self, config: PretrainedConfig) -> int:
+        """Return the number of groups that the router chooses from."""
+        return config.n_group if self.grouped else 1
+
+    def required(self, config: PretrainedConfig) -> int:
+        """Return the smallest number of experts: those of a token, and of every group two, by which it is compared."""
+        top_k = config.num_experts_per_tok
+        if not self.grouped:
+            return top_k
+        return config.n_group * max(2, math.ceil(top_k / config.topk_group))
 
 
 @dataclass(frozen=True)
@@ -45,6 +75,8 @@ class Family:
         prepare: Idempotent function to apply to a loaded dense model before its units are determined.
         title: Name of the family in the generated modeling code; the prefix of its classes if `None`.
         modeling: Full name of the module with the modeling code, for a family of another package.
+        experts: Where the experts are, of a mixture: only these are removed, the same number in every layer, and the
+            names of other projections and sizes are not read.
     """
 
     model_type: str
@@ -68,6 +100,7 @@ class Family:
     prepare: Callable[[PreTrainedModel], None] | None = None
     title: str | None = None
     modeling: str | None = None
+    experts: Experts | None = None
 
     @property
     def modeling_module(self) -> str:
@@ -88,7 +121,7 @@ class Family:
         KV groups need several KV heads, and query heads need several of them per KV head.
         """
         heads, kv_heads, _ = self.heads(config)
-        if not self.prunes_attention:
+        if not self.prunes_attention or self.experts:
             return ("all_heads",)
         if self.fused_by_head or heads == kv_heads:
             return ("kv_group",)
@@ -125,28 +158,29 @@ class Slice:
     Slices of a fused module are in the order of its rows.
 
     Attributes:
-        module: The projection, weight shape `[out_features, in_features]`.
+        module: The projection, weight shape `[out_features, in_features]`, or the router or all experts of a mixture.
         dim: 0 if groups consist of rows (outputs), 1 if they consist of columns (inputs).
         block: Number of rows or columns per group.
         section: Column of the unit's order by which the groups of this slice are sorted (see `ModelUnit.columns`).
         fixed: Number of rows that belong to no group, for a slice without groups.
+        sections: Number of slices of the module that the groups are divided among, as many to each.
     """
 
-    module: nn.Linear
+    module: nn.Module
     dim: int
     block: int
     section: int = 0
     fixed: int = 0
+    sections: int = 1
 
     def length(self, groups: int) -> int:
         """Return the number of rows or columns of this many groups."""
-        return groups * self.block + self.fixed
+        return groups // self.sections * self.block + self.fixed
 
-    def tensors(self) -> Iterator[str]:
-        """Yield the names of the module's parameters that are divided into groups."""
-        yield "weight"
-        if self.dim == 0 and self.module.bias is not None:
-            yield "bias"
+    def tensors(self) -> list[str]:
+        """Return the names of the module's parameters and buffers that are divided into groups."""
+        own = (*self.module.named_parameters(recurse=False), *self.module.named_buffers(recurse=False))
+        return [name for name, _ in own] if self.dim == 0 else ["weight"]
 
 
 @dataclass(frozen=True)
@@ -156,13 +190,15 @@ class ModelUnit:
     Where a group is one query head of every KV head, the query and output projections have one section of rows or
     columns per KV head, and a group owns a block of each. Every section is sorted by itself: group `j` consists of the
     query heads of rank `j` within their KV heads. In *group order* the columns of a group are next to each other, so
-    that a policy keeps a prefix; in the *layout* of the projection, those of a section are.
+    that a policy keeps a prefix; in the *layout* of the projection, those of a section are. If a router chooses among
+    groups of experts, each of these is a section, which loses as many experts as the others.
 
     Attributes:
         unit: Numbers of groups and parameters, for the budget.
         slices: All projections of which rows or columns are removed; the output projection is the last.
         counters: Attributes that depend on the unit's size: object, attribute, and its value per group.
-        sections: Number of sections of the output projection: KV heads if groups are query heads, otherwise 1.
+        sections: Number of sections of the output projection: KV heads if groups are query heads, groups of the router
+            if they are experts, otherwise 1.
     """
 
     unit: Unit
@@ -176,7 +212,13 @@ class ModelUnit:
         last = self.slices[-1]
         return Slice(last.module, last.dim, self.sections * last.block)
 
-    def tensors(self) -> Iterator[tuple[nn.Linear, str, tuple[Slice, ...]]]:
+    @property
+    def width(self) -> int:
+        """Number of inputs of the output projection, or of that of an expert."""
+        last = self.slices[-1]
+        return getattr(last.module, last.tensors()[-1]).shape[-1]
+
+    def tensors(self) -> Iterator[tuple[nn.Module, str, tuple[Slice, ...]]]:
         """Yield modules, names of their parameters that are divided into groups, and the slices of each in order."""
         for module in dict.fromkeys(part.module for part in self.slices):
             parts = tuple(part for part in self.slices if part.module is module)
@@ -227,7 +269,9 @@ def find_units(
     multiple_of: int | None = 1,
     group: Group | Mapping[int, Group] | None = None,
 ) -> list[ModelUnit]:
-    """Return the units of a dense model, or of a pruned one in its layout, attention then FFN, layer by layer.
+    """Return the units of a dense model, or of a pruned one in its layout, layer by layer: attention, then FFN.
+
+    Of a mixture, these are the experts of the layers that have some.
 
     Args:
         model: A causal LM of the family. `family.prepare` may change the layout of its weights, but not its outputs.
@@ -237,12 +281,15 @@ def find_units(
     """
     if family.prepare:
         family.prepare(model)
+    layers = model.base_model.get_submodule(family.layers)
+    if family.experts:
+        return [unit for index, layer in enumerate(layers) for unit in _experts(index, layer, family, model.config)]
     width = family.width(model.config)
     multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
     possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
     remaining = {(row["layer"], row["group"]): row["kept"] for row in rows}
     units: list[ModelUnit] = []
-    for index, layer in enumerate(model.base_model.get_submodule(family.layers)):
+    for index, layer in enumerate(layers):
         wanted = group.get(index) if isinstance(group, Mapping) else group
         wanted = wanted if wanted in possible else possible[0]
         units.append(_attention(index, layer, family, model.config, wanted, remaining.get((index, wanted))))
@@ -285,6 +332,20 @@ def _attention(
     options = {"group": group, "required": required, "remaining": remaining}
     unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), **options)
     return ModelUnit(unit, tuple(slices), counters, sections)
+
+
+def _experts(index: int, layer: nn.Module, family: Family, config: PretrainedConfig) -> Iterator[ModelUnit]:
+    names, sections = family.experts, family.experts.groups(config)
+    # Some layers of many mixtures have a dense FFN.
+    if names.module in dict(layer.named_modules()):
+        modules = [layer.get_submodule(name) for name in (names.router, names.module)]
+        slices = tuple(
+            Slice(module, 0, 1, section, sections=sections) for module in modules for section in range(sections)
+        )
+        count = getattr(config, names.count)
+        parameters = sum(one.numel() for module in modules for one in module.parameters()) // count
+        unit = Unit(index, "experts", count, parameters, multiple=sections, required=names.required(config))
+        yield ModelUnit(unit, slices, tuple((module, "num_experts", 1) for module in modules), sections)
 
 
 def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:

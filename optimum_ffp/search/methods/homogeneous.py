@@ -19,7 +19,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     """Compare policies with different numbers of heads on the search windows.
 
     At most `config.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
-    spaced ones from the fewest to the most heads.
+    spaced ones from the fewest to the most heads. A single one is not measured.
 
     Raises:
         FFPError: If the model's class supports the sizes of no such policy.
@@ -33,4 +33,4 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     elif len(policies) > config.candidates:
         chosen = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
         policies = [policies[index] for index in chosen]
-    return task.choose(policies[: config.candidates])
+    return task.choose(policies[: config.candidates]) if config.compares_policies else Found(policies[0])

@@ -1,0 +1,220 @@
+"""Mixtures of experts, which lose the same number of experts in every layer and stay plain checkpoints."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
+from optimum_ffp.allocation.homogeneous import homogeneous_policies
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.analysis.experts import order_experts
+from optimum_ffp.commands.records import prune_records
+from optimum_ffp.commands.summary import summarize
+from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.export import check_exportable
+from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.modeling.loading import LoadOptions, read_model_config
+from optimum_ffp.search.runner import find_budget
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer
+
+
+MODELS = {}
+OPTIONS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "calibration": "none"}
+
+
+def pruner_of(name, data, folder=None, **options) -> FFPPruner:
+    config = FFPConfig(dataset=str(data), **OPTIONS | options)
+    if folder is None:
+        return FFPPruner(make_tiny_model(name), make_tokenizer(), config)
+    make_tiny_model(name).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return FFPPruner.from_pretrained(folder, config, device="cpu")
+
+
+def without(monkeypatch, model, orders, kept):
+    """Set the logits of the experts that go, and their corrections, to minus infinity."""
+    removed = {}
+    for unit, order in zip(find_units(model, find_family(model.config)), orders):
+        router, first = unit.slices[0].module, unit.unit.groups // unit.sections * torch.arange(unit.sections)
+        removed[router.weight] = gone = (order[kept // unit.sections :] + first).flatten()
+        if hasattr(router, "e_score_correction_bias"):
+            router.e_score_correction_bias[gone] = -torch.inf
+    linear = functional.linear
+
+    def masked(inputs, weight, bias=None):
+        logits = linear(inputs, weight, bias)
+        if weight in removed:
+            logits[..., removed[weight]] = -torch.inf
+        return logits
+
+    monkeypatch.setattr(functional, "linear", masked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_sliced_equals_the_dense_model_whose_other_experts_have_logits_of_minus_infinity(
+    monkeypatch, windows, name, dtype
+):
+    pruned, orders, policy = drop_experts(make_tiny_model(name).to(dtype), 6)
+    dense = make_tiny_model(name).to(dtype)
+    without(monkeypatch, dense, orders, 6)
+    expected = dense(windows).logits
+    monkeypatch.undo()
+    difference = (pruned(windows).logits - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # In bfloat16 the outputs of experts are added in another order, which sends a few tokens to other experts.
+    assert difference.max() < 2e-6 if dtype == torch.float32 else difference.median() < 0.02
+    assert type(pruned) is type(dense)
+    # With a cache, token by token.
+    prompt = windows[:1, :4]
+    text = pruned.generate(prompt, do_sample=False, max_new_tokens=12, min_new_tokens=12)
+    assert text.equal(pruned.generate(prompt, do_sample=False, max_new_tokens=12, min_new_tokens=12, use_cache=False))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_units_are_the_experts_with_their_rows_of_the_router(name):
+    model = make_tiny_model(name)
+    units = find_units(model, find_family(model.config))
+    smaller = MIXTURES[name][1] | {find_family(model.config).experts.count: units[0].unit.groups - units[0].sections}
+    config = AutoConfig.for_model(MIXTURES[name][0], **smaller)
+    removed = model.num_parameters() - AutoModelForCausalLM.from_config(config).num_parameters()
+    assert removed == sum(unit.unit.group_parameters * unit.sections for unit in units)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v3"])
+def test_scores_are_mean_gates_times_norms_of_outputs(windows, name):
+    model = make_tiny_model(name)
+    layerwise, layer = layerwise_of(model), model.model.layers[1].mlp
+    inputs, (units, config) = [], (find_units(model, layerwise.family), FFPConfig())
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
+    model(windows)
+    (hidden,) = inputs
+    _, gates, index = layer.gate(hidden)
+    scores = torch.zeros(units[0].unit.groups)
+    for expert in range(len(scores)):
+        tokens, places = torch.where(index == expert)
+        gate, up = (hidden[tokens] @ layer.experts.gate_up_proj[expert].T).chunk(2, -1)
+        output = (functional.silu(gate) * up) @ layer.experts.down_proj[expert].T
+        shares = gates[tokens, places] / gates[tokens].sum(-1)
+        scores[expert] = (shares * output.norm(dim=-1)).mean() if len(tokens) else 0
+    orders = order_experts(layerwise, units, config, windows, Journal())
+    order = orders[[unit.unit.layer for unit in units].index(1)]
+    expected = scores.view(units[0].sections, -1).argsort(dim=1, descending=True, stable=True).T
+    assert order.equal(expected) and len(scores.unique()) > 6
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
+def test_budgets_keep_the_largest_number_of_experts_that_fits(name, data):
+    model = MODELS[name] = MODELS.get(name) or make_tiny_model(name)
+    units = [unit.unit for unit in find_units(model, find_family(model.config))]
+    count, step, fewest = units[0].groups, units[0].multiple, units[0].required
+    attribute = find_family(model.config).experts.count
+    sizes = {
+        kept: AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(MIXTURES[name][0], **MIXTURES[name][1] | {attribute: kept})
+        ).num_parameters()
+        for kept in range(fewest, count + 1, step)
+    }
+    budget = {
+        "experts": data.draw(st.integers(fewest, count - 1)),
+        "params": data.draw(st.integers(sizes[fewest], sizes[count] - 1)),
+        "sparsity": data.draw(st.integers(1, 100 * (count - fewest) // count).map(lambda share: share / 100)),
+    }
+    budget = {option: budget[option] for option in data.draw(st.sets(st.sampled_from([*budget]), min_size=1))}
+    config = FFPConfig(**budget).for_experts()
+    (policy,) = homogeneous_policies(find_budget(model, units, config))
+    per_expert = (sizes[count] - sizes[fewest]) / (count - fewest)
+    fits = [
+        kept
+        for kept, size in sizes.items()
+        if kept <= budget.get("experts", count)
+        and size <= budget.get("params", size)
+        and (sizes[count] - size) >= budget.get("sparsity", 0) * per_expert * count - 1e-6
+    ]
+    assert set(policy.sizes) == {fits[-1]}
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v3", "granitemoe"])
+def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows, name):
+    pruner = pruner_of(name, data_folder, tmp_path / "dense", experts=6)
+    result = pruner.prune()
+    pruner.save_pretrained(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.py"))
+    family, saved = find_family(result.model.config), json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved[family.experts.count] == 6 and "auto_map" not in saved
+    rows = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["policy"]["units"]
+    assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}
+    for model_class in (AutoModelForCausalLM, FFPModelForCausalLM):
+        loaded = model_class.from_pretrained(tmp_path / "out")
+        assert loaded(windows).logits.equal(result.model(windows).logits)
+    text = summarize(prune_records(result, "out"), "next")
+    assert f"6 of {result.policy.units[0].groups}" in text
+    for page in ("README.md", "report.html"):
+        content = (tmp_path / "out" / page).read_text()
+        assert "experts are removed" in content and "heads" not in content and "policy.png" not in content
+    with pytest.raises(FFPError, match="once"):
+        read_model_config(str(tmp_path / "out"), LoadOptions(base_model=str(tmp_path / "dense")))
+    with pytest.raises(FFPError, match="convert_hf_to_gguf"):
+        check_exportable(result.model.config)
+
+
+@pytest.mark.parametrize("calibration", ["layers", pytest.param("model", marks=pytest.mark.slow)])
+def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, windows, calibration):
+    pruner = pruner_of("qwen2-moe", data_folder, tmp_path / "dense", sparsity=0.5, calibration=calibration)
+    result = pruner.prune()
+    first, last = result.calibration["stages"][0], result.calibration["stages"][-1]
+    assert first["stage"] == "none" and last["stage"] == calibration
+    errors = result.calibration["layers"]
+    # One layer has a dense FFN, which is trained too.
+    assert [row["layer"] for row in errors] == [0, 1, 2] and errors[0]["error"] < errors[0]["before"]
+    pruner.save_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded(windows).logits.equal(result.model(windows).logits)
+
+
+def test_layers_are_read_one_at_a_time_from_disk(data_folder, tmp_path, windows):
+    dense = make_tiny_model("deepseek-v3")
+    expected = pruner_of("deepseek-v3", data_folder, experts=6).prune().model(windows).logits
+    dense.save_pretrained(tmp_path / "dense")
+    make_tokenizer().save_pretrained(tmp_path / "dense")
+    config = FFPConfig(dataset=str(data_folder), experts=6, **OPTIONS)
+    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, tmp_path / "work", device="cpu", offload="disk")
+    torch.testing.assert_close(pruner.prune().model(windows).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "uniform"}, "leave out method"),
+        ({"attention": "kv-groups"}, "leave out attention"),
+        ({"speedup": 1.5}, "leave out speedup"),
+        ({"calibration": "ridge"}, "no ridge regression"),
+        ({"experts": 1}, "it is at least 2; raise experts"),
+        ({"experts": 8}, "it is 8 already; lower experts"),
+        ({"sparsity": 0.9}, "it is at most 0.75; lower sparsity"),
+    ],
+)
+def test_what_has_no_meaning_for_a_mixture_is_refused_in_one_line(data_folder, options, message):
+    with pytest.raises(FFPError, match=message) as error:
+        pruner_of("qwen3-moe", data_folder, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_models_without_experts_have_none_to_keep(data_folder):
+    with pytest.raises(FFPError, match="'?llama'? has no experts"):
+        pruner_of("llama", data_folder, experts=6)
+
+
+def test_policies_leave_as_many_experts_as_a_token_needs():
+    model = make_tiny_model("deepseek-v3")
+    units = find_units(model, find_family(model.config))
+    SortedModel(layerwise_of(model), units, [torch.arange(4)[:, None].expand(-1, 3)] * 2)
+    with pytest.raises(FFPError, match="6 to 12"):
+        PruningPolicy(tuple(unit.unit for unit in units), (3, 3))
