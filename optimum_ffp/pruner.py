@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .analysis.experts import measure_routing
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import Found, PruningResult, package_versions
@@ -44,6 +45,7 @@ from .utils.batch_size import memory_errors
 from .utils.device_memory import device_name
 from .utils.folders import expand
 from .utils.json import write_json
+from .utils.precision import autocast_dtype
 from .utils.profiling import StageMeter
 from .utils.resume import Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -349,7 +351,16 @@ class FFPPruner:
             model = sorted_model.materialize(
                 policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
             )
+        experts = {}
         with meter.stage("evaluation"):
+            if sorted_model.family.experts:
+                dtype = autocast_dtype(self.model, config.search_dtype)
+                held_out = measured.data.held_out.tokens
+                experts = {
+                    "rare": measured.prepared.rare_experts,
+                    "features": measured.model_units[0].width,
+                    "routing": measure_routing(sorted_model, policy, calibration.weights, held_out, dtype),
+                }
             write = partial(write_samples, model, self.tokenizer)
             samples = processes.on_main(write) if dense_samples else {}
         stages = processes.from_main([*meter.tokens])
@@ -368,6 +379,7 @@ class FFPPruner:
                 {"prompt": prompt, "dense": text, "pruned": samples[prompt]} for prompt, text in dense_samples.items()
             ],
             calibration=calibration.record,
+            experts=experts,
             cost=meter,
             compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,

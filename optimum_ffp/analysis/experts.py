@@ -1,17 +1,23 @@
-"""Order of the experts of a mixture, by what they contribute to the tokens that are routed to them."""
+"""Order of the experts of a mixture, and how many tokens each of them gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..allocation.policy import PruningPolicy
+from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..engine import LayerwiseModel
+from ..engine.layerwise_model import Change, unchanged
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from .rerouting import removal_scores
 
 
 class Reap:
@@ -52,7 +58,7 @@ class Reap:
 
 def order_experts(
     layerwise: LayerwiseModel, units: Sequence[ModelUnit], config: FFPConfig, windows: torch.Tensor, journal: Journal
-) -> list[torch.Tensor]:
+) -> tuple[list[torch.Tensor], dict[str, list[int]]]:
     """Return the experts of every unit from most to least important, with the weights of one layer at a time.
 
     Args:
@@ -63,12 +69,15 @@ def order_experts(
         journal: Saves the scores.
 
     Returns:
-        Orders as for `SortedModel`: the experts of every group of the router, each of shape `[experts, groups]`.
+        Orders as for `SortedModel`: the experts of every group of the router, each of shape `[experts, groups]`. And,
+        by layer, the experts that get fewer tokens than they have features, too few to judge them by.
     """
     by_layer = {unit.unit.layer: unit for unit in units}
 
     def measure() -> dict[str, torch.Tensor]:
         dtype, measured = autocast_dtype(layerwise.model, config.search_dtype), {}
+        if config.expert_criterion == "loss":
+            return removal_scores(layerwise, by_layer, windows[: config.fisher_samples], config.seed, dtype)
         states, arguments = layerwise.embed(windows[processes.share(len(windows))])
         with progress_bar(len(layerwise.layers), "Experts", "layer") as bar:
             for index, layer in layerwise.iter_layers():
@@ -87,4 +96,51 @@ def order_experts(
 
     measured = layerwise.counter.tensors(journal, "experts", measure)
     scores = (measured[f"{layer}.scores"].view(unit.sections, -1) for layer, unit in by_layer.items())
-    return [one.argsort(dim=1, descending=True, stable=True).T for one in scores]
+    orders = [one.argsort(dim=1, descending=True, stable=True).T for one in scores]
+    few = {str(layer): measured[f"{layer}.tokens"] < unit.width for layer, unit in by_layer.items()}
+    return orders, {layer: one.nonzero()[:, 0].tolist() for layer, one in few.items() if one.any()}
+
+
+def measure_routing(
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    weights: Mapping[str, torch.Tensor] | None,
+    windows: torch.Tensor,
+    dtype: torch.dtype | None,
+) -> list[dict[str, Any]]:
+    """Return the share of tokens that every expert gets, before and after the prune, for all layers with experts.
+
+    Args:
+        sorted_model: The sorted model.
+        policy: Number of experts to keep.
+        weights: Weights of the pruned model, by name.
+        windows: Token ids, shape `[windows, window length]`. Processes share them.
+        dtype: Autocast dtype; `None` for the model's own.
+
+    Returns:
+        By layer: its index `layer`; `before` and `after`, shares in descending order.
+    """
+    units = {unit.unit.layer: unit for unit in sorted_model.model_units}
+    before, after = ({layer: torch.zeros(unit.unit.groups) for layer, unit in units.items()} for _ in range(2))
+
+    def counting(change: Change, counts: dict[int, torch.Tensor]) -> Change:
+        @contextmanager
+        def applied_to(layer: int) -> Iterator[None]:
+            def count(router: nn.Module, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
+                counts[layer] += output[2].flatten().cpu().bincount(minlength=len(counts[layer]))
+
+            router = units[layer].slices[0].module if layer in units else nn.Module()
+            with change(layer), router.register_forward_hook(count):
+                yield
+
+        return applied_to
+
+    changes = [counting(unchanged, before), counting(sorted_model.change(policy, weights), after)]
+    sorted_model.layerwise.losses(windows[processes.share(len(windows))], changes, dtype)
+    routing = []
+    for layer, size in zip(units, policy.sizes):
+        shares = [processes.sum_(counts[layer]) / windows.numel() for counts in (before, after)]
+        ordered = (one.sort(descending=True).values for one in shares)
+        routing.append({"layer": layer} | dict(zip(("before", "after"), (one.tolist() for one in ordered))))
+        del routing[-1]["after"][size:]
+    return routing

@@ -80,7 +80,7 @@ def collect_fisher(
         layerwise,
         windows[share],
         watchers=watchers,
-        labels_of=_Sampler(seed, share.start),
+        labels_of=LabelSampler(seed, share.start),
         dtype=dtype,
         on_layer=finish,
         description="Fisher matrices",
@@ -94,13 +94,14 @@ def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: tor
     add_gram(total, rows if norms is None else rows.float() * norms)
 
 
-class _Sampler:
+class LabelSampler:
     """Samples labels from the model, for windows in order from the index `window`."""
 
     def __init__(self, seed: int, window: int):
         self._seed, self._window = seed, window
 
     def __call__(self, window: torch.Tensor, probabilities: torch.Tensor, start: int) -> torch.Tensor:
+        """Return labels of a piece of a window, as `Labels` of the engine."""
         if start == 0:
             self._generator = torch.Generator().manual_seed(seed_of(self._seed, self._window))
             self._window += 1

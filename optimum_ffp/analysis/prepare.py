@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -39,10 +39,12 @@ class Prepared:
     Attributes:
         sorted_model: The sorted model, with its ridge factors if the config needs them.
         curves: Loss curves of all units, if the config's mapping needs them.
+        rare_experts: By layer, experts with too few tokens (`order_experts`).
     """
 
     sorted_model: SortedModel
     curves: CurveMapping | None
+    rare_experts: dict[str, list[int]] = field(default_factory=dict)
 
 
 def prepare(
@@ -76,9 +78,9 @@ def prepare(
         )
     if layerwise.family.experts:
         with meter.stage("statistics"):
-            orders = order_experts(layerwise, variants[0], config, windows, journal)
+            orders, rare = order_experts(layerwise, variants[0], config, windows, journal)
         layerwise.is_sorted = True
-        return Prepared(SortedModel(layerwise, variants[0], orders), curves=None)
+        return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
     preparation = _Preparation(layerwise, variants, config, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):

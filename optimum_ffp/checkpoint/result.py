@@ -104,6 +104,8 @@ class PruningResult:
             model don't stay on the device.
         calibration: Record of the calibration: relative errors of `layers` on held-out windows before and after
             distillation.
+        experts: Of a mixture, the experts by layer that are `rare`, which got fewer calibration tokens than they have
+            `features`, and the `routing` of held-out text (`measure_routing`).
         cost: Time, peak memory and tokens per stage.
         compute_dtype: Name of the compute dtype for losses on test windows.
         revision: Commit of the dense model on the Hub, if loaded from there.
@@ -132,6 +134,7 @@ class PruningResult:
     given_data: bool = False
     request: str | None = None
     pruned_from: str | None = None
+    experts: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         parts = "experts" if self.policy.units[0].kind == "experts" else "attention and FFNs"
@@ -223,6 +226,7 @@ class PruningResult:
             "other_texts": rest,
             "samples": self.samples,
             "held_out": self.calibration,
+            **({"experts": self.experts} if self.experts else {}),
             "tokens": self.cost.tokens,
             "processes": processes.count(),
             "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},

@@ -17,6 +17,8 @@ from ..hub.naming import model_name
 FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
 # Test tokens below which a perplexity is marked.
 SMALL_SAMPLE = 20 * 2048
+# Number of experts to name.
+NAMED = 8
 
 
 def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +52,12 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": _removed(units),
         # Numbers of experts per layer of a mixture, dense and kept.
-        "experts": experts and {"dense": experts["items"], "kept": experts["kept"]},
+        "experts": experts
+        and {
+            "dense": experts["items"],
+            "kept": experts["kept"],
+            "routing": describe_routing(provenance["experts"]),
+        },
         "budget": describe_limits(record["search"].get("budget", ())),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
@@ -149,6 +156,27 @@ def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
         for part, layers in parts.items()
         if layers
     )
+
+
+def describe_routing(experts: Mapping[str, Any]) -> str:
+    """Describe how evenly tokens are routed to the experts of a pruned mixture, and which got too few to be judged.
+
+    Args:
+        experts: The record of `PruningResult.experts`.
+    """
+    most = {
+        when: max(max(row[when]) * len(row[when]) / sum(row[when]) for row in experts["routing"])
+        for when in ("before", "after")
+    }
+    text = f"an expert gets up to {most['after']:.1f} times the mean number of tokens ({most['before']:.1f} before)"
+    rare = [f"{layer}.{expert}" for layer, numbers in experts["rare"].items() for expert in numbers]
+    if rare:
+        shown = ", ".join(rare[:NAMED]) + ", ..." * (len(rare) > NAMED)
+        text += (
+            f"; {len(rare)} got fewer calibration tokens than they have features ({experts['features']}), by layer "
+            f"and number in the dense model: {shown}"
+        )
+    return text
 
 
 def _kept_layers(units: Sequence[Mapping[str, Any]]) -> set[int]:

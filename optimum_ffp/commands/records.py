@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.result import PruningResult, final, package_versions
-from ..checkpoint.view import removed_whole
+from ..checkpoint.view import describe_routing, removed_whole
 from ..config.budgets import describe_limits
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
@@ -72,7 +72,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
     notes["removed_whole"] = removed_whole(result.policy.to_dict()["units"])
     if (unit := result.policy.units[0]).kind == "experts":
-        notes["experts"] = f"{result.policy.sizes[0]} of {unit.groups} in every layer that has some"
+        kept = f"{result.policy.sizes[0]} of {unit.groups} in every layer that has some"
+        notes["experts"] = f"{kept}; {describe_routing(result.experts)}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}

@@ -207,8 +207,10 @@ class FFPConfig(TextConfig):
     )
     expert_criterion: str = measured_option(
         "reap",
-        "How to rank the experts of a mixture: reap (gate times norm of the output, averaged over its tokens).",
-        choices=("reap",),
+        "How to rank the experts of a mixture: reap (gate times norm of the output, averaged over its tokens) or loss "
+        "(the loss that the removal causes, once its tokens go to other experts: slower).",
+        "Pruning",
+        choices=("reap", "loss"),
     )
     attention: str | None = measured_option(
         None,
@@ -444,8 +446,6 @@ class FFPConfig(TextConfig):
             raise FFPError(
                 f"a mixture loses the same number of experts in every layer, and nothing else; leave out {given[0]}"
             )
-        if self.calibration == "ridge":
-            raise FFPError("experts have no ridge regression; choose calibration 'none', 'layers' or 'model'")
         return replace(self, **FOR_EXPERTS)
 
     @property

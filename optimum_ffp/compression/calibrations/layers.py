@@ -52,12 +52,13 @@ class Distilled(NamedTuple):
 
 def calibrate(task: CalibrationTask) -> Calibration:
     """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
-    config, policy = task.config, task.policy
+    config, policy, before = task.config, task.policy, ridge.calibrate(task)
     distilled = distill(
         task.sorted_model,
         policy,
         split_windows(task.data.calibration.tokens, config.distillation_parts, task.start_token),
         split_windows(task.data.held_out.tokens, config.distillation_parts, task.start_token),
+        before.weights,
         passes=config.layer_passes,
         learning_rate=config.distillation_rate,
         batch=config.distillation_batch,
@@ -70,7 +71,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
     errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(kept, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
-    return task.conclude("layers", replace(ridge.calibrate(task), record=errors), distilled.weights)
+    return task.conclude("layers", replace(before, record=before.record | errors), distilled.weights)
 
 
 def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
@@ -95,6 +96,7 @@ def distill(
     policy: PruningPolicy,
     windows: torch.Tensor,
     held_out: torch.Tensor,
+    weights: Mapping[str, torch.Tensor] | None = None,
     *,
     passes: int = 2,
     learning_rate: float = 0.01,
@@ -131,6 +133,7 @@ def distill(
         policy: Number of groups to keep per unit.
         windows: Training windows, token ids of shape `[windows, window length]`.
         held_out: Held-out windows of the same length.
+        weights: Weights to start from, by name; those after prefix ridge regression if `None`.
         passes: Number of passes over the windows.
         learning_rate: Largest learning rate of Adam, relative to the size of every parameter's entries (`Trainer`).
         batch: Windows per step; more if that is fewer than `STEP_TOKENS`.
@@ -143,7 +146,7 @@ def distill(
         The fits of all layers and of the last norm.
     """
     journal, fits = journal or Journal(), []
-    layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, compensated=bool(sorted_model.ridges))
+    layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, weights, compensated=weights is None)
     learning_rate *= math.sqrt(min(batch, len(windows)))
     new_trainer = partial(
         Trainer,

@@ -5,12 +5,16 @@ from functools import partial
 import torch
 
 from ..calibration import Calibration, CalibrationTask
+from ..expert_ridge import compensated_experts
 
 
 def calibrate(task: CalibrationTask) -> Calibration:
-    """Return the compensated output projections of all layers; nothing for a mixture, which has no ridge factors."""
-    if not task.sorted_model.ridges:
-        return Calibration()
+    """Return the compensated output projections of all layers.
+
+    Those of a mixture's experts (`compensated_experts`) are kept if they lower the held-out perplexity.
+    """
+    if task.sorted_model.family.experts:
+        return task.conclude("ridge", Calibration({}), compensated_experts(task))
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
         weights |= task.journal.mapped(f"ridge-{layer}", partial(_compensated, task, layer))

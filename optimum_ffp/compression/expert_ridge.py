@@ -1,0 +1,114 @@
+"""Ridge regression for mixtures: kept experts compensate for the removed ones, on the tokens that they get."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from ..config import FFPConfig
+from ..modeling.families import ModelUnit
+from ..utils import processes
+from ..utils.cholesky import factorize, ridge_damping
+from ..utils.precision import autocast_dtype, computing_in
+from ..utils.progress import progress_bar
+from .calibration import CalibrationTask
+
+
+# Number of tokens to fit to, and of passes over the experts of a layer.
+TOKENS, SWEEPS = 2**16, 2
+
+
+@torch.no_grad()
+def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
+    """Return the down projections of the experts of all layers by name, fitted to the dense model (`fit_experts`).
+
+    Layers get their inputs from the dense model, and errors count relative to the norm of the layer's output.
+    """
+    sorted_model, data, weights = task.sorted_model, task.data, {}
+    layerwise = sorted_model.layerwise
+    units = {unit.unit.layer: unit for unit in sorted_model.model_units}
+    dtype = autocast_dtype(layerwise.model, task.config.search_dtype)
+    windows, held_out = (one.tokens[processes.share(len(one))] for one in (data.calibration, data.held_out))
+    stride = -(-data.calibration.tokens.numel() // TOKENS)
+    states, arguments = layerwise.embed(torch.cat([windows, held_out]))
+    fitted = windows[:, ::stride].numel()
+    with progress_bar(len(layerwise.layers), "Ridge regression", "layer") as bar:
+        for layer, module in layerwise.iter_layers():
+            unit, runner = units.get(layer), layerwise.runner(module, arguments[layer], dtype)
+            with sampled(unit, stride) as (inputs, outputs):
+                runner.advance(states)
+            if unit:
+                scales = 1 / states[:, ::stride].flatten(0, 1).to(layerwise.device).float().norm(dim=1)
+                name = f"{sorted_model.prefixes[layer]}{layerwise.family.experts.module}.down_proj"
+                fit = partial(fit_experts, unit, torch.cat(inputs), torch.cat(outputs), scales, fitted, task.config)
+                convert = partial(_named, name, fit, layerwise.stored_dtype)
+                with sorted_model.change(task.policy)(layer), computing_in(layerwise.device, dtype):
+                    weights |= task.journal.mapped(f"ridge-{layer}", convert)
+            bar.update()
+    return weights
+
+
+@contextmanager
+def sampled(unit: ModelUnit | None, stride: int) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Collect every `stride`-th token of the inputs and outputs of a layer's experts, if it has some."""
+    inputs, outputs = [], []
+
+    def collect(experts: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        inputs.append(arguments[0][::stride])
+        outputs.append(output[::stride])
+
+    with unit.output.module.register_forward_hook(collect) if unit else nullcontext():
+        yield inputs, outputs
+
+
+def _named(name: str, fit: Callable[[], torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: fit().to("cpu", dtype)}
+
+
+def fit_experts(
+    unit: ModelUnit,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    scales: torch.Tensor,
+    fitted: int,
+    config: FFPConfig,
+) -> torch.Tensor:
+    """Fit the down projections of kept experts to the output of all experts, by block coordinate descent.
+
+    For an expert with gates `g` and activations `h` on its tokens, and the residual `r` there, the change of its down
+    projection `W` minimizes `Σ ‖r - g ΔW h‖² + λ ‖ΔW‖²`. It is kept if it lowers the error on held-out tokens.
+
+    Args:
+        unit: The experts; those that stay, and their router, are loaded.
+        hidden: This process's inputs, those to fit to first, then held-out ones, shape `[tokens, hidden size]`.
+        targets: Outputs of the dense model's experts, of the same shape.
+        scales: Weight of each token's error, shape `[tokens]`.
+        fitted: Number of tokens to fit to.
+        config: λ, `ridge_lambda`.
+
+    Returns:
+        The down projections, float32, shape `[experts, hidden size, features]`.
+    """
+    router, experts = unit.slices[0].module, unit.output.module
+    _, gates, index = router(hidden)
+    residuals = (targets.float() - experts(hidden, index, gates).float()) * scales[:, None]
+    down = experts.down_proj.float().clone()
+    for expert in [*range(len(down))] * SWEEPS:
+        tokens, slots = torch.where(index == expert)
+        activations = experts._apply_gate(linear(hidden[tokens], experts.gate_up_proj[expert])).float()
+        inputs, before = activations * (gates[tokens, slots].float() * scales[tokens])[:, None], residuals[tokens]
+        fits = tokens < fitted
+        with computing_in(hidden.device, None):
+            gram, cross = (processes.sum_(inputs[fits].T @ rows[fits]) for rows in (inputs, before))
+            damping = ridge_damping(gram, config.ridge_lambda, config.ridge_lambda_relative)
+            factor, _ = factorize(gram, damping)
+            change = torch.cholesky_solve(cross.double(), factor).float()
+            after = before - inputs @ change
+        errors = processes.sum_(torch.stack([rows[~fits].square().sum() for rows in (before, after)]))
+        if errors[1] < errors[0]:
+            residuals[tokens] = after
+            down[expert] += change.T
+    return down

@@ -1,0 +1,78 @@
+"""Experts are removed by the error that is measured with their logits at minus infinity."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional
+
+from optimum_ffp import FFPConfig
+from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.analysis.experts import measure_routing, order_experts
+from optimum_ffp.analysis.rerouting import remove_greedily
+from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.utils.resume import Journal
+from tests.helpers import MIXTURES, layerwise_of, make_tiny_model
+
+
+LOSS = FFPConfig(expert_criterion="loss")
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@torch.no_grad()
+def test_predicted_losses_are_those_with_logits_of_minus_infinity(monkeypatch, name):
+    model = make_tiny_model(name)
+    layer = 1
+    (unit,) = (one for one in find_units(model, find_family(model.config)) if one.unit.layer == layer)
+    router, experts = (part.module for part in (unit.slices[0], unit.slices[-1]))
+    torch.manual_seed(0)
+    hidden, fisher = torch.randn(40, 32), torch.rand(32)
+    scores, losses = remove_greedily(unit, hidden, fisher)
+    assert len(losses) == unit.unit.groups - unit.unit.required
+    _, gates, index = router(hidden)
+    dense, linear = experts(hidden, index, gates), functional.linear
+    for step, loss in enumerate(losses):
+        removed = (scores <= step).nonzero()[:, 0]
+        # A group of the router loses no second expert before the others have lost one.
+        lost = (scores <= step).view(unit.sections, -1).sum(1)
+        assert len(removed) == step + 1 and lost.max() - lost.min() <= 1
+        if hasattr(router, "e_score_correction_bias"):
+            router.e_score_correction_bias[removed] = -torch.inf
+        with monkeypatch.context() as patch:
+            masked = partial(torch.Tensor.index_fill, dim=1, index=removed, value=-torch.inf)
+            patch.setattr(functional, "linear", lambda *inputs, masked=masked: masked(linear(*inputs)))
+            _, gates, index = router(hidden)
+        expected = ((experts(hidden, index, gates) - dense).square() * fisher).sum(1).mean() / 2
+        torch.testing.assert_close(loss, expected.double(), rtol=1e-3, atol=1e-6)
+
+
+def test_of_two_equal_experts_one_goes_first(windows):
+    model = make_tiny_model("mixtral", num_experts_per_tok=1)
+    block = model.model.layers[1].mlp
+    with torch.no_grad():
+        # The other is the second choice of the tokens of either.
+        block.gate.weight[5] = 1.01 * block.gate.weight[2]
+        for weights in (block.experts.gate_up_proj, block.experts.down_proj):
+            weights[5] = weights[2]
+    model.requires_grad_(False)
+    units = find_units(model, find_family(model.config))
+    orders, _ = order_experts(layerwise_of(model), units, LOSS, windows, Journal())
+    assert int(orders[1][-1]) in (2, 5)
+
+
+def test_routing_and_experts_with_few_tokens_are_those_of_the_models(windows):
+    model = make_tiny_model("qwen2-moe").requires_grad_(False)
+    layerwise, units = layerwise_of(model), find_units(model, find_family(model.config))
+    orders, rare = order_experts(layerwise, units, FFPConfig(), windows, Journal())
+    indices = [model(windows, output_router_logits=True).router_logits[layer].topk(2).indices for layer in (0, 1)]
+    counts = [index.flatten().bincount(minlength=8) for index in indices]
+    assert rare == {
+        str(layer): numbers for layer, count in enumerate(counts) if (numbers := (count < 16).nonzero()[:, 0].tolist())
+    }
+    sorted_model = SortedModel(layerwise, units, orders)
+    policy = PruningPolicy(sorted_model.units, (6, 6))
+    for row, count in zip(measure_routing(sorted_model, policy, None, windows, None), counts):
+        shares = (count / windows.numel()).sort(descending=True).values
+        torch.testing.assert_close(torch.tensor(row["before"]), shares)
+        assert len(row["after"]) == 6 and sum(row["after"]) == pytest.approx(2)
