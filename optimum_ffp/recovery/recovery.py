@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,8 @@ class FFPRecovery:
         Raises:
             FFPError: If nothing has been recovered, or the folder exists and may not be replaced.
         """
-        record = self._finished()
-        processes.on_main(lambda: self._save(record, directory, overwrite, self.journal.folder))
+        save = self._saver()
+        processes.on_main(lambda: save(directory, overwrite, work_folder=self.journal.folder))
         self.journal.remove()
         self.journal = Journal()
 
@@ -216,23 +216,12 @@ class FFPRecovery:
         Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the
         upload fails.
         """
-        return push_result(partial(self._save, self._finished()), repo_id, **options)
+        return push_result(self._saver(), repo_id, **options)
 
-    def _save(
-        self,
-        record: RecoveryRecord,
-        directory: str | os.PathLike,
-        overwrite: bool = False,
-        work_folder: Path | None = None,
-    ) -> Path:
-        return save_recovered(
-            record, self.student, self.tokenizer, directory, overwrite, self.options.hub(), work_folder
-        )
-
-    def _finished(self) -> RecoveryRecord:
+    def _saver(self) -> Callable[..., Path]:
         if self.record is None:
             raise FFPError("nothing to save yet; call recover() first")
-        return self.record
+        return partial(save_recovered, self.record, self.student, self.tokenizer, hub=self.options.hub())
 
     def _open_journal(self, resume: bool) -> None:
         if self.work_folder is None:

@@ -1,6 +1,7 @@
 """Evaluation of candidate policies on the search windows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,14 @@ from ..config.prune import GRADIENT_COST
 from ..utils.resume import Journal
 
 
+@dataclass
 class CandidateEvaluator:
     """Evaluates policies on views of one sorted model.
 
     All candidates of a call are evaluated on the same windows, so that differences are paired. Journal entries are
     keyed by everything they depend on, so that searches share them.
 
-    Args:
+    Attributes:
         sorted_model: The model with its groups sorted.
         dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`; `None` if
             no policies are compared.
@@ -30,26 +32,21 @@ class CandidateEvaluator:
         batch_size: Windows per forward pass.
         dtype: Autocast dtype, such as `torch.bfloat16`; `None` for the model's own.
         journal: Saves the losses.
-
-    Attributes:
         on_evaluation: Called after every policy with its cost in evaluations.
     """
 
-    def __init__(
-        self,
-        sorted_model: SortedModel,
-        dense_losses: np.ndarray | None,
-        windows: torch.Tensor,
-        compensated: bool = False,
-        batch_size: int = 1,
-        dtype: torch.dtype | None = None,
-        journal: Journal | None = None,
-    ):
-        self.sorted_model, self.dense_losses, self.windows = sorted_model, dense_losses, windows
-        self.compensated, self.batch_size, self.dtype = compensated, batch_size, dtype
-        self.counter = sorted_model.layerwise.counter
-        self.journal = (journal or Journal()).part(windows.tolist(), compensated, str(dtype))
-        self.on_evaluation: Callable[[int], Any] = lambda cost: None
+    sorted_model: SortedModel
+    dense_losses: np.ndarray | None
+    windows: torch.Tensor
+    compensated: bool = False
+    batch_size: int = 1
+    dtype: torch.dtype | None = None
+    journal: Journal = field(default_factory=Journal)
+    on_evaluation: Callable[[int], Any] = lambda cost: None
+
+    def __post_init__(self) -> None:
+        self.counter = self.sorted_model.layerwise.counter
+        self.journal = self.journal.part(self.windows.tolist(), self.compensated, str(self.dtype))
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
         """Return losses of policies on the windows of the given indices, in nats per token, `[policies, windows]`."""

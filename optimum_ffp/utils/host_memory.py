@@ -1,7 +1,9 @@
 """Host memory and CPU time available to this process."""
 
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +24,16 @@ def free_host_memory() -> int:
     # Pages of mapped files already count as available.
     used = process.rss - getattr(process, "shared", 0)
     return min([memory.available + used, memory.total, *_available(used)])
+
+
+def return_free_memory() -> None:
+    """Return freed host memory to the operating system.
+
+    Freed tensors fragment glibc's heap, by up to the size of the model. No-op with other C libraries.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def limit_threads() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from .heap import return_free_memory
+from .host_memory import return_free_memory
 
 
 # Sampling interval of resident memory: short enough to catch peaks, long enough for negligible overhead.

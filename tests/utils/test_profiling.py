@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optimum_ffp.utils.heap import return_free_memory
+from optimum_ffp.utils.host_memory import return_free_memory
 from optimum_ffp.utils.profiling import StageMeter
 
 

@@ -11,7 +11,7 @@ import torch
 from ...allocation.policy import PruningPolicy
 from ...engine import Arguments, LayerRunner, LayerwiseModel
 from ...utils import processes
-from ...utils.heap import return_free_memory
+from ...utils.host_memory import return_free_memory
 from ...utils.precision import autocast_dtype
 from ...utils.progress import progress_bar
 from ...utils.resume import Journal
