@@ -15,6 +15,8 @@ from ..hub.naming import model_name
 
 # Names of models in records of perplexities, from dense to final.
 FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
+# Names of what units lose.
+REMOVED = {"attention": "attention heads", "ffn": "FFN channels"}
 # Test tokens below which a perplexity is marked.
 SMALL_SAMPLE = 20 * 2048
 # Number of experts to name.
@@ -38,6 +40,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         removed = f"{experts['items'] - experts['kept']} of {experts['items']} experts pruned"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
+    smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
     return {
         "record": record,
         "policy": record["policy"],
@@ -50,7 +53,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "source": source,
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
-        "removed": _removed(units),
+        "removed": " and ".join(name for kind, name in REMOVED.items() if kind in smaller),
         # Numbers of experts per layer of a mixture, dense and kept.
         "experts": experts
         and {
@@ -181,12 +184,6 @@ def describe_routing(experts: Mapping[str, Any]) -> str:
 
 def _kept_layers(units: Sequence[Mapping[str, Any]]) -> set[int]:
     return {unit["layer"] for unit in units if unit["kept"]}
-
-
-def _removed(units: Sequence[Mapping[str, Any]]) -> str:
-    names = {"attention": "attention heads", "ffn": "FFN channels"}
-    smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
-    return " and ".join(name for kind, name in names.items() if kind in smaller)
 
 
 def _layers_differ(units: Sequence[Mapping[str, Any]]) -> bool:

@@ -108,22 +108,20 @@ def add_json(group: _ArgumentGroup) -> None:
     )
 
 
-def add_device_options(group: _ArgumentGroup, target: str = "the weights") -> None:
-    """Add `--device` and `--dtype`, the dtype of `target`."""
+def add_device_options(group: _ArgumentGroup, target: str = "the weights", shared: bool = False) -> None:
+    """Add `--device` and `--dtype`, the dtype of `target`, and `--num-processes` if several can share the work."""
     add_option(group, "device", help="Device to run on: cpu, cuda, cuda:0, mps. Default: the accelerator, if any.")
     dtypes = "auto (the checkpoint's), float32, bfloat16 or float16"
     add_option(group, "dtype", default="auto", help=f"Dtype of {target}: {dtypes}.")
 
-
-def add_num_processes(group: _ArgumentGroup) -> None:
-    """Add `--num-processes`."""
-    add_option(
-        group,
-        "num-processes",
-        type=int,
-        help="Number of processes on this machine, one per accelerator or share of the CPU. Default: 1, or as started "
-        "by accelerate launch or torchrun.",
-    )
+    if shared:
+        add_option(
+            group,
+            "num-processes",
+            type=int,
+            help="Number of processes on this machine, one per accelerator or share of the CPU. Default: 1, or as "
+            "started by accelerate launch or torchrun.",
+        )
 
 
 def warn_of_hub_options(args: Namespace) -> None:

@@ -20,8 +20,7 @@ class FFPExportCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        description = "Export a dense or pruned model to GGUF for llama.cpp."
-        describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", description, EXAMPLES)
+        describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", FFPExportCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Options")
         add_option(group, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
         group.add_argument("output", metavar="OUT", help="GGUF file to write.")

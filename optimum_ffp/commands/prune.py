@@ -47,8 +47,7 @@ class FFPPruneCommand(BaseOptimumCLICommand):
             metavar="MODEL",
             help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION.",
         )
-        arguments.add_device_options(groups["Resources"])
-        arguments.add_num_processes(groups["Resources"])
+        arguments.add_device_options(groups["Resources"], shared=True)
         arguments.add_option(
             groups["Resources"],
             "offload",

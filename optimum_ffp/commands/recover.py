@@ -45,8 +45,7 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         arguments.add_run_options(model)
         groups = RecoveryConfig.add_arguments(parser)
         target = "the dense model (the result has the dtype of the pruned model)"
-        arguments.add_device_options(groups["Resources"], target)
-        arguments.add_num_processes(groups["Resources"])
+        arguments.add_device_options(groups["Resources"], target, shared=True)
         arguments.add_hub_group(parser)
 
     def run(self) -> None:

@@ -267,7 +267,9 @@ class SortedModel:
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
         device = self.layerwise.device
-        if not self.layerwise.weights.offloaded and _fits_on(device, pruned.get_memory_footprint()):
+        free = free_device_memory(device)
+        fits = free is None or free > PRUNED_HEADROOM * pruned.get_memory_footprint()
+        if fits and not self.layerwise.weights.offloaded:
             pruned = pruned.to(device)
         return pruned.eval()
 
@@ -290,8 +292,3 @@ class SortedModel:
 
 def _zeros(features: int, hidden: torch.Tensor) -> torch.Tensor:
     return hidden.new_zeros(*hidden.shape[:-1], features)
-
-
-def _fits_on(device: torch.device, size: int) -> bool:
-    free = free_device_memory(device)
-    return free is None or free > PRUNED_HEADROOM * size

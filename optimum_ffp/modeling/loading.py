@@ -83,7 +83,8 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
             or quantized, its weights don't match its config, or it needs its own modeling code.
     """
     full_config = _read_full_config(model_id, options)
-    config = _check_dense(model_id, full_config, options)
+    config = language_config(full_config)
+    check_prunable(model_id, config, bool(prune_record(model_id, **options.hub())))
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
     model, tokenizer = _load(_dense_class(full_config), model_id, options, **attention_of(config))
@@ -240,17 +241,12 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
         FFPError: If there is no config, or the model can't be pruned.
     """
     dense_id, dense_options, rows = find_dense(model_id, options)
-    config = _check_dense(dense_id, _read_full_config(dense_id, dense_options), dense_options)
+    config = read_any_config(dense_id, dense_options)
+    check_prunable(dense_id, config, bool(prune_record(dense_id, **dense_options.hub())))
     if any(row["unit"] == "experts" for row in rows):
         raise FFPError(f"{model_id} has lost experts already, and a mixture is pruned once; prune its dense model")
     if rows:
         config.pruned_units = rows
-    return config
-
-
-def _check_dense(model_id: str, whole: PretrainedConfig, options: LoadOptions) -> PretrainedConfig:
-    config = language_config(whole)
-    check_prunable(model_id, config, bool(prune_record(model_id, **options.hub())))
     return config
 
 

@@ -35,7 +35,8 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         removed, retained = ranking[:portion], ranking[portion:].sort().values
         # Groups of one portion are ranked by their losses, without recomputing them in between.
         scores[left[removed]] = torch.arange(portion, device=scores.device) + len(scores) - len(left) + 0.0
-        pruned, remaining = (_columns(groups, block) for groups in (removed, retained))
+        columns = torch.arange(len(inverse), device=inverse.device).view(-1, block)
+        pruned, remaining = columns[removed].flatten(), columns[retained].flatten()
         solution = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, remaining])
         weight = weight[:, remaining] - weight[:, pruned] @ solution
         cross = inverse[:, pruned][remaining]
@@ -45,10 +46,6 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         torch.arange(len(left), device=scores.device) + len(scores) - len(left) + 0.0
     )
     return scores
-
-
-def _columns(groups: torch.Tensor, block: int) -> torch.Tensor:
-    return (groups[:, None] * block + torch.arange(block, device=groups.device)).flatten()
 
 
 def _compact(matrix: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
