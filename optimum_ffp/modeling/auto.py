@@ -16,7 +16,7 @@ from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint
-from .families import FAMILIES, Family, get_family
+from .families import FAMILIES, Family, find_family
 from .families.base import Experts
 
 
@@ -245,7 +245,7 @@ class FFPModelForCausalLM:
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             config = AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):
-            model_class = pruned_model_class(get_family(config.model_type))
+            model_class = pruned_model_class(find_family(config))
             auto_map = _auto_map(model_class)
             cls._check_code(model_id, config, auto_map)
             config.auto_map = auto_map

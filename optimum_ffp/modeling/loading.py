@@ -30,7 +30,7 @@ from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
-from .families import get_family
+from .families import find_family
 from .gguf_file import check_complete, open_gguf
 from .multimodal import is_vision_language, language_config, language_model
 from .offloading import check_offload, offload_layers
@@ -264,7 +264,7 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
     config = copy.deepcopy(config)
     with loading_errors(config._name_or_path or "the model", None), torch.device("meta"):
         if is_pruned(config):
-            return pruned_model_class(get_family(config.model_type))(config).to(dtype)
+            return pruned_model_class(find_family(config))(config).to(dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 

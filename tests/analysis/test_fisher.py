@@ -7,7 +7,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
 from optimum_ffp.compression.ridge import PrefixRidge
-from optimum_ffp.modeling.families import find_units, get_family
+from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import layerwise_of, make_tiny_model, ridge_direct, statistics_of
 
 
@@ -29,7 +29,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 @pytest.mark.slow
 def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows, monkeypatch):
     monkeypatch.setattr("optimum_ffp.analysis.gram.BLOCK", 7)
-    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    units = find_units(tiny_model, find_family(tiny_model.config))
     before = copy.deepcopy(tiny_model.state_dict())
     fishers = collect_fisher(layerwise_of(tiny_model), units, windows.repeat(8, 1))
     assert not any(unit.output.module._forward_hooks for unit in units)
@@ -49,7 +49,7 @@ def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows, 
 
 
 def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypatch):
-    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    units = find_units(tiny_model, find_family(tiny_model.config))
     together = collect_fisher(layerwise_of(tiny_model), units, windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
     assert layerwise_of(tiny_model).chunk_size(windows) == 1
@@ -59,7 +59,7 @@ def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypa
 
 
 def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, windows):
-    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    units = find_units(tiny_model, find_family(tiny_model.config))
     layers = layerwise_of(tiny_model).layers
     alone = collect_fisher(layerwise_of(tiny_model), units, windows)
     for layer in layers:
@@ -72,7 +72,7 @@ def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, window
 
 def test_same_seed_same_matrices(windows):
     model = make_tiny_model()
-    units = find_units(model, get_family("llama"))
+    units = find_units(model, find_family(model.config))
     first, again, other = (collect_fisher(layerwise_of(model), units, windows, seed) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
 
@@ -80,7 +80,7 @@ def test_same_seed_same_matrices(windows):
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
 def test_measurements_before_a_norm_are_scale_invariant(name, windows):
     model = make_tiny_model(name)
-    family = get_family(model.config.model_type)
+    family = find_family(model.config)
     assert family.normalized_outputs
     units = find_units(model, family)[-1:]
     module = units[0].output.module

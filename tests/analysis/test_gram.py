@@ -1,13 +1,13 @@
 import torch
 
-from optimum_ffp.modeling.families import find_units, get_family
+from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import statistics_of
 
 
 def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows, monkeypatch):
     # Not a divisor of the widths.
     monkeypatch.setattr("optimum_ffp.analysis.gram.BLOCK", 7)
-    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    units = find_units(tiny_model, find_family(tiny_model.config))
     recorded = {}
 
     def record(index):
@@ -29,6 +29,6 @@ def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows, monk
 
 
 def test_no_hook_is_left_behind(tiny_model, windows):
-    units = find_units(tiny_model, get_family(tiny_model.config.model_type))
+    units = find_units(tiny_model, find_family(tiny_model.config))
     statistics_of(tiny_model, units, windows)
     assert not any(unit.output.module._forward_pre_hooks for unit in units)

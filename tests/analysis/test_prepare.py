@@ -5,7 +5,7 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.analysis.prepare import prepare
-from optimum_ffp.modeling.families import find_units, get_family
+from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import layerwise_of, make_tiny_model, ridge_direct
@@ -31,7 +31,7 @@ def prepared_with(windows):
 
 def test_groups_are_sorted_by_the_criterion(prepared_with, windows):
     model = make_tiny_model()
-    unit = find_units(model, get_family("llama"))[1]
+    unit = find_units(model, find_family(model.config))[1]
     seen = []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
         model(windows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimum_ffp.engine import UNKNOWN, LayerwiseModel, backward_passes
-from optimum_ffp.modeling.families import find_family, find_units, get_family
+from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import layerwise_of, make_tiny_model
 
 
@@ -31,7 +31,7 @@ def gradients_of(model, windows, module, labels_of=next_tokens):
 @pytest.fixture
 def output(tiny_model):
     """The output projection of the attention of layer 1."""
-    return find_units(tiny_model, get_family(tiny_model.config.model_type))[2].output.module
+    return find_units(tiny_model, find_family(tiny_model.config))[2].output.module
 
 
 def test_gradients_are_those_of_autograd(tiny_model, windows, output):

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from optimum_ffp.engine import LayerRunner
-from optimum_ffp.modeling.families import get_family
+from optimum_ffp.modeling.families import find_family
 from tests.helpers import layerwise_of
 
 
 @pytest.fixture
 def layers(tiny_model):
-    return list(tiny_model.base_model.get_submodule(get_family(tiny_model.config.model_type).layers))
+    return list(tiny_model.base_model.get_submodule(find_family(tiny_model.config).layers))
 
 
 def runners(model, layers, windows, dtype=None):

@@ -8,12 +8,12 @@ from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.modeling import pruned_config, pruned_model_class
 from optimum_ffp.modeling.auto import is_pruned, load_strictly
-from optimum_ffp.modeling.families import get_family
+from optimum_ffp.modeling.families import find_family
 from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
 
 
 def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
-    family = get_family(tiny_model.config.model_type)
+    family = find_family(tiny_model.config)
     _, policy = prune_by_hand(tiny_model)
     config = pruned_config(tiny_model.config, family, policy)
     built = pruned_model_class(family)(config)

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.data.rows import render
 from optimum_ffp.evaluation.size import weight_bytes
-from optimum_ffp.modeling.families import MULTIMODAL, get_family
+from optimum_ffp.modeling.families import MULTIMODAL, find_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
 
@@ -123,7 +123,7 @@ def test_wrong_use_of_multimodal_models_is_refused(tmp_path):
     with pytest.raises(FFPError, match="vision-language"):
         FFPPruner(whole, make_tokenizer(), FFPConfig())
     with pytest.raises(FFPError, match="vision-language"):
-        get_family("llava")
+        find_family(AutoConfig.for_model("llava"))
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(FFPError, match="quanti"):

@@ -24,12 +24,13 @@ FAMILIES: dict[str, Family] = {
 MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
 
 
-def get_family(model_type: str) -> Family:
-    """Return the family record of a model type.
+def find_family(config: PretrainedConfig) -> Family:
+    """Return the family record for a model's config.
 
     Raises:
-        FFPError: If the model type is not supported, or is that of a vision-language model.
+        FFPError: If its model type is not supported, or is that of a vision-language model.
     """
+    model_type = config.model_type
     if model_type in MULTIMODAL:
         raise FFPError(
             f"a vision-language model of type {model_type!r} can't be pruned as a whole; "
@@ -43,14 +44,9 @@ def get_family(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def find_family(config: PretrainedConfig) -> Family:
-    """Return the family record for a model's config. Raises `FFPError` if its model type is not supported."""
-    return get_family(config.model_type)
-
-
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder layers of a dense or pruned model of a supported family."""
-    return model.base_model.get_submodule(get_family(model.config.model_type).layers)
+    return model.base_model.get_submodule(find_family(model.config).layers)
 
 
 def outer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
-from optimum_ffp.modeling.families import FAMILIES, find_units, get_family
+from optimum_ffp.modeling.families import FAMILIES, find_family, find_units
 from optimum_ffp.modeling.families.base import quantizable_multiple
 from optimum_ffp.search.runner import find_budget
 from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tokenizer
@@ -17,7 +17,7 @@ from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tok
 @pytest.mark.parametrize("name", CONFIGS)
 def test_units_cover_all_projections_of_the_blocks(name):
     model = make_tiny_model(name)
-    family = get_family(model.config.model_type)
+    family = find_family(model.config)
     units = find_units(model, family)
     layers = model.base_model.get_submodule(family.layers)
     expected = sum(
@@ -42,7 +42,7 @@ def test_every_family_has_a_tiny_model_and_code_for_its_checkpoints():
 
 
 def test_layer_overrides_name_only_what_differs():
-    family = get_family("llama")
+    family = FAMILIES["llama"]
     config = AutoConfig.for_model("llama", num_attention_heads=8, num_key_value_heads=4, intermediate_size=48)
     assert family.layer_overrides(config, {"kv_group": 4, "channel": 48}) == {}
     assert family.layer_overrides(config, {"kv_group": 3, "channel": 48}) == {
@@ -58,7 +58,7 @@ def test_layer_overrides_name_only_what_differs():
 
 def test_unsupported_family_lists_the_supported():
     with pytest.raises(FFPError, match="supported are arcee, .* gemma3_text, .* qwen3"):
-        get_family("bert")
+        find_family(AutoConfig.for_model("bert"))
 
 
 @pytest.mark.slow
