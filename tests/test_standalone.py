@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.checkpoint.saving import save_tokenizer
+from optimum_ffp.modeling import is_homogeneous
 from tests.helpers import (
     CONFIGS,
     GROUPINGS,
@@ -64,7 +65,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             policy = next(
                 policy
                 for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
-                if sorted_model.is_homogeneous(policy)
+                if is_homogeneous(sorted_model.model, sorted_model.family, policy)
             )
         pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
-from ..modeling import attention_of, homogeneous_config, is_homogeneous, pruned_config, pruned_model_class
+from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
 from ..modeling.families.base import permute_blocks, units_of_layer
 from ..utils.device_memory import free_device_memory
@@ -215,10 +215,6 @@ class SortedModel:
         modules = {"attention": self.family.attention_modules, "ffn": self.family.ffn_modules}
         removed = [self.units[index].kind for index in self.members(layer) if not policy.sizes[index]]
         return tuple(f"{name}." for kind in removed for name in modules[kind])
-
-    def is_homogeneous(self, policy: PruningPolicy) -> bool:
-        """Return whether all layers of a policy have the same sizes, and the dense model's class supports them."""
-        return is_homogeneous(self.model, self.family, policy)
 
     def materialize(
         self,

@@ -202,10 +202,8 @@ class Config:
         for name in given:
             if not config.reads(name):
                 other, *values = config.__dataclass_fields__[name].metadata["when"]
-                choices = (
-                    f"if {other} is {' or '.join(', '.join(values).rsplit(', ', 1))}" if values else f"with {other}"
-                )
-                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read {choices}")
+                read = f"if {other} is {' or '.join(', '.join(values).rsplit(', ', 1))}" if values else f"with {other}"
+                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read {read}")
         return config
 
 

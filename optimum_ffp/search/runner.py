@@ -152,7 +152,7 @@ class PolicySearch:
                 steps=config.search_steps,
                 max_samples=len(data.search),
                 budget=self.budget,
-                is_homogeneous=self.measured.prepared.sorted_model.is_homogeneous,
+                is_homogeneous=partial(is_homogeneous, self.measured.model, self.measured.layerwise.family),
                 curves=self.curves,
                 baselines=baselines,
                 fall_back=searches and config.fall_back,

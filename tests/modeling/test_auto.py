@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.modeling import pruned_config, pruned_model_class
+from optimum_ffp.modeling import is_homogeneous, pruned_config, pruned_model_class
 from optimum_ffp.modeling.auto import is_pruned, load_strictly
 from optimum_ffp.modeling.families import find_family
 from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
@@ -53,13 +53,13 @@ def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows
     policy = alike(sorted_model.units, heads)
     with applied(sorted_model, policy) as changed_model, torch.no_grad():
         expected = changed_model(windows).logits
-    is_homogeneous = sorted_model.is_homogeneous(policy)
-    pruned = sorted_model.materialize(policy, homogeneous=is_homogeneous)
-    assert is_homogeneous == (type(pruned) is type(model))
+    is_plain = is_homogeneous(sorted_model.model, sorted_model.family, policy)
+    pruned = sorted_model.materialize(policy, homogeneous=is_plain)
+    assert is_plain == (type(pruned) is type(model))
     whole = all(size == unit.groups for unit, size in zip(policy.units[::2], policy.sizes[::2]))
     # Of eight or four heads with two queries each, without two, 32 is a multiple.
-    assert is_homogeneous or not (whole or name in ANY_HEADS)
-    if is_homogeneous:
+    assert is_plain or not (whole or name in ANY_HEADS)
+    if is_plain:
         pruned.save_pretrained(tmp_path)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
         assert type(loaded) is type(model) and torch.equal(loaded(windows).logits, expected)
