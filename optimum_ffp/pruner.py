@@ -47,7 +47,7 @@ from .utils.folders import expand
 from .utils.json import write_json
 from .utils.precision import autocast_dtype
 from .utils.profiling import StageMeter
-from .utils.resume import Journal, check_work_folder, fingerprint
+from .utils.resume import EXPERTS, Journal, check_work_folder, fingerprint
 from .utils.tracking import Tracker, check_trackers
 
 
@@ -179,6 +179,7 @@ class FFPPruner:
                 local_processes=processes.local_count(),
             )
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
+        pinned = replace(pinned, experts_folder=work_folder and Path(work_folder).expanduser() / EXPERTS)
         dense_id, dense_options, rows = find_dense(name, pinned)
         (model, tokenizer), again = load_dense(dense_id, dense_options), {}
         if rows:

@@ -16,6 +16,8 @@ from optimum_ffp.modeling import is_homogeneous
 from tests.helpers import (
     CONFIGS,
     GROUPINGS,
+    MIXTURES,
+    drop_experts,
     make_deep_model,
     make_sorted_model,
     make_tiny_model,
@@ -44,7 +46,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Pruned tiny models of every family, with what they must give."""
     windows = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
     found = {}
-    cases = {name: (name, {}, (None,)) for name in CONFIGS}
+    cases = {name: (name, {}, (None,)) for name in (*CONFIGS, *MIXTURES)}
     # One family of each template of the modeling code.
     cases |= {f"{name}, both groups": (name, *GROUPINGS["both groups"]) for name in ("llama", "gemma3", "phi3")}
     partial, before = {"partial_rotary_factor": 1.0}, {"original_max_position_embeddings": 32}
@@ -57,17 +59,20 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     }
     for case, (name, sizes, groups) in cases.items():
         model = make_deep_model(name) if PARTS in case else make_tiny_model(name, **sizes)
-        sorted_model, _ = make_sorted_model(model, windows, groups)
-        policy = random_policy(sorted_model, 1)
-        if PARTS in case:
-            policy = without_parts(policy)
-        if ALIKE in case:
-            policy = next(
-                policy
-                for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
-                if is_homogeneous(sorted_model.model, sorted_model.family, policy)
-            )
-        pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
+        if name in MIXTURES:
+            pruned, *_ = drop_experts(model, 6)
+        else:
+            sorted_model, _ = make_sorted_model(model, windows, groups)
+            policy = random_policy(sorted_model, 1)
+            if PARTS in case:
+                policy = without_parts(policy)
+            if ALIKE in case:
+                policy = next(
+                    policy
+                    for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
+                    if is_homogeneous(sorted_model.model, sorted_model.family, policy)
+                )
+            pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case
         pruned.save_pretrained(found[case])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.

@@ -259,6 +259,9 @@ class SortedModel:
             config = pruned_config(self.model.config, self.family, policy)
         options = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
         pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+        if self.family.experts:
+            # Saved as by default, with a tensor per expert, rather than as they were loaded here.
+            pruned._weight_conversions = None
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config

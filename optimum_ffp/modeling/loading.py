@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -33,7 +34,7 @@ from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usabl
 from .families import find_family
 from .gguf_file import check_complete, open_gguf
 from .multimodal import is_vision_language, language_config, language_model
-from .offloading import check_offload, offload_layers
+from .offloading import check_offload, experts_on_disk, map_experts, offload_layers
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class LoadOptions:
         revision: Revision on the Hub.
         token: Access token of the Hub.
         base_model: Dense model of a model that was pruned before, if its record doesn't say where it is.
+        experts_folder: Folder for the experts of a mixture with offload `"disk"`.
     """
 
     device: str | None = None
@@ -64,6 +66,7 @@ class LoadOptions:
     revision: str | None = None
     token: str | None = None
     base_model: str | None = None
+    experts_folder: str | os.PathLike | None = None
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
@@ -87,7 +90,12 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     check_prunable(model_id, config, bool(prune_record(model_id, **options.hub())))
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
-    model, tokenizer = _load(_dense_class(full_config), model_id, options, **attention_of(config))
+    placement = attention_of(config)
+    if options.experts_folder and options.offload == "disk" and find_family(config).experts:
+        placement |= experts_on_disk(empty_model(config), options.experts_folder)
+    model, tokenizer = _load(_dense_class(full_config), model_id, options, **placement)
+    if "device_map" in placement:
+        map_experts(model)
     if options.offload != "none":
         offload_layers(model, device, options.offload)
     else:
@@ -269,7 +277,7 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
 
 
 def _load(
-    model_class: type, model_id: str, options: LoadOptions, **placement: str
+    model_class: type, model_id: str, options: LoadOptions, **placement: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
     arguments, tokenizer = placement | _weight_options(options, extra), load_tokenizer(model_id, options)

@@ -1,13 +1,24 @@
 """Offloading and sharding of decoder layers."""
 
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
 import torch
+from accelerate.hooks import remove_hook_from_submodules
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.accelerate import load_offloaded_parameter
 
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
 from ..utils.tensors import pin, replace_value
-from .families import decoder_layers
+from .families import decoder_layers, find_family, find_units
+
+
+# It says that some weights are offloaded.
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
 def check_calibration(calibration: str | None, offload: str) -> None:
@@ -69,6 +80,33 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
             replace_value(tensor, tensor.data.to(device))
         elif offload == "host":
             replace_value(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
+
+
+def experts_on_disk(model: PreTrainedModel, folder: str | os.PathLike) -> dict[str, Any]:
+    """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder of this process.
+
+    Checkpoints have several tensors per expert. Transformers merges them into one for all experts, layer by layer, so
+    that they can't be mapped from the files of the checkpoint.
+
+    Args:
+        model: The model without weights.
+        folder: Folder for the merged tensors.
+    """
+    experts = {unit.output.module for unit in find_units(model, find_family(model.config))}
+    # Of every module that has tensors of its own.
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    places = {name: "disk" if model.get_submodule(name) in experts else "cpu" for name in owners}
+    return {"device_map": places, "offload_folder": Path(folder) / str(processes.rank())}
+
+
+def map_experts(model: PreTrainedModel) -> None:
+    """Map the experts that `from_pretrained` has kept on disk into memory."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            replace_value(parameter, load_offloaded_parameter(model, name))
+    remove_hook_from_submodules(model)
+    del model.hf_device_map
 
 
 def shard_layers(model: PreTrainedModel) -> None:

@@ -291,7 +291,8 @@ def _estimate_at(
         host += max(on_host for _, on_host in stages)
     else:
         device, host = 0, host + resident + max(map(sum, stages))
-    work = factors + fishers + len(budgets) * (calibrated + pruned * (not in_memory))
+    experts = sum(unit.unit.parameters for unit in units if unit.unit.kind == "experts") * stored
+    work = factors + fishers + experts * (not in_memory) + len(budgets) * (calibrated + pruned * (not in_memory))
     return Estimate(
         machine=machine,
         device=device,

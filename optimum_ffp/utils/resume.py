@@ -30,6 +30,8 @@ FORMAT = "optimum-ffp work folder, 2"
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
 # Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
+# Of the experts of a mixture, which are written while it is loaded.
+EXPERTS = "experts"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
 
@@ -195,7 +197,7 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
                 "over with --overwrite, or by deleting that folder"
             )
     # A process may have been killed while writing that file.
-    elif foreign := [entry.name for entry in path.iterdir() if entry.name != RUN + PARTIAL]:
+    elif foreign := [entry.name for entry in path.iterdir() if entry.name not in (RUN + PARTIAL, EXPERTS)]:
         raise FFPError(
             f"{folder} is not a work folder of optimum-ffp: it contains {abbreviate(foreign)}; move it away, or name "
             "another folder"
@@ -206,7 +208,8 @@ def remove_work(folder: Path) -> None:
     """Delete the entries of a work folder, and the folder if it contains no other files."""
     if not _read_run(folder):
         return
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, EXPERTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
     # Deleted last, since it marks the remaining files as a work folder's.
     for file in (*folder.glob("*.entry.*"), folder / RUN):
         file.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """Mixtures of experts, which lose the same number of experts in every layer and stay plain checkpoints."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,13 +30,13 @@ MODELS = {}
 OPTIONS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "calibration": "none"}
 
 
-def pruner_of(name, data, folder=None, **options) -> FFPPruner:
+def pruner_of(name, data, folder=None, work=None, offload="none", **options) -> FFPPruner:
     config = FFPConfig(dataset=str(data), **OPTIONS | options)
     if folder is None:
         return FFPPruner(make_tiny_model(name), make_tokenizer(), config)
     make_tiny_model(name).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    return FFPPruner.from_pretrained(folder, config, device="cpu")
+    return FFPPruner.from_pretrained(folder, config, work, device="cpu", offload=offload)
 
 
 def without(monkeypatch, model, orders, kept):
@@ -149,6 +151,14 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
     assert not list((tmp_path / "out").glob("*.py"))
     family, saved = find_family(result.model.config), json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved[family.experts.count] == 6 and "auto_map" not in saved
+    plain = AutoModelForCausalLM.from_config(result.model.config)
+    plain.save_pretrained(tmp_path / "plain")
+    shapes = [
+        {tensor: value.shape for tensor, value in load_file(tmp_path / folder / "model.safetensors").items()}
+        for folder in ("out", "plain")
+    ]
+    # A tensor per expert, as in checkpoints of the dense model.
+    assert shapes[0] == shapes[1] and (name == "granitemoe" or len(shapes[0]) > 3 * 6)
     rows = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["policy"]["units"]
     assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}
     for model_class in (AutoModelForCausalLM, FFPModelForCausalLM):
@@ -180,14 +190,20 @@ def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, window
     assert loaded(windows).logits.equal(result.model(windows).logits)
 
 
-def test_layers_are_read_one_at_a_time_from_disk(data_folder, tmp_path, windows):
-    dense = make_tiny_model("deepseek-v3")
-    expected = pruner_of("deepseek-v3", data_folder, experts=6).prune().model(windows).logits
-    dense.save_pretrained(tmp_path / "dense")
-    make_tokenizer().save_pretrained(tmp_path / "dense")
-    config = FFPConfig(dataset=str(data_folder), experts=6, **OPTIONS)
-    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, tmp_path / "work", device="cpu", offload="disk")
-    torch.testing.assert_close(pruner.prune().model(windows).logits, expected)
+@pytest.mark.parametrize("name", ["deepseek-v3", "granitemoe", "mixtral"])
+def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name):
+    pruner = pruner_of(name, data_folder, tmp_path / "dense", tmp_path / "work", offload="disk", experts=6)
+    # None of the experts' tensors has memory of its own.
+    maps = Path("/proc/self/maps").read_text()
+    files = [str(path) for path in (tmp_path / "work" / "experts").rglob("*.safetensors")] or [f"{tmp_path}/dense"]
+    assert all(file in maps for file in files)
+    result = pruner.prune()
+    torch.testing.assert_close(
+        result.model(windows).logits, pruner_of(name, data_folder, experts=6).prune().model(windows).logits
+    )
+    pruner.save_pretrained(tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize(
