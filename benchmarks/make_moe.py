@@ -49,7 +49,7 @@ from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.evaluation import to_perplexity
 from optimum_ffp.evaluation.perplexity import window_losses
 from optimum_ffp.hub.naming import without_folders
-from optimum_ffp.modeling.families import FAMILIES, Family
+from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.precision import autocast_dtype
 
 
@@ -91,9 +91,7 @@ def main() -> None:
     if args.layers:
         teacher.config.num_hidden_layers = args.layers
         teacher.model.layers = teacher.model.layers[: args.layers]
-    layerwise = LayerwiseModel(teacher, FAMILIES[teacher.config.model_type])
-    FAMILIES.setdefault("mixtral", Family("mixtral"))
-
+    layerwise = LayerwiseModel(teacher, find_family(teacher.config))
     student = empty_mixture(teacher, args.experts, args.top_k)
     measure = partial(perplexity, windows=data.search.tokens)
     options = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}

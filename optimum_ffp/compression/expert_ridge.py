@@ -1,6 +1,6 @@
 """Ridge regression for mixtures: kept experts compensate for the removed ones, on the tokens that they get."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -35,6 +35,13 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
     stride = -(-data.calibration.tokens.numel() // TOKENS)
     states, arguments = layerwise.embed(torch.cat([windows, held_out]))
     fitted = windows[:, ::stride].numel()
+
+    def fit(unit: ModelUnit, *tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        with sorted_model.change(task.policy)(unit.unit.layer), computing_in(layerwise.device, dtype):
+            down = fit_experts(unit, *tokens, fitted, task.config)
+        name = f"{sorted_model.prefixes[unit.unit.layer]}{layerwise.family.experts.module}.down_proj"
+        return {name: down.to("cpu", layerwise.stored_dtype)}
+
     with progress_bar(len(layerwise.layers), "Ridge regression", "layer") as bar:
         for layer, module in layerwise.iter_layers():
             unit, runner = units.get(layer), layerwise.runner(module, arguments[layer], dtype)
@@ -42,11 +49,8 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
                 runner.advance(states)
             if unit:
                 scales = 1 / states[:, ::stride].flatten(0, 1).to(layerwise.device).float().norm(dim=1)
-                name = f"{sorted_model.prefixes[layer]}{layerwise.family.experts.module}.down_proj"
-                fit = partial(fit_experts, unit, torch.cat(inputs), torch.cat(outputs), scales, fitted, task.config)
-                convert = partial(_named, name, fit, layerwise.stored_dtype)
-                with sorted_model.change(task.policy)(layer), computing_in(layerwise.device, dtype):
-                    weights |= task.journal.mapped(f"ridge-{layer}", convert)
+                compute = partial(fit, unit, torch.cat(inputs), torch.cat(outputs), scales)
+                weights |= task.journal.mapped(f"ridge-{layer}", compute)
             bar.update()
     return weights
 
@@ -62,10 +66,6 @@ def sampled(unit: ModelUnit | None, stride: int) -> Iterator[tuple[list[torch.Te
 
     with unit.output.module.register_forward_hook(collect) if unit else nullcontext():
         yield inputs, outputs
-
-
-def _named(name: str, fit: Callable[[], torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    return {name: fit().to("cpu", dtype)}
 
 
 def fit_experts(

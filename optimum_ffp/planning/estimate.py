@@ -10,7 +10,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.budget import Budget
 from ..allocation.policy import Unit
 from ..analysis.attention import find_unit_variants
+from ..analysis.rerouting import PRODUCTS
+from ..analysis.rerouting import TOKENS as ROUTED_TOKENS
 from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
+from ..compression.expert_ridge import TOKENS as FITTED_TOKENS
 from ..compression.training.batch import Batch
 from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST, LORA_RANK
@@ -265,6 +268,11 @@ def _estimate_at(
         (trained[0] + training, trained[1] + calibrated * in_memory),
         (0, (calibrated + pruned * min(2, len(budgets))) * in_memory),
     ]
+    if not projections:
+        # What is kept of a layer's tokens to remove experts greedily, or for their ridge regression.
+        products = min(PRODUCTS, ROUTED_TOKENS * units[0].unit.groups ** 2) * (config.expert_criterion == "loss")
+        fitted = min(FITTED_TOKENS, config.num_samples * length) * (config.calibration != "none")
+        stages.append((read[0] + max(4 * products, fitted * shape.hidden_size * (2 * computed + 8)), read[1]))
     if trains_model:
         bf16 = trains_in_bfloat16(machine.device, model.dtype, config)
         size = torch.bfloat16.itemsize if bf16 else computed
@@ -317,6 +325,9 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
         # Beside those of the training, the dense model, the trained one and, if no layers were, that before.
         windows += (1 + GRADIENT_COST) * config.model_passes * read
         windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
+    if units[0].kind == "experts" and config.calibration != "none":
+        # Ridge regression, then the dense model, and the pruned one before and after.
+        windows += read + 4 * held_out
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
     windows = len(searches) * windows + sum(_search_windows(search, units) for search in searches)
     dense = config.search_samples * any(search.compares_policies for search in searches)

@@ -21,6 +21,7 @@ from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.export import check_exportable
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions, read_model_config
+from optimum_ffp.planning.estimate import estimate_prune
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer
@@ -204,6 +205,15 @@ def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name):
     pruner.save_pretrained(tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"expert_criterion": "loss", "calibration": "ridge"}, {"calibration": "layers"}]
+)
+def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
+    pruner = pruner_of("qwen3-moe", data_folder, experts=6, **options)
+    estimate = estimate_prune(pruner.model.config, pruner.config, LoadOptions())
+    assert estimate.tokens / 4 < pruner.prune().tokens <= estimate.tokens
 
 
 @pytest.mark.parametrize(
