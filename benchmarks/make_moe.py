@@ -82,7 +82,7 @@ def main() -> None:
         search_samples=8,
         eval_samples=1,
         distillation_passes=args.layer_passes,
-        model_passes=args.model_passes,
+        model_passes=args.model_passes or 1,
         calibration="model",
         seed=args.seed,
     ).resolve()

@@ -325,10 +325,12 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
         # Beside those of the training, the dense model, the trained one and, if no layers were, that before.
         windows += (1 + GRADIENT_COST) * config.model_passes * read
         windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
-    if units[0].kind == "experts" and config.calibration != "none":
+    needs_fishers = config.needs_fishers
+    if units[0].kind == "experts":
+        needs_fishers = config.expert_criterion == "loss"
         # Ridge regression, then the dense model, and the pruned one before and after.
-        windows += read + 4 * held_out
-    fishers = GRADIENT_COST * min(config.fisher_samples, read) * config.needs_fishers
+        windows += (read + 4 * held_out) * (config.calibration != "none")
+    fishers = GRADIENT_COST * min(config.fisher_samples, read) * needs_fishers
     windows = len(searches) * windows + sum(_search_windows(search, units) for search in searches)
     dense = config.search_samples * any(search.compares_policies for search in searches)
     return (written + read + fishers + dense + windows) * config.seq_len
