@@ -302,6 +302,8 @@ FRONTIER = tuple(
     for name in ("default-model-*", "fast", "best*", "frontier-*")
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
+# Policies that `--policies` and `--methods` of `compare.py` have measured with the same calibration.
+POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search"}
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
@@ -378,6 +380,36 @@ TABLES = {
             ("the default at 30 %", [{"model": "no-search-30-seed0"}]),
             ("20 % with 1.23M tokens", [{"model": "no-search-20-seed0"}]),
             ("30 % with 1.23M tokens", [{"model": "whole-model-30-seed0"}]),
+        ],
+    ),
+    "policies": Table(
+        SIZES,
+        ("smollm2-policies",),
+        by_sparsity({"": perplexity(1, 10), ", against no search": against(1, 10, method="no-search")}),
+        [
+            ("dense", [{"of": "dense"}]),
+            (NOT_TRAINED, []),
+            *((label, [{"method": method} | RIDGE]) for label, method in POLICIES.items()),
+            ("**The whole model trained on 32 windows, layers not by themselves**", []),
+            *((label, [{"method": method} | MODEL]) for label, method in POLICIES.items()),
+        ],
+    ),
+    "policies-later": Table(
+        SIZES,
+        tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-policies-*.json"))),
+        {
+            "perplexity, 82-148": perplexity(82, 148),
+            "against no search": against(82, 148),
+            "divergence, 82-148": average(82, 148, "divergence", "{:.4f}"),
+            "same token, 82-148": average(82, 148, "agreement", "{:.1f} %", times=100),
+        },
+        [
+            (
+                f"{percent} %: {label}",
+                [{"model": f"{method}-{percent}-seed0", "than": {"model": f"no-search-{percent}-seed0"}}],
+            )
+            for percent in (20, 30)
+            for label, method in POLICIES.items()
         ],
     ),
     "default": Table(

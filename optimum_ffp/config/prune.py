@@ -301,7 +301,6 @@ class FFPConfig(TextConfig):
         "compensated",
         "When to evaluate candidates: pruned (before their weights are adapted) or compensated (after ridge "
         "regression).",
-        "Search",
         choices=("pruned", "compensated"),
         paper="pruned",
     )
