@@ -120,7 +120,8 @@ class PruningPolicy:
 
     def kept_layers(self, layers: int) -> list[int]:
         """Return the layers that stay of a model with this many."""
-        return [layer for layer in range(layers) if layer not in self.removed_layers]
+        removed = self.removed_layers
+        return [layer for layer in range(layers) if layer not in removed]
 
     @property
     def kept_parameters(self) -> int:

@@ -145,7 +145,7 @@ def distill(
     Returns:
         The fits of all layers and of the last norm.
     """
-    journal, fits = journal or Journal(), []
+    journal, fits, removed_layers = journal or Journal(), [], policy.removed_layers
     layerwise, compensated = sorted_model.layerwise, sorted_model.change(policy, weights, compensated=weights is None)
     learning_rate *= math.sqrt(min(batch, len(windows)))
     new_trainer = partial(
@@ -168,7 +168,7 @@ def distill(
             runs = [(layerwise.runner(layer, one.arguments[index], dtype), one) for one in inputs]
             for runner, sequences in runs:
                 runner.advance(sequences.dense, sequences.per_window)
-            if index in policy.removed_layers:
+            if index in removed_layers:
                 bar.update()
                 continue
             with compensated(index):
