@@ -477,9 +477,9 @@ TABLES = {
         },
         [
             ("dense", [{"of": "dense"}]),
-            ("half and half (trained)", [{"calibrated_on": "50 % wikitext2, 50 % train.jsonl"}]),
+            ("half and half (trained)", [{"dataset": "wikitext2:0.5,train.jsonl:0.5"}]),
             ("WikiText-2 alone (trained)", [{"asked": 0.2} | FFP | DISTILLED]),
-            ("C4 alone (trained)", [{"calibrated_on": "train.jsonl"}]),
+            ("C4 alone (trained)", [{"dataset": "train.jsonl"}]),
         ],
     ),
     "recovery": Table(

@@ -14,7 +14,7 @@ import torch
 from optimum_ffp import evaluate
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.config.texts import Text
-from tests.helpers import make_task, make_tiny_model, mixed_units, statistics_of, write_data
+from tests.helpers import make_task, make_tiny_model, mixed_units, statistics_of
 
 
 pytestmark = pytest.mark.slow
@@ -107,12 +107,6 @@ def test_scores_of_flap_are_those_of_the_inputs_of_the_whole_model(windows):
     units = mixed_units(model, ["kv_group"])
     for unit, found, scores in zip(units, statistics_of(model, units, windows), expected, strict=True):
         assert score(unit, found) == pytest.approx(scores.numpy(), rel=1e-3, abs=1e-3)
-
-
-def test_texts(run, save_tiny_model, data_folder, tmp_path):
-    texts = [data_folder, write_data(tmp_path / "other")]
-    _, records = run("texts", save_tiny_model(), "--texts", *texts, *SHORT, *FEW)
-    assert [record["calibrated_on"] for record in records[:2]] == ["./data", "./other"] and len(records) == 3
 
 
 def test_ablation(run, save_tiny_model, data_folder):
