@@ -120,6 +120,9 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
     products = torch.cat([_products(experts, batch, scale) for batch in hidden.split(BATCH)])
     with computing_in(hidden.device, None):
         logits = linear(hidden.float(), router.weight.float())
+        # From logits to experts. A copy, whose weights may have another shape.
+        router = copy.deepcopy(router)
+        router.hidden_dim, router.weight = count, nn.Parameter(torch.eye(count, device=hidden.device))
         removed = torch.zeros(count, dtype=torch.bool, device=hidden.device)
         dense = routed = _route(router, logits, removed)
         errors, losses = torch.zeros(len(hidden), device=hidden.device), []
@@ -157,15 +160,12 @@ def _route(router: nn.Module, logits: torch.Tensor, removed: torch.Tensor) -> tu
     """Return gates and experts of tokens, each of shape `[tokens, top k]`, without the removed experts.
 
     Args:
-        router: The router, whose weights are replaced by the identity.
+        router: A router with the identity as its weights.
         logits: Logits of all experts, float32, shape `[tokens, experts]`.
         removed: Whether an expert is removed, shape `[experts]`.
     """
-    router = copy.copy(router)
-    router.hidden_dim = len(removed)
-    tensors = {name: one.masked_fill(removed, -torch.inf) for name, one in router.named_buffers()}
-    tensors["weight"] = torch.eye(len(removed), device=logits.device)
-    _, gates, index = functional_call(router, tensors, (logits.masked_fill(removed, REMOVED),))
+    biases = {name: one.masked_fill(removed, -torch.inf) for name, one in router.named_buffers()}
+    _, gates, index = functional_call(router, biases, (logits.masked_fill(removed, REMOVED),))
     return gates, index
 
 

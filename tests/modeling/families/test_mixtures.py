@@ -191,16 +191,24 @@ def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, window
     assert loaded(windows).logits.equal(result.model(windows).logits)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "granitemoe", "mixtral"])
-def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name):
-    pruner = pruner_of(name, data_folder, tmp_path / "dense", tmp_path / "work", offload="disk", experts=6)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deepseek-v3", {"expert_criterion": "loss", "calibration": "ridge"}),
+        ("granitemoe", {"calibration": "layers"}),
+        ("mixtral", {}),
+    ],
+)
+def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name, options):
+    options = {"experts": 6} | options
+    pruner = pruner_of(name, data_folder, tmp_path / "dense", tmp_path / "work", offload="disk", **options)
     # None of the experts' tensors has memory of its own.
     maps = Path("/proc/self/maps").read_text()
     files = [str(path) for path in (tmp_path / "work" / "experts").rglob("*.safetensors")] or [f"{tmp_path}/dense"]
     assert all(file in maps for file in files)
     result = pruner.prune()
     torch.testing.assert_close(
-        result.model(windows).logits, pruner_of(name, data_folder, experts=6).prune().model(windows).logits
+        result.model(windows).logits, pruner_of(name, data_folder, **options).prune().model(windows).logits
     )
     pruner.save_pretrained(tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
