@@ -16,7 +16,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 # Numbers of windows that two processes can't share evenly.
 SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
-SIZES += ["--seq-len", "24", "--sparsity", "0.3", "--search-steps", "12", "--method", "ffp"]
+SIZES += ["--seq-len", "24"]
+SEARCH = ["--sparsity", "0.3", "--search-steps", "12", "--method", "ffp"]
 
 
 def run_in_two(*words: str | Path) -> subprocess.CompletedProcess:
@@ -28,11 +29,20 @@ def read_record(folder: Path) -> dict:
     return json.loads((folder / "ffp_config.json").read_text())
 
 
+def check_stages(*records: dict) -> None:
+    """The stages of a calibration have the same figures."""
+    stages = [
+        [(one["stage"], one["perplexity"], one["kl"]) for one in record["held_out"]["stages"]] for record in records
+    ]
+    for one, two in zip(*stages, strict=True):
+        assert one[0] == two[0] and two[1:] == pytest.approx(one[1:], rel=1e-3)
+
+
 def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_folder, tmp_path, run_ffp):
     (tmp_path / "options.json").write_text(
         '{"search_dtype": "model", "calibration": "model", "distillation_passes": 1}'
     )
-    words = ["--dataset", str(data_folder), *SIZES, "--config", str(tmp_path / "options.json")]
+    words = ["--dataset", str(data_folder), *SIZES, *SEARCH, "--config", str(tmp_path / "options.json")]
     model, one, two = (str(path) for path in (save_tiny_model("llama"), tmp_path / "one", tmp_path / "two"))
     assert run_ffp("prune", "-m", model, one, *words)[0] == 0
     run = run_in_two("prune", "-m", model, two, *words)
@@ -40,21 +50,32 @@ def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_fold
     assert run.stdout.count("saved in") == 1
     records = [read_record(Path(folder))["provenance"] for folder in (one, two)]
     assert [record["processes"] for record in records] == [1, 2]
-    stages = [
-        [(one["stage"], one["perplexity"], one["kl"]) for one in record["held_out"]["stages"]] for record in records
-    ]
-    for one, two in zip(*stages, strict=True):
-        assert one[0] == two[0] and two[1:] == pytest.approx(one[1:], rel=1e-3)
+    check_stages(*records)
     perplexities = [record["perplexity"]["calibrated"] for record in records]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-3)
     assert not list(tmp_path.glob("*.work"))
+
+
+def test_two_processes_with_layers_on_disk_remove_the_experts_that_one_does(
+    save_tiny_model, data_folder, tmp_path, run_ffp
+):
+    (tmp_path / "options.json").write_text('{"search_dtype": "model"}')
+    words = ["--dataset", str(data_folder), *SIZES, "--config", str(tmp_path / "options.json")]
+    words += ["--experts", "6", "--expert-criterion", "loss", "--calibration", "ridge"]
+    model, one, two = save_tiny_model("deepseek-v3"), tmp_path / "one", tmp_path / "two"
+    assert run_ffp("prune", "-m", str(model), str(one), *words)[0] == 0
+    run = run_in_two("prune", "-m", model, two, *words, "--offload", "disk")
+    assert run.returncode == 0, run.stderr
+    records = [read_record(folder)["provenance"] for folder in (one, two)]
+    assert records[0]["experts"] == records[1]["experts"]
+    check_stages(*records)
 
 
 def test_an_error_is_one_line_and_a_non_zero_exit(save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    run = run_in_two("prune", "-m", save_tiny_model("llama"), out, "--dataset", data_folder, *SIZES)
+    run = run_in_two("prune", "-m", save_tiny_model("llama"), out, "--dataset", data_folder, *SIZES, *SEARCH)
     assert run.returncode == 2
     (line,) = [line for line in run.stderr.splitlines() if "error: " in line or "Traceback" in line]
     assert "notes.txt" in line

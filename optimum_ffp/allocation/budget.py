@@ -149,12 +149,12 @@ class Budget:
         # The smallest sizes have the lowest costs of every kind.
         for limit, cost in zip(self.limits, self.costs_of(self.least)):
             if cost > limit.allowed:
-                at_least, lower = ("at least", "raise") if limit.rises else ("at most", "lower")
+                minimum, lower = ("minimum", "raise") if limit.rises else ("maximum", "lower")
                 bound, widen = f"with min_retention {self.min_retention:g} ", ", or lower min_retention"
                 if not self.min_retention:
                     bound = widen = ""
                 raise FFPError(
-                    f"{limit} can't be met: {bound}it is {at_least} {limit.describe(cost, higher=True)}; "
+                    f"{limit} can't be met: {bound}the {minimum} is {limit.describe(cost, higher=True)}; "
                     f"{lower} {limit.option}{widen}"
                 )
 

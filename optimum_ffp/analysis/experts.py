@@ -1,7 +1,8 @@
 """Order of the experts of a mixture, and how many tokens each of them gets."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..allocation.policy import PruningPolicy
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..engine import LayerwiseModel
-from ..engine.layerwise_model import Change, unchanged
+from ..engine.layerwise_model import unchanged
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -50,11 +51,6 @@ class Reap:
         self.sums.index_add_(0, index, (shares * norms).cpu().double())
         self.tokens += torch.bincount(index, minlength=len(self.tokens))
 
-    @property
-    def scores(self) -> torch.Tensor:
-        """Score of every expert, 0 without tokens, shape `[experts]`."""
-        return self.sums / self.tokens.clamp_min(1)
-
 
 def order_experts(
     layerwise: LayerwiseModel, units: Sequence[ModelUnit], config: FFPConfig, windows: torch.Tensor, journal: Journal
@@ -81,16 +77,13 @@ def order_experts(
         states, arguments = layerwise.embed(windows[processes.share(len(windows))])
         with progress_bar(len(layerwise.layers), "Experts", "layer") as bar:
             for index, layer in layerwise.iter_layers():
-                runner = layerwise.runner(layer, arguments[index], dtype)
-                if unit := by_layer.get(index):
-                    reap = Reap(unit.unit.groups)
-                    hook = unit.output.module.register_forward_pre_hook(reap)
-                    runner.advance(states, config.batch_size)
-                    hook.remove()
-                    reap.sums, reap.tokens = map(processes.sum_, (reap.sums, reap.tokens))
-                    measured |= {f"{index}.scores": reap.scores, f"{index}.tokens": reap.tokens}
-                else:
-                    runner.advance(states, config.batch_size)
+                unit = by_layer.get(index)
+                reap = Reap(unit.unit.groups) if unit else None
+                with unit.output.module.register_forward_pre_hook(reap) if unit else nullcontext():
+                    layerwise.runner(layer, arguments[index], dtype).advance(states, config.batch_size)
+                if unit:
+                    sums, tokens = map(processes.sum_, (reap.sums, reap.tokens))
+                    measured |= {f"{index}.scores": sums / tokens.clamp_min(1), f"{index}.tokens": tokens}
                 bar.update()
         return measured
 
@@ -120,27 +113,24 @@ def measure_routing(
     Returns:
         By layer: its index `layer`; `before` and `after`, shares in descending order.
     """
-    units = {unit.unit.layer: unit for unit in sorted_model.model_units}
-    before, after = ({layer: torch.zeros(unit.unit.groups) for layer, unit in units.items()} for _ in range(2))
+    units, kept = sorted_model.model_units, policy.sizes[0]
+    # By layer and number of its experts, which is that of the dense or of the pruned model.
+    counts = {(one.unit.layer, size): torch.zeros(size) for one in units for size in (one.unit.groups, kept)}
 
-    def counting(change: Change, counts: dict[int, torch.Tensor]) -> Change:
-        @contextmanager
-        def applied_to(layer: int) -> Iterator[None]:
-            def count(router: nn.Module, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
-                counts[layer] += output[2].flatten().cpu().bincount(minlength=len(counts[layer]))
+    def count(layer: int, experts: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        counts[layer, experts.num_experts] += inputs[1].flatten().cpu().bincount(minlength=experts.num_experts)
 
-            router = units[layer].slices[0].module if layer in units else nn.Module()
-            with change(layer), router.register_forward_hook(count):
-                yield
+    with ExitStack() as hooks:
+        for unit in units:
+            hooks.enter_context(unit.output.module.register_forward_pre_hook(partial(count, unit.unit.layer)))
+        share = windows[processes.share(len(windows))]
+        sorted_model.layerwise.losses(share, [unchanged, sorted_model.change(policy, weights)], dtype)
 
-        return applied_to
+    def shares(layer: int, size: int) -> list[float]:
+        tokens = processes.sum_(counts[layer, size]) / windows.numel()
+        return tokens.sort(descending=True).values.tolist()
 
-    changes = [counting(unchanged, before), counting(sorted_model.change(policy, weights), after)]
-    sorted_model.layerwise.losses(windows[processes.share(len(windows))], changes, dtype)
-    routing = []
-    for layer, size in zip(units, policy.sizes):
-        shares = [processes.sum_(counts[layer]) / windows.numel() for counts in (before, after)]
-        ordered = (one.sort(descending=True).values for one in shares)
-        routing.append({"layer": layer} | dict(zip(("before", "after"), (one.tolist() for one in ordered))))
-        del routing[-1]["after"][size:]
-    return routing
+    return [
+        {"layer": layer, "before": shares(layer, groups), "after": shares(layer, kept)}
+        for layer, groups in ((unit.unit.layer, unit.unit.groups) for unit in units)
+    ]

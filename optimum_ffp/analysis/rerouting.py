@@ -92,7 +92,7 @@ class _Inputs:
 
     def __call__(self, experts: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         hidden, index, _ = inputs
-        self.hidden.append(hidden.detach()[:: self.stride].cpu())
+        self.hidden.append(hidden.detach()[:: self.stride].to("cpu", copy=True))
         self.tokens += index.flatten().cpu().bincount(minlength=len(self.tokens))
         output.register_hook(self._add_gradient)
 

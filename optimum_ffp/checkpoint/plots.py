@@ -34,7 +34,7 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
     """
     policy, search = record["policy"], record["search"]
     # All layers of a mixture keep the same number of experts.
-    if policy["units"][0]["unit"] != "experts":
+    if "experts" not in record["provenance"]:
         _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
         _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)

@@ -137,7 +137,7 @@ class PruningResult:
     experts: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        parts = "experts" if self.policy.units[0].kind == "experts" else "attention and FFNs"
+        parts = "experts" if self.experts else "attention and FFNs"
         lines = [
             f"PruningResult of {self.base_model}",
             f"  sparsity: {self.policy.sparsity:.2%} of {parts}, {self.model_sparsity:.2%} of the model",

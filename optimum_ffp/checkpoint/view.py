@@ -34,10 +34,12 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
     base = record.get("base_model") or source
     on_hub = base != source or is_on_hub(provenance)
     itemsize = getattr(torch, provenance["dtype"]).itemsize
-    experts = units[0] if units[0]["unit"] == "experts" else None
-    removed = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned"
-    if experts:
-        removed = f"{experts['items'] - experts['kept']} of {experts['items']} experts pruned"
+    removed, experts = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned", None
+    if "experts" in provenance:
+        # Numbers per layer.
+        experts = {"dense": units[0]["items"], "kept": units[0]["kept"]}
+        experts["routing"] = describe_routing(provenance["experts"])
+        removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
     dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
     recoveries = record.get("recovery", [])
     smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
@@ -54,13 +56,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": " and ".join(name for kind, name in REMOVED.items() if kind in smaller),
-        # Numbers of experts per layer of a mixture, dense and kept.
-        "experts": experts
-        and {
-            "dense": experts["items"],
-            "kept": experts["kept"],
-            "routing": describe_routing(provenance["experts"]),
-        },
+        "experts": experts,
         "budget": describe_limits(record["search"].get("budget", ())),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),

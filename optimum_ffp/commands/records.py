@@ -71,8 +71,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
     notes["removed_whole"] = removed_whole(result.policy.to_dict()["units"])
-    if (unit := result.policy.units[0]).kind == "experts":
-        kept = f"{result.policy.sizes[0]} of {unit.groups} in every layer that has some"
+    if result.experts:
+        kept = f"{result.policy.sizes[0]} of {result.policy.units[0].groups} in every layer that has some"
         notes["experts"] = f"{kept}; {describe_routing(result.experts)}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):

@@ -1,7 +1,6 @@
 """Ridge regression for mixtures: kept experts compensate for the removed ones, on the tokens that they get."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -34,7 +33,11 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
     windows, held_out = (one.tokens[processes.share(len(one))] for one in (data.calibration, data.held_out))
     stride = -(-data.calibration.tokens.numel() // TOKENS)
     states, arguments = layerwise.embed(torch.cat([windows, held_out]))
-    fitted = windows[:, ::stride].numel()
+    fitted, samples = windows[:, ::stride].numel(), []
+
+    def sample(experts: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        # Copies, since views keep all tokens.
+        samples.append((arguments[0][::stride].clone(), output[::stride].clone()))
 
     def fit(unit: ModelUnit, *tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         with sorted_model.change(task.policy)(unit.unit.layer), computing_in(layerwise.device, dtype):
@@ -45,27 +48,16 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
     with progress_bar(len(layerwise.layers), "Ridge regression", "layer") as bar:
         for layer, module in layerwise.iter_layers():
             unit, runner = units.get(layer), layerwise.runner(module, arguments[layer], dtype)
-            with sampled(unit, stride) as (inputs, outputs):
+            with unit.output.module.register_forward_hook(sample) if unit else nullcontext():
                 runner.advance(states)
             if unit:
                 scales = 1 / states[:, ::stride].flatten(0, 1).to(layerwise.device).float().norm(dim=1)
-                compute = partial(fit, unit, torch.cat(inputs), torch.cat(outputs), scales)
+                inputs, outputs = map(torch.cat, zip(*samples))
+                samples.clear()
+                compute = partial(fit, unit, inputs, outputs, scales)
                 weights |= task.journal.mapped(f"ridge-{layer}", compute)
             bar.update()
     return weights
-
-
-@contextmanager
-def sampled(unit: ModelUnit | None, stride: int) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Collect every `stride`-th token of the inputs and outputs of a layer's experts, if it has some."""
-    inputs, outputs = [], []
-
-    def collect(experts: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        inputs.append(arguments[0][::stride])
-        outputs.append(output[::stride])
-
-    with unit.output.module.register_forward_hook(collect) if unit else nullcontext():
-        yield inputs, outputs
 
 
 def fit_experts(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..data import describe_windows
+from ..modeling.families import FAMILIES
 from .record import text_records
 
 
@@ -54,11 +55,14 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
     if record["compute_dtype"] != record["dtype"]:
         yield "computed in", None, record["compute_dtype"], "perplexity and tasks, faster than 16 bits here"
     yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
+    family, parts, counted = FAMILIES.get(record["model_type"]), "blocks", "projections of attention and FFN"
+    if family and family.experts:
+        parts, counted = "experts", "with their routers"
     if value := record["projection_parameters"]:
-        yield "parameters of the blocks", value, f"{value:,}", "projections of attention and FFN"
+        yield f"parameters of the {parts}", value, f"{value:,}", counted
     if "sparsity" in record:
         note = f"according to {record['sparsity_source']}"
-        yield "sparsity of the blocks", None, f"{100 * record['sparsity']:.2f} %", note
+        yield f"sparsity of the {parts}", None, f"{100 * record['sparsity']:.2f} %", note
         yield "sparsity of the model", None, f"{100 * record['model_sparsity']:.2f} %", note
     if "weight_bytes" in record:
         yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"

@@ -219,7 +219,7 @@ def _estimate_at(
     distills = trains_model or config.calibration == "layers"
     calibrated = (in_layers - removed) * distills
     distills &= config.layer_passes > 0
-    projections = [unit.output.module for unit in units if unit.unit.kind != "experts"]
+    projections = [] if find_family(shape).experts else [unit.output.module for unit in units]
     # A token passes through several experts at once.
     widest = max(unit.width for unit in units) * (1 if projections else shape.num_experts_per_tok)
     factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
@@ -299,8 +299,8 @@ def _estimate_at(
         host += max(on_host for _, on_host in stages)
     else:
         device, host = 0, host + resident + max(map(sum, stages))
-    experts = sum(unit.unit.parameters for unit in units if unit.unit.kind == "experts") * stored
-    work = factors + fishers + experts * (not in_memory) + len(budgets) * (calibrated + pruned * (not in_memory))
+    experts = stored * sum(unit.unit.parameters for unit in units) * (not projections)
+    work = factors + fishers + len(budgets) * calibrated + (experts + len(budgets) * pruned) * (not in_memory)
     return Estimate(
         machine=machine,
         device=device,

@@ -106,12 +106,12 @@ def test_a_speed_is_reached_by_times_with_steps(speedup):
 def test_what_cannot_be_reached_is_said():
     model = make_tiny_model("llama")
     for options, message in (
-        ({"params": "10k"}, "params 10k can't be met: with min_retention 0.2 it is at least 13.6k"),
+        ({"params": "10k"}, "params 10k can't be met: with min_retention 0.2 the minimum is 13.6k"),
         ({"params": "1M"}, "params 1M leaves nothing to remove: it is 31.456k already"),
         ({"memory": "100KiB"}, "memory 100KiB can't be met"),
         ({"kv_cache": 0.9, "params": "10k"}, "params 10k can't be met"),
-        ({"speedup": 9, "costs": COSTS}, "speedup 9 can't be met: with min_retention 0.2 it is at most 3.0303"),
-        ({"kv_cache": 0.1}, "kv_cache 0.1 can't be met: with min_retention 0.2 it is at least 0.25"),
+        ({"speedup": 9, "costs": COSTS}, "speedup 9 can't be met: with min_retention 0.2 the maximum is 3.0303"),
+        ({"kv_cache": 0.1}, "kv_cache 0.1 can't be met: with min_retention 0.2 the minimum is 0.25"),
     ):
         with pytest.raises(FFPError, match=message):
             prune(model, FFPConfig(**options))

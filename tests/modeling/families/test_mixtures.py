@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, evaluate
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.experts import order_experts
@@ -160,6 +160,9 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
     ]
     # A tensor per expert, as in checkpoints of the dense model.
     assert shapes[0] == shapes[1] and (name == "granitemoe" or len(shapes[0]) > 3 * 6)
+    table = str(evaluate(tmp_path / "out", tmp_path / "dense", dataset=None, speed=False))
+    (sparsity,) = (line.split()[4] for line in table.splitlines() if line.startswith("sparsity of the experts  "))
+    assert float(sparsity) == pytest.approx(100 * result.policy.sparsity, abs=0.01)
     rows = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["policy"]["units"]
     assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}
     for model_class in (AutoModelForCausalLM, FFPModelForCausalLM):
@@ -230,9 +233,9 @@ def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
         ({"method": "uniform"}, "leave out method"),
         ({"attention": "kv-groups"}, "leave out attention"),
         ({"speedup": 1.5}, "leave out speedup"),
-        ({"experts": 1}, "it is at least 2; raise experts"),
+        ({"experts": 1}, "the minimum is 2; raise experts"),
         ({"experts": 8}, "it is 8 already; lower experts"),
-        ({"sparsity": 0.9}, "it is at most 0.75; lower sparsity"),
+        ({"sparsity": 0.9}, "the maximum is 0.75; lower sparsity"),
     ],
 )
 def test_what_has_no_meaning_for_a_mixture_is_refused_in_one_line(data_folder, options, message):
