@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.modeling.auto import with_layers
 
 
+# Options of a config with a value per layer.
+PER_LAYER = ("layer_types", "no_rope_layers")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 
 
@@ -37,7 +38,7 @@ def main() -> None:
 
     config = AutoConfig.from_pretrained(args.config)
     if args.layers:
-        config = with_layers(config, range(args.layers))
+        config = with_layers(config, args.layers)
     config.dtype = getattr(torch, args.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
@@ -63,6 +64,15 @@ def main() -> None:
         if args.tokenizer and (args.tokenizer / name).is_file():
             shutil.copy(args.tokenizer / name, args.out)
     print(f"{args.out}: {total / 2**30:.2f} GiB in {len(shards)} files")
+
+
+def with_layers(shape: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The config of a model of the same shape with its first layers alone."""
+    options = shape.to_dict() | {"num_hidden_layers": layers}
+    for name in PER_LAYER:
+        if options.get(name):
+            options[name] = options[name][:layers]
+    return type(shape)(**options)
 
 
 def fill(name: str, parameter: torch.Tensor, deviation: float) -> torch.Tensor:

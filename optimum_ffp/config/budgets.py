@@ -64,8 +64,9 @@ def format_value(option: str, value: float, rounding: Callable[[float], int] = r
     names, _ = QUANTITIES.get(option, ({}, ""))
     units = {name: factor for name, factor in names.items() if option != "memory" or "i" in name}
     fitting = [name for name in reversed(units) if value >= units[name]] or [""]
-    # 1400MiB rather than 1.3672GiB.
-    name = next((name for name in fitting if value * 1000 % units.get(name, 1) == 0), fitting[0])
+    # 1400MiB rather than 1.3672GiB, but 449.8059MiB rather than 460601.25KiB.
+    short = (name for name in fitting if value * 1000 % (unit := units.get(name, 1)) == 0 and value < 10**4 * unit)
+    name = next(short, fitting[0])
     return f"{rounding(value / units.get(name, 1) * 10**4) / 10**4:.10g}{name}"
 
 

@@ -49,7 +49,7 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
     of heads. Without an `AutoModel` entry in `auto_map`, `AutoModel.from_config` would silently build the dense model.
     """
-    config = with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
+    config = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
     overrides = _layer_overrides(dense_config, family, policy)
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))
@@ -81,7 +81,7 @@ def homogeneous_config(
     if "skip" in first or any(overrides != first for overrides in rest):
         return None
     pruned = pruned_config(dense_config, family, policy)
-    sliced = with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
+    sliced = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
     dense_values = {name: value for name, value in sliced.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
     try:
@@ -120,7 +120,7 @@ def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy
     return homogeneous_config(type(model), model.config, family, policy) is not None
 
 
-def with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Return a copy of the config of a model that keeps only these layers, which are renumbered."""
     config = copy.deepcopy(dense_config)
     config.num_hidden_layers = len(layers)
