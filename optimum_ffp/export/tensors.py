@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch.nn.functional import pad
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..modeling.families.base import head_dimension
@@ -18,14 +19,13 @@ GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 def layer_sizes(model: PreTrainedModel, architecture: Architecture | None = None) -> list[LayerSizes]:
     """Return the sizes of all layers, from the shapes of the weights: in the model, or in an architecture's file."""
     dimension = head_dimension(model.config)
-    rows = [{name: len(one) for name, one in layer.items()} for layer in _layers(model, architecture)]
     return [
         LayerSizes(
-            heads=layer.get(f"{QUERY}.weight", 0) // dimension,
-            kv_heads=layer.get(f"{KEY}.weight", 0) // dimension,
-            width=layer.get(f"{GATE}.weight", 0),
+            heads=len(layer.get(f"{QUERY}.weight", ())) // dimension,
+            kv_heads=len(layer.get(f"{KEY}.weight", ())) // dimension,
+            width=len(layer.get(f"{GATE}.weight", ())),
         )
-        for layer in rows
+        for layer in _layers(model, architecture)
     ]
 
 
@@ -53,15 +53,18 @@ def tensors(
         yield "rope_freqs.weight", factors
     dimension = head_dimension(model.config)
     for index, parameters in enumerate(_layers(model, architecture)):
-        weights = dict(_layer(parameters, dimension, padded))
+        weights = {name: parameter.float() for name, parameter in parameters.items()}
+        if padded is not None:
+            _pad(weights, dimension, padded)
         if architecture.interleaved:
-            for module, kind in weights:
-                if module in (QUERY, KEY):
-                    weights[module, kind] = interleave(weights[module, kind], dimension)
+            for name in weights:
+                if name.startswith((QUERY, KEY)):
+                    weights[name] = interleave(weights[name], dimension)
         if architecture.fused:
-            parts = [weights.pop((module, "weight")) for module in (QUERY, KEY, VALUE)]
-            weights[QUERY_KEY_VALUE, "weight"] = torch.cat(parts)
-        for (module, kind), tensor in weights.items():
+            parts = [weights.pop(f"{module}.weight") for module in (QUERY, KEY, VALUE)]
+            weights[f"{QUERY_KEY_VALUE}.weight"] = torch.cat(parts)
+        for name, tensor in weights.items():
+            module, _, kind = name.rpartition(".")
             if module.endswith("norm"):
                 tensor = tensor + architecture.norm_offset
             yield f"{names[f'model.layers.{index}.{module}']}.{kind}", tensor
@@ -74,47 +77,36 @@ def _layers(model: PreTrainedModel, architecture: Architecture | None) -> list[d
     rows = {QUERY: dimension, KEY: dimension, VALUE: dimension, GATE: 1, UP: 1}
     columns = {OUTPUT: dimension, DOWN: 1}
     for parameters in layers if architecture else ():
-        for name in shapes.keys() - parameters.keys():
-            module, (first, *others) = name.rpartition(".")[0], shapes[name]
-            if not (architecture.no_heads and module.startswith(ATTENTION)):
+        for name, (first, *others) in shapes.items():
+            module = name.rpartition(".")[0]
+            if name not in parameters and not (architecture.no_heads and module.startswith(ATTENTION)):
                 shape = rows.get(module, first), *(columns.get(module, size) for size in others)
                 parameters[name] = torch.zeros(shape)
     return layers
 
 
-def _layer(
-    parameters: dict[str, torch.Tensor], dimension: int, padded: LayerSizes | None
-) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
-    """Yield the parameters by module and kind (`"weight"` or `"bias"`)."""
+def _pad(weights: dict[str, torch.Tensor], dimension: int, padded: LayerSizes) -> None:
+    """Pad the parameters of a layer with zeros, in place."""
+    # Query heads are grouped by KV head.
+    kv_heads = len(weights[f"{KEY}.weight"]) // dimension
+    queries = kv_heads, padded.kv_heads, padded.heads // padded.kv_heads * dimension
+    keys, channels = (1, 1, padded.kv_heads * dimension), (1, 1, padded.width)
     # By projection: number of sections before and after padding, and padded size of a section.
-    rows: dict[str, tuple[int, int, int]] = {}
-    columns: dict[str, tuple[int, int, int]] = {}
-    if padded is not None:
-        # Query heads are grouped by KV head.
-        kv_heads = len(parameters[f"{KEY}.weight"]) // dimension
-        queries = kv_heads, padded.kv_heads, padded.heads // padded.kv_heads * dimension
-        keys, channels = (1, 1, padded.kv_heads * dimension), (1, 1, padded.width)
-        rows = {QUERY: queries, KEY: keys, VALUE: keys, GATE: channels, UP: channels}
-        columns = {OUTPUT: queries, DOWN: channels}
-    for name, parameter in parameters.items():
+    rows = {QUERY: queries, KEY: keys, VALUE: keys, GATE: channels, UP: channels}
+    columns = {OUTPUT: queries, DOWN: channels}
+    for name, tensor in weights.items():
         module, _, kind = name.rpartition(".")
-        tensor = parameter.float()
         if module in rows:
-            tensor = _pad_sections(tensor, 0, *rows[module])
+            weights[name] = _pad_sections(tensor, 0, *rows[module])
         elif module in columns and kind == "weight":
-            tensor = _pad_sections(tensor, 1, *columns[module])
-        yield (module, kind), tensor
+            weights[name] = _pad_sections(tensor, 1, *columns[module])
 
 
 def _pad_sections(tensor: torch.Tensor, dim: int, before: int, after: int, size: int) -> torch.Tensor:
-    sections = _pad_end(tensor.unflatten(dim, (before, -1)), dim + 1, size)
-    return _pad_end(sections, dim, after).flatten(dim, dim + 1)
-
-
-def _pad_end(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    missing = list(tensor.shape)
-    missing[dim] = size - tensor.shape[dim]
-    return torch.cat([tensor, tensor.new_zeros(missing)], dim)
+    sections = tensor.unflatten(dim, (before, -1))
+    # Sizes to add before and after, from the last dimension to `dim`.
+    missing = [0, size - sections.shape[dim + 1], 0, after - before]
+    return pad(sections, [0, 0] * (tensor.dim() - dim - 1) + missing).flatten(dim, dim + 1)
 
 
 def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:

@@ -41,13 +41,13 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
 
     description, splitter = read_tokenizer(tokenizer)
     model = description["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    merges = [" ".join(merge) for merge in model["merges"]]
     names, kinds = _tokens(tokenizer, description, vocabulary)
     writer.add_tokenizer_model("gpt2" if splitter else "llama")
     writer.add_tokenizer_pre(splitter or "default")
     if splitter is None:
         writer.add_token_scores(_scores(names, merges))
-        writer.add_add_space_prefix(len(tokenizer.tokenize("a")) > 0 and tokenizer.tokenize("a")[0].startswith("▁"))
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
         # llama.cpp matches user-defined tokens in raw text, before spaces are escaped.
         defined = int(TokenType.USER_DEFINED)
         names = [name.replace("▁", " ") if kind == defined else name for name, kind in zip(names, kinds)]
@@ -91,21 +91,14 @@ def _tokens(
 
     names = [f"[UNUSED{index}]" for index in range(vocabulary)]
     kinds = [int(TokenType.UNUSED)] * vocabulary
-    # Special tokens added without resizing the model don't occur in text.
-    out_of_range = {added["id"] for added in description["added_tokens"] or [] if added["special"]} - {
-        *range(vocabulary)
-    }
+    # Special tokens may have been added without resizing the model.
     for name, index in tokenizer.get_vocab().items():
-        if index in out_of_range:
-            continue
-        if index >= vocabulary:
-            raise FFPError(f"token {name!r} has index {index}, but the embedding has {vocabulary} rows")
-        names[index] = name
-        kinds[index] = int(TokenType.BYTE if name in BYTE_TOKENS else TokenType.NORMAL)
-    for added in description["added_tokens"] or []:
-        if added["id"] in out_of_range:
-            continue
-        kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+        if index < vocabulary:
+            names[index] = name
+            kinds[index] = int(TokenType.BYTE if name in BYTE_TOKENS else TokenType.NORMAL)
+    for added in description["added_tokens"]:
+        if added["id"] < vocabulary:
+            kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     if tokenizer.unk_token_id is not None and description["model"].get("byte_fallback"):
         kinds[tokenizer.unk_token_id] = int(TokenType.UNKNOWN)
     return names, kinds

@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
+from ..modeling.checks import check_usable
 from ..modeling.families.base import head_dimension
 from ..modeling.gguf_file import check_gguf_installed
 from ..utils.folders import atomic_file, expand
@@ -37,6 +38,7 @@ def plan_export(
     """
     check_exportable(model.config)
     read_tokenizer(tokenizer)
+    check_usable(model, tokenizer, model.config._name_or_path or "the model")
     sizes = layer_sizes(model)
     padded = padded_size(model.config, sizes) if pad_uniform else None
     return choose_architecture(model.config, [padded] if padded else sizes), padded
