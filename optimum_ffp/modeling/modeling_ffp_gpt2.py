@@ -36,16 +36,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: GPT2Block, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.attn = Removed()
-        layer.ln_1 = nn.Identity()
-    if "mlp" in skip:
-        layer.mlp = Removed()
-        layer.ln_2 = nn.Identity()
-
-
 def shrink_layer(layer: GPT2Block, config: PretrainedConfig, heads: int, width: int) -> None:
     """Reduce the numbers of heads and FFN channels of a dense layer.
 
@@ -68,7 +58,13 @@ class FFPGPT2Model(GPT2Model):
         for layer_idx, layer in enumerate(self.h):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.n_inner)
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.attn = Removed()
+                layer.ln_1 = nn.Identity()
+            if "mlp" in skip:
+                layer.mlp = Removed()
+                layer.ln_2 = nn.Identity()
         self.post_init()
 
 
@@ -83,7 +79,6 @@ class FFPGPT2ForCausalLM(GPT2LMHeadModel):
 
 FFPGPT2Model.register_for_auto_class("AutoModel")
 FFPGPT2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_gpt2"] = FFPGPT2ForCausalLM.__name__

@@ -52,16 +52,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: GPTNeoXLayer, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.attention = Removed()
-        layer.input_layernorm = nn.Identity()
-    if "mlp" in skip:
-        layer.mlp = Removed()
-        layer.post_attention_layernorm = nn.Identity()
-
-
 def shrink_layer(layer: GPTNeoXLayer, config: PretrainedConfig, heads: int, width: int) -> None:
     """Reduce the numbers of heads and FFN channels of a dense layer.
 
@@ -84,7 +74,13 @@ class FFPGPTNeoXModel(GPTNeoXModel):
         for layer_idx, layer in enumerate(self.layers):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.intermediate_size)
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.attention = Removed()
+                layer.input_layernorm = nn.Identity()
+            if "mlp" in skip:
+                layer.mlp = Removed()
+                layer.post_attention_layernorm = nn.Identity()
         self.post_init()
 
 
@@ -106,7 +102,6 @@ class FFPGPTNeoXForCausalLM(GPTNeoXForCausalLM):
 
 FFPGPTNeoXModel.register_for_auto_class("AutoModel")
 FFPGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_gpt_neox"] = FFPGPTNeoXForCausalLM.__name__

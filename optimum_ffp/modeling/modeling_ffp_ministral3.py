@@ -54,16 +54,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: Ministral3DecoderLayer, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.self_attn = Removed()
-        layer.input_layernorm = nn.Identity()
-    if "mlp" in skip:
-        layer.mlp = Removed()
-        layer.post_attention_layernorm = nn.Identity()
-
-
 class FFPMinistral3Model(Ministral3Model):
     """The decoder without a head, with sizes per layer."""
 
@@ -76,7 +66,13 @@ class FFPMinistral3Model(Ministral3Model):
             layer = Ministral3DecoderLayer(layer_config, layer_idx)
             # The layer's config is a copy, which set_attn_implementation would not update.
             layer.self_attn.config = config
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.self_attn = Removed()
+                layer.input_layernorm = nn.Identity()
+            if "mlp" in skip:
+                layer.mlp = Removed()
+                layer.post_attention_layernorm = nn.Identity()
             self.layers[layer_idx] = layer
         self.post_init()
 
@@ -92,7 +88,6 @@ class FFPMinistral3ForCausalLM(Ministral3ForCausalLM):
 
 FFPMinistral3Model.register_for_auto_class("AutoModel")
 FFPMinistral3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_ministral3"] = FFPMinistral3ForCausalLM.__name__

@@ -35,15 +35,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: OPTDecoderLayer, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.self_attn = Removed()
-    if "mlp" in skip:
-        layer.fc1 = Removed()
-        layer.fc2 = nn.Identity()
-
-
 def shrink_layer(layer: OPTDecoderLayer, config: PretrainedConfig, heads: int, ffn_dim: int) -> None:
     """Reduce the numbers of heads and FFN channels of a dense layer.
 
@@ -68,7 +59,12 @@ class FFPOPTModel(OPTModel):
         for layer_idx, layer in enumerate(self.decoder.layers):
             layer_config = get_layer_config(config, layer_idx)
             shrink_layer(layer, config, layer_config.num_attention_heads, layer_config.ffn_dim)
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.self_attn = Removed()
+            if "mlp" in skip:
+                layer.fc1 = Removed()
+                layer.fc2 = nn.Identity()
         self.post_init()
 
 
@@ -83,7 +79,6 @@ class FFPOPTForCausalLM(OPTForCausalLM):
 
 FFPOPTModel.register_for_auto_class("AutoModel")
 FFPOPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_opt"] = FFPOPTForCausalLM.__name__

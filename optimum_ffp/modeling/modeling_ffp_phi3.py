@@ -53,16 +53,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: Phi3DecoderLayer, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.self_attn = Removed()
-        layer.input_layernorm = nn.Identity()
-    if "mlp" in skip:
-        layer.mlp = Removed()
-        layer.post_attention_layernorm = nn.Identity()
-
-
 class LayerConfig:
     """The config of a layer, which delegates to the global config.
 
@@ -91,7 +81,13 @@ class FFPPhi3Model(Phi3Model):
             layer_config = get_layer_config(config, layer_idx)
             layer = Phi3DecoderLayer(layer_config, layer_idx)
             layer.self_attn.config = LayerConfig(config, layer.self_attn.config.num_attention_heads)
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.self_attn = Removed()
+                layer.input_layernorm = nn.Identity()
+            if "mlp" in skip:
+                layer.mlp = Removed()
+                layer.post_attention_layernorm = nn.Identity()
             self.layers[layer_idx] = layer
         self.post_init()
 
@@ -107,7 +103,6 @@ class FFPPhi3ForCausalLM(Phi3ForCausalLM):
 
 FFPPhi3Model.register_for_auto_class("AutoModel")
 FFPPhi3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_phi3"] = FFPPhi3ForCausalLM.__name__

@@ -50,16 +50,6 @@ class Removed(nn.Module):
         return (zeros, None) if kwargs else zeros
 
 
-def skip_parts(layer: SmolLM3DecoderLayer, skip: list[str]) -> None:
-    """Remove the attention or the FFN of a layer, and the norms that only they need."""
-    if "attention" in skip:
-        layer.self_attn = Removed()
-        layer.input_layernorm = nn.Identity()
-    if "mlp" in skip:
-        layer.mlp = Removed()
-        layer.post_attention_layernorm = nn.Identity()
-
-
 class FFPSmolLM3Model(SmolLM3Model):
     """The decoder without a head, with sizes per layer."""
 
@@ -72,7 +62,13 @@ class FFPSmolLM3Model(SmolLM3Model):
             layer = SmolLM3DecoderLayer(layer_config, layer_idx)
             # The layer's config is a copy, which set_attn_implementation would not update.
             layer.self_attn.config = config
-            skip_parts(layer, getattr(layer_config, "skip", []))
+            skip = getattr(layer_config, "skip", [])
+            if "attention" in skip:
+                layer.self_attn = Removed()
+                layer.input_layernorm = nn.Identity()
+            if "mlp" in skip:
+                layer.mlp = Removed()
+                layer.post_attention_layernorm = nn.Identity()
             self.layers[layer_idx] = layer
         self.post_init()
 
@@ -88,7 +84,6 @@ class FFPSmolLM3ForCausalLM(SmolLM3ForCausalLM):
 
 FFPSmolLM3Model.register_for_auto_class("AutoModel")
 FFPSmolLM3ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# Otherwise pipelines log that they don't support the class. `getattr`, since the checkpoint must also load in versions
-# of transformers without this mapping.
+# Without an entry in this mapping, which not every version of transformers may have, pipelines log an error.
 names = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {})
 names["ffp_smollm3"] = FFPSmolLM3ForCausalLM.__name__
