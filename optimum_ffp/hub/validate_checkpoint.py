@@ -46,12 +46,11 @@ def check_reachable(
         ) from None
 
 
-def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hub: Any) -> None:
+def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
     """Check the files and code that a checkpoint's JSON files reference.
 
     Args:
         source: Hub id or folder.
-        variant: Variant of the weights, as in `from_pretrained`.
         hub: Hub options such as `revision` and `token`.
 
     Raises:
@@ -74,8 +73,7 @@ def check_checkpoint(source: str | os.PathLike, variant: str | None = None, **hu
         raise FFPError(
             f"auto_map in config.json of {source} must map every Auto class to a class name, found {auto_map!r}"
         )
-    index = f"model{INDEX_SUFFIX if variant is None else INDEX_SUFFIX.replace('.json', f'.{variant}.json')}"
-    weights_file = config.get("transformers_weights")
+    index, weights_file = f"model{INDEX_SUFFIX}", config.get("transformers_weights")
     if weights_file is not None:
         _check_name(source, "config.json", weights_file, (".safetensors", INDEX_SUFFIX))
         index = weights_file if weights_file.endswith(INDEX_SUFFIX) else index

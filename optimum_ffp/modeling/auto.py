@@ -241,7 +241,7 @@ class FFPModelForCausalLM:
                 files or code outside the checkpoint.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        check_checkpoint(model_id, kwargs.get("variant"), **hub)
+        check_checkpoint(model_id, **hub)
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             config = AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):

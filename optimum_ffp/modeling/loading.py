@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto import tokenization_auto
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..allocation.policy import DEFAULT_GROUPS
@@ -38,8 +37,6 @@ from .offloading import check_offload, experts_on_disk, map_experts, offload_lay
 
 
 logger = logging.getLogger(__name__)
-# Pickled weights are not read, since they can run code.
-SAFE_OPTIONS = {"use_safetensors": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -280,14 +277,21 @@ def _load(
     model_class: type, model_id: str, options: LoadOptions, **placement: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source, extra = _locate(model_id)
-    arguments, tokenizer = placement | _weight_options(options, extra), load_tokenizer(model_id, options)
+    dtype, tokenizer = resolve_dtype(options.dtype), load_tokenizer(model_id, options)
+    arguments = placement | options.hub()
     # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         if extra:
+            from transformers import GgufConfig
+
+            arguments |= extra | {"dtype": torch.float32 if dtype == "auto" else dtype}
             # Without a config it would parse the file once more.
-            model = model_class.from_pretrained(source, config=read_any_config(model_id, options), **arguments)
+            arguments |= {"config": read_any_config(model_id, options)}
+            model = model_class.from_pretrained(source, quantization_config=GgufConfig(dequantize=True), **arguments)
             check_complete(model_id, model)
             return model, tokenizer
+        # Pickled weights are not read, since they can run code.
+        arguments |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
         if model_class is FFPModelForCausalLM:
             return model_class.from_pretrained(source, **arguments), tokenizer
         model = load_strictly(model_class, source, **arguments)
@@ -305,26 +309,13 @@ def _load(
 def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model of any family. Raises `FFPError` if there is none."""
     source, extra = _locate(model_id)
-    extra |= {"trust_remote_code": options.trust_remote_code}
-    if hasattr(tokenization_auto, "_use_mistral_format"):
-        # Prefer tokenizer.json to tekken.json of mistral-common.
-        extra["mistral_format"] = False
+    # Prefer tokenizer.json to tekken.json of mistral-common.
+    extra |= {"trust_remote_code": options.trust_remote_code, "mistral_format": False}
     with loading_errors(model_id, options.token):
         tokenizer = AutoTokenizer.from_pretrained(source, **options.hub(), **extra)
         # Raises if transformers has created an empty tokenizer because the checkpoint has none.
         largest_token(tokenizer, model_id)
     return tokenizer
-
-
-def _weight_options(options: LoadOptions, extra: dict[str, str]) -> dict[str, Any]:
-    """Return options of `from_pretrained`, which dequantize GGUF files and otherwise require safetensors."""
-    dtype = resolve_dtype(options.dtype)
-    if not extra:
-        return options.hub() | SAFE_OPTIONS | {"dtype": dtype}
-    from transformers import GgufConfig
-
-    dtype = torch.float32 if dtype == "auto" else dtype
-    return options.hub() | extra | {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def resolve_device(device: str | None) -> torch.device:
