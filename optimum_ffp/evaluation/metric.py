@@ -8,7 +8,7 @@ import evaluate
 import torch
 from transformers import PreTrainedModel
 
-from .perplexity import to_perplexity, window_losses
+from .perplexity import describe_losses, window_losses
 
 
 class Perplexity(evaluate.Metric):
@@ -35,7 +35,6 @@ class Perplexity(evaluate.Metric):
         **callbacks: Callable[..., Any] | None,
     ) -> dict[str, float | int | list[float]]:
         windows = torch.as_tensor(predictions)
-        losses = window_losses(model, windows, batch_size, **callbacks)
-        loss, (count, length) = float(losses.mean()), windows.shape
-        sizes = {"windows": count, "window_length": length}
-        return {"perplexity": to_perplexity(loss), "loss": loss, "losses": losses.tolist(), **sizes}
+        count, length = windows.shape
+        figures = describe_losses(window_losses(model, windows, batch_size, **callbacks))
+        return figures | {"windows": count, "window_length": length}

@@ -42,6 +42,12 @@ def window_losses(
     return torch.cat(losses)
 
 
+def describe_losses(losses: torch.Tensor) -> dict[str, Any]:
+    """Return the JSON-ready `perplexity`, mean `loss` and `losses` of windows, in nats per token."""
+    loss = float(losses.mean())
+    return {"perplexity": to_perplexity(loss), "loss": loss, "losses": losses.tolist()}
+
+
 def to_perplexity(loss: float) -> float:
     """Return `exp(loss)`, which is infinite on overflow, and NaN if the loss is NaN."""
     try:

@@ -11,6 +11,7 @@ from ..hub.record import prune_record
 from ..utils.precision import dtype_name
 from ..utils.progress import progress_bar
 from .divergence import Comparison, Predictions
+from .perplexity import describe_losses, window_losses
 from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 
@@ -59,29 +60,18 @@ def perplexity_record(
         label: Label of the progress bar.
 
     Returns:
-        The results of `Perplexity`, the description of the windows, and `comparable`; with a baseline also the record
-        of `Comparison`.
+        The description of the windows and their losses, and `comparable`; with a baseline also the record of
+        `Comparison`.
     """
-    # Imported here because it takes a second, and a prune doesn't need it.
-    from .metric import Perplexity
-
     comparison = Comparison(baseline) if baseline else None
     on_decoded = comparison.begin_batch if comparison else None
     if store:
         store.clear()
         on_decoded = store.append
     with progress_bar(len(windows), label, "window") as bar:
-        # In memory, since the home directory may be read-only.
-        figures = Perplexity(keep_in_memory=True).compute(
-            predictions=windows.tokens.tolist(),
-            model=model,
-            batch_size=batch_size,
-            on_batch=bar.update,
-            on_decoded=on_decoded,
-        )
-    if comparison:
-        figures |= comparison.record()
-    return windows.describe() | figures | {"comparable": True}
+        losses = window_losses(model, windows.tokens, batch_size, bar.update, on_decoded)
+    divergence = comparison.record() if comparison else {}
+    return windows.describe() | describe_losses(losses) | divergence | {"comparable": True}
 
 
 def text_records(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -161,11 +161,8 @@ class FFPRecovery:
         windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
-        # Training converts the dense model, and an interrupted process may have used another device.
-        current = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        dtypes = self.journal.value(
-            "compute-dtypes", lambda: {name: dtype_name(dtype) for name, dtype in current.items()}
-        )
+        # Before the training, which converts the dense model.
+        dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
         trained = self._train(windows.tokens, data.held_out.tokens)
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
@@ -185,7 +182,7 @@ class FFPRecovery:
             tests=[test.describe() for test in data.tests],
             losses=losses,
             samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
-            compute_dtypes=dtypes,
+            compute_dtypes={name: dtype_name(dtype) for name, dtype in dtypes.items()},
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
             seconds=trained.seconds,
