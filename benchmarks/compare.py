@@ -1,7 +1,7 @@
 """Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary ffp ...]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--search-steps 26] [--paper-steps 64] [--eval-samples 10]
+        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--paper-steps 64] [--eval-samples 10]
         [--distilled no-search ffp] [--policies flap=flap-20.json flap=flap-30.json] [--seq-len 2048]
         [--eval-dataset DATASET] [--options num_samples=32 ...] [--against no-search] [--head 10]
         [--save FOLDER] [--work FOLDER] [--output compare.json]
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=DEFAULTS, choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--search-steps", type=int, help="Candidate evaluations of the methods of the default preset.")
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
     parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
@@ -88,11 +87,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None, dict]], seed: int):
     """Yields the records of one seed and group; all rows share a pruner and its measurements."""
-    if group == "paper":
-        options = {"search_steps": args.paper_steps}
-    else:
-        options = read_options(args.options)
-        options |= {"search_steps": args.search_steps} if args.search_steps else {}
+    options = {"search_steps": args.paper_steps} if group == "paper" else read_options(args.options)
     data = {
         "dataset": args.dataset,
         "eval_dataset": args.eval_dataset,

@@ -263,11 +263,11 @@ def rows_of_presets() -> list[Row]:
     return rows
 
 
-def by_sparsity(columns: dict[str, Column]) -> dict[str, Column]:
-    """Return the columns for 20 % and then for 30 %."""
+def by_sparsity(columns: dict[str, Column], percents: tuple[int, ...] = (20, 30)) -> dict[str, Column]:
+    """Return the columns for one sparsity and then for the next."""
     return {
         f"{percent} %{head}": at(column, asked=percent / 100)
-        for percent in (20, 30)
+        for percent in percents
         for head, column in columns.items()
     }
 
@@ -560,11 +560,7 @@ TABLES = {
     "depth": Table(
         "20 / 40 % of the blocks = 11.4 / 22.7 % of the model",
         ("qwen2.5-coder-0.5b-depth",),
-        {
-            f"{percent} %{head}": at(column, asked=percent / 100)
-            for percent in (20, 40)
-            for head, column in {"": perplexity(1, 32), ", against `none`": against(1, 32, depth="none")}.items()
-        },
+        by_sparsity({"": perplexity(1, 32), ", against `none`": against(1, 32, depth="none")}, (20, 40)),
         [
             ("dense", [{"of": "dense"}]),
             *((f"`--depth {depth}`", [{"depth": depth}]) for depth in ("none", "layers", "sublayers")),
