@@ -65,11 +65,7 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class Comparison:
-    """Accumulates the divergence `KL(baseline ‖ model)` during the evaluation of a model.
-
-    Args:
-        predictions: Predictions of the baseline.
-    """
+    """Accumulates the divergence `KL(baseline ‖ model)` from the baseline's predictions while a model is evaluated."""
 
     def __init__(self, predictions: Predictions):
         self.predictions = predictions
@@ -79,10 +75,7 @@ class Comparison:
         self._count = 0
 
     def begin_batch(self, decoded: ModelOutput) -> Callable[[torch.Tensor], None]:
-        """Begin a batch; batches must be in the order of the windows.
-
-        Args:
-            decoded: Output of `decode` for the batch.
+        """Begin a batch with its output of `decode`; batches must be in the order of the windows.
 
         Returns:
             A function to call with every chunk of the model's logits, as `chunked_logits` yields them.

@@ -75,13 +75,7 @@ def time_models(
 
 @torch.no_grad()
 def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Measure the seconds until the first new token, and those for `new_tokens` more.
-
-    Args:
-        model: A causal LM.
-        prompt: Token ids, shape `[batch, tokens]`.
-        new_tokens: Number of tokens to generate after the first.
-    """
+    """Measure the seconds until the first token after a prompt, shape `[batch, tokens]`, and for `new_tokens` more."""
     prompt = prompt.to(model.device)
     clock = _TokenClock()
     start = clock.now(model.device)

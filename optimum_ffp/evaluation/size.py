@@ -21,11 +21,7 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors"
 def projection_parameters(model: PreTrainedModel) -> int | None:
     """Return the number of parameters that sparsity refers to: of the decoder blocks' projections, or of experts.
 
-    Args:
-        model: A causal LM, dense or pruned.
-
-    Returns:
-        The number, with biases; `None` if the model's family has no record.
+    Biases are included. It is `None` if the model's family has no record.
     """
     family = FAMILIES.get(model.config.model_type)
     if family is None:
@@ -52,9 +48,6 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
 
     This is 2 · KV heads · head dimension · bytes of the dtype, summed over the layers. It is measured on the cache of
     a forward pass, so that it is correct for heterogeneous layers and any kind of attention.
-
-    Args:
-        model: A causal LM.
     """
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     # The name of the output field depends on the version of transformers.

@@ -20,11 +20,6 @@ FIRST_TOKENS = torch.arange(9)[None]
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
     """Check that a dense model can be pruned, without running it (see `check_losses`).
 
-    Args:
-        model: The dense model.
-        tokenizer: The tokenizer of the model.
-        model_id: Name of the model in messages.
-
     Raises:
         FFPError: If it is not an unmodified causal LM of transformers, its family is not supported, it is already
             pruned or quantized, or the tokenizer belongs to another model.
@@ -51,10 +46,7 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
 def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = False) -> None:
     """Raise `FFPError` with the reason if the model of a config can't be pruned.
 
-    Args:
-        model_id: Name of the model.
-        config: Its config.
-        has_record: Whether its folder has the record of a prune, as for pruned models with standard modeling code.
+    Pruned models with standard modeling code are recognized by the record of a prune in their folder, `has_record`.
     """
     if is_pruned(config) or has_record:
         raise FFPError(f"{model_id} is already pruned; give the name of a folder with its ffp_config.json")

@@ -30,9 +30,9 @@ from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
 from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
-from .families import find_family
+from .families import MULTIMODAL, find_family
 from .gguf_file import check_complete, open_gguf
-from .multimodal import is_vision_language, language_config, language_model
+from .multimodal import language_config, language_model
 from .offloading import check_offload, experts_on_disk, map_experts, offload_layers
 
 
@@ -150,9 +150,7 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
 def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
 
-    Args:
-        model_id: Hub id, folder, or a `.gguf` file of a dense architecture, which is dequantized.
-        options: Device, dtype and Hub options.
+    Arguments are as for `load_dense`; a `.gguf` file must be of a dense architecture.
 
     Raises:
         FFPError: If there is no such model, its weights don't match its config, or transformers can't load a GGUF file
@@ -169,12 +167,7 @@ def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreT
 def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pruned model with its tokenizer, in the dtype of the checkpoint, in host memory.
 
-    Args:
-        model_id: Hub id or folder.
-        options: Hub options.
-
-    Raises:
-        FFPError: If there is no such model, or it was not pruned by optimum-ffp.
+    Raises `FFPError` if there is no such model in a folder or on the Hub, or it was not pruned by optimum-ffp.
     """
     read_pruned_config(model_id, options)
     model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"))
@@ -185,14 +178,7 @@ def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, P
 def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
 
-    For a vision-language model, return the config of its language model.
-
-    Args:
-        model_id: Hub id, folder, or `.gguf` file.
-        options: Hub options.
-
-    Raises:
-        FFPError: If there is no config.
+    For a vision-language model, return the config of its language model. Raises `FFPError` if there is no config.
     """
     return language_config(_read_full_config(model_id, options))
 
@@ -212,7 +198,7 @@ def _read_full_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def _dense_class(config: PretrainedConfig) -> type:
-    return AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if config.model_type in MULTIMODAL else AutoModelForCausalLM
 
 
 @lru_cache(maxsize=1)
@@ -236,14 +222,9 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a dense model, or of that of a pruned model, and check that it can be pruned.
+    """Read the config of a dense model, or of that of a pruned model.
 
-    Args:
-        model_id: Hub id, folder, or `.gguf` file.
-        options: Options to load it with.
-
-    Raises:
-        FFPError: If there is no config, or the model can't be pruned.
+    Raises `FFPError` if there is no config, or the model can't be pruned.
     """
     dense_id, dense_options, rows = find_dense(model_id, options)
     config = read_any_config(dense_id, dense_options)

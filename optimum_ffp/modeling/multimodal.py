@@ -12,18 +12,13 @@ from .families import MULTIMODAL
 COMMON = ("dtype", "quantization_config", "auto_map", "_name_or_path")
 
 
-def is_vision_language(config: PretrainedConfig) -> bool:
-    """Return whether a config is that of a vision-language model whose language model can be used alone."""
-    return config.model_type in MULTIMODAL
-
-
 def language_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return the config of a model's language model, which is `config` itself for text-only models.
 
     Its `language_model_of` is the type of the vision-language model. Either config, or neither, may have
     `tie_word_embeddings`; the correct value is only known from the loaded model (`language_model`).
     """
-    if not is_vision_language(config):
+    if config.model_type not in MULTIMODAL:
         return config
     text_config = copy.deepcopy(config.get_text_config(decoder=True))
     for name in COMMON:

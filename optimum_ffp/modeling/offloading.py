@@ -33,17 +33,9 @@ def check_calibration(calibration: str | None, offload: str) -> None:
 def check_offload(
     offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, is_gguf: bool
 ) -> None:
-    """Check that layers can be offloaded.
+    """Raise `FFPError` if `offload` has no effect, or is `"disk"` and the weights have to be converted.
 
-    Args:
-        offload: `"none"`, `"host"` or `"disk"`.
-        device: Device to run layers on.
-        dtype: Requested dtype, or `"auto"`.
-        config: Config of the model.
-        is_gguf: Whether the weights are in a GGUF file.
-
-    Raises:
-        FFPError: If `offload` has no effect, or is `"disk"` and the weights have to be converted.
+    Arguments are as for `LoadOptions`, with the device to run layers on and whether the weights are in a GGUF file.
     """
     if offload not in OFFLOADS:
         raise FFPError(f"offload {offload!r} is not known; choose from {', '.join(OFFLOADS)}")
