@@ -5,7 +5,6 @@ graph: `deci` (for Llamas pruned by NVIDIA) and `openelm` (which normalizes quer
 ties its embeddings).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,6 @@ class Architecture:
         norm_offset: Value to add to the weights of norms: transformers adds one to those of Gemma, llama.cpp doesn't.
         activation: Activation function of the FFN, by its name in transformers.
         sliding: Whether sliding windows are supported; otherwise the context is limited to the window.
-        fixed: Function of the config that returns names, values and expected values of what llama.cpp hard-codes.
     """
 
     name: str
@@ -42,14 +40,14 @@ class Architecture:
     norm_offset: float = 0.0
     activation: str = "silu"
     sliding: bool = False
-    fixed: Callable[[PretrainedConfig], tuple[tuple[str, Any, Any], ...]] = lambda config: ()
 
 
 # Gemma 3 in llama.cpp: period of layers with full attention, and RoPE base of the others.
 GEMMA3_PERIOD, GEMMA3_SLIDING_BASE = 6, 10_000.0
 
 
-def _gemma3(config: PretrainedConfig) -> tuple[tuple[str, Any, Any], ...]:
+def _fixed_in_gemma3(config: PretrainedConfig) -> tuple[tuple[str, Any, Any], ...]:
+    """Return names, values and expected values of what llama.cpp hard-codes."""
     full = [(index + 1) % GEMMA3_PERIOD == 0 for index in range(config.num_hidden_layers)]
     sliding = config.rope_parameters.get("sliding_attention", {})
     return (
@@ -70,9 +68,7 @@ UNIFORM = {
     "mistral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2", all_heads=True),
     "qwen3": Architecture("qwen3"),
-    "gemma3_text": Architecture(
-        "gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh", sliding=True, fixed=_gemma3
-    ),
+    "gemma3_text": Architecture("gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh", sliding=True),
 }
 # Architectures with sizes per layer. `deci` supports query, key and value biases, as in Qwen2.
 PER_LAYER = {
@@ -130,7 +126,7 @@ def check_exportable(config: PretrainedConfig) -> None:
     kind = rotary_parameters(config).get("rope_type", "default")
     if kind not in ROTARY_TYPES:
         raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
-    for name, value, expected in architecture.fixed(config):
+    for name, value, expected in _fixed_in_gemma3(config) if model_type == "gemma3_text" else ():
         if value != expected:
             raise FFPError(f"llama.cpp's {architecture.name} has {expected!r} as {name}, this model {value!r}")
 
