@@ -10,7 +10,6 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ..allocation.policy import PruningPolicy, Unit
-from ..config.record import check_record
 from ..errors import FFPError
 from ..utils.folders import RECORD, expand, read_record
 
@@ -66,17 +65,18 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise FFPError(f"{source} can't be read as a policy: {error}") from None
         record = record if isinstance(record, dict) else {"policy": {"units": record}}
-        check_record(record, source)
     else:
         record = prune_record(source) if path.is_dir() else _record_on_hub(source)
-    if not record.get("policy"):
+    policy = record.get("policy")
+    rows = policy.get("units") if isinstance(policy, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         # It may be there the next time.
         _record_on_hub.cache_clear()
         raise FFPError(
             f"there is no policy {source}; name a pruned folder or its Hub id, or a JSON file with the units of a "
             f"policy as in {RECORD}"
         )
-    return record["policy"]["units"]
+    return rows
 
 
 @cache

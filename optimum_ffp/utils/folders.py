@@ -13,13 +13,14 @@ from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
-from ..config.record import check_record
 from ..errors import FFPError
 
 
 RECORD = "ffp_config.json"
 # Version of the record's schema. Records of optimum-ffp 0.1 have none.
 SCHEMA_VERSION = 1
+# Types of the entries of a record that every command reads.
+ENTRIES = {"files": list, "policy": dict, "provenance": dict, "recovery": list}
 # Maximum number of bytes in the name of a file or folder.
 MAX_NAME_BYTES = 255
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
@@ -64,7 +65,7 @@ def abbreviate(names: Iterable[str]) -> str:
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """Return the record of a pruned model in a folder; empty if there is none. Raises `FFPError` as `check_record`."""
+    """Return the record of a pruned model in a folder; empty if there is none. Raises `FFPError` if malformed."""
     path = resolve(directory) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +73,12 @@ def read_record(directory: str | os.PathLike) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict) or not {"ffp_version", "policy"} <= record.keys():
         return {}
-    check_record(record, path)
+    for name, kind in ENTRIES.items():
+        if not isinstance(record.get(name, kind()), kind):
+            raise FFPError(
+                f"{path} is not a valid record: {name} must be of type {kind.__name__}, found {record[name]!r:.40}; "
+                "copy the file from the original checkpoint"
+            )
     return record
 
 
