@@ -21,8 +21,6 @@ from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.card import render_card
-from optimum_ffp.checkpoint.pareto import extend_front
-from optimum_ffp.checkpoint.result import PruningResult
 from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
@@ -315,16 +313,6 @@ def make_sorted_model(
     columns = [unit.columns(order) for unit, order in zip(units, orders)]
     ridges = [PrefixRidge.of(found.gram, order=order) for found, order in zip(statistics, columns)]
     return SortedModel(layerwise or layerwise_of(model), units, orders, ridges), orders
-
-
-def prune_all(pruner: FFPPruner, sparsities: Sequence[float]) -> list[PruningResult]:
-    """Prunes at several sparsities as the command does: each search starts from the agent of the one before."""
-    front, agent, steps, results = {}, None, pruner.config.resolve().search_steps, []
-    for sparsity in sparsities:
-        results.append(pruner.prune(sparsity, agent))
-        front = results[-1].search.front = extend_front(front, results[-1])
-        agent, pruner.config.search_steps = results[-1].agent, steps // 2
-    return results
 
 
 @contextmanager

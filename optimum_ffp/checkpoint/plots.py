@@ -25,12 +25,12 @@ WIDTH, DPI = 7, 200
 
 
 def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Plot the policy and, if available, the search and the Pareto front.
+    """Plot the policy and, if available, the search.
 
     Args:
         record: Content of `ffp_config.json`.
         log: One record per candidate evaluation.
-        folder: Folder to write `policy.png`, `search.png` and `pareto.png` to.
+        folder: Folder to write `policy.png` and `search.png` to.
     """
     policy, search = record["policy"], record["search"]
     # All layers of a mixture keep the same number of experts.
@@ -38,44 +38,41 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
         _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
         _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)
-    if front := search.get("front"):
-        write_front(front, folder / "pareto.png", record["provenance"]["parameters"]["pruned"])
 
 
-def write_front(front: Mapping[str, Any], path: Path, this: int | None = None) -> None:
-    """Plot the Pareto front of several budgets: test perplexity of the final models against what is limited.
+def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mapping[str, Any], path: Path) -> None:
+    """Plot the Pareto front of a sweep: perplexity of the final models on the first text against what is limited.
 
     That is the number of parameters, or the bytes or the share of the KV cache that a limit is on.
 
     Args:
-        front: Record of `extend_front`.
+        records: Flat records of the pruned models, and of the dense model as the last one.
+        swept: Option of the budget that differs.
+        windows: Description of the test windows of the first text (`Windows.describe`).
         path: File to write.
-        this: Parameters of a model to mark.
     """
     figure, (axes,) = _new_figure(3.8)
-    dense, rows = front["dense"], [row for row in front["pruned"] if row["perplexity"] is not None]
-    # Records of earlier versions have no limit.
-    limits = [row.get("limit", {"option": "sparsity", "asked": row["sparsity"]}) for row in rows]
-    label, unit = FRONT_AXES.get(limits[0]["option"], ("parameters of the model [million]", None))
-    sizes = [row["parameters"] / 1e6 for row in (dense, *rows)]
-    if unit:
-        sizes = [value / unit for value in (limits[0]["dense"], *(limit["reached"] for limit in limits))]
-    perplexities = _column([dense, *rows], "perplexity")
+    *pruned, dense = records
+    text = next(name for name in dense if name.startswith("perplexity/"))
+    pruned = [record for record in pruned if math.isfinite(record[text])]
+    label, unit = FRONT_AXES.get(swept, ("parameters of the model [million]", 1e6))
+    sizes = [record["parameters"] / unit for record in (dense, *pruned)]
+    if swept in FRONT_AXES:
+        limits = (records[0][f"dense/{swept}"], *_column(pruned, f"reached/{swept}"))
+        sizes = [value / unit for value in limits]
+    perplexities = _column([dense, *pruned], text)
     axes.plot(sizes, perplexities, color=BLUE, marker="o", label="pruned, with the limit that was asked for")
-    for row, limit, size in zip(rows, limits, sizes[1:]):
-        here, offset = (size, row["perplexity"]), {"xytext": (6, 6), "textcoords": "offset points"}
-        asked = format_value(limit["option"], limit["asked"])
-        axes.annotate(f"{100 * limit['asked']:.3g} %" if limit["option"] == "sparsity" else asked, here, **offset)
-        if row["parameters"] == this:
-            axes.scatter(*here, s=160, facecolors="none", edgecolors="black", label="this model", zorder=3)
+    for asked, *here in zip(_column(pruned, f"asked/{swept}"), sizes[1:], perplexities[1:]):
+        value = f"{100 * asked:.3g} %" if swept == "sparsity" else format_value(swept, asked)
+        axes.annotate(value, here, xytext=(6, 6), textcoords="offset points")
     style = {"color": "black", "linestyle": "--", "linewidth": 1}
-    axes.axhline(dense["perplexity"], **style)
+    axes.axhline(perplexities[0], **style)
     axes.plot(sizes[0], perplexities[0], marker="s", label="dense", **style)
     _scale_perplexity_axis(axes, perplexities)
     axes.margins(x=0.08, y=0.12)
     axes.set(xlabel=label, ylabel="test perplexity")
     # Names may contain dollar signs, which would be parsed as formulas.
-    axes.set_title(describe_windows(front["test_windows"]), fontsize=9, parse_math=False, wrap=True)
+    axes.set_title(describe_windows(windows), fontsize=9, parse_math=False, wrap=True)
     figure.suptitle("Size and perplexity of the pruned models")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=DPI)

@@ -41,7 +41,6 @@ class Found:
         warm_start: Checkpoint whose agent the search started from.
         note: Where the policy is from, if it wasn't searched for.
         budget: Limits: the option, and its value as asked, of the dense model and reached.
-        front: Record of the Pareto front of a sweep up to this sparsity.
         cost: Time, memory and tokens of the search.
     """
 
@@ -61,7 +60,6 @@ class Found:
     warm_start: str | None = None
     note: str | None = None
     budget: list[dict[str, Any]] = field(default_factory=list)
-    front: dict[str, Any] | None = None
     cost: StageMeter = field(default_factory=StageMeter)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,8 +79,6 @@ class Found:
             record["perplexity"] = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
         if self.baselines:
             record["baselines"] = self.baselines
-        if self.front:
-            record["front"] = self.front
         return record
 
 

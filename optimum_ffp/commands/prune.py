@@ -121,8 +121,9 @@ def prune(args: Namespace) -> None:
     repositories = repository_names(args, folders, names)
     arguments.warn_of_hub_options(args)
 
-    from ..checkpoint.pareto import extend_front, front_files, save_front
+    from ..checkpoint.plots import write_front
     from ..checkpoint.saving import SavedAgent, load_agent
+    from ..hub.naming import without_folders
     from ..modeling.loading import LoadOptions, read_model_config
     from ..planning.estimate import estimate_prune
     from ..planning.preflight import find_problems
@@ -131,7 +132,7 @@ def prune(args: Namespace) -> None:
     from ..utils.folders import read_record
     from ..utils.resume import work_folder_of
     from ..utils.tracking import check_trackers
-    from .records import check_json, prune_records, write_records
+    from .records import BEGINNING, check_json, prune_records, save_records, write_records
     from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
 
     # Before anything that depends on the device of this process.
@@ -144,7 +145,8 @@ def prune(args: Namespace) -> None:
     if args.resume and not args.overwrite and processes.from_main(is_finished):
         end_finished(folders, work, repositories, args.private)
         return
-    front_name = f"{arguments.output_name(args)}-ffp-pareto"
+    front = f"{arguments.output_name(args)}-ffp-pareto"
+    front_files = {f"{front}.json": BEGINNING, f"{front}.png": b"\x89PNG"} if swept else {}
     options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
     estimate = estimate_prune(
         read_model_config(args.model, options),
@@ -161,7 +163,7 @@ def prune(args: Namespace) -> None:
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,
-        files=front_files(front_name) if swept else {},
+        files=front_files,
         repositories=repositories,
     )
     if args.plan:
@@ -171,7 +173,7 @@ def prune(args: Namespace) -> None:
     agent = load_agent(args.warm_start)
     placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
     pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
-    front, records, dense = {}, [], {}
+    records = []
     for one, folder in zip(configs, folders):
         pruner.config = one
         if agent is not None and folder != folders[0]:
@@ -179,20 +181,20 @@ def prune(args: Namespace) -> None:
             pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
         result = pruner.prune(warm_start=agent, resume=True)
         result.request = request
-        if swept:
-            front = result.search.front = extend_front(front, result, swept)
         if result.agent is not None:
             agent = SavedAgent(result.agent, folder)
         pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
-            record, dense = prune_records(result, folder)
-            records.append(record)
+            # The last record is that of the dense model.
+            records = [*records[:-1], *prune_records(result, folder)]
     if processes.is_main():
         if swept:
-            print(sweep_table([*records, dense]))
-            print(f"Pareto front: {', '.join(map(str, save_front(front, front_name)))}")
+            print(sweep_table(records))
+            save_records(f"{front}.json", records)
+            write_front(records, swept, without_folders(result.test.describe()), expand(f"{front}.png"))
+            print(f"Pareto front: {', '.join(front_files)}")
         else:
-            print(summarize([*records, dense], recovery_command(result.base_model, config, result.revision, folder)))
-        warn_of_high_perplexity(records)
-        write_records(args.json, [*records, dense])
+            print(summarize(records, recovery_command(result.base_model, config, result.revision, folder)))
+        warn_of_high_perplexity(records[:-1])
+        write_records(args.json, records)
     upload(folders, repositories, args.private)

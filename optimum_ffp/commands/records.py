@@ -34,25 +34,31 @@ EVALUATED = ("dtype", "parameters", "weight_bytes", "kv_cache_bytes", "sparsity"
 MEASURED = {"windows": "windows", "window_length": "window_length", "perplexity_ratio_error": "ratio_error"}
 MEASURED |= {"divergence": "divergence", "agreement": "agreement"}
 HELD_OUT = {"divergence": "kl", "perplexity": "perplexity"}
+# First bytes of a file of records.
+BEGINNING = b'[{"command":'
 
 
 def check_json(file: str | None) -> None:
     """Raise `FFPError` if `--json FILE` was given and can't be written, or is another file that exists."""
     if file:
-        check_file(file, b'[{"command":', overwrite=True)
+        check_file(file, BEGINNING, overwrite=True)
 
 
 def write_records(file: str | None, records: Sequence[Record]) -> None:
-    """Log records for `--log-level debug`, and write them to `--json FILE`, if given, with versions of packages."""
+    """Log records for `--log-level debug`, and write them to `--json FILE`, if given."""
     for record in records:
         for line in format_rows(record.items()).splitlines():
             logger.debug(line)
     if file:
-        versions = {f"version/{name}": number for name, number in package_versions().items()}
-        path = expand(file)
-        with convert_errors(lambda error: f"--json {file} can't be written: {one_line(error)}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, [record | versions for record in records])
+        save_records(file, records)
+
+
+def save_records(file: str, records: Sequence[Record]) -> None:
+    """Write records to a file, with versions of packages."""
+    versions, path = {f"version/{name}": number for name, number in package_versions().items()}, expand(file)
+    with convert_errors(lambda error: f"{file} can't be written: {one_line(error)}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, [record | versions for record in records])
 
 
 def format_rows(rows: Iterable[tuple[str, Any]]) -> str:

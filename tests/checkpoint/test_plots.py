@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from optimum_ffp.checkpoint.plots import write_plots, write_recovery
+from optimum_ffp.checkpoint.plots import write_front, write_plots, write_recovery
+
+
+WINDOWS = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24}
+FRONT = [
+    {"parameters": parameters, "perplexity/it": perplexity} | limit
+    for parameters, perplexity, limit in (
+        (9_000_000, float("inf"), {"asked/sparsity": 0.2}),
+        (8_000_000, 300.0, {"asked/sparsity": 0.3}),
+        (7_000_000, 400.0, {"asked/sparsity": 0.4}),
+        (10_000_000, 20.0, {}),
+    )
+]
 
 
 def make_record(layers: int) -> dict:
@@ -16,21 +28,9 @@ def make_record(layers: int) -> dict:
         for layer in range(layers)
         for kind, group in (("attention", "kv_group" if layer % 2 else "query_head"), ("ffn", "channel"))
     ]
-    windows = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24}
-    front = {"dense": {"parameters": 10_000_000, "perplexity": 20.0}, "test_windows": windows}
-    front["pruned"] = [
-        {"sparsity": 0.2, "parameters": 9_000_000, "perplexity": None},
-        {"sparsity": 0.3, "parameters": 8_000_000, "perplexity": 300.0},
-        {"sparsity": 0.4, "parameters": 7_000_000, "perplexity": 400.0},
-    ]
     return {
         "policy": {"sparsity": 0.3, "units": units},
-        "search": {
-            "perplexity": {"dense": 20.0, "best": 30.0},
-            "baselines": {"uniform": 400.0, "no-search": None},
-            "front": front,
-        },
-        "provenance": {"parameters": {"pruned": 8_000_000}},
+        "search": {"perplexity": {"dense": 20.0, "best": 30.0}, "baselines": {"uniform": 400.0, "no-search": None}},
     }
 
 
@@ -62,15 +62,13 @@ def figures(monkeypatch) -> list[Figure]:
 
 def test_plots_are_files(tmp_path):
     write_plots(make_record(2), make_log(3), tmp_path)
-    names = {f"{name}.png" for name in ("policy", "search", "pareto")}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.png", "search.png", "front.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
 def test_plots_without_data_are_left_out(tmp_path):
-    record = make_record(2)
-    record["search"]["front"] = None
-    write_plots(record, make_log(1), tmp_path)
+    write_plots(make_record(2), make_log(1), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.png"]
 
 
@@ -79,6 +77,7 @@ def test_plots_without_data_are_left_out(tmp_path):
 def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layers, evaluations):
     record = make_record(layers)
     write_plots(record, make_log(evaluations), tmp_path)
+    write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
     curve = [{"tokens": 1000 * step, "kl": 1.0 / (1 + step), "perplexity": 20.0} for step in range(9)]
     write_recovery(curve, curve[-1], {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
     assert len(figures) == 4
@@ -124,7 +123,12 @@ def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_
 
 
 def test_the_front_has_all_final_models_of_finite_perplexity(figures, tmp_path):
-    write_plots(make_record(2), [], tmp_path)
-    axes = figures[1].axes[0]
+    write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
+    axes = figures[0].axes[0]
     assert [*zip(*axes.lines[0].get_data())] == [(10, 20), (8, 300), (7, 400)]
     assert [text.get_text() for text in axes.texts] == ["30 %", "40 %"]
+    limits = [dict.fromkeys(("asked/memory", "reached/memory"), 2**30 * size) for size in (3, 2, 1)]
+    pruned = [record | limit | {"dense/memory": 2**32} for record, limit in zip(FRONT, limits)]
+    write_front([*pruned, FRONT[-1]], "memory", WINDOWS, tmp_path / "memory.png")
+    axes = figures[1].axes[0]
+    assert [*axes.lines[0].get_xdata()] == [4, 2, 1] and [text.get_text() for text in axes.texts] == ["2GiB", "1GiB"]

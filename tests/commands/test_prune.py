@@ -76,6 +76,8 @@ def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_
     assert [record["role"] for record in records] == ["pruned", "pruned", "dense"]
     assert all(record["model"] in output and f"{record['parameters']:,}" in output for record in records)
     assert f"Pareto front: {out}-ffp-pareto.json, {out}-ffp-pareto.png" in output
+    assert json.loads((tmp_path / "out-ffp-pareto.json").read_text()) == records
+    assert (tmp_path / "out-ffp-pareto.png").read_bytes().startswith(b"\x89PNG")
     for percent, method in ((20, "ffp"), (30, "no-search")):
         folder = tmp_path / f"out-ffp-{percent}"
         record = json.loads((folder / "ffp_config.json").read_text())
