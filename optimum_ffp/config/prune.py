@@ -12,7 +12,7 @@ from ..errors import FFPError
 from ..version import __version__
 from .budgets import LIMITS, format_value, parse_workload
 from .fields import named_options, option, read_file
-from .texts import HUB_NAME, TextConfig, TextMix
+from .texts import HUB_NAME, TextConfig
 
 
 # Cost of a forward and backward pass in forward passes, used to count candidate evaluations and tokens.
@@ -21,8 +21,6 @@ GRADIENT_COST = 3
 OFFLOADS = ("none", "host", "disk")
 # Workload that speed is measured on.
 WORKLOAD = "512+32"
-# Values of earlier versions that select removed features.
-REMOVED_VALUES = {"grad": False, "agent": "bandit", "calibration": "sequential"}
 
 # Learning rates of the whole model: after ridge regression, after its layers were trained, and of adapters, which
 # start at zero.
@@ -402,8 +400,6 @@ class FFPConfig(TextConfig):
     def __post_init__(self) -> None:
         if self.policy is not None:
             self.method = "given"
-        # Its name in earlier versions.
-        self.calibration = "layers" if self.calibration == "distillation" else self.calibration
         super().__post_init__()
 
     @property
@@ -572,25 +568,10 @@ class FFPConfig(TextConfig):
 
     @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-        """Return the options in a record, including one of an earlier version."""
-        for name, value in REMOVED_VALUES.items():
-            if name in record and record[name] == value:
-                raise FFPError(
-                    f"{name} {value!r} was removed; leave it out for the default, or use an earlier version"
-                )
+        """Return the options in a record, with its policy if that was given to it."""
         options = dict(record)
-        self_share = options.pop("self_share", 0)
-        if self_share and "dataset" in options:
-            texts = [f"{text.name}:{text.share * (1 - self_share):.6g}" for text in TextMix.parse(options["dataset"])]
-            options["dataset"] = ",".join([*texts, f"self:{self_share:.6g}"])
         if isinstance(options.get("policy"), dict):
-            # The policy of the result, which it repeats if it was given to it.
             options["policy"] = os.fspath(path) if options.get("method") == "given" else None
-        if "ffn_multiple" in options:
-            options["multiple_of"] = options.pop("ffn_multiple")
-        if "distillation_seq_len" in options:
-            # Without a value, windows were whole.
-            options["train_seq_len"] = options.pop("distillation_seq_len") or options.get("seq_len")
         # Other keys of a record are results and options of earlier versions.
         is_result = "ffp_version" in record
         return {name: value for name, value in options.items() if not is_result or name in cls.option_names()}
