@@ -30,6 +30,7 @@ def test_the_first_line_without_tokens(error, line, monkeypatch):
             PermissionError(13, "Permission denied", "/locked/x"),
             "/locked/x can't be read or written: Permission denied",
         ),
+        (OSError(36, "File name too long", "x" * 9), "xxxxxxxxx can't be read or written: File name too long"),
         (PermissionError("a library's own words"), "a library's own words"),
     ],
 )

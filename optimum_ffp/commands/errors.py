@@ -27,12 +27,8 @@ GRACE_SECONDS = 10.0
 def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
     """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
 
-    `FFPError` and missing permissions are errors of the user. In distributed runs, give the main process time to
-    report the error first.
-
-    Args:
-        log_level: Least severe messages to show.
-        interrupted: Message after Ctrl-C or SIGTERM.
+    `FFPError` and errors of the file system are those of the user. In distributed runs, give the main process time to
+    report the error first. `interrupted` is the message after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError, NotRecoveredError
     from ..utils.host_memory import limit_threads
@@ -52,9 +48,9 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
             # By then, torch ends this process with SIGTERM if the main one has reported an error.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE_SECONDS)
-        if not isinstance(error, (FFPError, PermissionError)):
+        filename = error.filename if isinstance(error, OSError) else None
+        if not (filename or isinstance(error, (FFPError, PermissionError))):
             raise
-        filename = getattr(error, "filename", None)
         reason = f"{filename} can't be read or written: {error.strerror}" if filename else str(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(NOT_IMPROVED if isinstance(error, NotRecoveredError) else USER_ERROR)

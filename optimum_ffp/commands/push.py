@@ -62,6 +62,6 @@ def push(args: Namespace) -> None:
 
     folder = check_saved(args.folder)
     owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
-    check_repositories([args.repository], None, owned)
+    check_repositories([args.repository], owned)
     options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr")}
     print(f"uploaded: {push_checkpoint(folder, args.repository, **options)}")

@@ -32,21 +32,9 @@ def find_problems(
     files: Mapping[str, bytes] | None = None,
     repositories: Sequence[str] = (),
 ) -> Iterator[FFPError]:
-    """Find problems that would stop a prune or a recovery, cheap checks first.
+    """Yield an error for every problem that would stop a prune or a recovery, cheap checks first.
 
-    Args:
-        config: Options.
-        models: Models to read.
-        folders: Checkpoint folders to write.
-        work_folder: Folder of finished work.
-        disk: Bytes to write.
-        overwrite: Whether existing outputs may be replaced.
-        resume: Whether to resume from the work folder.
-        files: Other files to write, with their first bytes.
-        repositories: Repositories to upload to.
-
-    Yields:
-        One error per problem, whose message says what to do.
+    `models` are read, `folders` and `files`, which begin with the given bytes, are written: `disk` bytes in all.
     """
     texts = {text.name: text for text in (*config.texts, *config.reported)}
     files = files or {}
@@ -85,24 +73,21 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
         )
 
 
-def check_repositories(repositories: Sequence[str], token: str | None = None, owned: bool = True) -> None:
+def check_repositories(repositories: Sequence[str], owned: bool = True) -> None:
     """Raise `FFPError` if the Hub would refuse an upload; only warn if it doesn't answer.
 
-    Args:
-        repositories: `name` or `owner/name`.
-        token: Access token for the Hub; the one stored by `hf auth login` if `None`.
-        owned: Whether they must belong to the token's owner or one of their organizations; not for pull requests.
+    Unless `owned` is off, as for pull requests, they must belong to the token's owner or one of their organizations.
     """
     for repo_id in repositories:
-        check_push(repo_id, token)
+        check_push(repo_id)
     if not repositories:
         return
     if constants.HF_HUB_OFFLINE:
         raise FFPError("nothing can be uploaded while offline mode is on (HF_HUB_OFFLINE=1); unset it to push")
     try:
-        user = HfApi(token=token).whoami()
+        user = HfApi().whoami()
     except Exception as error:  # The HTTP library raises its own exceptions too.
-        reason = describe_failure(error, token)
+        reason = describe_failure(error)
         # Refusals, which a retry would get too.
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise FFPError(f"the upload to {repositories[0]} would fail: {reason}") from None
@@ -110,7 +95,7 @@ def check_repositories(repositories: Sequence[str], token: str | None = None, ow
         return
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise FFPError("the Hub token is read-only; set HF_TOKEN (token=...) to one with write access")
+        raise FFPError("the Hub token is read-only; set HF_TOKEN to one with write access")
     # The permissions of a fine-grained token are not known before its use.
     owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     for repo_id in repositories:

@@ -21,8 +21,6 @@ RECORD = "ffp_config.json"
 SCHEMA_VERSION = 1
 # Types of the entries of a record that every command reads.
 ENTRIES = {"files": list, "policy": dict, "provenance": dict, "recovery": list}
-# Maximum number of bytes in the name of a file or folder.
-MAX_NAME_BYTES = 255
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
 # Lock files held by this process.
@@ -41,16 +39,8 @@ LEGACY_FILES = (
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """Return the path with `~` expanded. Unlike `Path.expanduser`, leave `~` of unknown users as it is.
-
-    Raises:
-        FFPError: If a name in it is too long for a file system.
-    """
-    expanded = Path(os.path.expanduser(path))
-    for name in expanded.parts:
-        if len(os.fsencode(name)) > MAX_NAME_BYTES:
-            raise FFPError(f"{name[:40]}... is not a valid file name: it has more than {MAX_NAME_BYTES} bytes")
-    return expanded
+    """Return the path with `~` expanded. Unlike `Path.expanduser`, leave `~` of unknown users as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -249,16 +239,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """Yield a temporary file that replaces `file` if the context succeeds, and is deleted otherwise."""
+    """Yield a temporary file, flushed to disk and renamed to `file` if the context succeeds, and deleted otherwise."""
     # Links are followed.
     path = resolve(file)
     staging = path.with_name(f".{path.name}{PARTIAL}")
-    with locked(path):
-        try:
-            yield staging
-            os.replace(staging, path)
-        finally:
-            staging.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staging
+        with open(staging, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _make_readable(folder: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import PARTIAL, abbreviate, check_writable, locked, read_record, resolve
+from .folders import PARTIAL, abbreviate, atomic_file, check_writable, locked, read_record, resolve
 from .json import to_json
 
 
@@ -153,11 +153,18 @@ class Journal:
         if not processes.is_main():
             return
         run = self.folder / RUN
-        if not run.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            content = to_json({"format": FORMAT, "id": uuid4().hex, "identity": self.identity}, indent=2)
-            _write_atomically(run, lambda partial: partial.write_text(content, encoding="utf-8"))
-        _write_atomically(path, write)
+        try:
+            if not run.is_file():
+                content = to_json({"format": FORMAT, "id": uuid4().hex, "identity": self.identity}, indent=2)
+                with atomic_file(run) as partial:
+                    partial.write_text(content, encoding="utf-8")
+            with atomic_file(path) as partial:
+                write(partial)
+        # safetensors raises its own exception if the disk is full.
+        except (OSError, SafetensorError) as error:
+            raise FFPError(
+                f"{self.folder} can't be written: {error}; free disk space, then resume with --resume"
+            ) from None
 
 
 def work_folder_of(output: str | os.PathLike) -> Path:
@@ -197,7 +204,7 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
                 "over with --overwrite, or by deleting that folder"
             )
     # A process may have been killed while writing that file.
-    elif foreign := [entry.name for entry in path.iterdir() if entry.name not in (RUN + PARTIAL, EXPERTS)]:
+    elif foreign := [entry.name for entry in path.iterdir() if entry.name not in (f".{RUN}{PARTIAL}", EXPERTS)]:
         raise FFPError(
             f"{folder} is not a work folder of optimum-ffp: it contains {abbreviate(foreign)}; move it away, or name "
             "another folder"
@@ -233,21 +240,6 @@ def _reading(path: Path) -> Iterator[None]:
     # Invalid JSON and invalid UTF-8 raise ValueError; unexpected objects raise TypeError.
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise FFPError(f"{path} is corrupt: {error}; delete it and resume") from None
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        write(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    # safetensors raises its own exception if the disk is full.
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise FFPError(
-            f"{path.parent} can't be written: {error}; free disk space, then resume with --resume"
-        ) from None
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

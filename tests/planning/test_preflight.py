@@ -80,24 +80,26 @@ def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
 
 
 def test_the_hub_is_asked_once_for_all_repositories(hub, monkeypatch):
-    check_repositories(["mine", "me/mine"], TOKEN)
+    check_repositories(["mine", "me/mine"])
     check_repositories([])
     assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
-    with pytest.raises(FFPError, match="401"):
-        check_repositories(["me/mine"], "hf_wrong")
+    with pytest.raises(FFPError, match="401"), monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_wrong")
+        check_repositories(["me/mine"])
     answer = {"name": "me", "auth": {"accessToken": {"role": "read"}}}
     monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: answer)
     with pytest.raises(FFPError, match="write access"):
-        check_repositories(["me/mine"], TOKEN)
+        check_repositories(["me/mine"])
 
 
 def test_a_hub_that_is_away_is_a_warning(hub, caplog):
     hub.faults.append(("GET", "/api/whoami-v2", 503, "Service Unavailable"))
-    check_repositories(["me/mine"], TOKEN)
+    check_repositories(["me/mine"])
     assert "503" in caplog.text
 
 
 def test_nothing_is_uploaded_offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(FFPError, match="offline"):
-        check_repositories(["me/mine"], TOKEN)
+        check_repositories(["me/mine"])

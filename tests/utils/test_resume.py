@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
 
 def test_a_run_that_was_killed_before_its_first_entry_begins_again(tmp_path):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "run.json.partial").write_text("{")
+    (tmp_path / "work" / ".run.json.partial").write_text("{")
     assert Journal.open(tmp_path / "work", {}, resume=False).value("x", lambda: 3) == 3
 
 
