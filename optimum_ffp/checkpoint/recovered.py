@@ -41,8 +41,7 @@ class RecoveryRecord:
         passes: Number of passes over each text.
         curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
             (divergence from the teacher, in nats per token) and `perplexity`.
-        kept: The record in `curve` for the saved weights, which has the lowest divergence, or the lowest perplexity if
-            no divergence is lower than before training.
+        kept: The record in `curve` for the saved weights, which has the lowest perplexity.
         held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
@@ -119,13 +118,10 @@ def save_recovered(
     hub: Mapping[str, Any] | None = None,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of a recovered model.
+    """Write the checkpoint of a recovered model as `write_checkpoint` does.
 
-    All other files of the pruned checkpoint are copied: policy, agent, log, plots and report. `ffp_config.json` and
-    the card are extended.
-
-    Arguments, result and errors are as for `save_checkpoint`. `hub` is the `revision` and `token` of the pruned model,
-    whose files must still exist.
+    All other files of the pruned checkpoint, which must still exist, are copied: policy, agent, log, plots and report.
+    `ffp_config.json` and the card are extended.
     """
     source = source_folder(record.source, hub or {})
     return write_checkpoint(partial(_write, record, model, tokenizer, source), directory, overwrite, work_folder)
@@ -133,10 +129,6 @@ def save_recovered(
 
 def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """Return a folder with all files of a pruned checkpoint, except weights if it is on the Hub.
-
-    Args:
-        source: Folder or Hub id.
-        hub: `revision`, `token`.
 
     Raises:
         FFPError: If they can't be read, or are links to files outside a folder.

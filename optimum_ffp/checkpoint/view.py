@@ -24,11 +24,7 @@ NAMED = 8
 
 
 def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a record to show, and values derived from them.
-
-    Args:
-        record: Content of `ffp_config.json`.
-    """
+    """Return the entries of a record to show, and values derived from them."""
     provenance, units = record["provenance"], record["policy"]["units"]
     source, revision = provenance["base_model"], provenance["revision"]
     base = record.get("base_model") or source
@@ -113,7 +109,6 @@ def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str
         "teacher_role": "dense model" if recovery.get("dense_teacher", True) else "teacher",
         # Checkpoints without a schema version don't number their last plot.
         "plot": plot if plot in record["files"] else "recovery.png",
-        "lowered": "divergence" if recovery["kept"]["kl"] < recovery["curve"][0]["kl"] else "perplexity",
         "tests": measured_on(recovery),
         "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
     }
@@ -158,11 +153,7 @@ def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe_routing(experts: Mapping[str, Any]) -> str:
-    """Describe how evenly tokens are routed to the experts of a pruned mixture, and which got too few to be judged.
-
-    Args:
-        experts: The record of `PruningResult.experts`.
-    """
+    """Describe how evenly tokens are routed to the experts of a pruned mixture, and which got too few to be judged."""
     most = {
         when: max(max(row[when]) * len(row[when]) / sum(row[when]) for row in experts["routing"])
         for when in ("before", "after")
