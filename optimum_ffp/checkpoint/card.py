@@ -29,13 +29,9 @@ def template_path() -> Path:
 
 
 def render_card(record: Mapping[str, Any], name: str) -> str:
-    """Render the model card of a checkpoint.
+    """Render the model card of a checkpoint, whose commands call it `./FOLDER` or by its repository.
 
     Every value is escaped, unless a filter puts it into a code span or block.
-
-    Args:
-        record: Content of `ffp_config.json`.
-        name: Model name in the commands of the card: `./FOLDER`, or a repository on the Hub.
     """
     view = view_record(record)
     title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}")

@@ -19,12 +19,7 @@ MODELS = {"dense": "dense", "searched": "pruned, before calibration", "calibrate
 
 
 def write_report(record: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.html`, omitting sections without data.
-
-    Args:
-        record: Content of `ffp_config.json`.
-        folder: Folder of the checkpoint, whose plots are embedded.
-    """
+    """Write `report.html`, with the plots of the same folder, omitting sections without data."""
     environment = Environment(
         loader=PackageLoader(__package__, "."),
         autoescape=True,

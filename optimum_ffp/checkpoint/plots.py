@@ -25,13 +25,7 @@ WIDTH, DPI = 7, 200
 
 
 def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Plot the policy and, if available, the search.
-
-    Args:
-        record: Content of `ffp_config.json`.
-        log: One record per candidate evaluation.
-        folder: Folder to write `policy.png` and `search.png` to.
-    """
+    """Write `policy.png` and, if candidates were evaluated, `search.png` to the folder of a checkpoint."""
     policy, search = record["policy"], record["search"]
     # All layers of a mixture keep the same number of experts.
     if "experts" not in record["provenance"]:

@@ -36,13 +36,7 @@ def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
 
 
 def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
-    """Save a result to a temporary folder and upload it, in the main process.
-
-    Args:
-        save: Function that writes the result as a checkpoint to a folder.
-        repo_id: As for `push_checkpoint`.
-        options: As for `push_checkpoint`.
-    """
+    """Save a result to a temporary folder and upload it as `push_checkpoint` does, in the main process."""
 
     def push() -> str:
         check_push(repo_id, options.get("token"))

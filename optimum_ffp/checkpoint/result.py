@@ -237,11 +237,7 @@ class PruningResult:
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:
-    """Return the perplexities by model for each text.
-
-    Args:
-        losses: Losses of every window of every text, in nats per token, by model.
-    """
+    """Return the perplexities by model for each text, from the losses of its windows in nats per token."""
     with np.errstate(over="ignore"):
         means = {name: [float(np.exp(np.mean(text))) for text in texts] for name, texts in losses.items()}
     return [dict(zip(means, values)) for values in zip(*means.values())]

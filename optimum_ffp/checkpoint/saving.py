@@ -55,20 +55,7 @@ ADD_START_TOKEN = ("Llama", "CodeLlama", "Gemma")
 def save_checkpoint(
     result: PruningResult, directory: str | os.PathLike, overwrite: bool = False, work_folder: Path | None = None
 ) -> Path:
-    """Write the checkpoint: weights, code, tokenizer, config, log, agent, plots, card and report.
-
-    Args:
-        result: Result to save.
-        directory: Folder to write, atomically.
-        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
-        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
-
-    Returns:
-        Path of the folder.
-
-    Raises:
-        FFPError: If the folder exists and may not be replaced, or can't be written.
-    """
+    """Write weights, code, tokenizer, config, log, agent, plots, card and report as `write_checkpoint` does."""
     return write_checkpoint(partial(_write, result), directory, overwrite, work_folder)
 
 
@@ -78,9 +65,16 @@ def write_checkpoint(
     overwrite: bool,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, and return its path. Arguments are as for `save_checkpoint`.
+    """Write a checkpoint atomically, and return its path.
 
-    `write` writes all files except the record and the card to a folder, and returns the record.
+    Args:
+        write: Writes all files except the record and the card to a folder, and returns the record.
+        directory: Folder to write.
+        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+        work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
+
+    Raises:
+        FFPError: If the folder exists and may not be replaced, or can't be written.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     try:

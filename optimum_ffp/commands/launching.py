@@ -7,12 +7,7 @@ from collections.abc import Callable
 
 
 def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
-    """Run a command, or restart it in several processes with `accelerate launch` if requested.
-
-    Args:
-        count: `--num-processes`; ignored in processes that are already launched.
-        run: The command.
-    """
+    """Run a command, or restart it in several processes with `accelerate launch`, unless this is one of them."""
     from ..errors import FFPError
 
     if count is not None and count < 1:

@@ -80,11 +80,9 @@ def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | 
 
 
 def summarize(records: Sequence[Record], next_step: str) -> str:
-    """Format the size and quality of a model, how its policy was found and the stages of its calibration.
+    """Format the size and quality of a model, how its policy was found, the stages of its calibration and a command.
 
-    Args:
-        records: Records of the result, of the model before it, if that is not the dense one, and of the dense model.
-        next_step: A command.
+    The records are those of the result, of the model before it, if that is not the dense one, and of the dense model.
     """
     result = records[0]
     # The teacher of a recovery may be another model.

@@ -53,13 +53,7 @@ def parse_workload(workload: str) -> tuple[int, int, int]:
 
 
 def format_value(option: str, value: float, rounding: Callable[[float], int] = round) -> str:
-    """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point.
-
-    Args:
-        option: One of `LIMITS`.
-        value: The value.
-        rounding: How the last digit is rounded.
-    """
+    """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point."""
     # Of bytes, the binary units alone.
     names, _ = QUANTITIES.get(option, ({}, ""))
     units = {name: factor for name, factor in names.items() if option != "memory" or "i" in name}

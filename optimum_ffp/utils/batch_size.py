@@ -26,11 +26,9 @@ REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, calibration
 
 @contextmanager
 def memory_errors(remedies: str = REMEDIES, stage: str = "loading") -> Iterator[None]:
-    """Convert an out-of-memory error to an `FFPError` with one line, which names the stage.
+    """Convert an out-of-memory error to an `FFPError` with one line and advice, which names the stage.
 
-    Args:
-        remedies: Advice for the error message.
-        stage: Name of the stage, for code that no `StageMeter` measures.
+    That is the one that a `StageMeter` has measured, or else `stage`.
     """
     try:
         yield
@@ -49,13 +47,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
-    """Return the result of `run`, halving the batch size while it runs out of memory.
+    """Return the result of `run`, which starts from the beginning, halving the batch size while memory runs out.
 
     Unlike `find_executable_batch_size` of accelerate, it doesn't clear caches before every call.
-
-    Args:
-        run: Function of the batch size. Every call must start from the beginning.
-        batch_size: Windows, passages or samples per forward pass.
     """
     while True:
         try:

@@ -142,10 +142,7 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
 def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = False) -> Path:
     """Check that an output file can be written, and return its absolute path.
 
-    Args:
-        file: Path of the file.
-        signature: First bytes of all files of this type, without whitespace. Files of other types are never replaced.
-        overwrite: Whether an existing file may be replaced.
+    Files of other types, which don't begin with `signature` (without whitespace), are never replaced.
 
     Raises:
         FFPError: If it exists and may not be replaced, or it or its folder can't be written to.

@@ -8,12 +8,7 @@ from typing import Any
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """Serialize to standard JSON. NaN and infinity become `null`.
-
-    Args:
-        record: Any JSON-serializable object.
-        indent: Number of spaces of indentation; a single line if `None`.
-    """
+    """Serialize to standard JSON. NaN and infinity become `null`."""
     return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 

@@ -21,9 +21,6 @@ TIMEOUT = timedelta(days=1)
 def join(device: str | None = None) -> None:
     """Initialize the process group; no-op in a single process.
 
-    Args:
-        device: Device of the model, as in `LoadOptions`.
-
     Raises:
         FFPError: If `device` has an index, so that all processes would share it.
     """
@@ -120,11 +117,7 @@ def tensors_on_main(compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes in order; with several processes, in host memory.
-
-    Args:
-        rows: One row per window of this process's `share`.
-    """
+    """Return the rows of all processes, one per window of their `share`; with several processes, in host memory."""
     if count() == 1:
         return rows
     from accelerate.utils import gather_object

@@ -20,12 +20,6 @@ def progress_bar(total: int | None, description: str, unit: str, shown: bool = T
     """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
 
     `TQDM_DISABLE` and `transformers.utils.logging.disable_progress_bar` replace the bar by that line too.
-
-    Args:
-        total: Number of updates, if known.
-        description: Name of the stage.
-        unit: What is counted.
-        shown: Whether to show anything.
     """
     shown = shown and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
