@@ -66,14 +66,12 @@ def _peak_memory() -> Iterator[list[int]]:
         return
     process, stop, peak = psutil.Process(), threading.Event(), [0]
 
-    def sample() -> None:
-        peak[0] = max(peak[0], process.memory_info().rss)
-
     def watch() -> None:
-        while not stop.wait(SAMPLING_SECONDS):
-            sample()
+        stopped = False
+        while not stopped:
+            stopped = stop.wait(SAMPLING_SECONDS)
+            peak[0] = max(peak[0], process.memory_info().rss)
 
-    sample()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -81,5 +79,3 @@ def _peak_memory() -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-        # On a busy machine a short stage may end before the thread has run.
-        sample()
