@@ -44,7 +44,6 @@ def render_card(record: Mapping[str, Any], name: str) -> str:
         "span": lambda text: Markup(f"`{text.replace('`', '')}`"),
         "row": lambda cells: Markup(f"| {' | '.join(map(escape, cells))} |"),
         "rule": lambda cells: Markup("|---" * len(cells) + "|"),
-        "repeated": lambda counts: " and ".join(f"{count} {role} windows" for role, count in counts.items()),
     }
     return environment.from_string(template_path().read_text(encoding="utf-8")).render(
         view,

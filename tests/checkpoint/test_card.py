@@ -27,14 +27,13 @@ def test_the_card_is_the_golden_one(record):
 def test_a_pruned_model_of_a_local_one(record):
     del record["recovery"]
     record["provenance"] |= {"base_model": "tiny", "revision": None, "trust_remote_code": True, "license": {}}
-    record["search"] |= {"warm_start": "my agent", "repeated_windows": {"search": 2, "test": 1}, "non_finite": 3}
+    record["search"] |= {"warm_start": "my agent", "non_finite": 3}
     record["provenance"]["perplexity"]["calibrated"] = None
     card = render_card(record, "./out")
     for text in (
         "\n# tiny, 50 % of the blocks pruned (36.6 % of the model)\n\nThis is tiny, pruned by",
         "| 20.00 | **not finite** |",
         "(3 candidates had a perplexity that is not finite)",
-        "**2 search windows and 1 test windows repeat calibration or search text**",
         "prune -m tiny OUT --config ffp_config.json --dataset wikitext2:0.75,mine.jsonl:0.25 --dtype float32 "
         "--trust-remote-code --warm-start 'my agent'\n",
         '"./out"',
