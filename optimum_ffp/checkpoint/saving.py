@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -43,9 +44,13 @@ from .plots import write_plots
 from .result import PruningResult
 
 
+# See `save_model`.
+warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
 # In a subfolder, since vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
+# Maximum of a file with weights.
+FILE_SIZE = "5GB"
 # Entries of a tokenizer's config about its loading, and about a processor, which isn't saved.
 TRANSIENT_KEYS = ("is_local", "local_files_only", "processor_class")
 # Prefixes of tokenizer classes that add a start token in transformers 4 by default.
@@ -154,10 +159,14 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     sampling.
     """
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
+    # To save a tensor per expert, transformers copies most weights of a mixture: those of one file at a time if the
+    # model is offloaded, otherwise all at once.
+    model.hf_device_map = {"": "cpu"}
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=FILE_SIZE)
     finally:
         model.generation_config = generation_config
+        del model.hf_device_map
     generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
 
 

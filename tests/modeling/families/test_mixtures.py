@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, evaluate
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.experts import order_experts
+from optimum_ffp.checkpoint import saving
 from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.compression.sorted_model import SortedModel
@@ -177,6 +178,22 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
         read_model_config(str(tmp_path / "out"), LoadOptions(base_model=str(tmp_path / "dense")))
     with pytest.raises(FFPError, match="convert_hf_to_gguf"):
         check_exportable(result.model.config)
+
+
+def test_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
+    pruned, *_ = drop_experts(make_tiny_model("deepseek-v3"), 6)
+    split, sizes = modeling_utils.revert_weight_conversion, []
+
+    def record(model, state):
+        sizes.append(sum(tensor.nbytes for tensor in state.values()))
+        return split(model, state)
+
+    monkeypatch.setattr(modeling_utils, "revert_weight_conversion", record)
+    monkeypatch.setattr(saving, "FILE_SIZE", "30KB")
+    saving.save_model(pruned, tmp_path)
+    assert len(sizes) == len(list(tmp_path.glob("*.safetensors"))) > 3 and max(sizes) <= 30_000
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(loaded[name].equal(tensor) for name, tensor in pruned.state_dict().items())
 
 
 @pytest.mark.parametrize("calibration", ["ridge", "layers", pytest.param("model", marks=pytest.mark.slow)])
