@@ -179,9 +179,9 @@ class FFPPruner:
                 local_processes=processes.local_count(),
             )
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
-        pinned = replace(pinned, experts_folder=work_folder and Path(work_folder).expanduser() / EXPERTS)
         dense_id, dense_options, rows = find_dense(name, pinned)
-        (model, tokenizer), again = load_dense(dense_id, dense_options), {}
+        model, tokenizer = load_dense(dense_id, dense_options, work_folder and expand(work_folder) / EXPERTS)
+        again = {}
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
             pruned, tokenizer = load_pruned(name, pinned)

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -53,7 +52,6 @@ class LoadOptions:
         revision: Revision on the Hub.
         token: Access token of the Hub.
         base_model: Dense model of a model that was pruned before, if its record doesn't say where it is.
-        experts_folder: Folder for the experts of a mixture with offload `"disk"`.
     """
 
     device: str | None = None
@@ -63,7 +61,6 @@ class LoadOptions:
     revision: str | None = None
     token: str | None = None
     base_model: str | None = None
-    experts_folder: str | os.PathLike | None = None
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
@@ -71,12 +68,15 @@ class LoadOptions:
         return {name: value for name, value in options.items() if value is not None}
 
 
-def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_dense(
+    model_id: str, options: LoadOptions, experts_folder: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
 
     Args:
         model_id: Hub id, folder, or a `.gguf` file, which is dequantized.
         options: Device, dtype and Hub options.
+        experts_folder: Folder for the experts of a mixture with offload `"disk"`.
 
     Raises:
         FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
@@ -88,8 +88,8 @@ def load_dense(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, Pr
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
     placement = attention_of(config)
-    if options.experts_folder and options.offload == "disk" and find_family(config).experts:
-        placement |= experts_on_disk(empty_model(config), options.experts_folder)
+    if experts_folder and options.offload == "disk" and find_family(config).experts:
+        placement |= experts_on_disk(empty_model(config), experts_folder)
     model, tokenizer = _load(_dense_class(full_config), model_id, options, **placement)
     if "device_map" in placement:
         map_experts(model)

@@ -1,7 +1,6 @@
 """Offloading and sharding of decoder layers."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
             replace_value(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
 
 
-def experts_on_disk(model: PreTrainedModel, folder: str | os.PathLike) -> dict[str, Any]:
+def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder of this process.
 
     Checkpoints have several tensors per expert. Transformers merges them into one for all experts, layer by layer, so
@@ -89,7 +88,7 @@ def experts_on_disk(model: PreTrainedModel, folder: str | os.PathLike) -> dict[s
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     places = {name: "disk" if model.get_submodule(name) in experts else "cpu" for name in owners}
-    return {"device_map": places, "offload_folder": Path(folder) / str(processes.rank())}
+    return {"device_map": places, "offload_folder": folder / str(processes.rank())}
 
 
 def map_experts(model: PreTrainedModel) -> None:
