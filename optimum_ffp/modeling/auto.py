@@ -34,12 +34,12 @@ def _modeling(family: Family) -> dict[str, Any]:
     return vars(importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}"))
 
 
-def pruned_model_class(family: Family) -> type[PreTrainedModel]:
-    """Return the causal LM class of a family's pruned models."""
+def pruned_model_class(family: Family, auto_class: str = "AutoModelForCausalLM") -> type[PreTrainedModel]:
+    """Return the class of a family's pruned models that an auto class loads."""
     return next(
         value
         for name, value in _modeling(family).items()
-        if name.startswith("FFP") and name.endswith(AUTO_CLASSES["AutoModelForCausalLM"])
+        if name.startswith("FFP") and name.endswith(AUTO_CLASSES[auto_class])
     )
 
 

@@ -71,15 +71,15 @@ def test_a_model_without_code_whose_windows_were_given(record):
     assert "the language model, which takes text alone, of [org/tiny]" in card
 
 
-def test_what_is_removed_whole_is_named_and_vllm_refused_without_attention(record):
+def test_what_is_removed_whole_is_named_and_vllm_needs_our_package_without_attention(record):
     units = record["policy"]["units"]
     for index in (2, 3, 5):
         units[index] |= {"kept": 0, "retention": 0.0}
     card = render_card(record, "me/it")
-    assert "from 0: layer 1, the FFN of layer 2." in card and "vllm serve" in card
+    assert "from 0: layer 1, the FFN of layer 2." in card and "elsewhere with `--trust-remote-code`" in card
     units[4]["kept"], units[5]["kept"] = 0, 1
     card = render_card(record, "me/it")
-    assert "from 0: layer 1, the attention of layer 2." in card and "vllm serve" not in card
+    assert "from 0: layer 1, the attention of layer 2." in card and "elsewhere with" not in card
 
 
 def test_a_base_model_is_named_for_a_file(record):
