@@ -159,7 +159,6 @@ def prune(args: Namespace) -> None:
         config,
         models=[args.model],
         folders=folders,
-        work_folder=work,
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,

@@ -96,7 +96,6 @@ def recover(args: Namespace) -> None:
         config,
         models=[args.model, teacher],
         folders=[folder],
-        work_folder=work,
         disk=estimate.disk,
         overwrite=args.overwrite,
         resume=args.resume,

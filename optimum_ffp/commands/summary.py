@@ -28,26 +28,23 @@ def show_plan(
     command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None = None
 ) -> None:
     """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
-    needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
     problems = [*map(str, problems)]
     record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
     record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
-    record |= {f"needed_bytes/{name}": needed for name, (needed, _) in needs.items()}
-    record |= {f"available_bytes/{name}": available for name, (_, available) in needs.items()}
     rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
-    rows |= {
-        name: f"{format_bytes(needed)} needed, {format_bytes(free)} available"
-        for name, (needed, free) in needs.items()
-    }
+    needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
+    for name, (needed, available) in needs.items():
+        rows[name] = f"{format_bytes(needed)} needed, {format_bytes(available)} available"
+        record |= {f"needed_bytes/{name}": needed, f"available_bytes/{name}": available}
     if estimate.calibration:
         rows["calibration"] = estimate.calibration + (f", by LoRA of rank {estimate.lora}" if estimate.lora else "")
         record |= {"calibration": estimate.calibration, "lora": estimate.lora}
-    write_records(file, [record])
     rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
     if estimate.quantized:
         sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
         rows["quantizing"] = f"the dense weights alone would take about {sizes}"
         record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
+    write_records(file, [record])
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
     print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
     if problems:

@@ -14,7 +14,7 @@ from ..data import check_text
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
 from ..utils.folders import check_file, check_output, check_output_is_not_input, expand, first_existing
-from ..utils.resume import check_work_folder, has_written
+from ..utils.resume import check_work_folder, has_written, work_folder_of
 from .estimate import format_bytes
 
 
@@ -25,7 +25,6 @@ def find_problems(
     config: FFPConfig | RecoveryConfig,
     models: Sequence[str],
     folders: Sequence[str],
-    work_folder: Path,
     disk: int,
     overwrite: bool,
     resume: bool,
@@ -37,7 +36,7 @@ def find_problems(
     `models` are read, `folders` and `files`, which begin with the given bytes, are written: `disk` bytes in all.
     """
     texts = {text.name: text for text in (*config.texts, *config.reported)}
-    files = files or {}
+    files, work_folder = files or {}, work_folder_of(folders[0])
     checks = [partial(check_output_is_not_input, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
