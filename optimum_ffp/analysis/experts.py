@@ -1,7 +1,7 @@
 """Order of the experts of a mixture, and how many tokens each of them gets."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,35 +21,27 @@ from ..utils.resume import Journal
 from .rerouting import removal_scores
 
 
-class Reap:
-    """A forward pre-hook of all experts of a layer that sums what each contributes: its gate times its output's norm.
+def add_contributions(
+    totals: torch.Tensor, experts: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    """Add what experts contribute to their tokens: the norm of the output times the gate, by a forward pre-hook.
 
-    Gates are normalized over the experts of a token. Their mean over the tokens of an expert is its score in REAP
+    Gates are normalized over the experts of a token. The mean over the tokens of an expert is its score in REAP
     (router-weighted expert activation pruning).
 
-    Attributes:
-        sums: Sum over the tokens of every expert, float64, shape `[experts]`.
-        tokens: Number of these tokens, float64, shape `[experts]`.
+    Args:
+        totals: Sum of the contributions and number of tokens of every expert, float64, shape `[2, experts]`.
+        experts: The module with all experts of a layer.
+        inputs: Its inputs of shape `[tokens, hidden size]`, and indices and gates of shape `[tokens, top k]`.
     """
-
-    def __init__(self, experts: int):
-        self.sums, self.tokens = torch.zeros(2, experts, dtype=torch.float64)
-
-    def __call__(self, experts: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        """Add the tokens of a forward pass.
-
-        Args:
-            experts: The module with all experts.
-            inputs: Its inputs of shape `[tokens, hidden size]`, and indices and gates of shape `[tokens, top k]`.
-        """
-        hidden, index, gates = inputs
-        # Each routed token alone, so that the outputs aren't summed; without the hook.
-        routed, ones = hidden.repeat_interleave(index.shape[1], 0), torch.ones_like(gates).reshape(-1, 1)
-        norms = experts.forward(routed, index.reshape(-1, 1), ones).float().norm(dim=-1)
-        shares = (gates / gates.sum(-1, keepdim=True)).flatten()
-        index = index.flatten().cpu()
-        self.sums.index_add_(0, index, (shares * norms).cpu().double())
-        self.tokens += torch.bincount(index, minlength=len(self.tokens))
+    hidden, index, gates = inputs
+    # Each routed token alone, so that the outputs aren't summed; without the hook.
+    routed, ones = hidden.repeat_interleave(index.shape[1], 0), torch.ones_like(gates).reshape(-1, 1)
+    norms = experts.forward(routed, index.reshape(-1, 1), ones).float().norm(dim=-1)
+    shares = (gates / gates.sum(-1, keepdim=True)).flatten()
+    index = index.flatten().cpu()
+    totals[0].index_add_(0, index, (shares * norms).cpu().double())
+    totals[1] += index.bincount(minlength=totals.shape[1])
 
 
 def order_experts(
@@ -77,13 +69,15 @@ def order_experts(
         states, arguments = layerwise.embed(windows[processes.share(len(windows))])
         with progress_bar(len(layerwise.layers), "Experts", "layer") as bar:
             for index, layer in layerwise.iter_layers():
-                unit = by_layer.get(index)
-                reap = Reap(unit.unit.groups) if unit else None
-                with unit.output.module.register_forward_pre_hook(reap) if unit else nullcontext():
-                    layerwise.runner(layer, arguments[index], dtype).advance(states, config.batch_size)
-                if unit:
-                    sums, tokens = map(processes.sum_, (reap.sums, reap.tokens))
+                runner = layerwise.runner(layer, arguments[index], dtype)
+                if unit := by_layer.get(index):
+                    totals = torch.zeros(2, unit.unit.groups, dtype=torch.float64)
+                    with unit.output.module.register_forward_pre_hook(partial(add_contributions, totals)):
+                        runner.advance(states, config.batch_size)
+                    sums, tokens = processes.sum_(totals)
                     measured |= {f"{index}.scores": sums / tokens.clamp_min(1), f"{index}.tokens": tokens}
+                else:
+                    runner.advance(states, config.batch_size)
                 bar.update()
         return measured
 
