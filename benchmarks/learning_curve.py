@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from compare import describe, read_options
 from matplotlib.figure import Figure
 
@@ -30,7 +31,6 @@ from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.checkpoint.result import Found
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.data import Windows
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
 from optimum_ffp.search.task import finalist_count, finalist_windows
@@ -66,8 +66,9 @@ def main() -> None:
     others = {"dataset": args.dataset, "agent": "ppo", "min_retention": args.min_retention, "seed": args.seed}
     config = FFPConfig(preset=args.preset, **(sizes | others | read_options(args.options)))
     pruner = FFPPruner.from_pretrained(args.model, config)
-    search, held_out = split(pruner.measured.data.search, args.search_samples)
-    pruner.measured.data = replace(pruner.measured.data, search=search)
+    data = pruner.measured.data
+    held_out = data.search.tokens[args.search_samples :]
+    pruner.measured.data = replace(data, search=data.search.first(args.search_samples))
     judge = Judge(pruner, held_out)
 
     records, agent = [], None
@@ -102,20 +103,15 @@ def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
     return steps
 
 
-def split(windows: Windows, count: int) -> tuple[Windows, Windows]:
-    """Divides windows into the first `count` and the others."""
-    return windows.first(count), replace(windows, tokens=windows.tokens[count:])
-
-
 class Judge:
     """Evaluates policies on windows that the search does not see.
 
     Args:
         pruner: The pruner of the searches.
-        windows: The held-out windows.
+        windows: Token ids of the held-out windows.
     """
 
-    def __init__(self, pruner: FFPPruner, windows: Windows):
+    def __init__(self, pruner: FFPPruner, windows: torch.Tensor):
         self.pruner, self.windows = pruner, windows
 
     @cached_property
@@ -131,7 +127,7 @@ class Judge:
     def _loss(self, policy: PruningPolicy, compensated: bool) -> float:
         measured = self.pruner.measured
         dtype = autocast_dtype(measured.model, self.pruner.config.search_dtype)
-        inputs = measured.prepared.sorted_model, [policy], self.windows.tokens
+        inputs = measured.prepared.sorted_model, [policy], self.windows
         return float(policy_losses(*inputs, compensated=compensated, dtype=dtype).mean())
 
     def compare(self, sparsity: float, searches: dict[str, Found], every: int) -> dict[str, Any]:
