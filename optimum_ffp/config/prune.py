@@ -400,6 +400,8 @@ class FFPConfig(TextConfig):
     def __post_init__(self) -> None:
         if self.policy is not None:
             self.method = "given"
+        # Its name in earlier versions.
+        self.calibration = "layers" if self.calibration == "distillation" else self.calibration
         super().__post_init__()
 
     @property

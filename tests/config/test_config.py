@@ -161,9 +161,9 @@ def test_records_of_earlier_versions(tmp_path, caplog):
     earlier = {"grad": True, "slope_samples": 2, "self_share": 0.1, "dataset": "c4", "distillation_seq_len": 512}
     config = FFPConfig.from_file(save(FFPConfig().to_dict() | earlier, tmp_path))
     assert config == FFPConfig(dataset="c4") and not caplog.text
-    for removed in ({"agent": "bandit"}, {"calibration": "distillation"}):
-        with pytest.raises(FFPError, match="is not known; choose from"):
-            FFPConfig.from_file(save(removed, tmp_path))
+    assert FFPConfig.from_file(save({"calibration": "distillation"}, tmp_path)) == FFPConfig(calibration="layers")
+    with pytest.raises(FFPError, match="is not known; choose from"):
+        FFPConfig.from_file(save({"agent": "bandit"}, tmp_path))
     with pytest.raises(FFPError, match="without a recovery"):
         RecoveryConfig.from_file(save({"policy": {}}, tmp_path))
 
