@@ -2,7 +2,8 @@
 
     python benchmarks/make_checkpoint.py CONFIG OUT [--tokenizer FOLDER] [--dtype bfloat16] [--layers N] [--seed 0]
 
-`CONFIG` is a folder with `config.json`, or that file. Every layer is one shard, so that no more than one is in memory.
+`CONFIG` is a folder with `config.json`, or that file. Every layer is one shard, so that no more than one is in memory,
+with a tensor per expert as on the Hub.
 The tokenizer is copied from `--tokenizer`; its tokens must be among those of the config. Weights of projections and
 embeddings are normally distributed with `initializer_range`, norms are 1 and biases 0.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from optimum_ffp.commands.errors import one_line_errors
 
@@ -54,6 +56,7 @@ def main() -> None:
     for number, parameters in enumerate(shards.values(), 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {name: fill(name, parameter, config.initializer_range) for name, parameter in parameters.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, tensors).items()}
         save_file(tensors, args.out / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
