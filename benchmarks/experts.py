@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from compare import describe, read_options, spread
 from tables import difference
+from torch import nn
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.analysis import experts
@@ -31,23 +32,19 @@ from optimum_ffp.compression.calibration import Calibration, CalibrationTask
 from optimum_ffp.compression.calibrations import layers
 
 
-class Frequency(experts.Reap):
-    """Scores experts by the number of their tokens."""
-
-    @property
-    def scores(self) -> torch.Tensor:
-        return self.tokens
+def count(totals: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Scores experts by their tokens, in place of `add_contributions`, whose sums are divided by these numbers."""
+    totals[1] += inputs[1].flatten().cpu().bincount(minlength=totals.shape[1])
+    totals[0] = totals[1] ** 2
 
 
-class Random(experts.Reap):
+def draw(totals: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Scores experts at random, with torch's generator."""
-
-    @property
-    def scores(self) -> torch.Tensor:
-        return torch.rand_like(self.sums)
+    count(totals, module, inputs)
+    totals[0] = totals[1].clamp_min(1) * torch.rand_like(totals[0])
 
 
-CRITERIA = {"random": Random, "frequency": Frequency, "reap": experts.Reap, "loss": experts.Reap}
+CRITERIA = {"random": draw, "frequency": count, "reap": experts.add_contributions, "loss": experts.add_contributions}
 
 
 def main() -> None:
@@ -89,7 +86,10 @@ def run(args: argparse.Namespace, criterion: str, seed: int) -> Iterator[dict]:
     pruner = FFPPruner.from_pretrained(args.model, config)
     torch.manual_seed(seed)
     trained = cache_by_sizes(layers.calibrate)
-    with patch.object(experts, "Reap", CRITERIA[criterion]), patch.object(layers, "calibrate", trained):
+    with (
+        patch.object(experts, "add_contributions", CRITERIA[criterion]),
+        patch.object(layers, "calibrate", trained),
+    ):
         for sparsity in args.sparsities:
             for calibration in args.calibrations:
                 changed = replace(config, sparsity=sparsity, calibration=calibration)

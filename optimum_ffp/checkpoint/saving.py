@@ -44,8 +44,6 @@ from .plots import write_plots
 from .result import PruningResult
 
 
-# See `save_model`.
-warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
 # In a subfolder, since vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
@@ -163,7 +161,9 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     # model is offloaded, otherwise all at once.
     model.hf_device_map = {"": "cpu"}
     try:
-        model.save_pretrained(folder, max_shard_size=FILE_SIZE)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
+            model.save_pretrained(folder, max_shard_size=FILE_SIZE)
     finally:
         model.generation_config = generation_config
         del model.hf_device_map
