@@ -304,6 +304,7 @@ FRONTIER = tuple(
 )
 # Policies that `--policies` and `--methods` of `compare.py` have measured with the same calibration.
 POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search"}
+ONE_STEP, TWO_STEPS = ({"pruned_from": start} for start in (None, "no-search-30-seed0"))
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
@@ -410,6 +411,23 @@ TABLES = {
             )
             for percent in (20, 30)
             for label, method in POLICIES.items()
+        ],
+    ),
+    "half": Table(
+        "50 % of the blocks = 39.5 % of the model",
+        ("smollm2-half",),
+        {
+            "windows 1-10": perplexity(1, 10),
+            "against one step": against(1, 10),
+            "held out": held_out("perplexity", "{:.2f}"),
+            "divergence, held out": held_out("kl", "{:.4f}"),
+        },
+        [
+            ("dense", [{"of": "dense"}]),
+            ("one step, ridge regression", [ONE_STEP | RIDGE]),
+            ("one step, then trained", [ONE_STEP | MODEL]),
+            ("two steps, ridge regression in the second", [TWO_STEPS | RIDGE]),
+            ("two steps, then trained", [TWO_STEPS | MODEL | {"than": ONE_STEP}]),
         ],
     ),
     "default": Table(
