@@ -2,13 +2,14 @@
 
     python benchmarks/experts.py MODEL DATASET [--criteria random frequency reap loss] [--sparsities 0.25 0.5]
         [--calibrations none] [--seeds 0] [--seq-len 2048] [--eval-dataset A,B] [--eval-samples 10]
-        [--options num_samples=32 ...] [--output experts.json]
+        [--options num_samples=32 ...] [--experts-implementation eager] [--output experts.json]
 
 `random` and `frequency` (the number of tokens that are routed to an expert) are not options of a prune; `reap` and
 `loss` are. Writes one JSON record per prune, as `compare.py`, after every prune, and prints a table: perplexity per
 text (median over seeds), and its difference from `reap` without calibration, in percent of perplexity, with its paired
-standard error over windows (mean over seeds). `layers` and `model` share the training of the layers, whose tokens the
-record of the first of them has.
+standard error over windows (mean over seeds). Prunes share what is the same: the dense model's losses, those without
+calibration, and the training of layers, whose tokens are in the record of the first calibration that has it. On a CPU,
+`--experts-implementation eager` is faster than the default of transformers.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -26,7 +28,9 @@ from tables import difference
 from torch import nn
 
 from optimum_ffp import FFPConfig, FFPPruner
+from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis import experts
+from optimum_ffp.analysis.measurements import Measurements
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.compression.calibration import Calibration, CalibrationTask
 from optimum_ffp.compression.calibrations import layers
@@ -59,20 +63,21 @@ def main() -> None:
     parser.add_argument("--eval-dataset", help="Texts of the test windows. Default: DATASET.")
     parser.add_argument("--eval-samples", type=int, default=10, help="Test windows per text.")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--experts-implementation", help="Default: that of transformers.")
     parser.add_argument("--output", type=Path, default=Path("experts.json"))
     args = parser.parse_args()
 
-    records = []
+    records, dense = [], {}
     for seed in args.seeds:
         for criterion in args.criteria:
-            for record in run(args, criterion, seed):
+            for record in run(args, criterion, seed, dense):
                 records.append(record)
                 args.output.write_text(json.dumps(records, indent=2) + "\n")
     print(table(records))
 
 
-def run(args: argparse.Namespace, criterion: str, seed: int) -> Iterator[dict]:
-    """Yields the records of one criterion and seed, which share the measurements."""
+def run(args: argparse.Namespace, criterion: str, seed: int, dense: dict) -> Iterator[dict]:
+    """Yields the records of one criterion and seed, which share the measurements; `dense` is as for `remember`."""
     config = FFPConfig(
         dataset=args.dataset,
         eval_dataset=args.eval_dataset,
@@ -84,17 +89,40 @@ def run(args: argparse.Namespace, criterion: str, seed: int) -> Iterator[dict]:
         **read_options(args.options),
     )
     pruner = FFPPruner.from_pretrained(args.model, config)
+    if args.experts_implementation:
+        pruner.model.set_experts_implementation(args.experts_implementation)
     torch.manual_seed(seed)
     trained = cache_by_sizes(layers.calibrate)
     with (
         patch.object(experts, "add_contributions", CRITERIA[criterion]),
         patch.object(layers, "calibrate", trained),
+        patch.object(Measurements, "test_losses", remember(Measurements.test_losses, dense)),
     ):
         for sparsity in args.sparsities:
             for calibration in args.calibrations:
                 changed = replace(config, sparsity=sparsity, calibration=calibration)
                 result = pruner.finish(pruner.search(config=changed))
                 yield {"method": criterion, "calibration": calibration, "asked": sparsity} | describe(result)
+
+
+def remember(test_losses: Callable, dense: dict) -> Callable:
+    """Returns `Measurements.test_losses` of one pruner that measures a policy without calibration once.
+
+    Args:
+        test_losses: The method.
+        dense: Where the losses of the dense model are kept, which all pruners share.
+    """
+    pruned: dict = {}
+
+    def remembered(measured: Measurements, policy: PruningPolicy | None, name: str, **options: Any):
+        if options.get("weights") is not None:
+            return test_losses(measured, policy, name, **options)
+        found, key = (dense, name) if policy is None else (pruned, tuple(policy.sizes))
+        if key not in found:
+            found[key] = test_losses(measured, policy, name, **options)
+        return found[key]
+
+    return remembered
 
 
 def cache_by_sizes(calibrate: Callable[[CalibrationTask], Calibration]) -> Callable[[CalibrationTask], Calibration]:

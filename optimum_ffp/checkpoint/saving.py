@@ -48,7 +48,7 @@ from .result import PruningResult
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
 # Maximum of a file with weights.
-FILE_SIZE = "5GB"
+FILE_SIZE = "2GB"
 # Entries of a tokenizer's config about its loading, and about a processor, which isn't saved.
 TRANSIENT_KEYS = ("is_local", "local_files_only", "processor_class")
 # Prefixes of tokenizer classes that add a start token in transformers 4 by default.
